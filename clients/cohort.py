@@ -1,0 +1,198 @@
+"""Answers a list of messages: many clients trained in one pass. A client alone is a list of one.
+
+The simulation hands over all of a round's messages; a deployed ClientApp hands over its one. There is no other
+implementation of anything a client does.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from torch import Tensor
+
+from clients.evaluation import counts_record
+from clients.site import Site, is_zero
+from clients.training import Result, Task, train_bank
+from fedinit import wire
+from fedinit.errors import InputError
+from fedinit.factors import Factors, difference, distance, norm
+
+HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
+OWN = "own"  # in Context.state: the factors this client ended its last round with
+
+Delivery = tuple[Message, Context]
+
+
+class Cohort:
+    """Callable on a list of (message, context); returns one reply each, in the same order."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+
+    def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        replies: dict[int, Message] = {}
+        work = {"query.describe": self._describe, "train": self._train, "evaluate": self._evaluate}
+        for kind, answer in work.items():
+            mine = [i for i, (m, _) in enumerate(deliveries) if m.metadata.message_type == kind]
+            answers = answer([deliveries[i] for i in mine]) if mine else []
+            replies.update(zip(mine, answers, strict=True))
+        unknown = [m.metadata.message_type for i, (m, _) in enumerate(deliveries) if i not in replies]
+        if unknown:
+            raise ValueError(f"no answer for messages of type {unknown[0]!r}")
+        return [replies[i] for i in range(len(deliveries))]
+
+    def _describe(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        """Who a client is: its partition and how many there are, examples, classes, domains, hash of its backbone."""
+
+        def answer(message: Message, context: Context) -> RecordDict:
+            part = self.site.partition(_partition_id(context))
+            facts = {
+                "partition-id": part.client,
+                "num-partitions": len(self.site.partitions),
+                "num-examples": len(part.train),
+                "num-test-examples": len(part.test),
+                "classes": list(self.site.data.class_names),
+                "domains": list(self.site.data.domain_names),
+                "backbone": self.site.backbone.digest,
+            }
+            return RecordDict({wire.CONFIG: ConfigRecord(facts)})
+
+        return [_guarded(answer, m, c) for m, c in deliveries]
+
+    def _train(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        tasks: list[Task | Message] = [_attempt(self._task, m, c) for m, c in deliveries]
+        ready = [t for t in tasks if isinstance(t, Task)]
+        banks = split_evenly(ready, self.site.config.engine.clients_per_bank)
+        # Without any adapter in play the backbone's features are constants, computed once for all rounds.
+        still = self.site.config.client.augment == "none" and all(
+            not t.trainable and not t.offset and is_zero(t.adapter) for t in ready
+        )
+        features = self.site.features if ready and still else None
+
+        def work(bank, members: Sequence[Task]) -> list[Result | Exception]:
+            site = self.site
+            try:
+                return list(
+                    train_bank(
+                        bank, members, site.data, site.lanes.input, site.config.client, site.config.seed, features
+                    )
+                )
+            except Exception as error:  # noqa: BLE001 (a client's failure must not end its mates' round)
+                if len(members) > 1:
+                    return [r for member in members for r in work(bank, [member])]
+                return [error]
+
+        results = iter([r for bank in self.site.lanes.map(work, banks) for r in bank])
+        replies = []
+        for task, (message, context) in zip(tasks, deliveries, strict=True):
+            if isinstance(task, Message):
+                replies.append(task)
+                continue
+            result = next(results)
+            if isinstance(result, Exception):
+                replies.append(_failed(message, result))
+            else:
+                replies.append(Message(self._reply(task, result, message, context), reply_to=message))
+        return replies
+
+    def _task(self, message: Message, context: Context) -> Task:
+        """The message as a task: what was sent, completed by what this client holds."""
+        config = message.content[wire.CONFIG]
+        part = self.site.partition(_partition_id(context))
+        adapter, head = self._received(message, context)
+        offset: Mapping[str, Factors] = {}
+        drift = 0.0
+        if config["own-factors"] and OWN in context.state:
+            own, _ = wire.from_tensors(wire.decode(context.state[OWN]))
+            drift = distance(own, adapter)
+            # The base takes up what the start leaves out, so the client still starts from the global model.
+            adapter, offset = own, {name: difference(adapter[name], own[name]) for name in adapter}
+        return Task(
+            client=part.client,
+            round=int(config["round"]),
+            examples=part.train,
+            adapter=adapter,
+            head=head,
+            trainable=frozenset(config["trainable"]),
+            offset=offset,
+            notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
+        )
+
+    def _received(self, message: Message, context: Context) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+        tensors = wire.decode(message.content[wire.STATE])
+        held = wire.decode(context.state[HELD]) if HELD in context.state else {}
+        keep = {f"/{part}" for part in message.content[wire.CONFIG]["keep"]}
+        held |= {name: value for name, value in tensors.items() if name[-2:] in keep and not name.startswith(wire.HEAD)}
+        if held:
+            context.state[HELD] = wire.encode(held)
+        complete = held | tensors
+        names = {f"{layer}/{part}" for layer in self.site.targets for part in ("A", "B")}
+        absent = sorted(names - complete.keys())
+        if absent:
+            raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
+        layers, head = wire.from_tensors({k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)})
+        return {layer: layers[layer] for layer in self.site.targets}, head
+
+    def _reply(self, task: Task, result: Result, message: Message, context: Context) -> RecordDict:
+        config = message.content[wire.CONFIG]
+        if config["own-factors"]:
+            context.state[OWN] = wire.encode(wire.to_tensors(result.adapter, {}))
+        trained = {
+            name: value
+            for name, value in wire.to_tensors(result.adapter, result.head).items()
+            if name.startswith(wire.HEAD) or name[-1] in task.trainable
+        }
+        metrics = {
+            "num-examples": len(task.examples),
+            "round": task.round,
+            "loss": result.loss,
+            "steps": result.steps,
+            **task.notes,
+        }
+        return RecordDict({wire.STATE: wire.encode(trained), wire.METRICS: MetricRecord(metrics)})
+
+    def _evaluate(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        """Correct predictions on a client's own test split, to be merged by count."""
+
+        def answer(message: Message, context: Context) -> RecordDict:
+            part = self.site.partition(_partition_id(context))
+            adapter, head = self._received(message, context)
+            return RecordDict({wire.METRICS: counts_record(self.site.count_correct(part.test, adapter, head))})
+
+        return [_guarded(answer, m, c) for m, c in deliveries]
+
+
+def split_evenly(items: Sequence[Task], size: int) -> list[list[Task]]:
+    """Consecutive groups of at most `size`, as equal as can be: six in fours is 3 + 3, not 4 + 2."""
+    count = -(-len(items) // size)
+    bounds = [round(i * len(items) / count) for i in range(count + 1)] if count else [0]
+    return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _partition_id(context: Context) -> int:
+    if "partition-id" not in context.node_config:
+        raise InputError("this node has no partition-id; start it with --node-config 'partition-id=0 …'")
+    return int(context.node_config["partition-id"])
+
+
+def _attempt(work, message: Message, context: Context):
+    try:
+        return work(message, context)
+    except Exception as error:  # noqa: BLE001 (answered as an Error, so that the other clients' round goes on)
+        return _failed(message, error)
+
+
+def _guarded(work, message: Message, context: Context) -> Message:
+    made = _attempt(work, message, context)
+    return made if isinstance(made, Message) else Message(made, reply_to=message)
+
+
+def _failed(message: Message, error: Exception) -> Message:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+

@@ -1,0 +1,92 @@
+"""What a client process holds besides its messages: data, partition, backbone, lanes. Built once, then shared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+
+from flwr.app import ArrayRecord, MetricRecord
+from torch import Tensor
+
+from clients.evaluation import count_correct, counts_record, frozen_features
+from clients.lanes import Lanes
+from clients.optimizers import OPTIMIZERS
+from fedinit import wire
+from fedinit.config import Config
+from fedinit.data import load_dataset
+from fedinit.data.dataset import Dataset
+from fedinit.data.partition import Partition, make_partitions
+from fedinit.errors import InputError, choose
+from fedinit.factors import Factors
+from fedinit.models import Backbone, build_backbone, select_targets
+
+# What a site may set for itself in a deployment (--node-config), and the key it stands for.
+SITE_KEYS = {
+    "data-root": ("data", "root"),
+    "cache-dir": ("data", "cache_dir"),
+    "checkpoint": ("model", "checkpoint"),
+    "device": ("engine", "device"),
+}
+
+
+def with_site_settings(config: Config, node_config: Mapping[str, object]) -> Config:
+    """The run's configuration with this site's own paths and device in it."""
+    for key, (group, field) in SITE_KEYS.items():
+        if key in node_config:
+            changed = dataclasses.replace(getattr(config, group), **{field: str(node_config[key])})
+            config = dataclasses.replace(config, **{group: changed})
+    return config
+
+
+class Site:
+    """Data, backbone and lanes for one configuration. Raises InputError for what cannot be used."""
+
+    def __init__(self, config: Config) -> None:
+        choose("client.optimizer", config.client.optimizer, OPTIMIZERS)
+        self.config = config
+        self.backbone: Backbone = build_backbone(config.model)
+        self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
+        spec = self.backbone.input
+        self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width))
+        self.partitions: tuple[Partition, ...] = make_partitions(self.data, config.partition, config.seed)
+        self.lanes = Lanes(
+            self.backbone,
+            self.targets,
+            scale=config.adapter.alpha / config.adapter.rank,
+            dropout=config.adapter.dropout,
+            device=config.engine.device,
+            lanes=config.engine.lanes,
+        )
+
+    def partition(self, index: int) -> Partition:
+        """The data of partition id `index`; raises InputError when there are fewer partitions."""
+        if not 0 <= index < len(self.partitions):
+            raise InputError(
+                f"partition-id={index}: this run has {len(self.partitions)} partitions, 0 to "
+                f"{len(self.partitions) - 1}; start as many clients, or change partition.clients"
+            )
+        return self.partitions[index]
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(n, D) pooled features of every image under the bare backbone, for rounds without adapters."""
+        return frozen_features(self.lanes, self.data, self.config.evaluation.batch_size)
+
+    def count_correct(
+        self, indices: Tensor, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]
+    ) -> dict[int, tuple[int, int]]:
+        """{domain: (correct, images)} over `indices` (n,), from cached features where the adapter is still zero."""
+        features = self.features if is_zero(adapter) else None
+        size = self.config.evaluation.batch_size
+        return count_correct(self.lanes, self.data, indices, adapter, head, size, features)
+
+    def evaluate_round(self, round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Every domain's test split in one pass; the evaluate_fn of a strategy in this process."""
+        adapter, head = wire.from_tensors(wire.decode(arrays))
+        return counts_record(self.count_correct(self.data.test.nonzero().flatten(), adapter, head))
+
+
+def is_zero(adapter: Mapping[str, Factors]) -> bool:
+    """Whether every product is zero for want of a factor, as it is before the first training."""
+    return all(not f.A.any() or not f.B.any() for f in adapter.values())

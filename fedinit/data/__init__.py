@@ -1,0 +1,170 @@
+"""Where images come from. `load_dataset` turns the `data` part of a config into a checked `Dataset`.
+
+A source lists what it has as a `Catalogue`, cheaply; names and counts are judged on that list, and pixels
+are read only for the rows that a run uses. So wrong input ends in a second, also where decoding would take
+an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedinit.config import DataConfig
+from fedinit.data.dataset import Dataset
+from fedinit.errors import InputError, choose, did_you_mean
+
+__all__ = ["SOURCES", "Catalogue", "Dataset", "load_dataset"]
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """A data set before its pixels: row i of every column speaks of image i.
+
+    labels, domains: (n,) int64, indices into the names.  test: (n,) bool.
+    read: rows (m,) int64 -> (m, C, H, W) uint8; called once, with the rows kept, in increasing order.
+    """
+
+    labels: Tensor
+    domains: Tensor
+    test: Tensor
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    read: Callable[[Tensor], Tensor]
+
+
+Source = Callable[[DataConfig, int, tuple[int, int]], Catalogue]  # settings, channels, (H, W)
+
+
+# Each source is imported when it is asked for: scikit-learn and torchvision take seconds to import, and a run
+# has one source.
+def _digits(settings: DataConfig, channels: int, size: tuple[int, int]) -> Catalogue:
+    """Grey whatever the model wants: for three channels the one is shown three times, in the same memory."""
+    from fedinit.data.digits import load_digits
+
+    if size[0] != size[1] or size[0] % 8 or size[0] < 16:
+        raise InputError(
+            f"model.image_size={size[0]}x{size[1]}: data=digits is drawn in squares whose side is a multiple "
+            "of 8, 16 or more; set model.image_size=32 for example"
+        )
+    made = load_digits(size[0])
+    return Catalogue(
+        labels=made.labels,
+        domains=made.domains,
+        test=made.test,
+        class_names=made.class_names,
+        domain_names=made.domain_names,
+        read=lambda rows: made.images[rows].expand(-1, channels, -1, -1),
+    )
+
+
+def _image_folder(settings: DataConfig, channels: int, size: tuple[int, int]) -> Catalogue:
+    from fedinit.data.image_folder import list_image_folder
+
+    return list_image_folder(settings, channels, size)
+
+
+def _cifar10(settings: DataConfig, channels: int, size: tuple[int, int]) -> Catalogue:
+    from fedinit.data.torchvision_sets import list_cifar
+
+    return list_cifar("CIFAR10", settings.root, channels, size)
+
+
+def _cifar100(settings: DataConfig, channels: int, size: tuple[int, int]) -> Catalogue:
+    from fedinit.data.torchvision_sets import list_cifar
+
+    return list_cifar("CIFAR100", settings.root, channels, size)
+
+
+SOURCES: dict[str, Source] = {
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "digits": _digits,
+    "image_folder": _image_folder,
+}
+
+
+def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int]) -> Dataset:
+    """The images that `settings` asks for, as (n, channels, H, W) uint8 with size = (H, W) in pixels.
+
+    Domains are numbered in the order of settings.domains, classes in the order of settings.classes, where
+    these are lists of names; else as the source numbers them. A number n of classes is the first n names in
+    sorted order.
+    Raises InputError on an unknown source or name, a domain or class without images, a domain without test
+    images, fewer than two classes, and on whatever the source cannot read.
+    """
+    source = SOURCES[choose("data", settings.name, SOURCES)]
+    if channels not in (1, 3):
+        raise InputError(
+            f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
+        )
+    listed = source(settings, channels, size)
+    domain_names = _pick("domains", settings.domains, listed.domain_names)
+    class_names = _pick("classes", _class_list(settings.classes, listed.class_names), listed.class_names)
+    if len(class_names) < 2:
+        raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
+
+    domains = _renumber(listed.domains, listed.domain_names, domain_names)
+    labels = _renumber(listed.labels, listed.class_names, class_names)
+    rows = ((domains >= 0) & (labels >= 0)).nonzero().flatten()
+    domains, labels, test = domains[rows], labels[rows], listed.test[rows]
+    _refuse_gaps(domains, labels, test, class_names, domain_names)
+    return Dataset(listed.read(rows), labels, domains, test, class_names, domain_names)
+
+
+def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:
+    if not isinstance(classes, int):
+        return classes
+    if classes > len(known):
+        raise InputError(
+            f"data.classes={classes}: the source has only {len(known)} classes; ask for that many or fewer"
+        )
+    return tuple(sorted(known)[:classes])
+
+
+def _pick(key: str, asked: tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names asked for, each checked against the known ones; all of them for None."""
+    if asked is None:
+        return known
+    if not asked:
+        raise InputError(f"data.{key}=[]: expected one name or more, or null for all; known: {', '.join(known)}")
+    for name in asked:
+        if name not in known:
+            raise InputError(
+                f"data.{key}: no '{name}' in the source{did_you_mean(name, known)}. Known: {', '.join(known)}."
+            )
+        if asked.count(name) > 1:
+            raise InputError(f"data.{key}: '{name}' is named {asked.count(name)} times; name it once")
+    return tuple(asked)
+
+
+def _renumber(indices: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
+    """(n,) indices into `old` -> indices into `new`, -1 for a name that `new` leaves out."""
+    table = torch.tensor([new.index(name) if name in new else -1 for name in old], dtype=torch.int64)
+    return table[indices]
+
+
+def _refuse_gaps(
+    domains: Tensor, labels: Tensor, test: Tensor, class_names: tuple[str, ...], domain_names: tuple[str, ...]
+) -> None:
+    images = torch.bincount(domains, minlength=len(domain_names))
+    for name, count in zip(domain_names, images.tolist(), strict=True):
+        if not count:
+            raise InputError(f"domain '{name}' has no images: add some, or leave it out with data.domains=[...]")
+    members = torch.bincount(labels, minlength=len(class_names))
+    for name, count in zip(class_names, members.tolist(), strict=True):
+        if not count:
+            raise InputError(
+                f"class '{name}' has no images in {', '.join(domain_names)}: add some, or leave it out with "
+                "data.classes=[...]"
+            )
+    held_out = torch.bincount(domains[test], minlength=len(domain_names))
+    for name, count, total in zip(domain_names, held_out.tolist(), images.tolist(), strict=True):
+        if not count:
+            raise InputError(
+                f"domain '{name}' has {total} images and none in its test split, so it cannot be evaluated: "
+                "raise data.test_fraction, add images, or mark some as test in index.csv"
+            )

@@ -1,0 +1,78 @@
+"""CIFAR-10 and CIFAR-100 from the files that torchvision downloads. Nothing is downloaded here.
+
+Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images": 50,000 training and 10,000 test
+images of 32 x 32 pixels. The files are pickles; torchvision opens them only after their md5 was the one in
+its source.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision import datasets
+
+from fedinit.data import Catalogue
+from fedinit.errors import InputError
+
+_CHUNK = 512  # images resized at a time: bounds the float32 copy
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
+
+
+def list_cifar(
+    name: Literal["CIFAR10", "CIFAR100"], root: str | None, channels: int, size: tuple[int, int]
+) -> Catalogue:
+    """The set as one domain, "all": training images first, then test images, split as published.
+
+    root: the folder that holds cifar-10-batches-py or cifar-100-python.  The catalogue's `read` gives
+    (m, channels, H, W) uint8 by `resize`; channels 3 is RGB, 1 grey.
+    Raises InputError, with the call that downloads the set, on a missing root or missing or changed files.
+    """
+    kind = getattr(datasets, name)
+    if root is None:
+        raise InputError(
+            f"data.root is not set: expected the folder that holds {kind.base_folder}; give it on the "
+            f"command line as data.root=..., after {_download_call(name, '<folder>')}"
+        )
+    folder = Path(root).expanduser()
+    try:
+        train, test = (kind(str(folder), train=part, download=False) for part in (True, False))
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"data.root={root}: no whole {name} there, expected its files in {folder / kind.base_folder}; "
+            f"place them there, or download them with: {_download_call(name, str(folder))}"
+        ) from error
+    pixels = torch.from_numpy(np.concatenate([train.data, test.data]))  # (n, 32, 32, 3)
+    return Catalogue(
+        labels=torch.tensor(train.targets + test.targets, dtype=torch.int64),
+        domains=torch.zeros(len(pixels), dtype=torch.int64),
+        test=torch.arange(len(pixels)) >= len(train.data),
+        class_names=tuple(train.classes),
+        domain_names=("all",),
+        read=lambda rows: resize(pixels[rows].permute(0, 3, 1, 2), channels, size),
+    )
+
+
+def resize(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """(n, 3, h, w) uint8 -> (n, channels, H, W) uint8 with size = (H, W): bicubic, antialiased, rounded.
+
+    The proportions follow the target's. At the size they have, images keep their bytes.
+    """
+    resized = torch.empty(len(images), channels, *size, dtype=torch.uint8)
+    luma = torch.tensor(_LUMA).reshape(1, 3, 1, 1)
+    for start in range(0, len(images), _CHUNK):
+        pixels = images[start : start + _CHUNK].float()  # (m, 3, h, w), 0..255
+        if channels == 1:
+            pixels = (pixels * luma).sum(dim=1, keepdim=True)
+        if tuple(pixels.shape[-2:]) != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=True)
+        resized[start : start + _CHUNK] = pixels.round().clamp(0, 255).to(torch.uint8)  # bicubic overshoots
+    return resized
+
+
+def _download_call(name: str, folder: str) -> str:
+    return f'python -c "from torchvision.datasets import {name}; {name}({folder!r}, download=True)"'

@@ -1,0 +1,30 @@
+"""One sha256 over named tensors, in a fixed order: the identity of a backbone, an adapter, a final state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedinit.factors import Factors
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hexadecimal sha256 of names, dtypes, shapes and bytes, sorted by name."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        total.update(value.numpy().tobytes() if value.ndim == 0 else memoryview(value.numpy()).cast("B"))
+    return total.hexdigest()
+
+
+def named_parts(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
+    """{"<layer>/A": A, "<layer>/B": B, "<layer>/R": R where there is one}: the names used on the wire too."""
+    parts = {}
+    for name, factors in layers.items():
+        parts[f"{name}/A"], parts[f"{name}/B"] = factors.A, factors.B
+        if factors.R is not None:
+            parts[f"{name}/R"] = factors.R
+    return parts

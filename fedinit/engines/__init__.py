@@ -1,0 +1,1 @@
+"""Grids: how a strategy's messages reach the clients."""

@@ -1,0 +1,27 @@
+"""The one exception for wrong input, and the "did you mean" that goes with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something a person gave (a key, a file, a number) cannot be used.
+
+    The message is one line: what was wrong, what was expected, what to do. Programs print it and exit with 2.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def choose(what: str, name: object, known: Iterable[str]) -> str:
+    """Return `name` if it is one of `known`, else raise InputError that lists the choices."""
+    known = sorted(known)
+    if name in known:
+        return str(name)
+    raise InputError(f"{what}={name}: no such choice{did_you_mean(str(name), known)}. Choices: {', '.join(known)}.")

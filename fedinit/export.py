@@ -1,0 +1,64 @@
+"""The final adapter and head as files other tools read.
+
+adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model;
+head.safetensors holds the classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedinit.config import Config
+from fedinit.factors import Factors
+from fedinit.run_folder import write_json
+
+PREFIX = "base_model.model."
+
+
+def save_adapter(
+    folder: Path,
+    layers: Mapping[str, Factors],
+    head: Mapping[str, Tensor],
+    config: Config,
+    class_names: Sequence[str],
+) -> None:
+    """Write the adapter (A as lora_A (r, k), B as lora_B (d, r)) and the head into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, factors in layers.items():
+        plain = factors.absorb()
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = plain.A.contiguous()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = plain.B.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    save_file({k: v.contiguous() for k, v in head.items()}, folder / "head.safetensors")
+    rank = next(iter(layers.values())).rank
+    write_json(
+        folder / "adapter_config.json",
+        {
+            "peft_type": "LORA",
+            "base_model_name_or_path": config.model.name,
+            "r": rank,
+            # The scale α/r stays what the run had, also where a method changed the rank.
+            "lora_alpha": config.adapter.alpha * rank / config.adapter.rank,
+            "lora_dropout": config.adapter.dropout,
+            "target_modules": list(layers),
+            "bias": "none",
+            "inference_mode": True,
+        },
+    )
+    write_json(folder / "classes.json", {"classes": list(class_names)})
+
+
+def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """What `save_adapter` wrote: (factors by layer, head)."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    suffix = ".lora_A.weight"
+    names = [n[len(PREFIX) : -len(suffix)] for n in tensors if n.endswith(suffix)]
+    layers = {
+        n: Factors(tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names
+    }
+    return layers, load_file(folder / "head.safetensors")

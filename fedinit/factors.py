@@ -1,0 +1,106 @@
+"""Algebra of low-rank products, without ever building a d×k matrix.
+
+Letters: d = outputs, k = inputs of a layer, r = rank, K = number of products in a sum. A sum of products
+Σ w_i B_i A_i is itself one product of stacked factors, B_s = [w_1 B_1 … w_K B_K] and A_s = [A_1; …; A_K], of rank
+R = Σ r_i; norms and inner products follow from R×R Gram matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The product B @ A, or B @ R @ A, without the scale α/r.
+
+    A: (r, k). B: (d, r). R: (r, r), or None for the identity. Raises ValueError when the shapes do not chain.
+    """
+
+    A: Tensor
+    B: Tensor
+    R: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(self.B.shape), None if self.R is None else tuple(self.R.shape), tuple(self.A.shape)]
+        rank = self.A.shape[0] if self.A.ndim == 2 else -1
+        core = self.R is None or tuple(self.R.shape) == (rank, rank)
+        if self.B.ndim != 2 or self.B.shape[1] != rank or not core:
+            raise ValueError(f"factors do not chain: B, R, A have shapes {shapes}")
+
+    @property
+    def rank(self) -> int:
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d, k), the shape of the product."""
+        return self.B.shape[0], self.A.shape[1]
+
+    def absorb(self) -> Factors:
+        """The same product with R multiplied into B."""
+        return self if self.R is None else Factors(self.A, self.B @ self.R)
+
+    def to(self, dtype: torch.dtype) -> Factors:
+        return Factors(self.A.to(dtype), self.B.to(dtype), None if self.R is None else self.R.to(dtype))
+
+    def dense(self) -> Tensor:
+        """The (d, k) product. For folding into a weight and for tests; the server never calls it."""
+        f = self.absorb()
+        return f.B @ f.A
+
+
+def stack(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """Σ w_i B_i A_i as one product of rank Σ r_i; the weights go into B, so they may be negative."""
+    parts = [p.absorb() for p in products]
+    return Factors(
+        torch.cat([p.A for p in parts], dim=0),
+        torch.cat([w * p.B for w, p in zip(weights, parts, strict=True)], dim=1),
+    )
+
+
+def inner(left: Factors, right: Factors) -> float:
+    """⟨B A, B′ A′⟩_F = Σ_jl [(BᵀB′) ∘ (A A′ᵀ)]_jl."""
+    left, right = left.absorb(), right.absorb()
+    return float(((left.B.T @ right.B) * (left.A @ right.A.T)).sum())
+
+
+def norm(product: Factors) -> float:
+    """‖B A‖_F. Rounding can make the Gram form slightly negative near zero; that counts as zero."""
+    return max(inner(product, product), 0.0) ** 0.5
+
+
+def pad(product: Factors, rank: int) -> Factors:
+    """The same product at a higher rank, with zero rows in A and zero columns in B (exact)."""
+    extra = rank - product.rank
+    if extra < 0:
+        raise ValueError(f"cannot pad rank {product.rank} down to {rank}")
+    if extra == 0:
+        return product
+    widen = torch.nn.functional.pad
+    core = None if product.R is None else widen(product.R, (0, extra, 0, extra))
+    return Factors(widen(product.A, (0, 0, 0, extra)), widen(product.B, (0, extra)), core)
+
+
+def leading(product: Factors, rank: int) -> Factors:
+    """The first `rank` components: what a client of a lower rank is given."""
+    core = None if product.R is None else product.R[:rank, :rank]
+    return Factors(product.A[:rank], product.B[:, :rank], core)
+
+
+def difference(left: Factors, right: Factors) -> Factors:
+    """left − right as one product of rank r_left + r_right."""
+    return stack([left, right], [1.0, -1.0])
+
+
+def distance(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> float:
+    """‖(A, B)_left − (A, B)_right‖_F over all layers: of the factors themselves, not of their products."""
+    total = 0.0
+    for name, one in left.items():
+        other = right[name]
+        total += float((one.A - other.A).double().square().sum() + (one.B - other.B).double().square().sum())
+    return total**0.5

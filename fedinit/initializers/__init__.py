@@ -1,0 +1,17 @@
+"""What adapters start from before round 1. One file a family; a name here is `init=<name>` on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedinit.config import build
+from fedinit.errors import choose
+from fedinit.initializers.random import Gaussian, Initializer, Kaiming, Orthogonal
+
+INITIALIZERS: dict[str, type[Initializer]] = {"kaiming": Kaiming, "gaussian": Gaussian, "orthogonal": Orthogonal}
+
+
+def create_initializer(name: str, options: Mapping[str, Any] | None = None) -> Initializer:
+    """An initialiser by name. Raises InputError for an unknown name or option."""
+    return build(INITIALIZERS[choose("init", name, INITIALIZERS)], options or {}, "init")

@@ -1,0 +1,159 @@
+"""A bank: K clients' adapters and heads over one frozen backbone, trained in one pass.
+
+A batch holds the K clients' images one after another, (K·b, …). It goes through each frozen weight as one matrix
+product, and through the adapters as K batched products:
+
+    y = x Wᵀ + bias + s · (x Aᵀ) Bᵀ          x: (K, b·t, k)   A: (K, r, k)   B: (K, d, r)   W: (d, k)
+
+with s = α/r (LoRA, Hu et al. 2022, arXiv 2106.09685). A client alone is K = 1. Clients of lower rank are padded with
+zeros: a zero row of A and zero column of B give each other no gradient, so they stay exactly zero.
+The backbone's tensors are shared by every bank of the process; only the adapters and heads are a bank's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedinit.factors import Factors, pad
+from fedinit.models.backbone import Backbone
+
+
+class BankLinear(nn.Module):
+    """One frozen linear layer with K adapters. `active` clients of the bank take part in a forward pass."""
+
+    def __init__(self, frozen: nn.Linear, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.scale, self.dropout = frozen.weight, frozen.bias, scale, dropout
+        self.folded: Tensor | None = None  # (d, k): W + s·BA, for evaluation of one adapter
+        self.A: Tensor | None = None  # (K, r, k)
+        self.B: Tensor | None = None  # (K, d, r)
+        self.offset: tuple[Tensor, Tensor] | None = None  # frozen (K, r', k), (K, d, r'): part of each client's base
+        self.active = 0
+        self.generators: Sequence[torch.Generator] = ()  # one a client, for dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.folded is not None:
+            return F.linear(x, self.folded, self.bias)
+        y = F.linear(x, self.weight, self.bias)
+        if self.A is None:
+            return y
+        n = self.active
+        clients = x.reshape(n, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
+        out = y.reshape(n, -1, y.shape[-1])  # (n, b·t, d)
+        if self.offset is not None:
+            low, high = self.offset
+            out = torch.baddbmm(out, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
+        if self.dropout and self.generators:
+            clients = clients * self._mask(clients)
+        out = torch.baddbmm(out, clients @ self.A[:n].mT, self.B[:n].mT, alpha=self.scale)
+        return out.view(y.shape)
+
+    def _mask(self, clients: Tensor) -> Tensor:
+        """Inverted dropout, each client's slice drawn from that client's generator."""
+        mask = torch.empty_like(clients)
+        for slice_, generator in zip(mask, self.generators[: self.active], strict=True):
+            slice_.bernoulli_(1 - self.dropout, generator=generator)
+        return mask.div_(1 - self.dropout)
+
+
+class Bank:
+    """K adapters and K heads over a backbone whose tensors it shares.
+
+    targets: {layer: (d, k)}. scale: α/r. A Bank is used by one thread at a time; make one a lane and load clients
+    into it, again and again. After `load`, `parameters` names the trainable leaves, each with K in front.
+    """
+
+    def __init__(self, backbone: Backbone, targets: Mapping[str, tuple[int, int]], scale: float, dropout: float = 0.0):
+        self.features = backbone.features
+        self.module = _share(backbone.module)
+        self.layers: dict[str, BankLinear] = {}
+        for name in targets:
+            parent, _, leaf = name.rpartition(".")
+            layer = BankLinear(self.module.get_submodule(name), scale, dropout)
+            setattr(self.module.get_submodule(parent), leaf, layer)
+            self.layers[name] = layer
+        self.head: dict[str, Tensor] = {}
+        self.ranks: list[int] = []
+
+    def load(
+        self,
+        adapters: Sequence[Mapping[str, Factors]],
+        heads: Sequence[Mapping[str, Tensor]],
+        trainable: frozenset[str] = frozenset({"A", "B"}),
+        offsets: Sequence[Mapping[str, Factors]] | None = None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> dict[str, Tensor]:
+        """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
+
+        trainable: which factors learn; the head always does. offsets: factors that belong to each client's base.
+        generators: one a client for dropout, none for no dropout.
+        """
+        device = next(self.module.parameters()).device
+        self.ranks = [next(iter(a.values())).rank if a else 0 for a in adapters]
+        leaves: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            layer.folded = None
+            layer.A, layer.B = (t.to(device) for t in _padded([a[name] for a in adapters]))
+            layer.offset = None
+            if offsets is not None and any(offsets):
+                low, high = _padded([o[name] for o in offsets])
+                layer.offset = (low.to(device), high.to(device))
+            layer.generators = generators
+            for part in sorted(trainable):
+                leaves[f"{name}/{part}"] = getattr(layer, part).requires_grad_(True)
+        self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
+        return leaves | {f"head/{key}": value for key, value in self.head.items()}
+
+    def fold(self, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]) -> None:
+        """Take one adapter for evaluation, W + s·BA computed once per layer instead of per batch."""
+        for name, layer in self.layers.items():
+            product = adapter[name].dense().to(layer.weight.device)
+            layer.folded = torch.add(layer.weight, product, alpha=layer.scale)
+        self.head = {key: value[None].to(next(self.module.parameters()).device) for key, value in head.items()}
+
+    def fold_like(self, other: Bank) -> None:
+        """Share the folded weights of another lane's bank."""
+        for name, layer in self.layers.items():
+            layer.folded = other.layers[name].folded
+        self.head = other.head
+
+    def forward(self, images: Tensor, active: int) -> Tensor:
+        """Logits (active, b, classes) of the first `active` clients for their images (active·b, c, h, w)."""
+        for layer in self.layers.values():
+            layer.active = active
+        return self.classify(self.module(images), active)
+
+    def classify(self, features: Tensor, active: int) -> Tensor:
+        """Logits (active, b, classes) from pooled features (active·b, features)."""
+        weight, bias = self.head["weight"][:active], self.head["bias"][:active]
+        return torch.baddbmm(bias[:, None], features.reshape(active, -1, features.shape[-1]), weight.mT)
+
+    def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
+        """The K clients' factors, at their own ranks, and heads, on the CPU."""
+        adapters = [
+            {
+                name: Factors(layer.A[i, :rank].detach().cpu().clone(), layer.B[i, :, :rank].detach().cpu().clone())
+                for name, layer in self.layers.items()
+            }
+            for i, rank in enumerate(self.ranks)
+        ]
+        heads = [{k: v[i].detach().cpu().clone() for k, v in self.head.items()} for i in range(len(self.ranks))]
+        return adapters, heads
+
+
+def _padded(products: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """(K, r, k) and (K, d, r) at the highest rank of the bank."""
+    rank = max(p.rank for p in products)
+    parts = [pad(p.absorb(), rank) for p in products]
+    return torch.stack([p.A for p in parts]), torch.stack([p.B for p in parts])
+
+
+def _share(module: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are the very tensors of the original."""
+    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, memo=tensors)

@@ -1,0 +1,74 @@
+"""What a run tells those who watch it: the numbers of a round, of a client, and an observer's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Correct predictions and images of every domain, in the order of the domains."""
+
+    correct: Mapping[str, int]
+    total: Mapping[str, int]
+
+    @property
+    def by_domain(self) -> dict[str, float]:
+        """Percent, by domain."""
+        return {name: 100 * self.correct[name] / self.total[name] for name in self.total}
+
+    @property
+    def mean(self) -> float:
+        """Percent: the mean over domains, so that a large domain counts no more than a small one."""
+        values = self.by_domain.values()
+        return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class ClientRound:
+    """One client's part of a round. drift_*: distance of its start from the global factors, and of the products."""
+
+    client: int
+    examples: int
+    steps: int
+    loss: float
+    drift_factors: float
+    drift_product: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. train_loss: mean over clients by examples. bytes: of all messages, as serialised."""
+
+    round: int
+    seconds: float
+    train_loss: float
+    accuracy: Accuracy | None
+    bytes_up: int
+    bytes_down: int
+    clients: Sequence[ClientRound]
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Who takes part. examples: training images by client (partition id)."""
+
+    examples: Mapping[int, int]
+    class_names: Sequence[str]
+    domain_names: Sequence[str]
+
+
+class Observer:
+    """Told what happens, in order; it does what it likes with it and never changes the run."""
+
+    def started(self, rounds: int, roster: Roster) -> None: ...
+
+    def round_done(self, numbers: Round) -> None: ...
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """A refusal, a missing reply, a warning: anything that belongs in the ledger."""
+
+    def finished(self, summary: Mapping[str, Any]) -> None: ...

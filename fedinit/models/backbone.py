@@ -1,0 +1,139 @@
+"""A frozen timm ViT or MLP-Mixer without its classifier: images in, pooled features out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.data import resolve_model_data_config
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from fedinit import digest
+from fedinit.config import ModelConfig
+from fedinit.errors import InputError, did_you_mean
+
+EMBEDDED = "embedded:"
+EMBEDDED_DIR = Path(__file__).parent / "embedded"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """`module` maps (n, channels, height, width) to (n, features); its parameters never require a gradient."""
+
+    module: nn.Module
+    features: int
+    input: InputSpec
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 of every parameter and buffer: two sites agree on the backbone if and only if this agrees."""
+        return digest.of_tensors(self.module.state_dict())
+
+
+def build_backbone(settings: ModelConfig) -> Backbone:
+    """Create the timm model, load its weights, freeze it.
+
+    Weights come from `settings.checkpoint` (safetensors; position embeddings are resampled to the image size), from
+    timm's own pretrained ones, or stay random (drawn from a fixed seed, so that all sites agree).
+    Raises InputError for an unknown name, arguments timm refuses, a missing, pickled or unfitting checkpoint.
+    """
+    base = settings.name.split(".")[0]
+    if not timm.is_model(base):
+        near = did_you_mean(base, timm.list_models())
+        raise InputError(f"model.name={settings.name}: timm knows no such model{near}")
+    kwargs = dict(settings.kwargs)
+    if settings.image_size is not None:
+        kwargs["img_size"] = settings.image_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            online = settings.pretrained and not settings.checkpoint
+            module = timm.create_model(settings.name, pretrained=online, num_classes=0, **kwargs)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise InputError(f"model.name={settings.name}: timm refuses {kwargs}: {_first_line(error)}") from error
+        except OSError as error:
+            raise InputError(
+                f"model.pretrained=true: the weights of {settings.name} could not be fetched "
+                f"({_first_line(error)}); give a safetensors file with model.checkpoint="
+            ) from error
+    if settings.checkpoint:
+        _load(module, settings.checkpoint)
+    module.eval().requires_grad_(False)
+    return Backbone(module=module, features=module.num_features, input=_input_spec(module, settings, kwargs))
+
+
+def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, object]) -> InputSpec:
+    own = resolve_model_data_config(module)
+    channels = int(kwargs.get("in_chans", own["input_size"][0]))
+    size = kwargs.get("img_size", own["input_size"][1:])
+    height, width = (size, size) if isinstance(size, int) else size
+    stats = {}
+    for key in ("mean", "std"):
+        value = getattr(settings, key) or own[key]
+        if len(value) != channels:
+            raise InputError(f"model.{key}: {len(value)} values given, expected {channels}, one a channel")
+        stats[key] = tuple(float(v) for v in value)
+    return InputSpec(channels=channels, height=int(height), width=int(width), **stats)
+
+
+def _load(module: nn.Module, source: str) -> None:
+    path = EMBEDDED_DIR / source[len(EMBEDDED) :] if source.startswith(EMBEDDED) else Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(f"model.checkpoint={source}: no such file; expected a safetensors file with timm's names")
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise InputError(
+            f"model.checkpoint={source}: not a safetensors file ({_first_line(error)}); pickled checkpoints can run "
+            "code and are refused: load it where you trust it and save the state dict with safetensors.torch.save_file"
+        ) from error
+    wanted = module.state_dict()
+    found = {k: v for k, v in found.items() if not k.startswith(("head.", "head_dist.", "pre_logits."))}
+    _resample_positions(module, found)
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys())
+    wrong = [k for k in sorted(wanted.keys() & found.keys()) if wanted[k].shape != found[k].shape]
+    if missing or extra or wrong:
+        what = (
+            f"{wrong[0]} is {tuple(found[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
+            if wrong
+            else f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
+        )
+        raise InputError(
+            f"model.checkpoint={source}: does not fit the model: {what} ({len(missing)} missing, {len(extra)} "
+            f"unknown, {len(wrong)} of another shape); check model.name and model.kwargs"
+        )
+    module.load_state_dict(found)
+
+
+def _resample_positions(module: nn.Module, found: dict[str, Tensor]) -> None:
+    position = found.get("pos_embed")
+    own = getattr(module, "pos_embed", None)
+    if position is None or own is None or position.shape == own.shape or position.shape[-1] != own.shape[-1]:
+        return
+    grid = module.patch_embed.grid_size
+    prefix = own.shape[1] - grid[0] * grid[1]
+    if prefix >= 0 and int((position.shape[1] - prefix) ** 0.5) ** 2 == position.shape[1] - prefix:
+        found["pos_embed"] = resample_abs_pos_embed(position, new_size=list(grid), num_prefix_tokens=prefix)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,70 @@
+"""The core's values as Flower records, and back.
+
+Tensors travel in one ArrayRecord under the names "<layer>/A", "<layer>/B", "head/<key>". What is not in a message
+(a factor that the receiver holds already, or did not train) is left out, and the receiver fills it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from torch import Tensor
+
+from fedinit import digest
+from fedinit.factors import Factors
+
+STATE = "state"  # the ArrayRecord of factors and head, in both directions
+CONFIG = "config"  # the ConfigRecord that goes down
+METRICS = "metrics"  # the MetricRecord that comes back
+HEAD = "head/"
+
+
+def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{"<layer>/A": …, "head/weight": …}, the flat form of adapters and a head."""
+    return digest.named_parts(layers) | {HEAD + key: value for key, value in head.items()}
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """The inverse of `to_tensors`. Raises KeyError naming a factor that is missing, ValueError for shapes."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    head: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if name.startswith(HEAD):
+            head[name[len(HEAD) :]] = value
+        else:
+            layer, _, part = name.rpartition("/")
+            layers.setdefault(layer, {})[part] = value
+    for layer, parts in layers.items():
+        for part in ("A", "B"):
+            if part not in parts:
+                raise KeyError(f"{layer}/{part}")
+    return {layer: Factors(**parts) for layer, parts in layers.items()}, head
+
+
+def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Named tensors as numpy arrays on the wire; dtypes and order are kept."""
+    return ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in tensors.items()})
+
+
+def decode(record: ArrayRecord) -> dict[str, Tensor]:
+    """The inverse of `encode`; the tensors own their memory."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
+
+def clone(content: RecordDict) -> RecordDict:
+    """Fresh records over the same immutable bytes, so that a receiver can change nothing of the sender's.
+
+    Not deepcopy: an ArrayRecord that was sent once holds memory views, which cannot be copied.
+    """
+    copy = RecordDict()
+    for key, record in content.items():
+        copy[key] = type(record)({k: list(v) if isinstance(v, list) else v for k, v in record.items()})
+    return copy
+
+
+def nbytes(contents: Iterable[RecordDict]) -> int:
+    """Bytes of the records as protocol buffers, which is what goes over a network before its own framing."""
+    return sum(recorddict_to_proto(content).ByteSize() for content in contents)

@@ -1,0 +1,120 @@
+"""Federate low-rank adapters on this machine: ``python run_sim.py strategy=lora_fair rounds=30 …``.
+
+Every word is a Hydra override; ``--help`` lists the groups and their choices, ``-m`` sweeps over lists of values
+(``-m strategy=fedit,lora_fair seed=0,1,2``). Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads both when it is imported
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+from rich.console import Console  # noqa: E402
+
+from clients.cohort import Cohort  # noqa: E402
+from clients.site import Site  # noqa: E402
+from fedinit import compose, run_folder  # noqa: E402
+from fedinit.config import Choice, Config, load  # noqa: E402
+from fedinit.engines.local import LocalGrid  # noqa: E402
+from fedinit.errors import InputError  # noqa: E402
+from fedinit.export import save_adapter  # noqa: E402
+from fedinit.progress import ProgressObserver  # noqa: E402
+from fedinit.table import print_summary  # noqa: E402
+from fedinit.tracking import create_tracker  # noqa: E402
+from strategies.federated_lora import RunFailed  # noqa: E402
+from strategies.federation import Outcome, check_method, federate  # noqa: E402
+
+
+def simulate(config: Config, console: Console) -> dict:
+    """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown."""
+    check_method(config)
+    if config.resume not in ("auto", "never"):
+        raise InputError(f"resume={config.resume}: expected auto or never")
+    folder = run_folder.place(config)
+    done = run_folder.finished(folder) if config.resume == "auto" else None
+    if done is not None:
+        console.print("this run is done; resume=never runs it again", highlight=False)
+        print_summary(console, done, str(folder))
+        return done
+    site = Site(config)
+    files = run_folder.RunFolder(config)
+    reference = None
+    if config.evaluation.head_alone and config.strategy.name != "head_alone":
+        last_only = dataclasses.replace(config.evaluation, every=config.rounds)
+        head_config = dataclasses.replace(config, evaluation=last_only)
+        reference = run(head_config, site, [], console, "head alone", Choice(name="head_alone"))
+    tracker = create_tracker(config, files.path, console)
+    outcome = run(config, site, [files, *([tracker] if tracker else [])], console, config.strategy.name)
+    save_adapter(
+        files.path / "adapter", outcome.aggregate.layers, outcome.aggregate.head, config, outcome.roster.class_names
+    )
+    summary = outcome.summary() | {
+        "strategy": config.strategy.name,
+        "data": config.data.name,
+        "model": config.model.name,
+        "head_alone": reference.summary() if reference else None,
+        "folder": str(files.path),
+    }
+    for observer in (files, tracker):
+        if observer is not None:
+            observer.finished(summary)
+    print_summary(console, summary, str(files.path))
+    return summary
+
+
+def run(
+    config: Config, site: Site, observers: list, console: Console, label: str, method: Choice | None = None
+) -> Outcome:
+    """One federated run over the in-process grid, with a progress display."""
+    grid = LocalGrid(Cohort(site), len(site.partitions), strict=config.engine.strict)
+    progress = ProgressObserver(console, label)
+    evaluate = site.evaluate_round if config.evaluation.where == "server" else None
+    try:
+        return federate(
+            config, grid, site.backbone, observers=[*observers, progress], evaluate_fn=evaluate, method=method
+        )
+    finally:
+        progress.close()
+
+
+def sweep(argv: Sequence[str], console: Console) -> int:
+    """Hydra's multirun over the same configuration; every job is a run of its own."""
+    import hydra
+
+    @hydra.main(config_path=str(compose.CONF_DIR), config_name="config", version_base="1.3")
+    def job(composed) -> None:
+        simulate(load(compose.plain(composed)), console)
+
+    sys.argv = ["run_sim.py", *argv]
+    job()
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    console, errors = Console(), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    try:
+        if {"-h", "--help"} & set(argv):
+            console.print(__doc__, compose.describe_groups(), markup=False, highlight=False, soft_wrap=True)
+            return 0
+        if {"-m", "--multirun"} & set(argv):
+            return sweep(argv, console)
+        simulate(compose.compose_config(argv), console)
+        return 0
+    except InputError as error:
+        errors.print(f"error: {error}")
+        return 2
+    except RunFailed as error:
+        errors.print(f"run failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

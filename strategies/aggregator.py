@@ -1,0 +1,168 @@
+"""The contract of an aggregation method: pure values in, pure values out.
+
+Letters, here and in every method file: K clients take part in a round; client i returns A_i (r, k) and B_i (d, r)
+for each adapted layer and n_i examples; p_i are the weights, Σ p_i = 1; Ā = Σ p_i A_i, B̄ = Σ p_i B_i; the ideal
+update is ΔW = Σ p_i B_i A_i, unscaled.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.factors import Factors, inner, norm, pad, stack
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client returned: whole factors (the server fills in what the client did not train), its head, and
+    its number of examples."""
+
+    client: int
+    examples: int
+    layers: Mapping[str, Factors]
+    head: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What the server made of a round.
+
+    layers: the global factors. residual: factors to be merged into the frozen weight; empty for most methods.
+    diagnostics: named numbers for the metrics.
+    """
+
+    layers: Mapping[str, Factors]
+    residual: Mapping[str, Factors] = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregator(ABC):
+    """An aggregation method. Its fields are its options, with the same names in conf/strategy/<name>.yaml.
+
+    weighting: p_i ∝ n_i (``examples``) or p_i = 1/K (``uniform``), for factors and heads alike.
+    diagnostics: also measure the round's aggregation bias, at O(R²(d + k)) a layer for R = Σ r_i.
+
+    Laws: the result does not depend on the order of the updates, bit for bit; K = 1 gives that client back;
+    rescaling all n_i changes nothing beyond rounding.
+    """
+
+    weighting: Literal["examples", "uniform"] = "examples"
+    diagnostics: bool = True
+
+    def trainable(self, round: int) -> frozenset[str]:
+        """Which of "A", "B" the clients train and send in this round. The head is always trained."""
+        return frozenset({"A", "B"})
+
+    def aggregate(
+        self, updates: Sequence[Update], round: int, previous: Aggregate | None = None
+    ) -> Aggregate:
+        """The global state from this round's updates; `previous` is what their clients started from.
+
+        Sums run in float64 in client order; the result has the dtype of the updates. Raises ValueError for no
+        updates, a client that appears twice, weights that are not positive, or layers that do not match.
+        """
+        updates = sorted(updates, key=lambda u: u.client)
+        _check(updates)
+        weights = self.weights(updates)
+        layers, measured = {}, []
+        for name in updates[0].layers:
+            products = [u.layers[name] for u in updates]
+            rank = max(p.rank for p in products)
+            products = [pad(p.absorb(), rank) for p in products]
+            start = None if previous is None else previous.layers.get(name)
+            merged = self.merge(products, weights, start)
+            layers[name] = merged.to(products[0].A.dtype)
+            if self.diagnostics:
+                measured.append(measure_bias(products, weights, merged))
+        head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
+        return Aggregate(layers=layers, head=head, diagnostics=_summarise(measured))
+
+    @abstractmethod
+    def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
+        """One layer: the clients' factors, at one rank and in client order, to global factors in float64."""
+
+    def weights(self, updates: Sequence[Update]) -> list[float]:
+        """p_i, in the order of the updates."""
+        if self.weighting == "uniform":
+            return [1 / len(updates)] * len(updates)
+        total = sum(u.examples for u in updates)
+        return [u.examples / total for u in updates]
+
+
+def mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w_i x_i in float64, summed in the given order."""
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for value, weight in zip(tensors, weights, strict=True):
+        total.add_(value, alpha=weight)
+    return total
+
+
+def mean_factors(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
+    """(Ā, B̄) in float64."""
+    return Factors(mean([p.A for p in products], weights), mean([p.B for p in products], weights))
+
+
+def measure_bias(products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> dict[str, float]:
+    """How far plain factor averaging is from the ideal update in one layer, and how far `merged` is.
+
+    All squared where a norm is summed over layers later:
+    ideal2 = ‖ΔW‖²; bias2 = ‖C‖², C = ΔW − B̄Ā = Σ p_i (B_i − B̄)(A_i − Ā), formed from centred factors so that a
+    small bias does not drown in rounding; correctable2 = ‖C P_A‖², the part inside the row space of Ā, which a change
+    of B can repair; merged2 = ‖merged‖²; dot = ⟨ΔW, merged⟩.
+    """
+    products = [p.to(torch.float64) for p in products]
+    ideal = stack(products, weights)
+    average = mean_factors(products, weights)
+    centred = stack([Factors(p.A - average.A, p.B - average.B) for p in products], weights)
+    basis = torch.linalg.svd(average.A, full_matrices=False)
+    kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
+    correctable = centred.B @ (centred.A @ kept.T)  # (d, r): C Vᵀ, whose norm is ‖C P_A‖
+    return {
+        "ideal2": norm(ideal) ** 2,
+        "bias2": norm(centred) ** 2,
+        "correctable2": float(correctable.square().sum()),
+        "merged2": norm(merged) ** 2,
+        "dot": inner(ideal, merged),
+    }
+
+
+def _summarise(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over all layers together, as if they were one block-diagonal matrix."""
+    if not measured:
+        return {}
+    total = {key: sum(m[key] for m in measured) for key in measured[0]}
+    ideal, merged = total["ideal2"] ** 0.5, total["merged2"] ** 0.5
+    return {
+        "bias": (total["bias2"] ** 0.5 / ideal) if ideal else 0.0,
+        "correctable": total["correctable2"] / total["bias2"] if total["bias2"] else 0.0,
+        "cosine": total["dot"] / (ideal * merged) if ideal and merged else 0.0,
+        "norm_ratio": merged / ideal if ideal else 0.0,
+    }
+
+
+def _check(updates: Sequence[Update]) -> None:
+    if not updates:
+        raise ValueError("no updates to aggregate")
+    first = updates[0]
+    for left, right in zip(updates, updates[1:], strict=False):
+        if left.client == right.client:
+            raise ValueError(f"client {left.client} has two updates")
+    for update in updates:
+        if update.examples <= 0:
+            raise ValueError(f"client {update.client} has {update.examples} examples; expected one or more")
+        if set(update.layers) != set(first.layers) or set(update.head) != set(first.head):
+            raise ValueError(f"client {update.client} has other layers than client {first.client}")
+        for name, factors in update.layers.items():
+            if factors.shape != first.layers[name].shape:
+                raise ValueError(
+                    f"client {update.client}, layer {name}: a {factors.shape} product, "
+                    f"expected {first.layers[name].shape}"
+                )

@@ -1,0 +1,328 @@
+"""The one Flower strategy: it runs any aggregation method with any re-initialiser, over any Grid.
+
+Node ids are random in Flower, so everything that must repeat is keyed by partition id: round 0 asks every node who
+it is; sampling draws partition ids from the round's seed; updates are summed in partition order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from fedinit import digest, wire
+from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
+from fedinit.seeding import numpy_generator
+from strategies.aggregator import Aggregate, Aggregator, Update
+from strategies.gate import Expected, Refusal, admit
+from strategies.reinit import Reinit
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply."""
+
+
+class FederatedLora(Strategy):
+    """aggregator, reinit: the method. participation: share of the clients in a round. evaluate_clients: ask the
+    clients to evaluate, besides any evaluate_fn. evaluate_every: rounds; the last is always evaluated.
+    timeout: seconds to wait for the clients to appear."""
+
+    def __init__(
+        self,
+        *,
+        aggregator: Aggregator,
+        reinit: Reinit,
+        seed: int,
+        participation: float = 1.0,
+        evaluate_clients: bool = False,
+        evaluate_every: int = 1,
+        timeout: float = 3600.0,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self.aggregator, self.reinit = aggregator, reinit
+        self.seed, self.participation, self.timeout = seed, participation, timeout
+        self.evaluate_clients, self.evaluate_every = evaluate_clients, evaluate_every
+        self.observers = list(observers)
+        self.roster: Roster | None = None
+        self.state: Aggregate | None = None
+        self.bytes_up = self.bytes_down = 0
+        self._nodes: dict[int, int] = {}  # partition id -> node id
+        self._test: set[int] = set()  # partition ids with test images
+        self._expected: dict[int, Expected] = {}  # node id -> what its reply must hold
+        self._held: dict[int, dict[str, str]] = {}  # partition id -> {frozen tensor: digest} it was sent and keeps
+        self._round_clients: list[ClientRound] = []
+        self._accuracy: Accuracy | None = None
+        self._last_round = 0
+
+    # -- round 0 ---------------------------------------------------------------------------------------------------
+
+    def meet(self, grid: Grid, backbone_digest: str) -> Roster:
+        """Ask every node who it is, until all partitions are there.
+
+        Raises RunFailed after `timeout` seconds, for a partition id given twice, and for clients that disagree on
+        the classes, the domains or the backbone.
+        """
+        deadline = time.monotonic() + self.timeout
+        facts: dict[int, ConfigRecord] = {}
+        asked: set[int] = set()
+        while True:
+            fresh = [n for n in grid.get_node_ids() if n not in asked]
+            messages = [Message(RecordDict(), node, "query.describe") for node in fresh]
+            for reply in self._exchange(grid, messages, max(deadline - time.monotonic(), 1.0)):
+                node = reply.metadata.src_node_id
+                asked.add(node)
+                if reply.has_error():
+                    raise RunFailed(f"a client could not start: {reply.error.reason}")
+                answer = reply.content[wire.CONFIG]
+                client = int(answer["partition-id"])
+                if client in facts:
+                    raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
+                facts[client], self._nodes[client] = answer, node
+            wanted = max((int(f["num-partitions"]) for f in facts.values()), default=1)
+            if len(facts) >= wanted:
+                break
+            if time.monotonic() > deadline:
+                raise RunFailed(f"{len(facts)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
+            time.sleep(0.5)
+        first = facts[min(facts)]
+        for client, fact in sorted(facts.items()):
+            for key in ("classes", "domains", "num-partitions"):
+                if fact[key] != first[key]:
+                    raise RunFailed(f"client {client} has other {key} than client {min(facts)}: {fact[key]}")
+            if fact["backbone"] != backbone_digest:
+                raise RunFailed(
+                    f"client {client} holds another backbone ({str(fact['backbone'])[:12]}) than the server "
+                    f"({backbone_digest[:12]}); give both the same model.checkpoint"
+                )
+        self._test = {c for c, f in facts.items() if int(f["num-test-examples"]) > 0}
+        self.roster = Roster(
+            examples={c: int(facts[c]["num-examples"]) for c in sorted(facts)},
+            class_names=list(first["classes"]),
+            domain_names=list(first["domains"]),
+        )
+        return self.roster
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run `num_rounds` rounds from the factors and head in `initial_arrays`; `meet` comes first.
+
+        evaluate_fn returns {"domains": indices, "correct": counts, "num-examples": counts}, as clients do.
+        Raises RunFailed for a round without a usable reply.
+        """
+        if self.roster is None:
+            raise RunFailed("start() needs the roster; call meet() first")
+        layers, head = wire.from_tensors(wire.decode(initial_arrays))
+        self.state, self._last_round = Aggregate(layers=layers, head=head), num_rounds
+        arrays, result = initial_arrays, Result()
+        for observer in self.observers:
+            observer.started(num_rounds, self.roster)
+        for round in range(1, num_rounds + 1):
+            began, up, down = time.perf_counter(), self.bytes_up, self.bytes_down
+            messages = self.configure_train(round, arrays, train_config or ConfigRecord(), grid)
+            arrays, metrics = self.aggregate_train(round, self._exchange(grid, messages, timeout))
+            result.train_metrics_clientapp[round] = metrics
+            self._accuracy = None
+            messages = self.configure_evaluate(round, arrays, evaluate_config or ConfigRecord(), grid)
+            if messages:
+                measured = self.aggregate_evaluate(round, self._exchange(grid, messages, timeout))
+                result.evaluate_metrics_clientapp[round] = measured or MetricRecord()
+            if evaluate_fn is not None and self._due(round):
+                counted = evaluate_fn(round, arrays)
+                if counted is not None:
+                    result.evaluate_metrics_serverapp[round] = counted
+                    self._accuracy = self._merge_counts([counted])
+            numbers = Round(
+                round=round,
+                seconds=time.perf_counter() - began,
+                train_loss=float(metrics["loss"]),
+                accuracy=self._accuracy,
+                bytes_up=self.bytes_up - up,
+                bytes_down=self.bytes_down - down,
+                clients=self._round_clients,
+                diagnostics=self.state.diagnostics,
+            )
+            for observer in self.observers:
+                observer.round_done(numbers)
+        result.arrays = arrays
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """A message a sampled client: its start factors, less the frozen ones it holds, and the head."""
+        clients = self.sample(server_round)
+        tensors = wire.to_tensors(self.state.layers, self.state.head)
+        trainable = self.aggregator.trainable(server_round)
+        trained = self.trained(server_round)
+        settings = {
+            "round": server_round,
+            "trainable": sorted(trainable),
+            "keep": sorted({"A", "B"} - trainable),
+            "own-factors": self.reinit.own_factors,
+            **config,
+        }
+        self._expected = {
+            self._nodes[c]: Expected(client=c, round=server_round, sent=tensors, trained=trained) for c in clients
+        }
+        return self._messages(clients, tensors, settings, frozenset(tensors) - trained, "train")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Gate, aggregate, and the new global factors and head. Raises RunFailed when no reply is usable."""
+        updates, refusals = self._judge(replies)
+        for refusal in refusals:
+            self._held.pop(refusal.client, None)  # it may have lost what it held; send everything next time
+            self._tell("refused", {"round": server_round, **vars(refusal)})
+        if not updates:
+            why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "no reply came in time"
+            hint = "; a lower client.lr may help" if refusals and refusals[0].code == "not_finite" else ""
+            raise RunFailed(f"round {server_round}: no usable update from any client ({why}){hint}")
+        self.state = self.aggregator.aggregate([u for u, _ in updates], server_round, self.state)
+        self._round_clients = [numbers for _, numbers in updates]
+        total = sum(c.examples for c in self._round_clients)
+        loss = sum(c.loss * c.examples for c in self._round_clients) / total
+        metrics = MetricRecord({"loss": loss, "clients": len(updates), **self.state.diagnostics})
+        return wire.encode(wire.to_tensors(self.state.layers, self.state.head)), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """The global factors and head to every client that has test images, in rounds that are evaluated."""
+        if not (self.evaluate_clients and self._due(server_round)):
+            return []
+        tensors = wire.to_tensors(self.state.layers, self.state.head)
+        settings = {"round": server_round, "keep": [], **config}
+        return self._messages(sorted(self._test), tensors, settings, frozenset(), "evaluate")
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Correct predictions merged by count; clients that failed are in the ledger."""
+        counted = []
+        for reply in sorted(replies, key=self._client_of):
+            if reply.has_error():
+                facts = {"round": server_round, "client": self._client_of(reply), "detail": reply.error.reason}
+                self._tell("evaluation_failed", facts)
+            else:
+                counted.append(reply.content[wire.METRICS])
+        if not counted:
+            return None
+        self._accuracy = self._merge_counts(counted)
+        return MetricRecord({"accuracy": self._accuracy.mean, **self._accuracy.by_domain})
+
+    def summary(self) -> None:
+        """Part of Flower's contract; observers report instead."""
+
+    # -- pieces ----------------------------------------------------------------------------------------------------
+
+    def trained(self, round: int) -> frozenset[str]:
+        """The wire names of what clients train and send in a round: the method's factors, and the head."""
+        names = wire.to_tensors(self.state.layers, self.state.head)
+        trainable = self.aggregator.trainable(round)
+        return frozenset(n for n in names if n.startswith(wire.HEAD) or n[-1] in trainable)
+
+    def sample(self, round: int) -> list[int]:
+        """The partition ids of a round, in order: a function of the seed and the round alone."""
+        everyone = sorted(self._nodes)
+        count = max(1, round_half_up(self.participation * len(everyone)))
+        draw = numpy_generator(self.seed, "sampling", round)
+        return sorted(int(c) for c in draw.choice(everyone, size=count, replace=False))
+
+    def _messages(
+        self,
+        clients: Sequence[int],
+        tensors: Mapping[str, Tensor],
+        settings: Mapping[str, object],
+        frozen: frozenset[str],
+        kind: str,
+    ) -> list[Message]:
+        """A list, not a generator: Flower's HttpGrid reads it twice."""
+        marks = {name: digest.of_tensors({name: tensors[name]}) for name in frozen}
+        messages = []
+        for client in clients:
+            held = self._held.setdefault(client, {})
+            sent = {n: t for n, t in tensors.items() if n not in frozen or held.get(n) != marks[n]}
+            held.update({name: mark for name, mark in marks.items()})
+            content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: ConfigRecord(dict(settings))})
+            messages.append(Message(content, self._nodes[client], kind))
+        return messages
+
+    def _judge(self, replies: Iterable[Message]) -> tuple[list[tuple[Update, ClientRound]], list[Refusal]]:
+        """Updates in client order with their numbers, and refusals; a client that did not answer is one of them."""
+        updates, refusals, pending = [], [], dict(self._expected)
+        for reply in sorted(replies, key=self._client_of):
+            expected = pending.pop(reply.metadata.src_node_id, None)
+            if expected is None:
+                code = "duplicate" if reply.metadata.src_node_id in self._expected else "not_asked"
+                refusals.append(Refusal(self._client_of(reply), code, "counted once"))
+                continue
+            judged = admit(reply, expected)
+            if isinstance(judged, Refusal):
+                refusals.append(judged)
+                continue
+            numbers = reply.content[wire.METRICS]
+            updates.append(
+                (
+                    judged,
+                    ClientRound(
+                        client=judged.client,
+                        examples=judged.examples,
+                        steps=int(numbers.get("steps", 0)),
+                        loss=float(numbers.get("loss", float("nan"))),
+                        drift_factors=float(numbers.get("drift-factors", 0.0)),
+                        drift_product=float(numbers.get("drift-product", 0.0)),
+                    ),
+                )
+            )
+        refusals += [Refusal(e.client, "no_reply", "nothing came in time") for e in pending.values()]
+        return updates, refusals
+
+    def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
+        """Send, receive, and count the bytes of both directions."""
+        self.bytes_down += wire.nbytes(m.content for m in messages)
+        replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+        self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content())
+        return replies
+
+    def _client_of(self, reply: Message) -> int:
+        node = reply.metadata.src_node_id
+        return next((c for c, n in self._nodes.items() if n == node), -1)
+
+    def _merge_counts(self, counted: Sequence[MetricRecord]) -> Accuracy:
+        correct: dict[str, int] = {}
+        total: dict[str, int] = {}
+        rows = sorted(
+            row for m in counted for row in zip(m["domains"], m["correct"], m["num-examples"], strict=True)
+        )
+        for domain, hits, images in rows:
+            name = self.roster.domain_names[domain]
+            correct[name] = correct.get(name, 0) + hits
+            total[name] = total.get(name, 0) + images
+        return Accuracy(correct=correct, total=total)
+
+    def _due(self, round: int) -> bool:
+        return round % self.evaluate_every == 0 or round == self._last_round
+
+    def _tell(self, kind: str, facts: Mapping[str, object]) -> None:
+        for observer in self.observers:
+            observer.event(kind, facts)
+
+
+def round_half_up(value: float) -> int:
+    """0.5 goes up: half of five clients is three. The small term absorbs the rounding of share × clients."""
+    return int(value + 0.5 + 1e-9)

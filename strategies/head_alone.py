@@ -1,0 +1,23 @@
+"""The adapters stay as they start; only the heads are trained and averaged.
+
+The reference that says how much of an accuracy the adapters account for (federated linear probing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedinit.factors import Factors
+from strategies.aggregator import Aggregator
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadAlone(Aggregator):
+    def trainable(self, round: int) -> frozenset[str]:
+        return frozenset()
+
+    def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
+        return (products[0] if start is None else start).to(torch.float64)

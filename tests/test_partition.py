@@ -1,0 +1,181 @@
+"""The laws of a partition, over data sets and settings that hypothesis draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedinit.config import CONF_DIR, PartitionConfig, build
+from fedinit.data.dataset import Dataset
+from fedinit.data.partition import METHODS, Partition, make_partitions
+from fedinit.errors import InputError
+
+
+def dataset(sizes: list[int], num_classes: int = 4, num_test: int = 5, seed: int = 0) -> Dataset:
+    """Domain d has sizes[d] training images and num_test test images, in a random order; no pixels."""
+    rng = np.random.default_rng(seed)
+    domains = np.repeat(np.arange(len(sizes)), np.array(sizes) + num_test)
+    test = np.concatenate([np.arange(size + num_test) < num_test for size in sizes])
+    order = rng.permutation(len(domains))
+    return Dataset(
+        images=torch.zeros(len(domains), 1, 1, 1, dtype=torch.uint8),
+        labels=torch.from_numpy(rng.integers(0, num_classes, len(domains))),
+        domains=torch.from_numpy(domains[order]),
+        test=torch.from_numpy(test[order]),
+        class_names=tuple(f"class{i}" for i in range(num_classes)),
+        domain_names=tuple(f"domain{d}" for d in range(len(sizes))),
+    )
+
+
+def settings(name: str, clients: int | None = None, alpha: float = 0.5, min_examples: int = 1) -> PartitionConfig:
+    return PartitionConfig(name=name, clients=clients, alpha=alpha, min_examples=min_examples)
+
+
+def same(ours: tuple[Partition, ...], theirs: tuple[Partition, ...]) -> bool:
+    return len(ours) == len(theirs) and all(
+        (a.client, a.domain) == (b.client, b.domain) and torch.equal(a.train, b.train) and torch.equal(a.test, b.test)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+@given(
+    name=st.sampled_from(sorted(METHODS)),
+    sizes=st.lists(st.integers(12, 60), min_size=1, max_size=4),
+    each=st.integers(1, 4),
+    alpha=st.sampled_from([1e-300, 1e-3, 0.1, 1.0, 100.0, 1e308]),
+    min_examples=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_every_index_once_and_nobody_short(
+    name: str, sizes: list[int], each: int, alpha: float, min_examples: int, seed: int
+) -> None:
+    made = dataset(sizes, seed=seed)
+    clients = None if name == "pooled" else each * len(sizes)
+    asked = settings(name, clients, alpha, min_examples)
+    parts = make_partitions(made, asked, seed)
+    assert [p.client for p in parts] == list(range(clients or 1))
+    for split, expected in (("train", ~made.test), ("test", made.test)):
+        dealt = torch.cat([getattr(p, split) for p in parts])
+        assert dealt.dtype == torch.int64
+        assert torch.equal(dealt.sort().values, expected.nonzero().flatten())
+    for part in parts:
+        assert len(part.train) >= min_examples
+        assert part.train.equal(part.train.sort().values)
+        held = made.domains[torch.cat([part.train, part.test])].unique()
+        if name in ("domain", "dirichlet"):
+            assert part.domain == part.client // each and held.tolist() == [part.domain]
+        else:
+            assert part.domain == (0 if len(sizes) == 1 else -1)
+    if name != "dirichlet":
+        for group in {p.domain for p in parts}:
+            for split in ("train", "test"):
+                counts = [len(getattr(p, split)) for p in parts if p.domain == group]
+                assert max(counts) - min(counts) <= 1
+    assert same(parts, make_partitions(made, asked, seed))
+
+
+@pytest.mark.parametrize("name", ["domain", "dirichlet", "iid"])
+def test_another_seed_gives_another_partition(name: str) -> None:
+    made = dataset([60, 60])
+    first, second = (make_partitions(made, settings(name, 4), seed) for seed in (1, 2))
+    assert not same(first, second)
+    assert not torch.equal(first[0].test, second[0].test)
+
+
+def test_one_client_a_domain_by_default() -> None:
+    made = dataset([20, 30, 40])
+    for name in ("domain", "dirichlet"):
+        parts = make_partitions(made, settings(name), 0)
+        assert [len(p.train) for p in parts] == [20, 30, 40]
+        assert same(parts, make_partitions(made, settings(name), 1))  # nothing to draw
+
+
+def test_domains_draw_apart_from_each_other() -> None:
+    """Two domains with the same labels must not be cut alike."""
+    one = dataset([200], seed=5)
+    made = Dataset(
+        images=one.images.repeat(2, 1, 1, 1),
+        labels=one.labels.repeat(2),
+        domains=torch.arange(2).repeat_interleave(len(one)),
+        test=one.test.repeat(2),
+        class_names=one.class_names,
+        domain_names=("first", "second"),
+    )
+    for name in ("domain", "dirichlet"):
+        parts = make_partitions(made, settings(name, 4, alpha=1.0), 0)
+        assert not torch.equal(parts[0].train, parts[2].train - len(one))
+
+
+def skew(made: Dataset, alpha: float, seed: int) -> float:
+    """Mean over clients of the total variation between a client's classes and its domain's, in [0, 1]."""
+    distances = []
+    for part in make_partitions(made, settings("dirichlet", 10, alpha), seed):
+        inside = (made.domains == part.domain) & ~made.test
+        whole = torch.bincount(made.labels[inside], minlength=10) / inside.sum()
+        own = torch.bincount(made.labels[part.train], minlength=10) / len(part.train)
+        distances.append(float((whole - own).abs().sum() / 2))
+    return float(np.mean(distances))
+
+
+def test_a_small_alpha_is_more_skewed_and_a_large_one_is_not() -> None:
+    made = dataset([1000, 1000], num_classes=10)
+    small, middle, large = (np.mean([skew(made, a, seed) for seed in range(5)]) for a in (0.05, 1.0, 1000.0))
+    assert small > 0.6 > middle + 0.1 > large + 0.2
+    assert skew(made, 1e308, 0) < 0.02  # equal shares, though the sum of ten such numbers is infinite
+    assert large < 0.1  # 200 examples a client in 10 classes: equal shares, up to rounding and alpha's spread
+
+
+def test_dirichlet_shares_have_the_moments_of_the_law() -> None:
+    """One class, two clients: the first one's share is Beta(alpha, alpha), variance 1 / (4 (2 alpha + 1))."""
+    made = dataset([400], num_classes=1)
+    alpha = 2.0
+    shares = [len(make_partitions(made, settings("dirichlet", 2, alpha), s)[0].train) / 400 for s in range(400)]
+    assert abs(np.mean(shares) - 0.5) < 0.04  # 3.6 standard errors of .0112
+    assert abs(np.var(shares) - 1 / (4 * (2 * alpha + 1))) < 0.015  # .05; its standard error is about .003
+
+
+def test_a_tight_minimum_is_met_by_moving_examples() -> None:
+    made = dataset([40], num_classes=2)
+    parts = make_partitions(made, settings("dirichlet", 8, alpha=0.01, min_examples=5), 3)
+    assert [len(p.train) for p in parts] == [5] * 8
+    loose = make_partitions(made, settings("dirichlet", 8, alpha=0.01, min_examples=4), 3)
+    assert min(len(p.train) for p in loose) == 4 and max(len(p.train) for p in loose) > 4
+
+
+def test_a_client_may_be_left_without_test_images() -> None:
+    parts = make_partitions(dataset([30], num_test=2), settings("iid", 5), 0)
+    assert sorted(len(p.test) for p in parts) == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (settings("domain", 3), "partition.clients=3: partition=domain gives every domain as many clients"),
+        (settings("dirichlet", 1), "expected a multiple of the 2 domains; set 2"),
+        (settings("dirichlet", 84), "domain 'domain1' has 41 training images, too few for 42 clients"),
+        (
+            settings("domain", 2, min_examples=41),
+            "domain 'domain0' has 40 training images, too few for 1 client ",
+        ),
+        (settings("iid", 9, min_examples=10), "the data set has 81 training images, too few for 9 clients"),
+        (settings("iid"), "set partition.clients=10"),
+        (settings("pooled", 2), "partition=pooled is one client"),
+        (settings("dirichlett"), "partition=dirichlett: no such choice; did you mean 'dirichlet'?"),
+    ],
+)
+def test_numbers_that_cannot_be_had(asked: PartitionConfig, message: str) -> None:
+    sizes = [42, 41] if asked.clients == 84 else [40, 41]
+    with pytest.raises(InputError) as caught:
+        make_partitions(dataset(sizes), asked, 0)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_every_method_has_its_config(name: str) -> None:
+    values = yaml.safe_load((CONF_DIR / "partition" / f"{name}.yaml").read_text())
+    assert build(PartitionConfig, values, "partition").name == name
+    assert {p.stem for p in (CONF_DIR / "partition").glob("*.yaml")} == set(METHODS)
