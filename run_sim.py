@@ -22,10 +22,9 @@ from fedinit import compose, run_folder  # noqa: E402
 from fedinit.config import Choice, Config, load  # noqa: E402
 from fedinit.engines.local import LocalGrid  # noqa: E402
 from fedinit.errors import InputError  # noqa: E402
-from fedinit.export import save_adapter  # noqa: E402
 from fedinit.progress import ProgressObserver  # noqa: E402
+from fedinit.reporting import open_run  # noqa: E402
 from fedinit.table import print_summary  # noqa: E402
-from fedinit.tracking import create_tracker  # noqa: E402
 from strategies.federated_lora import RunFailed  # noqa: E402
 from strategies.federation import Outcome, check_method, federate  # noqa: E402
 
@@ -42,29 +41,16 @@ def simulate(config: Config, console: Console) -> dict:
         print_summary(console, done, str(folder))
         return done
     site = Site(config)
-    files = run_folder.RunFolder(config)
-    reference = None
+    opened = open_run(config, console)
+    head_alone = None
     if config.evaluation.head_alone and config.strategy.name != "head_alone":
         last_only = dataclasses.replace(config.evaluation, every=config.rounds)
-        head_config = dataclasses.replace(config, evaluation=last_only)
-        reference = run(head_config, site, [], console, "head alone", Choice(name="head_alone"))
-    tracker = create_tracker(config, files.path, console)
-    outcome = run(config, site, [files, *([tracker] if tracker else [])], console, config.strategy.name)
-    save_adapter(
-        files.path / "adapter", outcome.aggregate.layers, outcome.aggregate.head, config, outcome.roster.class_names
-    )
-    summary = outcome.summary() | {
-        "strategy": config.strategy.name,
-        "data": config.data.name,
-        "model": config.model.name,
-        "head_alone": reference.summary() if reference else None,
-        "folder": str(files.path),
-    }
-    for observer in (files, tracker):
-        if observer is not None:
-            observer.finished(summary)
-    print_summary(console, summary, str(files.path))
-    return summary
+        short = dataclasses.replace(config, evaluation=last_only)
+        head_alone = run(short, site, [], console, "head alone", Choice(name="head_alone")).summary()
+    outcome = run(config, site, opened.observers, console, config.strategy.name)
+    final = outcome.aggregate
+    summary = outcome.summary() | {"head_alone": head_alone}
+    return opened.close(final.layers, final.head, outcome.roster.class_names, summary)
 
 
 def run(

@@ -30,6 +30,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         f"{summary['rounds']} rounds, {summary['clients']} clients, {summary['seconds']:.1f} s; "
         f"{summary['trainable_parameters']:,} trained parameters; sent {megabytes(summary['bytes_up'])} up, "
         f"{megabytes(summary['bytes_down'])} down",
+        soft_wrap=True,
         highlight=False,
     )
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)

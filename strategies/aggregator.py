@@ -116,21 +116,21 @@ def measure_bias(products: Sequence[Factors], weights: Sequence[float], merged: 
     All squared where a norm is summed over layers later:
     ideal2 = ‖ΔW‖²; bias2 = ‖C‖², C = ΔW − B̄Ā = Σ p_i (B_i − B̄)(A_i − Ā), formed from centred factors so that a
     small bias does not drown in rounding; correctable2 = ‖C P_A‖², the part inside the row space of Ā, which a change
-    of B can repair; merged2 = ‖merged‖²; dot = ⟨ΔW, merged⟩.
+    of B can repair; merged2 = ‖merged‖²; dot = ⟨ΔW, merged⟩. Only ‖C‖² costs O(R²(d + k)); what holds ΔW is had
+    from ΔW = C + B̄Ā.
     """
-    products = [p.to(torch.float64) for p in products]
-    ideal = stack(products, weights)
     average = mean_factors(products, weights)
     centred = stack([Factors(p.A - average.A, p.B - average.B) for p in products], weights)
     basis = torch.linalg.svd(average.A, full_matrices=False)
     kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
     correctable = centred.B @ (centred.A @ kept.T)  # (d, r): C Vᵀ, whose norm is ‖C P_A‖
+    bias2 = norm(centred) ** 2
     return {
-        "ideal2": norm(ideal) ** 2,
-        "bias2": norm(centred) ** 2,
+        "ideal2": max(bias2 + 2 * inner(centred, average) + norm(average) ** 2, 0.0),
+        "bias2": bias2,
         "correctable2": float(correctable.square().sum()),
         "merged2": norm(merged) ** 2,
-        "dot": inner(ideal, merged),
+        "dot": inner(centred, merged) + inner(average, merged),
     }
 
 
@@ -156,10 +156,16 @@ def _check(updates: Sequence[Update]) -> None:
         if left.client == right.client:
             raise ValueError(f"client {left.client} has two updates")
     for update in updates:
-        if update.examples <= 0:
+        if not update.examples > 0:
             raise ValueError(f"client {update.client} has {update.examples} examples; expected one or more")
         if set(update.layers) != set(first.layers) or set(update.head) != set(first.head):
             raise ValueError(f"client {update.client} has other layers than client {first.client}")
+        for name, value in update.head.items():
+            if value.shape != first.head[name].shape:
+                raise ValueError(
+                    f"client {update.client}, head {name}: shape {tuple(value.shape)}, "
+                    f"expected {tuple(first.head[name].shape)}"
+                )
         for name, factors in update.layers.items():
             if factors.shape != first.layers[name].shape:
                 raise ValueError(

@@ -86,8 +86,9 @@ class LoRAFAIR(Aggregator):
 def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) -> tuple[Tensor, Tensor]:
     """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64."""
     M = torch.zeros(products[0].B.shape[0], A.shape[0], dtype=torch.float64)
+    turned = A.T.contiguous()  # the product below runs twice as fast on it as on the transposed view
     for product, weight in zip(products, weights, strict=True):
-        core = product.A.to(torch.float64) @ A.T  # (r_i, r)
+        core = product.A.to(torch.float64) @ turned  # (r_i, k) @ (k, r) -> (r_i, r)
         M.addmm_(product.B.to(torch.float64), core, alpha=weight)
     return M, A @ A.T
 
@@ -127,12 +128,19 @@ def gram_sgd(
 def dense_sgd(
     ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps: int, lr: float
 ) -> Tensor:
-    """The same descent with the loss evaluated on (d, k) matrices and differentiated by autograd, as in the paper."""
+    """The same descent with the loss evaluated on (d, k) matrices and differentiated by autograd, as in the paper.
+
+    The cosine is written out: torch's own adds a floor of 1e-8 to the norms, which turns a product of zero into a
+    gradient of 1e8 and a very small one into a wrong cosine.
+    """
+    ideal_norm = float(ideal.norm())
     delta = delta.clone().requires_grad_(True)
     for _ in range(steps):
         product = (average.B + delta) @ average.A
-        cosine = torch.nn.functional.cosine_similarity(ideal.flatten(), product.flatten(), dim=0)
-        loss = 1 - cosine + lam * delta.square().sum()
+        n = product.norm()
+        loss = lam * delta.square().sum()
+        if ideal_norm > 0 and n > 0:
+            loss = loss + 1 - torch.dot(ideal.flatten(), product.flatten()) / (ideal_norm * n)
         (gradient,) = torch.autograd.grad(loss, delta)
         with torch.no_grad():
             delta -= lr * gradient

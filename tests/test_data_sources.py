@@ -184,8 +184,8 @@ def test_exif_orientation_turns_the_picture() -> None:
 
 
 def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same() -> None:
-    wave = 128 + 100 * np.sin(np.arange(512) * 2 * np.pi * 20 / 512)  # 20 periods: 1/16 of the side loses them
-    picture = Image.fromarray(wave.round().astype(np.uint8)[None].repeat(512, 0))
+    wave = 128 + 100 * np.sin(np.arange(256) * 2 * np.pi * 20 / 256)  # 20 periods: 1/8 of the side loses them
+    picture = Image.fromarray(wave.round().astype(np.uint8)[None].repeat(256, 0))
     full = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
     ours = image_folder.decode(encoded(picture, "JPEG", quality=95), 1, (64, 64))[0]
     assert np.abs(ours - full).mean() < 4 and np.abs(ours - full).max() < 16  # of 255
@@ -345,8 +345,8 @@ def test_domains_and_classes_are_numbered_as_asked(tree: Path) -> None:
 
 
 def test_wrong_names_get_a_suggestion(tree: Path) -> None:
-    refused("no 'photos' in the source; did you mean 'photo'?", tree, domains=("photos",))
-    refused("no 'bleu' in the source; did you mean 'blue'?", tree, classes=("red", "bleu"))
+    refused("no 'photos' in the source (did you mean 'photo'?)", tree, domains=("photos",))
+    refused("no 'bleu' in the source (did you mean 'blue'?)", tree, classes=("red", "bleu"))
     refused("'red' is named 2 times", tree, classes=("red", "red"))
     refused("data.classes=3: the source has only 2 classes", tree, classes=3)
     refused("expected two classes or more", tree, classes=("red",))

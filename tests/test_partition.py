@@ -164,7 +164,7 @@ def test_a_client_may_be_left_without_test_images() -> None:
         (settings("iid", 9, min_examples=10), "the data set has 81 training images, too few for 9 clients"),
         (settings("iid"), "set partition.clients=10"),
         (settings("pooled", 2), "partition=pooled is one client"),
-        (settings("dirichlett"), "partition=dirichlett: no such choice; did you mean 'dirichlet'?"),
+        (settings("dirichlett"), "partition=dirichlett: no such choice (did you mean 'dirichlet'?)"),
     ],
 )
 def test_numbers_that_cannot_be_had(asked: PartitionConfig, message: str) -> None:

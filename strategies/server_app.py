@@ -1,0 +1,38 @@
+"""The Flower ServerApp: the same run over whatever Grid Flower gives, in its simulation or in a deployment.
+
+The configuration comes with the run (`overrides` in the run config); clients evaluate on their own test images, since
+a server has none. The run's folder is written where the server runs.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from rich.console import Console
+
+from fedinit.compose import compose_run_config
+from fedinit.errors import InputError
+from fedinit.models import build_backbone
+from fedinit.progress import ProgressObserver
+from fedinit.reporting import open_run
+from strategies.federation import check_method, federate
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Raises InputError or RunFailed, which Flower shows as the run's failure."""
+    config = compose_run_config(context.run_config)
+    if config.evaluation.where == "server":
+        raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
+    check_method(config)
+    backbone = build_backbone(config.model)
+    console = Console()
+    run = open_run(config, console)
+    progress = ProgressObserver(console, config.strategy.name)
+    try:
+        outcome = federate(config, grid, backbone, observers=[*run.observers, progress])
+    finally:
+        progress.close()
+    run.close(outcome.aggregate.layers, outcome.aggregate.head, outcome.roster.class_names, outcome.summary())

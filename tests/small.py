@@ -1,0 +1,22 @@
+"""A configuration small enough for tests: two of the digit domains on an untrained ViT of width 24 and depth 2."""
+
+from __future__ import annotations
+
+from fedinit.compose import compose_config
+from fedinit.config import Config
+
+WORDS = (
+    "model.checkpoint=null",
+    "model.kwargs={img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 3, in_chans: 1}",
+    "data.domains=[plain,inverted,thick]",
+    "adapter.rank=4",
+    "client.max_steps=3",
+    "rounds=2",
+    "logger=none",
+    "evaluation.head_alone=false",
+)
+
+
+def small_config(*overrides: str) -> Config:
+    """`WORDS`, then the given overrides."""
+    return compose_config([*WORDS, *overrides])

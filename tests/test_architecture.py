@@ -1,0 +1,64 @@
+"""Imports run one way, and the mathematics knows no framework (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FRAMEWORKS = {"flwr", "hydra", "omegaconf", "wandb", "rich"}
+# The strategy and the apps are where Flower comes in; everything else in strategies/ is a method or a value.
+FLOWER_SIDE = {"federated_lora.py", "federation.py", "server_app.py", "gate.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of the packages a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "banned"),
+    [
+        ("fedinit", {"strategies", "clients", "run_sim"}),
+        ("strategies", {"clients", "run_sim"}),
+        ("clients", {"strategies", "run_sim"}),
+    ],
+)
+def test_packages_import_one_way(folder, banned):
+    assert files(folder)
+    for path in files(folder):
+        assert not imports(path) & banned, path.name
+
+
+def test_methods_and_algebra_import_no_framework():
+    methods = [p for p in files("strategies") if p.name not in FLOWER_SIDE]
+    core = [ROOT / "fedinit" / name for name in ("factors.py", "lora.py", "seeding.py", "digest.py")]
+    checked = [*methods, *core, *files("fedinit/initializers"), *files("fedinit/models")]
+    assert len(checked) > 12
+    for path in checked:
+        assert not imports(path) & FRAMEWORKS, path.name
+
+
+def test_the_check_sees_an_import():
+    """The negative control: the files that may import Flower do, and are seen to."""
+    assert all("flwr" in imports(ROOT / "strategies" / name) for name in FLOWER_SIDE)
+
+
+def test_no_pickles_are_read():
+    """Weights and states are safetensors and JSON; torch.load and pickle.load appear nowhere."""
+    for folder in ("fedinit", "strategies", "clients"):
+        for path in files(folder):
+            text = path.read_text()
+            assert "torch.load(" not in text and "pickle.load" not in text, path.name

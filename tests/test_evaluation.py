@@ -1,0 +1,128 @@
+"""Counts of correct predictions, against a model evaluated by hand, for any batching and any number of lanes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clients import batches
+from clients.evaluation import count_correct, counts_record, frozen_features
+from clients.lanes import Lanes
+from clients.training import Task, train_bank
+from fedinit.errors import InputError
+from fedinit.factors import Factors
+from fedinit.models import select_targets
+
+SCALE = 2.0
+
+
+@pytest.fixture
+def made(tiny_backbone, random_adapter, random_head):
+    """(backbone, targets, adapter, head)"""
+    targets = select_targets(tiny_backbone.module, None, 3)
+    return tiny_backbone, targets, random_adapter(targets, 3, 0), random_head(5, tiny_backbone.features, 0)
+
+
+def lanes_of(backbone, targets, count: int = 2) -> Lanes:
+    return Lanes(backbone, targets, scale=SCALE, device="cpu", lanes=count)
+
+
+def by_hand(model, data, indices, spec) -> dict[int, tuple[int, int]]:
+    """One image at a time, in float64."""
+    counts: dict[int, list[int]] = {}
+    for i in indices.tolist():
+        image = batches.normalise(data.images[i : i + 1], spec, torch.device("cpu")).double()
+        row = counts.setdefault(int(data.domains[i]), [0, 0])
+        row[0] += int(model(image).argmax()) == int(data.labels[i])
+        row[1] += 1
+    return {domain: (correct, images) for domain, (correct, images) in sorted(counts.items())}
+
+
+def test_counts_equal_a_direct_evaluation(made, tiny_data, plain_client) -> None:
+    backbone, targets, adapter, head = made
+    model = plain_client(backbone, adapter, head, SCALE).double()
+    for indices in (tiny_data.test.nonzero().flatten(), torch.tensor([59, 3, 3, 17]), torch.arange(60)):
+        ours = count_correct(lanes_of(backbone, targets), tiny_data, indices, adapter, head, 8)
+        assert ours == by_hand(model, tiny_data, indices, backbone.input)
+    assert sum(images for _, images in ours.values()) == 60
+    assert 0 < sum(correct for correct, _ in ours.values()) < 60
+
+
+def test_adapter_and_head_both_count(made, tiny_data, random_adapter, random_head) -> None:
+    """Negative control: with another adapter or another head, other counts."""
+    backbone, targets, adapter, head = made
+    lanes, indices = lanes_of(backbone, targets), torch.arange(60)
+    base = count_correct(lanes, tiny_data, indices, adapter, head, 8)
+    assert count_correct(lanes, tiny_data, indices, random_adapter(targets, 3, 1, 3.0), head, 8) != base
+    assert count_correct(lanes, tiny_data, indices, adapter, random_head(5, backbone.features, 1), 8) != base
+    assert count_correct(lanes, tiny_data, indices, adapter, head, 8) == base
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_batches_and_lanes_change_nothing(lanes: int, made, tiny_data) -> None:
+    backbone, targets, adapter, head = made
+    pool, indices = lanes_of(backbone, targets, lanes), torch.arange(60)
+    counts = [count_correct(pool, tiny_data, indices, adapter, head, size) for size in (1, 7, 60, 1000)]
+    assert counts == [count_correct(lanes_of(backbone, targets, 1), tiny_data, indices, adapter, head, 16)] * 4
+
+
+def test_cached_features_give_the_same_logits(made, tiny_data) -> None:
+    """With B = 0: logits to 1e-5 of their size (the cache was made in other batches), counts exactly."""
+    backbone, targets, adapter, head = made
+    zero = {name: Factors(f.A, torch.zeros_like(f.B)) for name, f in adapter.items()}
+    lanes, indices = lanes_of(backbone, targets), torch.arange(60)
+    features = frozen_features(lanes, tiny_data, batch_size=9)
+    assert features.shape == (60, backbone.features) and not features.is_inference()
+    bank = lanes.banks[0]
+    bank.fold(zero, head)
+    direct = bank.forward(batches.normalise(tiny_data.images, lanes.input, torch.device("cpu")), 1)
+    assert (bank.classify(features, 1) - direct).norm() <= 1e-5 * direct.norm()
+    slow = count_correct(lanes, tiny_data, indices, zero, head, 8)
+    assert count_correct(lanes, tiny_data, indices, zero, head, 8, features) == slow
+    assert count_correct(lanes, tiny_data, indices, adapter, head, 8) != slow  # negative: features ignore adapters
+
+
+def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) -> None:
+    """A lane that evaluated, or computed features, trains to the same bits as a fresh one; and the other way round."""
+    backbone, targets, adapter, head = made
+    task = Task(0, 1, torch.arange(9), adapter, head, frozenset("AB"))
+
+    def train(lanes: Lanes):
+        return train_bank(lanes.banks[0], [task], tiny_data, lanes.input, client_config(), 0)[0]
+
+    fresh = train(lanes_of(backbone, targets))
+    used = lanes_of(backbone, targets)
+    counts = count_correct(used, tiny_data, torch.arange(60), adapter, head, 8)
+    features = frozen_features(used, tiny_data, 8)
+    again = train(used)
+    for name in targets:
+        assert torch.equal(again.adapter[name].A, fresh.adapter[name].A)
+        assert torch.equal(again.adapter[name].B, fresh.adapter[name].B)
+    assert count_correct(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
+    assert torch.equal(frozen_features(used, tiny_data, 8), features)
+
+
+def test_counts_record_lists_domains_side_by_side() -> None:
+    record = counts_record({0: (3, 5), 2: (0, 4)})
+    assert dict(record) == {"domains": [0, 2], "correct": [3, 0], "num-examples": [5, 4]}
+
+
+class TestLanes:
+    def test_results_keep_the_order_of_the_items(self, made) -> None:
+        backbone, targets, *_ = made
+        lanes = lanes_of(backbone, targets, 3)
+        assert lanes.map(lambda bank, item: item * item, range(20)) == [i * i for i in range(20)]
+        assert len({id(bank) for bank in lanes.banks}) == 3
+
+    def test_a_failure_reaches_the_caller_and_frees_its_lane(self, made) -> None:
+        backbone, targets, *_ = made
+        lanes = lanes_of(backbone, targets, 1)
+        with pytest.raises(ZeroDivisionError):
+            lanes.map(lambda bank, item: 1 / item, [1, 0])
+        assert lanes.map(lambda bank, item: item, [1, 2]) == [1, 2]
+
+    @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+    def test_a_device_that_is_not_there(self, device: str, made) -> None:
+        backbone, targets, *_ = made
+        with pytest.raises(InputError, match=f"engine.device={device}"):
+            Lanes(backbone, targets, scale=1.0, device=device)

@@ -1,0 +1,259 @@
+"""The Flower side: one strategy, the in-process grid, and a ClientApp that is a cohort of one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from clients.client_app import app as client_app
+from clients.cohort import Cohort, split_evenly
+from clients.site import Site
+from fedinit import digest, wire
+from fedinit.engines.local import LocalGrid
+from fedinit.factors import Factors
+from fedinit.metrics import Observer
+from strategies import create_aggregator
+from strategies.aggregator import Aggregate
+from strategies.federated_lora import FederatedLora, RunFailed
+from strategies.federation import federate
+from strategies.reinit import create_reinit
+from tests.small import WORDS, small_config
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config())
+
+
+def run(site: Site, *overrides: str, grid_class=LocalGrid, handler=None, **options):
+    config = small_config(*overrides)
+    site = site if config == site.config else Site(config)
+    grid = grid_class(handler or Cohort(site), len(site.partitions), **options)
+    evaluate = site.evaluate_round if config.evaluation.where == "server" else None
+    return federate(config, grid, site.backbone, evaluate_fn=evaluate)
+
+
+def test_same_seed_gives_the_same_final_hash_and_another_seed_does_not(site):
+    assert run(site).final_hash == run(site).final_hash
+    assert run(site).final_hash != run(site, "seed=1").final_hash
+
+
+class ShuffledGrid(LocalGrid):
+    """Replies in a random order, as a network gives them."""
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        random.Random(len(self._replies)).shuffle(replies)
+        return replies[::-1]
+
+
+def test_order_of_replies_and_serialisation_change_no_bit(site):
+    plain = run(site).final_hash
+    assert run(site, grid_class=ShuffledGrid).final_hash == plain
+    assert run(site, strict=True).final_hash == plain
+
+
+@pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "lora_fair", "head_alone"])
+def test_cohort_and_client_app_one_by_one_agree(strategy):
+    """The same two rounds through the cohort (all clients in one bank) and through `client_app(message, context)`
+    one by one. A bank changes rounding only: 1e-5 relative."""
+    words = [*WORDS, f"strategy={strategy}", "evaluation=clients", "adapter.dropout=0.1"]
+    site = Site(small_config(*words[len(WORDS) :]))
+    together = federate(site.config, LocalGrid(Cohort(site), 3), site.backbone)
+
+    def one_by_one(deliveries):
+        return [client_app(message, context) for message, context in deliveries]
+
+    run_config = {"overrides": " ".join(f'"{w}"' for w in words)}
+    apart = federate(site.config, LocalGrid(one_by_one, 3, run_config=run_config), site.backbone)
+    ours = wire.to_tensors(together.aggregate.layers, together.aggregate.head)
+    theirs = wire.to_tensors(apart.aggregate.layers, apart.aggregate.head)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert together.accuracy == apart.accuracy
+
+
+def test_server_and_client_evaluation_count_the_same(site):
+    by_server = run(site).accuracy
+    by_clients = run(site, "evaluation=clients", "evaluation.head_alone=false").accuracy
+    assert by_server == by_clients
+
+
+def test_start_refuses_a_generator_of_messages(site):
+    """Flower's HttpGrid reads the messages twice; a generator would fail in deployment only."""
+    grid = LocalGrid(Cohort(site), 3)
+    with pytest.raises(TypeError, match="must be a list"):
+        grid.push_messages(Message(RecordDict(), n, "query.describe") for n in grid.get_node_ids())
+    assert isinstance(grid, Grid)
+
+
+def test_a_client_cannot_change_what_the_next_one_is_sent(site):
+    """Delivered records are the receiver's own, also when the sender used one object for all."""
+    seen = []
+
+    def meddling(deliveries):
+        replies = []
+        for message, _ in deliveries:
+            seen.append(message.content["config"].get("mark"))
+            message.content["config"]["mark"] = 1
+            replies.append(Message(RecordDict(), reply_to=message))
+        return replies
+
+    shared = RecordDict({"config": ConfigRecord({"x": 1})})
+    grid = LocalGrid(meddling, 3)
+    grid.send_and_receive([Message(shared, n, "train") for n in grid.get_node_ids()])
+    assert seen == [None, None, None] and "mark" not in shared["config"]
+
+
+def strategy_for(site: Site, **options) -> tuple[FederatedLora, LocalGrid]:
+    made = FederatedLora(
+        aggregator=create_aggregator("fedit"), reinit=create_reinit("average"), seed=options.pop("seed", 0), **options
+    )
+    grid = LocalGrid(Cohort(site), len(site.partitions))
+    made.meet(grid, site.backbone.digest)
+    return made, grid
+
+
+def one_round(site: Site) -> tuple[FederatedLora, list[Message]]:
+    """The strategy after it sent round 1, and the clients' replies."""
+    strategy, grid = strategy_for(site)
+    layers = {n: Factors(torch.ones(4, k), torch.zeros(d, 4)) for n, (d, k) in site.targets.items()}
+    strategy.state = Aggregate(layers=layers, head={"weight": torch.zeros(10, 24), "bias": torch.zeros(10)})
+    arrays = wire.encode(wire.to_tensors(strategy.state.layers, strategy.state.head))
+    return strategy, grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid))
+
+
+def test_sampling_is_a_function_of_seed_and_round(site):
+    """Partial participation draws partition ids, so random node ids do not matter."""
+    first, _ = strategy_for(site, participation=0.67)
+    second, _ = strategy_for(site, participation=0.67)
+    drawn = [first.sample(r) for r in range(1, 30)]
+    assert drawn == [second.sample(r) for r in range(1, 30)]
+    assert all(len(d) == 2 and d == sorted(d) for d in drawn)
+    assert {c for d in drawn for c in d} == {0, 1, 2}
+    other, _ = strategy_for(site, participation=0.67, seed=1)
+    assert drawn != [other.sample(r) for r in range(1, 30)]
+
+
+def test_frozen_factors_travel_once(site):
+    """FFA-LoRA's A goes down in the first round only; what comes back is B and the head, always."""
+    config = small_config("strategy=ffa_lora")
+    sizes = []
+
+    class Watching(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if messages and messages[0].metadata.message_type == "train":
+                down, up = messages[0].content["state"], replies[0].content["state"]
+                sizes.append(({n[-1] for n in down}, {n[-1] for n in up}))
+            return replies
+
+    federate(config, Watching(Cohort(site), 3), site.backbone)
+    heads = {"t", "s"}  # head/weight, head/bias
+    assert sizes == [({"A", "B"} | heads, {"B"} | heads), ({"B"} | heads, {"B"} | heads)]
+
+
+class Ledger(Observer):
+    def __init__(self):
+        self.lines = []
+
+    def event(self, kind, facts):
+        self.lines.append((kind, facts["client"], facts["code"]))
+
+
+def test_a_failing_client_costs_its_own_update_only(site):
+    """An exception inside one client's work: its mates' round is what it would be had it never answered."""
+    cohort = Cohort(site)
+
+    def poisoned(deliveries):
+        """Client 1's message lacks a tensor that its training needs."""
+        for message, context in deliveries:
+            if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+                del message.content["state"]["head/weight"]
+        return cohort(deliveries)
+
+    def absent(deliveries):
+        """Client 1 is not asked at all."""
+        keep = [d for d in deliveries if d[0].metadata.message_type != "train" or d[1].node_config["partition-id"] != 1]
+        replies = {id(m): r for (m, _), r in zip(keep, cohort(keep), strict=True)}
+        return [replies.get(id(m)) or Message(Error(0, "absent"), reply_to=m) for m, _ in deliveries]
+
+    outcomes = []
+    for handler in (poisoned, absent):
+        ledger = Ledger()
+        outcomes.append(federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone, observers=[ledger]))
+        assert ledger.lines == [("refused", 1, "client_error")]
+    assert outcomes[0].final_hash == outcomes[1].final_hash
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda s, m: s.__setitem__("head/bias", s["head/bias"] * float("nan")), "not_finite"),
+        (lambda s, m: s.__setitem__("head/bias", s["head/bias"][:1]), "shape"),
+        (lambda s, m: s.__setitem__("head/bias", s["head/bias"].double()), "dtype"),
+        (lambda s, m: s.pop("head/bias"), "names"),
+        (lambda s, m: s.__setitem__("extra/A", s["head/bias"]), "names"),
+        (lambda s, m: m.__setitem__("num-examples", -3), "weight"),
+        (lambda s, m: m.__setitem__("num-examples", 1.5), "weight"),
+        (lambda s, m: m.__setitem__("round", 7), "round"),
+        (lambda s, m: m.pop("num-examples"), "missing_record"),
+    ],
+)
+def test_the_gate_names_why_it_refuses(site, spoil, code):
+    """Each of these is averaged, or ends the run, in stock Flower. The same reply unspoiled is let in."""
+    strategy, replies = one_round(site)
+    updates, refusals = strategy._judge(replies)
+    assert len(updates) == 3 and not refusals
+
+    tensors, metrics = wire.decode(replies[0].content["state"]), dict(replies[0].content["metrics"])
+    spoil(tensors, metrics)
+    replies[0].content = RecordDict({"state": wire.encode(tensors), "metrics": MetricRecord(metrics)})
+    updates, refusals = strategy._judge(replies)
+    assert [u.client for u, _ in updates] == [1, 2]
+    assert [(r.client, r.code) for r in refusals] == [(0, code)]
+
+
+def test_a_reply_is_counted_once(site):
+    strategy, replies = one_round(site)
+    updates, refusals = strategy._judge([*replies, replies[1]])
+    assert len(updates) == 3 and [(r.client, r.code) for r in refusals] == [(1, "duplicate")]
+    updates, refusals = strategy._judge(replies[:2])
+    assert len(updates) == 2 and [(r.client, r.code) for r in refusals] == [(2, "no_reply")]
+
+
+def test_divergence_ends_with_a_reason(site):
+    with pytest.raises(RunFailed, match="round 1: no usable update .*not_finite.*lower client.lr"):
+        run(site, "client.lr=1e30", "client.clip_norm=null")
+
+
+def test_another_backbone_is_refused(site):
+    strategy = FederatedLora(aggregator=create_aggregator("fedit"), reinit=create_reinit("average"), seed=0)
+    with pytest.raises(RunFailed, match="another backbone"):
+        strategy.meet(LocalGrid(Cohort(site), 3), digest.of_tensors({}))
+
+
+def test_more_nodes_than_partitions_is_refused(site):
+    strategy = FederatedLora(aggregator=create_aggregator("fedit"), reinit=create_reinit("average"), seed=0)
+    with pytest.raises(RunFailed, match="this run has 3 partitions, 0 to 2"):
+        strategy.meet(LocalGrid(Cohort(site), 4), site.backbone.digest)
+
+
+def test_split_evenly_covers_in_order():
+    for n in range(1, 40):
+        for size in range(1, 8):
+            parts = split_evenly(list(range(n)), size)
+            assert [x for p in parts for x in p] == list(range(n))
+            assert max(map(len, parts)) <= size and max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert split_evenly([], 3) == []
+
+
+def test_context_is_the_nodes_own(site):
+    grid = LocalGrid(Cohort(site), 3)
+    assert {c.node_config["partition-id"] for c in grid.contexts.values()} == {0, 1, 2}
+    assert all(isinstance(c, Context) for c in grid.contexts.values())

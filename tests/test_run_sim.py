@@ -1,0 +1,220 @@
+"""The command: what a run leaves behind, and that wrong input ends in one line, exit code 2, and no folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import run_sim
+from fedinit import digest, wire
+from fedinit.compose import compose_config, groups
+from fedinit.config import CONF_DIR, load, to_dict
+from fedinit.export import load_adapter
+from strategies import AGGREGATORS
+from strategies.reinit import REINITS
+from tests.small import WORDS
+
+
+def command(*words: str) -> int:
+    return run_sim.main([*WORDS, *words])
+
+
+def test_a_run_leaves_its_folder(tmp_path, capsys):
+    assert command(f"output_dir={tmp_path}", "evaluation.head_alone=true") == 0
+    printed = capsys.readouterr().out
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert str(folder) in printed and "head alone" in printed and "lora_fair: round 2/2" in printed
+    names = {"config.yaml", "metrics.csv", "clients.csv", "ledger.jsonl", "summary.json", "DONE.json", "adapter"}
+    assert {p.name for p in folder.iterdir()} == names
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = list(csv.DictReader(open(folder / "metrics.csv")))
+    assert [row["round"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["accuracy"]) == pytest.approx(summary["accuracy"])
+    domains = summary["accuracy_by_domain"]
+    assert list(domains) == ["plain", "inverted", "thick"]
+    assert summary["accuracy"] == pytest.approx(sum(domains.values()) / 3)
+    assert len(list(csv.DictReader(open(folder / "clients.csv")))) == 6
+    # What goes up in a round is at least the trained float32 numbers of three clients; the rest is framing.
+    payload = 3 * 4 * summary["trainable_parameters"]
+    assert payload <= int(rows[0]["bytes_up"]) <= 1.6 * payload
+    layers, head = load_adapter(folder / "adapter")
+    assert digest.of_tensors(wire.to_tensors(layers, head)) == summary["final_hash"]
+    # The kept configuration is the run's, word for word.
+    import yaml
+
+    kept = load(yaml.safe_load((folder / "config.yaml").read_text()))
+    assert kept == compose_config([*WORDS, f"output_dir={tmp_path}", "evaluation.head_alone=true"])
+
+
+def test_a_done_run_is_shown_and_a_new_one_moves_it_aside(tmp_path, capsys):
+    words = (f"output_dir={tmp_path}", "rounds=1")
+    assert command(*words) == 0
+    (folder,) = (tmp_path / "digits").iterdir()
+    before = (folder / "metrics.csv").read_bytes()
+    first = json.loads((folder / "summary.json").read_text())["final_hash"]
+    capsys.readouterr()
+    assert command(*words) == 0
+    assert "this run is done" in capsys.readouterr().out and (folder / "metrics.csv").read_bytes() == before
+    assert command(*words, "resume=never") == 0
+    aside = folder.with_name(folder.name + ".1")
+    assert (aside / "metrics.csv").read_bytes() == before
+    assert json.loads((folder / "summary.json").read_text())["final_hash"] == first
+
+
+def test_lanes_and_logging_are_not_part_of_a_runs_identity_but_bank_size_is():
+    base = compose_config(WORDS)
+    same = compose_config([*WORDS, "engine.lanes=4", "logger=wandb_offline", "output_dir=elsewhere", "seed=3"])
+    assert base.identity() == same.identity()
+    assert base.identity() != compose_config([*WORDS, "engine.clients_per_bank=1"]).identity()
+
+
+def test_config_round_trips_through_plain_values():
+    config = compose_config(["adapter.targets=[attn.qkv]", "data.classes=5", "strategy.solver=gram_sgd"])
+    assert load(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize("group", sorted(groups()))
+def test_every_choice_of_every_group_composes(group):
+    for choice in groups()[group]:
+        compose_config([f"{group}={choice}"])
+
+
+def test_every_method_has_its_config_with_the_same_fields():
+    """conf/strategy/<name>.yaml has the fields of the method's dataclass, with the same defaults."""
+    import dataclasses
+
+    assert sorted(AGGREGATORS) == groups()["strategy"] and sorted(REINITS) == groups()["reinit"]
+    for name, method in AGGREGATORS.items():
+        options = compose_config([f"strategy={name}"]).strategy.options
+        fields = {f.name: f.default for f in dataclasses.fields(method) if f.name != "weighting"}
+        assert dict(options) == fields, name
+
+
+def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsys, monkeypatch):
+    hashes = []
+    for place in ("offline", "broken"):
+        if place == "broken":
+            import wandb
+
+            monkeypatch.setattr(wandb, "init", lambda **_: (_ for _ in ()).throw(OSError("no such service")))
+        assert command(f"output_dir={tmp_path / place}", "rounds=1", "logger=wandb_offline") == 0
+        (folder,) = (tmp_path / place / "digits").iterdir()
+        hashes.append(json.loads((folder / "summary.json").read_text())["final_hash"])
+        assert (folder / "wandb").exists() == (place == "offline")
+    assert hashes[0] == hashes[1]
+    assert "wandb is off for this run: no such service" in capsys.readouterr().out
+
+
+# -- wrong input ---------------------------------------------------------------------------------------------------
+
+
+def refused(capsys, tmp_path, *words: str) -> str:
+    """Run the command with an output folder of its own; return the one line it printed."""
+    out = tmp_path / "out"
+    assert command(f"output_dir={out}", *words) == 2
+    captured = capsys.readouterr()
+    assert not out.exists(), "nothing may be written"
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["round=3"], "round: no such key (did you mean 'rounds'?)"),
+        (["client.learning_rate=1"], "client.learning_rate: no such key"),
+        (["strategy=lorafair"], "strategy=lorafair: no such choice (did you mean 'lora_fair'?). Choices: fedit"),
+        (["strategy.lam=-1"], "strategy.lam=-1.0: expected a number in [0, inf)"),
+        (["strategy.lam=nan"], "strategy.lam=nan: expected a number in [0, inf)"),
+        (["strategy.solver=closed"], "strategy.solver=closed: no such choice"),
+        (["rounds=0"], "rounds=0: expected 1 or more; a run has one round or more"),
+        (["rounds=many"], "rounds=many: expected a whole number"),
+        (["rounds"], "rounds: expected key=value"),
+        (["client.lr=0"], "client.lr=0.0: expected a number in (0, inf)"),
+        (["participation=1.5"], "participation=1.5: expected a number in (0, 1]"),
+        (["client.optimizer=sdg"], "client.optimizer=sdg: no such choice (did you mean 'sgd'?)"),
+        (["adapter.rank=25"], "adapter.rank=25: layer blocks.0.attn.proj is 24x24; expected a rank of 24 or less"),
+        (["adapter.targets=[attn.pro]"], "'attn.pro' matches no linear layer (did you mean 'attn.proj'?)"),
+        (["adapter.targets=[]"], "adapter.targets=[]: expected one pattern or more"),
+        (["model.name=vit_tinny_patch16_224"], "timm knows no such model (did you mean 'vit_tiny_patch16_224'?)"),
+        (["model.kwargs.depht=3"], "model.kwargs.depht"),
+        (["+model.kwargs.embed=3"], "timm refuses"),
+        (["model.checkpoint=absent.safetensors"], "model.checkpoint=absent.safetensors: no such file"),
+        (["model.mean=[0.5,0.5]"], "model.mean: 2 values given, expected 1, one a channel"),
+        (["data=image_folder"], "data.root="),
+        (["data=image_folder", "data.root=absent"], "absent"),
+        (["data.domains=[plain,invertd]"], "did you mean 'inverted'?"),
+        (["partition.clients=4"], "partition.clients=4"),
+        (["partition.clients=9000"], "too few for 3000 clients"),
+        (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
+        (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
+        (["resume=maybe"], "resume=maybe: expected auto or never"),
+        (["name=../away"], "name='../away': expected a plain word"),
+    ],
+)
+def test_wrong_words(words, expected, tmp_path, capsys):
+    assert expected in refused(capsys, tmp_path, *words)
+
+
+def test_no_cuda_is_said_in_one_line(tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    assert "this machine has 0 CUDA devices" in refused(capsys, tmp_path, "engine.device=cuda")
+
+
+def test_pickled_and_unfitting_checkpoints(tmp_path, capsys):
+    pickled = tmp_path / "weights.pth"
+    pickled.write_bytes(pickle.dumps({"a": 1}))
+    assert "not a safetensors file" in refused(capsys, tmp_path, f"model.checkpoint={pickled}")
+    other = tmp_path / "other.safetensors"
+    save_file({"patch_embed.proj.weight": torch.zeros(5, 5)}, other)
+    line = refused(capsys, tmp_path, f"model.checkpoint={other}")
+    assert "does not fit the model: patch_embed.proj.weight is (5, 5), expected (24, 1, 8, 8)" in line
+
+
+def image_tree(root, skip=()):
+    for domain in ("photo", "sketch"):
+        for kind in ("cat", "dog"):
+            for i in range(6):
+                if (domain, kind) not in skip:
+                    path = root / domain / kind / f"{i}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (8, 8), (i * 30, 0, 0)).save(path)
+                else:
+                    (root / domain / kind).mkdir(parents=True, exist_ok=True)
+
+
+def test_bad_image_folders(tmp_path, capsys):
+    words = ("data=image_folder",)
+    image_tree(tmp_path / "a", skip=[("sketch", "cat"), ("sketch", "dog")])
+    assert "sketch" in refused(capsys, tmp_path, *words, f"data.root={tmp_path / 'a'}", "data.domains=null")
+    image_tree(tmp_path / "b", skip=[("photo", "dog"), ("sketch", "dog")])
+    assert "dog" in refused(capsys, tmp_path, *words, f"data.root={tmp_path / 'b'}", "data.domains=null")
+    image_tree(tmp_path / "c")
+    (tmp_path / "c/photo/cat/0.png").write_bytes(b"\x89PNG not really")
+    assert "photo/cat/0.png" in refused(capsys, tmp_path, *words, f"data.root={tmp_path / 'c'}", "data.domains=null")
+
+
+def test_an_output_place_that_cannot_be_written(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert command(f"output_dir={blocked}") == 2
+    assert "cannot write there" in capsys.readouterr().err
+
+
+def test_help_lists_every_group(capsys):
+    assert run_sim.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    for group, choices in groups().items():
+        assert group in printed and all(choice in printed for choice in choices)
+
+
+def test_conf_is_found_from_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert CONF_DIR.is_dir() and compose_config([]).rounds > 0
