@@ -54,7 +54,7 @@ def check_method(config: Config) -> None:
     """Build the method once, so that a wrong option is found before any data is read. Raises InputError."""
     create_aggregator(config.strategy.name, weighting=config.weighting, **config.strategy.options)
     create_reinit(config.reinit.name, config.reinit.options)
-    create_initializer(config.init.name, config.init.options)
+    create_initializer(config.init.name, config.init.options).check(config.adapter.rank)
 
 
 def federate(

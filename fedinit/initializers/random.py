@@ -29,8 +29,12 @@ class Initializer(ABC):
     def __post_init__(self) -> None:
         positive("init.scale", self.scale)
 
+    def check(self, rank: int) -> None:
+        """Raise InputError for a rank this start cannot have."""
+
     def start(self, targets: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Factors]:
         """{layer: Factors in float32} for targets {layer: (d, k)}; each layer has a stream of its own."""
+        self.check(rank)
         made = {}
         for name, (d, k) in targets.items():
             drawn = self.draw(d, k, rank, torch_generator(seed, "init", name))
@@ -66,10 +70,9 @@ class Orthogonal(Initializer):
     Y (d, r/2); Q_even Q_oddᵀ = 0, so B A = 0. Needs an even rank. Source: PEFT's orthogonal LoRA start.
     """
 
-    def start(self, targets: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Factors]:
+    def check(self, rank: int) -> None:
         if rank % 2:
             raise InputError(f"init=orthogonal: needs an even rank, got adapter.rank={rank}")
-        return super().start(targets, rank, seed)
 
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator) -> Factors:
         q, _ = torch.linalg.qr(torch.randn(rank, rank, generator=generator, dtype=torch.float64))
