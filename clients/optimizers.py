@@ -7,7 +7,7 @@ touches only those rows, and a client that is done keeps its values and its stat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,37 +17,42 @@ from fedinit.errors import choose
 
 
 class BankOptimizer(ABC):
-    """Updates leaves {name: (K, …)} in place."""
+    """Updates leaves {name: (K, …)} in place.
+
+    Works on all leaves side by side, a row a client, so that a step is a few operations whatever their number:
+    values: (K, P), P numbers a client. `leaves` follow them after every step.
+    """
 
     def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
         self.leaves, self.settings = dict(leaves), settings
+        self.values = _side_by_side(leaves.values())
         self.steps = 0
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], active: int) -> None:
-        """One step of the first `active` clients, with gradients of the leaves' shapes."""
-        rows = {name: gradient[:active] for name, gradient in gradients.items()}
+        """One step of the first `active` clients, with gradients of the leaves' shapes (more rows are ignored)."""
+        gradient = _side_by_side(gradients[name][:active] for name in self.leaves)
         if self.settings.clip_norm is not None:
-            clip(rows, self.settings.clip_norm)
+            clip(gradient, self.settings.clip_norm)
         self.steps += 1
-        for name, gradient in rows.items():
-            self.update(name, self.leaves[name][:active], gradient, active)
+        values = self.values[:active]
+        self.update(values, gradient, active)
+        rows = [leaf[:active] for leaf in self.leaves.values()]
+        parts = values.split([row[0].numel() for row in rows], dim=1)
+        torch._foreach_copy_(rows, [part.view(row.shape) for row, part in zip(rows, parts, strict=True)])
 
     @abstractmethod
-    def update(self, name: str, value: Tensor, gradient: Tensor, active: int) -> None:
-        """Change `value` (active, …) in place."""
+    def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
+        """Change `value` (active, P) in place; `gradient` (active, P) may be overwritten."""
 
 
-def clip(gradients: Mapping[str, Tensor], max_norm: float) -> None:
-    """Scale each client's gradients, in place, so that their joint norm is at most `max_norm`.
+def clip(gradient: Tensor, max_norm: float) -> None:
+    """Scale each row of `gradient` (clients, P), in place, so that its norm is at most `max_norm`.
 
     As torch.nn.utils.clip_grad_norm_ for every client alone, with its 1e-6 in the denominator.
     """
-    squares = [g.flatten(1).square().sum(1) for g in gradients.values()]
-    norms = torch.stack(squares).sum(0).sqrt()  # (active,)
-    factor = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    for gradient in gradients.values():
-        gradient.mul_(factor.view(-1, *[1] * (gradient.ndim - 1)))
+    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    gradient.mul_((max_norm / (norms + 1e-6)).clamp(max=1.0))
 
 
 class SGD(BankOptimizer):
@@ -55,13 +60,13 @@ class SGD(BankOptimizer):
 
     def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
         super().__init__(leaves, settings)
-        self.velocity = {name: torch.zeros_like(v) for name, v in leaves.items()} if settings.momentum else {}
+        self.velocity = torch.zeros_like(self.values) if settings.momentum else None
 
-    def update(self, name: str, value: Tensor, gradient: Tensor, active: int) -> None:
+    def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         if self.settings.weight_decay:
-            gradient = gradient.add(value, alpha=self.settings.weight_decay)
-        if self.settings.momentum:
-            gradient = self.velocity[name][:active].mul_(self.settings.momentum).add_(gradient)
+            gradient.add_(value, alpha=self.settings.weight_decay)
+        if self.velocity is not None:
+            gradient = self.velocity[:active].mul_(self.settings.momentum).add_(gradient)
         value.add_(gradient, alpha=-self.settings.lr)
 
 
@@ -70,17 +75,21 @@ class AdamW(BankOptimizer):
 
     def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
         super().__init__(leaves, settings)
-        self.first = {name: torch.zeros_like(v) for name, v in leaves.items()}
-        self.second = {name: torch.zeros_like(v) for name, v in leaves.items()}
+        self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
 
-    def update(self, name: str, value: Tensor, gradient: Tensor, active: int) -> None:
+    def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         beta1, beta2 = self.settings.betas
         value.mul_(1 - self.settings.lr * self.settings.weight_decay)
-        first = self.first[name][:active].lerp_(gradient, 1 - beta1)
-        second = self.second[name][:active].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        first = self.first[:active].lerp_(gradient, 1 - beta1)
+        second = self.second[:active].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         # Active clients have all taken every step so far, so one step count serves them.
         unbiased = second.div(1 - beta2**self.steps).sqrt_().add_(1e-8)
         value.addcdiv_(first, unbiased, value=-self.settings.lr / (1 - beta1**self.steps))
+
+
+def _side_by_side(leaves: Iterable[Tensor]) -> Tensor:
+    """(K, P) copy of leaves (K, …)."""
+    return torch.cat([leaf.detach().flatten(1) for leaf in leaves], dim=1)
 
 
 OPTIMIZERS: dict[str, type[BankOptimizer]] = {"adamw": AdamW, "sgd": SGD}

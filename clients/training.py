@@ -77,7 +77,7 @@ def train_bank(
     )
     draws = [torch_generator(seed, "augment", t.round, t.client) for t in members]
     optimizer = create_optimizer(leaves, settings)
-    losses = torch.zeros(len(members), dtype=torch.float64)
+    losses = torch.zeros(len(members), dtype=torch.float64, device=device)
     counts = [len(plans[t.client]) for t in members]
     for step in range(max(counts)):
         active = sum(count > step for count in counts)
@@ -85,18 +85,19 @@ def train_bank(
         if features is not None:
             logits = bank.classify(features[now.indices.flatten()].to(device), active)
         else:
-            images = [
-                batches.augment(data.images[row], settings.augment, draw)
-                for row, draw in zip(now.indices, draws, strict=False)
-            ]
-            logits = bank.forward(batches.normalise(torch.cat(images), spec, device), active)
+            images = data.images[now.indices.flatten()]
+            if settings.augment != "none":
+                own = zip(images.split(settings.batch_size), draws[:active], strict=True)
+                images = torch.cat([batches.augment(batch, settings.augment, draw) for batch, draw in own])
+            logits = bank.forward(batches.normalise(images, spec, device), active)
         labels = data.labels[now.indices].to(device)
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(active, -1)
         mean = (each * now.weight.to(device)).sum(1)  # (active,)
         gradients = torch.autograd.grad(mean.sum(), list(leaves.values()))
         optimizer.step(dict(zip(leaves, gradients, strict=True)), active)
-        losses[:active] += mean.detach().double().cpu()
+        losses[:active] += mean.detach()
     adapters, heads = bank.unload()
+    losses = losses.cpu()
     made = [
         Result(t.client, adapters[row], heads[row], _finite_mean(losses[row], counts[row]), counts[row])
         for row, t in enumerate(members)

@@ -18,9 +18,47 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fedinit.factors import Factors, pad
 from fedinit.models.backbone import Backbone
+
+
+class Adapted(torch.autograd.Function):
+    """y = x Wᵀ + bias + s · (m∘x Aᵀ) Bᵀ of n clients, with the adapters added in place, forward and backward.
+
+    What autograd would make of that formula, except that it would write each large array once more either way.
+    x: (n, t, k), m: mask of x's shape or None, W: (d, k), A: (n, r, k), B: (n, d, r); returns (n, t, d).
+    """
+
+    @staticmethod
+    def forward(ctx, x, mask, weight, bias, A, B, scale):
+        y = F.linear(x, weight, bias)
+        dropped = x if mask is None else x * mask
+        low = dropped @ A.mT  # (n, t, k) @ (n, k, r) -> (n, t, r)
+        y.baddbmm_(low, B.mT, alpha=scale)  # (n, t, r) @ (n, r, d) -> (n, t, d)
+        ctx.save_for_backward(dropped, mask, low, weight, A, B)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        dropped, mask, low, weight, A, B = ctx.saved_tensors
+        needs_x, *_, needs_A, needs_B, _ = ctx.needs_input_grad
+        grad_x = grad_A = grad_B = None
+        grad_low = (grad @ B).mul_(ctx.scale)  # (n, t, d) @ (n, d, r) -> (n, t, r)
+        if needs_B:
+            grad_B = (low.mT @ grad).mul_(ctx.scale).mT  # (n, r, t) @ (n, t, d) -> (n, r, d)
+        if needs_A:
+            grad_A = grad_low.mT @ dropped  # (n, r, t) @ (n, t, k) -> (n, r, k)
+        if needs_x:
+            grad_x = grad @ weight  # (n, t, d) @ (d, k) -> (n, t, k)
+            if mask is None:
+                grad_x.baddbmm_(grad_low, A)
+            else:
+                grad_x.addcmul_(grad_low @ A, mask)
+        return grad_x, None, None, None, grad_A, grad_B, None
 
 
 class BankLinear(nn.Module):
@@ -39,19 +77,16 @@ class BankLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.folded is not None:
             return F.linear(x, self.folded, self.bias)
-        y = F.linear(x, self.weight, self.bias)
         if self.A is None:
-            return y
+            return F.linear(x, self.weight, self.bias)
         n = self.active
         clients = x.reshape(n, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
-        out = y.reshape(n, -1, y.shape[-1])  # (n, b·t, d)
+        mask = self._mask(clients) if self.dropout and self.generators else None
+        y = Adapted.apply(clients, mask, self.weight, self.bias, self.A[:n], self.B[:n], self.scale)
         if self.offset is not None:
             low, high = self.offset
-            out = torch.baddbmm(out, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
-        if self.dropout and self.generators:
-            clients = clients * self._mask(clients)
-        out = torch.baddbmm(out, clients @ self.A[:n].mT, self.B[:n].mT, alpha=self.scale)
-        return out.view(y.shape)
+            y = torch.baddbmm(y, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def _mask(self, clients: Tensor) -> Tensor:
         """Inverted dropout, each client's slice drawn from that client's generator."""

@@ -295,12 +295,13 @@ def save(model: nn.Module, architecture: Architecture, path: Path, facts: dict[s
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(state, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors writes for the owner only; the package is for everyone
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=ARCHITECTURES)
-    parser.add_argument("--epochs", type=int, default=24, help=f"of {IMAGES_PER_EPOCH} renderings each")
+    parser.add_argument("--epochs", type=int, default=24, help=f"of {IMAGES_PER_EPOCH} images each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads within an operation")
     parser.add_argument("--output", type=Path, help="instead of the file in the package")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
 from fedinit.factors import Factors
+from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
 
 Matrix = np.ndarray
@@ -86,6 +88,14 @@ def clients(draw: st.DrawFn, min_clients: int = 1, mixed_ranks: bool = True) -> 
     return draw_clients(draw(st.integers(0, 2**31)), d, k, ranks, examples, draw(st.sampled_from([0.1, 0.5, 1.0])))
 
 
+def rotated_clients(seed: int = 0, d: int = 20, k: int = 14, rank: int = 4, count: int = 6) -> Clients:
+    """Clients that agree on the product, up to noise, and have each turned the factors a little their own way."""
+    rng = np.random.default_rng(seed)
+    near = draw_clients(seed, d, k, [rank] * count, spread=0.1)
+    turns = [np.linalg.qr(np.eye(rank) + 0.25 * rng.standard_normal((rank, rank))) for _ in range(count)]
+    return near.regauged([q * np.sign(np.diag(r)) for q, r in turns])
+
+
 def well_posed(c: Clients) -> bool:
     """Ā and B̄ far enough from losing rank for a solved system to keep ten digits."""
     return all(np.linalg.cond(m) < 1e3 for m in factor_means(c))
@@ -95,6 +105,17 @@ def layer_product(made: Aggregate) -> Matrix:
     """B A of the layer named "layer"."""
     layer = made.layers["layer"]
     return layer.B.double().numpy() @ layer.A.double().numpy()
+
+
+def fair(c: Clients, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(A, B) that lora_fair makes of the clients."""
+    layer = create_aggregator("lora_fair", **options).aggregate(c.updates(), 1).layers["layer"]
+    return layer.A.numpy(), layer.B.numpy()
+
+
+def fair_product(c: Clients, **options: Any) -> np.ndarray:
+    A, B = fair(c, **options)
+    return B @ A
 
 
 # -- sums over clients -------------------------------------------------------------------------------------------------

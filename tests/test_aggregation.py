@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from strategies import AGGREGATORS, create_aggregator
+from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from tests import oracles
 from tests.oracles import Clients, clients, draw_clients, layer_product, well_posed
@@ -198,7 +198,8 @@ def test_shared_A_makes_averaging_exact(c: Clients) -> None:
     shared = share_A(c)
     ideal = oracles.ideal_update(shared)
     for method in ("fedit", "ffa_lora"):
-        np.testing.assert_allclose(layer_product(make(method).aggregate(shared.updates(), 1)), ideal, rtol=1e-9, atol=1e-9)
+        ours = layer_product(make(method).aggregate(shared.updates(), 1))
+        np.testing.assert_allclose(ours, ideal, rtol=1e-9, atol=1e-9)
 
 
 @quick
@@ -241,9 +242,11 @@ def test_head_alone_keeps_the_start() -> None:
     assert torch.equal(kept.A, start.A) and torch.equal(kept.B, start.B)
 
 
-def test_what_the_clients_train() -> None:
-    trained = {name: set(create_aggregator(name).trainable(1)) for name in AGGREGATORS}
-    assert trained == {"fedit": {"A", "B"}, "lora_fair": {"A", "B"}, "ffa_lora": {"B"}, "head_alone": set()}
+@pytest.mark.parametrize(
+    ("name", "trained"), [("fedit", "AB"), ("lora_fair", "AB"), ("ffa_lora", "B"), ("head_alone", "")]
+)
+def test_what_the_clients_train(name: str, trained: str) -> None:
+    assert create_aggregator(name).trainable(1) == frozenset(trained)
 
 
 # -- wrong input -------------------------------------------------------------------------------------------------------

@@ -93,11 +93,13 @@ def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) 
     fresh = train(lanes_of(backbone, targets))
     used = lanes_of(backbone, targets)
     counts = count_correct(used, tiny_data, torch.arange(60), adapter, head, 8)
+    after_counts = train(used)
     features = frozen_features(used, tiny_data, 8)
-    again = train(used)
-    for name in targets:
-        assert torch.equal(again.adapter[name].A, fresh.adapter[name].A)
-        assert torch.equal(again.adapter[name].B, fresh.adapter[name].B)
+    after_features = train(used)
+    for again in (after_counts, after_features):
+        for name in targets:
+            assert torch.equal(again.adapter[name].A, fresh.adapter[name].A)
+            assert torch.equal(again.adapter[name].B, fresh.adapter[name].B)
     assert count_correct(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
     assert torch.equal(frozen_features(used, tiny_data, 8), features)
 

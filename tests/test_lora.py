@@ -227,6 +227,32 @@ class TestDropout:
         x = torch.randn(4, 5, dtype=torch.float64)
         close64(run_layer(bank, x, 1).detach(), linear(x))
 
+    @pytest.mark.parametrize("trainable", ["AB", "A", "B"])
+    def test_gradients_are_those_of_the_masked_product(self, trainable: str, random_adapter) -> None:
+        """Against autograd on y = x Wᵀ + bias + s·(m∘x Aᵀ) Bᵀ with the mask drawn here from the same seeds."""
+        d, k, t = 6, 5, 4
+        bank, linear = one_layer(d, k, dropout=self.P)
+        adapters = [doubled(random_adapter({"0": (d, k)}, 3, i)) for i in range(2)]
+        seeds = [4, 9]
+        leaves = bank.load(
+            adapters, no_head(2), frozenset(trainable), generators=[torch.Generator().manual_seed(s) for s in seeds]
+        )
+        x = torch.randn(2 * t, k, dtype=torch.float64, requires_grad=True)
+        out_weight = torch.randn(2 * t, d, dtype=torch.float64)
+        parts = {part: leaves[f"0/{part}"] for part in trainable}
+        ours = torch.autograd.grad((run_layer(bank, x, 2) * out_weight).sum(), [x, *parts.values()])
+        total = torch.zeros((), dtype=torch.float64)
+        stacks = {part: torch.stack([getattr(a["0"], part) for a in adapters]).requires_grad_(True) for part in "AB"}
+        for i, seed in enumerate(seeds):
+            draw = torch.Generator().manual_seed(seed)
+            mask = torch.empty(t, k, dtype=torch.float64).bernoulli_(1 - self.P, generator=draw) / (1 - self.P)
+            mine = x[i * t : (i + 1) * t]
+            y = linear(mine) + SCALE * (mine * mask) @ stacks["A"][i].T @ stacks["B"][i].T
+            total = total + (y * out_weight[i * t : (i + 1) * t]).sum()
+        theirs = torch.autograd.grad(total, [x, *(stacks[part] for part in parts)])
+        for one, two in zip(ours, theirs, strict=True):
+            close64(one, two)
+
     def test_none_without_generators(self, random_adapter) -> None:
         bank, _ = one_layer(6, 5, dropout=0.5)
         adapter = doubled(random_adapter({"0": (6, 5)}, 2, 0))

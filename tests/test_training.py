@@ -171,6 +171,23 @@ def test_dropout_and_augmentation_follow_the_seed(tiny_vit, client_config, make_
     assert gap(*dropped) > 1e-3  # one batch of all images: only the mask tells the seeds apart
 
 
+@pytest.mark.parametrize("changed", [{"client": 1}, {"round": 3}])
+@pytest.mark.parametrize("randomness", ["dropout", "crop_flip"])
+def test_clients_and_rounds_draw_apart(
+    randomness: str, changed: dict, tiny_vit, client_config, make_tasks, train
+) -> None:
+    """On eight copies of one image the order of the batches says nothing, so dropout or augmentation makes the gap."""
+    (first,) = make_tasks(tiny_vit, [0])
+    first = dataclasses.replace(first, examples=torch.full((8,), 3))
+    pair = [first, dataclasses.replace(first, **changed)]
+    one, two = (train(tiny_vit, [task], client_config())[0] for task in pair)
+    assert gap(one, two) == 0
+    settings = client_config(augment="crop_flip" if randomness == "crop_flip" else "none")
+    dropout = 0.3 if randomness == "dropout" else 0.0
+    one, two = (train(tiny_vit, [task], settings, dropout)[0] for task in pair)
+    assert gap(one, two) > 1e-3
+
+
 def test_clipping_is_each_clients_own(tiny_vit, client_config, make_tasks, train) -> None:
     """A limit that some clients reach and others do not: those others keep the very bits of no clipping."""
     tasks = make_tasks(tiny_vit)

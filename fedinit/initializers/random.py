@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fedinit.config import positive
+from fedinit.config import at_least, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
@@ -30,7 +30,8 @@ class Initializer(ABC):
         positive("init.scale", self.scale)
 
     def check(self, rank: int) -> None:
-        """Raise InputError for a rank this start cannot have."""
+        """Raise InputError for a rank this start cannot have. Any will do, unless a start says otherwise."""
+        at_least("adapter.rank", rank, 1)
 
     def start(self, targets: Mapping[str, tuple[int, int]], rank: int, seed: int) -> dict[str, Factors]:
         """{layer: Factors in float32} for targets {layer: (d, k)}; each layer has a stream of its own."""

@@ -12,12 +12,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from timm.data import resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
+from timm.models.mlp_mixer import MlpMixer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fedinit import digest
 from fedinit.config import ModelConfig
 from fedinit.errors import InputError, did_you_mean
 
+# By class, for shapes that timm's named models cannot be given: mixer_s32_224 refuses another width.
+CLASSES = {"MlpMixer": MlpMixer, "VisionTransformer": VisionTransformer}
 EMBEDDED = "embedded:"
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 
@@ -48,15 +52,15 @@ class Backbone:
 
 
 def build_backbone(settings: ModelConfig) -> Backbone:
-    """Create the timm model, load its weights, freeze it.
+    """Create the timm model, by its name or its class, load its weights, freeze it.
 
     Weights come from `settings.checkpoint` (safetensors; position embeddings are resampled to the image size), from
     timm's own pretrained ones, or stay random (drawn from a fixed seed, so that all sites agree).
     Raises InputError for an unknown name, arguments timm refuses, a missing, pickled or unfitting checkpoint.
     """
     base = settings.name.split(".")[0]
-    if not timm.is_model(base):
-        near = did_you_mean(base, timm.list_models())
+    if not timm.is_model(base) and base not in CLASSES:
+        near = did_you_mean(base, [*timm.list_models(), *CLASSES])
         raise InputError(f"model.name={settings.name}: timm knows no such model{near}")
     kwargs = dict(settings.kwargs)
     if settings.image_size is not None:
@@ -65,7 +69,10 @@ def build_backbone(settings: ModelConfig) -> Backbone:
         torch.manual_seed(0)
         try:
             online = settings.pretrained and not settings.checkpoint
-            module = timm.create_model(settings.name, pretrained=online, num_classes=0, **kwargs)
+            if base in CLASSES:
+                module = CLASSES[base](num_classes=0, **kwargs)
+            else:
+                module = timm.create_model(settings.name, pretrained=online, num_classes=0, **kwargs)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
             raise InputError(f"model.name={settings.name}: timm refuses {kwargs}: {_first_line(error)}") from error
         except OSError as error:

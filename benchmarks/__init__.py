@@ -1,0 +1,1 @@
+"""Speed, measured: `python -m benchmarks.<name>` prints a table and writes results/<name>-<machine>.csv beside this."""

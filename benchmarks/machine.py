@@ -1,0 +1,72 @@
+"""Which machine a number was measured on, and one way to print and keep a table of numbers."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def name() -> str:
+    """The processor and the cores this process may use, such as "intel-xeon-processor-2c"; no host name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    model = models[0] if models else platform.processor() or platform.machine()
+    words = re.sub(r"\((r|tm)\)|@.*", " ", model.lower())
+    return f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}-{cores()}c"
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def commit() -> str:
+    """The short hash of this checkout, with "-dirty" where it was changed, or "unknown" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--match="]
+    try:
+        done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def publish(benchmark: str, rows: Sequence[Mapping[str, object]], *, dtype: str, seed: int) -> Path:
+    """Print the rows, one dictionary each with the same keys, and write them to benchmarks/results/.
+
+    The file also says, in every row, at which commit, with which torch, threads, dtype and seed they were measured.
+    """
+    facts = {"commit": commit(), "torch": torch.__version__, "threads": torch.get_num_threads(), "dtype": dtype,
+             "seed": seed}  # fmt: skip
+    table = Table(title=f"{benchmark}, {name()}, {facts['threads']} threads, torch {facts['torch']}")
+    for key, value in rows[0].items():
+        table.add_column(key.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{benchmark}-{name()}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts])
+        writer.writeheader()
+        writer.writerows({**row, **facts} for row in rows)
+    console.print(f"written: {os.path.relpath(path)}", highlight=False, soft_wrap=True)
+    return path
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
