@@ -23,6 +23,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
+from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
@@ -304,6 +305,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=24, help=f"of {IMAGES_PER_EPOCH} images each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="torch's threads within an operation")
+    parser.add_argument("--probe", action="store_true", help="probe the existing file again, without training")
     parser.add_argument("--output", type=Path, help="instead of the file in the package")
     arguments = parser.parse_args()
     path = arguments.output or EMBEDDED / f"glyph_{arguments.kind}.safetensors"
@@ -316,8 +318,18 @@ def main() -> int:
     pixels = probe(digits.images.flatten(1).numpy() / 255.0, digits)
     untrained = probe(features(model, digits.images), digits)
     print(_row("pixels", pixels), _row("untrained", untrained), sep="\n", flush=True)
-    glyph_accuracy = train(model, digits, arguments.epochs, arguments.seed)
-    print(f"glyphs    {glyph_accuracy:.2f} % of fresh renderings of {len(GLYPHS)} glyphs", flush=True)
+    if arguments.probe:
+        with safe_open(path, framework="pt") as file:
+            made = file.metadata()
+            model.load_state_dict({key: file.get_tensor(key).float() for key in file.keys()}, strict=False)  # noqa: SIM118
+        command, glyph_accuracy = made["command"], float(made["glyph_accuracy"])
+    else:
+        command = (
+            f"python scripts/pretrain_glyphs.py {arguments.kind} --epochs {arguments.epochs} "
+            f"--seed {arguments.seed} --threads {arguments.threads}"
+        )
+        glyph_accuracy = train(model, digits, arguments.epochs, arguments.seed)
+        print(f"glyphs    {glyph_accuracy:.2f} % of fresh renderings of {len(GLYPHS)} glyphs", flush=True)
 
     model.half().float()  # probe what is saved, not what was trained
     trained = probe(features(model, digits.images), digits)
@@ -328,8 +340,7 @@ def main() -> int:
         return 1
     facts = {
         "provenance": f"{len(GLYPHS)} printed glyphs in {len(FONTS)} fonts that matplotlib ships",
-        "command": f"python scripts/pretrain_glyphs.py {arguments.kind} --epochs {arguments.epochs} "
-        f"--seed {arguments.seed} --threads {arguments.threads}",
+        "command": command,
         "glyph_accuracy": glyph_accuracy,
         "probe_trained": trained,
         "probe_untrained": untrained,

@@ -31,31 +31,31 @@ def _inverted(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _rotated(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Counter-clockwise by 30 to 60 degrees: one side only, so that the domain has a mean shift."""
-    return ndimage.rotate(image, rng.uniform(30.0, 60.0), reshape=False, order=1)
+    """Counter-clockwise by 60 to 120 degrees: one side only, so that the domain has a mean shift."""
+    return ndimage.rotate(image, rng.uniform(60.0, 120.0), reshape=False, order=1)
 
 
 def _thick(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Strokes grown by a disc of 1/16 of the side: counters narrow, few close."""
-    radius = image.shape[0] // 16
+    """Strokes grown by a disc of 1/10 of the side: most counters close."""
+    radius = image.shape[0] // 10
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     return ndimage.grey_dilation(image, footprint=x * x + y * y <= radius * radius)
 
 
 def _noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Grey background and independent pixel noise: contrast .6 at sigma .25."""
-    return 0.2 + 0.6 * image + rng.normal(0.0, 0.25, image.shape)
+    """Grey background and independent pixel noise: contrast .6 at sigma .35."""
+    return 0.2 + 0.6 * image + rng.normal(0.0, 0.35, image.shape)
 
 
 def _texture(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Two gratings of random direction, phase and 2 to 6 periods a side, at up to .6, behind the ink."""
+    """Two gratings of random direction, phase and 2 to 6 periods a side, at up to .8, behind the ink."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]] / image.shape[0]
     grating = np.zeros_like(image)
     for _ in range(2):
         angle, phase = rng.uniform(0.0, 2.0 * np.pi, 2)
         periods = rng.uniform(2.0, 6.0)
         wave = 2.0 * np.pi * periods * (x * np.cos(angle) + y * np.sin(angle)) + phase
-        grating += 0.15 * (1.0 + np.sin(wave))
+        grating += 0.2 * (1.0 + np.sin(wave))
     return np.maximum(image, grating)
 
 
