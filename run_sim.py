@@ -7,26 +7,22 @@ Every word is a Hydra override; ``--help`` lists the groups and their choices, `
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # flwr reads both when it is imported
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+from rich.console import Console
 
-from rich.console import Console  # noqa: E402
-
-from clients.cohort import Cohort  # noqa: E402
-from clients.site import Site  # noqa: E402
-from fedinit import compose, run_folder  # noqa: E402
-from fedinit.config import Choice, Config, load  # noqa: E402
-from fedinit.engines.local import LocalGrid  # noqa: E402
-from fedinit.errors import InputError  # noqa: E402
-from fedinit.progress import ProgressObserver  # noqa: E402
-from fedinit.reporting import open_run  # noqa: E402
-from fedinit.table import print_summary  # noqa: E402
-from strategies.federated_lora import RunFailed  # noqa: E402
-from strategies.federation import Outcome, check_method, federate  # noqa: E402
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit import compose, run_folder
+from fedinit.config import Choice, Config
+from fedinit.engines.local import LocalGrid
+from fedinit.errors import InputError
+from fedinit.progress import ProgressObserver
+from fedinit.reporting import open_run
+from fedinit.table import print_summary
+from strategies.federated_lora import RunFailed
+from strategies.federation import Outcome, check_method, federate
 
 
 def simulate(config: Config, console: Console) -> dict:
@@ -45,12 +41,13 @@ def simulate(config: Config, console: Console) -> dict:
     head_alone = None
     if config.evaluation.head_alone and config.strategy.name != "head_alone":
         last_only = dataclasses.replace(config.evaluation, every=config.rounds)
-        short = dataclasses.replace(config, evaluation=last_only)
+        plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
+        short = dataclasses.replace(config, evaluation=last_only, **plain)
         head_alone = run(short, site, [], console, "head alone", Choice(name="head_alone")).summary()
     outcome = run(config, site, opened.observers, console, config.strategy.name)
     final = outcome.aggregate
     summary = outcome.summary() | {"head_alone": head_alone}
-    return opened.close(final.layers, final.head, outcome.roster.class_names, summary)
+    return opened.close(final.layers, final.head, outcome.offset, outcome.roster.class_names, summary)
 
 
 def run(
@@ -68,19 +65,6 @@ def run(
         progress.close()
 
 
-def sweep(argv: Sequence[str], console: Console) -> int:
-    """Hydra's multirun over the same configuration; every job is a run of its own."""
-    import hydra
-
-    @hydra.main(config_path=str(compose.CONF_DIR), config_name="config", version_base="1.3")
-    def job(composed) -> None:
-        simulate(load(compose.plain(composed)), console)
-
-    sys.argv = ["run_sim.py", *argv]
-    job()
-    return 0
-
-
 def main(argv: Sequence[str]) -> int:
     console, errors = Console(), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
@@ -88,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
             console.print(__doc__, compose.describe_groups(), markup=False, highlight=False, soft_wrap=True)
             return 0
         if {"-m", "--multirun"} & set(argv):
-            return sweep(argv, console)
+            compose.multirun(argv, lambda config: simulate(config, console))
+            return 0
         simulate(compose.compose_config(argv), console)
         return 0
     except InputError as error:

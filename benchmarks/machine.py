@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fedinit.threads import cores
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -25,11 +27,6 @@ def name() -> str:
     model = models[0] if models else platform.processor() or platform.machine()
     words = re.sub(r"\((r|tm)\)|@.*", " ", model.lower())
     return f"{re.sub(r'[^a-z0-9]+', '-', words).strip('-')}-{cores()}c"
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit() -> str:

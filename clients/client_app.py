@@ -23,7 +23,7 @@ app = ClientApp()
 def _cohort(run_config: str, node_config: str) -> Cohort:
     """One site a configuration and process: a long-lived process does not load its backbone for every message."""
     config = compose_run_config(json.loads(run_config))
-    return Cohort(Site(with_site_settings(config, json.loads(node_config))))
+    return Cohort(Site(with_site_settings(config, json.loads(node_config))), persistent=True)
 
 
 def _answer(message: Message, context: Context) -> Message:

@@ -6,6 +6,7 @@ implementation of anything a client does.
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +14,15 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.common.constant import ErrorCode
 from torch import Tensor
 
+from clients.bases import Bases
 from clients.evaluation import counts_record
 from clients.site import Site, is_zero
 from clients.training import Result, Task, train_bank
 from fedinit import wire
+from fedinit.base import EMPTY
 from fedinit.errors import InputError
 from fedinit.factors import Factors, difference, distance, norm
+from fedinit.lora import Bank
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
 OWN = "own"  # in Context.state: the factors this client ended its last round with
@@ -29,8 +33,9 @@ Delivery = tuple[Message, Context]
 class Cohort:
     """Callable on a list of (message, context); returns one reply each, in the same order."""
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, site: Site, persistent: bool = False) -> None:
+        """persistent: clients keep their base in their Context, for when the next message meets a new process."""
+        self.site, self.bases = site, Bases(persistent)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
         replies: dict[int, Message] = {}
@@ -65,38 +70,42 @@ class Cohort:
     def _train(self, deliveries: Sequence[Delivery]) -> list[Message]:
         tasks: list[Task | Message] = [_attempt(self._task, m, c) for m, c in deliveries]
         ready = [t for t in tasks if isinstance(t, Task)]
-        banks = split_evenly(ready, self.site.config.engine.clients_per_bank)
-        # Without any adapter in play the backbone's features are constants, computed once for all rounds.
-        still = self.site.config.client.augment == "none" and all(
-            not t.trainable and not t.offset and is_zero(t.adapter) for t in ready
-        )
-        features = self.site.features if ready and still else None
-
-        def work(bank, members: Sequence[Task]) -> list[Result | Exception]:
-            site = self.site
-            try:
-                return list(
-                    train_bank(
-                        bank, members, site.data, site.lanes.input, site.config.client, site.config.seed, features
-                    )
-                )
-            except Exception as error:  # noqa: BLE001 (a client's failure must not end its mates' round)
-                if len(members) > 1:
-                    return [r for member in members for r in work(bank, [member])]
-                return [error]
-
-        results = iter([r for bank in self.site.lanes.map(work, banks) for r in bank])
+        results = self._results(ready)
         replies = []
         for task, (message, context) in zip(tasks, deliveries, strict=True):
             if isinstance(task, Message):
                 replies.append(task)
                 continue
-            result = next(results)
+            result = results[task.client]
             if isinstance(result, Exception):
                 replies.append(_failed(message, result))
             else:
                 replies.append(Message(self._reply(task, result, message, context), reply_to=message))
         return replies
+
+    def _results(self, tasks: Sequence[Task]) -> dict[int, Result | Exception]:
+        """{client: what training gave}; clients over the same base are trained in banks together."""
+        site, made = self.site, {}
+        for key in sorted({t.base for t in tasks}):
+            members = [t for t in tasks if t.base == key]
+            site.lanes.set_base(key, self.bases.known[key])
+            # Without any adapter in play the backbone's features are constants, computed once for all rounds.
+            still = site.config.client.augment == "none" and key == EMPTY and all(_is_still(t) for t in members)
+            features = site.features if still else None
+
+            def work(bank: Bank, part: Sequence[Task], features: Tensor | None = features) -> list[Result | Exception]:
+                try:
+                    seed, settings = site.config.seed, site.config.client
+                    return list(train_bank(bank, part, site.data, site.lanes.input, settings, seed, features))
+                except Exception as error:  # noqa: BLE001 (a client's failure must not end its mates' round)
+                    if len(part) > 1:
+                        return [r for member in part for r in work(bank, [member], features)]
+                    return [error]
+
+            banks = split_evenly(members, site.config.engine.clients_per_bank)
+            results = [r for bank in site.lanes.map(work, banks) for r in bank]
+            made |= dict(zip([t.client for t in members], results, strict=True))
+        return made
 
     def _task(self, message: Message, context: Context) -> Task:
         """The message as a task: what was sent, completed by what this client holds."""
@@ -117,6 +126,7 @@ class Cohort:
             adapter=adapter,
             head=head,
             trainable=frozenset(config["trainable"]),
+            base=self.bases.receive(message, context),
             offset=offset,
             notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
         )
@@ -134,16 +144,16 @@ class Cohort:
         if absent:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
         layers, head = wire.from_tensors({k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)})
-        return {layer: layers[layer] for layer in self.site.targets}, head
+        return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
 
     def _reply(self, task: Task, result: Result, message: Message, context: Context) -> RecordDict:
         config = message.content[wire.CONFIG]
-        if config["own-factors"]:
+        if config["own-factors"] or config["personal"]:
             context.state[OWN] = wire.encode(wire.to_tensors(result.adapter, {}))
         trained = {
             name: value
             for name, value in wire.to_tensors(result.adapter, result.head).items()
-            if name.startswith(wire.HEAD) or name[-1] in task.trainable
+            if name.startswith(wire.HEAD) or name[-1] in task.trainable.difference(config["personal"])
         }
         metrics = {
             "num-examples": len(task.examples),
@@ -160,7 +170,9 @@ class Cohort:
         def answer(message: Message, context: Context) -> RecordDict:
             part = self.site.partition(_partition_id(context))
             adapter, head = self._received(message, context)
-            return RecordDict({wire.METRICS: counts_record(self.site.count_correct(part.test, adapter, head))})
+            key = self.bases.receive(message, context)
+            counts = self.site.count_correct(part.test, adapter, head, key, self.bases.known[key])
+            return RecordDict({wire.METRICS: counts_record(counts)})
 
         return [_guarded(answer, m, c) for m, c in deliveries]
 
@@ -170,6 +182,19 @@ def split_evenly(items: Sequence[Task], size: int) -> list[list[Task]]:
     count = -(-len(items) // size)
     bounds = [round(i * len(items) / count) for i in range(count + 1)] if count else [0]
     return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
+    """The factors with the ones this client keeps to itself in their place, once it has any."""
+    personal = message.content[wire.CONFIG]["personal"]
+    if not personal or OWN not in context.state:
+        return layers
+    own, _ = wire.from_tensors(wire.decode(context.state[OWN]))
+    return {n: dataclasses.replace(f, **{p: getattr(own[n], p) for p in personal}) for n, f in layers.items()}
+
+
+def _is_still(task: Task) -> bool:
+    return not task.trainable and not task.offset and is_zero(task.adapter)
 
 
 def _partition_id(context: Context) -> int:

@@ -8,17 +8,17 @@ lanes decides only when a bank is run, never what it computes.
 from __future__ import annotations
 
 import copy
-import os
 import queue
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
+from fedinit.base import EMPTY, Offset
 from fedinit.errors import InputError
 from fedinit.lora import Bank
 from fedinit.models.backbone import Backbone
+from fedinit.threads import cores, make_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,12 +48,29 @@ class Lanes:
                 moved = backbone.module if place.type == "cpu" else copy.deepcopy(backbone.module).to(place)
                 on_device[place] = Backbone(module=moved, features=backbone.features, input=backbone.input)
         self.banks = [Bank(on_device[place], targets, scale, dropout) for place in places]
+        self.scale = scale
+        self._base_key = EMPTY
         self.input = backbone.input
         self.features = backbone.features
         self._free: queue.SimpleQueue[Bank] = queue.SimpleQueue()
         for bank in self.banks:
             self._free.put(bank)
-        self._pool = ThreadPoolExecutor(len(places), thread_name_prefix="lane", initializer=_one_thread)
+        self._pool = make_pool(len(places), "lane")
+
+    def set_base(self, key: str, offset: Offset) -> None:
+        """Put every bank over W + s·O; one copy of the changed weights a device. `key` names the offset."""
+        if key == self._base_key:
+            return
+        made: dict[torch.device, dict[str, torch.Tensor]] = {}
+        for bank in self.banks:
+            device = next(bank.module.parameters()).device
+            if device not in made:
+                made[device] = {
+                    name: torch.add(bank.layers[name].weight, value.to(device), alpha=self.scale)
+                    for name, value in offset.items()
+                }
+            bank.rebase(made[device])
+        self._base_key = key
 
     def map(self, work: Callable[[Bank, Item], Result], items: Iterable[Item]) -> list[Result]:
         """[work(bank, item) for each item], each on whichever lane is free; results in the order of the items."""
@@ -68,10 +85,6 @@ class Lanes:
         return list(self._pool.map(run, items))
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _places(device: str, lanes: int | None) -> list[torch.device]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -80,8 +93,7 @@ def _places(device: str, lanes: int | None) -> list[torch.device]:
     except RuntimeError as error:
         raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>") from error
     if wanted.type == "cpu":
-        count = lanes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else lanes or os.cpu_count()
-        return [torch.device("cpu")] * (count or 1)
+        return [torch.device("cpu")] * (lanes or cores())
     if wanted.type != "cuda":
         raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>")
     there = torch.cuda.device_count()

@@ -26,12 +26,15 @@ class BankOptimizer(ABC):
     def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
         self.leaves, self.settings = dict(leaves), settings
         self.values = _side_by_side(leaves.values())
+        self.start = self.values.clone() if settings.prox else None  # FedProx's anchor (arXiv 1812.06127)
         self.steps = 0
 
     @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], active: int) -> None:
         """One step of the first `active` clients, with gradients of the leaves' shapes (more rows are ignored)."""
         gradient = _side_by_side(gradients[name][:active] for name in self.leaves)
+        if self.start is not None:
+            gradient.add_(self.values[:active] - self.start[:active], alpha=self.settings.prox)
         if self.settings.clip_norm is not None:
             clip(gradient, self.settings.clip_norm)
         self.steps += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
+from types import MappingProxyType
 
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
@@ -13,10 +14,12 @@ from clients.evaluation import count_correct, counts_record, frozen_features
 from clients.lanes import Lanes
 from clients.optimizers import OPTIMIZERS
 from fedinit import wire
+from fedinit.base import EMPTY, NAME, Offset
 from fedinit.config import Config
 from fedinit.data import load_dataset
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition, make_partitions
+from fedinit.digest import of_tensors
 from fedinit.errors import InputError, choose
 from fedinit.factors import Factors
 from fedinit.models import Backbone, build_backbone, select_targets
@@ -71,20 +74,31 @@ class Site:
     @cached_property
     def features(self) -> Tensor:
         """(n, D) pooled features of every image under the bare backbone, for rounds without adapters."""
+        self.lanes.set_base(EMPTY, {})
         return frozen_features(self.lanes, self.data, self.config.evaluation.batch_size)
 
     def count_correct(
-        self, indices: Tensor, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]
+        self,
+        indices: Tensor,
+        adapter: Mapping[str, Factors],
+        head: Mapping[str, Tensor],
+        key: str = EMPTY,
+        offset: Offset = MappingProxyType({}),
     ) -> dict[int, tuple[int, int]]:
-        """{domain: (correct, images)} over `indices` (n,), from cached features where the adapter is still zero."""
-        features = self.features if is_zero(adapter) else None
+        """{domain: (correct, images)} over `indices` (n,) of an adapter and head over the base W + s·O, where `key`
+        names O; from cached features where adapter and offset are still zero."""
+        features = self.features if is_zero(adapter) and key == EMPTY else None
+        self.lanes.set_base(key, offset)
         size = self.config.evaluation.batch_size
         return count_correct(self.lanes, self.data, indices, adapter, head, size, features)
 
     def evaluate_round(self, round: int, arrays: ArrayRecord) -> MetricRecord:
         """Every domain's test split in one pass; the evaluate_fn of a strategy in this process."""
-        adapter, head = wire.from_tensors(wire.decode(arrays))
-        return counts_record(self.count_correct(self.data.test.nonzero().flatten(), adapter, head))
+        tensors = wire.decode(arrays)
+        offset = {n[len(NAME) :]: tensors.pop(n) for n in list(tensors) if n.startswith(NAME)}
+        adapter, head = wire.from_tensors(tensors)
+        key = of_tensors(offset) if offset else EMPTY
+        return counts_record(self.count_correct(self.data.test.nonzero().flatten(), adapter, head, key, offset))
 
 
 def is_zero(adapter: Mapping[str, Factors]) -> bool:

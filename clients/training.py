@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clients import batches
 from clients.optimizers import create_optimizer
+from fedinit.base import EMPTY
 from fedinit.config import ClientConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
@@ -24,7 +25,8 @@ from fedinit.seeding import derive, torch_generator
 class Task:
     """A client's part of a round.
 
-    offset: factors that belong to this client's base in this round. notes: numbers known before training, to be
+    base: the key of the base offset this client trains over. offset: factors that belong to this client's base in
+    this round, on top of that. notes: numbers known before training, to be
     reported with the result.
     """
 
@@ -34,6 +36,7 @@ class Task:
     adapter: Mapping[str, Factors]
     head: Mapping[str, Tensor]
     trainable: frozenset[str]
+    base: str = EMPTY
     offset: Mapping[str, Factors] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -55,6 +57,23 @@ def describe_groups() -> str:
     lines += [f"  {key:<14} {value}" for key, value in values.items() if key not in ("defaults", "hydra")]
     lines += ["", "Keys inside a group: model.checkpoint=  data.root=  adapter.rank=  client.lr=  strategy.lam=  …"]
     return "\n".join(lines)
+
+
+def multirun(argv: Sequence[str], job: Callable[[Config], object]) -> None:
+    """Hydra's multirun: `job` once for every combination of the values in `argv`, ``-m strategy=fedit,flora seed=0,1``.
+
+    Raises InputError for an override that Hydra or a check refuses.
+    """
+
+    @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
+    def each(composed: DictConfig) -> None:
+        job(load(plain(composed)))
+
+    words, sys.argv = sys.argv, ["run_sim.py", *argv]
+    try:
+        each()
+    finally:
+        sys.argv = words
 
 
 def compose_run_config(run_config: Mapping[str, object]) -> Config:

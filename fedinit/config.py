@@ -45,6 +45,7 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     rank: int
+    ranks: tuple[int, ...] | None  # of the clients, dealt in turn; null: all have `rank`. The scale is the same for all
     alpha: float  # the scale is alpha / rank
     dropout: float  # on the adapter's input, while training
     targets: tuple[str, ...] | None  # patterns of layer names; null: the paper's for this kind of model
@@ -80,6 +81,7 @@ class ClientConfig:
     momentum: float
     betas: tuple[float, float]
     weight_decay: float
+    prox: float  # FedProx: adds prox/2·‖θ − θ_start‖² over adapter and head to the loss
     clip_norm: float | None  # global norm over one client's adapters and head; null: none
     batch_size: int
     epochs: int
@@ -117,12 +119,13 @@ class Config:
     rounds: int
     seed: int
     participation: float  # share of the clients in a round
-    weighting: Literal["examples", "uniform"]
+    weighting: Literal["auto", "examples", "uniform", "norm"]
     node_timeout: float  # seconds to wait for clients to be there, and for a round's replies
     output_dir: str
     resume: str
     strategy: Choice
     reinit: Choice
+    server_opt: Choice
     init: Choice
     model: ModelConfig
     adapter: AdapterConfig
@@ -143,6 +146,13 @@ class Config:
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
         at_least("adapter.rank", self.adapter.rank, 1)
         positive("adapter.alpha", self.adapter.alpha)
+        for rank in self.adapter.ranks or ():
+            at_least("adapter.ranks", rank, 1)
+        if self.adapter.ranks is not None and max(self.adapter.ranks, default=0) != self.adapter.rank:
+            raise InputError(
+                f"adapter.ranks={list(self.adapter.ranks)}: the largest must be adapter.rank={self.adapter.rank}, the "
+                "rank of the global adapter"
+            )
         within("adapter.dropout", self.adapter.dropout, 0, 1, open_high=True)
         if self.adapter.targets is not None and not self.adapter.targets:
             raise InputError("adapter.targets=[]: expected one pattern or more, or null for the model's default")
@@ -163,6 +173,7 @@ class Config:
         for beta in self.client.betas:
             within("client.betas", beta, 0, 1, open_high=True)
         within("client.weight_decay", self.client.weight_decay, 0, math.inf, open_high=True)
+        within("client.prox", self.client.prox, 0, math.inf, open_high=True)
         if self.client.clip_norm is not None:
             positive("client.clip_norm", self.client.clip_norm)
         at_least("client.batch_size", self.client.batch_size, 1)

@@ -1,7 +1,8 @@
 """The final adapter and head as files other tools read.
 
 adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model;
-head.safetensors holds the classifier.
+head.safetensors holds the classifier. Where something was merged into the base, base_offset.safetensors holds O by
+layer, (d, k): the weight the adapter sits on is W0 + (alpha/r)·O.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ def save_adapter(
     folder: Path,
     layers: Mapping[str, Factors],
     head: Mapping[str, Tensor],
+    offset: Mapping[str, Tensor],
     config: Config,
     class_names: Sequence[str],
 ) -> None:
-    """Write the adapter (A as lora_A (r, k), B as lora_B (d, r)) and the head into `folder`."""
+    """Write the adapter (A as lora_A (r, k), B as lora_B (d, r)), the head and the base offset into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, factors in layers.items():
@@ -35,6 +37,8 @@ def save_adapter(
         tensors[f"{PREFIX}{name}.lora_B.weight"] = plain.B.contiguous()
     save_file(tensors, folder / "adapter_model.safetensors")
     save_file({k: v.contiguous() for k, v in head.items()}, folder / "head.safetensors")
+    if offset:
+        save_file({k: v.contiguous() for k, v in offset.items()}, folder / "base_offset.safetensors")
     rank = next(iter(layers.values())).rank
     write_json(
         folder / "adapter_config.json",
@@ -53,12 +57,13 @@ def save_adapter(
     write_json(folder / "classes.json", {"classes": list(class_names)})
 
 
-def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """What `save_adapter` wrote: (factors by layer, head)."""
+def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]:
+    """What `save_adapter` wrote: (factors by layer, head, base offset by layer)."""
     tensors = load_file(folder / "adapter_model.safetensors")
     suffix = ".lora_A.weight"
     names = [n[len(PREFIX) : -len(suffix)] for n in tensors if n.endswith(suffix)]
     layers = {
         n: Factors(tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names
     }
-    return layers, load_file(folder / "head.safetensors")
+    merged = folder / "base_offset.safetensors"
+    return layers, load_file(folder / "head.safetensors"), load_file(merged) if merged.exists() else {}

@@ -67,22 +67,28 @@ class BankLinear(nn.Module):
     def __init__(self, frozen: nn.Linear, scale: float, dropout: float) -> None:
         super().__init__()
         self.weight, self.bias, self.scale, self.dropout = frozen.weight, frozen.bias, scale, dropout
-        self.folded: Tensor | None = None  # (d, k): W + s·BA, for evaluation of one adapter
+        self.merged: Tensor | None = None  # (d, k): W + s·O, where something was merged into the base
+        self.folded: Tensor | None = None  # (d, k): base + s·BA, for evaluation of one adapter
         self.A: Tensor | None = None  # (K, r, k)
         self.B: Tensor | None = None  # (K, d, r)
         self.offset: tuple[Tensor, Tensor] | None = None  # frozen (K, r', k), (K, d, r'): part of each client's base
         self.active = 0
         self.generators: Sequence[torch.Generator] = ()  # one a client, for dropout
 
+    @property
+    def base(self) -> Tensor:
+        """The weight that the adapters sit on, (d, k)."""
+        return self.weight if self.merged is None else self.merged
+
     def forward(self, x: Tensor) -> Tensor:
         if self.folded is not None:
             return F.linear(x, self.folded, self.bias)
         if self.A is None:
-            return F.linear(x, self.weight, self.bias)
+            return F.linear(x, self.base, self.bias)
         n = self.active
         clients = x.reshape(n, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
         mask = self._mask(clients) if self.dropout and self.generators else None
-        y = Adapted.apply(clients, mask, self.weight, self.bias, self.A[:n], self.B[:n], self.scale)
+        y = Adapted.apply(clients, mask, self.base, self.bias, self.A[:n], self.B[:n], self.scale)
         if self.offset is not None:
             low, high = self.offset
             y = torch.baddbmm(y, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
@@ -144,11 +150,16 @@ class Bank:
         self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
 
+    def rebase(self, bases: Mapping[str, Tensor]) -> None:
+        """Use these effective weights W + s·O, (d, k), where given, and W itself elsewhere."""
+        for name, layer in self.layers.items():
+            layer.merged = bases.get(name)
+
     def fold(self, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]) -> None:
         """Take one adapter for evaluation, W + s·BA computed once per layer instead of per batch."""
         for name, layer in self.layers.items():
             product = adapter[name].dense().to(layer.weight.device)
-            layer.folded = torch.add(layer.weight, product, alpha=layer.scale)
+            layer.folded = torch.add(layer.base, product, alpha=layer.scale)
         self.head = {key: value[None].to(next(self.module.parameters()).device) for key, value in head.items()}
 
     def fold_like(self, other: Bank) -> None:

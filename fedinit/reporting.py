@@ -31,11 +31,12 @@ class OpenRun:
         self,
         layers: Mapping[str, Factors],
         head: Mapping[str, Tensor],
+        offset: Mapping[str, Tensor],
         class_names: Sequence[str],
         summary: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Write adapter and summary, tell the observers, print the table; returns the whole summary."""
-        save_adapter(self.folder.path / "adapter", layers, head, self.config, class_names)
+        save_adapter(self.folder.path / "adapter", layers, head, offset, self.config, class_names)
         whole = {
             **summary,
             "strategy": self.config.strategy.name,

@@ -7,16 +7,40 @@ from typing import Any
 from fedinit.config import build
 from fedinit.errors import choose
 from strategies.aggregator import Aggregator
+from strategies.fedex_lora import FedExLoRA
 from strategies.fedit import FedIT
+from strategies.fedrot_lora import FedRotLoRA
+from strategies.fedsa_lora import FedSALoRA
+from strategies.fedsvd import FedSVD
 from strategies.ffa_lora import FFALoRA
+from strategies.flexlora import FlexLoRA
+from strategies.flora import FLoRA
+from strategies.florist import FLoRIST
+from strategies.frlora import FRLoRA
 from strategies.head_alone import HeadAlone
+from strategies.hetlora import HetLoRA
 from strategies.lora_fair import LoRAFAIR
+from strategies.rbla import RBLA
+from strategies.rolora import RoLoRA
+from strategies.spectral import Spectral
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
+    "fedex_lora": FedExLoRA,
     "fedit": FedIT,
+    "fedrot_lora": FedRotLoRA,
+    "fedsa_lora": FedSALoRA,
+    "fedsvd": FedSVD,
     "ffa_lora": FFALoRA,
+    "flexlora": FlexLoRA,
+    "flora": FLoRA,
+    "florist": FLoRIST,
+    "frlora": FRLoRA,
     "head_alone": HeadAlone,
+    "hetlora": HetLoRA,
     "lora_fair": LoRAFAIR,
+    "rbla": RBLA,
+    "rolora": RoLoRA,
+    "spectral": Spectral,
 }
 
 

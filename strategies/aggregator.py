@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fedinit.factors import Factors, inner, norm, pad, stack
+from fedinit.threads import server_pool
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,28 @@ class Aggregate:
 class Aggregator(ABC):
     """An aggregation method. Its fields are its options, with the same names in conf/strategy/<name>.yaml.
 
-    weighting: p_i ∝ n_i (``examples``) or p_i = 1/K (``uniform``), for factors and heads alike.
+    weighting: p_i ∝ n_i (``examples``), p_i = 1/K (``uniform``) or p_i ∝ ‖B_iA_i‖_F over all layers (``norm``), for
+    factors and heads alike.
     diagnostics: also measure the round's aggregation bias, at O(R²(d + k)) a layer for R = Σ r_i.
 
     Laws: the result does not depend on the order of the updates, bit for bit; K = 1 gives that client back;
     rescaling all n_i changes nothing beyond rounding.
     """
 
-    weighting: Literal["examples", "uniform"] = "examples"
+    # Whether clients may have ranks of their own.
+    mixed_ranks: ClassVar[bool] = False
+    # Factors that clients train and keep to themselves; the server never sees them.
+    personal: ClassVar[frozenset[str]] = frozenset()
+    # The re-initialisers that go with the method, the one of its paper first, and why others do not.
+    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
+    why: ClassVar[str] = ""
+
+    weighting: Literal["examples", "uniform", "norm"] = "examples"
     diagnostics: bool = True
 
     def trainable(self, round: int) -> frozenset[str]:
-        """Which of "A", "B" the clients train and send in this round. The head is always trained."""
+        """Which of "A", "B" the clients train in this round, and send unless they are `personal`. The head is always
+        trained and sent."""
         return frozenset({"A", "B"})
 
     def aggregate(
@@ -66,35 +77,52 @@ class Aggregator(ABC):
     ) -> Aggregate:
         """The global state from this round's updates; `previous` is what their clients started from.
 
-        Sums run in float64 in client order; the result has the dtype of the updates. Raises ValueError for no
-        updates, a client that appears twice, weights that are not positive, or layers that do not match.
+        Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of the updates.
+        Raises ValueError for no updates, a client that appears twice, weights that are not positive, or layers that do
+        not match.
         """
         updates = sorted(updates, key=lambda u: u.client)
         _check(updates)
         weights = self.weights(updates)
-        layers, measured = {}, []
-        for name in updates[0].layers:
-            products = [u.layers[name] for u in updates]
-            rank = max(p.rank for p in products)
-            products = [pad(p.absorb(), rank) for p in products]
+
+        def one(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
+            products = [u.layers[name].absorb() for u in updates]
+            if not self.mixed_ranks and len({p.rank for p in products}) > 1:
+                raise ValueError(f"layer {name}: clients have ranks {sorted({p.rank for p in products})}; expected one")
             start = None if previous is None else previous.layers.get(name)
             merged = self.merge(products, weights, start)
-            layers[name] = merged.to(products[0].A.dtype)
-            if self.diagnostics:
-                measured.append(measure_bias(products, weights, merged))
+            left_out = self.left_out(products, weights, merged)
+            whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
+            measured = measure_bias(products, weights, whole) if self.diagnostics else {}
+            dtype = products[0].A.dtype
+            return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
+
+        made = dict(zip(updates[0].layers, server_pool().map(one, updates[0].layers), strict=True))
+        layers = {name: merged for name, (merged, _, _) in made.items()}
+        residual = {name: left_out for name, (_, left_out, _) in made.items() if left_out is not None}
+        measured = [facts for _, _, facts in made.values() if facts]
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
-        return Aggregate(layers=layers, head=head, diagnostics=_summarise(measured))
+        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=_summarise(measured))
 
     @abstractmethod
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        """One layer: the clients' factors, at one rank and in client order, to global factors in float64."""
+        """One layer: the clients' factors, in client order, to global factors in float64.
+
+        `start`: the global factors that this round's clients started from, or None where they are not known.
+        """
+
+    def left_out(self, products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> Factors | None:
+        """What of the ideal update goes into the base instead of the factors; None for most methods."""
+        return None
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
         """p_i, in the order of the updates."""
-        if self.weighting == "uniform":
-            return [1 / len(updates)] * len(updates)
-        total = sum(u.examples for u in updates)
-        return [u.examples / total for u in updates]
+        shares = [float(u.examples) for u in updates]
+        if self.weighting == "norm":
+            shares = [sum(norm(f.to(torch.float64)) ** 2 for f in u.layers.values()) ** 0.5 for u in updates]
+        if self.weighting == "uniform" or not any(shares):
+            shares = [1.0] * len(updates)
+        return [share / sum(shares) for share in shares]
 
 
 def mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -106,8 +134,24 @@ def mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def mean_factors(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """(Ā, B̄) in float64."""
+    """(Ā, B̄) in float64, with lower ranks padded with zeros."""
+    products = at_one_rank(products)
     return Factors(mean([p.A for p in products], weights), mean([p.B for p in products], weights))
+
+
+def at_one_rank(products: Sequence[Factors]) -> list[Factors]:
+    """All products at the highest rank among them, padded with zeros."""
+    rank = max(p.rank for p in products)
+    return [pad(p, rank) for p in products]
+
+
+def centred(products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Factors:
+    """C = ΔW − B̄Ā as Σ p_i (B_i − B̄)(A_i − Ā), of rank K·r, in float64; lower ranks are padded with zeros.
+
+    Formed from centred factors, so that a small bias does not drown in the rounding of two large terms.
+    """
+    whole = [p.to(torch.float64) for p in at_one_rank(products)]
+    return stack([Factors(p.A - average.A, p.B - average.B) for p in whole], weights)
 
 
 def measure_bias(products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> dict[str, float]:
@@ -120,17 +164,17 @@ def measure_bias(products: Sequence[Factors], weights: Sequence[float], merged: 
     from ΔW = C + B̄Ā.
     """
     average = mean_factors(products, weights)
-    centred = stack([Factors(p.A - average.A, p.B - average.B) for p in products], weights)
+    bias = centred(products, weights, average)
     basis = torch.linalg.svd(average.A, full_matrices=False)
     kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
-    correctable = centred.B @ (centred.A @ kept.T)  # (d, r): C Vᵀ, whose norm is ‖C P_A‖
-    bias2 = norm(centred) ** 2
+    correctable = bias.B @ (bias.A @ kept.T)  # (d, r): C Vᵀ, whose norm is ‖C P_A‖
+    bias2 = norm(bias) ** 2
     return {
-        "ideal2": max(bias2 + 2 * inner(centred, average) + norm(average) ** 2, 0.0),
+        "ideal2": max(bias2 + 2 * inner(bias, average) + norm(average) ** 2, 0.0),
         "bias2": bias2,
         "correctable2": float(correctable.square().sum()),
         "merged2": norm(merged) ** 2,
-        "dot": inner(centred, merged) + inner(average, merged),
+        "dot": inner(bias, merged) + inner(average, merged),
     }
 
 

@@ -6,6 +6,7 @@ it is; sampling draws partition ids from the round's seed; updates are summed in
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -14,12 +15,15 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedinit import digest, wire
+from fedinit import base, digest, wire
+from fedinit.factors import leading
 from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
 from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
+from strategies.base_ledger import BaseLedger
 from strategies.gate import Expected, Refusal, admit
-from strategies.reinit import Reinit
+from strategies.reinit import Ground, Reinit, Start
+from strategies.server_opt import ServerOptimizer
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -29,23 +33,30 @@ class RunFailed(RuntimeError):
 
 
 class FederatedLora(Strategy):
-    """aggregator, reinit: the method. participation: share of the clients in a round. evaluate_clients: ask the
-    clients to evaluate, besides any evaluate_fn. evaluate_every: rounds; the last is always evaluated.
-    timeout: seconds to wait for the clients to appear."""
+    """aggregator, reinit: the method. ground: what re-initialisers may need. ranks: {partition id: rank} of clients
+    whose rank is below the global one; they train the leading components. participation: share of the clients in a
+    round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every: rounds; the last is
+    always evaluated. timeout: seconds to wait for the clients to appear."""
 
     def __init__(
         self,
         *,
         aggregator: Aggregator,
         reinit: Reinit,
+        ground: Ground,
         seed: int,
+        ranks: Mapping[int, int] | None = None,
+        server_optimizer: ServerOptimizer | None = None,
         participation: float = 1.0,
         evaluate_clients: bool = False,
         evaluate_every: int = 1,
         timeout: float = 3600.0,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.aggregator, self.reinit = aggregator, reinit
+        self.aggregator, self.reinit, self.ground = aggregator, reinit, ground
+        self.ranks = dict(ranks or {})
+        self.server_optimizer = server_optimizer
+        self.base = BaseLedger()
         self.seed, self.participation, self.timeout = seed, participation, timeout
         self.evaluate_clients, self.evaluate_every = evaluate_clients, evaluate_every
         self.observers = list(observers)
@@ -167,20 +178,20 @@ class FederatedLora(Strategy):
     ) -> list[Message]:
         """A message a sampled client: its start factors, less the frozen ones it holds, and the head."""
         clients = self.sample(server_round)
-        tensors = wire.to_tensors(self.state.layers, self.state.head)
-        trainable = self.aggregator.trainable(server_round)
-        trained = self.trained(server_round)
+        trainable, trained = self.aggregator.trainable(server_round), self.trained(server_round)
         settings = {
             "round": server_round,
             "trainable": sorted(trainable),
-            "keep": sorted({"A", "B"} - trainable),
+            "keep": sorted(({"A", "B"} - trainable) | self.aggregator.personal),
             "own-factors": self.reinit.own_factors,
+            "personal": sorted(self.aggregator.personal),
             **config,
         }
+        starts = {c: self._start_of(c) for c in clients}
         self._expected = {
-            self._nodes[c]: Expected(client=c, round=server_round, sent=tensors, trained=trained) for c in clients
+            self._nodes[c]: Expected(client=c, round=server_round, sent=starts[c], trained=trained) for c in clients
         }
-        return self._messages(clients, tensors, settings, frozenset(tensors) - trained, "train")
+        return self._messages(starts, settings, trained, "train")
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -189,17 +200,21 @@ class FederatedLora(Strategy):
         updates, refusals = self._judge(replies)
         for refusal in refusals:
             self._held.pop(refusal.client, None)  # it may have lost what it held; send everything next time
+            self.base.forget(refusal.client)
             self._tell("refused", {"round": server_round, **vars(refusal)})
         if not updates:
             why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "no reply came in time"
             hint = "; a lower client.lr may help" if refusals and refusals[0].code == "not_finite" else ""
             raise RunFailed(f"round {server_round}: no usable update from any client ({why}){hint}")
-        self.state = self.aggregator.aggregate([u for u, _ in updates], server_round, self.state)
+        aggregate = self.aggregator.aggregate([u for u, _ in updates], server_round, self.state)
+        if self.server_optimizer is not None:
+            aggregate = self.server_optimizer.step(self.state, aggregate)
+        self._settle(aggregate, server_round)
         self._round_clients = [numbers for _, numbers in updates]
         total = sum(c.examples for c in self._round_clients)
         loss = sum(c.loss * c.examples for c in self._round_clients) / total
         metrics = MetricRecord({"loss": loss, "clients": len(updates), **self.state.diagnostics})
-        return wire.encode(wire.to_tensors(self.state.layers, self.state.head)), metrics
+        return wire.encode(self.final_tensors()), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -207,9 +222,9 @@ class FederatedLora(Strategy):
         """The global factors and head to every client that has test images, in rounds that are evaluated."""
         if not (self.evaluate_clients and self._due(server_round)):
             return []
-        tensors = wire.to_tensors(self.state.layers, self.state.head)
-        settings = {"round": server_round, "keep": [], **config}
-        return self._messages(sorted(self._test), tensors, settings, frozenset(), "evaluate")
+        settings = {"round": server_round, "keep": [], "personal": sorted(self.aggregator.personal), **config}
+        whole = wire.to_tensors(self.state.layers, self.state.head)
+        return self._messages({c: whole for c in sorted(self._test)}, settings, frozenset(whole), "evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Correct predictions merged by count; clients that failed are in the ledger."""
@@ -231,9 +246,9 @@ class FederatedLora(Strategy):
     # -- pieces ----------------------------------------------------------------------------------------------------
 
     def trained(self, round: int) -> frozenset[str]:
-        """The wire names of what clients train and send in a round: the method's factors, and the head."""
+        """The wire names of what comes back in a round: the method's factors, and the head."""
         names = wire.to_tensors(self.state.layers, self.state.head)
-        trainable = self.aggregator.trainable(round)
+        trainable = self.aggregator.trainable(round) - self.aggregator.personal
         return frozenset(n for n in names if n.startswith(wire.HEAD) or n[-1] in trainable)
 
     def sample(self, round: int) -> list[int]:
@@ -243,22 +258,60 @@ class FederatedLora(Strategy):
         draw = numpy_generator(self.seed, "sampling", round)
         return sorted(int(c) for c in draw.choice(everyone, size=count, replace=False))
 
+    def final_tensors(self) -> dict[str, Tensor]:
+        """Everything a model is: factors, head, and the base offset under "offset/<layer>"."""
+        offset = {base.NAME + name: value for name, value in self.base.offset.items()}
+        return wire.to_tensors(self.state.layers, self.state.head) | offset
+
+    def _settle(self, aggregate: Aggregate, round: int) -> None:
+        """Re-initialise, and move into the base what the start leaves out. The effective model stays as it is.
+
+        After the last round nobody starts any more: the global factors stay, as the run's result.
+        """
+        if round == self._last_round:
+            start = Start(aggregate.layers, aggregate.residual)
+        else:
+            start = self.reinit.start(aggregate, round, self.ground.over(self.base.offset))
+        self.base.merge(start.merge)
+        self.state = dataclasses.replace(aggregate, layers=start.layers, residual={})
+
+    def _start_of(self, client: int) -> dict[str, Tensor]:
+        """The global factors at this client's rank, and the head, by wire name."""
+        rank = self.ranks.get(client)
+        layers = self.state.layers
+        if rank is not None:
+            layers = {name: leading(f, rank) for name, f in layers.items()}
+        return wire.to_tensors(layers, self.state.head)
+
     def _messages(
         self,
-        clients: Sequence[int],
-        tensors: Mapping[str, Tensor],
+        starts: Mapping[int, Mapping[str, Tensor]],
         settings: Mapping[str, object],
-        frozen: frozenset[str],
+        always: frozenset[str],
         kind: str,
     ) -> list[Message]:
-        """A list, not a generator: Flower's HttpGrid reads it twice."""
-        marks = {name: digest.of_tensors({name: tensors[name]}) for name in frozen}
-        messages = []
-        for client in clients:
+        """Each client's tensors, with what of the base it lacks; names outside `always` only if it lacks them too.
+
+        A list, not a generator: Flower's HttpGrid reads it twice.
+        """
+        messages, marks = [], {}
+        for client, start in starts.items():
             held = self._held.setdefault(client, {})
-            sent = {n: t for n, t in tensors.items() if n not in frozen or held.get(n) != marks[n]}
-            held.update({name: mark for name, mark in marks.items()})
-            content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: ConfigRecord(dict(settings))})
+            sent = {}
+            for name, tensor in start.items():
+                if name not in always:
+                    place = (name, tensor.shape)
+                    if place not in marks:
+                        marks[place] = digest.of_tensors({name: tensor})
+                    if held.get(name) == marks[place]:
+                        continue
+                    held[name] = marks[place]
+                sent[name] = tensor
+            lacking, how = self.base.catch_up(client)
+            about_base = {"base-key": self.base.key, "base-update": how}
+            content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: ConfigRecord({**settings, **about_base})})
+            if lacking:
+                content[base.RECORD] = wire.encode(lacking)
             messages.append(Message(content, self._nodes[client], kind))
         return messages
 

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from fedinit import digest, wire
 from fedinit.config import Choice, Config
+from fedinit.errors import InputError
 from fedinit.initializers import create_initializer
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets
-from strategies import create_aggregator
-from strategies.aggregator import Aggregate
+from fedinit.seeding import derive
+from strategies import AGGREGATORS, create_aggregator
+from strategies.aggregator import Aggregate, Aggregator
 from strategies.federated_lora import EvaluateFn, FederatedLora
-from strategies.reinit import create_reinit
+from strategies.reinit import Ground, Reinit, create_reinit
+from strategies.server_opt import create_server_optimizer
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """aggregate: the final global factors and head. accuracy: of the last evaluation, or None.
-    trainable: how many numbers a client trains in a round, head included."""
+    """aggregate: the final global factors and head. offset: the base offset by layer. accuracy: of the last evaluation,
+    or None. trainable: how many numbers a client trains in a round, head included."""
 
     aggregate: Aggregate
+    offset: Mapping[str, Tensor]
     roster: Roster
     accuracy: Accuracy | None
     rounds: int
@@ -52,9 +57,59 @@ class Outcome:
 
 def check_method(config: Config) -> None:
     """Build the method once, so that a wrong option is found before any data is read. Raises InputError."""
-    create_aggregator(config.strategy.name, weighting=config.weighting, **config.strategy.options)
-    create_reinit(config.reinit.name, config.reinit.options)
+    aggregator = _aggregator(config, config.strategy)
+    _reinit(config, aggregator)
+    if aggregator.personal and config.evaluation.where == "server":
+        raise InputError(
+            f"evaluation=server: with strategy={config.strategy.name} every client keeps a factor of its own and there "
+            "is no global model to evaluate; use evaluation=clients"
+        )
     create_initializer(config.init.name, config.init.options).check(config.adapter.rank)
+    if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
+        if config.reinit.name not in ("auto", "average") or aggregator.reinits[0] != "average":
+            raise InputError(
+                f"server_opt={config.server_opt.name}: needs clients that start from the global factors, "
+                f"reinit=average; got strategy={config.strategy.name}, reinit={config.reinit.name}"
+            )
+    if config.adapter.ranks is None:
+        return
+    if not aggregator.mixed_ranks:
+        mixed = sorted(name for name, kind in AGGREGATORS.items() if kind.mixed_ranks)
+        raise InputError(
+            f"adapter.ranks: {config.strategy.name} has one rank for all clients; these take any: {', '.join(mixed)}"
+        )
+    if config.reinit.name == "pissa":
+        raise InputError("adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
+                         "lower rank would then lack; use another reinit")
+    if config.init.name == "orthogonal":
+        raise InputError("adapter.ranks: init=orthogonal has no leading components; use init=kaiming or gaussian")
+
+
+def client_ranks(config: Config, clients: Sequence[int]) -> dict[int, int]:
+    """{partition id: rank}: `adapter.ranks` dealt in turn. Raises InputError for more ranks than clients."""
+    ranks = config.adapter.ranks
+    if ranks is None:
+        return {}
+    if len(ranks) > len(clients):
+        raise InputError(f"adapter.ranks: {len(ranks)} ranks for {len(clients)} clients; expected one a client at most")
+    return {client: ranks[i % len(ranks)] for i, client in enumerate(clients)}
+
+
+def _aggregator(config: Config, chosen: Choice) -> Aggregator:
+    weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
+    return create_aggregator(chosen.name, **weighting, **chosen.options)
+
+
+def _reinit(config: Config, aggregator: Aggregator) -> Reinit:
+    """The configured re-initialiser; `auto` is the method's own. Raises InputError for a pair that makes no sense."""
+    name = aggregator.reinits[0] if config.reinit.name == "auto" else config.reinit.name
+    made = create_reinit(name, config.reinit.options)
+    if name not in aggregator.reinits:
+        raise InputError(
+            f"reinit={name}: does not go with strategy={config.strategy.name}, {aggregator.why}; "
+            f"choose one of: {', '.join(aggregator.reinits)}"
+        )
+    return made
 
 
 def federate(
@@ -70,11 +125,21 @@ def federate(
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
-    chosen = method or config.strategy
+    aggregator = _aggregator(config, method or config.strategy)
     watch = _Last()
+    targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
+    initializer = create_initializer(config.init.name, config.init.options)
+    ground = Ground(
+        rank=config.adapter.rank,
+        scale=config.adapter.alpha / config.adapter.rank,
+        draw=lambda round: initializer.start(targets, config.adapter.rank, derive(config.seed, "fresh", round)),
+        frozen=lambda name: backbone.module.get_submodule(name).weight.detach().cpu(),
+    )
     strategy = FederatedLora(
-        aggregator=create_aggregator(chosen.name, weighting=config.weighting, **chosen.options),
-        reinit=create_reinit(config.reinit.name, config.reinit.options),
+        aggregator=aggregator,
+        reinit=_reinit(config, aggregator),
+        ground=ground,
+        server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         seed=config.seed,
         participation=config.participation,
         evaluate_clients=config.evaluation.where == "clients",
@@ -82,15 +147,16 @@ def federate(
         timeout=config.node_timeout,
         observers=[*observers, watch],
     )
-    targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
-    layers = create_initializer(config.init.name, config.init.options).start(targets, config.adapter.rank, config.seed)
+    layers = initializer.start(targets, config.adapter.rank, config.seed)
     roster = strategy.meet(grid, backbone.digest)
+    strategy.ranks = client_ranks(config, sorted(roster.examples))
     head = init_head(config.head.init, len(roster.class_names), backbone.features, config.seed)
     initial = wire.encode(wire.to_tensors(layers, head))
     strategy.start(grid, initial, config.rounds, timeout=config.node_timeout, evaluate_fn=evaluate_fn)
-    final = wire.to_tensors(strategy.state.layers, strategy.state.head)
+    final = strategy.final_tensors()
     return Outcome(
         aggregate=strategy.state,
+        offset=strategy.base.offset,
         roster=roster,
         accuracy=watch.accuracy,
         rounds=config.rounds,

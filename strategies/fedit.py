@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedinit.factors import Factors
 from strategies.aggregator import Aggregator, mean_factors
@@ -15,5 +16,7 @@ from strategies.aggregator import Aggregator, mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedIT(Aggregator):
+    mixed_ranks: ClassVar[bool] = True
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)

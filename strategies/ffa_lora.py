@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,9 @@ from strategies.aggregator import Aggregator, mean
 
 @dataclass(frozen=True, kw_only=True)
 class FFALoRA(Aggregator):
+    reinits: ClassVar[tuple[str, ...]] = ("average", "local")
+    why: ClassVar[str] = "which keeps a factor frozen and the same on all clients"
+
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset({"B"})
 

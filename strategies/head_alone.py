@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -16,8 +17,13 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class HeadAlone(Aggregator):
+    mixed_ranks: ClassVar[bool] = True
+    reinits: ClassVar[tuple[str, ...]] = ("average",)
+    why: ClassVar[str] = "which leaves the adapters as they start"
+
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset()
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        return (products[0] if start is None else start).to(torch.float64)
+        # Without a start, the widest: the others are its leading components.
+        return (max(products, key=lambda p: p.rank) if start is None else start).to(torch.float64)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class LoRAFAIR(Aggregator):
     absolute for the two SGD solvers. steps, lr: of the SGD solvers. delta_init: where they start; the Xavier start
     of some public code is harmful at small λ, since its noise decays by only (1 − 2·lr·λ) a step.
     """
+
+    mixed_ranks: ClassVar[bool] = True
 
     solver: Literal["closed_form", "gram_sgd", "dense_sgd"] = "closed_form"
     side: Literal["B", "A", "both"] = "B"
@@ -87,9 +89,13 @@ def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) ->
     """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64."""
     M = torch.zeros(products[0].B.shape[0], A.shape[0], dtype=torch.float64)
     turned = A.T.contiguous()  # the product below runs twice as fast on it as on the transposed view
+    # Two buffers in the cache instead of a fresh float64 copy of every client's factors.
+    rank = max(p.rank for p in products)
+    rows = torch.empty(rank, A.shape[1], dtype=torch.float64)
+    columns = torch.empty(M.shape[0] * rank, dtype=torch.float64)
     for product, weight in zip(products, weights, strict=True):
-        core = product.A.to(torch.float64) @ turned  # (r_i, k) @ (k, r) -> (r_i, r)
-        M.addmm_(product.B.to(torch.float64), core, alpha=weight)
+        core = rows[: product.rank].copy_(product.A) @ turned  # (r_i, k) @ (k, r) -> (r_i, r)
+        M.addmm_(columns[: product.B.numel()].view(product.B.shape).copy_(product.B), core, alpha=weight)
     return M, A @ A.T
 
 

@@ -1,42 +1,200 @@
 """What clients start a round from, given what the server made of the round before (`reinit=`).
 
-Law: re-initialising never changes the effective model. With base W0′ and start factors (A_start, B_start),
-W0′ + s·B_start A_start = W0 + s·(B_global A_global).
+Law: re-initialising never changes the effective model. With the base offset O and start factors (A_start, B_start),
+O′ + B_start A_start = O + B_global A_global + residual.
 
-average  LoRA-FAIR's own choice: every client starts from the global factors; the base stays W0.
-local    a client that took part before starts from its own last factors, kept in its Flower state; the difference
-         B_global A_global − B_own A_own is put into its base as factors for that round, so the law holds client by
-         client. The drift this brings is measured by each client and shown in the metrics.
+average      LoRA-FAIR's own choice (arXiv 2411.14961): the global factors.
+local        a client that took part before starts from its own last factors, kept in its Flower state; the
+             difference to the global product is put into that client's base for the round, so the law holds client by
+             client. The drift this brings is measured by each client and shown in the metrics.
+fresh        the run's initialiser again, with this round's draw; everything learned goes into the base (FLoRA).
+svd          the balanced split of the global product, √S on both sides.
+orthonormal  the rows of A orthonormal, the magnitude on B.
+pissa        the top-r singular triplets of W0 + s·(everything learned), and the base gives them up (FRLoRA).
+gauge        one factor becomes β times orthonormal columns, the other takes up the rest; applied after aggregation, so
+             LoRA-FAIR's correction is not disturbed.
+
+Where the global product has a higher rank than clients can have, the leading part is the start and the rest is merged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-from fedinit.config import build
+import torch
+from torch import Tensor
+
+from fedinit.config import build, positive
 from fedinit.errors import choose
+from fedinit.factors import Factors, stack
+from fedinit.spectra import truncate
+from strategies.aggregator import Aggregate
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a re-initialiser may need: the global rank, the scale s = α/r, a draw of the run's initialiser for a round,
+    and the weight W0 + s·O of a layer, (d, k)."""
+
+    rank: int
+    scale: float
+    draw: Callable[[int], Mapping[str, Factors]]
+    frozen: Callable[[str], Tensor]
+    offset: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def over(self, offset: Mapping[str, Tensor]) -> Ground:
+        """The same, with this base offset."""
+        return replace(self, offset=offset)
+
+    def weight(self, name: str) -> Tensor:
+        frozen = self.frozen(name).double()
+        return frozen + self.scale * self.offset[name] if name in self.offset else frozen
+
+
+@dataclass(frozen=True)
+class Start:
+    """layers: the start factors. merge: products to be merged into the base; empty when nothing moves."""
+
+    layers: Mapping[str, Factors]
+    merge: Mapping[str, Factors]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinit:
-    """A choice of start. `own_factors`: clients start from their own last factors, not from the ones they are sent."""
+class Reinit(ABC):
+    """own_factors: clients start from their own last factors, not from the ones they are sent."""
 
-    own_factors: ClassVar[bool]
+    own_factors: ClassVar[bool] = False
+
+    @abstractmethod
+    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        """What clients start from after `round`; the law above holds to the rounding of the factors' dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Average(Reinit):
-    own_factors: ClassVar[bool] = False
+    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        return Start(aggregate.layers, aggregate.residual)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Local(Reinit):
+class Local(Average):
     own_factors: ClassVar[bool] = True
 
 
-REINITS: dict[str, type[Reinit]] = {"average": Average, "local": Local}
+@dataclass(frozen=True, kw_only=True)
+class Fresh(Reinit):
+    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        merge = {name: _total(aggregate, name) for name in aggregate.layers}
+        return Start(ground.draw(round), merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Reinit):
+    """The best rank-r part of what was learned, in a gauge, and the rest to the base."""
+
+    gauge: ClassVar[str]
+
+    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        layers, merge = {}, {}
+        for name in aggregate.layers:
+            total = _total(aggregate, name)
+            layers[name] = truncate(total, ground.rank, self.gauge).to(total.A.dtype)
+            if total.rank > ground.rank:
+                merge[name] = _rest(total, layers[name])
+        return Start(layers, merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVD(Split):
+    gauge: ClassVar[str] = "balanced"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orthonormal(Split):
+    gauge: ClassVar[str] = "right"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pissa(Reinit):
+    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        layers, merge = {}, {}
+        for name in aggregate.layers:
+            total = _total(aggregate, name)
+            whole = ground.weight(name) + ground.scale * total.to(torch.float64).dense()
+            top = principal(whole, ground.rank)
+            half = ground.scale**-0.5
+            layers[name] = Factors(top.A * half, top.B * half).to(total.A.dtype)
+            merge[name] = _rest(total, layers[name])
+        return Start(layers, merge)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gauge(Reinit):
+    """side=left: with svd(B) = U S Vᵀ, B becomes βU and A becomes (1/β) S Vᵀ A. side=right: the same for Aᵀ. A zero
+    factor is left as it is. Theory and figures: over-parameterised matrix sensing, where one such step makes the rate
+    of gradient descent independent of the size of the start."""
+
+    side: Literal["left", "right"] = "left"
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive("reinit.beta", self.beta)
+
+    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        fitted = SVD().start(aggregate, round, ground) if aggregate.residual or _too_wide(aggregate, ground) else None
+        given = fitted or Start(aggregate.layers, {})
+        return Start({name: self.turn(f) for name, f in given.layers.items()}, given.merge)
+
+    def turn(self, product: Factors) -> Factors:
+        """The same product in the chosen gauge."""
+        if self.side == "right":
+            turned = Gauge(side="left", beta=self.beta).turn(Factors(product.B.T, product.A.T))
+            return Factors(turned.B.T, turned.A.T)
+        if not product.B.any():
+            return product
+        U, S, Vh = torch.linalg.svd(product.B.double(), full_matrices=False)
+        A = (S[:, None] * Vh) @ product.A.double() / self.beta
+        return Factors(A, self.beta * U).to(product.A.dtype)
+
+
+def principal(matrix: Tensor, rank: int) -> Factors:
+    """The top-r part of a (d, k) matrix, balanced, by a randomised SVD with a fixed seed.
+
+    Its error moves no more than the choice of the start: what the start leaves out is merged exactly.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        U, S, V = torch.svd_lowrank(matrix, q=min(2 * rank + 8, *matrix.shape), niter=4)
+    root = S[:rank].sqrt()
+    return Factors(root[:, None] * V[:, :rank].T, U[:, :rank] * root)
+
+
+def _total(aggregate: Aggregate, name: str) -> Factors:
+    parts = [aggregate.layers[name], *([aggregate.residual[name]] if name in aggregate.residual else [])]
+    return stack(parts, [1.0] * len(parts)) if len(parts) > 1 else parts[0].absorb()
+
+
+def _rest(total: Factors, start: Factors) -> Factors:
+    """total − start, against the start as it will be sent, so that its rounding is made up for."""
+    return stack([total, start], [1.0, -1.0])
+
+
+def _too_wide(aggregate: Aggregate, ground: Ground) -> bool:
+    return any(f.rank > ground.rank for f in aggregate.layers.values())
+
+
+REINITS: dict[str, type[Reinit]] = {
+    "average": Average,
+    "fresh": Fresh,
+    "gauge": Gauge,
+    "local": Local,
+    "orthonormal": Orthonormal,
+    "pissa": Pissa,
+    "svd": SVD,
+}
 
 
 def create_reinit(name: str, options: Mapping[str, Any] | None = None) -> Reinit:

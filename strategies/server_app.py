@@ -35,4 +35,5 @@ def main(grid: Grid, context: Context) -> None:
         outcome = federate(config, grid, backbone, observers=[*run.observers, progress])
     finally:
         progress.close()
-    run.close(outcome.aggregate.layers, outcome.aggregate.head, outcome.roster.class_names, outcome.summary())
+    final = outcome.aggregate
+    run.close(final.layers, final.head, outcome.offset, outcome.roster.class_names, outcome.summary())

@@ -78,6 +78,7 @@ def client_config() -> Callable[..., ClientConfig]:
         betas=(0.9, 0.999),
         weight_decay=0.01,
         clip_norm=None,
+        prox=0.0,
         batch_size=4,
         epochs=2,
         max_steps=None,

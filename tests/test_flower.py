@@ -20,7 +20,7 @@ from strategies import create_aggregator
 from strategies.aggregator import Aggregate
 from strategies.federated_lora import FederatedLora, RunFailed
 from strategies.federation import federate
-from strategies.reinit import create_reinit
+from strategies.reinit import Ground, create_reinit
 from tests.small import WORDS, small_config
 
 
@@ -110,10 +110,19 @@ def test_a_client_cannot_change_what_the_next_one_is_sent(site):
     assert seen == [None, None, None] and "mark" not in shared["config"]
 
 
-def strategy_for(site: Site, **options) -> tuple[FederatedLora, LocalGrid]:
-    made = FederatedLora(
-        aggregator=create_aggregator("fedit"), reinit=create_reinit("average"), seed=options.pop("seed", 0), **options
+def unmet(**options) -> FederatedLora:
+    """FedIT with averaged starts, before it met anyone."""
+    return FederatedLora(
+        aggregator=create_aggregator("fedit"),
+        reinit=create_reinit("average"),
+        ground=Ground(rank=4, scale=1.0, draw=None, frozen=None),
+        seed=options.pop("seed", 0),
+        **options,
     )
+
+
+def strategy_for(site: Site, **options) -> tuple[FederatedLora, LocalGrid]:
+    made = unmet(**options)
     grid = LocalGrid(Cohort(site), len(site.partitions))
     made.meet(grid, site.backbone.digest)
     return made, grid
@@ -233,13 +242,13 @@ def test_divergence_ends_with_a_reason(site):
 
 
 def test_another_backbone_is_refused(site):
-    strategy = FederatedLora(aggregator=create_aggregator("fedit"), reinit=create_reinit("average"), seed=0)
+    strategy = unmet()
     with pytest.raises(RunFailed, match="another backbone"):
         strategy.meet(LocalGrid(Cohort(site), 3), digest.of_tensors({}))
 
 
 def test_more_nodes_than_partitions_is_refused(site):
-    strategy = FederatedLora(aggregator=create_aggregator("fedit"), reinit=create_reinit("average"), seed=0)
+    strategy = unmet()
     with pytest.raises(RunFailed, match="this run has 3 partitions, 0 to 2"):
         strategy.meet(LocalGrid(Cohort(site), 4), site.backbone.digest)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import run_sim
-from fedinit import digest, wire
+from fedinit import base, digest, wire
 from fedinit.compose import compose_config, groups
 from fedinit.config import CONF_DIR, load, to_dict
 from fedinit.export import load_adapter
@@ -43,7 +43,8 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
     # What goes up in a round is at least the trained float32 numbers of three clients; the rest is framing.
     payload = 3 * 4 * summary["trainable_parameters"]
     assert payload <= int(rows[0]["bytes_up"]) <= 1.6 * payload
-    layers, head = load_adapter(folder / "adapter")
+    layers, head, offset = load_adapter(folder / "adapter")
+    assert not offset
     assert digest.of_tensors(wire.to_tensors(layers, head)) == summary["final_hash"]
     # The kept configuration is the run's, word for word.
     import yaml
@@ -65,6 +66,16 @@ def test_a_done_run_is_shown_and_a_new_one_moves_it_aside(tmp_path, capsys):
     aside = folder.with_name(folder.name + ".1")
     assert (aside / "metrics.csv").read_bytes() == before
     assert json.loads((folder / "summary.json").read_text())["final_hash"] == first
+
+
+def test_a_merged_base_is_kept_with_the_adapter(tmp_path):
+    """W0 + s·O and the adapter on top are the whole model: their hash is the run's final hash."""
+    assert command(f"output_dir={tmp_path}", "strategy=flora") == 0
+    (folder,) = (tmp_path / "digits").iterdir()
+    layers, head, offset = load_adapter(folder / "adapter")
+    assert set(offset) == set(layers) and all(o.any() for o in offset.values())
+    tensors = wire.to_tensors(layers, head) | {base.NAME + name: value for name, value in offset.items()}
+    assert digest.of_tensors(tensors) == json.loads((folder / "summary.json").read_text())["final_hash"]
 
 
 def test_lanes_and_logging_are_not_part_of_a_runs_identity_but_bank_size_is():
@@ -89,7 +100,7 @@ def test_every_method_has_its_config_with_the_same_fields():
     """conf/strategy/<name>.yaml has the fields of the method's dataclass, with the same defaults."""
     import dataclasses
 
-    assert sorted(AGGREGATORS) == groups()["strategy"] and sorted(REINITS) == groups()["reinit"]
+    assert sorted(AGGREGATORS) == groups()["strategy"] and sorted([*REINITS, "auto"]) == groups()["reinit"]
     for name, method in AGGREGATORS.items():
         options = compose_config([f"strategy={name}"]).strategy.options
         fields = {f.name: f.default for f in dataclasses.fields(method) if f.name != "weighting"}
@@ -129,7 +140,7 @@ def refused(capsys, tmp_path, *words: str) -> str:
     [
         (["round=3"], "round: no such key (did you mean 'rounds'?)"),
         (["client.learning_rate=1"], "client.learning_rate: no such key"),
-        (["strategy=lorafair"], "strategy=lorafair: no such choice (did you mean 'lora_fair'?). Choices: fedit"),
+        (["strategy=lorafair"], "strategy=lorafair: no such choice (did you mean 'lora_fair'?). Choices: fedex_lora"),
         (["strategy.lam=-1"], "strategy.lam=-1.0: expected a number in [0, inf)"),
         (["strategy.lam=nan"], "strategy.lam=nan: expected a number in [0, inf)"),
         (["strategy.solver=closed"], "strategy.solver=closed: no such choice"),

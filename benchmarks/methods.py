@@ -1,0 +1,124 @@
+"""Server seconds, and bytes up and down for one client and round, of every aggregation method.
+
+    python -m benchmarks.methods [--quick]
+
+ViT-B/16 with the paper's targets, global rank 16, float32; equal ranks, and ranks 4, 8, 16 dealt in turn. Updates are
+drawn as in benchmarks.aggregation. A method's round is its aggregation, its own re-initialisation and the merge into
+the base; diagnostics are off. One turn each, except where a round takes under two seconds: then the best of three.
+
+up, down     bytes of one client's adapter in a round, on average over the clients, serialised as Flower sends them; a
+             client that took part in the round before, so what it holds is not sent again. The head is left out.
+counted      the same from shapes alone, 4 bytes a number: what the formula of the method says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import torch
+from flwr.app import RecordDict
+
+from benchmarks import machine
+from benchmarks.aggregation import RANK, SEED, SHAPES, draw_updates
+from fedinit import wire
+from fedinit.factors import Factors, leading
+from strategies import AGGREGATORS, create_aggregator
+from strategies.aggregator import Aggregate, Aggregator, Update
+from strategies.base_ledger import BaseLedger
+from strategies.reinit import Ground, Start, create_reinit
+
+MIXED = (4, 8, 16)
+
+
+def suited(updates: Sequence[Update], method: Aggregator, ranks: Sequence[int]) -> list[Update]:
+    """The updates as this method's clients would send them: at their ranks, with the frozen factor shared."""
+    trained = method.trainable(1)
+    first = updates[0].layers
+    made = []
+    for update, rank in zip(updates, ranks, strict=True):
+        layers = {
+            name: leading(Factors(f.A if "A" in trained else first[name].A, f.B), rank)
+            for name, f in update.layers.items()
+        }
+        made.append(dataclasses.replace(update, layers=layers, head={}))
+    return made
+
+
+def serve(method: Aggregator, updates: Sequence[Update], ground: Ground) -> tuple[Start, BaseLedger]:
+    """One round on the server."""
+    previous = Aggregate(layers=updates[-1].layers)
+    start = create_reinit(method.reinits[0]).start(method.aggregate(updates, 1, previous), 1, ground)
+    ledger = BaseLedger()
+    ledger.merge(start.merge)
+    return start, ledger
+
+
+def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: Ground) -> dict[str, object]:
+    method = create_aggregator(name, diagnostics=False)
+    mine = suited(updates, method, ranks)
+    seconds = []
+    while not seconds or (min(seconds) < 2 and len(seconds) < 3):
+        began = time.perf_counter()
+        start, ledger = serve(method, mine, ground)
+        seconds.append(time.perf_counter() - began)
+    up = down = counted_up = counted_down = 0
+    sent_up, sent_down = method.trainable(1) - method.personal, method.trainable(2) - method.personal
+    changed = {p for p in ("A", "B") if p in sent_down or _changed(start, mine, p)} - method.personal
+    for i, (update, rank) in enumerate(zip(mine, ranks, strict=True)):
+        back = {n: t for n, t in wire.to_tensors(update.layers, {}).items() if n[-1] in sent_up}
+        own = wire.to_tensors({n: leading(f, rank) for n, f in start.layers.items()}, {})
+        out = {n: t for n, t in own.items() if n[-1] in changed}
+        merge, _ = ledger.catch_up(i)
+        up += wire.nbytes([RecordDict({wire.STATE: wire.encode(back)})])
+        down += wire.nbytes([RecordDict({wire.STATE: wire.encode(out), "base": wire.encode(merge)})])
+        counted_up += 4 * sum(t.numel() for t in back.values())
+        counted_down += 4 * sum(t.numel() for t in [*out.values(), *merge.values()])
+    count = len(mine)
+    return {
+        "method": name,
+        "clients": count,
+        "ranks": "mixed" if len(set(ranks)) > 1 else "equal",
+        "server_seconds": min(seconds),
+        "up_MB": up / count / 1e6,
+        "up_counted_MB": counted_up / count / 1e6,
+        "down_MB": down / count / 1e6,
+        "down_counted_MB": counted_down / count / 1e6,
+    }
+
+
+def _changed(start: Start, updates: Sequence[Update], part: str) -> bool:
+    """Whether a factor differs from what the clients trained with, so that it has to be sent."""
+    name = next(iter(start.layers))
+    given, held = getattr(start.layers[name], part), getattr(updates[-1].layers[name], part)
+    return given.shape != held.shape or not torch.equal(given, held)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="six clients only")
+    arguments = parser.parse_args()
+    draw = torch.Generator().manual_seed(SEED)
+    frozen = {name: torch.randn(shape, generator=draw) / shape[1] ** 0.5 for name, shape in SHAPES.items()}
+
+    def redraw(round: int) -> dict[str, Factors]:
+        return {n: Factors(torch.randn(RANK, k) / k**0.5, torch.zeros(d, RANK)) for n, (d, k) in SHAPES.items()}
+
+    ground = Ground(RANK, 2.0, redraw, frozen.__getitem__)
+    rows = []
+    for count in (6,) if arguments.quick else (6, 30, 100):
+        updates = draw_updates(count)
+        for mixed in (False, True):
+            ranks = [MIXED[i % 3] if mixed else RANK for i in range(count)]
+            names = [n for n in sorted(AGGREGATORS) if n != "head_alone"]
+            for name in names:
+                if not mixed or AGGREGATORS[name].mixed_ranks:
+                    rows.append(measure(name, updates, ranks, ground))
+                    print(f"{name}, {count} clients: {rows[-1]['server_seconds']:.2f} s", flush=True)
+    machine.publish("methods", rows, dtype="float32", seed=SEED)
+
+
+if __name__ == "__main__":
+    main()

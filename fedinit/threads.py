@@ -1,0 +1,30 @@
+"""Worker threads with one intra-op thread each.
+
+torch releases the GIL inside its kernels, so independent pieces of work run side by side on the cores; small matrix
+products lose more to splitting than they gain. A piece of work gives the same bits whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def make_pool(workers: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
+
+
+@functools.lru_cache(maxsize=1)
+def server_pool() -> ThreadPoolExecutor:
+    """The process's pool for the server's arithmetic: a worker a core."""
+    return make_pool(cores(), "server")

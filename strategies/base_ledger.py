@@ -1,0 +1,65 @@
+"""The server's side of the base offset: what was merged, and what each client lacks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fedinit import base, digest
+from fedinit.factors import Factors
+
+
+class BaseLedger:
+    """Keeps the offset, the merges that made it, and how far each client is.
+
+    A client is sent the merges it lacks as factors, or the whole offset where that is smaller; older merges than any
+    client would be sent are dropped.
+    """
+
+    def __init__(self) -> None:
+        self.offset: dict[str, Tensor] = {}
+        self.key = base.EMPTY
+        self.version = 0
+        self._merges: dict[int, base.Merge] = {}  # version it leads to -> merge
+        self._client_version: dict[int, int] = {}
+
+    def merge(self, products: Mapping[str, Factors]) -> None:
+        """Add a product to each layer's offset."""
+        if not products:
+            return
+        self.offset = base.advance(self.offset, products)
+        self.key = base.next_key(self.key, products)
+        self.version += 1
+        self._merges[self.version] = products
+        total, dense = 0, self._dense_bytes()
+        for version in sorted(self._merges, reverse=True):
+            total += base.nbytes(self._merges[version])
+            if total > dense:
+                del self._merges[version]
+
+    def catch_up(self, client: int) -> tuple[dict[str, Tensor], str]:
+        """The named tensors that bring a client up to date, and how to read them: "merges", "dense" or "none".
+
+        The client counts as up to date from here on; `forget` it when it turns out not to be.
+        """
+        since = self._client_version.get(client, 0)
+        self._client_version[client] = self.version
+        wanted = range(since + 1, self.version + 1)
+        if not wanted:
+            return {}, "none"
+        if since >= 0 and all(v in self._merges for v in wanted):
+            tensors = {}
+            for version in wanted:
+                parts = digest.named_parts(self._merges[version])
+                tensors |= {f"{version:06d}/{name}": tensor for name, tensor in parts.items()}
+            if sum(t.numel() for t in tensors.values()) * 4 <= self._dense_bytes():
+                return tensors, "merges"
+        return dict(self.offset), "dense"
+
+    def forget(self, client: int) -> None:
+        """Take nothing for granted about this client any more: next time it is sent the whole offset."""
+        self._client_version[client] = -1
+
+    def _dense_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.offset.values())

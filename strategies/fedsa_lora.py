@@ -1,0 +1,28 @@
+"""FedSA-LoRA: A is averaged, each client keeps a B of its own.
+
+Guo et al., ICLR 2025, arXiv 2410.01463. A learns what is common, B what is the client's; only A (and the head) travels.
+There is no global model, so accuracy is what each client reaches with its own B (`evaluation=clients`), which stays in
+its Flower state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedinit.factors import Factors
+from strategies.aggregator import Aggregator, mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedSALoRA(Aggregator):
+    personal: ClassVar[frozenset[str]] = frozenset({"B"})
+    reinits: ClassVar[tuple[str, ...]] = ("average",)
+    why: ClassVar[str] = "whose clients keep a factor of their own"
+
+    diagnostics: bool = False  # the products are not known to the server
+
+    def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
+        B = (products[0] if start is None else start).B
+        return Factors(mean([p.A for p in products], weights), B.double())

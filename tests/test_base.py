@@ -1,0 +1,244 @@
+"""The base offset: re-initialisation never changes the effective model, and all clients hold the same base."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from flwr.app import Message
+
+from clients.bases import KEY
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit import base, wire
+from fedinit.engines.local import LocalGrid
+from fedinit.errors import InputError
+from fedinit.factors import Factors
+from strategies import AGGREGATORS, create_aggregator
+from strategies.aggregator import Aggregate, Update
+from strategies.base_ledger import BaseLedger
+from strategies.federation import check_method, federate
+from strategies.reinit import Gauge, Ground, create_reinit
+from tests.small import small_config
+
+SHAPES = {"one": (7, 12), "two": (12, 9)}
+RANK, SCALE = 3, 2.0
+
+
+def factors(draw: torch.Generator, rank: int = RANK) -> dict[str, Factors]:
+    return {
+        n: Factors(torch.randn(rank, k, generator=draw) / k**0.5, torch.randn(d, rank, generator=draw))
+        for n, (d, k) in SHAPES.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config())
+
+
+PAIRS = [(name, reinit) for name, method in AGGREGATORS.items() for reinit in method.reinits]
+
+
+@pytest.mark.parametrize(("name", "reinit"), PAIRS)
+def test_the_effective_model_survives_every_allowed_pair(name, reinit):
+    """W0 + s(O′ + B_start A_start) = W0 + s(O + B_global A_global + residual), in float32: 1e-5 of the weight."""
+    draw = torch.Generator().manual_seed(0)
+    frozen = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
+    offset = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
+    common = factors(draw)
+    updates = []
+    for i in range(3):
+        own = factors(draw)
+        if name in ("ffa_lora", "fedsvd", "rolora"):
+            own = {n: Factors(common[n].A, f.B) for n, f in own.items()}
+        updates.append(Update(i, i + 1, own, {}))
+    previous = Aggregate(layers=common)
+    made = create_aggregator(name).aggregate(updates, 1, previous)
+    ground = Ground(RANK, SCALE, lambda round: factors_zero(draw), frozen.__getitem__).over(offset)
+    start = create_reinit(reinit).start(made, 1, ground)
+    after = base.advance(offset, start.merge)
+    for n in SHAPES:
+        residual = made.residual[n].dense() if n in made.residual else 0
+        before = frozen[n] + SCALE * (offset[n] + made.layers[n].dense() + residual)
+        now = frozen[n] + SCALE * (after[n] + start.layers[n].dense())
+        torch.testing.assert_close(now, before, rtol=1e-5, atol=2e-5)
+        assert start.layers[n].rank == RANK or reinit in ("average", "local")
+
+
+def factors_zero(draw: torch.Generator) -> dict[str, Factors]:
+    return {n: Factors(f.A, torch.zeros_like(f.B)) for n, f in factors(draw).items()}
+
+
+def test_dropping_the_merge_breaks_the_law():
+    """The negative control: what `fresh` moves into the base is the whole update."""
+    draw = torch.Generator().manual_seed(0)
+    made = Aggregate(layers=factors(draw))
+    start = create_reinit("fresh").start(made, 1, Ground(RANK, SCALE, lambda r: factors_zero(draw), None))
+    gone = made.layers["one"].dense() - start.layers["one"].dense()
+    assert gone.norm() > 1
+    torch.testing.assert_close(start.merge["one"].dense(), made.layers["one"].dense())
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
+def test_gauge_keeps_the_product_and_sets_the_size(side, beta):
+    product = factors(torch.Generator().manual_seed(1))["one"].to(torch.float64)
+    turned = Gauge(side=side, beta=beta).turn(product)
+    torch.testing.assert_close(turned.dense(), product.dense(), rtol=1e-12, atol=1e-12)
+    gram = turned.B.T @ turned.B if side == "left" else turned.A @ turned.A.T
+    torch.testing.assert_close(gram, beta**2 * torch.eye(RANK, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    zero = Factors(product.A, torch.zeros_like(product.B))
+    assert Gauge(side="left").turn(zero) is zero
+
+
+def test_pissa_starts_from_the_principal_components_of_the_weight():
+    draw = torch.Generator().manual_seed(2)
+    frozen = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
+    made = Aggregate(layers=factors(draw))
+    start = create_reinit("pissa").start(made, 1, Ground(RANK, SCALE, None, frozen.__getitem__))
+    for n in SHAPES:
+        U, S, Vh = torch.linalg.svd(frozen[n] + SCALE * made.layers[n].dense())
+        best = U[:, :RANK] * S[:RANK] @ Vh[:RANK]
+        torch.testing.assert_close(SCALE * start.layers[n].dense(), best, rtol=1e-3, atol=1e-3)
+
+
+def test_repeated_merges_do_not_drift():
+    """A thousand small merges in float32 end where their float64 sum ends: one rounding each, W0 untouched."""
+    draw = torch.Generator().manual_seed(3)
+    offset, exact = {}, 0
+    for _ in range(1000):
+        step = {"one": Factors(torch.randn(2, 12, generator=draw) / 100, torch.randn(7, 2, generator=draw) / 100)}
+        offset = base.advance(offset, step)
+        exact = exact + step["one"].to(torch.float64).dense()
+    assert (offset["one"].double() - exact).norm() / exact.norm() < 1e-5
+
+
+# -- what clients are sent -----------------------------------------------------------------------------------------
+
+
+def test_the_ledger_sends_what_is_missing_as_factors_or_whole():
+    draw = torch.Generator().manual_seed(4)
+    ledger = BaseLedger()
+    assert ledger.catch_up(0) == ({}, "none")
+    merges = [factors(draw, rank=1) for _ in range(2)]
+    for merge in merges:
+        ledger.merge(merge)
+    tensors, how = ledger.catch_up(0)
+    assert how == "merges" and len(tensors) == 8  # two merges, two layers, A and B
+    assert ledger.catch_up(0) == ({}, "none")
+    ledger.merge(factors(draw, rank=7))  # 7·(7 + 12) numbers: more than the 7·12 of the offset itself
+    tensors, how = ledger.catch_up(0)
+    assert how == "dense" and torch.equal(tensors["one"], ledger.offset["one"])
+    ledger.forget(0)
+    assert ledger.catch_up(0)[1] == "dense"
+
+
+class Absent(LocalGrid):
+    """Client 0 is not there in rounds 2 to 4; notes what base the others and it hold after each round."""
+
+    def __init__(self, *args, missing=(2, 3, 4), **options):
+        super().__init__(*args, **options)
+        self.missing, self.updates = missing, []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        kept = []
+        for m in messages:
+            config = m.content["config"] if "config" in m.content else {}
+            away = m.metadata.message_type == "train" and config["round"] in self.missing
+            if not (away and self.contexts[m.metadata.dst_node_id].node_config["partition-id"] == 0):
+                kept.append(m)
+                if m.metadata.message_type == "train":
+                    self.updates.append((config["round"], m.metadata.dst_node_id, config["base-update"]))
+        return super().send_and_receive(kept, timeout=timeout)
+
+
+@pytest.mark.parametrize("words", [("strategy=flora",), ("strategy=fedex_lora",), ("reinit=fresh",), ("reinit=pissa",)])
+def test_a_client_absent_for_three_rounds_has_the_others_base(site, words):
+    """It comes back in round 5, is brought up to date, and holds the same bytes as those that never left."""
+    config = small_config(*words, "rounds=6")
+    cohort = Cohort(site, persistent=True)
+    grid = Absent(cohort, 3)
+    outcome = federate(config, grid, site.backbone)
+    states = [c.state for c in grid.contexts.values()]
+    assert len({str(s[KEY]["key"]) for s in states}) == 1
+    offsets = [wire.decode(s["base-offset"]) for s in states]
+    for name in offsets[0]:
+        assert all(torch.equal(offsets[0][name], o[name]) for o in offsets[1:])
+        assert offsets[0][name].any()
+    assert outcome.rounds == 6
+    late = [how for round, node, how in grid.updates if round == 5 and node == min(grid.contexts)]
+    assert late == ["dense"]  # it was refused in rounds it missed, so nothing is taken for granted
+
+
+def test_clients_of_one_process_share_one_copy_of_the_base(site):
+    cohort = Cohort(site)
+    federate(small_config("reinit=fresh", "rounds=3"), LocalGrid(cohort, 3), site.backbone)
+    assert len(cohort.bases.known) == 2  # the empty one and the present one
+
+
+def test_a_client_out_of_step_is_refused_and_then_brought_back(site):
+    """A client that lost its state says so; the round goes on without it, and the next message carries everything."""
+    lost = []
+
+    class Forgetful(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            trains = [m for m in messages if m.metadata.message_type == "train"]
+            if trains and trains[0].content["config"]["round"] == 3:
+                context = self.contexts[min(self.contexts)]
+                context.state.clear()
+            replies = super().send_and_receive(messages, timeout=timeout)
+            lost.extend(r.error.reason for r in replies if isinstance(r, Message) and r.has_error())
+            return replies
+
+    cohort = Cohort(site, persistent=True)
+    outcome = federate(small_config("reinit=fresh", "rounds=5"), Forgetful(cohort, 3), site.backbone)
+    assert len(lost) == 1 and "base is out of step" in lost[0]
+    assert outcome.rounds == 5
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["strategy=flora", "reinit=average"], "does not go with strategy=flora, whose global factors"),
+        (["strategy=ffa_lora", "reinit=fresh"], "keeps a factor frozen.*choose one of: average, local"),
+        (["strategy=frlora", "reinit=average"], "choose one of: pissa"),
+        (["strategy=ffa_lora", "adapter.ranks=[2,4]"], "ffa_lora has one rank for all clients; these take any: fedit"),
+        (["adapter.ranks=[2,4]", "reinit=pissa"], "W0's own components"),
+        (["adapter.ranks=[2,4]", "init=orthogonal"], "has no leading components"),
+    ],
+)
+def test_pairs_that_make_no_sense(words, message):
+    with pytest.raises(InputError, match=message):
+        check_method(small_config(*words))
+
+
+def test_more_ranks_than_clients(site):
+    with pytest.raises(InputError, match="4 ranks for 3 clients"):
+        federate(small_config("adapter.ranks=[1,2,3,4]"), LocalGrid(Cohort(site), 3), site.backbone)
+
+
+def test_the_largest_rank_is_the_global_one():
+    with pytest.raises(InputError, match="the largest must be adapter.rank=4"):
+        small_config("adapter.ranks=[2,8]")
+
+
+def test_mixed_ranks_train_and_come_back_at_their_ranks(site):
+    config = dataclasses.replace(small_config("strategy=flexlora", "adapter.ranks=[1,4]"))
+    seen = set()
+
+    class Watching(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for m, r in zip(messages, replies, strict=True):
+                if m.metadata.message_type == "train":
+                    name = "blocks.0.attn.proj/A"
+                    seen.add((m.content["state"][name].shape[0], r.content["state"][name].shape[0]))
+            return replies
+
+    federate(config, Watching(Cohort(site), 3), site.backbone)
+    assert seen == {(1, 1), (4, 4)}

@@ -1,0 +1,293 @@
+"""Each method beyond FedIT, FFA-LoRA and LoRA-FAIR: what it is exact in, and where it is not.
+
+Values come from tests/oracles.py. 1e-9 relative where both sides are float64: sums of at most 6·24 terms agree to
+1e-14, and the spectra of small products to 1e-10 at the conditions drawn here; 1e-5 where factors went through float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clients.cohort import OWN, Cohort
+from clients.site import Site
+from fedinit import wire
+from fedinit.engines.local import LocalGrid
+from fedinit.errors import InputError
+from fedinit.factors import Factors, pad
+from fedinit.spectra import spectrum, truncate
+from strategies import AGGREGATORS, create_aggregator
+from strategies.aggregator import Aggregate, Update
+from strategies.federation import check_method, federate
+from tests import oracles
+from tests.oracles import Clients, draw_clients, layer_product
+from tests.small import small_config
+
+quick = settings(deadline=None, max_examples=40)
+
+
+@st.composite
+def mixed(draw, equal: bool = False) -> Clients:
+    """Up to six clients on a layer that is not square, with ranks of their own or one for all."""
+    count = draw(st.integers(1, 6))
+    d, k = draw(st.sampled_from([(7, 12), (12, 7), (9, 20)]))
+    rank = st.integers(1, 4)
+    ranks = [draw(rank)] * count if equal else draw(st.lists(rank, min_size=count, max_size=count))
+    examples = draw(st.lists(st.integers(1, 50), min_size=count, max_size=count))
+    return draw_clients(draw(st.integers(0, 10_000)), d, k, ranks, examples)
+
+
+def effective(made: Aggregate) -> np.ndarray:
+    """Factors and residual together, what the effective weight gains."""
+    total = layer_product(made)
+    return total + made.residual["layer"].dense().numpy() if made.residual else total
+
+
+# -- exact methods -------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(mixed())
+def test_flora_is_the_ideal_update_for_any_ranks(c):
+    made = create_aggregator("flora").aggregate(c.updates(), 1)
+    np.testing.assert_allclose(effective(made), oracles.ideal_update(c), rtol=1e-9, atol=1e-9)
+    assert made.layers["layer"].rank == sum(len(a) for a in c.A) and not made.residual
+
+
+@quick
+@given(mixed(equal=True))
+def test_fedex_residual_and_average_make_the_ideal_update(c):
+    made = create_aggregator("fedex_lora").aggregate(c.updates(), 1)
+    np.testing.assert_allclose(effective(made), oracles.ideal_update(c), rtol=1e-9, atol=1e-9)
+    plain = create_aggregator("fedit").aggregate(c.updates(), 1)
+    assert torch.equal(made.layers["layer"].A, plain.layers["layer"].A)
+
+
+def test_without_its_residual_fedex_is_biased():
+    """The negative control of the two above: the averaged factors alone miss the ideal update by a wide margin."""
+    c = draw_clients(0, 7, 12, [3, 3, 3])
+    made = create_aggregator("fedex_lora").aggregate(c.updates(), 1)
+    ideal = oracles.ideal_update(c)
+    assert np.linalg.norm(layer_product(made) - ideal) > 0.1 * np.linalg.norm(ideal)
+
+
+@quick
+@given(mixed(equal=True), st.sampled_from([1, 2]))
+def test_rolora_is_exact_in_each_half_round(c, round):
+    """B is trained in odd rounds, A in even ones; the other is one tensor on all clients."""
+    assert create_aggregator("rolora").trainable(round) == {"B" if round % 2 else "A"}
+    shared = (c.A[0],) * len(c.A), (c.B[0],) * len(c.B)
+    half = Clients(shared[0], c.B, c.examples) if round % 2 else Clients(c.A, shared[1], c.examples)
+    made = create_aggregator("rolora").aggregate(half.updates(), round)
+    np.testing.assert_allclose(layer_product(made), oracles.ideal_update(half), rtol=1e-9, atol=1e-9)
+
+
+def test_rolora_refuses_two_trained_factors():
+    with pytest.raises(ValueError, match="neither factor is the same on all clients"):
+        create_aggregator("rolora").aggregate(draw_clients(0, 7, 12, [3, 3]).updates(), 1)
+
+
+@quick
+@given(mixed(equal=True))
+def test_fedsvd_keeps_the_product_and_makes_A_orthonormal(c):
+    shared = Clients((c.A[0],) * len(c.A), c.B, c.examples)
+    made = create_aggregator("fedsvd").aggregate(shared.updates(), 1)
+    np.testing.assert_allclose(layer_product(made), oracles.ideal_update(shared), rtol=1e-9, atol=1e-9)
+    A = made.layers["layer"].A
+    torch.testing.assert_close(A @ A.T, torch.eye(len(A), dtype=A.dtype), rtol=0, atol=1e-10)
+
+
+# -- best approximations -------------------------------------------------------------------------------------------
+
+
+@quick
+@given(mixed())
+def test_flexlora_is_the_best_approximation_for_every_client(c):
+    """Eckart–Young on the dense ideal update, for the global rank and for each client's leading components."""
+    made = create_aggregator("flexlora").aggregate(c.updates(), 1).layers["layer"]
+    U, S, Vh = np.linalg.svd(oracles.ideal_update(c), full_matrices=False)
+    for rank in {len(a) for a in c.A}:
+        part = (made.B[:, :rank] @ made.A[:rank]).numpy()
+        miss = np.linalg.norm(oracles.ideal_update(c) - part)
+        np.testing.assert_allclose(miss, np.linalg.norm(S[rank:]), rtol=1e-7, atol=1e-9)
+    gram_b, gram_a = made.B.T @ made.B, made.A @ made.A.T
+    torch.testing.assert_close(gram_b, gram_a, rtol=1e-8, atol=1e-9)  # balanced: √S on both sides
+
+
+@quick
+@given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([(7, 12), (12, 7), (5, 5)]))
+def test_spectrum_is_the_svd_of_the_product(seed, rank, shape):
+    """From stacked factors, also where their rank exceeds min(d, k); signs are canonical."""
+    d, k = shape
+    c = draw_clients(seed, d, k, [rank])
+    product = c.factors()[0]
+    found = spectrum(product)
+    np.testing.assert_allclose((found.U * found.S @ found.Vh).numpy(), c.B[0] @ c.A[0], rtol=1e-9, atol=1e-10)
+    exact = np.linalg.svd(c.B[0] @ c.A[0], compute_uv=False)[: len(found.S)]
+    np.testing.assert_allclose(found.S.numpy(), exact, rtol=1e-9, atol=1e-9)
+    rows = found.Vh[torch.arange(len(found.S)), found.Vh.abs().argmax(1)]
+    assert (rows > 0).all()
+
+
+@pytest.mark.parametrize("gauge", ["balanced", "right"])
+def test_truncate_above_the_rank_is_exact_and_filled(gauge):
+    c = draw_clients(1, 7, 12, [2])
+    made = truncate(c.factors()[0], 5, gauge)
+    assert made.rank == 5
+    np.testing.assert_allclose(made.dense().numpy(), c.B[0] @ c.A[0], rtol=1e-9, atol=1e-10)
+    if gauge == "right":
+        torch.testing.assert_close(made.A @ made.A.T, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+# -- the others ----------------------------------------------------------------------------------------------------
+
+
+@quick
+@given(mixed())
+def test_rbla_averages_each_slice_over_its_owners(c):
+    made = create_aggregator("rbla").aggregate(c.updates(), 1).layers["layer"]
+    for j in range(made.rank):
+        owners = [i for i, a in enumerate(c.A) if len(a) > j]
+        p = np.array([c.examples[i] for i in owners], dtype=float)
+        p /= p.sum()
+        row = sum(w * c.A[i][j] for w, i in zip(p, owners, strict=True))
+        column = sum(w * c.B[i][:, j] for w, i in zip(p, owners, strict=True))
+        np.testing.assert_allclose(made.A[j].numpy(), row, rtol=1e-9)
+        np.testing.assert_allclose(made.B[:, j].numpy(), column, rtol=1e-9)
+
+
+def test_rbla_does_not_dilute_and_padding_does():
+    """A slice that one client owns comes back as it is; zero padding shrinks it (the negative control)."""
+    c = draw_clients(0, 7, 12, [1, 1, 3])
+    ours = create_aggregator("rbla").aggregate(c.updates(), 1).layers["layer"]
+    padded = create_aggregator("fedit").aggregate(c.updates(), 1).layers["layer"]
+    np.testing.assert_allclose(ours.A[2].numpy(), c.A[2][2], rtol=1e-12)
+    np.testing.assert_allclose(padded.A[2].numpy(), c.A[2][2] / 3, rtol=1e-12)
+
+
+def test_hetlora_weighs_by_the_size_of_the_update():
+    c = draw_clients(3, 7, 12, [2, 4, 4], [1, 1, 100])
+    made = create_aggregator("hetlora").aggregate(c.updates(), 1)
+    sizes = np.array([np.linalg.norm(b @ a) for a, b in zip(c.A, c.B, strict=True)])
+    p, whole = sizes / sizes.sum(), c.padded
+    mean = sum(w * a for w, a in zip(p, whole.A, strict=True))
+    np.testing.assert_allclose(made.layers["layer"].A.numpy(), mean, rtol=1e-9)
+    np.testing.assert_allclose(made.head["weight"].numpy(), [p @ [0, 1, 2], p @ [0, 1, 4]], rtol=1e-9)
+
+
+@quick
+@given(mixed(equal=True), st.integers(0, 1000))
+def test_fedrot_undoes_rotations(c, seed):
+    """Clients that are the global factors, each rotated by an orthogonal matrix of its own, aggregate to the global
+    product exactly; plain averaging does not."""
+    start = c.factors()[0]
+    draw = torch.Generator().manual_seed(seed)
+    updates = []
+    for i in range(4):
+        R = torch.linalg.qr(torch.randn(start.rank, start.rank, generator=draw, dtype=torch.float64))[0]
+        updates.append(Update(i, 1, {"layer": Factors(R.T @ start.A, start.B @ R)}, {}))
+    made = create_aggregator("fedrot_lora").aggregate(updates, 2, Aggregate(layers={"layer": start}))
+    torch.testing.assert_close(made.layers["layer"].dense(), start.dense(), rtol=1e-9, atol=1e-9)
+
+
+def test_rotations_harm_plain_averaging():
+    start = draw_clients(0, 7, 12, [3]).factors()[0]
+    turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0], dtype=torch.float64))
+    updates = [
+        Update(0, 1, {"layer": start}, {}),
+        Update(1, 1, {"layer": Factors(turn @ start.A, start.B @ turn)}, {}),
+    ]
+    made = create_aggregator("fedit").aggregate(updates, 2).layers["layer"]
+    assert (made.dense() - start.dense()).norm() > 0.3 * start.dense().norm()
+
+
+def test_frlora_averages_as_fedit_and_restarts_from_principal_components():
+    c = draw_clients(0, 7, 12, [3, 3])
+    ours, plain = (create_aggregator(n).aggregate(c.updates(), 1).layers["layer"] for n in ("frlora", "fedit"))
+    assert torch.equal(ours.A, plain.A) and AGGREGATORS["frlora"].reinits == ("pissa",)
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATORS))
+def test_mixed_ranks_are_done_or_refused(name):
+    """A method takes any ranks, or says that it takes one; none pads in silence."""
+    c = draw_clients(0, 7, 12, [1, 3])
+    method = create_aggregator(name)
+    if method.mixed_ranks:
+        assert method.aggregate(c.updates(), 1).layers["layer"].shape == (7, 12)
+    else:
+        with pytest.raises(ValueError, match=r"clients have ranks \[1, 3\]; expected one"):
+            method.aggregate(c.updates(), 1)
+
+
+@pytest.mark.parametrize("name", ["fedit", "flexlora", "hetlora", "lora_fair", "flora"])
+def test_padding_a_client_changes_nothing(name):
+    """A client at rank 1 and the same client padded with zeros to rank 3 are one and the same, except for rbla."""
+    c = draw_clients(0, 7, 12, [1, 3])
+    padded = [Update(u.client, u.examples, {"layer": pad(u.layers["layer"], 3)}, u.head) for u in c.updates()]
+    one, other = (layer_product(create_aggregator(name).aggregate(u, 1)) for u in (c.updates(), padded))
+    np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-9)
+
+
+@quick
+@given(mixed(), st.sampled_from([0.5, 0.9, 0.99]))
+def test_florist_keeps_the_least_rank_that_holds_the_energy(c, energy):
+    """Against the dense spectrum: the kept components hold the share, one fewer would not, and the rest has no weight
+    but a direction in A."""
+    made = create_aggregator("florist", energy=energy).aggregate(c.updates(), 1).layers["layer"]
+    S = np.linalg.svd(oracles.ideal_update(c), compute_uv=False)
+    share = np.cumsum(S**2) / np.sum(S**2)
+    kept = min(int(np.searchsorted(share, energy * (1 - 1e-9))) + 1, made.rank)
+    weighted = (made.B.norm(dim=0) > 1e-9).sum()
+    assert int(weighted) == kept and bool((made.A.norm(dim=1) > 0).all())
+    miss = np.linalg.norm(oracles.ideal_update(c) - made.dense().numpy())
+    np.testing.assert_allclose(miss, np.linalg.norm(S[kept:]), rtol=1e-6, atol=1e-8)
+
+
+def test_spectral_finds_the_signal_under_the_noise():
+    """Two strong directions that all clients share and noise of their own: rank two is kept, and is nearer to the
+    shared signal than the untouched ideal update (the negative control of denoising at all)."""
+    rng = np.random.default_rng(0)
+    A, B = rng.standard_normal((2, 60)), rng.standard_normal((40, 2))
+    noisy = [
+        (np.vstack([A, 0.05 * rng.standard_normal((4, 60))]), np.hstack([B, rng.standard_normal((40, 4))]))
+        for _ in range(5)
+    ]
+    c = Clients(tuple(a for a, _ in noisy), tuple(b for _, b in noisy), (1,) * 5)
+    made = create_aggregator("spectral").aggregate(c.updates(), 1).layers["layer"]
+    assert int((made.B.norm(dim=0) > 1e-9).sum()) == 2
+    signal, ideal = B @ A, oracles.ideal_update(c)
+    assert np.linalg.norm(made.dense().numpy() - signal) < 0.8 * np.linalg.norm(ideal - signal)
+
+
+# -- personal factors ----------------------------------------------------------------------------------------------
+
+
+def test_fedsa_keeps_B_on_the_clients_and_averages_A():
+    """B never goes up; each client's own B lasts in its state, differs from the others', and is what it is evaluated
+    with. The head-to-head control: FedIT's clients hold nothing."""
+    site = Site(small_config())
+    up = set()
+
+    class Watching(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for m, r in zip(messages, replies, strict=True):
+                if m.metadata.message_type == "train":
+                    up.update(name[-1] for name in r.content["state"])
+            return replies
+
+    config = small_config("strategy=fedsa_lora", "evaluation=clients", "rounds=3")
+    grid = Watching(Cohort(site), 3)
+    outcome = federate(config, grid, site.backbone)
+    assert up == {"A", "t", "s"} and outcome.accuracy is not None  # A, head/weight, head/bias
+    own = [wire.from_tensors(wire.decode(c.state[OWN]))[0]["blocks.0.attn.proj"] for c in grid.contexts.values()]
+    assert (own[0].B - own[1].B).norm() > 0 and own[0].B.norm() > 0
+    n = torch.tensor([len(p.train) for p in site.partitions], dtype=torch.float64)
+    mean_a = sum(w * f.A.double() for w, f in zip(n / n.sum(), own, strict=True)).float()
+    torch.testing.assert_close(outcome.aggregate.layers["blocks.0.attn.proj"].A, mean_a)
+    assert not outcome.aggregate.layers["blocks.0.attn.proj"].B.any()
+    with pytest.raises(InputError, match="no global model to evaluate; use evaluation=clients"):
+        check_method(small_config("strategy=fedsa_lora"))

@@ -1,0 +1,90 @@
+"""Server optimisers and FedProx, on top of any method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clients.cohort import Cohort
+from clients.optimizers import create_optimizer
+from clients.site import Site
+from fedinit.engines.local import LocalGrid
+from fedinit.errors import InputError
+from fedinit.factors import Factors
+from strategies.aggregator import Aggregate
+from strategies.federation import check_method, federate
+from strategies.server_opt import create_server_optimizer
+from tests.small import small_config
+
+
+def state(seed: int) -> Aggregate:
+    draw = torch.Generator().manual_seed(seed)
+    layer = Factors(torch.randn(2, 5, generator=draw), torch.randn(4, 2, generator=draw))
+    return Aggregate(layers={"l": layer}, head={"weight": torch.randn(3, generator=draw)})
+
+
+def test_momentum_against_its_recursion():
+    """v ← βv + Δ, next = start + lr·v, in float64, for both factors and the head."""
+    optimizer = create_server_optimizer("momentum", {"lr": 0.5, "beta": 0.8})
+    start, velocity = state(0), {}
+    for round in range(1, 5):
+        reached = state(round)
+        moved = optimizer.step(start, reached)
+        for name, old, new, got in (
+            ("A", start.layers["l"].A, reached.layers["l"].A, moved.layers["l"].A),
+            ("B", start.layers["l"].B, reached.layers["l"].B, moved.layers["l"].B),
+            ("w", start.head["weight"], reached.head["weight"], moved.head["weight"]),
+        ):
+            velocity[name] = 0.8 * velocity.get(name, 0) + (new - old).double()
+            torch.testing.assert_close(got.double(), old.double() + 0.5 * velocity[name], rtol=1e-6, atol=1e-6)
+        start = moved
+
+
+def test_adam_against_its_recursion():
+    optimizer = create_server_optimizer("adam", {"lr": 0.1, "beta1": 0.6, "beta2": 0.7, "tau": 0.01})
+    start, m, v = state(0), 0, 0
+    for round in range(1, 5):
+        reached = state(round)
+        moved = optimizer.step(start, reached)
+        delta = (reached.layers["l"].B - start.layers["l"].B).double()
+        m, v = 0.6 * m + 0.4 * delta, 0.7 * v + 0.3 * delta**2
+        expected = start.layers["l"].B.double() + 0.1 * m / (v**0.5 + 0.01)
+        torch.testing.assert_close(moved.layers["l"].B.double(), expected, rtol=1e-6, atol=1e-6)
+        start = moved
+
+
+def test_unit_rate_without_momentum_is_the_method_itself():
+    """The limit, through a whole run; with momentum the run differs (the negative control)."""
+    site = Site(small_config())
+
+    def product(*words: str) -> torch.Tensor:
+        outcome = federate(small_config(*words, "rounds=3"), LocalGrid(Cohort(site), 3), site.backbone)
+        return outcome.aggregate.layers["blocks.1.mlp.fc2"].dense()
+
+    plain = product()
+    torch.testing.assert_close(product("server_opt=momentum", "server_opt.beta=0"), plain, rtol=1e-4, atol=1e-6)
+    assert (product("server_opt=momentum") - plain).norm() > 0.1 * plain.norm()
+
+
+def test_prox_pulls_towards_the_start(client_config):
+    """One SGD step from θ with gradient g is θ − lr(g + μ(θ − θ_start)), for every client of a bank on its own."""
+    leaves = {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+    settings = client_config(lr=0.1, momentum=0.0, weight_decay=0.0, prox=0.5)
+    optimizer = create_optimizer(leaves, settings)
+    start, gradient = leaves["x"].clone(), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    optimizer.step({"x": gradient.clone()}, 2)
+    after_one = start - 0.1 * gradient
+    torch.testing.assert_close(leaves["x"], after_one)
+    optimizer.step({"x": gradient.clone()}, 1)
+    expected = after_one - 0.1 * (gradient + 0.5 * (after_one - start))
+    torch.testing.assert_close(leaves["x"][0], expected[0])
+    torch.testing.assert_close(leaves["x"][1], after_one[1])
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="server_opt=momentum: needs clients that start from the global factors"):
+        check_method(small_config("server_opt=momentum", "reinit=fresh"))
+    with pytest.raises(InputError, match="got strategy=flora"):
+        check_method(small_config("server_opt=adam", "strategy=flora"))
+    with pytest.raises(InputError, match="server_opt.beta=1.0"):
+        check_method(small_config("server_opt=momentum", "server_opt.beta=1.0"))
