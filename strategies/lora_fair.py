@@ -89,13 +89,14 @@ def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) ->
     """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64."""
     M = torch.zeros(products[0].B.shape[0], A.shape[0], dtype=torch.float64)
     turned = A.T.contiguous()  # the product below runs twice as fast on it as on the transposed view
-    # Two buffers in the cache instead of a fresh float64 copy of every client's factors.
-    rank = max(p.rank for p in products)
-    rows = torch.empty(rank, A.shape[1], dtype=torch.float64)
-    columns = torch.empty(M.shape[0] * rank, dtype=torch.float64)
+    # A pair of float64 buffers for each rank, which stay in the cache, and as few calls a client as can be.
+    buffers = {}
     for product, weight in zip(products, weights, strict=True):
-        core = rows[: product.rank].copy_(product.A) @ turned  # (r_i, k) @ (k, r) -> (r_i, r)
-        M.addmm_(columns[: product.B.numel()].view(product.B.shape).copy_(product.B), core, alpha=weight)
+        if product.rank not in buffers:
+            buffers[product.rank] = tuple(torch.empty_like(t, dtype=torch.float64) for t in (product.A, product.B))
+        rows, columns = buffers[product.rank]
+        core = rows.copy_(product.A).mm(turned)  # (r_i, k) @ (k, r) -> (r_i, r)
+        M.addmm_(columns.copy_(product.B), core, alpha=weight)
     return M, A @ A.T
 
 
