@@ -69,12 +69,11 @@ def main(argv: Sequence[str]) -> int:
     console, errors = Console(), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         if {"-h", "--help"} & set(argv):
-            console.print(__doc__, compose.describe_groups(), markup=False, highlight=False, soft_wrap=True)
+            console.print(__doc__, compose.describe_groups(), sep="\n", markup=False, highlight=False, soft_wrap=True)
             return 0
-        if {"-m", "--multirun"} & set(argv):
-            compose.multirun(argv, lambda config: simulate(config, console))
-            return 0
-        simulate(compose.compose_config(argv), console)
+        words = [word for word in argv if word not in ("-m", "--multirun")]
+        for config in compose.sweep(words) if len(words) < len(argv) else [compose.compose_config(words)]:
+            simulate(config, console)
         return 0
     except InputError as error:
         errors.print(f"error: {error}")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import hydra
 from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedinit.config import CONF_DIR, Config, load
@@ -37,15 +36,10 @@ def compose_config(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             composed = compose("config", overrides=list(overrides))
-        values = plain(composed)
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error)) from error
     return load(values)
-
-
-def plain(composed: DictConfig) -> dict[str, Any]:
-    """Hydra's composed configuration as plain values, for `fedinit.config.load`."""
-    return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
 
 
 def describe_groups() -> str:
@@ -59,21 +53,18 @@ def describe_groups() -> str:
     return "\n".join(lines)
 
 
-def multirun(argv: Sequence[str], job: Callable[[Config], object]) -> None:
-    """Hydra's multirun: `job` once for every combination of the values in `argv`, ``-m strategy=fedit,flora seed=0,1``.
+def sweep(overrides: Sequence[str]) -> list[Config]:
+    """One configuration for every combination of the values given, as Hydra's basic sweeper orders them:
+    ``["strategy=fedit,flora", "seed=0,1"]`` makes four. All are composed and checked before any is returned.
 
-    Raises InputError for an override that Hydra or a check refuses.
+    Raises InputError as `compose_config` does.
     """
-
-    @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
-    def each(composed: DictConfig) -> None:
-        job(load(plain(composed)))
-
-    words, sys.argv = sys.argv, ["run_sim.py", *argv]
     try:
-        each()
-    finally:
-        sys.argv = words
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise InputError(_explain(error)) from error
+    return [compose_config(words) for words in batch]
 
 
 def compose_run_config(run_config: Mapping[str, object]) -> Config:

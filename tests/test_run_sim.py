@@ -122,6 +122,18 @@ def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsy
     assert "wandb is off for this run: no such service" in capsys.readouterr().out
 
 
+def test_a_sweep_runs_every_combination_and_checks_all_of_them_first(tmp_path, capsys):
+    words = (f"output_dir={tmp_path}", "rounds=1", "client.max_steps=1")
+    assert command("-m", "strategy=fedit,flora", "seed=0,1", *words) == 0
+    done = [json.loads(p.read_text()) for p in tmp_path.glob("digits/*/summary.json")]
+    assert sorted(d["strategy"] for d in done) == ["fedit", "fedit", "flora", "flora"]
+    assert len({d["final_hash"] for d in done}) == 4
+    capsys.readouterr()
+    assert command("-m", "strategy=fedit,flora", "client.lr=0.1,-1", f"output_dir={tmp_path / 'none'}") == 2
+    captured = capsys.readouterr()
+    assert captured.err == "error: client.lr=-1.0: expected a number in (0, inf)\n" and not (tmp_path / "none").exists()
+
+
 # -- wrong input ---------------------------------------------------------------------------------------------------
 
 
