@@ -65,8 +65,8 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
         start, ledger = serve(method, mine, ground)
         seconds.append(time.perf_counter() - began)
     up = down = counted_up = counted_down = 0
-    sent_up, sent_down = method.trainable(1) - method.personal, method.trainable(2) - method.personal
-    changed = {p for p in ("A", "B") if p in sent_down or _changed(start, mine, p)} - method.personal
+    sent_up = method.trainable(1) - method.personal
+    changed = {p for p in ("A", "B") if _changed(start, mine, p)} - method.personal
     for i, (update, rank) in enumerate(zip(mine, ranks, strict=True)):
         back = {n: t for n, t in wire.to_tensors(update.layers, {}).items() if n[-1] in sent_up}
         own = wire.to_tensors({n: leading(f, rank) for n, f in start.layers.items()}, {})

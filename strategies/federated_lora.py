@@ -287,10 +287,11 @@ class FederatedLora(Strategy):
         self,
         starts: Mapping[int, Mapping[str, Tensor]],
         settings: Mapping[str, object],
-        always: frozenset[str],
+        passing: frozenset[str],
         kind: str,
     ) -> list[Message]:
-        """Each client's tensors, with what of the base it lacks; names outside `always` only if it lacks them too.
+        """Each client's tensors but those it holds as they are, and what of the base it lacks. Clients keep what they
+        are sent, except for the names in `passing`.
 
         A list, not a generator: Flower's HttpGrid reads it twice.
         """
@@ -299,13 +300,14 @@ class FederatedLora(Strategy):
             held = self._held.setdefault(client, {})
             sent = {}
             for name, tensor in start.items():
-                if name not in always:
+                if name in held or name not in passing:
                     place = (name, tensor.shape)
                     if place not in marks:
                         marks[place] = digest.of_tensors({name: tensor})
                     if held.get(name) == marks[place]:
                         continue
-                    held[name] = marks[place]
+                    if name not in passing:
+                        held[name] = marks[place]
                 sent[name] = tensor
             lacking, how = self.base.catch_up(client)
             about_base = {"base-key": self.base.key, "base-update": how}

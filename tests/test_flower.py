@@ -149,9 +149,21 @@ def test_sampling_is_a_function_of_seed_and_round(site):
     assert drawn != [other.sample(r) for r in range(1, 30)]
 
 
-def test_frozen_factors_travel_once(site):
-    """FFA-LoRA's A goes down in the first round only; what comes back is B and the head, always."""
-    config = small_config("strategy=ffa_lora")
+HEAD = {"t", "s"}  # the last letters of head/weight and head/bias
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        # A goes down in the first round only; what comes back is B.
+        ("ffa_lora", [("AB", "B"), ("B", "B"), ("B", "B")]),
+        # Each round sends the factor that the last one trained; the one that is trained next is held since then.
+        ("rolora", [("AB", "B"), ("B", "A"), ("A", "B")]),
+        ("fedit", [("AB", "AB"), ("AB", "AB"), ("AB", "AB")]),
+    ],
+)
+def test_a_factor_that_a_client_holds_is_not_sent_again(site, strategy, expected):
+    config = small_config(f"strategy={strategy}", "rounds=3")
     sizes = []
 
     class Watching(LocalGrid):
@@ -163,8 +175,7 @@ def test_frozen_factors_travel_once(site):
             return replies
 
     federate(config, Watching(Cohort(site), 3), site.backbone)
-    heads = {"t", "s"}  # head/weight, head/bias
-    assert sizes == [({"A", "B"} | heads, {"B"} | heads), ({"B"} | heads, {"B"} | heads)]
+    assert sizes == [(set(down) | HEAD, set(up) | HEAD) for down, up in expected]
 
 
 class Ledger(Observer):
