@@ -57,7 +57,7 @@ def test_order_of_replies_and_serialisation_change_no_bit(site):
     assert run(site, strict=True).final_hash == plain
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "lora_fair", "head_alone"])
+@pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora"])
 def test_cohort_and_client_app_one_by_one_agree(strategy):
     """The same two rounds through the cohort (all clients in one bank) and through `client_app(message, context)`
     one by one. A bank changes rounding only: 1e-5 relative."""
@@ -70,8 +70,10 @@ def test_cohort_and_client_app_one_by_one_agree(strategy):
 
     run_config = {"overrides": " ".join(f'"{w}"' for w in words)}
     apart = federate(site.config, LocalGrid(one_by_one, 3, run_config=run_config), site.backbone)
-    ours = wire.to_tensors(together.aggregate.layers, together.aggregate.head)
-    theirs = wire.to_tensors(apart.aggregate.layers, apart.aggregate.head)
+    ours, theirs = (
+        wire.to_tensors(o.aggregate.layers, o.aggregate.head) | {f"offset {n}": t for n, t in o.offset.items()}
+        for o in (together, apart)
+    )
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
