@@ -64,16 +64,17 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
         began = time.perf_counter()
         start, ledger = serve(method, mine, ground)
         seconds.append(time.perf_counter() - began)
+    merge, _ = ledger.catch_up(0)  # the same for every client
+    merge_bytes = wire.nbytes([RecordDict({"base": wire.encode(merge)})])
     up = down = counted_up = counted_down = 0
     sent_up = method.trainable(1) - method.personal
     changed = {p for p in ("A", "B") if _changed(start, mine, p)} - method.personal
-    for i, (update, rank) in enumerate(zip(mine, ranks, strict=True)):
+    for update, rank in zip(mine, ranks, strict=True):
         back = {n: t for n, t in wire.to_tensors(update.layers, {}).items() if n[-1] in sent_up}
         own = wire.to_tensors({n: leading(f, rank) for n, f in start.layers.items()}, {})
         out = {n: t for n, t in own.items() if n[-1] in changed}
-        merge, _ = ledger.catch_up(i)
         up += wire.nbytes([RecordDict({wire.STATE: wire.encode(back)})])
-        down += wire.nbytes([RecordDict({wire.STATE: wire.encode(out), "base": wire.encode(merge)})])
+        down += wire.nbytes([RecordDict({wire.STATE: wire.encode(out)})]) + merge_bytes
         counted_up += 4 * sum(t.numel() for t in back.values())
         counted_down += 4 * sum(t.numel() for t in [*out.values(), *merge.values()])
     count = len(mine)
