@@ -22,7 +22,7 @@ from fedinit.progress import ProgressObserver
 from fedinit.reporting import open_run
 from fedinit.table import print_summary
 from strategies.federated_lora import RunFailed
-from strategies.federation import Outcome, check_method, federate
+from strategies.federation import Outcome, check_method, client_ranks, federate
 
 
 def simulate(config: Config, console: Console) -> dict:
@@ -37,6 +37,7 @@ def simulate(config: Config, console: Console) -> dict:
         print_summary(console, done, str(folder))
         return done
     site = Site(config)
+    client_ranks(config, range(len(site.partitions)))  # refuses what does not fit, before a folder is made
     opened = open_run(config, console)
     head_alone = None
     if config.evaluation.head_alone and config.strategy.name != "head_alone":

@@ -21,6 +21,7 @@ from strategies.base_ledger import BaseLedger
 from strategies.federation import check_method, federate
 from strategies.reinit import Gauge, Ground, create_reinit
 from tests.small import small_config
+from tests.test_reinit import Rounds
 
 SHAPES = {"one": (7, 12), "two": (12, 9)}
 RANK, SCALE = 3, 2.0
@@ -133,6 +134,21 @@ def test_the_ledger_sends_what_is_missing_as_factors_or_whole():
     assert how == "dense" and torch.equal(tensors["one"], ledger.offset["one"])
     ledger.forget(0)
     assert ledger.catch_up(0)[1] == "dense"
+
+
+def test_a_refused_client_comes_back_where_nothing_was_merged(site):
+    """One bad reply in round 1 costs that reply only: the client takes part in the rounds after it."""
+
+    class Once(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if messages[0].metadata.message_type == "train" and messages[0].content["config"]["round"] == 1:
+                replies[0].content["metrics"]["num-examples"] = -1
+            return replies
+
+    watch = Rounds()
+    federate(small_config("rounds=3"), Once(Cohort(site), 3), site.backbone, observers=[watch])
+    assert [len(r.clients) for r in watch.seen] == [2, 3, 3]
 
 
 class Absent(LocalGrid):

@@ -177,6 +177,7 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["partition.clients=9000"], "too few for 3000 clients"),
         (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
         (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
+        (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
         (["resume=maybe"], "resume=maybe: expected auto or never"),
         (["name=../away"], "name='../away': expected a plain word"),
     ],
