@@ -29,12 +29,19 @@ def spectrum(product: Factors) -> Spectrum:
     """The decomposition of a product of any rank R."""
     whole = product.absorb().to(torch.float64)
     if whole.rank > min(whole.shape):
-        U, S, Vh = torch.linalg.svd(whole.dense(), full_matrices=False)
-    else:
-        left, core_left = torch.linalg.qr(whole.B)  # (d, R), (R, R)
-        right, core_right = torch.linalg.qr(whole.A.T)  # (k, R), (R, R)
-        U, S, Vh = torch.linalg.svd(core_left @ core_right.T)
-        U, Vh = left @ U, Vh @ right.T
+        return matrix_spectrum(whole.dense())
+    left, core_left = torch.linalg.qr(whole.B)  # (d, R), (R, R)
+    right, core_right = torch.linalg.qr(whole.A.T)  # (k, R), (R, R)
+    U, S, Vh = torch.linalg.svd(core_left @ core_right.T)
+    return _signed(left @ U, S, Vh @ right.T)
+
+
+def matrix_spectrum(matrix: Tensor) -> Spectrum:
+    """The decomposition of a (d, k) matrix that is there as such, such as a frozen weight."""
+    return _signed(*torch.linalg.svd(matrix.to(torch.float64), full_matrices=False))
+
+
+def _signed(U: Tensor, S: Tensor, Vh: Tensor) -> Spectrum:
     sign = Vh.gather(1, Vh.abs().argmax(1, keepdim=True)).sign()
     sign[sign == 0] = 1
     return Spectrum(U * sign.T, S, Vh * sign)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedinit import digest, wire
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
+from fedinit.factors import Factors
 from fedinit.initializers import create_initializer
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets
@@ -129,11 +130,20 @@ def federate(
     watch = _Last()
     targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
     initializer = create_initializer(config.init.name, config.init.options)
+
+    def frozen(name: str) -> Tensor:
+        return backbone.module.get_submodule(name).weight.detach().cpu()
+
+    def start_from(seed: int) -> dict[str, Factors]:
+        """The initialiser's draw as the method trains it: a core that it does not train is absorbed."""
+        drawn = initializer.start(targets, config.adapter.rank, seed, frozen)
+        return {name: factors.absorb() for name, factors in drawn.items()}
+
     ground = Ground(
         rank=config.adapter.rank,
         scale=config.adapter.alpha / config.adapter.rank,
-        draw=lambda round: initializer.start(targets, config.adapter.rank, derive(config.seed, "fresh", round)),
-        frozen=lambda name: backbone.module.get_submodule(name).weight.detach().cpu(),
+        draw=lambda round: start_from(derive(config.seed, "fresh", round)),
+        frozen=frozen,
     )
     strategy = FederatedLora(
         aggregator=aggregator,
@@ -147,7 +157,7 @@ def federate(
         timeout=config.node_timeout,
         observers=[*observers, watch],
     )
-    layers = initializer.start(targets, config.adapter.rank, config.seed)
+    layers = start_from(config.seed)
     roster = strategy.meet(grid, backbone.digest)
     strategy.ranks = client_ranks(config, sorted(roster.examples))
     head = init_head(config.head.init, len(roster.class_names), backbone.features, config.seed)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from fedinit.errors import InputError
-from fedinit.initializers import INITIALIZERS, create_initializer
+from fedinit.factors import Factors
+from fedinit.initializers import create_initializer
 from fedinit.models import init_head
 
 TARGETS = {"blocks.0.mlp.fc2": (96, 384), "blocks.1.mlp.fc2": (96, 384), "blocks.0.attn.proj": (96, 96)}
 
 
-@pytest.mark.parametrize("name", sorted(INITIALIZERS))
+@pytest.mark.parametrize("name", ["gaussian", "kaiming", "orthogonal"])
 def test_product_is_zero_and_draws_repeat(name):
     make = create_initializer(name)
     first, again, other = (make.start(TARGETS, 8, seed) for seed in (0, 0, 1))
@@ -46,6 +48,45 @@ def test_orthogonal_has_two_live_factors_and_needs_an_even_rank():
     assert made.A.norm() > 0.1 and made.B.norm() > 0.1
     with pytest.raises(InputError, match="even rank, got adapter.rank=3"):
         create_initializer("orthogonal").start({"l": (30, 20)}, 3, 0)
+
+
+class TestLoraXs:
+    """Against numpy's SVD of the weight itself, in float64; the factors are float32."""
+
+    WEIGHTS = {
+        name: torch.randn(shape, generator=torch.Generator().manual_seed(i)) / shape[1] ** 0.5
+        for i, (name, shape) in enumerate(TARGETS.items())
+    }
+
+    def made(self, seed: int = 0, **options) -> dict[str, Factors]:
+        return create_initializer("lora_xs", options).start(TARGETS, 8, seed, self.WEIGHTS.__getitem__)
+
+    @pytest.mark.parametrize("side", ["A", "B"])
+    def test_factors_are_the_leading_part_of_the_weight(self, side):
+        """B A is the best rank-8 approximation (Eckart–Young), and the singular values are on the side asked for."""
+        for name, factors in self.made(sigma_side=side).items():
+            U, S, Vh = np.linalg.svd(self.WEIGHTS[name].double().numpy(), full_matrices=False)
+            best = U[:, :8] * S[:8] @ Vh[:8]
+            np.testing.assert_allclose((factors.B @ factors.A).numpy(), best, atol=1e-5)
+            carrier, bare = (factors.A, factors.B.T) if side == "A" else (factors.B.T, factors.A)
+            np.testing.assert_allclose(carrier.norm(dim=1).numpy(), S[:8], rtol=1e-5)
+            np.testing.assert_allclose((bare @ bare.T).numpy(), np.eye(8), atol=1e-5)
+            assert (factors.A.gather(1, factors.A.abs().argmax(1, keepdim=True)) > 0).all()  # canonical signs
+
+    def test_only_the_core_is_drawn_and_it_is_small(self):
+        first, again, other = self.made(), self.made(), self.made(seed=1)
+        for name, factors in first.items():
+            assert torch.equal(factors.R, again[name].R) and not torch.equal(factors.R, other[name].R)
+            assert torch.equal(factors.A, other[name].A) and torch.equal(factors.B, other[name].B)
+        entries = torch.cat([f.R.flatten() for f in first.values()])
+        assert abs(float(entries.std()) - 1e-5) < 5 * 1e-5 / (2 * len(entries)) ** 0.5  # five standard errors
+        assert not any(f.R.any() for f in self.made(std=0.0).values())
+
+    def test_needs_the_weights(self):
+        with pytest.raises(ValueError, match="made from the frozen weights"):
+            create_initializer("lora_xs").start(TARGETS, 8, 0)
+        with pytest.raises(InputError, match=r"init.std=-1.0: expected a number in \[0, inf\)"):
+            create_initializer("lora_xs", {"std": -1.0})
 
 
 def test_scale_multiplies_and_bad_options_are_refused():

@@ -7,9 +7,16 @@ from typing import Any
 
 from fedinit.config import build
 from fedinit.errors import choose
-from fedinit.initializers.random import Gaussian, Initializer, Kaiming, Orthogonal
+from fedinit.initializers.initializer import Initializer
+from fedinit.initializers.lora_xs import LoRAXS
+from fedinit.initializers.random import Gaussian, Kaiming, Orthogonal
 
-INITIALIZERS: dict[str, type[Initializer]] = {"kaiming": Kaiming, "gaussian": Gaussian, "orthogonal": Orthogonal}
+INITIALIZERS: dict[str, type[Initializer]] = {
+    "gaussian": Gaussian,
+    "kaiming": Kaiming,
+    "lora_xs": LoRAXS,
+    "orthogonal": Orthogonal,
+}
 
 
 def create_initializer(name: str, options: Mapping[str, Any] | None = None) -> Initializer:

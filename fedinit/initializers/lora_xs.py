@@ -1,0 +1,44 @@
+"""LoRA-XS: the frozen weight's own leading directions as A and B, and a small random core R between them.
+
+Bałazy et al., 2024, arXiv 2405.17604. With W0 = U S Vᵀ, B = U_r S_r and A = V_rᵀ stay frozen and only R (r, r), drawn
+from N(0, std²), is trained: the product is B R A. The public code has the singular values on A instead, which scales
+R's gradient from the other side (`sigma_side=A`). The server computes it once and sends it, since two machines may
+choose other signs; here the largest entry of each row of Vᵀ is positive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.config import within
+from fedinit.factors import Factors
+from fedinit.initializers.initializer import Initializer
+from fedinit.spectra import matrix_spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAXS(Initializer):
+    """std: of the entries of R; the paper's 1e-5 leaves the model all but as it was, 0 exactly."""
+
+    cores: ClassVar[bool] = True
+
+    sigma_side: Literal["A", "B"] = "B"
+    std: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("init.std", self.std, 0, float("inf"), open_high=True)
+
+    def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
+        """Raises ValueError without the weight."""
+        if weight is None:
+            raise ValueError("init=lora_xs is made from the frozen weights, and start() was given none")
+        found = matrix_spectrum(weight)
+        A, B, S = found.Vh[:rank], found.U[:, :rank], found.S[:rank]
+        A, B = (A * S[:, None], B) if self.sigma_side == "A" else (A, B * S)
+        R = self.std * torch.randn(rank, rank, generator=generator)
+        return Factors(A.float().contiguous(), B.float().contiguous(), R)
