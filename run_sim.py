@@ -41,7 +41,7 @@ def simulate(config: Config, console: Console) -> dict:
     opened = open_run(config, console)
     head_alone = None
     if config.evaluation.head_alone and config.strategy.name != "head_alone":
-        last_only = dataclasses.replace(config.evaluation, every=config.rounds)
+        last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)
         plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
         short = dataclasses.replace(config, evaluation=last_only, **plain)
         head_alone = run(short, site, [], console, "head alone", Choice(name="head_alone")).summary()

@@ -51,7 +51,7 @@ class Site:
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
-        self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width))
+        self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed)
         self.partitions: tuple[Partition, ...] = make_partitions(self.data, config.partition, config.seed)
         self.lanes = Lanes(
             self.backbone,

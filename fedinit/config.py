@@ -63,6 +63,7 @@ class DataConfig:
     domains: tuple[str, ...] | None  # null: all
     classes: tuple[str, ...] | int | None  # names, or the first n in sorted order; null: all
     test_fraction: float  # used where the source has no split of its own
+    validation_fraction: float | None  # set: evaluate on this share of the training images, leave the test images out
     cache_dir: str | None  # where decoded images are kept between runs; null: kept in memory only
 
 
@@ -102,6 +103,7 @@ class EngineConfig:
 class EvaluationConfig:
     where: Literal["server", "clients", "none"]
     every: int  # rounds; the last round is always evaluated
+    rounds: tuple[int, ...] | None  # the rounds to evaluate, in place of `every`
     batch_size: int
     head_alone: bool  # also run the same budget with the adapters frozen
 
@@ -162,6 +164,8 @@ class Config:
             for value in getattr(self.model, key) or ():
                 within(f"model.{key}", value, 0, 1, open_low=key == "std")
         within("data.test_fraction", self.data.test_fraction, 0, 1, open_low=True, open_high=True)
+        if self.data.validation_fraction is not None:
+            within("data.validation_fraction", self.data.validation_fraction, 0, 1, open_low=True, open_high=True)
         if isinstance(self.data.classes, int):
             at_least("data.classes", self.data.classes, 2, "a classifier needs two classes")
         if self.partition.clients is not None:
@@ -184,6 +188,8 @@ class Config:
             at_least("engine.lanes", self.engine.lanes, 1)
         at_least("engine.clients_per_bank", self.engine.clients_per_bank, 1)
         at_least("evaluation.every", self.evaluation.every, 1)
+        for round in self.evaluation.rounds or ():
+            at_least("evaluation.rounds", round, 1)
         at_least("evaluation.batch_size", self.evaluation.batch_size, 1)
 
     def identity(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -35,8 +35,8 @@ class RunFailed(RuntimeError):
 class FederatedLora(Strategy):
     """aggregator, reinit: the method. ground: what re-initialisers may need. ranks: {partition id: rank} of clients
     whose rank is below the global one; they train the leading components. participation: share of the clients in a
-    round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every: rounds; the last is
-    always evaluated. timeout: seconds to wait for the clients to appear."""
+    round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every: rounds, or
+    evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear."""
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class FederatedLora(Strategy):
         participation: float = 1.0,
         evaluate_clients: bool = False,
         evaluate_every: int = 1,
+        evaluate_rounds: Collection[int] | None = None,
         timeout: float = 3600.0,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -59,6 +60,7 @@ class FederatedLora(Strategy):
         self.base = BaseLedger()
         self.seed, self.participation, self.timeout = seed, participation, timeout
         self.evaluate_clients, self.evaluate_every = evaluate_clients, evaluate_every
+        self.evaluate_rounds = evaluate_rounds
         self.observers = list(observers)
         self.roster: Roster | None = None
         self.state: Aggregate | None = None
@@ -371,7 +373,9 @@ class FederatedLora(Strategy):
         return Accuracy(correct=correct, total=total)
 
     def _due(self, round: int) -> bool:
-        return round % self.evaluate_every == 0 or round == self._last_round
+        if round == self._last_round:
+            return True
+        return round % self.evaluate_every == 0 if self.evaluate_rounds is None else round in self.evaluate_rounds
 
     def _tell(self, kind: str, facts: Mapping[str, object]) -> None:
         for observer in self.observers:

@@ -154,6 +154,7 @@ def federate(
         participation=config.participation,
         evaluate_clients=config.evaluation.where == "clients",
         evaluate_every=config.evaluation.every,
+        evaluate_rounds=config.evaluation.rounds,
         timeout=config.node_timeout,
         observers=[*observers, watch],
     )

@@ -28,7 +28,7 @@ COLOURS = {"red": (250, 5, 5), "blue": (5, 5, 250)}
 
 def settings(root: Path | str | None, **changes: object) -> DataConfig:
     values = dict(name="image_folder", root=root and str(root), domains=None, classes=None, test_fraction=0.5)
-    return DataConfig(**{**values, "cache_dir": None, **changes})
+    return DataConfig(**{**values, "validation_fraction": None, "cache_dir": None, **changes})
 
 
 def load(root: Path | None, channels: int = 3, size: tuple[int, int] = (8, 8), **changes: object):

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedinit.config import DataConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError, choose, did_you_mean
+from fedinit.seeding import torch_generator
 
 __all__ = ["SOURCES", "Catalogue", "Dataset", "load_dataset"]
 
@@ -87,8 +88,11 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int]) -> Dataset:
+def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int], seed: int = 0) -> Dataset:
     """The images that `settings` asks for, as (n, channels, H, W) uint8 with size = (H, W) in pixels.
+
+    With settings.validation_fraction, for choosing settings: the test images are left out, and that share of each
+    domain's training images, drawn from `seed`, is the test split of what is returned.
 
     Domains are numbered in the order of settings.domains, classes in the order of settings.classes, where
     these are lists of names; else as the source numbers them. A number n of classes is the first n names in
@@ -111,6 +115,10 @@ def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int]) -> 
     labels = _renumber(listed.labels, listed.class_names, class_names)
     rows = ((domains >= 0) & (labels >= 0)).nonzero().flatten()
     domains, labels, test = domains[rows], labels[rows], listed.test[rows]
+    if settings.validation_fraction is not None:
+        kept = (~test).nonzero().flatten()
+        rows, domains, labels = rows[kept], domains[kept], labels[kept]
+        test = _held_out(domains, settings.validation_fraction, seed)
     _refuse_gaps(domains, labels, test, class_names, domain_names)
     return Dataset(listed.read(rows), labels, domains, test, class_names, domain_names)
 
@@ -145,6 +153,16 @@ def _renumber(indices: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Te
     """(n,) indices into `old` -> indices into `new`, -1 for a name that `new` leaves out."""
     table = torch.tensor([new.index(name) if name in new else -1 for name in old], dtype=torch.int64)
     return table[indices]
+
+
+def _held_out(domains: Tensor, share: float, seed: int) -> Tensor:
+    """(n,) bool: a share of every domain's rows, one at least, drawn from the seed."""
+    test = torch.zeros(len(domains), dtype=torch.bool)
+    for domain in domains.unique().tolist():
+        rows = (domains == domain).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=torch_generator(seed, "validation", domain))
+        test[rows[order[: max(1, round(share * len(rows)))]]] = True
+    return test
 
 
 def _refuse_gaps(

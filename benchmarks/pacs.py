@@ -1,0 +1,269 @@
+"""Tables of accuracy on real images: every method, with its learning rate chosen on a validation split.
+
+    python -m benchmarks.pacs methods --data <PACS folder or zip> --checkpoint <ViT-Tiny safetensors>
+
+A run that is done is not run again, so a command that was interrupted goes on where it was. The workers are processes
+with one lane each, and change no number. Written: benchmarks/results/pacs-<table>.csv, a row a run, and the table.
+
+The settings: ViT-Tiny (augreg, ImageNet-21k then 1k) at 128 px, rank 16, s = 2, three batches of 32 images a client and
+round, SGD with momentum 0.9, no augmentation. The rate is the one of GRID with the best accuracy on a fifth of the
+training images (seed SELECT, four clients, the test images left out), for both ways of splitting the data.
+The centralised reference takes as many batches a round as all the clients of a round together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import multiprocessing
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from benchmarks.machine import RESULTS, commit
+from fedinit import run_folder
+from fedinit.compose import compose_config
+
+GRID = (0.02, 0.04, 0.08)
+SELECT = 1000  # the seed of the runs that choose a rate; no reported run has it
+BATCHES = 3  # a client and round
+COMMON = (
+    "experiment=pacs_vit_tiny",
+    "client.batch_size=32",
+    "evaluation.head_alone=false",
+    "strategy.diagnostics=false",
+    "logger=none",
+    "engine.lanes=1",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: its label, and the overrides that make it."""
+
+    label: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """settings: {name: overrides} of the ways to split the data; the first is the one that rates are chosen on.
+    per_round: {setting: clients in a round}, for the centralised reference."""
+
+    name: str
+    rows: tuple[Row, ...]
+    settings: Mapping[str, tuple[str, ...]]
+    per_round: Mapping[str, int]
+    rounds: int
+    evaluated: tuple[int, ...]
+    reference: str  # the row that the others are compared with
+
+
+METHODS = Table(
+    name="methods",
+    rows=tuple(
+        Row(label, (f"strategy={name}",))
+        for label, name in {
+            "FFA-LoRA": "ffa_lora",
+            "FedIT": "fedit",
+            "FLoRA": "flora",
+            "FlexLoRA": "flexlora",
+            "FedEx-LoRA": "fedex_lora",
+            "RoLoRA": "rolora",
+            "LoRA-FAIR": "lora_fair",
+        }.items()
+    )
+    + (Row("centralised", ("strategy=fedit", "partition=pooled")),),
+    settings={
+        "4 clients by domain": ("partition=domain",),
+        "12 clients, label skew": (
+            "partition=dirichlet",
+            "partition.clients=12",
+            "partition.alpha=0.5",
+            "participation=0.6",
+        ),
+    },
+    per_round={"4 clients by domain": 4, "12 clients, label skew": 7},
+    rounds=8,
+    evaluated=(2, 4, 8),
+    reference="LoRA-FAIR",
+)
+
+TABLES = {table.name: table for table in (METHODS,)}
+
+Run = tuple[str, ...]  # the overrides of one run
+
+
+def words_of(table: Table, row: Row, setting: str, rate: float, seed: int, place: Sequence[str]) -> Run:
+    """The overrides of a reported run. What the row says wins over what the setting says."""
+    clients = table.per_round[setting]
+    pooled = "partition=pooled" in row.words
+    split = () if pooled else table.settings[setting]
+    return (
+        *COMMON,
+        *place,
+        *split,
+        *row.words,
+        f"name=pacs_{table.name}",
+        f"rounds={table.rounds}",
+        f"evaluation.rounds={list(table.evaluated)}".replace(" ", ""),
+        f"client.max_steps={BATCHES * (clients if pooled else 1)}",
+        f"client.lr={rate}",
+        f"seed={seed}",
+    )
+
+
+def selecting(table: Table, row: Row, rate: float, place: Sequence[str]) -> Run:
+    """The overrides of a run that helps to choose the rate."""
+    words = words_of(table, row, next(iter(table.settings)), rate, SELECT, place)
+    kept = tuple(w for w in words if not w.startswith(("evaluation.rounds=", "name=")))
+    return (*kept, f"name=pacs_{table.name}_rates", f"evaluation.every={table.rounds}", "data.validation_fraction=0.2")
+
+
+def execute(words: Run) -> None:
+    """Run it, unless it is done. A failure is told and leaves the table incomplete; the other runs go on."""
+    import torch
+
+    import run_sim
+    from fedinit.errors import InputError
+    from strategies.federated_lora import RunFailed
+
+    torch.set_num_threads(1)
+    config = compose_config(words)
+    if run_folder.finished(run_folder.place(config)) is None:
+        try:
+            run_sim.simulate(config, Console(quiet=True))
+        except (InputError, RunFailed) as error:
+            print(f"{' '.join(w for w in words if w.split('=')[0] in ('strategy', 'client.lr', 'seed'))}: {error}")
+
+
+def summary_of(words: Run) -> dict | None:
+    return run_folder.finished(run_folder.place(compose_config(words)))
+
+
+def accuracy_by_round(words: Run) -> dict[int, float]:
+    """{round: percent} of a finished run."""
+    with open(run_folder.place(compose_config(words)) / "metrics.csv") as file:
+        return {int(r["round"]): float(r["accuracy"]) for r in csv.DictReader(file) if r["accuracy"]}
+
+
+def run_all(runs: Sequence[Run], workers: int) -> None:
+    """The runs that are not done, side by side."""
+    left = [words for words in runs if summary_of(words) is None]
+    print(f"{len(runs)} runs, {len(left)} to do", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers) as pool:
+        for done, _ in enumerate(pool.imap_unordered(execute, left), 1):
+            print(f"{done} of {len(left)} done", flush=True)
+
+
+def choose_rates(table: Table, place: Sequence[str], workers: int) -> dict[str, tuple[float, dict[float, float]]]:
+    """{row: (the rate, {rate: validation accuracy in percent; NaN where the run failed})}"""
+    run_all([selecting(table, row, rate, place) for row in table.rows for rate in GRID], workers)
+    chosen = {}
+    for row in table.rows:
+        found = {rate: summary_of(selecting(table, row, rate, place)) for rate in GRID}
+        scores = {rate: math.nan if s is None else s["accuracy"] for rate, s in found.items()}
+        usable = [rate for rate in GRID if not math.isnan(scores[rate])]
+        if not usable:
+            raise SystemExit(f"{row.label}: no rate of {GRID} gave a run that ended")
+        chosen[row.label] = max(usable, key=lambda rate: scores[rate]), scores
+    return chosen
+
+
+def make(table: Table, place: Sequence[str], seeds: int, workers: int) -> list[dict[str, object]]:
+    """A row a run, with its accuracy at every evaluated round."""
+    rates = choose_rates(table, place, workers)
+    reported = [
+        (row, setting, seed, words_of(table, row, setting, rates[row.label][0], seed, place))
+        for seed in range(seeds)
+        for setting in table.settings
+        for row in table.rows
+    ]
+    run_all([words for *_, words in reported], workers)
+    made = []
+    for row, setting, seed, words in reported:
+        summary = summary_of(words)
+        if summary is None:
+            raise SystemExit(f"{row.label}, {setting}, seed {seed}: the run did not end; see the messages above")
+        rate, scores = rates[row.label]
+        by_round = accuracy_by_round(words)
+        made.append(
+            {
+                "setting": setting,
+                "method": row.label,
+                "seed": seed,
+                "lr": rate,
+                **{f"validation_lr_{r:g}": round(scores[r], 2) for r in GRID},
+                **{f"round_{r}": round(by_round[r], 3) for r in table.evaluated},
+                "bytes_up": summary["bytes_up"],
+                "bytes_down": summary["bytes_down"],
+                "final_hash": summary["final_hash"],
+            }
+        )
+    return made
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
+    """Markdown: mean ± standard deviation over the seeds, and the difference to the reference, seed by seed."""
+    lines = []
+    for setting in table.settings:
+        inside = [r for r in rows if r["setting"] == setting]
+        last = f"round_{table.evaluated[-1]}"
+        base = {r["seed"]: r[last] for r in inside if r["method"] == table.reference}
+        heads = [f"round {r}" for r in table.evaluated]
+        lines += [
+            f"**{setting}**",
+            "",
+            f"| method | rate | {' | '.join(heads)} | against {table.reference} | MB up | MB down |",
+            "|---" * (5 + len(heads)) + "|",
+        ]
+        for row in table.rows:
+            mine = [r for r in inside if r["method"] == row.label]
+            cells = ["{:.1f} ± {:.1f}".format(*spread([r[f"round_{n}"] for r in mine])) for n in table.evaluated]
+            gap = [r[last] - base[r["seed"]] for r in mine]
+            against = "" if row.label == table.reference else "{:+.1f} ± {:.1f}".format(*spread(gap))
+            up, down = (statistics.fmean(r[key] for r in mine) / 1e6 for key in ("bytes_up", "bytes_down"))
+            cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("table", choices=sorted(TABLES))
+    parser.add_argument("--data", required=True, help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
+    parser.add_argument("--checkpoint", required=True, help="vit_tiny_patch16_224 augreg weights, safetensors")
+    parser.add_argument("--output", default="outputs", help="where the runs are kept")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    table = TABLES[given.table]
+    place = (
+        f"data.root={given.data}",
+        f"model.checkpoint={given.checkpoint}",
+        f"output_dir={given.output}",
+        f"data.cache_dir={given.output}/cache",
+    )
+    rows = make(table, place, given.seeds, given.workers)
+    path = RESULTS / f"pacs-{table.name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "commit"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "commit": commit()} for row in rows)
+    print(render(table, rows))
+    print(json.dumps({"written": path.name, "runs": len(rows)}))
+
+
+if __name__ == "__main__":
+    main()
