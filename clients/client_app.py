@@ -1,35 +1,49 @@
 """The Flower ClientApp: a cohort of one.
 
-The configuration comes with the run (`overrides` in the run config, the same words as on run_sim.py's command
-line); a site's own paths and device come from its --node-config.
+The configuration comes with the run (fedinit/run_config.py); a site's own paths and device come from its --node-config
+and from nowhere else. In a deployment Flower starts a process for every message: what is heavy is imported once the
+configuration has been read, so that a wrong one is answered at once.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import sys
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 
-from clients.cohort import Cohort
-from clients.site import Site, with_site_settings
-from fedinit.compose import compose_run_config
+from fedinit.errors import InputError
+from fedinit.run_config import from_run_config
 
 app = ClientApp()
 
 
 @functools.lru_cache(maxsize=2)
-def _cohort(run_config: str, node_config: str) -> Cohort:
+def _cohort(run_config: str, node_config: str):
     """One site a configuration and process: a long-lived process does not load its backbone for every message."""
-    config = compose_run_config(json.loads(run_config))
-    return Cohort(Site(with_site_settings(config, json.loads(node_config))), persistent=True)
+    config = from_run_config(json.loads(run_config))
+    from clients.cohort import Cohort
+    from clients.site import Site, with_site_settings
+
+    return Cohort(Site(with_site_settings(config, json.loads(node_config), simulated())), persistent=True)
+
+
+def simulated() -> bool:
+    """Whether this is an actor of Flower's simulation, where server and clients share one machine and its files."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
 
 
 def _answer(message: Message, context: Context) -> Message:
     # The partition id is not part of the key: clients that share a process share the data and the backbone.
     own = {k: v for k, v in context.node_config.items() if k != "partition-id"}
-    cohort = _cohort(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True))
+    try:
+        cohort = _cohort(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True))
+    except InputError as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
     return cohort([(message, context)])[0]
 
 

@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.common.constant import ErrorCode
 from torch import Tensor
 
+from clients import guard
 from clients.bases import Bases
 from clients.evaluation import counts_record
 from clients.site import Site, is_zero
@@ -38,10 +39,15 @@ class Cohort:
         self.site, self.bases = site, Bases(persistent)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        replies: dict[int, Message] = {}
+        replies = {}
+        for i, (message, _) in enumerate(deliveries):
+            try:
+                guard.check(message, self.site)
+            except Exception as error:  # noqa: BLE001 (what a server may send is anything)
+                replies[i] = _failed(message, error)
         work = {"query.describe": self._describe, "train": self._train, "evaluate": self._evaluate}
         for kind, answer in work.items():
-            mine = [i for i, (m, _) in enumerate(deliveries) if m.metadata.message_type == kind]
+            mine = [i for i, (m, _) in enumerate(deliveries) if m.metadata.message_type == kind and i not in replies]
             answers = answer([deliveries[i] for i in mine]) if mine else []
             replies.update(zip(mine, answers, strict=True))
         unknown = [m.metadata.message_type for i, (m, _) in enumerate(deliveries) if i not in replies]

@@ -1,9 +1,8 @@
-"""From words on a command line, or in a Flower run config, to a checked Config by way of conf/."""
+"""From words on a command line to a checked Config by way of conf/."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -65,11 +64,6 @@ def sweep(overrides: Sequence[str]) -> list[Config]:
     except HydraException as error:
         raise InputError(_explain(error)) from error
     return [compose_config(words) for words in batch]
-
-
-def compose_run_config(run_config: Mapping[str, object]) -> Config:
-    """The configuration of a Flower run: its `overrides`, on top of evaluation by the clients themselves."""
-    return compose_config(["evaluation=clients", *shlex.split(str(run_config.get("overrides", "")))])
 
 
 def _check_groups(overrides: Sequence[str]) -> None:

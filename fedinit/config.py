@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ class ModelConfig:
     name: str  # a timm model name, with or without a pretrained tag
     kwargs: Mapping[str, Any]  # passed to timm.create_model; null image size etc. stay timm's
     checkpoint: str | None  # safetensors file, or "embedded:<file>" for one inside the package
+    sha256: str | None = None  # that the checkpoint file must have; null: any
     pretrained: bool  # timm's own weights, from the network, unless a checkpoint is given
     image_size: int | None  # pixels; null: the model's own
     mean: tuple[float, ...] | None  # per channel, on [0, 1]; null: the model's own
@@ -158,6 +160,8 @@ class Config:
         within("adapter.dropout", self.adapter.dropout, 0, 1, open_high=True)
         if self.adapter.targets is not None and not self.adapter.targets:
             raise InputError("adapter.targets=[]: expected one pattern or more, or null for the model's default")
+        if self.model.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.model.sha256):
+            raise InputError(f"model.sha256={self.model.sha256}: expected the 64 hexadecimal digits of sha256sum")
         if self.model.image_size is not None:
             at_least("model.image_size", self.model.image_size, 1)
         for key in ("mean", "std"):
@@ -195,13 +199,14 @@ class Config:
     def identity(self) -> str:
         """Ten hexadecimal digits that name what this run computes.
 
-        Left out: where it writes, how it logs, how it is scheduled (lanes change no bit), and the seed, which the
-        folder's name carries beside the hash.
+        Left out: where it writes, how it logs, how it is scheduled (lanes change no bit), what its files are checked
+        against, and the seed, which the folder's name carries beside the hash.
         """
         values = to_dict(self)
         for key in ("output_dir", "resume", "logger", "seed", "node_timeout"):
             del values[key]
-        del values["engine"]["lanes"], values["engine"]["strict"], values["data"]["cache_dir"]
+        del values["engine"]["lanes"], values["engine"]["strict"]
+        del values["data"]["cache_dir"], values["model"]["sha256"]
         text = json.dumps(values, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -17,6 +18,15 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
         value = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         total.update(value.numpy().tobytes() if value.ndim == 0 else memoryview(value.numpy()).cast("B"))
+    return total.hexdigest()
+
+
+def of_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes, as sha256sum prints it."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
     return total.hexdigest()
 
 

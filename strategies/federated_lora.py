@@ -72,6 +72,7 @@ class FederatedLora(Strategy):
         self._round_clients: list[ClientRound] = []
         self._accuracy: Accuracy | None = None
         self._last_round = 0
+        self._backbone = ""  # hash of the one backbone of the run
 
     # -- round 0 ---------------------------------------------------------------------------------------------------
 
@@ -81,12 +82,14 @@ class FederatedLora(Strategy):
         Raises RunFailed after `timeout` seconds, for a partition id given twice, and for clients that disagree on
         the classes, the domains or the backbone.
         """
+        self._backbone = backbone_digest
         deadline = time.monotonic() + self.timeout
         facts: dict[int, ConfigRecord] = {}
         asked: set[int] = set()
         while True:
             fresh = [n for n in grid.get_node_ids() if n not in asked]
-            messages = [Message(RecordDict(), node, "query.describe") for node in fresh]
+            hello = ConfigRecord({"backbone": backbone_digest})
+            messages = [Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh]
             for reply in self._exchange(grid, messages, max(deadline - time.monotonic(), 1.0)):
                 node = reply.metadata.src_node_id
                 asked.add(node)
@@ -312,7 +315,7 @@ class FederatedLora(Strategy):
                         held[name] = marks[place]
                 sent[name] = tensor
             lacking, how = self.base.catch_up(client)
-            about_base = {"base-key": self.base.key, "base-update": how}
+            about_base = {"backbone": self._backbone, "base-key": self.base.key, "base-update": how}
             content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: ConfigRecord({**settings, **about_base})})
             if lacking:
                 content[base.RECORD] = wire.encode(lacking)

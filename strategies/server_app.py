@@ -1,6 +1,6 @@
 """The Flower ServerApp: the same run over whatever Grid Flower gives, in its simulation or in a deployment.
 
-The configuration comes with the run (`overrides` in the run config); clients evaluate on their own test images, since
+The configuration comes with the run (fedinit/run_config.py); clients evaluate on their own test images, since
 a server has none. The run's folder is written where the server runs.
 """
 
@@ -10,11 +10,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fedinit.compose import compose_run_config
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
 from fedinit.progress import ProgressObserver
 from fedinit.reporting import open_run
+from fedinit.run_config import from_run_config
 from strategies.federation import check_method, federate
 
 app = ServerApp()
@@ -23,7 +23,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Raises InputError or RunFailed, which Flower shows as the run's failure."""
-    config = compose_run_config(context.run_config)
+    config = from_run_config(context.run_config)
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
     check_method(config)

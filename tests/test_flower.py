@@ -254,10 +254,19 @@ def test_divergence_ends_with_a_reason(site):
         run(site, "client.lr=1e30", "client.clip_norm=null")
 
 
-def test_another_backbone_is_refused(site):
-    strategy = unmet()
+def test_another_backbone_is_refused_on_both_sides(site):
+    """By the client, and by the server where a client says nothing of it."""
+    other = digest.of_tensors({})
+    with pytest.raises(RunFailed, match="could not start: .*the run is for the backbone .* this client holds"):
+        unmet().meet(LocalGrid(Cohort(site), 3), other)
+
+    def careless(deliveries):
+        for message, _ in deliveries:
+            message.content[wire.CONFIG]["backbone"] = site.backbone.digest
+        return Cohort(site)(deliveries)
+
     with pytest.raises(RunFailed, match="another backbone"):
-        strategy.meet(LocalGrid(Cohort(site), 3), digest.of_tensors({}))
+        unmet().meet(LocalGrid(careless, 3), other)
 
 
 def test_more_nodes_than_partitions_is_refused(site):

@@ -16,6 +16,7 @@ from fedinit import base, digest, wire
 from fedinit.compose import compose_config, groups
 from fedinit.config import CONF_DIR, load, to_dict
 from fedinit.export import load_adapter
+from fedinit.run_config import from_run_config, to_run_config
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
 from tests.small import WORDS
@@ -92,8 +93,10 @@ def test_config_round_trips_through_plain_values():
 
 @pytest.mark.parametrize("group", sorted(groups()))
 def test_every_choice_of_every_group_composes(group):
+    """And comes back whole from the flat form that a Flower run carries."""
     for choice in groups()[group]:
-        compose_config([f"{group}={choice}"])
+        config = compose_config([f"{group}={choice}"])
+        assert from_run_config(to_run_config(config)) == config
 
 
 def test_every_method_has_its_config_with_the_same_fields():

@@ -24,6 +24,8 @@ from fedinit.errors import InputError, did_you_mean
 CLASSES = {"MlpMixer": MlpMixer, "VisionTransformer": VisionTransformer}
 EMBEDDED = "embedded:"
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
+# What timm.create_model would load weights by, from a file or an address; the keys of `model` are the only way here.
+LOADING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ def build_backbone(settings: ModelConfig) -> Backbone:
         near = did_you_mean(base, [*timm.list_models(), *CLASSES])
         raise InputError(f"model.name={settings.name}: timm knows no such model{near}")
     kwargs = dict(settings.kwargs)
+    for key in LOADING & kwargs.keys():
+        raise InputError(f"model.kwargs.{key}: weights come from model.checkpoint or model.pretrained alone")
     if settings.image_size is not None:
         kwargs["img_size"] = settings.image_size
     with torch.random.fork_rng(devices=[]):
@@ -81,7 +85,7 @@ def build_backbone(settings: ModelConfig) -> Backbone:
                 f"({_first_line(error)}); give a safetensors file with model.checkpoint="
             ) from error
     if settings.checkpoint:
-        _load(module, settings.checkpoint)
+        _load(module, settings.checkpoint, settings.sha256)
     module.eval().requires_grad_(False)
     return Backbone(module=module, features=module.num_features, input=_input_spec(module, settings, kwargs))
 
@@ -100,10 +104,18 @@ def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, o
     return InputSpec(channels=channels, height=int(height), width=int(width), **stats)
 
 
-def _load(module: nn.Module, source: str) -> None:
-    path = EMBEDDED_DIR / source[len(EMBEDDED) :] if source.startswith(EMBEDDED) else Path(source).expanduser()
+def _load(module: nn.Module, source: str, sha256: str | None) -> None:
+    """`source` into the module, once its file is known to be the one that was asked for."""
+    embedded = source.startswith(EMBEDDED)
+    # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
+    path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"model.checkpoint={source}: no such file; expected a safetensors file with timm's names")
+    if sha256 is not None and (found := digest.of_file(path)) != sha256:
+        raise InputError(
+            f"model.checkpoint={source}: its sha256 is {found[:12]}…, expected {sha256[:12]}…; this is not the file "
+            "that the run was made for"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)

@@ -1,0 +1,67 @@
+"""What a client takes from a server: factors and merges of the layers that are adapted, a head, and nothing else.
+
+A run is about one frozen backbone, which each site holds in a file of its own; the server says by its hash which one it
+means. Weights that a message might carry for it are refused, not loaded.
+"""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, Message
+
+from clients.site import Site
+from fedinit import base, wire
+from fedinit.errors import InputError
+
+RECORDS = {wire.CONFIG, wire.STATE, base.RECORD}
+
+
+def check(message: Message, site: Site) -> None:
+    """Raises InputError, one line, for another backbone, and for a record, tensor or shape that is no part of a run."""
+    for name in message.content.keys() - RECORDS:
+        raise InputError(f"the server sent a record {name!r}, which is no part of a run")
+    meant = str(message.content[wire.CONFIG]["backbone"]) if wire.CONFIG in message.content else ""
+    if meant != site.backbone.digest:
+        raise InputError(
+            f"the run is for the backbone {meant[:12] or '(none named)'}, this client holds "
+            f"{site.backbone.digest[:12]}; give both the same model.checkpoint"
+        )
+    for name, array in _arrays(message, wire.STATE):
+        if name.startswith(wire.HEAD):
+            known = {"weight": (len(site.data.class_names), site.backbone.features)}
+            known["bias"] = known["weight"][:1]
+            _shape(name, array, known.get(name[len(wire.HEAD) :]))
+        else:
+            _factor(name, array, site)
+    for name, array in _arrays(message, base.RECORD):
+        if name in site.targets:  # the offset whole
+            _shape(name, array, site.targets[name])
+        else:
+            _factor(name.partition("/")[2], array, site)  # "<version>/<layer>/A"
+
+
+def _arrays(message: Message, record: str):
+    content = message.content.get(record, ArrayRecord())
+    if not isinstance(content, ArrayRecord):
+        raise InputError(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
+    return content.items()
+
+
+def _factor(name: str, array, site: Site) -> None:
+    layer, _, part = name.rpartition("/")
+    if layer not in site.targets or part not in ("A", "B", "R"):
+        raise InputError(
+            f"the server sent {name!r}, which is no factor of an adapted layer; a client takes no weights of its "
+            "backbone from a server"
+        )
+    d, k = site.targets[layer]
+    rank = array.shape[0] if part == "A" else array.shape[-1]
+    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": (rank, rank)}[part])
+
+
+def _shape(name: str, array, expected: tuple[int, ...] | None) -> None:
+    if expected is None:
+        raise InputError(f"the server sent {name!r}, which is no part of a head")
+    if tuple(array.shape) != expected or array.dtype != "float32":
+        raise InputError(
+            f"the server sent {name} as {array.dtype} {tuple(array.shape)}, expected float32 {expected}"
+        )
