@@ -26,6 +26,7 @@ from fedinit.factors import Factors, difference, distance, norm
 from fedinit.lora import Bank
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
+SCALES = "scales"  # in Context.state: the optimiser's step scales by leaf, fixed once
 OWN = "own"  # in Context.state: the factors this client ended its last round with
 
 Delivery = tuple[Message, Context]
@@ -134,6 +135,7 @@ class Cohort:
             trainable=frozenset(config["trainable"]),
             base=self.bases.receive(message, context),
             offset=offset,
+            scales=dict(context.state[SCALES]) if SCALES in context.state else {},
             notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
         )
 
@@ -156,6 +158,8 @@ class Cohort:
         config = message.content[wire.CONFIG]
         if config["own-factors"] or config["personal"]:
             context.state[OWN] = wire.encode(wire.to_tensors(result.adapter, {}))
+        if result.scales and self.site.config.client.gsnr_scope == "client_once":
+            context.state[SCALES] = MetricRecord({**task.scales, **result.scales})
         trained = {
             name: value
             for name, value in wire.to_tensors(result.adapter, result.head).items()
@@ -166,6 +170,7 @@ class Cohort:
             "round": task.round,
             "loss": result.loss,
             "steps": result.steps,
+            "optimizer-state": result.state,
             **task.notes,
         }
         return RecordDict({wire.STATE: wire.encode(trained), wire.METRICS: MetricRecord(metrics)})

@@ -70,7 +70,7 @@ class Site:
         self.lanes = Lanes(
             self.backbone,
             self.targets,
-            scale=config.adapter.alpha / config.adapter.rank,
+            scale=config.adapter.scale,
             dropout=config.adapter.dropout,
             device=config.engine.device,
             lanes=config.engine.lanes,

@@ -26,8 +26,8 @@ class Task:
     """A client's part of a round.
 
     base: the key of the base offset this client trains over. offset: factors that belong to this client's base in
-    this round, on top of that. notes: numbers known before training, to be
-    reported with the result.
+    this round, on top of that. scales: the optimiser's step scales by leaf that this client fixed in an earlier round.
+    notes: numbers known before training, to be reported with the result.
     """
 
     client: int
@@ -38,18 +38,22 @@ class Task:
     trainable: frozenset[str]
     base: str = EMPTY
     offset: Mapping[str, Factors] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a client made of its task. loss: mean training loss over its steps; steps: how many it took."""
+    """What a client made of its task. loss: mean training loss over its steps; steps: how many it took; scales: the
+    optimiser's step scales as they are now; state: how many numbers the optimiser kept for this client."""
 
     client: int
     adapter: Mapping[str, Factors]
     head: Mapping[str, Tensor]
     loss: float
     steps: int
+    scales: Mapping[str, float] = field(default_factory=dict)
+    state: int = 0
 
 
 def train_bank(
@@ -79,7 +83,7 @@ def train_bank(
         generators=[_dropout(seed, t, device) for t in members],
     )
     draws = [torch_generator(seed, "augment", t.round, t.client) for t in members]
-    optimizer = create_optimizer(leaves, settings)
+    optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
     counts = [len(plans[t.client]) for t in members]
     for step in range(max(counts)):
@@ -102,7 +106,15 @@ def train_bank(
     adapters, heads = bank.unload()
     losses = losses.cpu()
     made = [
-        Result(t.client, adapters[row], heads[row], _finite_mean(losses[row], counts[row]), counts[row])
+        Result(
+            t.client,
+            adapters[row],
+            heads[row],
+            _finite_mean(losses[row], counts[row]),
+            counts[row],
+            optimizer.fixed_scales(row),
+            optimizer.state_numbers,
+        )
         for row, t in enumerate(members)
     ]
     return [result for _, result in sorted(zip(order, made, strict=True), key=lambda pair: pair[0])]

@@ -48,9 +48,15 @@ class ModelConfig:
 class AdapterConfig:
     rank: int
     ranks: tuple[int, ...] | None  # of the clients, dealt in turn; null: all have `rank`. The scale is the same for all
-    alpha: float  # the scale is alpha / rank
+    alpha: float
+    scaling: Literal["standard", "rslora"]  # s = alpha / rank, or alpha / √rank (rsLoRA, arXiv 2312.03732)
     dropout: float  # on the adapter's input, while training
     targets: tuple[str, ...] | None  # patterns of layer names; null: the paper's for this kind of model
+
+    @property
+    def scale(self) -> float:
+        """s, what every product of factors is multiplied by; the same at all ranks."""
+        return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +87,11 @@ class PartitionConfig:
 class ClientConfig:
     optimizer: str
     lr: float
+    lr_ratio_b: float  # LoRA+: the learning rate of B as a multiple of lr
     momentum: float
     betas: tuple[float, float]
     weight_decay: float
+    gsnr_scope: Literal["client_once", "per_round"]  # of sgd_sai: how long a block's scale stays
     prox: float  # FedProx: adds prox/2·‖θ − θ_start‖² over adapter and head to the loss
     clip_norm: float | None  # global norm over one client's adapters and head; null: none
     batch_size: int
@@ -177,6 +185,7 @@ class Config:
         positive("partition.alpha", self.partition.alpha)
         at_least("partition.min_examples", self.partition.min_examples, 1)
         positive("client.lr", self.client.lr)
+        positive("client.lr_ratio_b", self.client.lr_ratio_b)
         within("client.momentum", self.client.momentum, 0, 1, open_high=True)
         for beta in self.client.betas:
             within("client.betas", beta, 0, 1, open_high=True)

@@ -2,7 +2,7 @@
 
 adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model;
 head.safetensors holds the classifier. Where something was merged into the base, base_offset.safetensors holds O by
-layer, (d, k): the weight the adapter sits on is W0 + (alpha/r)·O.
+layer, (d, k): the weight the adapter sits on is W0 + s·O, s = lora_alpha/r.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def save_adapter(
             "peft_type": "LORA",
             "base_model_name_or_path": config.model.name,
             "r": rank,
-            # The scale α/r stays what the run had, also where a method changed the rank.
-            "lora_alpha": config.adapter.alpha * rank / config.adapter.rank,
+            # Readers scale by lora_alpha / r; s stays what the run had, also where a method changed the rank.
+            "lora_alpha": config.adapter.scale * rank,
             "lora_dropout": config.adapter.dropout,
             "target_modules": list(layers),
             "bias": "none",

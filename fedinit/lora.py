@@ -5,8 +5,9 @@ product, and through the adapters as K batched products:
 
     y = x Wᵀ + bias + s · (x Aᵀ) Bᵀ          x: (K, b·t, k)   A: (K, r, k)   B: (K, d, r)   W: (d, k)
 
-with s = α/r (LoRA, Hu et al. 2022, arXiv 2106.09685). A client alone is K = 1. Clients of lower rank are padded with
-zeros: a zero row of A and zero column of B give each other no gradient, so they stay exactly zero.
+with s = α/r (LoRA, Hu et al. 2022, arXiv 2106.09685) or α/√r (rsLoRA). A client alone is K = 1.
+Clients of lower rank are padded with zeros: a zero row of A and zero column of B give each other no gradient, so they
+stay exactly zero.
 The backbone's tensors are shared by every bank of the process; only the adapters and heads are a bank's own.
 """
 
@@ -105,7 +106,7 @@ class BankLinear(nn.Module):
 class Bank:
     """K adapters and K heads over a backbone whose tensors it shares.
 
-    targets: {layer: (d, k)}. scale: α/r. A Bank is used by one thread at a time; make one a lane and load clients
+    targets: {layer: (d, k)}. scale: s. A Bank is used by one thread at a time; make one a lane and load clients
     into it, again and again. After `load`, `parameters` names the trainable leaves, each with K in front.
     """
 
@@ -149,6 +150,16 @@ class Bank:
                 leaves[f"{name}/{part}"] = getattr(layer, part).requires_grad_(True)
         self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
+
+    def owned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """{leaf: (K,) how many of its numbers are each client's own, and not padding of a lower rank}."""
+        ranks = torch.tensor(self.ranks)
+        made = {}
+        for name, leaf in leaves.items():
+            size = leaf[0].numel()
+            padded = {"A": leaf.shape[1], "B": leaf.shape[-1]}.get(name.rpartition("/")[2])
+            made[name] = torch.full_like(ranks, size) if padded is None else ranks * (size // padded)
+        return made
 
     def rebase(self, bases: Mapping[str, Tensor]) -> None:
         """Use these effective weights W + s·O, (d, k), where given, and W itself elsewhere."""

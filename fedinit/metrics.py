@@ -28,7 +28,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ClientRound:
-    """One client's part of a round. drift_*: distance of its start from the global factors, and of the products."""
+    """One client's part of a round. drift_*: distance of its start from the global factors, and of the products.
+    optimizer_state: how many numbers its optimiser kept."""
 
     client: int
     examples: int
@@ -36,6 +37,7 @@ class ClientRound:
     loss: float
     drift_factors: float
     drift_product: float
+    optimizer_state: int = 0
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ class RunFolder(Observer):
             + ["bytes_up", "bytes_down", *DIAGNOSTICS, "drift_factors", "drift_product"],
         )
         self._header(
-            "clients.csv", ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product"]
+            "clients.csv",
+            ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"],
         )
         (self.path / "ledger.jsonl").touch()
 
@@ -82,7 +83,7 @@ class RunFolder(Observer):
         )
         for c in numbers.clients:
             row = [numbers.round, c.client, c.examples, c.steps, c.loss, c.drift_factors, c.drift_product]
-            self._row("clients.csv", row)
+            self._row("clients.csv", [*row, c.optimizer_state])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         with open(self.path / "ledger.jsonl", "a") as file:

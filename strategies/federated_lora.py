@@ -346,6 +346,7 @@ class FederatedLora(Strategy):
                         loss=float(numbers.get("loss", float("nan"))),
                         drift_factors=float(numbers.get("drift-factors", 0.0)),
                         drift_product=float(numbers.get("drift-product", 0.0)),
+                        optimizer_state=int(numbers.get("optimizer-state", 0)),
                     ),
                 )
             )

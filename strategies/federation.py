@@ -141,7 +141,7 @@ def federate(
 
     ground = Ground(
         rank=config.adapter.rank,
-        scale=config.adapter.alpha / config.adapter.rank,
+        scale=config.adapter.scale,
         draw=lambda round: start_from(derive(config.seed, "fresh", round)),
         frozen=frozen,
     )

@@ -74,9 +74,11 @@ def client_config() -> Callable[..., ClientConfig]:
     base = ClientConfig(
         optimizer="sgd",
         lr=0.05,
+        lr_ratio_b=1.0,
         momentum=0.9,
         betas=(0.9, 0.999),
         weight_decay=0.01,
+        gsnr_scope="client_once",
         clip_norm=None,
         prox=0.0,
         batch_size=4,

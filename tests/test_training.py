@@ -147,8 +147,11 @@ def test_a_bank_equals_its_clients_alone(
         assert ours.steps == alone.steps == 2 * -(-CLIENTS[task.client][0] // 4)
 
 
-def test_an_adamw_bank_equals_its_clients_alone(tiny_backbone, client_config, make_tasks, train) -> None:
-    settings = client_config(optimizer="adamw", lr=0.003, clip_norm=1.0)
+@pytest.mark.parametrize(("optimizer", "lr"), [("adamw", 0.003), ("sgd_sai", 0.0003)])
+def test_other_optimisers_train_a_bank_as_its_clients_alone(
+    optimizer: str, lr: float, tiny_backbone, client_config, make_tasks, train
+) -> None:
+    settings = client_config(optimizer=optimizer, lr=lr, clip_norm=1.0)
     tasks = make_tasks(tiny_backbone)
     for task, ours in zip(tasks, train(tiny_backbone, tasks, settings), strict=True):
         (alone,) = train(tiny_backbone, [task], settings)
@@ -366,7 +369,7 @@ def test_optimizer_equals_torch(name: str, limit: float | None, float64: None, c
 def test_unknown_optimizer(client_config) -> None:
     with pytest.raises(InputError, match=r"client\.optimizer=adamv: no such choice \(did you mean 'adamw'\?\)"):
         create_optimizer({}, client_config(optimizer="adamv"))
-    assert set(OPTIMIZERS) == {"sgd", "adamw"}
+    assert set(OPTIMIZERS) == {"sgd", "adamw", "sgd_sai"}
 
 
 # Batches

@@ -7,13 +7,12 @@ touches only those rows, and a client that is done keeps its values and its stat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedinit.config import ClientConfig
-from fedinit.errors import choose
 
 
 class BankOptimizer(ABC):
@@ -21,12 +20,23 @@ class BankOptimizer(ABC):
 
     Works on all leaves side by side, a row a client, so that a step is a few operations whatever their number:
     values: (K, P), P numbers a client. `leaves` follow them after every step.
+    owned: {leaf: (K,) how many of its numbers are each client's own}, the rest being zero padding of a lower rank;
+    None: all are. scales: per client the step scales {leaf: number} fixed in an earlier round, for optimisers that
+    have them.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
+    def __init__(
+        self,
+        leaves: Mapping[str, Tensor],
+        settings: ClientConfig,
+        owned: Mapping[str, Tensor] | None = None,
+        scales: Sequence[Mapping[str, float]] = (),
+    ) -> None:
         self.leaves, self.settings = dict(leaves), settings
         self.values = _side_by_side(leaves.values())
         self.start = self.values.clone() if settings.prox else None  # FedProx's anchor (arXiv 1812.06127)
+        # LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the B factors' learning rate is a multiple of the others'.
+        self.ratio = _ratios(self.leaves, settings.lr_ratio_b).to(self.values) if settings.lr_ratio_b != 1 else None
         self.steps = 0
 
     @torch.no_grad()
@@ -48,6 +58,19 @@ class BankOptimizer(ABC):
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         """Change `value` (active, P) in place; `gradient` (active, P) may be overwritten."""
 
+    def state(self) -> Sequence[Tensor | None]:
+        """What this optimiser keeps from step to step besides the values themselves, a row a client each."""
+        return (self.start,)
+
+    @property
+    def state_numbers(self) -> int:
+        """How many numbers the state of one client holds."""
+        return sum(kept[0].numel() for kept in self.state() if kept is not None)
+
+    def fixed_scales(self, row: int) -> dict[str, float]:
+        """The step scales {leaf: number} that client `row` has fixed; empty for an optimiser without any."""
+        return {}
+
 
 def clip(gradient: Tensor, max_norm: float) -> None:
     """Scale each row of `gradient` (clients, P), in place, so that its norm is at most `max_norm`.
@@ -58,46 +81,12 @@ def clip(gradient: Tensor, max_norm: float) -> None:
     gradient.mul_((max_norm / (norms + 1e-6)).clamp(max=1.0))
 
 
-class SGD(BankOptimizer):
-    """torch.optim.SGD: g ← g + λp; v ← μv + g (v = g at the first step); p ← p − lr·v."""
-
-    def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
-        super().__init__(leaves, settings)
-        self.velocity = torch.zeros_like(self.values) if settings.momentum else None
-
-    def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
-        if self.settings.weight_decay:
-            gradient.add_(value, alpha=self.settings.weight_decay)
-        if self.velocity is not None:
-            gradient = self.velocity[:active].mul_(self.settings.momentum).add_(gradient)
-        value.add_(gradient, alpha=-self.settings.lr)
-
-
-class AdamW(BankOptimizer):
-    """torch.optim.AdamW (arXiv 1711.05101), eps 1e-8, with decoupled weight decay."""
-
-    def __init__(self, leaves: Mapping[str, Tensor], settings: ClientConfig) -> None:
-        super().__init__(leaves, settings)
-        self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
-
-    def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
-        beta1, beta2 = self.settings.betas
-        value.mul_(1 - self.settings.lr * self.settings.weight_decay)
-        first = self.first[:active].lerp_(gradient, 1 - beta1)
-        second = self.second[:active].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        # Active clients have all taken every step so far, so one step count serves them.
-        unbiased = second.div(1 - beta2**self.steps).sqrt_().add_(1e-8)
-        value.addcdiv_(first, unbiased, value=-self.settings.lr / (1 - beta1**self.steps))
+def _ratios(leaves: Mapping[str, Tensor], of_b: float) -> Tensor:
+    """(P,): the learning rate of every number, as a multiple of client.lr."""
+    parts = [torch.full((leaf[0].numel(),), of_b if n.endswith("/B") else 1.0) for n, leaf in leaves.items()]
+    return torch.cat(parts)
 
 
 def _side_by_side(leaves: Iterable[Tensor]) -> Tensor:
     """(K, P) copy of leaves (K, …)."""
     return torch.cat([leaf.detach().flatten(1) for leaf in leaves], dim=1)
-
-
-OPTIMIZERS: dict[str, type[BankOptimizer]] = {"adamw": AdamW, "sgd": SGD}
-
-
-def create_optimizer(leaves: Mapping[str, Tensor], settings: ClientConfig) -> BankOptimizer:
-    """The optimiser that `client.optimizer` names. Raises InputError for an unknown name."""
-    return OPTIMIZERS[choose("client.optimizer", settings.optimizer, OPTIMIZERS)](leaves, settings)

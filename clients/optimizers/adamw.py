@@ -1,0 +1,31 @@
+"""AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), as torch.optim.AdamW: eps 1e-8, decoupled weight decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clients.optimizers.contract import BankOptimizer
+
+
+class AdamW(BankOptimizer):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
+
+    def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
+        beta1, beta2 = self.settings.betas
+        decay = self.settings.lr * self.settings.weight_decay
+        value.mul_(1 - (decay if self.ratio is None else decay * self.ratio))
+        first = self.first[:active].lerp_(gradient, 1 - beta1)
+        second = self.second[:active].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        # Active clients have all taken every step so far, so one step count serves them.
+        unbiased = second.div(1 - beta2**self.steps).sqrt_().add_(1e-8)
+        if self.ratio is not None:
+            unbiased.div_(self.ratio)
+        value.addcdiv_(first, unbiased, value=-self.settings.lr / (1 - beta1**self.steps))
+
+    def state(self) -> list[Tensor | None]:
+        return [*super().state(), self.first, self.second]
