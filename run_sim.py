@@ -42,7 +42,9 @@ def simulate(config: Config, console: Console) -> dict:
     head_alone = None
     if config.evaluation.head_alone and config.strategy.name != "head_alone":
         last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)
+        # The adapters stay as they start, so their start must be none that clients measure for.
         plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
+        plain["init"] = Choice(name="kaiming")
         short = dataclasses.replace(config, evaluation=last_only, **plain)
         head_alone = run(short, site, [], console, "head alone", Choice(name="head_alone")).summary()
     outcome = run(config, site, opened.observers, console, config.strategy.name)

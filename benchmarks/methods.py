@@ -107,7 +107,7 @@ def main() -> None:
     def redraw(round: int) -> dict[str, Factors]:
         return {n: Factors(torch.randn(RANK, k) / k**0.5, torch.zeros(d, RANK)) for n, (d, k) in SHAPES.items()}
 
-    ground = Ground(RANK, 2.0, redraw, frozen.__getitem__)
+    ground = Ground(dict.fromkeys(SHAPES, RANK), 2.0, redraw, frozen.__getitem__)
     rows = []
     for count in (6,) if arguments.quick else (6, 30, 100):
         updates = draw_updates(count)

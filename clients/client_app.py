@@ -38,8 +38,8 @@ def simulated() -> bool:
 
 
 def _answer(message: Message, context: Context) -> Message:
-    # The partition id is not part of the key: clients that share a process share the data and the backbone.
-    own = {k: v for k, v in context.node_config.items() if k != "partition-id"}
+    # These are a client's own: clients that share a process share the data and the backbone.
+    own = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
     try:
         cohort = _cohort(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True))
     except InputError as error:
@@ -49,6 +49,11 @@ def _answer(message: Message, context: Context) -> Message:
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
+    return _answer(message, context)
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 

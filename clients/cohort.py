@@ -18,12 +18,14 @@ from clients import guard
 from clients.bases import Bases
 from clients.evaluation import counts_record
 from clients.site import Site, is_zero
+from clients.statistics import measure
 from clients.training import Result, Task, train_bank
-from fedinit import wire
+from fedinit import digest, wire
 from fedinit.base import EMPTY
 from fedinit.errors import InputError
 from fedinit.factors import Factors, difference, distance, norm
 from fedinit.lora import Bank
+from fedinit.statistics import Request
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
 SCALES = "scales"  # in Context.state: the optimiser's step scales by leaf, fixed once
@@ -46,7 +48,12 @@ class Cohort:
                 guard.check(message, self.site)
             except Exception as error:  # noqa: BLE001 (what a server may send is anything)
                 replies[i] = _failed(message, error)
-        work = {"query.describe": self._describe, "train": self._train, "evaluate": self._evaluate}
+        work = {
+            "query.describe": self._describe,
+            "query.statistics": self._statistics,
+            "train": self._train,
+            "evaluate": self._evaluate,
+        }
         for kind, answer in work.items():
             mine = [i for i, (m, _) in enumerate(deliveries) if m.metadata.message_type == kind and i not in replies]
             answers = answer([deliveries[i] for i in mine]) if mine else []
@@ -73,6 +80,28 @@ class Cohort:
             return RecordDict({wire.CONFIG: ConfigRecord(facts)})
 
         return [_guarded(answer, m, c) for m, c in deliveries]
+
+    def _statistics(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        """What an initialiser asks for, measured on the bare backbone, a client a lane."""
+        site = self.site
+        site.lanes.set_base(EMPTY, {})
+        size = site.config.evaluation.batch_size
+
+        def answer(bank: Bank, message: Message, context: Context) -> RecordDict:
+            part = site.partition(_partition_id(context))
+            head = {n[len(wire.HEAD) :]: t for n, t in wire.decode(message.content[wire.STATE]).items()}
+            asked = wire.decode(message.content[wire.ASKED])
+            request = Request.from_json(str(message.content[wire.CONFIG]["request"]), asked, head)
+            secret = str(context.node_config.get("noise-secret", ""))
+            bank.bare()
+            found = measure(bank, request, part.train, part.client, site.data, site.lanes.input, size, secret)
+            metrics = MetricRecord({"num-examples": found.examples, "round": 0})
+            return RecordDict({wire.STATE: wire.encode(found.sums), wire.METRICS: metrics})
+
+        def work(bank: Bank, delivery: Delivery) -> Message:
+            return _guarded(lambda m, c: answer(bank, m, c), *delivery)
+
+        return site.lanes.map(work, deliveries)
 
     def _train(self, deliveries: Sequence[Delivery]) -> list[Message]:
         tasks: list[Task | Message] = [_attempt(self._task, m, c) for m, c in deliveries]
@@ -151,7 +180,11 @@ class Cohort:
         absent = sorted(names - complete.keys())
         if absent:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
-        layers, head = wire.from_tensors({k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)})
+        whole = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
+        expected = message.content[wire.CONFIG].get("start-digest")
+        if expected is not None and digest.of_tensors(whole) != expected:
+            raise LookupError("the start that this client put together is not the one the server made")
+        layers, head = wire.from_tensors(whole)
         return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
 
     def _reply(self, task: Task, result: Result, message: Message, context: Context) -> RecordDict:

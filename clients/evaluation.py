@@ -67,8 +67,7 @@ def counts_record(counts: Mapping[int, tuple[int, int]]) -> MetricRecord:
 def frozen_features(lanes: Lanes, data: Dataset, batch_size: int) -> Tensor:
     """(len(data), D) pooled features of the backbone without any adapter."""
     for bank in lanes.banks:
-        for layer in bank.layers.values():
-            layer.folded = layer.A = layer.B = None
+        bank.bare()
 
     @torch.inference_mode()
     def work(bank: Bank, chunk: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from clients.site import Site
 from fedinit import base, wire
 from fedinit.errors import InputError
 
-RECORDS = {wire.CONFIG, wire.STATE, base.RECORD}
+RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
 
 
 def check(message: Message, site: Site) -> None:
@@ -32,6 +32,8 @@ def check(message: Message, site: Site) -> None:
             _shape(name, array, known.get(name[len(wire.HEAD) :]))
         else:
             _factor(name, array, site)
+    for name, array in _arrays(message, wire.ASKED):
+        _basis(name, array, site)
     for name, array in _arrays(message, base.RECORD):
         if name in site.targets:  # the offset whole
             _shape(name, array, site.targets[name])
@@ -44,6 +46,15 @@ def _arrays(message: Message, record: str):
     if not isinstance(content, ArrayRecord):
         raise InputError(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
     return content.items()
+
+
+def _basis(name: str, array, site: Site) -> None:
+    """What a statistic is projected on: columns for the inputs or the outputs of an adapted layer."""
+    layer = name.rpartition("/")[0]
+    if layer not in site.targets:
+        raise InputError(f"the server sent {name!r}, which belongs to no adapted layer")
+    rows = array.shape[0] if len(array.shape) == 2 and array.shape[0] in site.targets[layer] else site.targets[layer][1]
+    _shape(name, array, (rows, *array.shape[1:2]))
 
 
 def _factor(name: str, array, site: Site) -> None:

@@ -39,15 +39,18 @@ def save_adapter(
     save_file({k: v.contiguous() for k, v in head.items()}, folder / "head.safetensors")
     if offset:
         save_file({k: v.contiguous() for k, v in offset.items()}, folder / "base_offset.safetensors")
-    rank = next(iter(layers.values())).rank
+    ranks = {name: factors.rank for name, factors in layers.items()}
+    rank = max(ranks.values())
+    # Readers scale by alpha / r; s stays what the run had, whatever the rank of a layer.
     write_json(
         folder / "adapter_config.json",
         {
             "peft_type": "LORA",
             "base_model_name_or_path": config.model.name,
             "r": rank,
-            # Readers scale by lora_alpha / r; s stays what the run had, also where a method changed the rank.
             "lora_alpha": config.adapter.scale * rank,
+            "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
+            "alpha_pattern": {name: config.adapter.scale * r for name, r in ranks.items() if r != rank},
             "lora_dropout": config.adapter.dropout,
             "target_modules": list(layers),
             "bias": "none",

@@ -120,7 +120,7 @@ class Bank:
             setattr(self.module.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         self.head: dict[str, Tensor] = {}
-        self.ranks: list[int] = []
+        self.ranks: list[dict[str, int]] = []  # of each client, by layer
 
     def load(
         self,
@@ -136,7 +136,7 @@ class Bank:
         generators: one a client for dropout, none for no dropout.
         """
         device = next(self.module.parameters()).device
-        self.ranks = [next(iter(a.values())).rank if a else 0 for a in adapters]
+        self.ranks = [{name: a[name].rank for name in self.layers} for a in adapters]
         leaves: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
             layer.folded = None
@@ -151,14 +151,19 @@ class Bank:
         self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
 
+    def bare(self) -> None:
+        """Leave out the adapters: the base alone."""
+        for layer in self.layers.values():
+            layer.folded = layer.A = layer.B = layer.offset = None
+
     def owned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{leaf: (K,) how many of its numbers are each client's own, and not padding of a lower rank}."""
-        ranks = torch.tensor(self.ranks)
         made = {}
         for name, leaf in leaves.items():
-            size = leaf[0].numel()
-            padded = {"A": leaf.shape[1], "B": leaf.shape[-1]}.get(name.rpartition("/")[2])
-            made[name] = torch.full_like(ranks, size) if padded is None else ranks * (size // padded)
+            size, (layer, _, part) = leaf[0].numel(), name.rpartition("/")
+            padded = {"A": leaf.shape[1], "B": leaf.shape[-1]}.get(part)
+            ranks = [0 if padded is None else own[layer] for own in self.ranks]
+            made[name] = torch.tensor([size if padded is None else rank * (size // padded) for rank in ranks])
         return made
 
     def rebase(self, bases: Mapping[str, Tensor]) -> None:
@@ -194,13 +199,18 @@ class Bank:
         """The K clients' factors, at their own ranks, and heads, on the CPU."""
         adapters = [
             {
-                name: Factors(layer.A[i, :rank].detach().cpu().clone(), layer.B[i, :, :rank].detach().cpu().clone())
+                name: Factors(_taken(layer.A[i, : ranks[name]]), _taken(layer.B[i, :, : ranks[name]]))
                 for name, layer in self.layers.items()
             }
-            for i, rank in enumerate(self.ranks)
+            for i, ranks in enumerate(self.ranks)
         ]
-        heads = [{k: v[i].detach().cpu().clone() for k, v in self.head.items()} for i in range(len(self.ranks))]
+        heads = [{k: _taken(v[i]) for k, v in self.head.items()} for i in range(len(self.ranks))]
         return adapters, heads
+
+
+def _taken(value: Tensor) -> Tensor:
+    """A copy on the CPU that belongs to nobody's graph."""
+    return value.detach().cpu().clone()
 
 
 def _padded(products: Sequence[Factors]) -> tuple[Tensor, Tensor]:

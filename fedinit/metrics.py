@@ -34,19 +34,23 @@ class ClientRound:
     client: int
     examples: int
     steps: int
-    loss: float
-    drift_factors: float
-    drift_product: float
+    loss: float | None
+    drift_factors: float = 0.0
+    drift_product: float = 0.0
     optimizer_state: int = 0
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round. train_loss: mean over clients by examples. bytes: of all messages, as serialised."""
+    """One round. train_loss: mean over clients by examples. bytes: of all messages, as serialised.
+
+    Round 0 comes before training: clients say who they are and, where the initialiser asks, measure statistics; it has
+    no loss, and `clients` are those whose statistics went into the start.
+    """
 
     round: int
     seconds: float
-    train_loss: float
+    train_loss: float | None
     accuracy: Accuracy | None
     bytes_up: int
     bytes_down: int
@@ -67,6 +71,9 @@ class Observer:
     """Told what happens, in order; it does what it likes with it and never changes the run."""
 
     def started(self, rounds: int, roster: Roster) -> None: ...
+
+    def round_zero_done(self, numbers: Round) -> None:
+        """What comes before training is done; round 0."""
 
     def round_done(self, numbers: Round) -> None: ...
 

@@ -48,6 +48,15 @@ class ProgressObserver(Observer):
         elif numbers.accuracy is not None:
             self.console.print(f"{self.label}: round {numbers.round}/{self.rounds}, {facts}, {numbers.seconds:.1f} s")
 
+    def round_zero_done(self, numbers: Round) -> None:
+        if not numbers.clients:  # nobody had anything to measure
+            return
+        facts = f"statistics of {len(numbers.clients)} clients, {numbers.bytes_up / 1e6:.1f} MB up"
+        if self.bar is not None:
+            self.bar.update(self.task, facts=facts)
+        else:
+            self.console.print(f"{self.label}: round 0, {facts}, {numbers.seconds:.1f} s")
+
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         text = ", ".join(f"{key} {value}" for key, value in facts.items())
         self.console.print(f"{kind.replace('_', ' ')}: {text}", style="yellow", markup=False, highlight=False)

@@ -1,7 +1,8 @@
 """The run's folder: outputs/<name>/<config hash>-s<seed>/, written as the run goes.
 
 config.yaml  the resolved configuration, which run_sim.py takes back word for word
-metrics.csv  a row a round; clients.csv  a row a client and round; ledger.jsonl  refusals, missing replies, warnings
+metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
+ledger.jsonl  refusals, missing replies, warnings
 adapter/     the final adapter and head; summary.json; DONE.json, last of all
 """
 
@@ -70,19 +71,28 @@ class RunFolder(Observer):
         )
         (self.path / "ledger.jsonl").touch()
 
+    def round_zero_done(self, numbers: Round) -> None:
+        if numbers.clients:  # a round of its own, where clients measured something
+            self.round_done(numbers)
+
     def round_done(self, numbers: Round) -> None:
         accuracy = numbers.accuracy
         by_domain = accuracy.by_domain if accuracy else {}
         count = len(numbers.clients)
+        loss = "" if numbers.train_loss is None else numbers.train_loss
         self._row(
             "metrics.csv",
-            [numbers.round, f"{numbers.seconds:.3f}", count, numbers.train_loss, accuracy.mean if accuracy else ""]
+            [numbers.round, f"{numbers.seconds:.3f}", count, loss, accuracy.mean if accuracy else ""]
             + [by_domain.get(d, "") for d in self._domains]
             + [numbers.bytes_up, numbers.bytes_down, *(numbers.diagnostics.get(d, "") for d in DIAGNOSTICS)]
-            + [sum(getattr(c, key) for c in numbers.clients) / count for key in ("drift_factors", "drift_product")],
+            + [
+                sum(getattr(c, key) for c in numbers.clients) / count if count else ""
+                for key in ("drift_factors", "drift_product")
+            ],
         )
         for c in numbers.clients:
-            row = [numbers.round, c.client, c.examples, c.steps, c.loss, c.drift_factors, c.drift_product]
+            loss = "" if c.loss is None else c.loss
+            row = [numbers.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
             self._row("clients.csv", [*row, c.optimizer_state])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:

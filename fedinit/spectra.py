@@ -42,9 +42,20 @@ def matrix_spectrum(matrix: Tensor) -> Spectrum:
 
 
 def _signed(U: Tensor, S: Tensor, Vh: Tensor) -> Spectrum:
-    sign = Vh.gather(1, Vh.abs().argmax(1, keepdim=True)).sign()
-    sign[sign == 0] = 1
+    sign = signs(Vh)
     return Spectrum(U * sign.T, S, Vh * sign)
+
+
+def signs(rows: Tensor) -> Tensor:
+    """(n, 1), ±1: what makes the largest entry of each row positive, the first one of equals."""
+    sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+    sign[sign == 0] = 1
+    return sign
+
+
+def fix_signs(rows: Tensor) -> Tensor:
+    """The rows with their largest entry positive."""
+    return rows * signs(rows)
 
 
 def truncate(product: Factors, rank: int, gauge: str = "balanced") -> Factors:

@@ -50,9 +50,13 @@ class WandbTracker(Observer):
 
         self._try(begin)
 
+    def round_zero_done(self, numbers: Round) -> None:
+        if numbers.clients:  # a round of its own, where clients measured something
+            self.round_done(numbers)
+
     def round_done(self, numbers: Round) -> None:
         values: dict[str, Any] = {
-            "train_loss": numbers.train_loss,
+            **({} if numbers.train_loss is None else {"train_loss": numbers.train_loss}),
             "bytes_up": numbers.bytes_up,
             "bytes_down": numbers.bytes_down,
             **numbers.diagnostics,

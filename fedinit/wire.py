@@ -15,11 +15,14 @@ from torch import Tensor
 
 from fedinit import digest
 from fedinit.factors import Factors
+from fedinit.initializers.initializer import StartState
 
 STATE = "state"  # the ArrayRecord of factors and head, in both directions
 CONFIG = "config"  # the ConfigRecord that goes down
+ASKED = "asked"  # the ArrayRecord of what a statistic needs besides the head: {"<layer>/<key>": (d or k, width)}
 METRICS = "metrics"  # the MetricRecord that comes back
 HEAD = "head/"
+MERGE = "merge/"
 
 
 def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -42,6 +45,19 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dic
             if part not in parts:
                 raise KeyError(f"{layer}/{part}")
     return {layer: Factors(**parts) for layer, parts in layers.items()}, head
+
+
+def start_to_tensors(state: StartState) -> dict[str, Tensor]:
+    """A whole start but its notes, by name; products for the base as "merge/<layer>/A", "merge/<layer>/B"."""
+    merge = {MERGE + name: value for name, value in digest.named_parts(state.merge).items()}
+    return to_tensors(state.layers, state.head) | merge
+
+
+def start_from_tensors(tensors: Mapping[str, Tensor]) -> StartState:
+    """The inverse of `start_to_tensors`."""
+    merge = {name[len(MERGE) :]: value for name, value in tensors.items() if name.startswith(MERGE)}
+    layers, head = from_tensors({name: value for name, value in tensors.items() if not name.startswith(MERGE)})
+    return StartState(layers=layers, merge=from_tensors(merge)[0], head=head)
 
 
 def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:

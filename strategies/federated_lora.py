@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -72,7 +73,10 @@ class FederatedLora(Strategy):
         self._round_clients: list[ClientRound] = []
         self._accuracy: Accuracy | None = None
         self._last_round = 0
-        self._backbone = ""  # hash of the one backbone of the run
+        self.backbone_digest = ""  # hash of the one backbone of the run
+        self.round_zero_clients: list[ClientRound] = []
+        self._began = time.perf_counter()
+        self._announced = False
 
     # -- round 0 ---------------------------------------------------------------------------------------------------
 
@@ -82,7 +86,7 @@ class FederatedLora(Strategy):
         Raises RunFailed after `timeout` seconds, for a partition id given twice, and for clients that disagree on
         the classes, the domains or the backbone.
         """
-        self._backbone = backbone_digest
+        self.backbone_digest = backbone_digest
         deadline = time.monotonic() + self.timeout
         facts: dict[int, ConfigRecord] = {}
         asked: set[int] = set()
@@ -124,6 +128,22 @@ class FederatedLora(Strategy):
         )
         return self.roster
 
+    def ask(self, grid: Grid, content: RecordDict, kind: str, timeout: float) -> dict[int, Message]:
+        """The same question to every client; {partition id: reply} of those that answered."""
+        messages = [Message(wire.clone(content), node, kind) for _, node in sorted(self._nodes.items())]
+        return {self._client_of(reply): reply for reply in self._exchange(grid, messages, timeout)}
+
+    def refused(self, round: int, refusal: Refusal) -> None:
+        """Put a refusal into the ledger."""
+        self._tell("refused", {"round": round, **vars(refusal)})
+
+    def announce(self, num_rounds: int) -> None:
+        """Tell the observers that the run begins, once."""
+        if not self._announced:
+            self._announced, self._last_round = True, num_rounds
+            for observer in self.observers:
+                observer.started(num_rounds, self.roster)
+
     # -- the run ---------------------------------------------------------------------------------------------------
 
     def start(
@@ -136,18 +156,19 @@ class FederatedLora(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """Run `num_rounds` rounds from the factors and head in `initial_arrays`; `meet` comes first.
+        """Run `num_rounds` rounds from the start in `initial_arrays` (wire.start_to_tensors); `meet` comes first.
 
         evaluate_fn returns {"domains": indices, "correct": counts, "num-examples": counts}, as clients do.
         Raises RunFailed for a round without a usable reply.
         """
         if self.roster is None:
             raise RunFailed("start() needs the roster; call meet() first")
-        layers, head = wire.from_tensors(wire.decode(initial_arrays))
-        self.state, self._last_round = Aggregate(layers=layers, head=head), num_rounds
-        arrays, result = initial_arrays, Result()
-        for observer in self.observers:
-            observer.started(num_rounds, self.roster)
+        self.announce(num_rounds)
+        begun = wire.start_from_tensors(wire.decode(initial_arrays))
+        self.state, self._last_round = Aggregate(layers=begun.layers, head=begun.head), num_rounds
+        self.base.merge(begun.merge)
+        self._report_round_zero()
+        arrays, result = wire.encode(self.final_tensors()), Result()
         for round in range(1, num_rounds + 1):
             began, up, down = time.perf_counter(), self.bytes_up, self.bytes_down
             messages = self.configure_train(round, arrays, train_config or ConfigRecord(), grid)
@@ -196,7 +217,9 @@ class FederatedLora(Strategy):
         self._expected = {
             self._nodes[c]: Expected(client=c, round=server_round, sent=starts[c], trained=trained) for c in clients
         }
-        return self._messages(starts, settings, trained, "train")
+        marks = {rank: digest.of_tensors(starts[c]) for rank, c in {self.ranks.get(c): c for c in clients}.items()}
+        own = {c: {"start-digest": marks[self.ranks.get(c)]} for c in clients}
+        return self._messages(starts, settings, trained, "train", own)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -206,7 +229,7 @@ class FederatedLora(Strategy):
         for refusal in refusals:
             self._held.pop(refusal.client, None)  # it may have lost what it held; send everything next time
             self.base.forget(refusal.client)
-            self._tell("refused", {"round": server_round, **vars(refusal)})
+            self.refused(server_round, refusal)
         if not updates:
             why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "no reply came in time"
             hint = "; a lower client.lr may help" if refusals and refusals[0].code == "not_finite" else ""
@@ -280,6 +303,19 @@ class FederatedLora(Strategy):
         self.base.merge(start.merge)
         self.state = dataclasses.replace(aggregate, layers=start.layers, residual={})
 
+    def _report_round_zero(self) -> None:
+        numbers = Round(
+            round=0,
+            seconds=time.perf_counter() - self._began,
+            train_loss=None,
+            accuracy=None,
+            bytes_up=self.bytes_up,
+            bytes_down=self.bytes_down,
+            clients=self.round_zero_clients,
+        )
+        for observer in self.observers:
+            observer.round_zero_done(numbers)
+
     def _start_of(self, client: int) -> dict[str, Tensor]:
         """The global factors at this client's rank, and the head, by wire name."""
         rank = self.ranks.get(client)
@@ -294,9 +330,10 @@ class FederatedLora(Strategy):
         settings: Mapping[str, object],
         passing: frozenset[str],
         kind: str,
+        own: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
     ) -> list[Message]:
         """Each client's tensors but those it holds as they are, and what of the base it lacks. Clients keep what they
-        are sent, except for the names in `passing`.
+        are sent, except for the names in `passing`. own: settings of one client.
 
         A list, not a generator: Flower's HttpGrid reads it twice.
         """
@@ -315,8 +352,9 @@ class FederatedLora(Strategy):
                         held[name] = marks[place]
                 sent[name] = tensor
             lacking, how = self.base.catch_up(client)
-            about_base = {"backbone": self._backbone, "base-key": self.base.key, "base-update": how}
-            content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: ConfigRecord({**settings, **about_base})})
+            about_base = {"backbone": self.backbone_digest, "base-key": self.base.key, "base-update": how}
+            config = ConfigRecord({**settings, **about_base, **own.get(client, {})})
+            content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: config})
             if lacking:
                 content[base.RECORD] = wire.encode(lacking)
             messages.append(Message(content, self._nodes[client], kind))

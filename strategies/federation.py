@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +15,22 @@ from fedinit.config import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers import create_initializer
+from fedinit.initializers.initializer import Setting
 from fedinit.metrics import Accuracy, Observer, Roster, Round
-from fedinit.models import Backbone, init_head, select_targets
+from fedinit.models import Backbone, init_head, select_targets, shared_inputs
 from fedinit.seeding import derive
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator
 from strategies.federated_lora import EvaluateFn, FederatedLora
 from strategies.reinit import Ground, Reinit, create_reinit
+from strategies.round_zero import begin
 from strategies.server_opt import create_server_optimizer
 
 
 @dataclass(frozen=True)
 class Outcome:
     """aggregate: the final global factors and head. offset: the base offset by layer. accuracy: of the last evaluation,
-    or None. trainable: how many numbers a client trains in a round, head included."""
+    or None. trainable: how many numbers a client trains in a round, head included. start: what round 0 has to say."""
 
     aggregate: Aggregate
     offset: Mapping[str, Tensor]
@@ -39,6 +42,7 @@ class Outcome:
     bytes_down: int
     trainable: int
     final_hash: str
+    start: Mapping[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """The figures of summary.json."""
@@ -53,6 +57,7 @@ class Outcome:
             "bytes_down": self.bytes_down,
             "trainable_parameters": self.trainable,
             "diagnostics": dict(self.aggregate.diagnostics),
+            "start": dict(self.start),
         }
 
 
@@ -130,25 +135,25 @@ def federate(
     watch = _Last()
     targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
     initializer = create_initializer(config.init.name, config.init.options)
+    scale = config.adapter.scale
 
     def frozen(name: str) -> Tensor:
         return backbone.module.get_submodule(name).weight.detach().cpu()
 
-    def start_from(seed: int) -> dict[str, Factors]:
-        """The initialiser's draw as the method trains it: a core that it does not train is absorbed."""
-        drawn = initializer.start(targets, config.adapter.rank, seed, frozen)
-        return {name: factors.absorb() for name, factors in drawn.items()}
+    setting = Setting(targets=targets, rank=config.adapter.rank, scale=scale, seed=config.seed, weight=frozen)
+    if initializer.needs != "none":
+        setting = dataclasses.replace(setting, groups=shared_inputs(backbone, targets))
 
-    ground = Ground(
-        rank=config.adapter.rank,
-        scale=config.adapter.scale,
-        draw=lambda round: start_from(derive(config.seed, "fresh", round)),
-        frozen=frozen,
-    )
+    def draw(round: int) -> Mapping[str, Factors]:
+        """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
+        if not initializer.random:
+            return begun.layers
+        return _absorbed(initializer.plan(setting.reseed(derive(config.seed, "fresh", round))).layers)
+
     strategy = FederatedLora(
         aggregator=aggregator,
         reinit=_reinit(config, aggregator),
-        ground=ground,
+        ground=Ground({name: config.adapter.rank for name in targets}, scale, draw, frozen),
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         seed=config.seed,
         participation=config.participation,
@@ -158,11 +163,15 @@ def federate(
         timeout=config.node_timeout,
         observers=[*observers, watch],
     )
-    layers = start_from(config.seed)
     roster = strategy.meet(grid, backbone.digest)
     strategy.ranks = client_ranks(config, sorted(roster.examples))
+    strategy.announce(config.rounds)
     head = init_head(config.head.init, len(roster.class_names), backbone.features, config.seed)
-    initial = wire.encode(wire.to_tensors(layers, head))
+    setting = dataclasses.replace(setting, head=head)
+    begun = begin(strategy, grid, initializer, setting, config.node_timeout)
+    begun = dataclasses.replace(begun, layers=_absorbed(begun.layers), head=begun.head or head)
+    strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
+    initial = wire.encode(wire.start_to_tensors(begun))
     strategy.start(grid, initial, config.rounds, timeout=config.node_timeout, evaluate_fn=evaluate_fn)
     final = strategy.final_tensors()
     return Outcome(
@@ -176,7 +185,13 @@ def federate(
         bytes_down=strategy.bytes_down,
         trainable=sum(final[name].numel() for name in strategy.trained(config.rounds)),
         final_hash=digest.of_tensors(final),
+        start=begun.notes,
     )
+
+
+def _absorbed(layers: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The start as the method trains it: a core that it does not train is absorbed."""
+    return {name: factors.absorb() for name, factors in layers.items()}
 
 
 class _Last(Observer):
@@ -184,6 +199,9 @@ class _Last(Observer):
 
     accuracy: Accuracy | None = None
     seconds: float = 0.0
+
+    def round_zero_done(self, numbers: Round) -> None:
+        self.seconds += numbers.seconds
 
     def round_done(self, numbers: Round) -> None:
         self.seconds += numbers.seconds

@@ -36,10 +36,10 @@ from strategies.aggregator import Aggregate
 
 @dataclass(frozen=True)
 class Ground:
-    """What a re-initialiser may need: the global rank, the scale s = α/r, a draw of the run's initialiser for a round,
-    and the weight W0 + s·O of a layer, (d, k)."""
+    """What a re-initialiser may need: the rank of each layer, the scale s = α/r, a draw of the run's initialiser for a
+    round, and the weight W0 + s·O of a layer, (d, k)."""
 
-    rank: int
+    ranks: Mapping[str, int]
     scale: float
     draw: Callable[[int], Mapping[str, Factors]]
     frozen: Callable[[str], Tensor]
@@ -87,8 +87,13 @@ class Local(Average):
 @dataclass(frozen=True, kw_only=True)
 class Fresh(Reinit):
     def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
-        merge = {name: _total(aggregate, name) for name in aggregate.layers}
-        return Start(ground.draw(round), merge)
+        start = ground.draw(round)
+        # A start whose product is zero takes nothing with it; any other is taken out of the base.
+        merge = {}
+        for name in aggregate.layers:
+            total = _total(aggregate, name)
+            merge[name] = _rest(total, start[name]) if start[name].B.any() else total
+        return Start(start, merge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +106,8 @@ class Split(Reinit):
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
-            layers[name] = truncate(total, ground.rank, self.gauge).to(total.A.dtype)
-            if total.rank > ground.rank:
+            layers[name] = truncate(total, ground.ranks[name], self.gauge).to(total.A.dtype)
+            if total.rank > ground.ranks[name]:
                 merge[name] = _rest(total, layers[name])
         return Start(layers, merge)
 
@@ -124,7 +129,7 @@ class Pissa(Reinit):
         for name in aggregate.layers:
             total = _total(aggregate, name)
             whole = ground.weight(name) + ground.scale * total.to(torch.float64).dense()
-            top = principal(whole, ground.rank)
+            top = principal(whole, ground.ranks[name])
             half = ground.scale**-0.5
             layers[name] = Factors(top.A * half, top.B * half).to(total.A.dtype)
             merge[name] = _rest(total, layers[name])
@@ -183,7 +188,7 @@ def _rest(total: Factors, start: Factors) -> Factors:
 
 
 def _too_wide(aggregate: Aggregate, ground: Ground) -> bool:
-    return any(f.rank > ground.rank for f in aggregate.layers.values())
+    return any(f.rank > ground.ranks[name] for name, f in aggregate.layers.items())
 
 
 REINITS: dict[str, type[Reinit]] = {

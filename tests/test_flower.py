@@ -117,7 +117,7 @@ def unmet(**options) -> FederatedLora:
     return FederatedLora(
         aggregator=create_aggregator("fedit"),
         reinit=create_reinit("average"),
-        ground=Ground(rank=4, scale=1.0, draw=None, frozen=None),
+        ground=Ground(ranks={}, scale=1.0, draw=None, frozen=None),
         seed=options.pop("seed", 0),
         **options,
     )

@@ -7,11 +7,13 @@ from typing import Any
 
 from fedinit.config import build
 from fedinit.errors import choose
+from fedinit.initializers.eva import EVA
 from fedinit.initializers.initializer import Initializer
 from fedinit.initializers.lora_xs import LoRAXS
 from fedinit.initializers.random import Gaussian, Kaiming, Orthogonal
 
 INITIALIZERS: dict[str, type[Initializer]] = {
+    "eva": EVA,
     "gaussian": Gaussian,
     "kaiming": Kaiming,
     "lora_xs": LoRAXS,

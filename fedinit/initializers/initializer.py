@@ -1,11 +1,16 @@
-"""The contract of an initialiser: what the adapters of every layer start from before round 1."""
+"""The contract of an initialiser: what the adapters of every layer start from before round 1.
+
+An initialiser plans (`plan`), and either knows the start at once or asks the clients for statistics; from their sum it
+makes the start, or asks again (`step`). The server computes the start once and sends it to all, so signs that an SVD
+leaves open can differ nowhere; they are fixed all the same: the largest entry of a right vector is positive.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,17 +18,60 @@ from torch import Tensor
 from fedinit.config import at_least, positive
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
+from fedinit.statistics import Request, Statistics
+from fedinit.threads import server_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the server knows before it has asked anyone.
+
+    targets: {layer: (d, k)}. rank: of the adapters. scale: s = α/r, which stays the same where a layer has another
+    rank. weight: the frozen weight of a layer, (d, k). groups: {layer: the first layer with the very same input}; a
+    layer that is absent has an input of its own. head: the classifier that training starts from, by key.
+    """
+
+    targets: Mapping[str, tuple[int, int]]
+    rank: int
+    scale: float
+    seed: int
+    weight: Callable[[str], Tensor] | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def reseed(self, seed: int) -> Setting:
+        return replace(self, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartState:
+    """What round 0 gives, and all that the first round needs.
+
+    layers: the start factors. merge: products that go into the base offset before round 1; with −B0A0 the model stays
+    as it was. head: the classifier, where round 0 makes it. notes: plain values for the run's summary: what was capped,
+    completed or replaced, and which ranks the layers have.
+    """
+
+    layers: Mapping[str, Factors]
+    merge: Mapping[str, Factors] = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initializer(ABC):
-    """Draws the start factors of every adapted layer.
+    """Makes the start of every adapted layer.
 
-    scale: multiplies both factors; below 1 it is the small-initialisation axis of matrix recovery.
+    scale: multiplies both factors, so the product B0A0 by its square; what a start takes out of the base is the scaled
+    product. Below 1 it is the small-initialisation axis of matrix recovery.
     """
 
     # Whether the product has a core, B R A. Methods that train A or B get it absorbed into B.
     cores: ClassVar[bool] = False
+    # What clients are asked for; "none" needs no round 0.
+    needs: ClassVar[str] = "none"
+    # Whether a re-drawn start (reinit=fresh) differs from the first.
+    random: ClassVar[bool] = False
 
     scale: float = 1.0
 
@@ -34,6 +82,22 @@ class Initializer(ABC):
         """Raise InputError for a rank this start cannot have. Any will do, unless a start says otherwise."""
         at_least("adapter.rank", rank, 1)
 
+    @abstractmethod
+    def plan(self, setting: Setting) -> Request | StartState:
+        """The start, or the first thing to ask clients for."""
+
+    def step(self, setting: Setting, asked: Request, found: Statistics) -> Request | StartState:
+        """The start, or the next thing to ask for, from the sum over all clients of what was asked."""
+        raise NotImplementedError(f"{type(self).__name__} asks for nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWise(Initializer):
+    """A start that needs no clients: each layer's from its weight, its shape and a stream of its own."""
+
+    def plan(self, setting: Setting) -> StartState:
+        return StartState(layers=self.start(setting.targets, setting.rank, setting.seed, setting.weight))
+
     def start(
         self,
         targets: Mapping[str, tuple[int, int]],
@@ -41,18 +105,27 @@ class Initializer(ABC):
         seed: int,
         weight: Callable[[str], Tensor] | None = None,
     ) -> dict[str, Factors]:
-        """{layer: Factors in float32} for targets {layer: (d, k)}; each layer has a stream of its own.
+        """{layer: Factors in float32} for targets {layer: (d, k)}.
 
         weight: the frozen weight of a layer, (d, k), for starts that are made from it.
         """
         self.check(rank)
-        made = {}
-        for name, (d, k) in targets.items():
+
+        def one(name: str) -> Factors:
             generator = torch_generator(seed, "init", name)
-            drawn = self.draw(d, k, rank, generator, None if weight is None else weight(name))
-            made[name] = Factors(drawn.A * self.scale, drawn.B * self.scale, drawn.R)
-        return made
+            drawn = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
+            return Factors(drawn.A * self.scale, drawn.B * self.scale, drawn.R)
+
+        return dict(zip(targets, server_pool().map(one, targets), strict=True))
 
     @abstractmethod
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
         """The factors of one layer; weight is (d, k), or None where `start` was given none."""
+
+
+def run(initializer: Initializer, setting: Setting, ask: Callable[[Request], Statistics]) -> StartState:
+    """Plan and step until there is a start; `ask` gives the sum over the clients."""
+    made = initializer.plan(setting)
+    while isinstance(made, Request):
+        made = initializer.step(setting, made, ask(made))
+    return made

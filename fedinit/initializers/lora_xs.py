@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fedinit.config import within
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import Initializer
+from fedinit.initializers.initializer import LayerWise
 from fedinit.spectra import matrix_spectrum
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAXS(Initializer):
+class LoRAXS(LayerWise):
     """std: of the entries of R; the paper's 1e-5 leaves the model all but as it was, 0 exactly."""
 
     cores: ClassVar[bool] = True

@@ -2,6 +2,6 @@
 
 from fedinit.models.backbone import EMBEDDED, Backbone, InputSpec, build_backbone
 from fedinit.models.head import init_head
-from fedinit.models.targets import select_targets
+from fedinit.models.targets import select_targets, shared_inputs
 
-__all__ = ["EMBEDDED", "Backbone", "InputSpec", "build_backbone", "init_head", "select_targets"]
+__all__ = ["EMBEDDED", "Backbone", "InputSpec", "build_backbone", "init_head", "select_targets", "shared_inputs"]

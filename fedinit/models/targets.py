@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fedinit.errors import InputError, did_you_mean
+from fedinit.models.backbone import Backbone
 
 # LoRA-FAIR (arXiv 2411.14961), experimental setting.
 PAPER_TARGETS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -47,3 +49,25 @@ def select_targets(module: nn.Module, patterns: Sequence[str] | None, rank: int)
         if rank > min(d, k):
             raise InputError(f"adapter.rank={rank}: layer {name} is {d}x{k}; expected a rank of {min(d, k)} or less")
     return shapes
+
+
+@torch.no_grad()
+def shared_inputs(backbone: Backbone, targets: Iterable[str]) -> dict[str, str]:
+    """{layer: the first of the targets that is given the very same tensor}, from one pass over a blank image.
+
+    A layer that the pass does not reach stands for itself.
+    """
+    seen: dict[str, torch.Tensor] = {}  # kept, so that no memory is used twice and the addresses tell tensors apart
+    module, spec = backbone.module, backbone.input
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
+        for name in targets
+    ]
+    try:
+        module(torch.zeros(1, spec.channels, spec.height, spec.width, device=next(module.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    first: dict[tuple, str] = {}
+    places = {name: (x.data_ptr(), x.shape, x.stride()) for name, x in seen.items()}
+    return {name: first.setdefault(places.get(name, (name,)), name) for name in targets}

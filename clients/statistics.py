@@ -1,0 +1,120 @@
+"""What one client measures in round 0: sums over its examples, as a request from the server says.
+
+The backbone is in evaluation mode, without adapters and without augmentation; values are collected in float32 and
+summed in float64. Which rows of an image are drawn depends on the seed and the image alone, and sums are over
+images, so neither batches nor the split of the examples into clients changes a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from clients import batches
+from fedinit.data.dataset import Dataset
+from fedinit.lora import Bank
+from fedinit.models.backbone import InputSpec
+from fedinit.seeding import derive, torch_generator
+from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, wire_shapes
+
+Seen = tuple[str, Tensor, Tensor | None]  # layer, what its statistic sees, labels
+
+
+class TooFew(ValueError):
+    """This client has fewer examples than a statistic may be made of; it does not answer."""
+
+
+def measure(
+    bank: Bank, request: Request, examples: Tensor, client: int, data: Dataset, spec: InputSpec, size: int, secret: str
+) -> Statistics:
+    """The sums over the client's examples (n,), indices into `data`; batches of `size` images.
+
+    secret: what the draw of the noise depends on besides the seed; a site keeps its own, so that nobody else can take
+    the noise off again. Raises TooFew, and ValueError for NaN or infinite values, naming the layer.
+    """
+    sampling = request.sampling
+    if len(examples) < sampling.min_examples:
+        raise TooFew(f"{len(examples)} examples, fewer than init.min_examples={sampling.min_examples}")
+    order = torch.randperm(len(examples), generator=torch_generator(request.seed, "init.examples", client))
+    chosen = examples[order[: sampling.examples]].sort().values
+    statistics = create_statistics(request)
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in wire_shapes(request).items()}
+    rows = dict.fromkeys(statistics, 0)  # the most rows of an image
+    for part in chosen.split(size):
+        images = batches.normalise(data.images[part], spec, next(bank.module.parameters()).device)
+        for layer, values, labels in SOURCES[request.source](bank, request, images, data.labels[part]):
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{layer}: NaN or infinity in what the statistic is made of")
+            if request.source == "inputs":
+                values = values.reshape(len(part), -1, values.shape[-1])  # (b, …, k) -> (b, t, k)
+                values = thin(values, part, sampling, request.seed)
+                rows[layer] = max(rows[layer], values.shape[1])
+                values = clip(values.flatten(0, 1), sampling.clip)
+            for key, value in statistics[layer].measure(values, labels).items():
+                sums[f"{layer}/{key}"] += value.double().cpu()
+    if sampling.noise:
+        disturb(sums, statistics, rows, sampling, torch_generator(request.seed, "init.noise", client, secret))
+    if sampling.weighting == "uniform":
+        for layer in statistics:
+            count = max(float(sums[f"{layer}/count"]), 1.0)
+            for key in statistics[layer].shapes():
+                sums[f"{layer}/{key}"] /= count
+    return Statistics(len(chosen), {n: v if v.ndim == 0 else v.float() for n, v in sums.items()})
+
+
+def thin(values: Tensor, images: Tensor, sampling: Sampling, seed: int) -> Tensor:
+    """(b, m, k): m rows of each image, drawn by the image's index; (b, t, k) unchanged where m is t or more."""
+    total = values.shape[1]
+    if sampling.tokens is None or sampling.tokens >= total:
+        return values
+    draw = torch.Generator()
+    kept = []
+    for image in images.tolist():
+        draw.manual_seed(derive(seed, "init.tokens", image, total))
+        kept.append(torch.randperm(total, generator=draw)[: sampling.tokens].sort().values)
+    picked = torch.stack(kept).to(values.device)  # (b, m)
+    return values.gather(1, picked[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def clip(rows: Tensor, limit: float | None) -> Tensor:
+    """The rows (n, k), those longer than `limit` scaled down to it."""
+    if limit is None:
+        return rows
+    return rows * (limit / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
+
+
+def disturb(
+    sums: dict[str, Tensor],
+    statistics: Mapping[str, Statistic],
+    rows: Mapping[str, int],
+    sampling: Sampling,
+    draw: torch.Generator,
+) -> None:
+    """Add N(0, (noise · sensitivity)²) to every sum that has one, in place, in a fixed order."""
+    for layer, statistic in statistics.items():
+        for key, size in sorted(statistic.sensitivity(sampling.clip, rows[layer]).items()):
+            total = sums[f"{layer}/{key}"]
+            total += sampling.noise * size * torch.randn(total.shape, generator=draw, dtype=torch.float64)
+
+
+@torch.no_grad()
+def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
+    """The inputs (b, …, k) of the layers, in the request's order."""
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        bank.layers[name].register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
+        for name in request.layers
+    ]
+    try:
+        bank.module(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in request.layers:
+        if name in seen:
+            yield name, seen.pop(name), None
+
+
+SOURCES: dict[str, Callable[[Bank, Request, Tensor, Tensor], Iterator[Seen]]] = {"inputs": inputs}

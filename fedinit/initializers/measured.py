@@ -1,0 +1,119 @@
+"""What starts have in common that are made from the clients' layer inputs: the sampling options, second moments and
+their leading directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.factors import Factors
+from fedinit.initializers.initializer import Initializer, Setting
+from fedinit.initializers.random import Kaiming
+from fedinit.seeding import torch_generator
+from fedinit.spectra import fix_signs
+from fedinit.statistics import Request, Sampling
+from fedinit.statistics.gram import unpack
+from fedinit.statistics.nystrom import decompose, test_matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Initializer):
+    """A start from statistics of the clients' examples; its further fields are those of `Sampling`."""
+
+    needs: ClassVar[str] = "activations"
+
+    examples: int | None = 256
+    tokens: int | None = None
+    weighting: Literal["samples", "uniform"] = "samples"
+    min_examples: int = 16
+    clip: float | None = None
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sampling.check()
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            examples=self.examples,
+            tokens=self.tokens,
+            weighting=self.weighting,
+            min_examples=self.min_examples,
+            clip=self.clip,
+            noise=self.noise,
+        )
+
+    def of_inputs(self, setting: Setting, kinds: Mapping[str, str], **options: Any) -> Request:
+        """A pass over the inputs of one layer of each group; kinds: {layer: statistic}."""
+        layers = {n: kinds[n] for n in setting.targets if setting.groups.get(n, n) == n}
+        shapes = {n: setting.targets[n] for n in layers}
+        return Request(
+            source="inputs", layers=layers, shapes=shapes, seed=setting.seed, sampling=self.sampling, options=options
+        )
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Leading directions of a layer's inputs in float64.
+
+    values: (m,) eigenvalues of the summed second moment, falling, zero where there is no direction. vectors: (m, k)
+    orthonormal rows, signs fixed. total: the trace. count: rows that were summed.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    total: float
+    count: float
+
+    @property
+    def alive(self) -> int:
+        """Directions that stand out from float32's rounding, in which clients measured."""
+        return int((self.values > self.values[0] * len(self.vectors[0]) * torch.finfo(torch.float32).eps).sum())
+
+
+def covariance(sums: Mapping[str, Tensor], k: int, centred: bool) -> Tensor:
+    """Σ x xᵀ (k, k) in float64 from a Gram statistic, about the mean where `centred`."""
+    moment = unpack(sums["gram"].double(), k)
+    if centred and sums["count"] > 0:
+        moment -= torch.outer(sums["sum"], sums["sum"]) / sums["count"]
+    return moment
+
+
+def moments(sums: Mapping[str, Tensor], k: int, centred: bool, seed: int) -> Moments:
+    """The leading directions from a Gram statistic, exactly, or from a sketch."""
+    count = float(sums["count"])
+    if "gram" in sums:
+        moment = covariance(sums, k, centred)
+        values, vectors = torch.linalg.eigh(moment)
+        values, vectors, total = values.flip(0).clamp(min=0), vectors.T.flip(0), float(moment.trace())
+    else:
+        basis = test_matrix(seed, k, sums["sketch"].shape[1])
+        sketch, total = sums["sketch"].double(), float(sums["trace"])
+        if centred and count:
+            sketch = sketch - torch.outer(sums["sum"], sums["sum"] @ basis) / count
+            total -= float(sums["sum"].square().sum()) / count
+        values, vectors = decompose(sketch, basis)
+    return Moments(values, fix_signs(vectors), max(total, 0.0), count)
+
+
+def complete(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count, k): the given orthonormal rows, and more that are drawn and orthogonal to them."""
+    missing = count - len(rows)
+    if missing <= 0:
+        return rows[:count]
+    drawn = torch.randn(missing, rows.shape[1], generator=generator, dtype=torch.float64)
+    for _ in range(2):  # twice, since what is left of a row that lay almost inside is mostly rounding
+        drawn = drawn - (drawn @ rows.T) @ rows
+        drawn = torch.linalg.qr(drawn.T)[0].T
+    return torch.cat([rows, fix_signs(drawn)])
+
+
+def stand_in(setting: Setting, layer: str, rank: int, scale: float) -> Factors:
+    """LoRA's own start, for a layer on which nothing could be measured."""
+    drawn = Kaiming().draw(*setting.targets[layer], rank, torch_generator(setting.seed, "init", layer), None)
+    return Factors(drawn.A * scale, drawn.B)

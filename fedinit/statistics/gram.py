@@ -1,0 +1,40 @@
+"""The exact second moment of a layer's inputs: G = Σ x xᵀ (its upper triangle), Σ x, and the number of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedinit.statistics.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class Gram(Statistic):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        k = self.shape[1]
+        return {"count": (), "sum": (k,), "gram": (k * (k + 1) // 2,)}
+
+    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        count = torch.tensor(len(values), dtype=torch.float64)
+        return {"count": count, "sum": values.sum(0), "gram": pack(values.T @ values)}
+
+    def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
+        return {"sum": rows * clip, "gram": rows * clip**2}
+
+
+def pack(symmetric: Tensor) -> Tensor:
+    """The upper triangle of (k, k), row by row, as (k(k + 1)/2,)."""
+    k = len(symmetric)
+    rows, columns = torch.triu_indices(k, k, device=symmetric.device)
+    return symmetric[rows, columns]
+
+
+def unpack(triangle: Tensor, k: int) -> Tensor:
+    """The inverse of `pack`."""
+    rows, columns = torch.triu_indices(k, k)
+    whole = torch.empty(k, k, dtype=triangle.dtype)
+    whole[rows, columns] = triangle
+    whole[columns, rows] = triangle
+    return whole

@@ -1,0 +1,139 @@
+"""What clients measure for an initialiser: sums over their examples, which the server adds up.
+
+Every statistic is linear in the examples, so the sum over the clients is what one client with all the examples would
+have measured, whatever the split; nothing else about a client is needed, and secure summation would be enough.
+
+A `Request` goes down, `Statistics` come back. A request names, for each layer, what is to be summed there (a name of
+fedinit.statistics.STATISTICS) and what the client has to run for it:
+
+inputs     a forward pass; the statistic sees the inputs X (n, k) of a layer, a row a token
+gradients  forward and backward; it sees the gradient (d, k) of the loss summed over the examples of a batch
+features   a forward pass; it sees the backbone's pooled features (n, features) and the labels (n,)
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.config import at_least, positive, within
+from fedinit.errors import InputError
+
+Source = Literal["inputs", "gradients", "features"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which of its examples a client measures, and how it guards them.
+
+    examples: images at most, drawn by seed; None is all. tokens: rows an image and layer at most, drawn by seed.
+    weighting: ``samples`` sums over all rows of all clients, ``uniform`` makes every client count the same.
+    min_examples: a client with fewer images refuses. clip: rows are scaled down to this norm. noise: standard deviation
+    of Gaussian noise on every sum, in units of the most that one image can change it; needs a clip.
+    """
+
+    examples: int | None = 256
+    tokens: int | None = None
+    weighting: Literal["samples", "uniform"] = "samples"
+    min_examples: int = 16
+    clip: float | None = None
+    noise: float = 0.0
+
+    def check(self) -> None:
+        """Raise InputError for a value out of range, naming the key init.<field>."""
+        for key in ("examples", "tokens"):
+            if getattr(self, key) is not None:
+                at_least(f"init.{key}", getattr(self, key), 1)
+        at_least("init.min_examples", self.min_examples, 1)
+        if self.examples is not None:
+            at_least("init.examples", self.examples, self.min_examples, "init.min_examples is the least")
+        if self.clip is not None:
+            positive("init.clip", self.clip)
+        within("init.noise", self.noise, 0, float("inf"), open_high=True)
+        if self.noise and self.clip is None:
+            raise InputError(f"init.noise={self.noise}: needs init.clip, which bounds what one image can change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One pass over the clients' examples.
+
+    layers: {name: statistic}; shapes: {name: (d, k)}; options: plain values for the statistics; tensors: what clients
+    need besides, {"<layer>/<key>": (d or k, width)} in float32; head: the classifier, sent where gradients are asked
+    for.
+    """
+
+    source: Source
+    layers: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, int]]
+    seed: int
+    sampling: Sampling = Sampling()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """All but tensors and head."""
+        plain = {"source": self.source, "layers": dict(self.layers), "shapes": dict(self.shapes), "seed": self.seed}
+        return json.dumps({**plain, "sampling": asdict(self.sampling), "options": dict(self.options)})
+
+    @staticmethod
+    def from_json(text: str, tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Request:
+        values = json.loads(text)
+        values["sampling"] = Sampling(**values["sampling"])
+        values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
+        return Request(**values, tensors=tensors, head=head)
+
+
+@dataclass(frozen=True)
+class Statistic(ABC):
+    """What is summed over one layer of shape (d, k) = `shape`."""
+
+    layer: str
+    shape: tuple[int, int]
+    request: Request
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{key: shape} of the sums. A key without dimensions counts something and stays float64 on the way."""
+
+    @abstractmethod
+    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """What these rows (or this gradient) add to each sum, in the dtype of `values`."""
+
+    def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
+        """{key: the most by which one image of `rows` rows of norm `clip` or less changes the sum, in the 2-norm}.
+
+        Keys that are left out get no noise. Raises NotImplementedError where it is not bounded.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no bound for init.noise")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """examples: images measured. sums: {"<layer>/<key>": …}. Adding two is measuring both sets of examples."""
+
+    examples: int
+    sums: Mapping[str, Tensor]
+
+    def of(self, layer: str) -> dict[str, Tensor]:
+        """{key: sum} of one layer."""
+        prefix = f"{layer}/"
+        return {name[len(prefix) :]: value for name, value in self.sums.items() if name.startswith(prefix)}
+
+
+def add_up(parts: Sequence[Statistics]) -> Statistics:
+    """The sum in float64, in the given order. Raises ValueError for none."""
+    if not parts:
+        raise ValueError("no statistics to add up")
+    sums = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in parts[0].sums.items()}
+    for part in parts:
+        for name, total in sums.items():
+            total += part.sums[name].double()
+    return Statistics(sum(p.examples for p in parts), sums)
