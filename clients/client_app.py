@@ -17,6 +17,7 @@ from flwr.common.constant import ErrorCode
 
 from fedinit.errors import InputError
 from fedinit.run_config import from_run_config
+from fedinit.site_settings import with_site_settings
 
 app = ClientApp()
 
@@ -26,7 +27,7 @@ def _cohort(run_config: str, node_config: str):
     """One site a configuration and process: a long-lived process does not load its backbone for every message."""
     config = from_run_config(json.loads(run_config))
     from clients.cohort import Cohort
-    from clients.site import Site, with_site_settings
+    from clients.site import Site
 
     return Cohort(Site(with_site_settings(config, json.loads(node_config), simulated())), persistent=True)
 

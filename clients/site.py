@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
@@ -22,38 +21,7 @@ from fedinit.data.partition import Partition, make_partitions
 from fedinit.digest import of_tensors
 from fedinit.errors import InputError, choose
 from fedinit.factors import Factors
-from fedinit.models import EMBEDDED, Backbone, build_backbone, select_targets
-
-# A site's own settings (--node-config), the key each stands for, and what that key is where nobody set it.
-SITE_KEYS = {
-    "data-root": ("data", "root", None),
-    "cache-dir": ("data", "cache_dir", None),
-    "checkpoint": ("model", "checkpoint", None),
-    "checkpoint-sha256": ("model", "sha256", None),
-    "device": ("engine", "device", "auto"),
-}
-# Harmless from anyone: a file inside the package, and a file's expected hash.
-_FROM_SERVER = {"checkpoint": lambda value: str(value).startswith(EMBEDDED), "checkpoint-sha256": lambda value: True}
-
-
-def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
-    """The run's configuration with this site's own paths and device in it.
-
-    A server says what to train, not where this machine keeps its files: raises InputError for a place or device that
-    came with the run and that the site did not set itself. `simulated`: server and clients are one machine's.
-    """
-    for key, (group, field, unset) in SITE_KEYS.items():
-        settings = getattr(config, group)
-        given = getattr(settings, field)
-        if key in node_config:
-            settings = dataclasses.replace(settings, **{field: str(node_config[key])})
-            config = dataclasses.replace(config, **{group: settings})
-        elif given != unset and not simulated and not _FROM_SERVER.get(key, lambda value: False)(given):
-            raise InputError(
-                f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
-                f"--node-config '{key}=\"…\"'"
-            )
-    return config
+from fedinit.models import Backbone, build_backbone, select_targets
 
 
 class Site:

@@ -13,13 +13,13 @@ from flwr.common.serde import user_config_from_proto, user_config_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.site import with_site_settings
 from fedinit.compose import compose_config
 from fedinit.digest import of_file
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
 from fedinit.models.backbone import EMBEDDED_DIR
 from fedinit.run_config import flatten, from_run_config, to_run_config, unflatten
+from fedinit.site_settings import with_site_settings
 from tests.small import WORDS, small_config
 
 ROOT = Path(__file__).resolve().parent.parent

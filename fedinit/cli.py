@@ -1,0 +1,174 @@
+"""fedinit deploy: federations of real Flower nodes.
+
+  fedinit deploy init FOLDER --host NAME …   keys, scripts and systemd units of a server and its sites
+  fedinit deploy up                          a federation on this machine, one run in it, and down again
+  fedinit deploy register FOLDER             let the sites whose keys are in FOLDER/server/sites take part
+  fedinit deploy run FOLDER                  start the run, wait for it, show the result
+  fedinit deploy status FOLDER               sites and runs
+
+Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They say what `init`
+writes into the folder and what `up` runs; `run` runs what the folder holds.
+Exit codes: 0 done, 1 a process or the run failed, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fedinit import run_folder, site_settings
+from fedinit.compose import compose_config
+from fedinit.config import Config
+from fedinit.deploy import layout
+from fedinit.deploy.flower import Server, show
+from fedinit.deploy.local import run_locally
+from fedinit.deploy.processes import DeployFailed
+from fedinit.errors import InputError
+from fedinit.table import print_summary
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise InputError(f"{message}; see fedinit --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv), console)
+    except InputError as error:
+        errors.print(f"error: {error}")
+        return 2
+    except DeployFailed as error:
+        errors.print(f"failed: {error}")
+        return 1
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        return 130
+
+
+def _main(argv: list[str], console: Console) -> int:
+    if not argv or {"-h", "--help"} & set(argv):
+        console.print(__doc__, markup=False, highlight=False)
+        return 0
+    options, words = _parser().parse_known_args(argv)
+    for word in words:
+        if word.startswith("-") or "=" not in word:
+            raise InputError(f"{word}: not an option of fedinit deploy {options.command}; expected key=value")
+    if words and options.command not in ("init", "up"):
+        raise InputError(f"{words[0]}: {options.command} runs what the folder holds; edit server/app/pyproject.toml")
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    if options.command == "init":
+        _init(options, words, say)
+    elif options.command == "up":
+        config = _configuration(words)
+        config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
+        sites = _sites(config) if options.sites is None else options.sites
+        run_locally(config, sites, not options.insecure, options.port, say)
+        _show_result(config, run_folder.place(config), console)
+    elif options.command == "register":
+        say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
+    elif options.command == "run":
+        server = Server.at(options.folder)
+        config = server.config()
+        run = server.start_run()
+        say(f"run {run}; Ctrl-C leaves it running")
+        server.wait(run)
+        _show_result(config, server.folder / run_folder.place(config), console)
+    else:
+        server = Server.at(options.folder)
+        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
+            say(line)
+        say("")
+        for line in show(server.runs(), ("run-id", "status", "elapsed")):
+            say(line)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fedinit", add_help=False, allow_abbrev=False)
+    groups = parser.add_subparsers(dest="group", required=True, parser_class=_Parser)
+    deploy = groups.add_parser("deploy", add_help=False)
+    commands = deploy.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    init = commands.add_parser("init", add_help=False, allow_abbrev=False)
+    init.add_argument("folder", type=Path)
+    init.add_argument("--host", action="append", default=[])
+    init.add_argument("--port", type=int, default=8000)
+    init.add_argument("--node-port", type=int, default=9094)
+    init.add_argument("--days", type=int, default=365)
+    init.add_argument("--installed", default="/opt/fedinit")
+    up = commands.add_parser("up", add_help=False, allow_abbrev=False)
+    up.add_argument("--port", type=int)
+    for command in (init, up):
+        command.add_argument("--sites", type=int)
+        command.add_argument("--insecure", action="store_true")
+    for name in ("register", "run", "status"):
+        commands.add_parser(name, add_help=False, allow_abbrev=False).add_argument("folder", type=Path)
+    return parser
+
+
+def _init(options: argparse.Namespace, words: Sequence[str], say) -> None:
+    config = _configuration(words)
+    sites = _sites(config) if options.sites is None else options.sites
+    federation = layout.Federation(
+        hosts=options.host or ["127.0.0.1"],
+        port=options.port,
+        node_ports=[options.node_port + i for i in range(sites)],
+        secure=not options.insecure,
+        installed=options.installed.rstrip("/"),
+        days=options.days,
+    )
+    sent, settings = site_settings.split_off(config)
+    layout.make(options.folder, federation, sent, settings)
+    say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
+    say("  on the server  ./superlink.sh, and once it listens: fedinit deploy register .")
+    say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
+    say("  on the server  fedinit deploy run .")
+
+
+def _configuration(words: Sequence[str]) -> Config:
+    config = compose_config(["evaluation=clients", *words])
+    if config.evaluation.where == "server":
+        raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
+    file = config.model.checkpoint
+    if file and not file.startswith(site_settings.EMBEDDED) and config.model.sha256 is None:
+        if not Path(file).is_file():
+            raise InputError(f"model.checkpoint={file}: no such file")
+        from fedinit.digest import of_file  # with all of torch
+
+        model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
+        config = dataclasses.replace(config, model=model)
+    return config
+
+
+def _sites(config: Config) -> int:
+    """How many sites a configuration has, as far as it says so itself."""
+    if config.partition.clients is not None:
+        return config.partition.clients
+    if config.partition.name == "pooled":
+        return 1
+    if config.partition.name == "domain" and (config.data.domains or config.data.name == "digits"):
+        from fedinit.data.digits import DOMAINS  # with all of scikit-learn
+
+        return len(config.data.domains or DOMAINS)
+    raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
+
+
+def _show_result(config: Config, folder: Path, console: Console) -> None:
+    summary = run_folder.finished(folder)
+    if summary is None:
+        raise DeployFailed(f"the run completed, but {folder} holds no result that can be read")
+    print_summary(console, summary, str(folder))
+    console.print(f"final hash: {summary['final_hash']}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

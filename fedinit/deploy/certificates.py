@@ -1,0 +1,107 @@
+"""The keys of a federation: a certificate authority, the server's certificate, a key pair a site.
+
+Made with the `cryptography` package that Flower itself brings, so that neither openssl nor ssh-keygen need be there.
+Elliptic curve keys throughout (P-384), which is what Flower's node authentication takes. A private key is readable by
+its owner alone from the moment its file exists.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedinit.errors import InputError
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority: whoever holds its certificate trusts what its key signed."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @staticmethod
+    def create(name: str, days: int) -> Authority:
+        key = ec.generate_private_key(ec.SECP384R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        other = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+        signs_only = x509.KeyUsage(
+            key_cert_sign=True, crl_sign=True, **dict.fromkeys((*other, "encipher_only", "decipher_only"), False)
+        )
+        builder = (
+            _builder(subject, subject, key, days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(signs_only, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        )
+        return Authority(key, builder.sign(key, hashes.SHA384()))
+
+    def certify(self, hosts: Sequence[str], days: int) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+        """A key and its certificate for a server under these names and IP addresses."""
+        key = ec.generate_private_key(ec.SECP384R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
+        builder = (
+            _builder(subject, self.certificate.subject, key, days)
+            .add_extension(x509.SubjectAlternativeName([host_name(host) for host in hosts]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False
+            )
+        )
+        return key, builder.sign(self.key, hashes.SHA384())
+
+
+def write_key(path: Path, key: ec.EllipticCurvePrivateKey, openssh: bool = False) -> None:
+    """A private key as PEM (PKCS 8), or in OpenSSH's format, which Flower reads for nodes. Never over an old file."""
+    form = serialization.PrivateFormat.OpenSSH if openssh else serialization.PrivateFormat.PKCS8
+    text = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(text)
+
+
+def write_certificate(path: Path, certificate: x509.Certificate) -> None:
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def write_node_key(folder: Path) -> None:
+    """`node.key`, which stays on the site, and `node.pub`, which the server registers."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    write_key(folder / "node.key", key, openssh=True)
+    form = (serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    (folder / "node.pub").write_bytes(key.public_key().public_bytes(*form) + b"\n")
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int):
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))  # for a site whose clock is a little behind
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def host_name(host: str) -> x509.GeneralName:
+    """A host name or an IP address, as a certificate holds it. Raises InputError for neither."""
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(host)
+    except ValueError as error:
+        raise InputError(f"--host {host}: expected a host name or an IP address") from error

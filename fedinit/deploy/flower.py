@@ -1,0 +1,128 @@
+"""Flower's own tool, `flwr`, from the operator's side: register sites, start a run, ask what became of it.
+
+What the tool prints when it fails is shown, not hidden. `flwr run --stream` ends with 0 whether or not the run failed,
+so a run is started, and then its status is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli
+import tomli_w
+
+from fedinit.config import Config
+from fedinit.deploy.processes import DeployFailed, environment
+from fedinit.errors import InputError
+from fedinit.run_config import from_run_config
+
+CONNECTION = "federation"
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server's folder, on the machine where the SuperLink runs."""
+
+    folder: Path
+
+    @staticmethod
+    def at(folder: Path) -> Server:
+        """Raises InputError for a folder that `fedinit deploy init` did not make. `folder` may be the one above."""
+        for place in (folder, folder / "server"):
+            if (place / "federation.json").is_file():
+                return Server(place.resolve())
+        raise InputError(f"{folder}: no federation.json there; make the folder with: fedinit deploy init {folder}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads((self.folder / "federation.json").read_text())
+
+    @property
+    def app(self) -> Path:
+        return self.folder / "app"
+
+    def config(self) -> Config:
+        """The configuration that the app carries. Raises InputError when it was edited into something wrong."""
+        try:
+            project = tomli.loads((self.app / "pyproject.toml").read_text())
+            return from_run_config(project["tool"]["flwr"]["app"]["config"])
+        except (OSError, KeyError, tomli.TOMLDecodeError) as error:
+            raise InputError(f"{self.app / 'pyproject.toml'}: {error}") from error
+
+    def register(self) -> list[str]:
+        """Register every key in sites/ that is not registered yet; returns the names of the new ones."""
+        known = {node["name"] for node in self._ask("supernode", "list", CONNECTION)["nodes"]}
+        fresh = [key for key in sorted((self.folder / "sites").glob("*.pub")) if key.stem not in known]
+        for key in fresh:
+            self._ask("supernode", "register", str(key), CONNECTION, "--name", key.stem)
+        return [key.stem for key in fresh]
+
+    def start_run(self) -> str:
+        """Bundle the app and start it; returns the run's id."""
+        self.config()
+        return str(self._ask("run", str(self.app), CONNECTION)["run-id"])
+
+    def status(self, run: str) -> str:
+        """pending, starting, running, finished:completed, finished:failed or finished:stopped."""
+        return str(self._ask("list", CONNECTION, "--run-id", run)["runs"][0]["status"])
+
+    def wait(self, run: str, check: Callable[[], None] = lambda: None) -> None:
+        """Until the run has ended. `check` is called meanwhile, and may raise. Raises DeployFailed with the end of the
+        run's log unless it completed."""
+        while not (status := self.status(run)).startswith("finished"):
+            check()
+            time.sleep(POLL_SECONDS)
+        if status != "finished:completed":
+            raise DeployFailed(f"run {run} is {status}:\n{self.log_tail(run)}")
+
+    def stop_run(self, run: str) -> None:
+        self._flwr("stop", run, CONNECTION)
+
+    def log_tail(self, run: str, lines: int = 15) -> str:
+        """The end of what the ServerApp printed, from the line that says why, where there is one."""
+        text = self._flwr("log", run, CONNECTION, "--show").stdout.rstrip().splitlines()
+        return "\n".join(f"  {line}" for line in text[-lines:])
+
+    def runs(self) -> list[dict[str, Any]]:
+        return self._ask("list", CONNECTION)["runs"]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self._ask("supernode", "list", CONNECTION)["nodes"]
+
+    def _ask(self, *words: str) -> dict[str, Any]:
+        done = self._flwr(*words, "--format", "json")
+        try:
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            answer = {}
+        if done.returncode != 0 or not answer.get("success", False):
+            said = answer.get("error-message") or (done.stderr + done.stdout).strip() or f"exit code {done.returncode}"
+            raise DeployFailed(f"flwr {words[0]}: {' '.join(str(said).split())}")
+        return answer
+
+    def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
+        home = self.folder / "flwr"
+        self._write_connection(home)
+        return subprocess.run(["flwr", *words], env=environment(home), capture_output=True, text=True, timeout=300)
+
+    def _write_connection(self, home: Path) -> None:
+        """Where `flwr` finds the SuperLink. Written anew each time, since it holds absolute paths."""
+        facts = self.facts
+        link: dict[str, Any] = {"address": f"127.0.0.1:{facts['port']}"}
+        link |= {"root-certificates": str(self.folder / "ca.crt")} if facts["secure"] else {"insecure": True}
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: link}}))
+
+
+def show(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Rows as lines of text with a heading, columns lined up."""
+    table = [list(columns), *([str(row.get(c, "")) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]

@@ -1,0 +1,207 @@
+"""The folder of a federation, as `fedinit deploy init` makes it.
+
+ca/           ca.key, ca.crt: the authority. Its key is needed for new certificates only; keep it off the server.
+server/       superlink.sh, fedinit-superlink.service, the certificate, sites/*.pub, app/ (what `flwr run` bundles)
+site-<i>/     supernode.sh, fedinit-supernode.service, ca.crt, node.key, node.pub
+
+Each of server/ and site-<i>/ goes to its own machine and works from wherever it lies: the scripts change into it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+import fedinit
+from fedinit.config import Config
+from fedinit.deploy import certificates
+from fedinit.errors import InputError
+from fedinit.run_config import to_run_config
+
+ALWAYS = ("localhost", "127.0.0.1")  # the operator's own tools reach the server by these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Federation:
+    """hosts: the server's names and addresses, the first of which the sites connect to. node_ports: one a site, for
+    Flower's own use between a SuperNode and the processes that it starts. secure: TLS and node authentication.
+    installed: where server/ or a site's folder will lie, for the systemd units. days: how long certificates hold."""
+
+    hosts: Sequence[str]
+    port: int
+    node_ports: Sequence[int]
+    secure: bool = True
+    installed: str = "/opt/fedinit"
+    days: int = 365
+
+    def __post_init__(self) -> None:
+        """Raises InputError, before anything is written."""
+        for host in self.hosts:
+            certificates.host_name(host)
+        if not self.node_ports or self.days < 1:
+            raise InputError("--sites and --days: expected 1 or more")
+        for port in (self.port, *self.node_ports):
+            if not 0 < port < 65536:
+                raise InputError(f"port {port}: expected 1 to 65535")
+
+    @property
+    def bind(self) -> str:
+        """Loopback, unless a host is named that is not."""
+        return "127.0.0.1" if all(_is_loopback(host) for host in self.hosts) else "0.0.0.0"
+
+
+def make(folder: Path, federation: Federation, config: Config, settings: Mapping[str, str]) -> None:
+    """Write the whole folder. `settings`: a site's own (--node-config), the same for every site until edited.
+
+    Raises InputError for a folder that is there already: keys are never overwritten.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
+    server = folder / "server"
+    (server / "sites").mkdir(parents=True)
+    if federation.secure:
+        _keys(folder, federation)
+    _script(server / "superlink.sh", _superlink(federation))
+    (server / "fedinit-superlink.service").write_text(_unit("server", "superlink", federation))
+    (server / "federation.json").write_text(
+        json.dumps({"port": federation.port, "secure": federation.secure, "sites": len(federation.node_ports)}) + "\n"
+    )
+    write_app(server / "app", config)
+    for i, port in enumerate(federation.node_ports):
+        site = folder / f"site-{i}"
+        site.mkdir(exist_ok=True)
+        own = {"partition-id": i, "num-partitions": len(federation.node_ports), **settings}
+        _script(site / "supernode.sh", _supernode(federation, own, port))
+        (site / "fedinit-supernode.service").write_text(_unit(f"site-{i}", "supernode", federation))
+
+
+def write_app(folder: Path, config: Config) -> None:
+    """The Flower app: one project file, which holds the whole resolved configuration. No code, no data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    project = {
+        "project": {
+            "name": "fedinit",
+            "version": fedinit.__version__,
+            "description": "A run of fedinit, which every site has installed",
+            "license": "Apache-2.0",
+        },
+        "tool": {
+            "flwr": {
+                "app": {
+                    "publisher": "fedinit",
+                    "components": {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"},
+                    "config": to_run_config(config),
+                }
+            }
+        },
+    }
+    (folder / "pyproject.toml").write_text(tomli_w.dumps(project))
+
+
+def _keys(folder: Path, federation: Federation) -> None:
+    authority_folder, server = folder / "ca", folder / "server"
+    authority_folder.mkdir()
+    authority = certificates.Authority.create("fedinit federation", federation.days)
+    certificates.write_key(authority_folder / "ca.key", authority.key)
+    names = list(dict.fromkeys([*federation.hosts, *ALWAYS]))
+    key, certificate = authority.certify(names, federation.days)
+    certificates.write_key(server / "server.key", key)
+    certificates.write_certificate(server / "server.crt", certificate)
+    sites = [folder / f"site-{i}" for i in range(len(federation.node_ports))]
+    for place in (authority_folder, server, *sites):
+        place.mkdir(exist_ok=True)
+        certificates.write_certificate(place / "ca.crt", authority.certificate)
+    for site in sites:
+        certificates.write_node_key(site)
+        shutil.copy(site / "node.pub", server / "sites" / f"{site.name}.pub")
+
+
+_HEAD = """#!/bin/sh
+# {what}
+cd "$(dirname "$0")" || exit 1
+export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+mkdir -p "$FLWR_HOME"
+"""
+
+
+def _superlink(federation: Federation) -> str:
+    words = ["--host", federation.bind, "--port", str(federation.port), "--database", "superlink.db"]
+    words += ["--disable-runtime-dependency-installation"]
+    if federation.secure:
+        words += ["--ssl-ca-certfile", "ca.crt", "--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key"]
+        words += ["--enable-supernode-auth"]
+    else:
+        words += ["--insecure"]
+    what = "The server of the federation. Who is registered and what ran is kept in superlink.db."
+    return _HEAD.format(what=what) + f"exec flower-superlink {shlex.join(words)}\n"
+
+
+def _supernode(federation: Federation, own: Mapping[str, object], port: int) -> str:
+    words = ["--superlink", _address(federation.hosts[0], federation.port), "--port", str(port)]
+    if federation.secure:
+        words += ["--root-certificates", "ca.crt", "--auth-supernode-private-key", "node.key"]
+    else:
+        words += ["--insecure"]
+    settings = " ".join(f"{key}={_toml(key, value)}" for key, value in own.items())
+    return (
+        _HEAD.format(what="One site of the federation.")
+        + "# The site's own: data-root, cache-dir, checkpoint, checkpoint-sha256, device. No server sets these.\n"
+        + f"NODE_CONFIG={shlex.quote(settings)}\n"
+        + f'exec flower-supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
+    )
+
+
+def _unit(folder: str, program: str, federation: Federation) -> str:
+    place = f"{federation.installed}/{folder}"
+    return f"""[Unit]
+Description=fedinit {program} ({folder})
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+User=fedinit
+ExecStart=/bin/sh {place}/{program}.sh
+Environment=PATH={federation.installed}/venv/bin:/usr/local/bin:/usr/bin:/bin
+KillSignal=SIGINT
+Restart=on-failure
+RestartSec=10
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ReadWritePaths={place}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def _toml(key: str, value: object) -> str:
+    """As Flower reads a node config: a number, or a word in double quotes, which has no escapes there."""
+    if isinstance(value, int):
+        return str(value)
+    if '"' in str(value) or "\\" in str(value) or "\n" in str(value):
+        raise InputError(f"{key}={value}: a setting of a site can hold no quote, backslash or line break")
+    return f'"{value}"'
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

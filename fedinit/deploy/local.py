@@ -1,0 +1,109 @@
+"""A whole federation on this machine, for trying: one SuperLink, a SuperNode a site, and one run.
+
+The folder, the scripts and the steps are those of a real federation; only the addresses are loopback's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedinit import site_settings
+from fedinit.config import Config
+from fedinit.deploy import layout
+from fedinit.deploy.flower import Server
+from fedinit.deploy.processes import Process, check_port_free, environment, free_port, wait_for_port
+
+
+class LocalFederation:
+    """The processes of a federation in `folder`. `start` brings all of them up, `stop` ends what is left."""
+
+    def __init__(self, folder: Path, config: Config, sites: int, secure: bool, port: int | None = None) -> None:
+        """Raises InputError for a port that is in use."""
+        if port is not None:
+            check_port_free(port)
+        self.folder, self.port = folder, port or free_port()
+        ports = [free_port() for _ in range(sites)]
+        self.federation = layout.Federation(hosts=["127.0.0.1"], port=self.port, node_ports=ports, secure=secure)
+        sent, settings = site_settings.split_off(config)
+        layout.make(folder, self.federation, sent, settings)
+        self.server = Server.at(folder)
+        self.superlink: Process | None = None
+        self.supernodes: dict[int, Process] = {}
+
+    def start(self) -> None:
+        """SuperLink, registrations, SuperNodes. Raises DeployFailed, with the log's end, for one that does not live."""
+        self.start_superlink()
+        if self.federation.secure:
+            self.server.register()
+        for site in range(len(self.federation.node_ports)):
+            self.start_supernode(site)
+
+    def start_superlink(self) -> None:
+        self.superlink = self._start("SuperLink", self.server.folder / "superlink.sh")
+        wait_for_port(self.port, self.superlink)
+
+    def start_supernode(self, site: int) -> None:
+        self.supernodes[site] = self._start(f"SuperNode {site}", self.folder / f"site-{site}" / "supernode.sh")
+
+    def check(self) -> None:
+        """Raises DeployFailed for a process that has ended."""
+        for process in self._processes():
+            process.check()
+
+    def stop(self) -> None:
+        """The SuperNodes first, which say goodbye to the SuperLink."""
+        for process in reversed(self._processes()):
+            process.stop()
+
+    def _processes(self) -> list[Process]:
+        return [p for p in (self.superlink, *self.supernodes.values()) if p is not None]
+
+    def _start(self, name: str, script: Path) -> Process:
+        log = script.parent / f"{script.stem}.log"
+        return Process(name, ["/bin/sh", str(script)], log, environment(script.parent / "flwr"))
+
+
+def run_locally(config: Config, sites: int, secure: bool, port: int | None, say) -> None:
+    """One run in a federation that is taken down again, whatever happens. Its logs are kept where it failed.
+
+    config: with an absolute output_dir, since the ServerApp runs in a folder of its own.
+    Raises InputError, DeployFailed; KeyboardInterrupt passes through once everything has ended.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fedinit-"))
+    federation = LocalFederation(folder, config, sites, secure, port)
+    kept = True
+    try:
+        with _terminable():
+            federation.start()
+            how = "TLS, registered keys" if secure else "insecure"
+            say(f"SuperLink on 127.0.0.1:{federation.port}, {sites} SuperNodes ({how})")
+            run = federation.server.start_run()
+            say(f"run {run}")
+            federation.server.wait(run, federation.check)
+            kept = False
+    finally:
+        federation.stop()
+        if kept:
+            say(f"logs: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what was started is ended too."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+

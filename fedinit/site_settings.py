@@ -1,0 +1,62 @@
+"""What a site sets for itself in a deployment, in its --node-config, and no server sets for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from fedinit.config import Config
+from fedinit.errors import InputError
+
+EMBEDDED = "embedded:"  # before the name of a checkpoint inside this package
+# The setting, the key it stands for, and what that key is where nobody set it.
+SITE_KEYS = {
+    "data-root": ("data", "root", None),
+    "cache-dir": ("data", "cache_dir", None),
+    "checkpoint": ("model", "checkpoint", None),
+    "checkpoint-sha256": ("model", "sha256", None),
+    "device": ("engine", "device", "auto"),
+}
+
+
+def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
+    """The run's configuration with this site's own paths and device in it.
+
+    A server says what to train, not where this machine keeps its files: raises InputError for a place or device that
+    came with the run and that the site did not set itself. `simulated`: server and clients are one machine's.
+    """
+    for key, (group, field, unset) in SITE_KEYS.items():
+        given = getattr(getattr(config, group), field)
+        if key in node_config:
+            config = _replace(config, group, field, str(node_config[key]))
+        elif given != unset and not simulated and not _harmless(key, given):
+            raise InputError(
+                f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
+                f"--node-config '{key}=\"…\"'"
+            )
+    return config
+
+
+def split_off(config: Config) -> tuple[Config, dict[str, str]]:
+    """The configuration as a server may send it, and the settings taken out of it for a site on the same machine.
+
+    The server keeps its own checkpoint, which it holds too: a site that sets one does not look at the server's.
+    """
+    settings = {}
+    for key, (group, field, unset) in SITE_KEYS.items():
+        given = getattr(getattr(config, group), field)
+        if given == unset or _harmless(key, given):
+            continue
+        settings[key] = str(given)
+        if key != "checkpoint":
+            config = _replace(config, group, field, unset)
+    return config, settings
+
+
+def _harmless(key: str, value: object) -> bool:
+    """From anyone: a file inside the package, and a file's expected hash."""
+    return key == "checkpoint-sha256" or (key == "checkpoint" and str(value).startswith(EMBEDDED))
+
+
+def _replace(config: Config, group: str, field: str, value: object) -> Config:
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})

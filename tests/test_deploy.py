@@ -1,0 +1,231 @@
+"""`fedinit deploy` without a Flower process: what `init` writes, and that wrong input ends in one line.
+
+With processes: tests/test_deployment.py.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import tomli
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import parse_config_args
+
+from fedinit import cli, site_settings
+from fedinit.compose import compose_config
+from fedinit.deploy import layout
+from fedinit.deploy.flower import Server
+from fedinit.deploy.processes import DeployFailed, Process, descendants
+from fedinit.run_config import from_run_config
+from tests.small import WORDS
+
+
+def init(folder: Path, *words: str) -> int:
+    return cli.main(["deploy", "init", str(folder), *WORDS, *words])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A federation of three sites under two names and an address."""
+    folder = tmp_path_factory.mktemp("deploy") / "federation"
+    assert init(folder, "--host", "server.example.org", "--host", "192.0.2.7", "--host", "::1", "--port", "8443") == 0
+    return folder
+
+
+def test_init_gives_each_machine_its_folder(made):
+    assert {p.name for p in made.iterdir()} == {"ca", "server", "site-0", "site-1", "site-2"}
+    assert {p.name for p in (made / "site-1").iterdir()} == {
+        "ca.crt", "node.key", "node.pub", "supernode.sh", "fedinit-supernode.service",
+    }
+    # No private key lies where it is not needed, and those that are there are their owner's alone.
+    private = sorted(str(p.relative_to(made)) for p in made.rglob("*.key"))
+    assert private == ["ca/ca.key", "server/server.key", *(f"site-{i}/node.key" for i in range(3))]
+    assert all(stat.S_IMODE((made / p).stat().st_mode) == 0o600 for p in private)
+
+
+def test_a_sites_key_pair_belongs_together_and_is_the_registered_one(made):
+    seen = set()
+    for i in range(3):
+        private = load_ssh_private_key((made / f"site-{i}/node.key").read_bytes(), None)
+        public = (made / f"server/sites/site-{i}.pub").read_bytes()
+        assert private.public_key() == load_ssh_public_key(public)
+        seen.add(public)
+    assert len(seen) == 3
+
+
+def shake_hands(server: Path, trusted: Path, name: str) -> None:
+    """One TLS connection; raises ssl.SSLError where the client does not accept the server."""
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(server / "server.crt", server / "server.key")
+    theirs = ssl.create_default_context(cafile=str(trusted))
+    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            try:
+                ours.wrap_socket(connection, server_side=True).close()
+            except (ssl.SSLError, OSError):
+                connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=20) as plain:
+                theirs.wrap_socket(plain, server_hostname=name).close()
+        finally:
+            thread.join()
+
+
+def test_certificates_hold_for_the_names_given_and_for_no_other_authority(made, tmp_path):
+    for name in ("server.example.org", "192.0.2.7", "::1", "localhost", "127.0.0.1"):
+        shake_hands(made / "server", made / "site-0/ca.crt", name)
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch|doesn't match"):
+        shake_hands(made / "server", made / "site-0/ca.crt", "other.example.org")
+    assert init(tmp_path / "other") == 0
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(made / "server", tmp_path / "other/site-0/ca.crt", "localhost")
+
+
+def test_the_app_is_the_whole_configuration_and_nothing_else(made):
+    bundle = build_fab_from_disk(made / "server/app")
+    assert len(bundle) < 10_000
+    project = tomli.loads((made / "server/app/pyproject.toml").read_text())
+    sent = from_run_config(project["tool"]["flwr"]["app"]["config"])
+    assert sent == compose_config(["evaluation=clients", *WORDS]) == Server.at(made).config()
+
+
+def test_scripts_say_what_flower_reads(made):
+    script = (made / "site-2/supernode.sh").read_text()
+    setting = next(line for line in script.splitlines() if line.startswith("NODE_CONFIG="))
+    (value,) = shlex.split(setting.removeprefix("NODE_CONFIG="))
+    assert parse_config_args([value]) == {"partition-id": 2, "num-partitions": 3}
+    assert "--superlink server.example.org:8443" in script and "--insecure" not in script
+    superlink = (made / "server/superlink.sh").read_text()
+    for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
+        assert f"--{word}" in superlink
+    for path in made.rglob("*.sh"):
+        assert subprocess.run(["sh", "-n", str(path)]).returncode == 0 and path.stat().st_mode & stat.S_IXUSR
+
+
+def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
+    assert init(tmp_path / "a", "--insecure") == 0
+    text = (tmp_path / "a/server/superlink.sh").read_text()
+    assert "--host 127.0.0.1" in text and "--insecure" in text and not (tmp_path / "a/ca").exists()
+
+
+def test_a_sites_settings_survive_into_its_node_config(tmp_path):
+    """What the operator gave for sites on this machine goes into their scripts, and is not in what the server sends."""
+    sent, own = site_settings.split_off(compose_config([*WORDS, "data.root='/my images/a=b'", "engine.device=cpu"]))
+    assert sent.data.root is None and sent.engine.device == "auto"
+    federation = layout.Federation(hosts=["127.0.0.1"], port=1, node_ports=[2], secure=False)
+    layout.make(tmp_path / "f", federation, sent, own)
+    line = next(x for x in (tmp_path / "f/site-0/supernode.sh").read_text().splitlines() if x.startswith("NODE_CONFIG"))
+    read = parse_config_args([shlex.split(line.partition("=")[2])[0]])
+    assert read == {"partition-id": 0, "num-partitions": 1, "data-root": "/my images/a=b", "device": "cpu"}
+    assert site_settings.with_site_settings(sent, read).data.root == "/my images/a=b"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_units(tmp_path):
+    folder = tmp_path / "federation"
+    assert init(folder, "--installed", str(folder)) == 0
+    for unit in folder.rglob("*.service"):
+        done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+        said = [x for x in done.stderr.splitlines() if unit.name in x and "no such" not in x.lower()]
+        assert not said, said
+
+
+# -- wrong input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["deploy", "init"], "folder; see fedinit --help"),
+        (["deploy", "init", "{made}"], "is there already; keys are not overwritten"),
+        (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
+        (["deploy", "init", "{new}", "--sites", "0"], "--sites and --days: expected 1 or more"),
+        (["deploy", "init", "{new}", "--days", "0"], "--days"),
+        (["deploy", "init", "{new}", "partition=iid", "partition.clients=null", "--hosts", "x"], "--hosts"),
+        (["deploy", "init", "{new}", "round=3"], "round: no such key (did you mean 'rounds'?)"),
+        (["deploy", "init", "{new}", "evaluation=server"], "a Flower server holds no images"),
+        (["deploy", "init", "{new}", "data=image_folder"], "how many sites?"),
+        (["deploy", "init", "{new}", "model.checkpoint=absent.safetensors"], "no such file"),
+        (["deploy", "up", "--port", "70000"], "--port 70000: expected 1 to 65535"),
+        (["deploy", "up", "--prt", "7000"], "--prt: not an option of fedinit deploy up"),
+        (["deploy", "run", "{new}"], "no federation.json there"),
+        (["deploy", "status", "{new}"], "no federation.json there"),
+        (["deploy", "run", "{made}", "rounds=2"], "edit server/app/pyproject.toml"),
+        (["deploy", "down"], "invalid choice"),
+        (["depoly"], "invalid choice"),
+    ],
+)
+def test_wrong_words(argv, expected, made, tmp_path, capsys):
+    new = tmp_path / "new"
+    assert cli.main([word.format(made=made, new=new) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and expected in said
+    assert not new.exists()
+
+
+def test_a_port_in_use_is_one_line_and_starts_nothing(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["deploy", "up", *WORDS, "--port", str(port)]) == 2
+    assert f"something else listens on 127.0.0.1:{port}; choose another port" in capsys.readouterr().err
+
+
+def test_an_app_edited_into_something_wrong_is_named(made, tmp_path):
+    folder = tmp_path / "server"
+    shutil.copytree(made / "server", folder)
+    project = folder / "app/pyproject.toml"
+    project.write_text(project.read_text().replace("rounds = 2", "rounds = 0"))
+    assert cli.main(["deploy", "run", str(folder)]) == 2
+
+
+# -- processes -----------------------------------------------------------------------------------------------------
+
+PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+PARENT += "start_new_session=True); print('ready', flush=True); time.sleep(600)"
+
+
+def started(tmp_path: Path, code: str) -> Process:
+    process = Process("parent", [sys.executable, "-c", code], tmp_path / "log")
+    for _ in range(600):
+        if "ready" in (tmp_path / "log").read_text():
+            return process
+        time.sleep(0.1)
+    raise AssertionError("it never started")
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_nothing_that_was_started_outlives_its_end(tmp_path, how):
+    """Not even a grandchild in a session of its own, as Flower starts its executors, nor one that ignores Ctrl-C."""
+    process = started(tmp_path, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " + PARENT)
+    family = [process.pid, *descendants(process.pid)]
+    assert len(family) == 2
+    process.stop(seconds=0.5) if how == "stop" else process.kill()
+    time.sleep(0.2)
+    for pid in family:
+        state = Path(f"/proc/{pid}/stat")
+        assert not state.exists() or ") Z " in state.read_text()
+
+
+def test_a_process_that_ends_early_is_shown_with_what_it_said(tmp_path):
+    process = started(tmp_path, "print('ready'); print('cannot bind'); raise SystemExit(3)")
+    process._process.wait()
+    with pytest.raises(DeployFailed, match="parent ended with exit code 3:\n  ready\n  cannot bind"):
+        process.check()
+    process.stop()
