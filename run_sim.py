@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,7 +20,7 @@ from fedinit.config import Choice, Config
 from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
 from fedinit.progress import ProgressObserver
-from fedinit.reporting import open_run
+from fedinit.reporting import OpenRun, open_run
 from fedinit.table import print_summary
 from strategies.federated_lora import RunFailed
 from strategies.federation import Outcome, check_method, client_ranks, federate
@@ -28,10 +29,8 @@ from strategies.federation import Outcome, check_method, client_ranks, federate
 def simulate(config: Config, console: Console) -> dict:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown."""
     check_method(config)
-    if config.resume not in ("auto", "never"):
-        raise InputError(f"resume={config.resume}: expected auto or never")
     folder = run_folder.place(config)
-    done = run_folder.finished(folder) if config.resume == "auto" else None
+    done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         console.print("this run is done; resume=never runs it again", highlight=False)
         print_summary(console, done, str(folder))
@@ -39,33 +38,60 @@ def simulate(config: Config, console: Console) -> dict:
     site = Site(config)
     client_ranks(config, range(len(site.partitions)))  # refuses what does not fit, before a folder is made
     opened = open_run(config, console)
-    head_alone = None
-    if config.evaluation.head_alone and config.strategy.name != "head_alone":
-        last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)
-        # The adapters stay as they start, so their start must be none that clients measure for.
-        plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
-        plain["init"] = Choice(name="kaiming")
-        short = dataclasses.replace(config, evaluation=last_only, **plain)
-        head_alone = run(short, site, [], console, "head alone", Choice(name="head_alone")).summary()
-    outcome = run(config, site, opened.observers, console, config.strategy.name)
-    final = outcome.aggregate
-    summary = outcome.summary() | {"head_alone": head_alone}
-    return opened.close(final.layers, final.head, outcome.offset, outcome.roster.class_names, summary)
+    try:
+        head_alone = reference(config, site, opened, console)
+        outcome = run(config, site, opened, console)
+        final = outcome.aggregate
+        summary = outcome.summary() | {"head_alone": head_alone}
+        return opened.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, summary)
+    finally:
+        opened.folder.close()
 
 
-def run(
-    config: Config, site: Site, observers: list, console: Console, label: str, method: Choice | None = None
-) -> Outcome:
-    """One federated run over the in-process grid, with a progress display."""
-    grid = LocalGrid(Cohort(site), len(site.partitions), strict=config.engine.strict)
-    progress = ProgressObserver(console, label)
-    evaluate = site.evaluate_round if config.evaluation.where == "server" else None
+def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict | None:
+    """The same budget with the adapters frozen, where that is wanted; its figures."""
+    if not config.evaluation.head_alone or config.strategy.name == "head_alone":
+        return None
+    last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)
+    # The adapters stay as they start, so their start must be none that clients measure for.
+    plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
+    plain["init"] = Choice(name="kaiming")
+    short = dataclasses.replace(config, evaluation=last_only, **plain)
+    return run(short, site, opened, console, Choice(name="head_alone")).summary()
+
+
+def run(config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None) -> Outcome:
+    """One federated run over the in-process grid, with a progress display; `method` makes it a reference run, which
+    leaves nothing but its checkpoints."""
+    cohort = Cohort(site)
+    grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict)
+    progress = ProgressObserver(console, (method or config.strategy).name.replace("head_alone", "head alone"))
+    parts = {"clients": grid, "bases": cohort.bases}
+    if method is None:
+        parts["files"] = opened.folder
     try:
         return federate(
-            config, grid, site.backbone, observers=[*observers, progress], evaluate_fn=evaluate, method=method
+            config,
+            grid,
+            site.backbone,
+            observers=[progress] if method else [*opened.observers, progress],
+            evaluate_fn=site.evaluate_round if config.evaluation.where == "server" else None,
+            method=method,
+            checkpoints=opened.checkpoints(method.name if method else None),
+            parts=parts,
         )
     finally:
         progress.close()
+
+
+def configurations(words: Sequence[str], multirun: bool) -> list[Config]:
+    """What is to be run: one configuration, a sweep of them, or, for `resume=<folder>` alone, the folder's own."""
+    if multirun:
+        return compose.sweep(words)
+    alone = words[0].removeprefix("resume=") if len(words) == 1 and words[0].startswith("resume=") else "auto"
+    if alone not in ("auto", "never") and Path(alone).is_dir():
+        return [dataclasses.replace(run_folder.configured(Path(alone)), resume=alone)]
+    return [compose.compose_config(words)]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
             console.print(__doc__, compose.describe_groups(), sep="\n", markup=False, highlight=False, soft_wrap=True)
             return 0
         words = [word for word in argv if word not in ("-m", "--multirun")]
-        for config in compose.sweep(words) if len(words) < len(argv) else [compose.compose_config(words)]:
+        for config in configurations(words, multirun=len(words) < len(argv)):
             simulate(config, console)
         return 0
     except InputError as error:

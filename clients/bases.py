@@ -10,9 +10,15 @@ from flwr.app import ConfigRecord, Context, Message
 from torch import Tensor
 
 from fedinit import base, wire
+from fedinit.checkpoint import State
 
 KEY = "base-key"  # in the Context: which base this client holds
 OFFSET = "base-offset"  # in the Context, where it must outlive the process: the offset itself
+
+
+def held_key(context: Context) -> str:
+    """The key of the base that this client holds."""
+    return str(context.state[KEY]["key"]) if KEY in context.state else base.EMPTY
 
 
 class Bases:
@@ -23,6 +29,17 @@ class Bases:
         self.known: dict[str, dict[str, Tensor]] = {base.EMPTY: {}}
         self._held: dict[int, str] = {}  # node id -> key
 
+    def snapshot(self) -> State:
+        """The offsets that clients of this process hold, and who holds which."""
+        tensors = {f"{key}/{name}": value for key, offset in self.known.items() for name, value in offset.items()}
+        return State(tensors, {"held": {str(node): key for node, key in self._held.items()}})
+
+    def restore(self, state: State) -> None:
+        for name, value in state.tensors.items():
+            key, _, layer = name.partition("/")
+            self.known.setdefault(key, {})[layer] = value
+        self._held = {int(node): key for node, key in state.facts["held"].items()}
+
     def receive(self, message: Message, context: Context) -> str:
         """Bring this client's base up to the message's; returns its key.
 
@@ -31,9 +48,11 @@ class Bases:
         """
         config = message.content[wire.CONFIG]
         wanted, how = str(config["base-key"]), str(config["base-update"])
-        held = str(context.state[KEY]["key"]) if KEY in context.state else base.EMPTY
-        key = held
-        if how == "dense":
+        key = held = held_key(context)
+        if wanted == base.EMPTY:  # of a server that starts anew
+            context.state.pop(KEY, None)
+            key = wanted
+        elif how == "dense":
             self.known[wanted] = wire.decode(message.content[base.RECORD])
             key = wanted
         elif how == "merges":

@@ -15,13 +15,14 @@ from flwr.common.constant import ErrorCode
 from torch import Tensor
 
 from clients import guard
-from clients.bases import Bases
+from clients.bases import Bases, held_key
 from clients.evaluation import counts_record
 from clients.site import Site, is_zero
 from clients.statistics import measure
 from clients.training import Result, Task, train_bank
 from fedinit import digest, wire
 from fedinit.base import EMPTY
+from fedinit.digest import of_tensors
 from fedinit.errors import InputError
 from fedinit.factors import Factors, difference, distance, norm
 from fedinit.lora import Bank
@@ -64,10 +65,12 @@ class Cohort:
         return [replies[i] for i in range(len(deliveries))]
 
     def _describe(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        """Who a client is: its partition and how many there are, examples, classes, domains, hash of its backbone."""
+        """Who a client is: its partition and how many there are, examples, classes, domains, hash of its backbone; and
+        what it holds from rounds before, by hash, for a server that was started again."""
 
         def answer(message: Message, context: Context) -> RecordDict:
             part = self.site.partition(_partition_id(context))
+            held = wire.decode(context.state[HELD]) if HELD in context.state else {}
             facts = {
                 "partition-id": part.client,
                 "num-partitions": len(self.site.partitions),
@@ -76,6 +79,10 @@ class Cohort:
                 "classes": list(self.site.data.class_names),
                 "domains": list(self.site.data.domain_names),
                 "backbone": self.site.backbone.digest,
+                "held": list(held),
+                "held-digests": [of_tensors({name: tensor}) for name, tensor in held.items()],
+                "holds-own": OWN in context.state,
+                "base-key": held_key(context),
             }
             return RecordDict({wire.CONFIG: ConfigRecord(facts)})
 

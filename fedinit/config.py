@@ -206,18 +206,25 @@ class Config:
         at_least("evaluation.batch_size", self.evaluation.batch_size, 1)
 
     def identity(self) -> str:
-        """Ten hexadecimal digits that name what this run computes.
+        """Ten hexadecimal digits that name what this run computes, but for the seed, which the folder's name carries
+        beside the hash."""
+        values = self.computed()
+        del values["seed"]
+        text = json.dumps(values, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
 
-        Left out: where it writes, how it logs, how it is scheduled (lanes change no bit), what its files are checked
-        against, and the seed, which the folder's name carries beside the hash.
+    def computed(self) -> dict[str, Any]:
+        """The keys that a run's result is a function of.
+
+        Left out: where it writes, how it logs, how long it waits, how it is scheduled (lanes change no bit), what its
+        files are checked against.
         """
         values = to_dict(self)
-        for key in ("output_dir", "resume", "logger", "seed", "node_timeout"):
+        for key in ("output_dir", "resume", "logger", "node_timeout"):
             del values[key]
         del values["engine"]["lanes"], values["engine"]["strict"]
         del values["data"]["cache_dir"], values["model"]["sha256"]
-        text = json.dumps(values, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return values
 
 
 def load(values: Mapping[str, Any]) -> Config:

@@ -13,9 +13,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedinit import disk
 from fedinit.config import Config
 from fedinit.factors import Factors
-from fedinit.run_folder import write_json
 
 PREFIX = "base_model.model."
 
@@ -42,7 +42,7 @@ def save_adapter(
     ranks = {name: factors.rank for name, factors in layers.items()}
     rank = max(ranks.values())
     # Readers scale by alpha / r; s stays what the run had, whatever the rank of a layer.
-    write_json(
+    disk.replace_json(
         folder / "adapter_config.json",
         {
             "peft_type": "LORA",
@@ -57,7 +57,7 @@ def save_adapter(
             "inference_mode": True,
         },
     )
-    write_json(folder / "classes.json", {"classes": list(class_names)})
+    disk.replace_json(folder / "classes.json", {"classes": list(class_names)})
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]:

@@ -75,6 +75,9 @@ class Observer:
     def round_zero_done(self, numbers: Round) -> None:
         """What comes before training is done; round 0."""
 
+    def resumed(self, round: int) -> None:
+        """After `started`, in a run that goes on from the checkpoint of `round`."""
+
     def round_done(self, numbers: Round) -> None: ...
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:

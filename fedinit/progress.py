@@ -37,6 +37,12 @@ class ProgressObserver(Observer):
         else:
             self.console.print(f"{self.label}: {rounds} rounds, {len(roster.examples)} clients")
 
+    def resumed(self, round: int) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=round)
+        else:
+            self.console.print(f"{self.label}: goes on after round {round}")
+
     def round_done(self, numbers: Round) -> None:
         if numbers.accuracy is not None:
             self.accuracy = f", accuracy {numbers.accuracy.mean:.1f} %"

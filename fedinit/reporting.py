@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor
 
+from fedinit.checkpoint import FOLDER
 from fedinit.config import Config
 from fedinit.export import save_adapter
 from fedinit.factors import Factors
@@ -27,7 +29,11 @@ class OpenRun:
     observers: Sequence[Observer]
     console: Console
 
-    def close(
+    def checkpoints(self, reference: str | None = None) -> Path:
+        """Where this run, or a reference run beside it, is saved."""
+        return self.folder.path / FOLDER / (reference or "")
+
+    def finish(
         self,
         layers: Mapping[str, Factors],
         head: Mapping[str, Tensor],
@@ -51,7 +57,10 @@ class OpenRun:
 
 
 def open_run(config: Config, console: Console) -> OpenRun:
-    """Make the run's folder and start tracking, as `logger=` says. Raises InputError when it cannot be written."""
+    """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
+
+    Raises InputError when it cannot be written.
+    """
     folder = RunFolder(config)
     tracker = create_tracker(config, folder.path, console)
     return OpenRun(config, folder, [folder, *([tracker] if tracker else [])], console)

@@ -3,12 +3,17 @@
 config.yaml  the resolved configuration, which run_sim.py takes back word for word
 metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
 ledger.jsonl  refusals, missing replies, warnings
+checkpoints/ the last three states of the run, and of its reference run
 adapter/     the final adapter and head; summary.json; DONE.json, last of all
+
+The folder is locked while a process writes to it. CSV rows belong to checkpoints: a run that goes on from one begins
+with the rows it had then. The ledger only grows.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,18 +21,45 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
-from fedinit.config import Config, to_dict
+from fedinit import disk
+from fedinit.checkpoint import FOLDER, State, refuse_other
+from fedinit.config import Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.metrics import Observer, Roster, Round
 
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
 DONE = "DONE.json"
+TABLES = ("metrics.csv", "clients.csv")
 
 
 def place(config: Config) -> Path:
-    """Where this configuration's run is kept."""
-    return Path(config.output_dir) / config.name / f"{config.identity()}-s{config.seed}"
+    """Where this configuration's run is kept: its own place under output_dir, or the folder that `resume` names.
+
+    Raises InputError for a folder that is not there, is a symbolic link, or belongs to another configuration.
+    """
+    if config.resume in ("auto", "never"):
+        path = Path(config.output_dir) / config.name / f"{config.identity()}-s{config.seed}"
+    else:
+        path = Path(config.resume)
+        if not path.is_dir():
+            raise InputError(f"resume={config.resume}: no such folder; expected auto, never or the folder of a run")
+    for link in (path, path / FOLDER):
+        if link.is_symlink():
+            raise InputError(f"{link}: is a symbolic link; a run is only kept in a folder of its own")
+    if config.resume not in ("auto", "never"):
+        refuse_other(configured(path).computed(), config.computed(), f"resume={config.resume}")
+    return path
+
+
+def configured(folder: Path) -> Config:
+    """The configuration that the run in this folder was begun with. Raises InputError when there is none."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+    except (OSError, ValueError, YAMLError) as error:
+        raise InputError(f"resume={folder}: not the folder of a run; it has no readable config.yaml") from error
+    return load(values)
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -41,22 +73,70 @@ def finished(folder: Path) -> dict[str, Any] | None:
 
 
 class RunFolder(Observer):
-    """Creates the folder and keeps its files. An earlier run of the same configuration is moved aside to
-    <folder>.1, .2, …, never overwritten. Raises InputError when the place cannot be written to."""
+    """Creates the folder, or opens one whose run goes on, and keeps its files.
+
+    An earlier run of the same configuration that does not go on is moved aside to <folder>.1, .2, …, never overwritten.
+    Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
+    holds no checkpoint. `close` it at the end.
+    """
 
     def __init__(self, config: Config) -> None:
         self.path = place(config)
+        self._lock: int | None = None
+        self._domains: Sequence[str] = ()
+        self._rows: Mapping[str, str] = {}
         try:
             if self.path.exists():
-                number = 1
-                while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-                    number += 1
-                self.path.rename(aside)
-            self.path.mkdir(parents=True)
-            OmegaConf.save(to_dict(config), self.path / "config.yaml")
+                self._take_lock()
+                begun = any((self.path / FOLDER).rglob("round-*"))
+                if config.resume == "never" or finished(self.path) or not begun:
+                    if config.resume not in ("auto", "never"):
+                        raise InputError(f"resume={config.resume}: there is no checkpoint in it to go on from")
+                    self._make_way(begun)
+            (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._take_lock()
+            if not (self.path / "config.yaml").exists():
+                disk.replace(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))).encode())
         except OSError as error:
+            self.close()
             raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
-        self._domains: Sequence[str] = ()
+        except InputError:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path}: another process is at this run; wait for it, or end it") from error
+
+    def _make_way(self, begun: bool) -> None:
+        """Move the folder aside, unless it holds nothing but the configuration of a run that never came to a round."""
+        if not begun and not (self.path / "metrics.csv").exists():
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def snapshot(self) -> State:
+        return State(facts={name: (self.path / name).read_text() for name in TABLES})
+
+    def restore(self, state: State) -> None:
+        self._rows = state.facts
+
+    def resumed(self, round: int) -> None:
+        for name, rows in self._rows.items():
+            disk.replace(self.path / name, rows.encode())
 
     def started(self, rounds: int, roster: Roster) -> None:
         self._domains = roster.domain_names
@@ -96,12 +176,14 @@ class RunFolder(Observer):
             self._row("clients.csv", [*row, c.optimizer_state])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        with open(self.path / "ledger.jsonl", "a") as file:
-            file.write(json.dumps({"kind": kind, **facts}) + "\n")
+        with open(self.path / "ledger.jsonl", "a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # after a line that a crash cut short
+            file.write(json.dumps({"kind": kind, **facts}).encode() + b"\n")
 
     def finished(self, summary: Mapping[str, Any]) -> None:
-        write_json(self.path / "summary.json", summary)
-        write_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
+        disk.replace_json(self.path / "summary.json", summary)
+        disk.replace_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
         with open(self.path / name, "w", newline="") as file:
@@ -110,14 +192,3 @@ class RunFolder(Observer):
     def _row(self, name: str, values: Sequence[object]) -> None:
         with open(self.path / name, "a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(values)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Written beside its final name and renamed, so that a reader finds it whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    with open(partial, "w") as file:
-        json.dump(values, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

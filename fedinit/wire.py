@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
 from fedinit import digest
+from fedinit.checkpoint import State
 from fedinit.factors import Factors
 from fedinit.initializers.initializer import StartState
 
@@ -79,6 +80,33 @@ def clone(content: RecordDict) -> RecordDict:
     for key, record in content.items():
         copy[key] = type(record)({k: list(v) if isinstance(v, list) else v for k, v in record.items()})
     return copy
+
+
+def to_state(content: RecordDict) -> State:
+    """Records as a checkpoint keeps them: arrays as tensors "<record>/<name>", the other records as facts."""
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, object] = {}
+    for key, record in content.items():
+        if isinstance(record, ArrayRecord):
+            tensors |= {f"{key}/{name}": value for name, value in decode(record).items()}
+            facts[key] = {"arrays": list(record)}
+        else:
+            kind = "config" if isinstance(record, ConfigRecord) else "metrics"
+            facts[key] = {kind: {k: {"hex": v.hex()} if isinstance(v, bytes) else v for k, v in record.items()}}
+    return State(tensors, facts)
+
+
+def from_state(state: State) -> RecordDict:
+    """The inverse of `to_state`."""
+    content = RecordDict()
+    for key, facts in state.facts.items():
+        ((kind, values),) = facts.items()
+        if kind == "arrays":
+            content[key] = encode({name: state.tensors[f"{key}/{name}"] for name in values})
+        else:
+            plain = {k: bytes.fromhex(v["hex"]) if isinstance(v, dict) else v for k, v in values.items()}
+            content[key] = ConfigRecord(plain) if kind == "config" else MetricRecord(plain)
+    return content
 
 
 def nbytes(contents: Iterable[RecordDict]) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedinit import base, digest
+from fedinit import base, digest, wire
+from fedinit.checkpoint import State
 from fedinit.factors import Factors
 
 
@@ -23,6 +24,35 @@ class BaseLedger:
         self.version = 0
         self._merges: dict[int, base.Merge] = {}  # version it leads to -> merge
         self._client_version: dict[int, int] = {}
+        self._keys: dict[int, str] = {0: base.EMPTY}  # version -> key
+
+    def snapshot(self) -> State:
+        tensors = {base.NAME + name: value for name, value in self.offset.items()}
+        for version, merge in self._merges.items():
+            tensors |= {f"merge/{version}/{name}": t for name, t in digest.named_parts(merge).items()}
+        clients = {str(client): version for client, version in self._client_version.items()}
+        return State(tensors, {"keys": [self._keys[v] for v in range(self.version + 1)], "clients": clients})
+
+    def restore(self, state: State) -> None:
+        self._keys = dict(enumerate(state.facts["keys"]))
+        self.version = len(self._keys) - 1
+        self.key = self._keys[self.version]
+        self._client_version = {int(client): version for client, version in state.facts["clients"].items()}
+        merges: dict[int, dict[str, Tensor]] = {}
+        self.offset = {}
+        for name, tensor in state.tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind + "/" == base.NAME:
+                self.offset[rest] = tensor
+            else:
+                version, _, part = rest.partition("/")
+                merges.setdefault(int(version), {})[part] = tensor
+        self._merges = {version: wire.from_tensors(tensors)[0] for version, tensors in merges.items()}
+
+    def confirm(self, client: int, key: str) -> None:
+        """What this client says it holds; it is forgotten when that is not what it was sent."""
+        if self._keys.get(self._client_version.get(client, 0)) != key:
+            self.forget(client)
 
     def merge(self, products: Mapping[str, Factors]) -> None:
         """Add a product to each layer's offset."""
@@ -31,7 +61,7 @@ class BaseLedger:
         self.offset = base.advance(self.offset, products)
         self.key = base.next_key(self.key, products)
         self.version += 1
-        self._merges[self.version] = products
+        self._merges[self.version], self._keys[self.version] = products, self.key
         total, dense = 0, self._dense_bytes()
         for version in sorted(self._merges, reverse=True):
             total += base.nbytes(self._merges[version])

@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedinit import base, digest, wire
+from fedinit.checkpoint import State
 from fedinit.factors import leading
 from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
 from fedinit.seeding import numpy_generator
@@ -37,7 +38,8 @@ class FederatedLora(Strategy):
     """aggregator, reinit: the method. ground: what re-initialisers may need. ranks: {partition id: rank} of clients
     whose rank is below the global one; they train the leading components. participation: share of the clients in a
     round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every: rounds, or
-    evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear."""
+    evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear. keep:
+    called after each round, and with 0 before the first, when a checkpoint may be made."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class FederatedLora(Strategy):
         evaluate_rounds: Collection[int] | None = None,
         timeout: float = 3600.0,
         observers: Sequence[Observer] = (),
+        keep: Callable[[int], None] = lambda round: None,
     ) -> None:
         self.aggregator, self.reinit, self.ground = aggregator, reinit, ground
         self.ranks = dict(ranks or {})
@@ -62,13 +65,16 @@ class FederatedLora(Strategy):
         self.seed, self.participation, self.timeout = seed, participation, timeout
         self.evaluate_clients, self.evaluate_every = evaluate_clients, evaluate_every
         self.evaluate_rounds = evaluate_rounds
-        self.observers = list(observers)
+        self.observers, self.keep = list(observers), keep
         self.roster: Roster | None = None
         self.state: Aggregate | None = None
+        self.round = 0  # the last that was completed
         self.bytes_up = self.bytes_down = 0
         self._nodes: dict[int, int] = {}  # partition id -> node id
         self._test: set[int] = set()  # partition ids with test images
         self._expected: dict[int, Expected] = {}  # node id -> what its reply must hold
+        self._own: set[int] = set()  # partition ids that keep factors of their own
+        self._counted: Sequence[int] = ()  # bytes up and down of the rounds before a restart
         self._held: dict[int, dict[str, str]] = {}  # partition id -> {frozen tensor: digest} it was sent and keeps
         self._round_clients: list[ClientRound] = []
         self._accuracy: Accuracy | None = None
@@ -121,11 +127,15 @@ class FederatedLora(Strategy):
                     f"({backbone_digest[:12]}); give both the same model.checkpoint"
                 )
         self._test = {c for c, f in facts.items() if int(f["num-test-examples"]) > 0}
-        self.roster = Roster(
+        roster = Roster(
             examples={c: int(facts[c]["num-examples"]) for c in sorted(facts)},
             class_names=list(first["classes"]),
             domain_names=list(first["domains"]),
         )
+        self._compare(self.roster or roster, roster)
+        for client, fact in facts.items():
+            self._believe(client, fact)
+        self.roster = roster
         return self.roster
 
     def ask(self, grid: Grid, content: RecordDict, kind: str, timeout: float) -> dict[int, Message]:
@@ -144,6 +154,76 @@ class FederatedLora(Strategy):
             for observer in self.observers:
                 observer.started(num_rounds, self.roster)
 
+    def _compare(self, before: Roster, now: Roster) -> None:
+        """The clients of a run that goes on, against those it was begun with."""
+        for what, old, new in (
+            ("classes", before.class_names, now.class_names),
+            ("domains", before.domain_names, now.domain_names),
+        ):
+            if old != new:
+                raise RunFailed(f"this run was begun with other {what}: {old}; the clients now have {new}")
+        for client in sorted(before.examples.keys() | now.examples.keys()):
+            old, new = before.examples.get(client, 0), now.examples.get(client, 0)
+            if old != new:
+                self._tell("examples_changed", {"client": client, "before": old, "now": new})
+
+    def _believe(self, client: int, fact: ConfigRecord) -> None:
+        """Of what the client was sent before, count only on what it says it still holds."""
+        holds = dict(zip(fact["held"], fact["held-digests"], strict=True))
+        sent = self._held.get(client, {})
+        self._held[client] = {name: mark for name, mark in sent.items() if holds.get(name) == mark}
+        self.base.confirm(client, str(fact["base-key"]))
+        if client in self._own and not fact["holds-own"]:
+            self._own.discard(client)
+            self._tell("client_state_lost", {"client": client, "detail": "it starts from the global factors again"})
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> State:
+        """All that the next round is made from, besides what the clients keep."""
+        tensors = {f"model/{n}": t for n, t in wire.to_tensors(self.state.layers, self.state.head).items()}
+        offset = self.base.snapshot()
+        tensors |= {f"base/{name}": tensor for name, tensor in offset.tensors.items()}
+        if self.server_optimizer is not None:
+            tensors |= {f"moments/{name}": tensor for name, tensor in self.server_optimizer.moments.items()}
+        facts = {
+            "round": self.round,
+            "diagnostics": dict(self.state.diagnostics),
+            "base": offset.facts,
+            "held": {str(client): marks for client, marks in self._held.items()},
+            "own": sorted(self._own),
+            "bytes": [self.bytes_up, self.bytes_down],
+            "roster": {
+                "examples": {str(client): n for client, n in self.roster.examples.items()},
+                "classes": list(self.roster.class_names),
+                "domains": list(self.roster.domain_names),
+            },
+        }
+        return State(tensors, facts)
+
+    def restore(self, state: State) -> None:
+        """Go on after the round of the snapshot; `meet` comes next."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "base": {}, "moments": {}}
+        for name, tensor in state.tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        facts = state.facts
+        layers, head = wire.from_tensors(parts["model"])
+        self.state = Aggregate(layers=layers, head=head, diagnostics=facts["diagnostics"])
+        self.base.restore(State(parts["base"], facts["base"]))
+        if self.server_optimizer is not None:
+            self.server_optimizer.moments.update(parts["moments"])
+        self.round = facts["round"]
+        self._held = {int(client): dict(marks) for client, marks in facts["held"].items()}
+        self._own = set(facts["own"])
+        self._counted = facts["bytes"]
+        roster = facts["roster"]
+        self.roster = Roster(
+            examples={int(client): n for client, n in roster["examples"].items()},
+            class_names=roster["classes"],
+            domain_names=roster["domains"],
+        )
+
     # -- the run ---------------------------------------------------------------------------------------------------
 
     def start(
@@ -156,7 +236,8 @@ class FederatedLora(Strategy):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """Run `num_rounds` rounds from the start in `initial_arrays` (wire.start_to_tensors); `meet` comes first.
+        """Run up to `num_rounds` rounds from the start in `initial_arrays` (wire.start_to_tensors); `meet` comes first.
+        After `restore` the run goes on from there, and `initial_arrays` are not read.
 
         evaluate_fn returns {"domains": indices, "correct": counts, "num-examples": counts}, as clients do.
         Raises RunFailed for a round without a usable reply.
@@ -164,12 +245,19 @@ class FederatedLora(Strategy):
         if self.roster is None:
             raise RunFailed("start() needs the roster; call meet() first")
         self.announce(num_rounds)
-        begun = wire.start_from_tensors(wire.decode(initial_arrays))
-        self.state, self._last_round = Aggregate(layers=begun.layers, head=begun.head), num_rounds
-        self.base.merge(begun.merge)
-        self._report_round_zero()
+        self._last_round = num_rounds
+        if self.state is None:
+            begun = wire.start_from_tensors(wire.decode(initial_arrays))
+            self.state = Aggregate(layers=begun.layers, head=begun.head)
+            self.base.merge(begun.merge)
+            self._report_round_zero()
+            self.keep(0)
+        else:
+            self.bytes_up, self.bytes_down = self._counted
+            for observer in self.observers:
+                observer.resumed(self.round)
         arrays, result = wire.encode(self.final_tensors()), Result()
-        for round in range(1, num_rounds + 1):
+        for round in range(self.round + 1, num_rounds + 1):
             began, up, down = time.perf_counter(), self.bytes_up, self.bytes_down
             messages = self.configure_train(round, arrays, train_config or ConfigRecord(), grid)
             arrays, metrics = self.aggregate_train(round, self._exchange(grid, messages, timeout))
@@ -196,6 +284,8 @@ class FederatedLora(Strategy):
             )
             for observer in self.observers:
                 observer.round_done(numbers)
+            self.round = round
+            self.keep(round)
         result.arrays = arrays
         return result
 
@@ -238,6 +328,8 @@ class FederatedLora(Strategy):
         if self.server_optimizer is not None:
             aggregate = self.server_optimizer.step(self.state, aggregate)
         self._settle(aggregate, server_round)
+        if self.aggregator.personal or self.reinit.own_factors:
+            self._own |= {update.client for update, _ in updates}
         self._round_clients = [numbers for _, numbers in updates]
         total = sum(c.examples for c in self._round_clients)
         loss = sum(c.loss * c.examples for c in self._round_clients) / total

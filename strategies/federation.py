@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedinit import digest, wire
+from fedinit.checkpoint import Checkpoints, Part, State
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers import create_initializer
-from fedinit.initializers.initializer import Setting
+from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
 from fedinit.seeding import derive
@@ -126,12 +129,18 @@ def federate(
     observers: Sequence[Observer] = (),
     evaluate_fn: EvaluateFn | None = None,
     method: Choice | None = None,
+    checkpoints: Path | None = None,
+    parts: Mapping[str, Part] = MappingProxyType({}),
 ) -> Outcome:
     """Run the configuration over a grid. `method` replaces the configured strategy (for a reference run).
 
+    checkpoints: the folder where the run is saved after round 0 and every round, and whose last checkpoint it goes on
+    from. parts: what is saved besides the server's state, by name: the clients of a simulation, the run's files.
+
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
-    aggregator = _aggregator(config, method or config.strategy)
+    chosen = method or config.strategy
+    aggregator = _aggregator(config, chosen)
     watch = _Last()
     targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
     initializer = create_initializer(config.init.name, config.init.options)
@@ -140,6 +149,7 @@ def federate(
     def frozen(name: str) -> Tensor:
         return backbone.module.get_submodule(name).weight.detach().cpu()
 
+    start = _Start()
     setting = Setting(targets=targets, rank=config.adapter.rank, scale=scale, seed=config.seed, weight=frozen)
     if initializer.needs != "none":
         setting = dataclasses.replace(setting, groups=shared_inputs(backbone, targets))
@@ -147,7 +157,7 @@ def federate(
     def draw(round: int) -> Mapping[str, Factors]:
         """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
         if not initializer.random:
-            return begun.layers
+            return start.state.layers
         return _absorbed(initializer.plan(setting.reseed(derive(config.seed, "fresh", round))).layers)
 
     strategy = FederatedLora(
@@ -163,13 +173,21 @@ def federate(
         timeout=config.node_timeout,
         observers=[*observers, watch],
     )
+    whole = {**parts, "start": start, "server": strategy, "rounds": watch}
+    if checkpoints is not None:
+        values = {**config.computed(), "method": chosen.name, "backbone": backbone.digest}
+        keeper = Checkpoints(checkpoints, values)
+        _restore(keeper, whole, observers)
+        strategy.keep = lambda round: keeper.save(round, {name: part.snapshot() for name, part in whole.items()})
     roster = strategy.meet(grid, backbone.digest)
     strategy.ranks = client_ranks(config, sorted(roster.examples))
     strategy.announce(config.rounds)
     head = init_head(config.head.init, len(roster.class_names), backbone.features, config.seed)
     setting = dataclasses.replace(setting, head=head)
-    begun = begin(strategy, grid, initializer, setting, config.node_timeout)
-    begun = dataclasses.replace(begun, layers=_absorbed(begun.layers), head=begun.head or head)
+    if start.state is None:
+        begun = begin(strategy, grid, initializer, setting, config.node_timeout)
+        start.state = dataclasses.replace(begun, layers=_absorbed(begun.layers), head=begun.head or head)
+    begun = start.state
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
     initial = wire.encode(wire.start_to_tensors(begun))
     strategy.start(grid, initial, config.rounds, timeout=config.node_timeout, evaluate_fn=evaluate_fn)
@@ -194,6 +212,33 @@ def _absorbed(layers: Mapping[str, Factors]) -> dict[str, Factors]:
     return {name: factors.absorb() for name, factors in layers.items()}
 
 
+def _restore(keeper: Checkpoints, parts: Mapping[str, Part], observers: Sequence[Observer]) -> None:
+    """Put every part where the latest whole checkpoint left it, and say which later ones were passed over."""
+    loaded = keeper.load()
+    for name, part in parts.items():
+        if name in loaded.states:
+            part.restore(loaded.states[name])
+    events = [("checkpoint_damaged", {"checkpoint": name, "detail": why}) for name, why in loaded.passed_over]
+    if loaded.states:
+        events.append(("resumed", {"round": loaded.round}))
+    for kind, facts in events:
+        for observer in observers:
+            observer.event(kind, facts)
+
+
+class _Start:
+    """The start that round 0 came to, for what later rounds ask of it; None before it is known."""
+
+    state: StartState | None = None
+
+    def snapshot(self) -> State:
+        return State(wire.to_tensors(self.state.layers, self.state.head), {"notes": self.state.notes})
+
+    def restore(self, state: State) -> None:
+        layers, head = wire.from_tensors(state.tensors)
+        self.state = StartState(layers=layers, head=head, notes=state.facts["notes"])  # its merge is in the base
+
+
 class _Last(Observer):
     """Keeps the last accuracy and the seconds of all rounds."""
 
@@ -207,4 +252,12 @@ class _Last(Observer):
         self.seconds += numbers.seconds
         self.accuracy = numbers.accuracy or self.accuracy
 
+    def snapshot(self) -> State:
+        facts = {"seconds": self.seconds, "accuracy": None}
+        if self.accuracy is not None:
+            facts["accuracy"] = {"correct": dict(self.accuracy.correct), "total": dict(self.accuracy.total)}
+        return State(facts=facts)
 
+    def restore(self, state: State) -> None:
+        self.seconds = state.facts["seconds"]
+        self.accuracy = None if state.facts["accuracy"] is None else Accuracy(**state.facts["accuracy"])

@@ -10,11 +10,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
+from fedinit import run_folder
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
 from fedinit.progress import ProgressObserver
 from fedinit.reporting import open_run
 from fedinit.run_config import from_run_config
+from fedinit.table import print_summary
 from strategies.federation import check_method, federate
 
 app = ServerApp()
@@ -27,13 +29,26 @@ def main(grid: Grid, context: Context) -> None:
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
     check_method(config)
+    folder = run_folder.place(config)
+    console, done = Console(), None if config.resume == "never" else run_folder.finished(folder)
+    if done is not None:
+        console.print("this run is done; resume=never runs it again", highlight=False)
+        print_summary(console, done, str(folder))
+        return
     backbone = build_backbone(config.model)
-    console = Console()
     run = open_run(config, console)
     progress = ProgressObserver(console, config.strategy.name)
     try:
-        outcome = federate(config, grid, backbone, observers=[*run.observers, progress])
+        outcome = federate(
+            config,
+            grid,
+            backbone,
+            observers=[*run.observers, progress],
+            checkpoints=run.checkpoints(),
+            parts={"files": run.folder},
+        )
+        final = outcome.aggregate
+        run.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, outcome.summary())
     finally:
         progress.close()
-    final = outcome.aggregate
-    run.close(final.layers, final.head, outcome.offset, outcome.roster.class_names, outcome.summary())
+        run.folder.close()

@@ -15,8 +15,10 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
 
 from fedinit import wire
+from fedinit.checkpoint import State
 
 Handler = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
 
@@ -94,6 +96,24 @@ class LocalGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """`timeout` has no meaning here: the replies are complete when the handler returns."""
         return self.pull_messages(self.push_messages(messages))
+
+    def snapshot(self) -> State:
+        """What the clients hold: each one's Context.state, under its partition id."""
+        tensors, facts = {}, {}
+        for context in self.contexts.values():
+            client, state = str(context.node_config["partition-id"]), wire.to_state(context.state)
+            tensors |= {f"{client}/{name}": tensor for name, tensor in state.tensors.items()}
+            facts[client] = state.facts
+        return State(tensors, facts)
+
+    def restore(self, state: State) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.tensors.items():
+            client, _, rest = name.partition("/")
+            parts.setdefault(client, {})[rest] = tensor
+        for context in self.contexts.values():
+            client = str(context.node_config["partition-id"])
+            context.state = wire.from_state(State(parts.get(client, {}), state.facts[client]))
 
     def _carry(self, content: RecordDict) -> RecordDict:
         if self._strict:

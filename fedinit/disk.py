@@ -1,0 +1,78 @@
+"""Files that are whole or not there: written, flushed to the disk, then given their name.
+
+A process may die between any two lines, and a disk may fill up at any byte. What has its final name was written
+completely before it got it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write(path: Path, content: bytes) -> None:
+    """The bytes in a file at `path`, on the disk when this returns. Raises OSError; what was begun is left lying."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+        os.fsync(file)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(file)
+
+
+def sync_folder(path: Path) -> None:
+    """The names in a folder, on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """A file that a reader finds whole, old or new, or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        write(partial, content)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, path)
+
+
+def replace_json(path: Path, values: Mapping[str, Any]) -> None:
+    """`replace`, with the values as indented JSON."""
+    replace(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def replace_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """A folder of these files, under its name only when all of them are on the disk.
+
+    Made beside its place as `.tmp-<name>`, renamed, and its parent flushed. A folder that has the name already is put
+    aside first and removed last. Raises OSError; nothing but the temporary folder is touched before the rename.
+    """
+    partial, former = path.with_name(f".tmp-{path.name}"), path.with_name(f".tmp-former-{path.name}")
+    for leftover in (partial, former):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        for name, content in files.items():
+            write(partial / name, content)
+        sync_folder(partial)
+        if path.exists():
+            os.rename(path, former)
+        os.rename(partial, path)
+        sync_folder(path.parent)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(former, ignore_errors=True)

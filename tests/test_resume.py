@@ -1,0 +1,328 @@
+"""A run that stops and is started again by the same command ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from rich.console import Console
+
+import run_sim
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit import wire
+from fedinit.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
+from fedinit.config import Config
+from fedinit.engines.local import LocalGrid
+from fedinit.errors import InputError
+from fedinit.metrics import Observer
+from fedinit.run_folder import RunFolder
+from strategies.federated_lora import RunFailed
+from strategies.federation import federate
+from tests.small import small_config
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches it."""
+
+
+@pytest.fixture
+def simulate(monkeypatch):
+    """`run_sim.simulate`, with one Site for all runs of a test, which compute the same."""
+    sites: dict[str, Site] = {}
+
+    def site_of(config: Config) -> Site:
+        key = json.dumps(config.computed(), sort_keys=True)
+        if key not in sites:
+            sites[key] = Site(config)
+        return sites[key]
+
+    monkeypatch.setattr(run_sim, "Site", site_of)
+    return lambda config: run_sim.simulate(config, Console())
+
+
+def small(root: Path, *words: str) -> Config:
+    return small_config("rounds=4", "client.max_steps=2", f"output_dir={root}", *words)
+
+
+def dying(monkeypatch, round: int):
+    """A patch that ends the process after the round's rows were written and before its checkpoint was."""
+    write = RunFolder.round_done
+
+    def write_and_die(self, numbers):
+        write(self, numbers)
+        if numbers.round == round:
+            raise Crash
+
+    monkeypatch.setattr(RunFolder, "round_done", write_and_die)
+
+
+def crash(monkeypatch, simulate, config: Config, round: int) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        dying(patch, round)
+        simulate(config)
+
+
+def only(root: Path) -> Path:
+    (folder,) = (root / "digits").iterdir()
+    return folder
+
+
+def rows(folder: Path, table: str) -> list[dict[str, str]]:
+    """The table without its column of wall-clock seconds, which no two runs share."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(open(folder / table))]
+
+
+def summary(folder: Path) -> dict:
+    whole = json.loads((folder / "summary.json").read_text())
+    for figures in (whole, whole["head_alone"] or {}, whole["start"]):
+        figures.pop("seconds", None)
+    return {key: value for key, value in whole.items() if key != "folder"}
+
+
+def ledger(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert summary(one) == summary(other)
+    assert rows(one, "metrics.csv") == rows(other, "metrics.csv")
+    assert (one / "clients.csv").read_bytes() == (other / "clients.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "strategy=lora_fair evaluation.head_alone=true",
+        "strategy=lora_fair reinit=local participation=0.67",
+        "strategy=fedsa_lora evaluation=clients participation=0.67",
+        "strategy=flora adapter.ranks=[2,4] participation=0.67",
+        "strategy=fedex_lora participation=0.34",
+        "strategy=flora init=eva",
+        "strategy=frlora evaluation=clients evaluation.every=3",
+        "strategy=fedit server_opt=adam evaluation.every=4",
+        "strategy=rolora adapter.dropout=0.1 client=adamw",
+    ],
+)
+def test_a_continued_run_ends_as_an_uninterrupted_one(words, tmp_path, monkeypatch, capsys, simulate):
+    """Personal factors, base offsets, held factors, moments, ranks and byte counts: all are where they were. The second
+    crash is one of a run that was continued already."""
+    whole = small(tmp_path / "a", *words.split())
+    parted = dataclasses.replace(whole, output_dir=str(tmp_path / "b"))
+    simulate(whole)
+    crash(monkeypatch, simulate, parted, 2)
+    crash(monkeypatch, simulate, parted, 3)
+    assert not (only(tmp_path / "b") / "DONE.json").exists()
+    capsys.readouterr()
+    simulate(parted)
+    assert "goes on after round 2" in capsys.readouterr().out
+    uninterrupted, continued = only(tmp_path / "a"), only(tmp_path / "b")
+    assert_same_run(continued, uninterrupted)
+    assert [line for line in ledger(continued) if line["kind"] == "resumed"] == [
+        {"kind": "resumed", "round": 1},
+        {"kind": "resumed", "round": 2},
+    ]
+    names = [path.name for path in sorted((continued / "checkpoints").glob("round-*"))]
+    assert names == ["round-000002", "round-000003", "round-000004"]
+    simulate(parted)
+    assert "this run is done" in capsys.readouterr().out
+
+
+def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypatch, simulate):
+    """A checkpoint of round 0, so that round 0 is not done twice; and one of the last round, which lacks only the
+    summary. A run that never came to a checkpoint leaves nothing to move aside."""
+    whole = small(tmp_path / "a", "rounds=2")
+    parted = dataclasses.replace(whole, output_dir=str(tmp_path / "b"))
+    simulate(whole)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(RunFolder, "started", lambda *_: (_ for _ in ()).throw(Crash))
+        simulate(parted)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(Cohort, "_train", lambda *_: (_ for _ in ()).throw(Crash))
+        simulate(parted)
+    assert [p.name for p in (only(tmp_path / "b") / "checkpoints").iterdir()] == ["round-000000"]
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr("fedinit.reporting.save_adapter", lambda *_: (_ for _ in ()).throw(Crash))
+        simulate(parted)
+    simulate(parted)
+    assert_same_run(only(tmp_path / "b"), only(tmp_path / "a"))
+    assert [line["round"] for line in ledger(only(tmp_path / "b"))] == [0, 2]
+
+
+def test_never_and_a_folder_by_name(tmp_path, monkeypatch, simulate, capsys):
+    config = small(tmp_path, "rounds=2")
+    crash(monkeypatch, simulate, config, 2)
+    folder = only(tmp_path)
+    simulate(dataclasses.replace(config, resume="never"))
+    aside = folder.with_name(folder.name + ".1")
+    assert (folder / "DONE.json").exists() and not (aside / "DONE.json").exists()
+    # The unfinished one goes on where it is, by its name; the folder's own configuration need not be repeated.
+    monkeypatch.chdir(tmp_path)
+    assert run_sim.main([f"resume=digits/{aside.name}"]) == 0
+    assert_same_run(aside, folder)
+    capsys.readouterr()
+    assert run_sim.main([f"resume={aside}"]) == 0 and "this run is done" in capsys.readouterr().out
+
+
+def begun(tmp_path, monkeypatch, simulate, *words: str) -> tuple[Config, Path]:
+    """A run that crashed in its third round, and its folder."""
+    config = small(tmp_path / "out", *words)
+    crash(monkeypatch, simulate, config, 3)
+    return config, only(tmp_path / "out")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path, monkeypatch, simulate):
+    config, folder = begun(tmp_path, monkeypatch, simulate)
+    newest, before = (folder / "checkpoints" / f"round-00000{r}" for r in (2, 1))
+    with open(newest / TENSORS, "r+b") as file:
+        file.truncate(4096)
+    os.remove(before / MANIFEST)
+    (folder / "checkpoints" / ".tmp-round-000003").mkdir()  # of a save that was cut short
+    (folder / "ledger.jsonl").open("a").write('{"kind": "ref')  # and of a line
+    simulate(config)
+    damaged = [json.loads(x) for x in (folder / "ledger.jsonl").read_text().splitlines() if "damaged" in x]
+    assert [d["checkpoint"] for d in damaged] == ["round-000002", "round-000001"]
+    assert damaged[0]["detail"].startswith(f"{TENSORS} has 4096 bytes") and MANIFEST in damaged[1]["detail"]
+    assert not list((folder / "checkpoints").glob(".tmp*"))
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    simulate(whole)
+    assert_same_run(folder, only(tmp_path / "whole"))
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_begins_again(tmp_path, monkeypatch, simulate):
+    config, folder = begun(tmp_path, monkeypatch, simulate, "rounds=3")
+    for path in (folder / "checkpoints").rglob(FACTS):
+        path.write_bytes(b"{}")
+    simulate(config)
+    assert [line["kind"] for line in ledger(folder)] == ["checkpoint_damaged"] * 3
+    simulate(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
+    assert_same_run(folder, only(tmp_path / "whole"))
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def refused(simulate, config: Config) -> str:
+    with pytest.raises(InputError) as caught:
+        simulate(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_cannot_be_continued_is_refused_in_one_line_and_loses_nothing(tmp_path, monkeypatch, simulate):
+    config, folder = begun(tmp_path, monkeypatch, simulate)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    by_name = dataclasses.replace(config, resume=str(folder))
+    other = dataclasses.replace(by_name, client=dataclasses.replace(config.client, lr=0.5), seed=3)
+    line = refused(simulate, other)
+    assert "belongs to another configuration; seed is 0 there and 3 here" in line
+    assert "client.lr is 0.04 there and 0.5 here" in refused(simulate, dataclasses.replace(other, seed=0))
+
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert "is a symbolic link" in refused(simulate, dataclasses.replace(config, resume=str(link)))
+    absent = dataclasses.replace(config, resume=str(tmp_path / "absent"))
+    assert "no such folder" in refused(simulate, absent)
+    assert "no readable config.yaml" in refused(simulate, dataclasses.replace(config, resume=str(tmp_path)))
+
+    running = RunFolder(config)
+    assert "another process is at this run" in refused(simulate, config)
+    running.close()
+    # Also where only the checkpoint itself is of another configuration, or is a link.
+    store = Checkpoints(folder / "checkpoints", {"rounds": 9})
+    with pytest.raises(InputError, match="rounds is 4 there and 9 here"):
+        store.load()
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shutil.copy(folder / "config.yaml", empty)
+    assert "no checkpoint in it" in refused(simulate, dataclasses.replace(config, resume=str(empty)))
+    newest = folder / "checkpoints" / "round-000002"
+    newest.rename(tmp_path / "elsewhere")
+    newest.symlink_to(tmp_path / "elsewhere")
+    assert "is a symbolic link" in refused(simulate, config)
+
+
+def test_a_newer_format_is_not_taken_for_damage(tmp_path):
+    store = Checkpoints(tmp_path, {})
+    store.save(1, {"x": State({"t": torch.ones(2)}, {"n": 1})})
+    path = tmp_path / "round-000001" / MANIFEST
+    content = json.loads(path.read_text())["content"] | {"format": FORMAT + 1}
+    path.write_text(json.dumps({"content": content, "sha256": _sha256(_canonical(content))}))
+    with pytest.raises(InputError, match="written by a newer fedinit"):
+        store.load()
+
+
+# -- the clients' side ---------------------------------------------------------------------------------------------
+
+
+class Events(Observer):
+    def __init__(self):
+        self.seen = []
+
+    def event(self, kind, facts):
+        self.seen.append((kind, facts.get("client")))
+
+
+@pytest.mark.parametrize("strategy", ["ffa_lora", "flora", "fedsa_lora"])
+def test_a_server_that_comes_back_to_clients_that_forgot_sends_all_again(strategy, tmp_path):
+    """In a deployment the clients' states are theirs: a server that goes on asks each what it still holds, instead of
+    counting on what it sent. Nothing is refused; what only the client had is said to be lost."""
+    config = small_config(f"strategy={strategy}", "rounds=3", "evaluation=clients")
+    site = Site(config)
+
+    class Stop(Observer):
+        def round_done(self, numbers):
+            if numbers.round == 2:
+                raise Crash
+
+    with pytest.raises(Crash):
+        federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[Stop()], checkpoints=tmp_path)
+    events = Events()
+    anew = LocalGrid(Cohort(site), 3)
+    outcome = federate(config, anew, site.backbone, observers=[events], checkpoints=tmp_path)
+    lost = [("client_state_lost", c) for c in range(3)] if strategy == "fedsa_lora" else []
+    assert sorted(events.seen) == sorted([("resumed", None), *lost])
+    if strategy != "fedsa_lora":
+        whole = federate(config, LocalGrid(Cohort(site), 3), site.backbone)
+        assert outcome.final_hash == whole.final_hash and outcome.accuracy == whole.accuracy
+        assert outcome.bytes_down > whole.bytes_down  # what was held had to be sent again
+
+
+def test_clients_with_other_classes_are_refused(tmp_path):
+    config = small_config("rounds=1")
+    site = Site(config)
+    federate(config, LocalGrid(Cohort(site), 3), site.backbone, checkpoints=tmp_path)
+    other = Site(small_config("rounds=1", "data.classes=9"))
+    with pytest.raises(RunFailed, match="begun with other classes"):
+        federate(config, LocalGrid(Cohort(other), 3), site.backbone, checkpoints=tmp_path)
+
+
+def test_records_survive_a_checkpoint(tmp_path):
+    """Every kind of record and value that Flower allows, with order, dtype and exact floats."""
+    arrays = {"b/B": torch.randn(2, 3), "a/A": torch.arange(4), "empty": torch.zeros(0, 5, dtype=torch.float64)}
+    content = RecordDict(
+        {
+            "held": wire.encode(arrays),
+            "numbers": MetricRecord({"x": 0.1, "n": 3, "list": [1.5, float("inf")]}),
+            "settings": ConfigRecord({"word": "é", "yes": True, "raw": b"\x00\xff", "words": ["a", "b"], "one": 1.0}),
+        }
+    )
+    store = Checkpoints(tmp_path, {})
+    store.save(0, {"c": wire.to_state(content)})
+    back = wire.from_state(store.load().states["c"])
+    assert list(back) == list(content) and list(back["held"]) == list(arrays)
+    for name, tensor in wire.decode(back["held"]).items():
+        assert torch.equal(tensor, arrays[name]) and tensor.dtype == arrays[name].dtype
+    for key in ("numbers", "settings"):
+        assert dict(back[key]) == dict(content[key])
+        assert [type(v) for v in back[key].values()] == [type(v) for v in content[key].values()]
