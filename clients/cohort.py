@@ -187,6 +187,7 @@ class Cohort:
         absent = sorted(names - complete.keys())
         if absent:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
+        names |= {f"{layer}/R" for layer in self.site.targets}  # of methods that have a core
         whole = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
         expected = message.content[wire.CONFIG].get("start-digest")
         if expected is not None and digest.of_tensors(whole) != expected:

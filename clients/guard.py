@@ -66,7 +66,8 @@ def _factor(name: str, array, site: Site) -> None:
         )
     d, k = site.targets[layer]
     rank = array.shape[0] if part == "A" else array.shape[-1]
-    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": (rank, rank)}[part])
+    core = (rank, rank) if len(array.shape) == 2 else (array.shape[0], rank, rank)  # full, or its diagonal blocks
+    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core}[part])
 
 
 def _shape(name: str, array, expected: tuple[int, ...] | None) -> None:

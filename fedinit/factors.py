@@ -20,7 +20,8 @@ PANEL = 256  # wide enough for the matrix product's full speed
 class Factors:
     """The product B @ A, or B @ R @ A, without the scale α/r.
 
-    A: (r, k). B: (d, r). R: (r, r), or None for the identity. Raises ValueError when the shapes do not chain.
+    A: (r, k). B: (d, r). R: the core, (r, r); or (h, r/h, r/h), the h blocks of one that is block diagonal; or None for
+    the identity. Raises ValueError when the shapes do not chain.
     """
 
     A: Tensor
@@ -30,7 +31,11 @@ class Factors:
     def __post_init__(self) -> None:
         shapes = [tuple(self.B.shape), None if self.R is None else tuple(self.R.shape), tuple(self.A.shape)]
         rank = self.A.shape[0] if self.A.ndim == 2 else -1
-        core = self.R is None or tuple(self.R.shape) == (rank, rank)
+        core = self.R is None or (
+            self.R.ndim in (2, 3)
+            and self.R.shape[-1] == self.R.shape[-2]
+            and self.R.shape[:-1].numel() == rank  # (r,) or (h, r/h)
+        )
         if self.B.ndim != 2 or self.B.shape[1] != rank or not core:
             raise ValueError(f"factors do not chain: B, R, A have shapes {shapes}")
 
@@ -43,9 +48,18 @@ class Factors:
         """(d, k), the shape of the product."""
         return self.B.shape[0], self.A.shape[1]
 
+    @property
+    def blocks(self) -> Tensor:
+        """The core as blocks (h, r/h, r/h); one that is not block diagonal is one block. Needs a core."""
+        return self.R if self.R.ndim == 3 else self.R[None]
+
     def absorb(self) -> Factors:
         """The same product with R multiplied into B."""
-        return self if self.R is None else Factors(self.A, self.B @ self.R)
+        if self.R is None:
+            return self
+        blocks = self.blocks
+        wide = self.B.unflatten(1, blocks.shape[:2]).transpose(0, 1) @ blocks  # (h, d, r/h)
+        return Factors(self.A, wide.transpose(0, 1).reshape(self.B.shape))
 
     def to(self, dtype: torch.dtype) -> Factors:
         return Factors(self.A.to(dtype), self.B.to(dtype), None if self.R is None else self.R.to(dtype))
@@ -93,14 +107,26 @@ def pad(product: Factors, rank: int) -> Factors:
     if extra == 0:
         return product
     widen = torch.nn.functional.pad
-    core = None if product.R is None else widen(product.R, (0, extra, 0, extra))
+    core = product.R
+    if core is not None and core.ndim == 2:
+        core = widen(core, (0, extra, 0, extra))
+    elif core is not None:
+        core = widen(core, (0, 0, 0, 0, 0, _whole_blocks(core, rank) - len(core)))
     return Factors(widen(product.A, (0, 0, 0, extra)), widen(product.B, (0, extra)), core)
 
 
 def leading(product: Factors, rank: int) -> Factors:
-    """The first `rank` components: what a client of a lower rank is given."""
-    core = None if product.R is None else product.R[:rank, :rank]
+    """The first `rank` components: what a client of a lower rank is given. Whole blocks of a block-diagonal core."""
+    core = product.R
+    if core is not None:
+        core = core[:rank, :rank] if core.ndim == 2 else core[: _whole_blocks(core, rank)]
     return Factors(product.A[:rank], product.B[:, :rank], core)
+
+
+def _whole_blocks(core: Tensor, rank: int) -> int:
+    if rank % core.shape[-1]:
+        raise ValueError(f"rank {rank} is not a whole number of the core's blocks of {core.shape[-1]}")
+    return rank // core.shape[-1]
 
 
 def difference(left: Factors, right: Factors) -> Factors:
@@ -109,9 +135,16 @@ def difference(left: Factors, right: Factors) -> Factors:
 
 
 def distance(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> float:
-    """‖(A, B)_left − (A, B)_right‖_F over all layers: of the factors themselves, not of their products."""
+    """‖(A, B, R)_left − (A, B, R)_right‖_F over all layers: of the factors themselves, not of their products."""
     total = 0.0
     for name, one in left.items():
         other = right[name]
-        total += float((one.A - other.A).double().square().sum() + (one.B - other.B).double().square().sum())
+        pairs = [(one.A, other.A), (one.B, other.B)]
+        if one.R is not None or other.R is not None:
+            pairs.append((_core(one), _core(other)))
+        total += sum(float((a - b).double().square().sum()) for a, b in pairs)
     return total**0.5
+
+
+def _core(product: Factors) -> Tensor:
+    return torch.eye(product.rank, dtype=product.A.dtype) if product.R is None else product.R

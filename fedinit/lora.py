@@ -7,7 +7,8 @@ product, and through the adapters as K batched products:
 
 with s = α/r (LoRA, Hu et al. 2022, arXiv 2106.09685) or α/√r (rsLoRA). A client alone is K = 1.
 Clients of lower rank are padded with zeros: a zero row of A and zero column of B give each other no gradient, so they
-stay exactly zero.
+stay exactly zero. Where a core is trained, s · ((x Aᵀ) Rᵀ) Bᵀ with R of h blocks, (K, h, r/h, r/h); one full core is
+h = 1.
 The backbone's tensors are shared by every bank of the process; only the adapters and heads are a bank's own.
 """
 
@@ -21,36 +22,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fedinit.factors import Factors, pad
+from fedinit.factors import Factors, leading, pad
 from fedinit.models.backbone import Backbone
 
 
 class Adapted(torch.autograd.Function):
-    """y = x Wᵀ + bias + s · (m∘x Aᵀ) Bᵀ of n clients, with the adapters added in place, forward and backward.
+    """y = x Wᵀ + bias + s · (m∘x Aᵀ) Rᵀ Bᵀ of n clients, with the adapters added in place, forward and backward.
 
     What autograd would make of that formula, except that it would write each large array once more either way.
-    x: (n, t, k), m: mask of x's shape or None, W: (d, k), A: (n, r, k), B: (n, d, r); returns (n, t, d).
+    x: (n, t, k), m: mask of x's shape or None, W: (d, k), A: (n, r, k), B: (n, d, r), R: (n, h, r/h, r/h), the blocks
+    of a block-diagonal core, or None for the identity; returns (n, t, d).
     """
 
     @staticmethod
-    def forward(ctx, x, mask, weight, bias, A, B, scale):
+    def forward(ctx, x, mask, weight, bias, A, B, R, scale):
         y = F.linear(x, weight, bias)
         dropped = x if mask is None else x * mask
         low = dropped @ A.mT  # (n, t, k) @ (n, k, r) -> (n, t, r)
-        y.baddbmm_(low, B.mT, alpha=scale)  # (n, t, r) @ (n, r, d) -> (n, t, d)
-        ctx.save_for_backward(dropped, mask, low, weight, A, B)
+        turned = low if R is None else _joined(_split(low, R) @ R.mT)  # (n, h, t, r/h) @ (n, h, r/h, r/h)
+        y.baddbmm_(turned, B.mT, alpha=scale)  # (n, t, r) @ (n, r, d) -> (n, t, d)
+        ctx.save_for_backward(dropped, mask, low, turned, weight, A, B, R)
         ctx.scale = scale
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        dropped, mask, low, weight, A, B = ctx.saved_tensors
-        needs_x, *_, needs_A, needs_B, _ = ctx.needs_input_grad
-        grad_x = grad_A = grad_B = None
+        dropped, mask, low, turned, weight, A, B, R = ctx.saved_tensors
+        needs_x, *_, needs_A, needs_B, needs_R, _ = ctx.needs_input_grad
+        grad_x = grad_A = grad_B = grad_R = None
         grad_low = (grad @ B).mul_(ctx.scale)  # (n, t, d) @ (n, d, r) -> (n, t, r)
         if needs_B:
-            grad_B = (low.mT @ grad).mul_(ctx.scale).mT  # (n, r, t) @ (n, t, d) -> (n, r, d)
+            grad_B = (turned.mT @ grad).mul_(ctx.scale).mT  # (n, r, t) @ (n, t, d) -> (n, r, d)
+        if R is not None:
+            grad_turned = _split(grad_low, R)
+            if needs_R:
+                grad_R = grad_turned.mT @ _split(low, R)  # (n, h, r/h, t) @ (n, h, t, r/h)
+            grad_low = _joined(grad_turned @ R)
         if needs_A:
             grad_A = grad_low.mT @ dropped  # (n, r, t) @ (n, t, k) -> (n, r, k)
         if needs_x:
@@ -59,7 +67,17 @@ class Adapted(torch.autograd.Function):
                 grad_x.baddbmm_(grad_low, A)
             else:
                 grad_x.addcmul_(grad_low @ A, mask)
-        return grad_x, None, None, None, grad_A, grad_B, None
+        return grad_x, None, None, None, grad_A, grad_B, grad_R, None
+
+
+def _split(low: Tensor, R: Tensor) -> Tensor:
+    """(n, t, r) -> (n, h, t, r/h), the part that each block of R works on."""
+    return low.unflatten(2, R.shape[1:3]).transpose(1, 2)
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """The inverse of `_split`."""
+    return parts.transpose(1, 2).flatten(2)
 
 
 class BankLinear(nn.Module):
@@ -72,6 +90,10 @@ class BankLinear(nn.Module):
         self.folded: Tensor | None = None  # (d, k): base + s·BA, for evaluation of one adapter
         self.A: Tensor | None = None  # (K, r, k)
         self.B: Tensor | None = None  # (K, d, r)
+        self.R: Tensor | None = None  # (K, h, r/h, r/h), only where it is trained
+        self.scales: Tensor | None = None  # (K, h), what each block of R is multiplied by, only where they are trained
+        self.full_core = True  # R came as (r, r), not as blocks
+        self.ranks: list[int] = []  # of the K clients
         self.offset: tuple[Tensor, Tensor] | None = None  # frozen (K, r', k), (K, d, r'): part of each client's base
         self.active = 0
         self.generators: Sequence[torch.Generator] = ()  # one a client, for dropout
@@ -81,6 +103,21 @@ class BankLinear(nn.Module):
         """The weight that the adapters sit on, (d, k)."""
         return self.weight if self.merged is None else self.merged
 
+    @property
+    def core(self) -> Tensor | None:
+        """What stands between A and B: R, each block times its scale."""
+        return self.R if self.scales is None else self.R * self.scales[..., None, None]
+
+    def numbers(self, part: str, rank: int) -> int:
+        """How many numbers a client of this rank has in a trained part."""
+        d, k = self.weight.shape
+        if part in ("A", "B"):
+            return rank * (k if part == "A" else d)
+        if self.full_core:
+            return rank * rank if part == "R" else 1
+        width = self.R.shape[-1]
+        return rank * width if part == "R" else rank // width
+
     def forward(self, x: Tensor) -> Tensor:
         if self.folded is not None:
             return F.linear(x, self.folded, self.bias)
@@ -89,7 +126,9 @@ class BankLinear(nn.Module):
         n = self.active
         clients = x.reshape(n, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
         mask = self._mask(clients) if self.dropout and self.generators else None
-        y = Adapted.apply(clients, mask, self.base, self.bias, self.A[:n], self.B[:n], self.scale)
+        core = self.core
+        core = None if core is None else core[:n]
+        y = Adapted.apply(clients, mask, self.base, self.bias, self.A[:n], self.B[:n], core, self.scale)
         if self.offset is not None:
             low, high = self.offset
             y = torch.baddbmm(y, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
@@ -120,7 +159,6 @@ class Bank:
             setattr(self.module.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         self.head: dict[str, Tensor] = {}
-        self.ranks: list[dict[str, int]] = []  # of each client, by layer
 
     def load(
         self,
@@ -132,18 +170,26 @@ class Bank:
     ) -> dict[str, Tensor]:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
-        trainable: which factors learn; the head always does. offsets: factors that belong to each client's base.
-        generators: one a client for dropout, none for no dropout.
+        trainable: which of "A", "B" and "R" learn, and "scales" for a scale a block of R, which starts at one and is
+        multiplied into R in the end; the head always learns. A core that does not learn is absorbed into B. offsets:
+        factors that belong to each client's base. generators: one a client for dropout, none for no dropout.
         """
         device = next(self.module.parameters()).device
-        self.ranks = [{name: a[name].rank for name in self.layers} for a in adapters]
         leaves: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            layer.folded = None
-            layer.A, layer.B = (t.to(device) for t in _padded([a[name] for a in adapters]))
+            layer.folded = layer.R = layer.scales = None
+            products = [a[name] for a in adapters]
+            if "R" in trainable:
+                layer.R = _padded_cores(products).to(device)
+                layer.full_core = products[0].R.ndim == 2
+            if "scales" in trainable:
+                layer.scales = torch.ones(layer.R.shape[:2], dtype=layer.R.dtype, device=device)
+            products = [Factors(p.A, p.B) if "R" in trainable else p.absorb() for p in products]
+            layer.A, layer.B = (t.to(device) for t in _padded(products))
+            layer.ranks = [p.rank for p in products]
             layer.offset = None
             if offsets is not None and any(offsets):
-                low, high = _padded([o[name] for o in offsets])
+                low, high = _padded([o[name].absorb() for o in offsets])
                 layer.offset = (low.to(device), high.to(device))
             layer.generators = generators
             for part in sorted(trainable):
@@ -160,10 +206,11 @@ class Bank:
         """{leaf: (K,) how many of its numbers are each client's own, and not padding of a lower rank}."""
         made = {}
         for name, leaf in leaves.items():
-            size, (layer, _, part) = leaf[0].numel(), name.rpartition("/")
-            padded = {"A": leaf.shape[1], "B": leaf.shape[-1]}.get(part)
-            ranks = [0 if padded is None else own[layer] for own in self.ranks]
-            made[name] = torch.tensor([size if padded is None else rank * (size // padded) for rank in ranks])
+            layer, _, part = name.rpartition("/")
+            own = [leaf[0].numel()] * len(leaf)
+            if layer in self.layers:
+                own = [self.layers[layer].numbers(part, rank) for rank in self.layers[layer].ranks]
+            made[name] = torch.tensor(own)
         return made
 
     def rebase(self, bases: Mapping[str, Tensor]) -> None:
@@ -197,15 +244,19 @@ class Bank:
 
     def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
         """The K clients' factors, at their own ranks, and heads, on the CPU."""
-        adapters = [
-            {
-                name: Factors(_taken(layer.A[i, : ranks[name]]), _taken(layer.B[i, :, : ranks[name]]))
-                for name, layer in self.layers.items()
-            }
-            for i, ranks in enumerate(self.ranks)
-        ]
-        heads = [{k: _taken(v[i]) for k, v in self.head.items()} for i in range(len(self.ranks))]
+        count = len(next(iter(self.head.values())))
+        adapters = [{name: _row(layer, i) for name, layer in self.layers.items()} for i in range(count)]
+        heads = [{k: _taken(v[i]) for k, v in self.head.items()} for i in range(count)]
         return adapters, heads
+
+
+def _row(layer: BankLinear, i: int) -> Factors:
+    """Client i's factors of a layer, at its own rank."""
+    core = layer.core
+    if core is not None:
+        core = core[i, 0] if layer.full_core else core[i]
+    own = leading(Factors(layer.A[i], layer.B[i], core), layer.ranks[i])
+    return Factors(_taken(own.A), _taken(own.B), None if own.R is None else _taken(own.R))
 
 
 def _taken(value: Tensor) -> Tensor:
@@ -216,8 +267,14 @@ def _taken(value: Tensor) -> Tensor:
 def _padded(products: Sequence[Factors]) -> tuple[Tensor, Tensor]:
     """(K, r, k) and (K, d, r) at the highest rank of the bank."""
     rank = max(p.rank for p in products)
-    parts = [pad(p.absorb(), rank) for p in products]
+    parts = [pad(p, rank) for p in products]
     return torch.stack([p.A for p in parts]), torch.stack([p.B for p in parts])
+
+
+def _padded_cores(products: Sequence[Factors]) -> Tensor:
+    """(K, h, r/h, r/h) at the highest rank of the bank."""
+    rank = max(p.rank for p in products)
+    return torch.stack([pad(p, rank).blocks for p in products])
 
 
 def _share(module: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 from fedinit.config import build
 from fedinit.errors import choose
 from strategies.aggregator import Aggregator
+from strategies.fed_sb import FedSB
 from strategies.fedex_lora import FedExLoRA
 from strategies.fedit import FedIT
 from strategies.fedrot_lora import FedRotLoRA
@@ -25,6 +26,7 @@ from strategies.rolora import RoLoRA
 from strategies.spectral import Spectral
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
+    "fed_sb": FedSB,
     "fedex_lora": FedExLoRA,
     "fedit": FedIT,
     "fedrot_lora": FedRotLoRA,

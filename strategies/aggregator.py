@@ -2,7 +2,7 @@
 
 Letters, here and in every method file: K clients take part in a round; client i returns A_i (r, k) and B_i (d, r)
 for each adapted layer and n_i examples; p_i are the weights, Σ p_i = 1; Ā = Σ p_i A_i, B̄ = Σ p_i B_i; the ideal
-update is ΔW = Σ p_i B_i A_i, unscaled.
+update is ΔW = Σ p_i B_i A_i, unscaled. Where clients train a core R_i, B_i stands for B R_i in all of this.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class Aggregator(ABC):
 
     # Whether clients may have ranks of their own.
     mixed_ranks: ClassVar[bool] = False
+    # Whether clients train a core R between A and B; the others get an initialiser's core absorbed into B.
+    cores: ClassVar[bool] = False
     # Factors that clients train and keep to themselves; the server never sees them.
     personal: ClassVar[frozenset[str]] = frozenset()
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
@@ -68,9 +70,13 @@ class Aggregator(ABC):
     diagnostics: bool = True
 
     def trainable(self, round: int) -> frozenset[str]:
-        """Which of "A", "B" the clients train in this round, and send unless they are `personal`. The head is always
-        trained and sent."""
+        """Which of "A", "B" and "R" the clients train in this round, and send unless they are `personal`. The head is
+        always trained and sent."""
         return frozenset({"A", "B"})
+
+    def adopt(self, drawn: Factors) -> Factors:
+        """An initialiser's factors of a layer as this method trains them; the product stays as it is."""
+        return drawn if self.cores else drawn.absorb()
 
     def aggregate(
         self, updates: Sequence[Update], round: int, previous: Aggregate | None = None
@@ -86,14 +92,14 @@ class Aggregator(ABC):
         weights = self.weights(updates)
 
         def one(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
-            products = [u.layers[name].absorb() for u in updates]
+            products = [self.adopt(u.layers[name]) for u in updates]
             if not self.mixed_ranks and len({p.rank for p in products}) > 1:
                 raise ValueError(f"layer {name}: clients have ranks {sorted({p.rank for p in products})}; expected one")
             start = None if previous is None else previous.layers.get(name)
             merged = self.merge(products, weights, start)
             left_out = self.left_out(products, weights, merged)
             whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
-            measured = measure_bias(products, weights, whole) if self.diagnostics else {}
+            measured = measure_bias(self.averaged(products, merged), weights, whole) if self.diagnostics else {}
             dtype = products[0].A.dtype
             return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 
@@ -114,6 +120,10 @@ class Aggregator(ABC):
     def left_out(self, products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> Factors | None:
         """What of the ideal update goes into the base instead of the factors; None for most methods."""
         return None
+
+    def averaged(self, products: Sequence[Factors], merged: Factors) -> Sequence[Factors]:
+        """The clients' products in two factors each, as plain averaging would take them: the diagnostics' reference."""
+        return products
 
     def weights(self, updates: Sequence[Update]) -> list[float]:
         """p_i, in the order of the updates."""

@@ -298,7 +298,7 @@ class FederatedLora(Strategy):
         settings = {
             "round": server_round,
             "trainable": sorted(trainable),
-            "keep": sorted(({"A", "B"} - trainable) | self.aggregator.personal),
+            "keep": sorted(({"A", "B", "R"} - trainable) | self.aggregator.personal),
             "own-factors": self.reinit.own_factors,
             "personal": sorted(self.aggregator.personal),
             **config,

@@ -17,7 +17,7 @@ from fedinit.checkpoint import Checkpoints, Part, State
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.initializers import create_initializer
+from fedinit.initializers import INITIALIZERS, create_initializer
 from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
@@ -73,7 +73,14 @@ def check_method(config: Config) -> None:
             f"evaluation=server: with strategy={config.strategy.name} every client keeps a factor of its own and there "
             "is no global model to evaluate; use evaluation=clients"
         )
-    create_initializer(config.init.name, config.init.options).check(config.adapter.rank)
+    initializer = create_initializer(config.init.name, config.init.options)
+    initializer.check(config.adapter.rank)
+    if aggregator.cores and not initializer.cores:
+        cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
+        raise InputError(
+            f"strategy={config.strategy.name}: trains a core between frozen factors, and init={config.init.name} has "
+            f"none; choose one of: {', '.join(cored)}"
+        )
     if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
         if config.reinit.name not in ("auto", "average") or aggregator.reinits[0] != "average":
             raise InputError(
@@ -158,7 +165,11 @@ def federate(
         """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
         if not initializer.random:
             return start.state.layers
-        return _absorbed(initializer.plan(setting.reseed(derive(config.seed, "fresh", round))).layers)
+        return adopted(initializer.plan(setting.reseed(derive(config.seed, "fresh", round))).layers)
+
+    def adopted(layers: Mapping[str, Factors]) -> dict[str, Factors]:
+        """A start as the method trains it."""
+        return {name: aggregator.adopt(factors) for name, factors in layers.items()}
 
     strategy = FederatedLora(
         aggregator=aggregator,
@@ -186,7 +197,7 @@ def federate(
     setting = dataclasses.replace(setting, head=head)
     if start.state is None:
         begun = begin(strategy, grid, initializer, setting, config.node_timeout)
-        start.state = dataclasses.replace(begun, layers=_absorbed(begun.layers), head=begun.head or head)
+        start.state = dataclasses.replace(begun, layers=adopted(begun.layers), head=begun.head or head)
     begun = start.state
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
     initial = wire.encode(wire.start_to_tensors(begun))
@@ -205,11 +216,6 @@ def federate(
         final_hash=digest.of_tensors(final),
         start=begun.notes,
     )
-
-
-def _absorbed(layers: Mapping[str, Factors]) -> dict[str, Factors]:
-    """The start as the method trains it: a core that it does not train is absorbed."""
-    return {name: factors.absorb() for name, factors in layers.items()}
 
 
 def _restore(keeper: Checkpoints, parts: Mapping[str, Part], observers: Sequence[Observer]) -> None:

@@ -41,7 +41,8 @@ class ServerOptimizer(ABC):
         layers = {}
         for name, factors in aggregate.layers.items():
             old = start.layers[name]
-            parts = {p: self._move(f"{name}/{p}", getattr(old, p), getattr(factors, p)) for p in ("A", "B")}
+            own = ("A", "B") if factors.R is None else ("A", "B", "R")
+            parts = {p: self._move(f"{name}/{p}", getattr(old, p), getattr(factors, p)) for p in own}
             layers[name] = Factors(**parts)
         head = {k: self._move(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
         return dataclasses.replace(aggregate, layers=layers, head=head)

@@ -63,6 +63,17 @@ class Clients:
         ]
 
 
+def as_trained(name: str, own: Factors, start: Factors, round: int = 1) -> Factors:
+    """A client's factors as the method's clients return them from `start`: what it freezes is the start's, and a method
+    with a core has one, of (r, r), made of the client's own A."""
+    method = create_aggregator(name)
+    trained = method.trainable(round)
+    rank = own.rank
+    A = own.A if "A" in trained else start.A[:rank]
+    B = own.B if "B" in trained else start.B[:, :rank]
+    return method.adopt(Factors(A, B, own.A[:, :rank].clone())) if method.cores else Factors(A, B)
+
+
 def draw_clients(
     seed: int, d: int, k: int, ranks: Sequence[int], examples: Sequence[int] | None = None, spread: float = 1.0
 ) -> Clients:

@@ -20,6 +20,7 @@ from strategies.aggregator import Aggregate, Update
 from strategies.base_ledger import BaseLedger
 from strategies.federation import check_method, federate
 from strategies.reinit import Gauge, Ground, create_reinit
+from tests.oracles import as_trained
 from tests.small import small_config
 from tests.test_reinit import Rounds
 
@@ -52,11 +53,9 @@ def test_the_effective_model_survives_every_allowed_pair(name, reinit):
     common = factors(draw)
     updates = []
     for i in range(3):
-        own = factors(draw)
-        if name in ("ffa_lora", "fedsvd", "rolora"):
-            own = {n: Factors(common[n].A, f.B) for n, f in own.items()}
+        own = {n: as_trained(name, f, common[n]) for n, f in factors(draw).items()}
         updates.append(Update(i, i + 1, own, {}))
-    previous = Aggregate(layers=common)
+    previous = Aggregate(layers={n: as_trained(name, f, f) for n, f in common.items()})
     made = create_aggregator(name).aggregate(updates, 1, previous)
     ground = Ground(RANKS, SCALE, lambda round: factors_zero(draw), frozen.__getitem__).over(offset)
     start = create_reinit(reinit).start(made, 1, ground)
@@ -224,7 +223,7 @@ def test_a_client_out_of_step_is_refused_and_then_brought_back(site):
         (["strategy=flora", "reinit=average"], "does not go with strategy=flora, whose global factors"),
         (["strategy=ffa_lora", "reinit=fresh"], "keeps a factor frozen.*choose one of: average, local"),
         (["strategy=frlora", "reinit=average"], "choose one of: pissa"),
-        (["strategy=ffa_lora", "adapter.ranks=[2,4]"], "ffa_lora has one rank for all clients; these take any: fedit"),
+        (["strategy=ffa_lora", "adapter.ranks=[2,4]"], "has one rank for all clients; these take any: fed_sb, fedit"),
         (["adapter.ranks=[2,4]", "reinit=pissa"], "W0's own components"),
         (["adapter.ranks=[2,4]", "init=orthogonal"], "has no leading components"),
     ],

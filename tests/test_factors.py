@@ -116,13 +116,46 @@ def test_absorb_multiplies_the_core_into_B(one: list[Factors]) -> None:
 def test_distance_is_of_the_factors_not_of_the_products(two: list[Factors]) -> None:
     rank = min(p.rank for p in two)
     one, other = (leading(p, rank) for p in two)
-    theirs = sum(float(((a - b) ** 2).sum()) for a, b in [(one.A, other.A), (one.B, other.B)])
+    cores = [torch.eye(rank, dtype=torch.float64) if f.R is None else f.R for f in (one, other)]
+    theirs = sum(float(((a - b) ** 2).sum()) for a, b in [(one.A, other.A), (one.B, other.B), cores])
     ours = distance({"x": one, "y": other}, {"y": one, "x": other})
     assert ours == pytest.approx((2 * theirs) ** 0.5, rel=1e-9)
     flipped = Factors(-one.A, -one.B, one.R)  # the same product, other factors
     np.testing.assert_array_equal(dense(flipped), dense(one))
     assert distance({"x": one}, {"x": flipped}) > 0
     assert distance({"x": one}, {"x": one}) == 0
+
+
+class TestBlocks:
+    """A core given as h blocks is the block-diagonal core, built here as a dense (r, r) matrix."""
+
+    @staticmethod
+    def pair(heads: int, width: int, seed: int = 0) -> tuple[Factors, Factors]:
+        """The same product with its core as blocks, and as one matrix."""
+        draw = torch.Generator().manual_seed(seed)
+        r = heads * width
+        shapes = [(r, 9), (7, r), (heads, width, width)]
+        A, B, R = (torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes)
+        return Factors(A, B, R), Factors(A, B, torch.block_diag(*R))
+
+    @pytest.mark.parametrize(("heads", "width"), [(1, 3), (3, 1), (2, 3), (4, 2)])
+    def test_products_are_those_of_the_whole_core(self, heads: int, width: int) -> None:
+        blocks, whole = self.pair(heads, width)
+        for made in (blocks, blocks.to(torch.float64), pad(blocks, blocks.rank + 2 * width)):
+            np.testing.assert_allclose(made.dense().numpy(), dense(whole), rtol=1e-9, atol=1e-12)
+        first = leading(blocks, width)
+        np.testing.assert_allclose(first.dense().numpy(), dense(leading(whole, width)), rtol=1e-9, atol=1e-12)
+        assert torch.equal(leading(pad(blocks, blocks.rank + width), blocks.rank).R, blocks.R)
+        other, _ = self.pair(heads, width, seed=1)
+        assert distance({"x": blocks}, {"x": other}) == pytest.approx(
+            float(sum(((getattr(blocks, p) - getattr(other, p)) ** 2).sum() for p in "ABR")) ** 0.5
+        )
+
+    def test_blocks_are_not_cut(self) -> None:
+        with pytest.raises(ValueError, match="rank 3 is not a whole number of the core's blocks of 2"):
+            leading(self.pair(2, 2)[0], 3)
+        with pytest.raises(ValueError, match="rank 5 is not a whole number"):
+            pad(self.pair(2, 2)[0], 5)
 
 
 def test_to_converts_every_part() -> None:
@@ -138,6 +171,8 @@ def test_to_converts_every_part() -> None:
         ((5, 2), (2, 3), None),  # A and B by position instead of by role
         ((2, 5), (3, 2), (2, 3)),  # a core that is not square
         ((2, 5), (3, 2), (1, 1)),  # a core that would broadcast
+        ((4, 5), (3, 4), (1, 2, 2)),  # blocks of another rank
+        ((4, 5), (3, 4), (2, 2, 1)),  # blocks that are not square
         ((5,), (3, 5), None),
         ((2, 5), (3, 2, 1), None),
     ],

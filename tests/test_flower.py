@@ -57,11 +57,14 @@ def test_order_of_replies_and_serialisation_change_no_bit(site):
     assert run(site, strict=True).final_hash == plain
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora"])
-def test_cohort_and_client_app_one_by_one_agree(strategy):
+@pytest.mark.parametrize(
+    "method",
+    ["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora", "fed_sb init=lora_xs"],
+)
+def test_cohort_and_client_app_one_by_one_agree(method):
     """The same two rounds through the cohort (all clients in one bank) and through `client_app(message, context)`
     one by one. A bank changes rounding only: 1e-5 relative."""
-    words = [*WORDS, f"strategy={strategy}", "evaluation=clients", "adapter.dropout=0.1"]
+    words = [*WORDS, *f"strategy={method}".split(), "evaluation=clients", "adapter.dropout=0.1"]
     site = Site(small_config(*words[len(WORDS) :]))
     together = federate(site.config, LocalGrid(Cohort(site), 3), site.backbone)
 
@@ -162,10 +165,11 @@ HEAD = {"t", "s"}  # the last letters of head/weight and head/bias
         # Each round sends the factor that the last one trained; the one that is trained next is held since then.
         ("rolora", [("AB", "B"), ("B", "A"), ("A", "B")]),
         ("fedit", [("AB", "AB"), ("AB", "AB"), ("AB", "AB")]),
+        ("fed_sb init=random_core", [("ABR", "R"), ("R", "R"), ("R", "R")]),
     ],
 )
 def test_a_factor_that_a_client_holds_is_not_sent_again(site, strategy, expected):
-    config = small_config(f"strategy={strategy}", "rounds=3")
+    config = small_config(*f"strategy={strategy}".split(), "rounds=3")
     sizes = []
 
     class Watching(LocalGrid):

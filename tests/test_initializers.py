@@ -50,6 +50,23 @@ def test_orthogonal_has_two_live_factors_and_needs_an_even_rank():
         create_initializer("orthogonal").start({"l": (30, 20)}, 3, 0)
 
 
+def test_random_core_is_orthonormal_around_a_zero_core():
+    first, again, other = (create_initializer("random_core").start(TARGETS, 8, seed) for seed in (0, 0, 1))
+    for name, factors in first.items():
+        for rows in (factors.A, factors.B.T):
+            torch.testing.assert_close(rows @ rows.T, torch.eye(8), rtol=0, atol=1e-5)
+        assert factors.R.shape == (8, 8) and not factors.R.any()
+        assert torch.equal(factors.A, again[name].A) and not torch.equal(factors.A, other[name].A)
+        overlap = (factors.A @ other[name].A.T).abs().max()
+        assert overlap < 0.9  # the negative control of the orthonormality above
+
+
+def test_gaussian_core_has_unit_length_on_average():
+    made = create_initializer("random_core", {"kind": "gaussian"}).start({"l": (2_000, 3_000)}, 8, 0)["l"]
+    for rows in (made.A, made.B.T):
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(8), rtol=0, atol=0.08)  # five standard deviations
+
+
 class TestLoraXs:
     """Against numpy's SVD of the weight itself, in float64; the factors are float32."""
 

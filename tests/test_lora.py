@@ -332,6 +332,129 @@ def test_only_the_trainable_factors_are_leaves(tiny_vit, random_adapter, random_
         assert leaves.keys() == wanted and all(leaf.is_leaf and leaf.requires_grad for leaf in leaves.values())
 
 
+class TestCores:
+    """y = x Wᵀ + bias + s · (m∘x Aᵀ) Rᵀ Bᵀ with R trained, full or block diagonal, against autograd on dense cores."""
+
+    D, K, T = 6, 9, 4
+
+    def clients(self, blocks: int | None) -> list[dict[str, Factors]]:
+        """Two clients of ranks 4 and 2: full cores, or blocks of two."""
+        made = []
+        for seed, rank in enumerate((4, 2)):
+            draw = torch.Generator().manual_seed(seed)
+            shapes = [(rank, self.K), (self.D, rank), (rank, rank) if blocks is None else (rank // 2, 2, 2)]
+            A, B, R = (torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes)
+            made.append({"0": Factors(A, B, R)})
+        return made
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.3])
+    @pytest.mark.parametrize(
+        ("blocks", "trainable"), [(None, "R"), (2, "R"), (2, "R scales"), (None, "A B R"), (2, "A B R scales")]
+    )
+    def test_forward_and_gradients(self, blocks: int | None, trainable: str, dropout: float) -> None:
+        bank, linear = one_layer(self.D, self.K, dropout=dropout)
+        adapters = self.clients(blocks)
+        seeds = [4, 9]
+        generators = [torch.Generator().manual_seed(s) for s in seeds] if dropout else ()
+        leaves = bank.load(adapters, no_head(2), frozenset(trainable.split()), generators=generators)
+        assert {n for n in leaves if n.startswith("0/")} == {f"0/{part}" for part in trainable.split()}
+        if "scales" in trainable:
+            with torch.no_grad():
+                leaves["0/scales"].copy_(torch.tensor([[0.5, 3.0], [2.0, 1.0]]))
+        x = torch.randn(2 * self.T, self.K, dtype=torch.float64, requires_grad=True)
+        out_weight = torch.randn(2 * self.T, self.D, dtype=torch.float64)
+        y = run_layer(bank, x, 2)
+        grads = torch.autograd.grad((y * out_weight).sum(), [x, *(leaves[f"0/{p}"] for p in trainable.split())])
+        ours = dict(zip(["x", *trainable.split()], grads, strict=True))
+        for i, rank in enumerate((4, 2)):
+            own = {p: getattr(adapters[i]["0"], p).clone().requires_grad_(True) for p in "ABR"}
+            heads = rank // 2 if blocks else 1
+            scales = torch.ones(heads, dtype=torch.float64)
+            if "scales" in trainable:
+                scales = leaves["0/scales"][i, :heads].detach().clone()
+            own["scales"] = scales.requires_grad_(True)
+            core = torch.block_diag(*own["R"] * scales[:, None, None]) if blocks else own["R"]
+            mine = x.detach()[i * self.T : (i + 1) * self.T].requires_grad_(True)
+            mask = torch.ones_like(mine)
+            if dropout:
+                draw = torch.Generator().manual_seed(seeds[i])
+                mask = mask.bernoulli_(1 - dropout, generator=draw) / (1 - dropout)
+            theirs = linear(mine) + SCALE * (mine * mask) @ own["A"].T @ core.T @ own["B"].T
+            close64(y[i * self.T : (i + 1) * self.T].detach(), theirs.detach())
+            total = (theirs * out_weight[i * self.T : (i + 1) * self.T]).sum()
+            wanted = torch.autograd.grad(total, [mine, *(own[p] for p in trainable.split())])
+            close64(ours["x"][i * self.T : (i + 1) * self.T], wanted[0])
+            for part, gradient in zip(trainable.split(), wanted[1:], strict=True):
+                got = ours[part][i]
+                if part == "R" and not blocks:
+                    got = got[0, :rank, :rank]
+                elif part in ("R", "scales"):
+                    assert not got[heads:].any()  # the padding of a client with fewer blocks
+                    got = got[:heads]
+                else:
+                    got = got[:rank] if part == "A" else got[:, :rank]
+                close64(got, gradient)
+
+    @pytest.mark.parametrize("blocks", [None, 2])
+    def test_unload_gives_each_client_its_own_shape_back(self, blocks: int | None) -> None:
+        """Bit for bit; a scale is multiplied into its block."""
+        bank, _ = one_layer(self.D, self.K)
+        adapters = self.clients(blocks)
+        bank.load(adapters, no_head(2), frozenset({"R"}))
+        for mine, theirs in zip(bank.unload()[0], adapters, strict=True):
+            assert all(torch.equal(getattr(mine["0"], p), getattr(theirs["0"], p)) for p in "ABR")
+        if blocks:
+            leaves = bank.load(adapters, no_head(2), frozenset({"R", "scales"}))
+            with torch.no_grad():
+                leaves["0/scales"][0, 1] = 3.0
+            assert torch.equal(bank.unload()[0][0]["0"].R, adapters[0]["0"].R * torch.tensor([1.0, 3.0])[:, None, None])
+
+    @pytest.mark.parametrize("blocks", [None, 2])
+    def test_padding_is_not_a_clients_own(self, blocks: int | None) -> None:
+        """The numbers a client owns are those of the factors it came with."""
+        bank, _ = one_layer(self.D, self.K)
+        adapters = self.clients(blocks)
+        parts = ["A", "B", "R", *(["scales"] if blocks else [])]
+        owned = bank.owned(bank.load(adapters, no_head(2), frozenset(parts)))
+        for part in "ABR":
+            assert owned[f"0/{part}"].tolist() == [getattr(a["0"], part).numel() for a in adapters]
+        if blocks:
+            assert owned["0/scales"].tolist() == [2, 1]
+        assert owned["head/weight"].tolist() == [1, 1]
+
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_training_moves_the_core_alone(
+        self, optimizer: str, tiny_backbone, tiny_data, client_config, random_adapter, random_head
+    ) -> None:
+        """Frozen factors and padding stay as they are, bit for bit, with momentum, weight decay and clipping."""
+        targets = select_targets(tiny_backbone.module, None, 4)
+        bank = Bank(tiny_backbone, targets, SCALE)
+        draw = torch.Generator().manual_seed(0)
+        tasks = [
+            Task(
+                client=i,
+                round=1,
+                examples=torch.arange(20 * i, 20 * i + 12),
+                adapter={
+                    n: Factors(f.A, f.B, torch.randn(rank // 2, 2, 2, generator=draw))
+                    for n, f in random_adapter(targets, rank, i).items()
+                },
+                head=random_head(5, tiny_backbone.features, i),
+                trainable=frozenset({"R", "scales"}),
+            )
+            for i, rank in enumerate((4, 2))
+        ]
+        settings = client_config(optimizer=optimizer, weight_decay=0.1, clip_norm=1.0)
+        results = train_bank(bank, tasks, tiny_data, tiny_backbone.input, settings, seed=3)
+        for task, result in zip(tasks, results, strict=True):
+            for name, before in task.adapter.items():
+                after = result.adapter[name]
+                assert torch.equal(after.A, before.A) and torch.equal(after.B, before.B)
+                assert after.R.shape == before.R.shape and not torch.equal(after.R, before.R)
+        for layer in bank.layers.values():
+            assert not layer.R[1, 1].any() and not layer.A[1, 2:].any() and not layer.B[1, :, 2:].any()
+
+
 class TestTargets:
     def test_paper_defaults(self, tiny_vit, tiny_mixer) -> None:
         assert select_targets(tiny_vit.module, None, 1) == {

@@ -156,7 +156,7 @@ def refused(capsys, tmp_path, *words: str) -> str:
     [
         (["round=3"], "round: no such key (did you mean 'rounds'?)"),
         (["client.learning_rate=1"], "client.learning_rate: no such key"),
-        (["strategy=lorafair"], "strategy=lorafair: no such choice (did you mean 'lora_fair'?). Choices: fedex_lora"),
+        (["strategy=lorafair"], "no such choice (did you mean 'lora_fair'?). Choices: fed_sb, fedex_lora"),
         (["strategy.lam=-1"], "strategy.lam=-1.0: expected a number in [0, inf)"),
         (["strategy.lam=nan"], "strategy.lam=nan: expected a number in [0, inf)"),
         (["strategy.solver=closed"], "strategy.solver=closed: no such choice"),

@@ -11,6 +11,7 @@ from fedinit.initializers.eva import EVA
 from fedinit.initializers.initializer import Initializer
 from fedinit.initializers.lora_xs import LoRAXS
 from fedinit.initializers.random import Gaussian, Kaiming, Orthogonal
+from fedinit.initializers.random_core import RandomCore
 
 INITIALIZERS: dict[str, type[Initializer]] = {
     "eva": EVA,
@@ -18,6 +19,7 @@ INITIALIZERS: dict[str, type[Initializer]] = {
     "kaiming": Kaiming,
     "lora_xs": LoRAXS,
     "orthogonal": Orthogonal,
+    "random_core": RandomCore,
 }
 
 
