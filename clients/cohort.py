@@ -10,6 +10,7 @@ import dataclasses
 import traceback
 from collections.abc import Mapping, Sequence
 
+import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from torch import Tensor
@@ -19,7 +20,7 @@ from clients.bases import Bases, held_key
 from clients.evaluation import counts_record
 from clients.site import Site, is_zero
 from clients.statistics import measure
-from clients.training import Result, Task, train_bank
+from clients.training import ClientFailed, Result, Task, train_bank
 from fedinit import digest, wire
 from fedinit.base import EMPTY
 from fedinit.digest import of_tensors
@@ -43,12 +44,7 @@ class Cohort:
         self.site, self.bases = site, Bases(persistent)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        replies = {}
-        for i, (message, _) in enumerate(deliveries):
-            try:
-                guard.check(message, self.site)
-            except Exception as error:  # noqa: BLE001 (what a server may send is anything)
-                replies[i] = _failed(message, error)
+        replies: dict[int, Message] = {}
         work = {
             "query.describe": self._describe,
             "query.statistics": self._statistics,
@@ -56,13 +52,28 @@ class Cohort:
             "evaluate": self._evaluate,
         }
         for kind, answer in work.items():
-            mine = [i for i, (m, _) in enumerate(deliveries) if m.metadata.message_type == kind and i not in replies]
+            mine = [i for i, (m, _) in enumerate(deliveries) if m.metadata.message_type == kind]
             answers = answer([deliveries[i] for i in mine]) if mine else []
             replies.update(zip(mine, answers, strict=True))
         unknown = [m.metadata.message_type for i, (m, _) in enumerate(deliveries) if i not in replies]
         if unknown:
             raise ValueError(f"no answer for messages of type {unknown[0]!r}")
         return [replies[i] for i in range(len(deliveries))]
+
+    def _attempt(self, work, message: Message, context: Context, stage: str = ""):
+        """What `work` makes of the message, or the Error that answers it: the other clients' round goes on."""
+        try:
+            guard.check(message, self.site)
+            return work(message, context)
+        except Exception as error:  # noqa: BLE001 (what a server may send is anything)
+            if stage:
+                return _error(message, str(ClientFailed(context.node_config.get("partition-id", -1), stage, error)))
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            return _error(message, f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})")
+
+    def _answered(self, work, message: Message, context: Context) -> Message:
+        made = self._attempt(work, message, context)
+        return made if isinstance(made, Message) else Message(made, reply_to=message)
 
     def _describe(self, deliveries: Sequence[Delivery]) -> list[Message]:
         """Who a client is: its partition and how many there are, examples, classes, domains, hash of its backbone; and
@@ -86,7 +97,7 @@ class Cohort:
             }
             return RecordDict({wire.CONFIG: ConfigRecord(facts)})
 
-        return [_guarded(answer, m, c) for m, c in deliveries]
+        return [self._answered(answer, m, c) for m, c in deliveries]
 
     def _statistics(self, deliveries: Sequence[Delivery]) -> list[Message]:
         """What an initialiser asks for, measured on the bare backbone, a client a lane."""
@@ -106,44 +117,71 @@ class Cohort:
             return RecordDict({wire.STATE: wire.encode(found.sums), wire.METRICS: metrics})
 
         def work(bank: Bank, delivery: Delivery) -> Message:
-            return _guarded(lambda m, c: answer(bank, m, c), *delivery)
+            return self._answered(lambda m, c: answer(bank, m, c), *delivery)
 
         return site.lanes.map(work, deliveries)
 
     def _train(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        tasks: list[Task | Message] = [_attempt(self._task, m, c) for m, c in deliveries]
-        ready = [t for t in tasks if isinstance(t, Task)]
-        results = self._results(ready)
+        made: list[Task | Message] = [self._attempt(self._task, m, c, "start") for m, c in deliveries]
+        # Banks are made of all who were asked: one that fails keeps its place, so that its mates' rounding is the same.
+        places = [t if isinstance(t, Task) else self._place(m, c) for t, (m, c) in zip(made, deliveries, strict=True)]
+        results = self._results([place for place in places if place is not None])
         replies = []
-        for task, (message, context) in zip(tasks, deliveries, strict=True):
-            if isinstance(task, Message):
-                replies.append(task)
-                continue
-            result = results[task.client]
-            if isinstance(result, Exception):
-                replies.append(_failed(message, result))
+        for task, (message, context) in zip(made, deliveries, strict=True):
+            if isinstance(task, Task):
+                result = results[task.client]
+                if isinstance(result, ClientFailed):
+                    replies.append(_error(message, str(result)))
+                else:
+                    replies.append(Message(self._reply(task, result, message, context), reply_to=message))
             else:
-                replies.append(Message(self._reply(task, result, message, context), reply_to=message))
+                replies.append(task)
         return replies
 
-    def _results(self, tasks: Sequence[Task]) -> dict[int, Result | Exception]:
+    def _place(self, message: Message, context: Context) -> Task | None:
+        """The place in a bank of a client whose task could not be made; None when not even that is known of it."""
+        try:
+            config, part = message.content[wire.CONFIG], self.site.partition(_partition_id(context))
+            sent = message.content[wire.STATE].items()
+            ranks = {n[:-2]: array.shape[n[-1] == "B"] for n, array in sent if n[-2:] in ("/A", "/B")}
+            blank = {
+                name: Factors(torch.zeros(ranks[name], k), torch.zeros(d, ranks[name]))
+                for name, (d, k) in self.site.targets.items()
+                if name in ranks
+            }
+            key, round = str(config["base-key"]), int(config["round"])
+            return Task(part.client, round, part.train, blank, {}, frozenset(), key, mute=True)
+        except Exception:  # noqa: BLE001 (its failure is answered already)
+            return None
+
+    def _results(self, tasks: Sequence[Task]) -> dict[int, Result | ClientFailed]:
         """{client: what training gave}; clients over the same base are trained in banks together."""
         site, made = self.site, {}
-        for key in sorted({t.base for t in tasks}):
+        for key in sorted({t.base for t in tasks if not t.mute}):
             members = [t for t in tasks if t.base == key]
+            working = [t for t in members if not t.mute]
+            members = [t.stand_in(working[0]) if t.mute else t for t in members]
             site.lanes.set_base(key, self.bases.known[key])
             # Without any adapter in play the backbone's features are constants, computed once for all rounds.
-            still = site.config.client.augment == "none" and key == EMPTY and all(_is_still(t) for t in members)
+            still = site.config.client.augment == "none" and key == EMPTY and all(_is_still(t) for t in working)
             features = site.features if still else None
 
-            def work(bank: Bank, part: Sequence[Task], features: Tensor | None = features) -> list[Result | Exception]:
+            def train(bank: Bank, part: Sequence[Task], features: Tensor | None) -> list[Result | ClientFailed]:
+                seed, settings = site.config.seed, site.config.client
+                return train_bank(bank, part, site.data, site.lanes.input, settings, seed, features)
+
+            def work(bank: Bank, part: Sequence[Task], features: Tensor | None = features):
                 try:
-                    seed, settings = site.config.seed, site.config.client
-                    return list(train_bank(bank, part, site.data, site.lanes.input, settings, seed, features))
-                except Exception as error:  # noqa: BLE001 (a client's failure must not end its mates' round)
-                    if len(part) > 1:
-                        return [r for member in part for r in work(bank, [member], features)]
-                    return [error]
+                    return train(bank, part, features)
+                except Exception:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
+                    return [alone(bank, part, i, features) for i in range(len(part))]
+
+            def alone(bank: Bank, part: Sequence[Task], i: int, features: Tensor | None) -> Result | ClientFailed:
+                try:
+                    like = part[i]
+                    return train(bank, [t if t is like else t.stand_in(like) for t in part], features)[i]
+                except Exception as error:  # noqa: BLE001 (this client's)
+                    return ClientFailed(part[i].client, "train", error)
 
             banks = split_evenly(members, site.config.engine.clients_per_bank)
             results = [r for bank in site.lanes.map(work, banks) for r in bank]
@@ -226,7 +264,7 @@ class Cohort:
             counts = self.site.count_correct(part.test, adapter, head, key, self.bases.known[key])
             return RecordDict({wire.METRICS: counts_record(counts)})
 
-        return [_guarded(answer, m, c) for m, c in deliveries]
+        return [self._answered(answer, m, c) for m, c in deliveries]
 
 
 def split_evenly(items: Sequence[Task], size: int) -> list[list[Task]]:
@@ -255,21 +293,5 @@ def _partition_id(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
-def _attempt(work, message: Message, context: Context):
-    try:
-        return work(message, context)
-    except Exception as error:  # noqa: BLE001 (answered as an Error, so that the other clients' round goes on)
-        return _failed(message, error)
-
-
-def _guarded(work, message: Message, context: Context) -> Message:
-    made = _attempt(work, message, context)
-    return made if isinstance(made, Message) else Message(made, reply_to=message)
-
-
-def _failed(message: Message, error: Exception) -> Message:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})"
+def _error(message: Message, reason: str) -> Message:
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-
-

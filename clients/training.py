@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,8 @@ class Task:
 
     base: the key of the base offset this client trains over. offset: factors that belong to this client's base in
     this round, on top of that. scales: the optimiser's step scales by leaf that this client fixed in an earlier round.
-    notes: numbers known before training, to be reported with the result.
+    notes: numbers known before training, to be reported with the result. mute: the task of a client that failed, which
+    only keeps its place in the bank, on black images.
     """
 
     client: int
@@ -40,6 +42,35 @@ class Task:
     offset: Mapping[str, Factors] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     notes: Mapping[str, float] = field(default_factory=dict)
+    mute: bool = False
+
+    def stand_in(self, like: Task) -> Task:
+        """A mute task in this one's place: its ranks and steps, and for the rest the shapes of a task that works."""
+
+        def blank(name: str, own: Mapping[str, Factors], other: Factors) -> Factors:
+            kept = own.get(name, other)
+            shaped = kept if (kept.R is None) == (other.R is None) else other
+            (d, k), core = other.shape, None if shaped.R is None else torch.zeros_like(shaped.R)
+            return Factors(torch.zeros(shaped.rank, k), torch.zeros(d, shaped.rank), core)
+
+        return replace(
+            self,
+            adapter={name: blank(name, self.adapter, f) for name, f in like.adapter.items()},
+            offset={name: blank(name, self.offset, f) for name, f in like.offset.items()},
+            head={name: torch.zeros_like(value) for name, value in like.head.items()},
+            trainable=like.trainable,
+            scales={},
+            mute=True,
+        )
+
+
+class ClientFailed(Exception):
+    """One client's failure. stage: start (before its task was made), plan, batch (its images, at a step), train."""
+
+    def __init__(self, client: int, stage: str, cause: Exception, step: int | None = None) -> None:
+        where = traceback.extract_tb(cause.__traceback__)[-1]
+        at = f"client {client}, {stage}" + ("" if step is None else f", step {step}")
+        super().__init__(f"{at}: {type(cause).__name__}: {cause} ({where.name}, line {where.lineno})")
 
 
 @dataclass(frozen=True)
@@ -64,13 +95,24 @@ def train_bank(
     settings: ClientConfig,
     seed: int,
     features: Tensor | None = None,
-) -> list[Result]:
-    """Train the tasks' clients together; results in the order of the tasks.
+) -> list[Result | ClientFailed]:
+    """Train the tasks' clients together; results in the order of the tasks, the same bytes every time.
 
     features: (len(data), D) pooled features of the frozen backbone, for when no adapter is in play; the heads then
     train on those. All tasks are of one round, with the same trainable factors.
+    A client whose plan or batch fails goes mute from there on. Its row stays, and rows do not touch each other, so its
+    mates' results are, bit for bit, those of a bank where nothing failed. Raises what fails for all of them together.
     """
-    plans = {t.client: batches.plan(t.examples, settings, seed, t.round, t.client) for t in tasks}
+    failed: dict[int, ClientFailed] = {}
+    plans = {}
+    for t in tasks:
+        try:
+            plans[t.client] = batches.plan(t.examples, settings, seed, t.round, t.client)
+            data.labels[t.examples]  # raises IndexError for what is not there
+        except Exception as error:  # noqa: BLE001 (one client's; its mates go on)
+            failed[t.client] = ClientFailed(t.client, "plan", error)
+            plans[t.client] = [torch.zeros(1, dtype=torch.long)]
+    mute = {t.client for t in tasks if t.mute} | failed.keys()
     # Longest first, so that the clients still training are always the first rows of the bank.
     order = sorted(range(len(tasks)), key=lambda i: -len(plans[tasks[i].client]))
     members = [tasks[i] for i in order]
@@ -92,11 +134,17 @@ def train_bank(
         if features is not None:
             logits = bank.classify(features[now.indices.flatten()].to(device), active)
         else:
-            images = data.images[now.indices.flatten()]
-            if settings.augment != "none":
-                own = zip(images.split(settings.batch_size), draws[:active], strict=True)
-                images = torch.cat([batches.augment(batch, settings.augment, draw) for batch, draw in own])
-            logits = bank.forward(batches.normalise(images, spec, device), active)
+            images = []  # (b, c, h, w) of each client
+            for row, t in enumerate(members[:active]):
+                batch = data.images.new_zeros((settings.batch_size, *data.images.shape[1:]))
+                if t.client not in mute:
+                    try:
+                        batch = batches.augment(data.images[now.indices[row]], settings.augment, draws[row])
+                    except Exception as error:  # noqa: BLE001 (one client's; its mates go on)
+                        failed[t.client] = ClientFailed(t.client, "batch", error, step + 1)
+                        mute.add(t.client)
+                images.append(batch)
+            logits = bank.forward(batches.normalise(torch.cat(images), spec, device), active)
         labels = data.labels[now.indices].to(device)
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(active, -1)
         mean = (each * now.weight.to(device)).sum(1)  # (active,)
@@ -117,7 +165,8 @@ def train_bank(
         )
         for row, t in enumerate(members)
     ]
-    return [result for _, result in sorted(zip(order, made, strict=True), key=lambda pair: pair[0])]
+    by_client = {result.client: result for result in made} | failed
+    return [by_client[t.client] for t in tasks]
 
 
 def _dropout(seed: int, task: Task, device: torch.device) -> torch.Generator:

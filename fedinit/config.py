@@ -126,13 +126,23 @@ class LoggerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    enabled: bool  # false lets everything in that can be summed: for trying what the gate is good for
+    max_factor_ratio: float  # of a factor's norm to its start's, either way
+    max_product_ratio: float  # of a layer's product B·A to an orthonormal map of its shape
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     name: str
     rounds: int
     seed: int
     participation: float  # share of the clients in a round
     weighting: Literal["auto", "examples", "uniform", "norm"]
-    node_timeout: float  # seconds to wait for clients to be there, and for a round's replies
+    node_timeout: float  # seconds to wait for clients to be there, and for replies where reply_timeout is null
+    reply_timeout: float | None  # seconds to wait for the replies of a round
+    quorum: int | float  # usable updates that a round needs: how many (2), or what share of those asked (0.5)
+    resamples: int  # how often a round without a quorum asks other clients
     output_dir: str
     resume: str
     strategy: Choice
@@ -147,6 +157,7 @@ class Config:
     client: ClientConfig
     engine: EngineConfig
     evaluation: EvaluationConfig
+    gate: GateConfig
     logger: LoggerConfig
 
     def __post_init__(self) -> None:
@@ -154,6 +165,15 @@ class Config:
         at_least("seed", self.seed, 0)
         within("participation", self.participation, 0, 1, open_low=True)
         positive("node_timeout", self.node_timeout)
+        if self.reply_timeout is not None:
+            positive("reply_timeout", self.reply_timeout)
+        if isinstance(self.quorum, int):
+            at_least("quorum", self.quorum, 1, "a whole number is a number of clients, a fraction a share")
+        else:
+            within("quorum", self.quorum, 0, 1, open_low=True)
+        at_least("resamples", self.resamples, 0)
+        for key in ("max_factor_ratio", "max_product_ratio"):
+            within(f"gate.{key}", getattr(self.gate, key), 1, math.inf, open_low=True, open_high=True)
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
         at_least("adapter.rank", self.adapter.rank, 1)
@@ -220,7 +240,7 @@ class Config:
         files are checked against.
         """
         values = to_dict(self)
-        for key in ("output_dir", "resume", "logger", "node_timeout"):
+        for key in ("output_dir", "resume", "logger", "node_timeout", "reply_timeout"):
             del values[key]
         del values["engine"]["lanes"], values["engine"]["strict"]
         del values["data"]["cache_dir"], values["model"]["sha256"]

@@ -189,7 +189,8 @@ class Bank:
             layer.ranks = [p.rank for p in products]
             layer.offset = None
             if offsets is not None and any(offsets):
-                low, high = _padded([o[name].absorb() for o in offsets])
+                nothing = Factors(torch.zeros(0, layer.A.shape[-1]), torch.zeros(layer.B.shape[1], 0))
+                low, high = _padded([o.get(name, nothing).absorb() for o in offsets])
                 layer.offset = (low.to(device), high.to(device))
             layer.generators = generators
             for part in sorted(trainable):

@@ -109,6 +109,11 @@ def from_state(state: State) -> RecordDict:
     return content
 
 
+def to_bytes(content: RecordDict) -> bytes:
+    """The records as one string of bytes, the same for equal records."""
+    return recorddict_to_proto(content).SerializeToString(deterministic=True)
+
+
 def nbytes(contents: Iterable[RecordDict]) -> int:
     """Bytes of the records as protocol buffers, which is what goes over a network before its own framing."""
     return sum(recorddict_to_proto(content).ByteSize() for content in contents)

@@ -7,7 +7,9 @@ it is; sampling draws partition ids from the round's seed; updates are summed in
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -23,7 +25,7 @@ from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
 from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from strategies.base_ledger import BaseLedger
-from strategies.gate import Expected, Refusal, admit
+from strategies.gate import Expected, Gate, Refusal, admit_counts
 from strategies.reinit import Ground, Reinit, Start
 from strategies.server_opt import ServerOptimizer
 
@@ -39,7 +41,9 @@ class FederatedLora(Strategy):
     whose rank is below the global one; they train the leading components. participation: share of the clients in a
     round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every: rounds, or
     evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear. keep:
-    called after each round, and with 0 before the first, when a checkpoint may be made."""
+    called after each round, and with 0 before the first, when a checkpoint may be made. gate: what lets updates in.
+    quorum: the updates a round needs, a number (int) or a share of the clients asked (float); up to `resamples` times
+    others are asked for what is missing. reply_timeout: seconds that each of these requests waits."""
 
     def __init__(
         self,
@@ -57,6 +61,10 @@ class FederatedLora(Strategy):
         timeout: float = 3600.0,
         observers: Sequence[Observer] = (),
         keep: Callable[[int], None] = lambda round: None,
+        gate: Gate | None = None,
+        quorum: int | float = 1,
+        resamples: int = 0,
+        reply_timeout: float | None = None,
     ) -> None:
         self.aggregator, self.reinit, self.ground = aggregator, reinit, ground
         self.ranks = dict(ranks or {})
@@ -66,6 +74,7 @@ class FederatedLora(Strategy):
         self.evaluate_clients, self.evaluate_every = evaluate_clients, evaluate_every
         self.evaluate_rounds = evaluate_rounds
         self.observers, self.keep = list(observers), keep
+        self.gate, self.quorum, self.resamples, self.reply_timeout = gate or Gate(), quorum, resamples, reply_timeout
         self.roster: Roster | None = None
         self.state: Aggregate | None = None
         self.round = 0  # the last that was completed
@@ -259,8 +268,8 @@ class FederatedLora(Strategy):
         arrays, result = wire.encode(self.final_tensors()), Result()
         for round in range(self.round + 1, num_rounds + 1):
             began, up, down = time.perf_counter(), self.bytes_up, self.bytes_down
-            messages = self.configure_train(round, arrays, train_config or ConfigRecord(), grid)
-            arrays, metrics = self.aggregate_train(round, self._exchange(grid, messages, timeout))
+            judged = self._gather(round, train_config or ConfigRecord(), grid, self.reply_timeout or timeout)
+            arrays, metrics = self._commit(round, *judged)
             result.train_metrics_clientapp[round] = metrics
             self._accuracy = None
             messages = self.configure_evaluate(round, arrays, evaluate_config or ConfigRecord(), grid)
@@ -293,7 +302,17 @@ class FederatedLora(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """A message a sampled client: its start factors, less the frozen ones it holds, and the head."""
-        clients = self.sample(server_round)
+        return self._requests(server_round, self.sample(server_round), config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Gate, aggregate, and the new global factors and head. Raises RunFailed when no reply is usable."""
+        updates, refusals = self._judge(replies)
+        self._note(server_round, refusals)
+        return self._commit(server_round, updates, refusals)
+
+    def _requests(self, server_round: int, clients: Sequence[int], config: ConfigRecord, grid: Grid) -> list[Message]:
         trainable, trained = self.aggregator.trainable(server_round), self.trained(server_round)
         settings = {
             "round": server_round,
@@ -304,22 +323,61 @@ class FederatedLora(Strategy):
             **config,
         }
         starts = {c: self._start_of(c) for c in clients}
-        self._expected = {
-            self._nodes[c]: Expected(client=c, round=server_round, sent=starts[c], trained=trained) for c in clients
-        }
+        run = getattr(grid.run, "run_id", None)
+        self._expected = {self._nodes[c]: Expected(c, server_round, starts[c], trained, run) for c in clients}
         marks = {rank: digest.of_tensors(starts[c]) for rank, c in {self.ranks.get(c): c for c in clients}.items()}
         own = {c: {"start-digest": marks[self.ranks.get(c)]} for c in clients}
         return self._messages(starts, settings, trained, "train", own)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord]:
-        """Gate, aggregate, and the new global factors and head. Raises RunFailed when no reply is usable."""
-        updates, refusals = self._judge(replies)
+    def _gather(
+        self, round: int, config: ConfigRecord, grid: Grid, timeout: float
+    ) -> tuple[list[tuple[Update, ClientRound]], list[Refusal]]:
+        """The round's updates and refusals. Without a quorum, clients that were not asked yet take the places of those
+        that failed, then those that gave no answer, each time drawn from (seed, round, attempt).
+
+        Raises RunFailed when there is no quorum after all.
+        """
+        clients = self.sample(round)
+        need = self.quorum if isinstance(self.quorum, int) else math.ceil(self.quorum * len(clients) - 1e-9)
+        chosen, asked, updates, refusals = clients, set(clients), [], []
+        for attempt in range(self.resamples + 1):
+            if attempt:
+                silent = {r.client for r in refusals if r.code in ("no_reply", "client_error")}
+                silent -= {update.client for update, _ in updates}
+                fresh = sorted(set(self._nodes) - asked) or sorted(silent & asked)
+                count = min(len(fresh), len(clients) - len(updates))
+                if not count:
+                    break
+                draw = numpy_generator(self.seed, "resampling", round, attempt)
+                chosen = sorted(int(c) for c in draw.choice(fresh, size=count, replace=False))
+                self._tell("resampled", {"round": round, "attempt": attempt, "usable": len(updates), "clients": chosen})
+                asked |= set(chosen)
+            messages = self._requests(round, chosen, config, grid)
+            replies = self._exchange(grid, messages, timeout)
+            for message in messages:  # which has its id only now
+                about = message.metadata
+                expected = self._expected[about.dst_node_id]
+                self._expected[about.dst_node_id] = dataclasses.replace(expected, message=about.message_id)
+            more, failed = self._judge(replies)
+            self._note(round, failed)
+            updates = sorted([*updates, *more], key=lambda pair: pair[0].client)
+            refusals += failed
+            if len(updates) >= need:
+                return updates, refusals
+        if updates:
+            why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "too few clients"
+            raise RunFailed(f"round {round}: {len(updates)} usable updates, the quorum is {need} ({why})")
+        return updates, refusals
+
+    def _note(self, round: int, refusals: Sequence[Refusal]) -> None:
         for refusal in refusals:
             self._held.pop(refusal.client, None)  # it may have lost what it held; send everything next time
             self.base.forget(refusal.client)
-            self.refused(server_round, refusal)
+            self.refused(round, refusal)
+
+    def _commit(
+        self, server_round: int, updates: Sequence[tuple[Update, ClientRound]], refusals: Sequence[Refusal]
+    ) -> tuple[ArrayRecord, MetricRecord]:
         if not updates:
             why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "no reply came in time"
             hint = "; a lower client.lr may help" if refusals and refusals[0].code == "not_finite" else ""
@@ -350,11 +408,11 @@ class FederatedLora(Strategy):
         """Correct predictions merged by count; clients that failed are in the ledger."""
         counted = []
         for reply in sorted(replies, key=self._client_of):
-            if reply.has_error():
-                facts = {"round": server_round, "client": self._client_of(reply), "detail": reply.error.reason}
-                self._tell("evaluation_failed", facts)
+            judged = admit_counts(reply, self._client_of(reply), len(self.roster.domain_names))
+            if isinstance(judged, Refusal):
+                self._tell("evaluation_failed", {"round": server_round, **vars(judged)})
             else:
-                counted.append(reply.content[wire.METRICS])
+                counted.append(judged)
         if not counted:
             return None
         self._accuracy = self._merge_counts(counted)
@@ -455,13 +513,13 @@ class FederatedLora(Strategy):
     def _judge(self, replies: Iterable[Message]) -> tuple[list[tuple[Update, ClientRound]], list[Refusal]]:
         """Updates in client order with their numbers, and refusals; a client that did not answer is one of them."""
         updates, refusals, pending = [], [], dict(self._expected)
-        for reply in sorted(replies, key=self._client_of):
+        for reply in _in_order(replies, self._client_of):
             expected = pending.pop(reply.metadata.src_node_id, None)
             if expected is None:
                 code = "duplicate" if reply.metadata.src_node_id in self._expected else "not_asked"
                 refusals.append(Refusal(self._client_of(reply), code, "counted once"))
                 continue
-            judged = admit(reply, expected)
+            judged = self.gate.admit(reply, expected)
             if isinstance(judged, Refusal):
                 refusals.append(judged)
                 continue
@@ -519,3 +577,16 @@ class FederatedLora(Strategy):
 def round_half_up(value: float) -> int:
     """0.5 goes up: half of five clients is three. The small term absorbs the rounding of share × clients."""
     return int(value + 0.5 + 1e-9)
+
+
+def _in_order(replies: Iterable[Message], client_of: Callable[[Message], int]) -> list[Message]:
+    """Replies by client; where a client has several, by their bytes, so that which one counts does not depend on which
+    came first."""
+    replies = list(replies)
+    several = {c for c, n in Counter(map(client_of, replies)).items() if n > 1}
+
+    def key(reply: Message) -> tuple[int, bytes]:
+        content = wire.to_bytes(reply.content) if client_of(reply) in several and reply.has_content() else b""
+        return client_of(reply), content
+
+    return sorted(replies, key=key)

@@ -25,6 +25,7 @@ from fedinit.seeding import derive
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator
 from strategies.federated_lora import EvaluateFn, FederatedLora
+from strategies.gate import Gate
 from strategies.reinit import Ground, Reinit, create_reinit
 from strategies.round_zero import begin
 from strategies.server_opt import create_server_optimizer
@@ -182,6 +183,10 @@ def federate(
         evaluate_every=config.evaluation.every,
         evaluate_rounds=config.evaluation.rounds,
         timeout=config.node_timeout,
+        gate=Gate(**vars(config.gate)),
+        quorum=config.quorum,
+        resamples=config.resamples,
+        reply_timeout=config.reply_timeout,
         observers=[*observers, watch],
     )
     whole = {**parts, "start": start, "server": strategy, "rounds": watch}

@@ -6,14 +6,16 @@ else. Stock Flower averages NaN, infinities, broadcastable shapes and negative w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.factors import norm
 from fedinit.statistics import Statistics
 from strategies.aggregator import Update
 
@@ -22,7 +24,8 @@ MAX_EXAMPLES = 2**40  # beyond any data set; above it the float64 weights would 
 
 @dataclass(frozen=True)
 class Refusal:
-    """code: one of client_error, too_few_examples, missing_record, names, shape, dtype, not_finite, weight, round."""
+    """code: one of client_error, no_reply, not_asked, misdirected, duplicate, too_few_examples, missing_record, names,
+    shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm."""
 
     client: int
     code: str
@@ -32,34 +35,77 @@ class Refusal:
 @dataclass(frozen=True)
 class Expected:
     """What a reply to this round's message must hold. sent: every tensor of the client's start, by wire name;
-    trained: the names that come back."""
+    trained: the names that come back; run: of Flower; message: the id of what it answers."""
 
     client: int
     round: int
     sent: Mapping[str, Tensor]
     trained: frozenset[str]
+    run: int | None = None
+    message: str = ""
 
 
-def admit(reply: Message, expected: Expected) -> Update | Refusal:
-    """The reply as an Update, completed by what the client did not train, or the reason it is refused."""
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What an update may not exceed. Limits, with unit(X) = √min(d, k), the norm of an orthonormal map of X's shape:
 
-    def refuse(code: str, detail: str) -> Refusal:
-        return Refusal(expected.client, code, detail)
+    product  ‖B A‖ ≤ max_product_ratio · max(unit, ‖B A‖ at the start)
+    factor   ‖X‖ ≤ max_factor_ratio · max(unit, ‖X‖ at the start); and ‖X‖ ≥ ‖X‖ at the start / max_factor_ratio, where
+             the client trained both factors: (cB, A/c) has the product of (B, A) and wrecks an average of factors
+    head     as a factor, without a lower limit
 
-    if reply.has_error():
-        return refuse("client_error", reply.error.reason)
-    try:
-        found = wire.decode(reply.content[wire.STATE])
-        metrics = reply.content[wire.METRICS]
-        examples, round = metrics["num-examples"], metrics["round"]
-    except (KeyError, ValueError, TypeError) as error:
-        return refuse("missing_record", f"{type(error).__name__}: {error}")
-    wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
-    fault = _fault(found, wanted) or _fault_of_counts(examples, round, expected.round)
-    if fault is not None:
-        return refuse(*fault)
-    layers, head = wire.from_tensors({**expected.sent, **found})
-    return Update(client=expected.client, examples=examples, layers=layers, head=head)
+    A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
+    many clients' factors is small before the next round makes them large again.
+    """
+
+    enabled: bool = True
+    max_factor_ratio: float = 10.0
+    max_product_ratio: float = 10.0
+
+    def admit(self, reply: Message, expected: Expected) -> Update | Refusal:
+        """The reply as an Update, completed by what the client did not train, or the reason it is refused."""
+
+        def refuse(code: str, detail: str) -> Refusal:
+            return Refusal(expected.client, code, detail)
+
+        if reply.has_error():
+            return refuse("client_error", reply.error.reason)
+        try:
+            found = wire.decode(reply.content[wire.STATE])
+            metrics = reply.content[wire.METRICS]
+            examples, round = metrics["num-examples"], metrics["round"]
+        except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
+            return refuse("missing_record", f"{type(error).__name__}: {error}")
+        if self.enabled:
+            wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
+            fault = (
+                _fault_of_address(reply, expected)
+                or _fault(found, wanted)
+                or _fault_of_counts(examples, round, expected.round)
+                or _fault_of_metrics(metrics)
+                or self._fault_of_norms(found, expected)
+            )
+            if fault is not None:
+                return refuse(*fault)
+        layers, head = wire.from_tensors({**expected.sent, **found})
+        return Update(client=expected.client, examples=examples, layers=layers, head=head)
+
+    def _fault_of_norms(self, found: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
+        both = {name[:-1] for name in found if name.endswith("/A")} & {name[:-1] for name in found if name[-2:] == "/B"}
+        for name, value in found.items():
+            size, start = float(value.norm()), float(expected.sent[name].norm())
+            unit = (value.shape[:-1].numel() if value.ndim == 3 else min(value.shape)) ** 0.5  # 3: blocks of a core
+            high = self.max_factor_ratio * max(unit, start)
+            low = start / self.max_factor_ratio if name[:-1] in both else 0.0
+            if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
+                code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
+                return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
+        starts, _ = wire.from_tensors(expected.sent)
+        for name, product in wire.from_tensors({**expected.sent, **found})[0].items():
+            size, high = norm(product), self.max_product_ratio * min(product.shape) ** 0.5
+            if not size <= high and not size <= self.max_product_ratio * norm(starts[name]):
+                return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
+        return None
 
 
 def admit_statistics(reply: Message, client: int, shapes: Mapping[str, tuple[int, ...]]) -> Statistics | Refusal:
@@ -77,6 +123,21 @@ def admit_statistics(reply: Message, client: int, shapes: Mapping[str, tuple[int
     return Statistics(examples, found) if fault is None else Refusal(client, *fault)
 
 
+def admit_counts(reply: Message, client: int, domains: int) -> MetricRecord | Refusal:
+    """The reply to an evaluation, or the reason it is refused."""
+    if reply.has_error():
+        return Refusal(client, "client_error", reply.error.reason)
+    try:
+        counts = reply.content[wire.METRICS]
+        rows = list(zip(counts["domains"], counts["correct"], counts["num-examples"], strict=True))
+        whole = all(type(number) is int for row in rows for number in row)
+    except (KeyError, ValueError, TypeError) as error:
+        return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
+    if not whole or not all(0 <= d < domains and 0 <= hits <= n and 1 <= n <= MAX_EXAMPLES for d, hits, n in rows):
+        return Refusal(client, "metrics", "these are no counts of correct predictions by domain")
+    return counts
+
+
 def _fault(
     found: Mapping[str, Tensor], wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 ) -> tuple[str, str] | None:
@@ -92,6 +153,24 @@ def _fault(
             return "dtype", f"{name} is {value.dtype}, expected {dtype}"
         if not torch.isfinite(value).all():
             return "not_finite", f"{name} holds NaN or infinity"
+    return None
+
+
+def _fault_of_address(reply: Message, expected: Expected) -> tuple[str, str] | None:
+    """Whether the reply is of this run, and to the message that was sent; grids that give no ids are taken at their
+    word."""
+    about = reply.metadata
+    if expected.run is not None and about.run_id != expected.run:
+        return "run", f"the reply is of run {about.run_id}, this is run {expected.run}"
+    if expected.message and about.reply_to_message_id and about.reply_to_message_id != expected.message:
+        return "misdirected", "it answers another message than the one this client was sent"
+    return None
+
+
+def _fault_of_metrics(metrics: Mapping[str, object]) -> tuple[str, str] | None:
+    for key, value in metrics.items():
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return "metrics", f"{key} is {value!r}, expected a finite number"
     return None
 
 

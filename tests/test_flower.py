@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from clients.client_app import app as client_app
@@ -15,7 +15,6 @@ from clients.site import Site
 from fedinit import digest, wire
 from fedinit.engines.local import LocalGrid
 from fedinit.factors import Factors
-from fedinit.metrics import Observer
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate
 from strategies.federated_lora import FederatedLora, RunFailed
@@ -184,37 +183,13 @@ def test_a_factor_that_a_client_holds_is_not_sent_again(site, strategy, expected
     assert sizes == [(set(down) | HEAD, set(up) | HEAD) for down, up in expected]
 
 
-class Ledger(Observer):
-    def __init__(self):
-        self.lines = []
-
-    def event(self, kind, facts):
-        self.lines.append((kind, facts["client"], facts["code"]))
-
-
-def test_a_failing_client_costs_its_own_update_only(site):
-    """An exception inside one client's work: its mates' round is what it would be had it never answered."""
-    cohort = Cohort(site)
-
-    def poisoned(deliveries):
-        """Client 1's message lacks a tensor that its training needs."""
-        for message, context in deliveries:
-            if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
-                del message.content["state"]["head/weight"]
-        return cohort(deliveries)
-
-    def absent(deliveries):
-        """Client 1 is not asked at all."""
-        keep = [d for d in deliveries if d[0].metadata.message_type != "train" or d[1].node_config["partition-id"] != 1]
-        replies = {id(m): r for (m, _), r in zip(keep, cohort(keep), strict=True)}
-        return [replies.get(id(m)) or Message(Error(0, "absent"), reply_to=m) for m, _ in deliveries]
-
-    outcomes = []
-    for handler in (poisoned, absent):
-        ledger = Ledger()
-        outcomes.append(federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone, observers=[ledger]))
-        assert ledger.lines == [("refused", 1, "client_error")]
-    assert outcomes[0].final_hash == outcomes[1].final_hash
+def gauge(tensors: dict, c: float, back: float | None = None) -> None:
+    """(cB, A/c): the same product, of factors that ruin an average. `back` in place of 1/c changes the product."""
+    for name, value in tensors.items():
+        if name[-2:] == "/B":
+            tensors[name] = (value / value.norm() if back else value) * c
+        elif name[-2:] == "/A":
+            tensors[name] = value * (back or 1 / c)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +204,12 @@ def test_a_failing_client_costs_its_own_update_only(site):
         (lambda s, m: m.__setitem__("num-examples", 1.5), "weight"),
         (lambda s, m: m.__setitem__("round", 7), "round"),
         (lambda s, m: m.pop("num-examples"), "missing_record"),
+        (lambda s, m: m.__setitem__("loss", [1.0]), "metrics"),
+        (lambda s, m: m.__setitem__("loss", float("nan")), "metrics"),
+        (lambda s, m: s.__setitem__("head/bias", s["head/bias"] + 1e9), "head_norm"),
+        (lambda s, m: gauge(s, 100.0), "factor_norm"),
+        (lambda s, m: gauge(s, 0.01), "factor_norm"),
+        (lambda s, m: gauge(s, 9.0, 9.0), "product_norm"),
     ],
 )
 def test_the_gate_names_why_it_refuses(site, spoil, code):

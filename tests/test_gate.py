@@ -1,0 +1,143 @@
+"""Quorum, resampling and replies that are not what they say: a round goes on without them, or the run ends clearly."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from flwr.app import Error, Message, MetricRecord
+
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit.engines.local import LocalGrid
+from fedinit.metrics import Observer
+from strategies.federated_lora import RunFailed
+from strategies.federation import federate
+from tests.small import small_config
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config())
+
+
+class Ledger(Observer):
+    def __init__(self):
+        self.lines = []
+
+    def event(self, kind, facts):
+        self.lines.append((kind, facts))
+
+
+class Lossy(LocalGrid):
+    """Loses the replies that `lost(client, how often it was asked to train)` names."""
+
+    lost = staticmethod(lambda client, time: False)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.asked = getattr(self, "asked", {})
+        kept = []
+        for message, reply in zip(messages, super().send_and_receive(messages, timeout=timeout), strict=True):
+            client = self.contexts[message.metadata.dst_node_id].node_config["partition-id"]
+            if message.metadata.message_type == "train":
+                self.asked[client] = self.asked.get(client, 0) + 1
+                if self.lost(client, self.asked[client]):
+                    continue
+            kept.append(reply)
+        return kept
+
+
+def run(site: Site, lost, *words: str):
+    grid, ledger = Lossy(Cohort(site), 3), Ledger()
+    grid.lost = lost
+    config = small_config("client.max_steps=1", *words)
+    return federate(config, grid, site.backbone, observers=[ledger]), ledger.lines, grid.asked
+
+
+def test_other_clients_take_the_places_of_those_that_failed(site):
+    """One of three is sampled; whoever it is, the first is lost, and one that was not asked yet takes its place."""
+    words = ("participation=0.34", "rounds=4", "quorum=1")
+    outcome, lines, asked = run(site, lambda client, time: client == 1, *words)
+    resampled = [facts for kind, facts in lines if kind == "resampled"]
+    assert resampled and all(1 not in facts["clients"] for facts in resampled)
+    again, same, _ = run(site, lambda client, time: client == 1, *words)
+    assert again.final_hash == outcome.final_hash and same == lines
+
+
+def test_who_gave_no_answer_is_asked_again_with_the_same_result(site):
+    """Where nobody else is left. The task given again gives the same bytes, so the run is the one without the loss."""
+    whole, _, _ = run(site, lambda client, time: False, "quorum=3", "rounds=1")
+    outcome, lines, asked = run(site, lambda client, time: client == 2 and time < 3, "quorum=3", "rounds=1")
+    assert outcome.final_hash == whole.final_hash and asked == {0: 1, 1: 1, 2: 3}
+    assert [kind for kind, _ in lines] == ["refused", "resampled", "refused", "resampled"]
+
+
+def test_no_quorum_ends_the_run_with_the_numbers(site):
+    with pytest.raises(RunFailed, match="round 1: 1 usable updates, the quorum is 2 .no_reply: nothing came in time"):
+        run(site, lambda client, time: client != 1, "quorum=0.5")
+    with pytest.raises(RunFailed, match="no usable update from any client .no_reply"):
+        run(site, lambda client, time: True)
+    outcome, _, _ = run(site, lambda client, time: client != 1, "quorum=1")
+    assert outcome.rounds == 2
+
+
+def test_of_two_replies_of_a_client_the_order_does_not_choose(site):
+    """A replayed reply with other content: one of the two counts, the same one whichever came first."""
+
+    class Doubling(LocalGrid):
+        shuffle = random.Random(0)
+
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if messages and messages[0].metadata.message_type == "train":
+                other = Message(replies[0].content.copy(), reply_to=messages[0])
+                other.content["metrics"] = MetricRecord({**other.content["metrics"], "num-examples": 7})
+                replies.append(other)
+                self.shuffle.shuffle(replies)
+            return replies
+
+    hashes = set()
+    for _ in range(4):
+        ledger = Ledger()
+        outcome = federate(small_config("rounds=1"), Doubling(Cohort(site), 3), site.backbone, observers=[ledger])
+        hashes.add(outcome.final_hash)
+        assert [(facts["client"], facts["code"]) for _, facts in ledger.lines] == [(0, "duplicate")]
+    assert len(hashes) == 1
+
+
+def test_a_reply_of_another_run_or_to_another_message_is_refused(site):
+    class Misled(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if messages[0].metadata.message_type == "train":
+                replies[0].metadata.__dict__["_run_id"] = 99
+                replies[1].metadata.__dict__["_reply_to_message_id"] = "of another time"
+                replies.append(Message(Error(0, "who?"), reply_to=messages[2]))
+                replies[-1].metadata.__dict__["_src_node_id"] = 5
+            return replies
+
+    ledger = Ledger()
+    config = small_config("rounds=1", "quorum=1")
+    federate(config, Misled(Cohort(site), 3), site.backbone, observers=[ledger])
+    found = [(facts["client"], facts["code"]) for _, facts in ledger.lines]
+    assert found == [(-1, "not_asked"), (0, "run"), (1, "misdirected")]
+
+
+def test_evaluations_are_judged_too(site):
+    def spoiling(deliveries):
+        replies = cohort(deliveries)
+        for reply in replies:
+            if reply.metadata.message_type == "evaluate" and reply.metadata.src_node_id == 1000:
+                reply.content["metrics"]["correct"] = [10**6]
+            if reply.metadata.message_type == "evaluate" and reply.metadata.src_node_id == 1001:
+                del reply.content["metrics"]["domains"]
+        return replies
+
+    config, ledger = small_config("rounds=1", "evaluation=clients"), Ledger()
+    cohort = Cohort(site)
+    outcome = federate(config, LocalGrid(spoiling, 3), site.backbone, observers=[ledger])
+    assert [(kind, f["client"], f["code"]) for kind, f in ledger.lines] == [
+        ("evaluation_failed", 0, "metrics"),
+        ("evaluation_failed", 1, "missing_record"),
+    ]
+    assert list(outcome.accuracy.total) == ["thick"]
