@@ -36,7 +36,8 @@ def simulate(config: Config, console: Console) -> dict:
         print_summary(console, done, str(folder))
         return done
     site = Site(config)
-    client_ranks(config, range(len(site.partitions)))  # refuses what does not fit, before a folder is made
+    # Refuses what does not fit, before a folder is made.
+    client_ranks(config, {part.client: len(part.train) for part in site.partitions})
     opened = open_run(config, console)
     try:
         head_alone = reference(config, site, opened, console)

@@ -23,33 +23,48 @@ from flwr.app import RecordDict
 
 from benchmarks import machine
 from benchmarks.aggregation import RANK, SEED, SHAPES, draw_updates
-from fedinit import wire
+from fedinit import slots, wire
 from fedinit.factors import Factors, leading
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from strategies.base_ledger import BaseLedger
+from strategies.choosing import Choosing
 from strategies.reinit import Ground, Start, create_reinit
 
 MIXED = (4, 8, 16)
 
 
 def suited(updates: Sequence[Update], method: Aggregator, ranks: Sequence[int]) -> list[Update]:
-    """The updates as this method's clients would send them: at their ranks, with the frozen factor shared."""
+    """The updates as this method's clients would make them: at their ranks, with the frozen factors shared; a core is
+    the client's own. Clients that choose slots have the whole rank."""
     trained = method.trainable(1)
     first = updates[0].layers
     made = []
     for update, rank in zip(updates, ranks, strict=True):
-        layers = {
-            name: leading(Factors(f.A if "A" in trained else first[name].A, f.B), rank)
-            for name, f in update.layers.items()
-        }
+        layers = {}
+        for name, f in update.layers.items():
+            A, B = (getattr(f if p in trained else first[name], p) for p in ("A", "B"))
+            own = method.adopt(Factors(A, B, f.A[:, :RANK].contiguous() if method.cores else None))
+            layers[name] = own if isinstance(method, Choosing) else leading(own, rank)
         made.append(dataclasses.replace(update, layers=layers, head={}))
     return made
 
 
+def sent_back(update: Update, method: Aggregator, rank: int, largest: int) -> dict[str, torch.Tensor]:
+    """The factors of a client's reply by wire name, where it chooses slots those with the largest product."""
+    (*parts,) = method.trainable(1) & {"A", "B", "R"} - method.personal
+    back = {n: t for n, t in wire.to_tensors(update.layers, {}).items() if n[-1] in parts}
+    share = method.portion(rank, largest) if isinstance(method, Choosing) else 1.0
+    if share < 1:
+        scores = {n: slots.norms(f, parts[0]) for n, f in update.layers.items()}
+        budget = max(1, int(share * sum(map(len, scores.values())) + 0.5))
+        back = slots.pack(back, parts[0], slots.leading(scores, budget))
+    return back
+
+
 def serve(method: Aggregator, updates: Sequence[Update], ground: Ground) -> tuple[Start, BaseLedger]:
     """One round on the server."""
-    previous = Aggregate(layers=updates[-1].layers)
+    previous = Aggregate(layers=_widest(updates).layers)
     start = create_reinit(method.reinits[0]).start(method.aggregate(updates, 1, previous), 1, ground)
     ledger = BaseLedger()
     ledger.merge(start.merge)
@@ -67,11 +82,11 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
     merge, _ = ledger.catch_up(0)  # the same for every client
     merge_bytes = wire.nbytes([RecordDict({"base": wire.encode(merge)})])
     up = down = counted_up = counted_down = 0
-    sent_up = method.trainable(1) - method.personal
-    changed = {p for p in ("A", "B") if _changed(start, mine, p)} - method.personal
+    changed = {p for p in ("A", "B", "R") if _changed(start, mine, p)} - method.personal
     for update, rank in zip(mine, ranks, strict=True):
-        back = {n: t for n, t in wire.to_tensors(update.layers, {}).items() if n[-1] in sent_up}
-        own = wire.to_tensors({n: leading(f, rank) for n, f in start.layers.items()}, {})
+        back = sent_back(update, method, rank, max(ranks))
+        whole = isinstance(method, Choosing)
+        own = wire.to_tensors({n: f if whole else leading(f, rank) for n, f in start.layers.items()}, {})
         out = {n: t for n, t in own.items() if n[-1] in changed}
         up += wire.nbytes([RecordDict({wire.STATE: wire.encode(back)})])
         down += wire.nbytes([RecordDict({wire.STATE: wire.encode(out)})]) + merge_bytes
@@ -93,8 +108,14 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
 def _changed(start: Start, updates: Sequence[Update], part: str) -> bool:
     """Whether a factor differs from what the clients trained with, so that it has to be sent."""
     name = next(iter(start.layers))
-    given, held = getattr(start.layers[name], part), getattr(updates[-1].layers[name], part)
+    given, held = getattr(start.layers[name], part), getattr(_widest(updates).layers[name], part)
+    if given is None or held is None:
+        return False  # no core
     return given.shape != held.shape or not torch.equal(given, held)
+
+
+def _widest(updates: Sequence[Update]) -> Update:
+    return max(updates, key=lambda u: next(iter(u.layers.values())).rank)
 
 
 def main() -> None:

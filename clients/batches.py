@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedinit.config import ClientConfig
@@ -43,6 +44,13 @@ def join(batches: list[Tensor], size: int) -> Step:
     for row, batch in zip(weight, batches, strict=True):
         row[: len(batch)] = 1 / len(batch)
     return Step(indices=indices, weight=weight)
+
+
+def losses(logits: Tensor, labels: Tensor, now: Step) -> Tensor:
+    """(active,) each client's mean loss of a step, from logits (active, b, classes); labels: (n,) of the data set."""
+    own = labels[now.indices].to(logits.device)
+    each = F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none").view(own.shape)
+    return (each * now.weight.to(logits.device)).sum(1)
 
 
 def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:

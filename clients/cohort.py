@@ -18,10 +18,11 @@ from torch import Tensor
 from clients import guard
 from clients.bases import Bases, held_key
 from clients.evaluation import counts_record
+from clients.selection import Choice, trained_part
 from clients.site import Site, is_zero
 from clients.statistics import measure
 from clients.training import ClientFailed, Result, Task, train_bank
-from fedinit import digest, wire
+from fedinit import digest, slots, wire
 from fedinit.base import EMPTY
 from fedinit.digest import of_tensors
 from fedinit.errors import InputError
@@ -210,6 +211,7 @@ class Cohort:
             base=self.bases.receive(message, context),
             offset=offset,
             scales=dict(context.state[SCALES]) if SCALES in context.state else {},
+            choice=Choice(config["slots"], config["choice"], config["probe"]) if "slots" in config else None,
             notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
         )
 
@@ -244,6 +246,8 @@ class Cohort:
             for name, value in wire.to_tensors(result.adapter, result.head).items()
             if name.startswith(wire.HEAD) or name[-1] in task.trainable.difference(config["personal"])
         }
+        if result.chosen is not None:
+            trained = slots.pack(trained, trained_part(task), result.chosen)
         metrics = {
             "num-examples": len(task.examples),
             "round": task.round,

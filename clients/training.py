@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clients import batches
 from clients.optimizers import create_optimizer
+from clients.selection import Choice, choose, trained_part
+from fedinit import slots
 from fedinit.base import EMPTY
 from fedinit.config import ClientConfig
 from fedinit.data.dataset import Dataset
@@ -20,6 +21,7 @@ from fedinit.factors import Factors
 from fedinit.lora import Bank
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
+from fedinit.slots import Chosen
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Task:
 
     base: the key of the base offset this client trains over. offset: factors that belong to this client's base in
     this round, on top of that. scales: the optimiser's step scales by leaf that this client fixed in an earlier round.
+    choice: how many slots of the trained factor this client may train, and which; None: all.
     notes: numbers known before training, to be reported with the result. mute: the task of a client that failed, which
     only keeps its place in the bank, on black images.
     """
@@ -41,6 +44,7 @@ class Task:
     base: str = EMPTY
     offset: Mapping[str, Factors] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
+    choice: Choice | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
     mute: bool = False
 
@@ -76,7 +80,8 @@ class ClientFailed(Exception):
 @dataclass(frozen=True)
 class Result:
     """What a client made of its task. loss: mean training loss over its steps; steps: how many it took; scales: the
-    optimiser's step scales as they are now; state: how many numbers the optimiser kept for this client."""
+    optimiser's step scales as they are now; state: how many numbers the optimiser kept for this client; chosen: the
+    slots it trained, where it had a choice."""
 
     client: int
     adapter: Mapping[str, Factors]
@@ -85,6 +90,7 @@ class Result:
     steps: int
     scales: Mapping[str, float] = field(default_factory=dict)
     state: int = 0
+    chosen: Chosen | None = None
 
 
 def train_bank(
@@ -117,14 +123,38 @@ def train_bank(
     order = sorted(range(len(tasks)), key=lambda i: -len(plans[tasks[i].client]))
     members = [tasks[i] for i in order]
     device = next(bank.module.parameters()).device
+    draws = [torch_generator(seed, "augment", t.round, t.client) for t in members]
+
+    def images_of(now: batches.Step, step: int, active: int, augment: str = settings.augment) -> Tensor:
+        """(active·b, c, h, w), black for clients that failed."""
+        images = []
+        for row, t in enumerate(members[:active]):
+            batch = data.images.new_zeros((settings.batch_size, *data.images.shape[1:]))
+            if t.client not in mute:
+                try:
+                    batch = batches.augment(data.images[now.indices[row]], augment, draws[row])
+                except Exception as error:  # noqa: BLE001 (one client's; its mates go on)
+                    failed[t.client] = ClientFailed(t.client, "batch", error, step + 1)
+                    mute.add(t.client)
+            images.append(batch)
+        return batches.normalise(torch.cat(images), spec, device)
+
+    adapters, offsets = [t.adapter for t in members], [t.offset for t in members]
+    room: dict[str, int] = {}
+    chosen: list[Chosen | None] = [None] * len(members)
+    if any(t.choice is not None for t in members):
+        chosen = choose(bank, members, plans, data.labels, images_of, settings.batch_size, seed)
+        adapters, offsets = zip(*map(_parted, members, chosen), strict=True)
+        # The bank's shapes do not depend on what was chosen, so that no client's rounding depends on its mates' choice.
+        room = {name: product.rank for name, product in members[0].adapter.items()}
     leaves = bank.load(
-        [t.adapter for t in members],
+        adapters,
         [t.head for t in members],
         members[0].trainable,
-        offsets=[t.offset for t in members],
+        offsets=offsets,
         generators=[_dropout(seed, t, device) for t in members],
+        room=room,
     )
-    draws = [torch_generator(seed, "augment", t.round, t.client) for t in members]
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
     counts = [len(plans[t.client]) for t in members]
@@ -134,24 +164,13 @@ def train_bank(
         if features is not None:
             logits = bank.classify(features[now.indices.flatten()].to(device), active)
         else:
-            images = []  # (b, c, h, w) of each client
-            for row, t in enumerate(members[:active]):
-                batch = data.images.new_zeros((settings.batch_size, *data.images.shape[1:]))
-                if t.client not in mute:
-                    try:
-                        batch = batches.augment(data.images[now.indices[row]], settings.augment, draws[row])
-                    except Exception as error:  # noqa: BLE001 (one client's; its mates go on)
-                        failed[t.client] = ClientFailed(t.client, "batch", error, step + 1)
-                        mute.add(t.client)
-                images.append(batch)
-            logits = bank.forward(batches.normalise(torch.cat(images), spec, device), active)
-        labels = data.labels[now.indices].to(device)
-        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(active, -1)
-        mean = (each * now.weight.to(device)).sum(1)  # (active,)
+            logits = bank.forward(images_of(now, step, active), active)
+        mean = batches.losses(logits, data.labels, now)  # (active,)
         gradients = torch.autograd.grad(mean.sum(), list(leaves.values()))
         optimizer.step(dict(zip(leaves, gradients, strict=True)), active)
         losses[:active] += mean.detach()
     adapters, heads = bank.unload()
+    adapters = [a if own is None else _whole(t, own, a) for t, own, a in zip(members, chosen, adapters, strict=True)]
     losses = losses.cpu()
     made = [
         Result(
@@ -162,11 +181,27 @@ def train_bank(
             counts[row],
             optimizer.fixed_scales(row),
             optimizer.state_numbers,
+            None if t.choice is None else chosen[row],
         )
         for row, t in enumerate(members)
     ]
     by_client = {result.client: result for result in made} | failed
     return [by_client[t.client] for t in tasks]
+
+
+def _parted(task: Task, chosen: Chosen) -> tuple[dict[str, Factors], dict[str, Factors]]:
+    """The chosen slots of the task's factors, to be trained, and the others, which are part of its base."""
+    part, trained, frozen = trained_part(task), {}, {}
+    for name, product in task.adapter.items():
+        trained[name] = slots.take(product, part, chosen[name])
+        frozen[name] = slots.take(product, part, slots.others(product, part, chosen[name])).absorb()
+    return trained, frozen
+
+
+def _whole(task: Task, chosen: Chosen, trained: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The task's factors with the trained slots in their places."""
+    part = trained_part(task)
+    return {n: slots.fill(f, part, chosen[n], getattr(trained[n], part)) for n, f in task.adapter.items()}
 
 
 def _dropout(seed: int, task: Task, device: torch.device) -> torch.Generator:

@@ -47,7 +47,8 @@ class ModelConfig:
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     rank: int
-    ranks: tuple[int, ...] | None  # of the clients, dealt in turn; null: all have `rank`. The scale is the same for all
+    # Of the clients: a list that is dealt in turn, or a rule; null: all have `rank`. The scale is the same for all.
+    ranks: tuple[int, ...] | Literal["by_examples", "halving"] | None
     alpha: float
     scaling: Literal["standard", "rslora"]  # s = alpha / rank, or alpha / √rank (rsLoRA, arXiv 2312.03732)
     dropout: float  # on the adapter's input, while training
@@ -178,13 +179,14 @@ class Config:
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
         at_least("adapter.rank", self.adapter.rank, 1)
         positive("adapter.alpha", self.adapter.alpha)
-        for rank in self.adapter.ranks or ():
-            at_least("adapter.ranks", rank, 1)
-        if self.adapter.ranks is not None and max(self.adapter.ranks, default=0) != self.adapter.rank:
-            raise InputError(
-                f"adapter.ranks={list(self.adapter.ranks)}: the largest must be adapter.rank={self.adapter.rank}, the "
-                "rank of the global adapter"
-            )
+        if isinstance(self.adapter.ranks, tuple):
+            for rank in self.adapter.ranks:
+                at_least("adapter.ranks", rank, 1)
+            if max(self.adapter.ranks, default=0) != self.adapter.rank:
+                raise InputError(
+                    f"adapter.ranks={list(self.adapter.ranks)}: the largest must be adapter.rank={self.adapter.rank}, "
+                    "the rank of the global adapter"
+                )
         within("adapter.dropout", self.adapter.dropout, 0, 1, open_high=True)
         if self.adapter.targets is not None and not self.adapter.targets:
             raise InputError("adapter.targets=[]: expected one pattern or more, or null for the model's default")
@@ -308,6 +310,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         options = [a for a in args if a is not type(None)]
+        # A list is meant for an option that takes lists, so that its fault is the one that is told.
+        fitting = [a for a in options if (typing.get_origin(a) is tuple) == isinstance(value, (list, tuple))]
+        options = fitting or options
         for option in options[:-1]:
             try:
                 return _convert(option, value, where)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -167,12 +168,14 @@ class Bank:
         trainable: frozenset[str] = frozenset({"A", "B"}),
         offsets: Sequence[Mapping[str, Factors]] | None = None,
         generators: Sequence[torch.Generator] = (),
+        room: Mapping[str, int] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
         trainable: which of "A", "B" and "R" learn, and "scales" for a scale a block of R, which starts at one and is
         multiplied into R in the end; the head always learns. A core that does not learn is absorbed into B. offsets:
         factors that belong to each client's base. generators: one a client for dropout, none for no dropout.
+        room: ranks to pad each layer's factors and offsets to, where the largest of the clients' is below.
         """
         device = next(self.module.parameters()).device
         leaves: dict[str, Tensor] = {}
@@ -180,17 +183,17 @@ class Bank:
             layer.folded = layer.R = layer.scales = None
             products = [a[name] for a in adapters]
             if "R" in trainable:
-                layer.R = _padded_cores(products).to(device)
+                layer.R = _padded_cores(products, room.get(name, 0)).to(device)
                 layer.full_core = products[0].R.ndim == 2
             if "scales" in trainable:
                 layer.scales = torch.ones(layer.R.shape[:2], dtype=layer.R.dtype, device=device)
             products = [Factors(p.A, p.B) if "R" in trainable else p.absorb() for p in products]
-            layer.A, layer.B = (t.to(device) for t in _padded(products))
+            layer.A, layer.B = (t.to(device) for t in _padded(products, room.get(name, 0)))
             layer.ranks = [p.rank for p in products]
             layer.offset = None
             if offsets is not None and any(offsets):
                 nothing = Factors(torch.zeros(0, layer.A.shape[-1]), torch.zeros(layer.B.shape[1], 0))
-                low, high = _padded([o.get(name, nothing).absorb() for o in offsets])
+                low, high = _padded([o.get(name, nothing).absorb() for o in offsets], room.get(name, 0))
                 layer.offset = (low.to(device), high.to(device))
             layer.generators = generators
             for part in sorted(trainable):
@@ -265,16 +268,16 @@ def _taken(value: Tensor) -> Tensor:
     return value.detach().cpu().clone()
 
 
-def _padded(products: Sequence[Factors]) -> tuple[Tensor, Tensor]:
-    """(K, r, k) and (K, d, r) at the highest rank of the bank."""
-    rank = max(p.rank for p in products)
+def _padded(products: Sequence[Factors], room: int) -> tuple[Tensor, Tensor]:
+    """(K, r, k) and (K, d, r) at the highest rank of the bank, or `room`."""
+    rank = max(room, *(p.rank for p in products))
     parts = [pad(p, rank) for p in products]
     return torch.stack([p.A for p in parts]), torch.stack([p.B for p in parts])
 
 
-def _padded_cores(products: Sequence[Factors]) -> Tensor:
-    """(K, h, r/h, r/h) at the highest rank of the bank."""
-    rank = max(p.rank for p in products)
+def _padded_cores(products: Sequence[Factors], room: int) -> Tensor:
+    """(K, h, r/h, r/h) at the highest rank of the bank, or `room`."""
+    rank = max(room, *(p.rank for p in products))
     return torch.stack([pad(p, rank).blocks for p in products])
 
 

@@ -20,7 +20,9 @@ from strategies.florist import FLoRIST
 from strategies.frlora import FRLoRA
 from strategies.head_alone import HeadAlone
 from strategies.hetlora import HetLoRA
+from strategies.lora_a2 import LoRAA2
 from strategies.lora_fair import LoRAFAIR
+from strategies.ravan import Ravan
 from strategies.rbla import RBLA
 from strategies.rolora import RoLoRA
 from strategies.spectral import Spectral
@@ -39,7 +41,9 @@ AGGREGATORS: dict[str, type[Aggregator]] = {
     "frlora": FRLoRA,
     "head_alone": HeadAlone,
     "hetlora": HetLoRA,
+    "lora_a2": LoRAA2,
     "lora_fair": LoRAFAIR,
+    "ravan": Ravan,
     "rbla": RBLA,
     "rolora": RoLoRA,
     "spectral": Spectral,

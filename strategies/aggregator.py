@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedinit.config import at_least
 from fedinit.factors import Factors, inner, norm, pad, stack
 from fedinit.threads import server_pool
 
@@ -73,6 +74,10 @@ class Aggregator(ABC):
         """Which of "A", "B" and "R" the clients train in this round, and send unless they are `personal`. The head is
         always trained and sent."""
         return frozenset({"A", "B"})
+
+    def check(self, rank: int) -> None:
+        """Raise InputError for a global rank this method cannot have. Any will do, unless a method says otherwise."""
+        at_least("adapter.rank", rank, 1)
 
     def adopt(self, drawn: Factors) -> Factors:
         """An initialiser's factors of a layer as this method trains them; the product stays as it is."""

@@ -18,13 +18,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedinit import base, digest, wire
+from fedinit import base, digest, slots, wire
 from fedinit.checkpoint import State
 from fedinit.factors import leading
 from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
 from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from strategies.base_ledger import BaseLedger
+from strategies.choosing import Choosing
 from strategies.gate import Expected, Gate, Refusal, admit_counts
 from strategies.reinit import Ground, Reinit, Start
 from strategies.server_opt import ServerOptimizer
@@ -323,10 +324,14 @@ class FederatedLora(Strategy):
             **config,
         }
         starts = {c: self._start_of(c) for c in clients}
-        run = getattr(grid.run, "run_id", None)
-        self._expected = {self._nodes[c]: Expected(c, server_round, starts[c], trained, run) for c in clients}
+        run, budgets = getattr(grid.run, "run_id", None), self._budgets(clients, trainable)
+        self._expected = {
+            self._nodes[c]: Expected(c, server_round, starts[c], trained, budgets.get(c), run) for c in clients
+        }
         marks = {rank: digest.of_tensors(starts[c]) for rank, c in {self.ranks.get(c): c for c in clients}.items()}
-        own = {c: {"start-digest": marks[self.ranks.get(c)]} for c in clients}
+        own: dict[int, dict[str, str | int]] = {c: {"start-digest": marks[self.ranks.get(c)]} for c in clients}
+        for client, budget in budgets.items():
+            own[client] |= {"slots": budget, "choice": self.aggregator.choice, "probe": self.aggregator.probe}
         return self._messages(starts, settings, trained, "train", own)
 
     def _gather(
@@ -470,9 +475,19 @@ class FederatedLora(Strategy):
         """The global factors at this client's rank, and the head, by wire name."""
         rank = self.ranks.get(client)
         layers = self.state.layers
-        if rank is not None:
+        if rank is not None and not isinstance(self.aggregator, Choosing):
             layers = {name: leading(f, rank) for name, f in layers.items()}
         return wire.to_tensors(layers, self.state.head)
+
+    def _budgets(self, clients: Iterable[int], trainable: frozenset[str]) -> dict[int, int]:
+        """{client: slots} of those that train a part of the slots, of their own choice."""
+        if not isinstance(self.aggregator, Choosing):
+            return {}
+        (part,) = trainable & set(slots.AXIS)
+        total = sum(slots.count(f, part) for f in self.state.layers.values())
+        whole = max(self.ranks.values(), default=1)
+        shares = {c: self.aggregator.portion(self.ranks.get(c, whole), whole) for c in clients}
+        return {c: max(1, round_half_up(share * total)) for c, share in shares.items() if share < 1}
 
     def _messages(
         self,
@@ -480,7 +495,7 @@ class FederatedLora(Strategy):
         settings: Mapping[str, object],
         passing: frozenset[str],
         kind: str,
-        own: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
+        own: Mapping[int, Mapping[str, str | int]] = MappingProxyType({}),
     ) -> list[Message]:
         """Each client's tensors but those it holds as they are, and what of the base it lacks. Clients keep what they
         are sent, except for the names in `passing`. own: settings of one client.

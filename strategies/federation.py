@@ -69,6 +69,7 @@ def check_method(config: Config) -> None:
     """Build the method once, so that a wrong option is found before any data is read. Raises InputError."""
     aggregator = _aggregator(config, config.strategy)
     _reinit(config, aggregator)
+    aggregator.check(config.adapter.rank)
     if aggregator.personal and config.evaluation.where == "server":
         raise InputError(
             f"evaluation=server: with strategy={config.strategy.name} every client keeps a factor of its own and there "
@@ -102,14 +103,27 @@ def check_method(config: Config) -> None:
         raise InputError("adapter.ranks: init=orthogonal has no leading components; use init=kaiming or gaussian")
 
 
-def client_ranks(config: Config, clients: Sequence[int]) -> dict[int, int]:
-    """{partition id: rank}: `adapter.ranks` dealt in turn. Raises InputError for more ranks than clients."""
-    ranks = config.adapter.ranks
-    if ranks is None:
+def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
+    """{partition id: rank} for clients with these numbers of examples, as `adapter.ranks` says; empty where all have
+    the global rank r.
+
+    A list is dealt in turn. halving: r, r/2, r/4, … down to 1, rounded down, dealt in turn. by_examples: r·n_i/max n,
+    rounded up, so that what a client can learn grows with what it has seen. Raises InputError for a list of more ranks
+    than clients.
+    """
+    rule, rank = config.adapter.ranks, config.adapter.rank
+    if rule is None:
         return {}
-    if len(ranks) > len(clients):
-        raise InputError(f"adapter.ranks: {len(ranks)} ranks for {len(clients)} clients; expected one a client at most")
-    return {client: ranks[i % len(ranks)] for i, client in enumerate(clients)}
+    if rule == "by_examples":
+        most = max(examples.values())
+        return {client: max(1, -(-rank * count // most)) for client, count in examples.items()}
+    if rule == "halving":
+        rule = [rank >> i for i in range(rank.bit_length())]
+    elif len(rule) > len(examples):
+        raise InputError(
+            f"adapter.ranks: {len(rule)} ranks for {len(examples)} clients; expected one a client at most"
+        )
+    return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
 
 
 def _aggregator(config: Config, chosen: Choice) -> Aggregator:
@@ -196,7 +210,7 @@ def federate(
         _restore(keeper, whole, observers)
         strategy.keep = lambda round: keeper.save(round, {name: part.snapshot() for name, part in whole.items()})
     roster = strategy.meet(grid, backbone.digest)
-    strategy.ranks = client_ranks(config, sorted(roster.examples))
+    strategy.ranks = client_ranks(config, roster.examples)
     strategy.announce(config.rounds)
     head = init_head(config.head.init, len(roster.class_names), backbone.features, config.seed)
     setting = dataclasses.replace(setting, head=head)

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Message, MetricRecord
 from torch import Tensor
 
-from fedinit import wire
+from fedinit import slots, wire
 from fedinit.factors import norm
 from fedinit.statistics import Statistics
 from strategies.aggregator import Update
@@ -25,7 +25,7 @@ MAX_EXAMPLES = 2**40  # beyond any data set; above it the float64 weights would 
 @dataclass(frozen=True)
 class Refusal:
     """code: one of client_error, no_reply, not_asked, misdirected, duplicate, too_few_examples, missing_record, names,
-    shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm."""
+    slots, shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm."""
 
     client: int
     code: str
@@ -35,12 +35,14 @@ class Refusal:
 @dataclass(frozen=True)
 class Expected:
     """What a reply to this round's message must hold. sent: every tensor of the client's start, by wire name;
-    trained: the names that come back; run: of Flower; message: the id of what it answers."""
+    trained: the names that come back; slots: how many slots of the trained factor, chosen by the client, come back at
+    most, or None for all of it; run: of Flower; message: the id of what it answers."""
 
     client: int
     round: int
     sent: Mapping[str, Tensor]
     trained: frozenset[str]
+    slots: int | None = None
     run: int | None = None
     message: str = ""
 
@@ -76,6 +78,11 @@ class Gate:
             examples, round = metrics["num-examples"], metrics["round"]
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
+        if expected.slots is not None:
+            (part,) = {name[-1] for name in expected.trained if not name.startswith(wire.HEAD)}
+            found, fault = slots.unpack(found, expected.sent, part, expected.slots)
+            if fault:
+                return refuse("slots", fault)
         if self.enabled:
             wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
             fault = (

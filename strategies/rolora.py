@@ -25,9 +25,9 @@ class RoLoRA(Aggregator):
         return frozenset({"B" if round % 2 else "A"})
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        first, average = products[0], mean_factors(products, weights)
-        if all(torch.equal(p.A, first.A) for p in products):
-            return Factors(first.A.to(torch.float64), average.B)
-        if all(torch.equal(p.B, first.B) for p in products):
-            return Factors(average.A, first.B.to(torch.float64))
+        widest, average = max(products, key=lambda p: p.rank), mean_factors(products, weights)
+        if all(torch.equal(p.A, widest.A[: p.rank]) for p in products):
+            return Factors(widest.A.to(torch.float64), average.B)
+        if all(torch.equal(p.B, widest.B[:, : p.rank]) for p in products):
+            return Factors(average.A, widest.B.to(torch.float64))
         raise ValueError("rolora: neither factor is the same on all clients; one must be frozen in every round")

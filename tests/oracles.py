@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from fedinit.factors import Factors
+from fedinit.factors import Factors, leading
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
 
@@ -68,10 +68,13 @@ def as_trained(name: str, own: Factors, start: Factors, round: int = 1) -> Facto
     with a core has one, of (r, r), made of the client's own A."""
     method = create_aggregator(name)
     trained = method.trainable(round)
-    rank = own.rank
-    A = own.A if "A" in trained else start.A[:rank]
-    B = own.B if "B" in trained else start.B[:, :rank]
-    return method.adopt(Factors(A, B, own.A[:, :rank].clone())) if method.cores else Factors(A, B)
+    if method.cores:
+        core = torch.zeros(start.rank, start.rank, dtype=own.A.dtype)
+        core[: own.rank, : own.rank] = own.A[:, : own.rank]
+        return leading(method.adopt(Factors(start.A, start.B, core)), own.rank)
+    A = own.A if "A" in trained else start.A[: own.rank]
+    B = own.B if "B" in trained else start.B[:, : own.rank]
+    return Factors(A, B)
 
 
 def draw_clients(

@@ -18,14 +18,14 @@ from fedinit.factors import Factors
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.base_ledger import BaseLedger
-from strategies.federation import check_method, federate
+from strategies.federation import check_method, client_ranks, federate
 from strategies.reinit import Gauge, Ground, create_reinit
 from tests.oracles import as_trained
 from tests.small import small_config
 from tests.test_reinit import Rounds
 
 SHAPES = {"one": (7, 12), "two": (12, 9)}
-RANK, SCALE = 3, 2.0
+RANK, SCALE = 4, 2.0
 RANKS = dict.fromkeys(SHAPES, RANK)
 
 
@@ -236,6 +236,49 @@ def test_pairs_that_make_no_sense(words, message):
 def test_more_ranks_than_clients(site):
     with pytest.raises(InputError, match="4 ranks for 3 clients"):
         federate(small_config("adapter.ranks=[1,2,3,4]"), LocalGrid(Cohort(site), 3), site.backbone)
+
+
+@pytest.mark.parametrize(
+    ("rule", "examples", "expected"),
+    [
+        ("by_examples", [100, 50, 26, 1], [4, 2, 2, 1]),  # 4·n/100, rounded up
+        ("by_examples", [7, 7], [4, 4]),
+        ("halving", [1, 1, 1, 1, 1], [4, 2, 1, 4, 2]),
+        ("halving", [1], [4]),
+    ],
+)
+def test_a_rule_gives_every_client_a_rank(rule, examples, expected):
+    ranks = client_ranks(small_config(f"adapter.ranks={rule}"), dict(enumerate(examples)))
+    assert list(ranks.values()) == expected
+
+
+def test_a_rank_that_is_no_power_of_two_halves_down_to_one():
+    config = small_config("adapter.rank=6", "adapter.ranks=halving")
+    assert list(client_ranks(config, dict.fromkeys(range(4), 1)).values()) == [6, 3, 1, 6]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("by_exmples", "did you mean 'by_examples'... Choices: by_examples, halving"),
+        ("[4,a]", "adapter.ranks=a: expected a whole number"),
+        ("[4,0]", "adapter.ranks=0: expected 1 or more"),
+    ],
+)
+def test_ranks_that_cannot_be(given, message):
+    with pytest.raises(InputError, match=message):
+        small_config(f"adapter.ranks={given}")
+
+
+def test_a_rule_is_for_every_method_that_takes_lists():
+    """And refused by the others for the same reason as a list."""
+    for name, method in AGGREGATORS.items():
+        words = [f"strategy={name}", "adapter.ranks=halving", "init=random_core", "evaluation=clients"]
+        if method.mixed_ranks:
+            check_method(small_config(*words))
+        else:
+            with pytest.raises(InputError, match="has one rank for all clients"):
+                check_method(small_config(*words))
 
 
 def test_the_largest_rank_is_the_global_one():

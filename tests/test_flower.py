@@ -58,7 +58,10 @@ def test_order_of_replies_and_serialisation_change_no_bit(site):
 
 @pytest.mark.parametrize(
     "method",
-    ["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora", "fed_sb init=lora_xs"],
+    [
+        *["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora", "fed_sb init=lora_xs"],
+        *["lora_a2", "ravan init=random_core adapter.ranks=[2,4]"],
+    ],
 )
 def test_cohort_and_client_app_one_by_one_agree(method):
     """The same two rounds through the cohort (all clients in one bank) and through `client_app(message, context)`
