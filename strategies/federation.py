@@ -34,7 +34,8 @@ from strategies.server_opt import create_server_optimizer
 @dataclass(frozen=True)
 class Outcome:
     """aggregate: the final global factors and head. offset: the base offset by layer. accuracy: of the last evaluation,
-    or None. trainable: how many numbers a client trains in a round, head included. start: what round 0 has to say."""
+    or None. trainable: how many numbers a client that trains every slot sends in a round, head included. start: what
+    round 0 has to say."""
 
     aggregate: Aggregate
     offset: Mapping[str, Tensor]

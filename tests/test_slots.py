@@ -17,7 +17,7 @@ from clients import batches
 from clients.cohort import Cohort
 from clients.selection import Choice, choose
 from clients.site import Site
-from clients.training import Task, train_bank
+from clients.training import ClientFailed, Task, train_bank
 from fedinit import slots, wire
 from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
@@ -189,6 +189,36 @@ def test_only_the_chosen_slots_move(
     partly = train_bank(bank, [first], tiny_data, tiny_vit.input, one, seed=3)[0].loss
     wholly = train_bank(bank, [dataclasses.replace(first, choice=None)], tiny_data, tiny_vit.input, one, seed=3)[0].loss
     assert partly == pytest.approx(wholly, rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ["B", "R"])
+def test_a_mate_that_fails_changes_no_bit(part, tiny_vit, tiny_data, client_config, random_adapter, random_head):
+    """A client chooses and trains the same whether its mate works, fails, or chooses other slots."""
+    targets = select_targets(tiny_vit.module, None, 4)
+    bank = Bank(tiny_vit, targets, SCALE)
+    first, second = tasks(targets, random_adapter, random_head, tiny_vit.features, part, Choice(3, "gradient", 1))
+    lost = dataclasses.replace(second, examples=torch.full((12,), 1000))
+    other = dataclasses.replace(second, choice=Choice(2, "random", 1))
+    made = []
+    for mate in (second, lost, other):
+        results = train_bank(bank, [first, mate], tiny_data, tiny_vit.input, client_config(), seed=3)
+        assert isinstance(results[1], ClientFailed) == (mate is lost)
+        made.append(results[0])
+    for one in made[1:]:
+        assert one.loss == made[0].loss
+        for name in targets:
+            assert torch.equal(one.chosen[name], made[0].chosen[name])
+            assert torch.equal(getattr(one.adapter[name], part), getattr(made[0].adapter[name], part))
+
+
+def test_the_same_seed_gives_the_same_final_hash():
+    words = ("strategy=lora_a2", "strategy.choice=random", "evaluation=none")
+    site = Site(small_config(*words))
+    hashes = [
+        federate(small_config(*words), LocalGrid(Cohort(site), 3), site.backbone).final_hash
+        for _ in range(2)
+    ]
+    assert hashes[0] == hashes[1]
 
 
 # -- LoRA-A2 ---------------------------------------------------------------------------------------------------------
