@@ -1,12 +1,14 @@
 """Federate low-rank adapters on this machine: ``python run_sim.py strategy=lora_fair rounds=30 …``.
 
 Every word is a Hydra override; ``--help`` lists the groups and their choices, ``-m`` sweeps over lists of values
-(``-m strategy=fedit,lora_fair seed=0,1,2``). Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 interrupted.
+(``-m strategy=fedit,lora_fair seed=0,1,2``). Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 and 143 stopped
+by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +23,12 @@ from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
 from fedinit.progress import ProgressObserver
 from fedinit.reporting import OpenRun, open_run
+from fedinit.stopping import listening
 from fedinit.table import print_summary
 from strategies.federated_lora import RunFailed
 from strategies.federation import Outcome, check_method, client_ranks, federate
+
+GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
 
 def simulate(config: Config, console: Console) -> dict:
@@ -102,8 +107,9 @@ def main(argv: Sequence[str]) -> int:
             console.print(__doc__, compose.describe_groups(), sep="\n", markup=False, highlight=False, soft_wrap=True)
             return 0
         words = [word for word in argv if word not in ("-m", "--multirun")]
-        for config in configurations(words, multirun=len(words) < len(argv)):
-            simulate(config, console)
+        with listening():
+            for config in configurations(words, multirun=len(words) < len(argv)):
+                simulate(config, console)
         return 0
     except InputError as error:
         errors.print(f"error: {error}")
@@ -111,10 +117,23 @@ def main(argv: Sequence[str]) -> int:
     except RunFailed as error:
         errors.print(f"run failed: {error}")
         return 1
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        return 130
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        errors.print(f"run failed: {error.strerror or error}{where}; {GOES_ON}")
+        return 1
+    except KeyboardInterrupt as stopped:
+        errors.print(f"stopped; {GOES_ON}")
+        return getattr(stopped, "code", 130)
+
+
+def leave(code: int) -> None:
+    """End the process; after a signal without waiting for lanes in the midst of a bank."""
+    if code > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedinit import disk
@@ -35,10 +35,10 @@ def save_adapter(
         plain = factors.absorb()
         tensors[f"{PREFIX}{name}.lora_A.weight"] = plain.A.contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = plain.B.contiguous()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    save_file({k: v.contiguous() for k, v in head.items()}, folder / "head.safetensors")
+    disk.replace(folder / "adapter_model.safetensors", save(tensors))
+    disk.replace(folder / "head.safetensors", save({k: v.contiguous() for k, v in head.items()}))
     if offset:
-        save_file({k: v.contiguous() for k, v in offset.items()}, folder / "base_offset.safetensors")
+        disk.replace(folder / "base_offset.safetensors", save({k: v.contiguous() for k, v in offset.items()}))
     ranks = {name: factors.rank for name, factors in layers.items()}
     rank = max(ranks.values())
     # Readers scale by alpha / r; s stays what the run had, whatever the rank of a layer.

@@ -113,8 +113,10 @@ class RunFolder(Observer):
             raise InputError(f"{self.path}: another process is at this run; wait for it, or end it") from error
 
     def _make_way(self, begun: bool) -> None:
-        """Move the folder aside, unless it holds nothing but the configuration of a run that never came to a round."""
-        if not begun and not (self.path / "metrics.csv").exists():
+        """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
+        table = self.path / "metrics.csv"
+        rounds = table.read_text().splitlines()[1:] if table.exists() else []
+        if not begun and all(row.startswith("0,") for row in rounds):
             return
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():

@@ -527,17 +527,19 @@ class FederatedLora(Strategy):
 
     def _judge(self, replies: Iterable[Message]) -> tuple[list[tuple[Update, ClientRound]], list[Refusal]]:
         """Updates in client order with their numbers, and refusals; a client that did not answer is one of them."""
-        updates, refusals, pending = [], [], dict(self._expected)
+        updates, refusals, silent, counted = [], [], dict(self._expected), set()
         for reply in _in_order(replies, self._client_of):
-            expected = pending.pop(reply.metadata.src_node_id, None)
-            if expected is None:
-                code = "duplicate" if reply.metadata.src_node_id in self._expected else "not_asked"
+            node = reply.metadata.src_node_id
+            silent.pop(node, None)
+            if node not in self._expected or node in counted:
+                code = "duplicate" if node in counted else "not_asked"
                 refusals.append(Refusal(self._client_of(reply), code, "counted once"))
                 continue
-            judged = self.gate.admit(reply, expected)
+            judged = self.gate.admit(reply, self._expected[node])
             if isinstance(judged, Refusal):
                 refusals.append(judged)
                 continue
+            counted.add(node)
             numbers = reply.content[wire.METRICS]
             updates.append(
                 (
@@ -553,7 +555,7 @@ class FederatedLora(Strategy):
                     ),
                 )
             )
-        refusals += [Refusal(e.client, "no_reply", "nothing came in time") for e in pending.values()]
+        refusals += [Refusal(e.client, "no_reply", "nothing came in time") for e in silent.values()]
         return updates, refusals
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:

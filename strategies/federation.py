@@ -22,6 +22,7 @@ from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
 from fedinit.seeding import derive
+from fedinit.stopping import unbroken
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator
 from strategies.federated_lora import EvaluateFn, FederatedLora
@@ -209,7 +210,12 @@ def federate(
         values = {**config.computed(), "method": chosen.name, "backbone": backbone.digest}
         keeper = Checkpoints(checkpoints, values)
         _restore(keeper, whole, observers)
-        strategy.keep = lambda round: keeper.save(round, {name: part.snapshot() for name, part in whole.items()})
+
+        def keep(round: int) -> None:
+            with unbroken():
+                keeper.save(round, {name: part.snapshot() for name, part in whole.items()})
+
+        strategy.keep = keep
     roster = strategy.meet(grid, backbone.digest)
     strategy.ranks = client_ranks(config, roster.examples)
     strategy.announce(config.rounds)

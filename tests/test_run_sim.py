@@ -112,7 +112,10 @@ def test_every_method_has_its_config_with_the_same_fields():
 
 
 def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsys, monkeypatch):
-    hashes = []
+    """Nor does the key that is in the environment get into any file of the run, or onto the screen."""
+    canary, hashes = "c0ffee" * 6 + "1234", []
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "SOME_PASSWORD"):
+        monkeypatch.setenv(name, canary)
     for place in ("offline", "broken"):
         if place == "broken":
             import wandb
@@ -123,7 +126,10 @@ def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsy
         hashes.append(json.loads((folder / "summary.json").read_text())["final_hash"])
         assert (folder / "wandb").exists() == (place == "offline")
     assert hashes[0] == hashes[1]
-    assert "wandb is off for this run: no such service" in capsys.readouterr().out
+    printed = "".join(capsys.readouterr())
+    assert "wandb is off for this run: no such service" in printed and canary not in printed
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 20 and not [path for path in files if canary.encode() in path.read_bytes()]
 
 
 def test_a_sweep_runs_every_combination_and_checks_all_of_them_first(tmp_path, capsys):
