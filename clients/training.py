@@ -126,18 +126,17 @@ def train_bank(
     draws = [torch_generator(seed, "augment", t.round, t.client) for t in members]
 
     def images_of(now: batches.Step, step: int, active: int, augment: str = settings.augment) -> Tensor:
-        """(active·b, c, h, w), black for clients that failed."""
-        images = []
+        """(active·b, c, h, w), black for clients that failed; laid out in memory the same way for any of them, since a
+        convolution may round differently by its input's strides."""
+        images = data.images.new_zeros((active, settings.batch_size, *data.images.shape[1:]))
         for row, t in enumerate(members[:active]):
-            batch = data.images.new_zeros((settings.batch_size, *data.images.shape[1:]))
             if t.client not in mute:
                 try:
-                    batch = batches.augment(data.images[now.indices[row]], augment, draws[row])
+                    images[row] = batches.augment(data.images[now.indices[row]], augment, draws[row])
                 except Exception as error:  # noqa: BLE001 (one client's; its mates go on)
                     failed[t.client] = ClientFailed(t.client, "batch", error, step + 1)
                     mute.add(t.client)
-            images.append(batch)
-        return batches.normalise(torch.cat(images), spec, device)
+        return batches.normalise(images.flatten(0, 1), spec, device)
 
     adapters, offsets = [t.adapter for t in members], [t.offset for t in members]
     room: dict[str, int] = {}
