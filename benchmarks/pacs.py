@@ -1,13 +1,15 @@
 """Tables of accuracy on real images: every method, with its learning rate chosen on a validation split.
 
     python -m benchmarks.pacs methods --data <PACS folder or zip> --checkpoint <ViT-Tiny safetensors>
+    python -m benchmarks.pacs inits --data <PACS folder or zip> --checkpoint <ViT-Tiny safetensors>
 
-A run that is done is not run again, so a command that was interrupted goes on where it was. The workers are processes
-with one lane each, and change no number. Written: benchmarks/results/pacs-<table>.csv, a row a run, and the table.
+`methods` compares the aggregation methods, `inits` every initialiser with LoRA-FAIR and with FedIT. A run that is done
+is not run again, so a command that was interrupted goes on where it was. The workers are processes with one lane each,
+and change no number. Written: benchmarks/results/pacs-<table>.csv, a row a run, and the table.
 
 The settings: ViT-Tiny (augreg, ImageNet-21k then 1k) at 96 px, rank 16, s = 2, three batches of 32 images a client and
-round, SGD with momentum 0.9, no augmentation. The rate is the one of GRID with the best accuracy on a fifth of the
-training images (seed SELECT, four clients, the test images left out), for both ways of splitting the data.
+round, SGD with momentum 0.9, no augmentation. The rate is the one of the table's grid with the best accuracy on a fifth
+of the training images (seed SELECT, the table's first setting, the test images left out), for all settings.
 The centralised reference takes as many batches a round as all the clients of a round together.
 """
 
@@ -27,8 +29,8 @@ from rich.console import Console
 from benchmarks.machine import RESULTS, commit
 from fedinit import run_folder
 from fedinit.compose import compose_config
+from fedinit.initializers import INITIALIZERS
 
-GRID = (0.02, 0.05, 0.125)
 SELECT = 1000  # the seed of the runs that choose a rate; no reported run has it
 BATCHES = 3  # a client and round
 COMMON = (
@@ -52,8 +54,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """settings: {name: overrides} of the ways to split the data; the first is the one that rates are chosen on.
-    per_round: {setting: clients in a round}, for the centralised reference."""
+    """settings: {name: overrides} that every row is run in; the first is the one that rates are chosen on, in
+    `selected_after` rounds. per_round: {setting: clients in a round}, for the centralised reference."""
 
     name: str
     rows: tuple[Row, ...]
@@ -62,6 +64,8 @@ class Table:
     rounds: int
     evaluated: tuple[int, ...]
     reference: str  # the row that the others are compared with
+    grid: tuple[float, ...]  # of learning rates
+    selected_after: int
 
 
 METHODS = Table(
@@ -92,17 +96,31 @@ METHODS = Table(
     rounds=5,
     evaluated=(2, 5),
     reference="LoRA-FAIR",
+    grid=(0.02, 0.05, 0.125),
+    selected_after=5,
 )
 
-TABLES = {table.name: table for table in (METHODS,)}
+INITS = Table(
+    name="inits",
+    rows=tuple(Row(name, (f"init={name}",)) for name in sorted(INITIALIZERS) if name != "random_core"),
+    settings={"LoRA-FAIR": ("strategy=lora_fair",), "FedIT": ("strategy=fedit",)},
+    per_round={},
+    rounds=10,
+    evaluated=(1, 2, 5, 10),
+    reference="kaiming",
+    grid=(0.02, 0.05),
+    selected_after=3,
+)
+
+TABLES = {table.name: table for table in (METHODS, INITS)}
 
 Run = tuple[str, ...]  # the overrides of one run
 
 
 def words_of(table: Table, row: Row, setting: str, rate: float, seed: int, place: Sequence[str]) -> Run:
     """The overrides of a reported run. What the row says wins over what the setting says."""
-    clients = table.per_round[setting]
     pooled = "partition=pooled" in row.words
+    together = table.per_round[setting] if pooled else 1
     split = () if pooled else table.settings[setting]
     return (
         *COMMON,
@@ -112,7 +130,7 @@ def words_of(table: Table, row: Row, setting: str, rate: float, seed: int, place
         f"name=pacs_{table.name}",
         f"rounds={table.rounds}",
         f"evaluation.rounds={list(table.evaluated)}".replace(" ", ""),
-        f"client.max_steps={BATCHES * (clients if pooled else 1)}",
+        f"client.max_steps={BATCHES * together}",
         f"client.lr={rate}",
         f"seed={seed}",
     )
@@ -121,8 +139,9 @@ def words_of(table: Table, row: Row, setting: str, rate: float, seed: int, place
 def selecting(table: Table, row: Row, rate: float, place: Sequence[str]) -> Run:
     """The overrides of a run that helps to choose the rate."""
     words = words_of(table, row, next(iter(table.settings)), rate, SELECT, place)
-    kept = tuple(w for w in words if not w.startswith(("evaluation.rounds=", "name=")))
-    return (*kept, f"name=pacs_{table.name}_rates", f"evaluation.every={table.rounds}", "data.validation_fraction=0.2")
+    kept = tuple(w for w in words if not w.startswith(("evaluation.rounds=", "name=", "rounds=")))
+    rounds = (f"rounds={table.selected_after}", f"evaluation.every={table.selected_after}")
+    return (*kept, *rounds, f"name=pacs_{table.name}_rates", "data.validation_fraction=0.2")
 
 
 def execute(words: Run) -> None:
@@ -164,14 +183,14 @@ def run_all(runs: Sequence[Run], workers: int) -> None:
 
 def choose_rates(table: Table, place: Sequence[str], workers: int) -> dict[str, tuple[float, dict[float, float]]]:
     """{row: (the rate, {rate: validation accuracy in percent; NaN where the run failed})}"""
-    run_all([selecting(table, row, rate, place) for row in table.rows for rate in GRID], workers)
+    run_all([selecting(table, row, rate, place) for row in table.rows for rate in table.grid], workers)
     chosen = {}
     for row in table.rows:
-        found = {rate: summary_of(selecting(table, row, rate, place)) for rate in GRID}
+        found = {rate: summary_of(selecting(table, row, rate, place)) for rate in table.grid}
         scores = {rate: math.nan if s is None else s["accuracy"] for rate, s in found.items()}
-        usable = [rate for rate in GRID if not math.isnan(scores[rate])]
+        usable = [rate for rate in table.grid if not math.isnan(scores[rate])]
         if not usable:
-            raise SystemExit(f"{row.label}: no rate of {GRID} gave a run that ended")
+            raise SystemExit(f"{row.label}: no rate of {table.grid} gave a run that ended")
         chosen[row.label] = max(usable, key=lambda rate: scores[rate]), scores
     return chosen
 
@@ -199,8 +218,9 @@ def make(table: Table, place: Sequence[str], seeds: int, workers: int) -> list[d
                 "method": row.label,
                 "seed": seed,
                 "lr": rate,
-                **{f"validation_lr_{r:g}": round(scores[r], 2) for r in GRID},
+                **{f"validation_lr_{r:g}": round(scores[r], 2) for r in table.grid},
                 **{f"round_{r}": round(by_round[r], 3) for r in table.evaluated},
+                "seconds": round(summary["seconds"], 1),
                 "bytes_up": summary["bytes_up"],
                 "bytes_down": summary["bytes_down"],
                 "final_hash": summary["final_hash"],
@@ -225,8 +245,8 @@ def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
         lines += [
             f"**{setting}**",
             "",
-            f"| method | rate | {' | '.join(heads)} | against {table.reference} | MB up | MB down |",
-            "|---" * (5 + len(heads)) + "|",
+            f"| {table.name[:-1]} | rate | {' | '.join(heads)} | against {table.reference} | MB up | MB down | s |",
+            "|---" * (6 + len(heads)) + "|",
         ]
         for row in table.rows:
             mine = [r for r in inside if r["method"] == row.label]
@@ -234,7 +254,8 @@ def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
             gap = [r[last] - base[r["seed"]] for r in mine]
             against = "" if row.label == table.reference else "{:+.1f} ± {:.1f}".format(*spread(gap))
             up, down = (statistics.fmean(r[key] for r in mine) / 1e6 for key in ("bytes_up", "bytes_down"))
-            cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}"]
+            seconds = statistics.fmean(r["seconds"] for r in mine)
+            cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}", f"{seconds:.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

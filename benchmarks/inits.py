@@ -1,0 +1,206 @@
+"""What every initialiser costs: a client's seconds and bytes in round 0, the server's seconds, and peak memory.
+
+    python -m benchmarks.inits [--quick]
+    python -m benchmarks.inits --data <PACS folder or zip> --checkpoint <ViT-Tiny safetensors>
+
+The first: ViT-B/16 at 224 px with random weights and the paper's targets, rank 16, one client. Each initialiser runs in
+a process of its own: a plain forward pass of the client's images, then all that round 0 asks of the client and what the
+server makes of it, in turn, REPEATS times; the best of each counts.
+
+statistics/forward  the client's seconds over those of the forward pass (bar for the sketch of `eva`: 2)
+up, down            bytes of a client's answers and of what it is asked, serialised as Flower sends them (bar: 15 MB up)
+memory              the process's peak above what it held with model and images loaded
+
+The second: how much of the second moment of real inputs the directions of `eva` hold, from its sketch, over what the
+best directions hold, layer by layer (bar: 0.99), on ViT-Tiny's activations of PACS training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+
+from benchmarks import machine
+from benchmarks.bank import read
+from clients.statistics import measure
+from fedinit import wire
+from fedinit.compose import compose_config
+from fedinit.config import ModelConfig, build
+from fedinit.data import load_dataset
+from fedinit.data.dataset import Dataset
+from fedinit.initializers import INITIALIZERS, create_initializer
+from fedinit.initializers.initializer import Setting, run
+from fedinit.initializers.measured import covariance, moments
+from fedinit.lora import Bank
+from fedinit.models import build_backbone, init_head, select_targets, shared_inputs
+from fedinit.models.backbone import Backbone
+from fedinit.statistics import Request, Statistics
+
+RANK, SCALE, CLASSES, SEED, REPEATS = 16, 2.0, 100, 0, 2
+# What an initialiser needs to be told beside its name.
+VARIANTS: Mapping[str, Sequence[Mapping[str, object]]] = {
+    "eva": ({"sketch": "nystrom"}, {"sketch": "exact"}),
+}
+
+
+class Client:
+    """One client of `images` random images on a backbone, and what it sent and was sent."""
+
+    def __init__(self, backbone: Backbone, data: Dataset, targets: Mapping[str, tuple[int, int]], size: int) -> None:
+        self.backbone, self.data, self.size = backbone, data, size
+        self.bank = Bank(backbone, targets, SCALE)
+        self.up = self.down = 0
+        self.seconds = 0.0
+
+    def ask(self, request: Request, head: Mapping[str, torch.Tensor]) -> Statistics:
+        began = time.perf_counter()
+        self.bank.bare()
+        examples = torch.arange(len(self.data.labels))
+        found = measure(self.bank, request, examples, 0, self.data, self.backbone.input, self.size, "")
+        self.seconds += time.perf_counter() - began
+        sent = head if request.source == "gradients" else {}
+        content = {
+            wire.CONFIG: ConfigRecord({"request": request.to_json(), "backbone": self.backbone.digest}),
+            wire.STATE: wire.encode({wire.HEAD + key: value for key, value in sent.items()}),
+            wire.ASKED: wire.encode(request.tensors),
+        }
+        self.down += wire.nbytes([RecordDict(content)])
+        self.up += wire.nbytes([RecordDict({wire.STATE: wire.encode(found.sums)})])
+        return found
+
+    def forward(self) -> float:
+        """Seconds of a plain forward pass over all images."""
+        began = time.perf_counter()
+        shape = (self.backbone.input.channels, self.backbone.input.height, self.backbone.input.width)
+        with torch.no_grad():
+            for part in torch.arange(len(self.data.labels)).split(self.size):
+                self.backbone.module(self.data.images[part].view(-1, *shape).float())
+        return time.perf_counter() - began
+
+
+def vit_base(image_size: int) -> Backbone:
+    values = {"pretrained": False, "checkpoint": None, "image_size": image_size}
+    return build_backbone(build(ModelConfig, read("model", "vit_base") | values, "model"))
+
+
+def random_images(backbone: Backbone, count: int) -> Dataset:
+    draw, spec = torch.Generator().manual_seed(SEED), backbone.input
+    return Dataset(
+        images=torch.randint(0, 256, (count, spec.channels, spec.height, spec.width), generator=draw).to(torch.uint8),
+        labels=torch.randint(0, CLASSES, (count,), generator=draw),
+        domains=torch.zeros(count, dtype=torch.long),
+        test=torch.zeros(count, dtype=torch.bool),
+        class_names=tuple(map(str, range(CLASSES))),
+        domain_names=("one",),
+    )
+
+
+def cost(name: str, options: Mapping[str, object], count: int, image_size: int, repeats: int) -> dict[str, object]:
+    """The figures of one initialiser; run in a process of its own."""
+    torch.set_num_threads(machine.cores())
+    backbone = vit_base(image_size)
+    data = random_images(backbone, count)
+    targets = select_targets(backbone.module, None, RANK)
+    initializer = create_initializer(name, options)
+    setting = Setting(
+        targets=targets,
+        rank=RANK,
+        scale=SCALE,
+        seed=SEED,
+        weight=lambda layer: backbone.module.get_submodule(layer).weight.detach(),
+        groups=shared_inputs(backbone, targets),
+        head=init_head("random", CLASSES, backbone.features, SEED),
+    )
+    client = Client(backbone, data, targets, 8)
+    held, forward, statistics, server = _peak(), [], [], []
+    for _ in range(repeats):
+        client.up = client.down = 0
+        client.seconds = 0.0
+        began = time.perf_counter()
+        run(initializer, setting, lambda request: client.ask(request, setting.head))
+        server.append(time.perf_counter() - began - client.seconds)
+        statistics.append(client.seconds)
+    memory = _peak() - held
+    for _ in range(repeats):
+        forward.append(client.forward())
+    return {
+        "init": name + "".join(f" {key}={value}" for key, value in options.items()),
+        "images": count,
+        "forward_s": min(forward),
+        "statistics_s": min(statistics),
+        "statistics/forward": min(statistics) / min(forward),
+        "server_s": min(server),
+        "up_MB": client.up / 1e6,
+        "down_MB": client.down / 1e6,
+        "memory_MB": memory / 1e6,
+    }
+
+
+def _peak() -> int:
+    """Bytes of the most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def costs(count: int, image_size: int, repeats: int) -> list[dict[str, object]]:
+    rows = []
+    for name in sorted(INITIALIZERS):
+        for options in VARIANTS.get(name, ({},)):
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                rows.append(pool.apply(cost, (name, options, count, image_size, repeats)))
+            print(f"{rows[-1]['init']}: {rows[-1]['statistics_s']:.1f} s, {rows[-1]['up_MB']:.1f} MB", flush=True)
+    return rows
+
+
+def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
+    """A row a layer: the energy Σ ‖C^½v_i‖² of the sketch's first RANK directions over that of the best ones."""
+    config = compose_config(["experiment=pacs_vit_tiny", f"data.root={data_root}", f"model.checkpoint={checkpoint}"])
+    backbone = build_backbone(config.model)
+    spec = backbone.input
+    data = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed)
+    targets = select_targets(backbone.module, ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], RANK)
+    setting = Setting(targets=targets, rank=RANK, scale=SCALE, seed=SEED, groups=shared_inputs(backbone, targets))
+    bank, examples = Bank(backbone, targets, SCALE), (~data.test).nonzero().flatten()
+    asked, found = {}, {}
+    for sketch in ("exact", "nystrom"):
+        asked[sketch] = create_initializer("eva", {"sketch": sketch, "rho": 1.0}).plan(setting)
+        bank.bare()
+        found[sketch] = measure(bank, asked[sketch], examples, 0, data, spec, 64, "")
+    rows = []
+    for name in asked["exact"].layers:
+        k = targets[name][1]
+        moment = covariance(found["exact"].of(name), k, centred=True)
+        best = torch.linalg.eigvalsh(moment)[-RANK:].sum()
+        V = moments(found["nystrom"].of(name), k, True, SEED).vectors[:RANK]
+        width = found["nystrom"].of(name)["sketch"].shape[1]
+        rows.append({"layer": name, "inputs": k, "width": width, "captured": float((V @ moment @ V.T).trace() / best)})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.inits", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="sixteen images at 64 px, once")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--data", help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
+    parser.add_argument("--checkpoint", help="vit_tiny_patch16_224 augreg weights, safetensors")
+    given = parser.parse_args()
+    torch.set_num_threads(machine.cores())
+    if given.data and given.checkpoint:
+        rows = captured(given.data, given.checkpoint)
+        machine.publish("inits-captured", rows, dtype="float32", seed=SEED)
+        print(f"least: {min(row['captured'] for row in rows):.4f}")
+    elif given.data or given.checkpoint:
+        parser.error("--data and --checkpoint go together")
+    elif given.quick:
+        machine.publish("inits-quick", costs(16, 64, 1), dtype="float32", seed=SEED)
+    else:
+        machine.publish("inits", costs(given.images, 224, REPEATS), dtype="float32", seed=SEED)
+
+
+if __name__ == "__main__":
+    main()
