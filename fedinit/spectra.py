@@ -24,6 +24,10 @@ class Spectrum:
     S: Tensor
     Vh: Tensor
 
+    def cut(self, low: int, high: int) -> Spectrum:
+        """The components from `low` on, up to but not with `high`."""
+        return Spectrum(self.U[:, low:high], self.S[low:high], self.Vh[low:high])
+
 
 def spectrum(product: Factors) -> Spectrum:
     """The decomposition of a product of any rank R."""

@@ -63,6 +63,8 @@ class Aggregator(ABC):
     cores: ClassVar[bool] = False
     # Factors that clients train and keep to themselves; the server never sees them.
     personal: ClassVar[frozenset[str]] = frozenset()
+    # Whether components of the start may be dropped for their size, however little was learned.
+    cuts: ClassVar[bool] = False
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = ""

@@ -17,7 +17,7 @@ from fedinit.checkpoint import Checkpoints, Part, State
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.initializers import INITIALIZERS, create_initializer
+from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
@@ -30,6 +30,7 @@ from strategies.gate import Gate
 from strategies.reinit import Ground, Reinit, create_reinit
 from strategies.round_zero import begin
 from strategies.server_opt import create_server_optimizer
+from strategies.starts import check_start
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,7 @@ def check_method(config: Config) -> None:
         )
     initializer = create_initializer(config.init.name, config.init.options)
     initializer.check(config.adapter.rank)
-    if aggregator.cores and not initializer.cores:
-        cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
-        raise InputError(
-            f"strategy={config.strategy.name}: trains a core between frozen factors, and init={config.init.name} has "
-            f"none; choose one of: {', '.join(cored)}"
-        )
+    check_start(config, aggregator, initializer)
     if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
         if config.reinit.name not in ("auto", "average") or aggregator.reinits[0] != "average":
             raise InputError(
@@ -101,8 +97,6 @@ def check_method(config: Config) -> None:
     if config.reinit.name == "pissa":
         raise InputError("adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
                          "lower rank would then lack; use another reinit")
-    if config.init.name == "orthogonal":
-        raise InputError("adapter.ranks: init=orthogonal has no leading components; use init=kaiming or gaussian")
 
 
 def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:

@@ -20,6 +20,7 @@ from strategies.ffa_lora import FFALoRA
 class FedSVD(FFALoRA):
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "which splits the product itself"
+    frozen: ClassVar[str] = "A"  # no option here: the split makes the rows of A orthonormal
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         frozen_a = super().merge(products, weights, start)

@@ -26,6 +26,9 @@ class Cut(Aggregator):
     """The ideal update at a rank that its spectrum decides."""
 
     mixed_ranks: ClassVar[bool] = True
+    cuts: ClassVar[bool] = True
+    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "gauge")
+    why: ClassVar[str] = "which drops components by their size, and with these would drop parts of W0"
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         ideal = stack([p.to(torch.float64) for p in products], weights)

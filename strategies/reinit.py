@@ -92,7 +92,7 @@ class Fresh(Reinit):
         merge = {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
-            merge[name] = _rest(total, start[name]) if start[name].B.any() else total
+            merge[name] = _rest(total, start[name]) if start[name].A.any() and start[name].B.any() else total
         return Start(start, merge)
 
 

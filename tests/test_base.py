@@ -225,7 +225,7 @@ def test_a_client_out_of_step_is_refused_and_then_brought_back(site):
         (["strategy=frlora", "reinit=average"], "choose one of: pissa"),
         (["strategy=ffa_lora", "adapter.ranks=[2,4]"], "has one rank for all clients; these take any: fed_sb, fedit"),
         (["adapter.ranks=[2,4]", "reinit=pissa"], "W0's own components"),
-        (["adapter.ranks=[2,4]", "init=orthogonal"], "has no leading components"),
+        (["adapter.ranks=[2,4]", "init=orthogonal"], "whose product is zero only as a whole"),
     ],
 )
 def test_pairs_that_make_no_sense(words, message):

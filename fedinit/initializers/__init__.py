@@ -7,18 +7,30 @@ from typing import Any
 
 from fedinit.config import build
 from fedinit.errors import choose
+from fedinit.initializers.corda import CorDA
 from fedinit.initializers.eva import EVA
 from fedinit.initializers.initializer import Initializer
+from fedinit.initializers.lora_null import LoRANull
 from fedinit.initializers.lora_xs import LoRAXS
+from fedinit.initializers.mica import MiCA
+from fedinit.initializers.milora import MiLoRA
+from fedinit.initializers.olora import OLoRA
+from fedinit.initializers.pissa import PiSSA
 from fedinit.initializers.random import Gaussian, Kaiming, Orthogonal
 from fedinit.initializers.random_core import RandomCore
 
 INITIALIZERS: dict[str, type[Initializer]] = {
+    "corda": CorDA,
     "eva": EVA,
     "gaussian": Gaussian,
     "kaiming": Kaiming,
+    "lora_null": LoRANull,
     "lora_xs": LoRAXS,
+    "mica": MiCA,
+    "milora": MiLoRA,
+    "olora": OLoRA,
     "orthogonal": Orthogonal,
+    "pissa": PiSSA,
     "random_core": RandomCore,
 }
 

@@ -65,7 +65,7 @@ class EVA(Measured):
         }
         own = {name: measured[setting.groups.get(name, name)] for name in setting.targets}
         living = [name for name in setting.targets if own[name].total > 0 and own[name].alive]
-        ranks = {name: min(setting.rank, *shape) for name, shape in setting.targets.items()}
+        ranks = dict.fromkeys(setting.targets, setting.rank)
         ranks |= redistribute({n: own[n] for n in living}, {n: ranks[n] for n in living}, self._caps(setting))
         layers, completed = {}, {}
         for name, (d, _) in setting.targets.items():

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedinit.config import at_least, positive
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
 from fedinit.statistics import Request, Statistics
@@ -39,8 +40,20 @@ class Setting:
     groups: Mapping[str, str] = field(default_factory=dict)
     head: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_rank(self.targets, self.rank)
+
     def reseed(self, seed: int) -> Setting:
         return replace(self, seed=seed)
+
+    def frozen(self, name: str) -> Tensor:
+        """The weight of a layer in float64. Raises ValueError where there is none, InputError for NaN or infinity."""
+        if self.weight is None:
+            raise ValueError("this start is made from the frozen weights, and there are none")
+        weight = self.weight(name).to(torch.float64)
+        if not torch.isfinite(weight).all():
+            raise InputError(f"model.checkpoint: the weight of {name} holds NaN or infinity; no start can be made of it")
+        return weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +85,12 @@ class Initializer(ABC):
     needs: ClassVar[str] = "none"
     # Whether a re-drawn start (reinit=fresh) differs from the first.
     random: ClassVar[bool] = False
+    # Whether the start's product is taken out of the base, so that a model without it lacks a part of W0.
+    takes_out: ClassVar[bool] = False
+    # The factor that starts at zero, "A" or "B", or "" for neither: a method that freezes it can learn nothing.
+    zero: ClassVar[str] = "B"
+    # Why the leading components of the start are no start for a client of a lower rank; "": they are.
+    indivisible: ClassVar[str] = ""
 
     scale: float = 1.0
 
@@ -110,6 +129,7 @@ class LayerWise(Initializer):
         weight: the frozen weight of a layer, (d, k), for starts that are made from it.
         """
         self.check(rank)
+        check_rank(targets, rank)
 
         def one(name: str) -> Factors:
             generator = torch_generator(seed, "init", name)
@@ -121,6 +141,18 @@ class LayerWise(Initializer):
     @abstractmethod
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
         """The factors of one layer; weight is (d, k), or None where `start` was given none."""
+
+
+def check_rank(targets: Mapping[str, tuple[int, int]], rank: int) -> None:
+    """Raise InputError for a rank above min(d, k) of a target."""
+    for name, (d, k) in targets.items():
+        if rank > min(d, k):
+            raise InputError(f"adapter.rank={rank}: layer {name} is {d}x{k}; expected a rank of {min(d, k)} or less")
+
+
+def taken_out(layers: Mapping[str, Factors]) -> dict[str, Factors]:
+    """−B0A0 of every layer, from the factors as they are sent, so that their rounding is made up for."""
+    return {name: Factors(f.A, -f.B) for name, f in layers.items()}
 
 
 def run(initializer: Initializer, setting: Setting, ask: Callable[[Request], Statistics]) -> StartState:

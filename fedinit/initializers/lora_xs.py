@@ -33,6 +33,11 @@ class LoRAXS(LayerWise):
         super().__post_init__()
         within("init.std", self.std, 0, float("inf"), open_high=True)
 
+    @property
+    def zero(self) -> str:
+        """A core of zero, multiplied into B, makes B zero."""
+        return "" if self.std else "B"
+
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
         """Raises ValueError without the weight."""
         if weight is None:

@@ -46,6 +46,8 @@ class Orthogonal(LayerWise):
     """
 
     random: ClassVar[bool] = True
+    zero: ClassVar[str] = ""
+    indivisible: ClassVar[str] = "whose product is zero only as a whole"
 
     def check(self, rank: int) -> None:
         if rank % 2:

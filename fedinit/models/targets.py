@@ -11,6 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fedinit.errors import InputError, did_you_mean
+from fedinit.initializers.initializer import check_rank
 from fedinit.models.backbone import Backbone
 
 # LoRA-FAIR (arXiv 2411.14961), experimental setting.
@@ -45,9 +46,7 @@ def select_targets(module: nn.Module, patterns: Sequence[str] | None, rank: int)
             )
         chosen |= hits
     shapes = {n: (m.out_features, m.in_features) for n, m in linears.items() if n in chosen}
-    for name, (d, k) in shapes.items():
-        if rank > min(d, k):
-            raise InputError(f"adapter.rank={rank}: layer {name} is {d}x{k}; expected a rank of {min(d, k)} or less")
+    check_rank(shapes, rank)
     return shapes
 
 

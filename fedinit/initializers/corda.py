@@ -1,0 +1,63 @@
+"""CorDA: the components of the weight as the inputs see it, W0 C, as the adapter.
+
+Yang et al., NeurIPS 2024, arXiv 2406.05223. With C̃ = C + δ·I and W0 C̃ = U S Vᵀ, B = U_r √(S_r/s) and A = √(S_r/s) V_rᵀ C̃⁻¹
+of the first r components (``ipm``, the instruction-previewed mode: those that the inputs use most become the adapter)
+or of the last r (``kpm``, knowledge-preserved: those stay frozen). The base gives up s·BA, and the model stays as it was.
+
+The authors' code and PEFT divide every batch by its largest entry before they sum, so that C depends on what was in a
+batch with what; here C is the plain second moment, the same for any split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.config import positive
+from fedinit.factors import Factors
+from fedinit.initializers.from_covariance import FromCovariance
+from fedinit.initializers.from_weights import share
+from fedinit.initializers.pissa import PiSSA
+from fedinit.spectra import matrix_spectrum
+
+CLOSE = 0.05  # ‖C̃C̃⁻¹ − I‖_F of an inverse that is good enough: the authors'
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorDA(FromCovariance):
+    """damping: δ to begin with, in units of the mean of C's diagonal. It is doubled until C̃ is positive definite, which
+    noise on the statistic may take from it, and inverts; the notes say where."""
+
+    takes_out: ClassVar[bool] = True
+    zero: ClassVar[str] = ""
+    indivisible: ClassVar[str] = PiSSA.indivisible
+
+    mode: Literal["ipm", "kpm"] = "ipm"
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("init.damping", self.damping)
+
+    def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
+        damped, inverse, damping = invert(moment, self.damping)
+        found = matrix_spectrum(weight @ damped)
+        low = 0 if self.mode == "ipm" else len(found.S) - rank
+        made = share(found.cut(low, low + rank), scale, float(found.S[0]))
+        return Factors(made.A @ inverse, made.B), {} if damping == self.damping else {"damping": damping}
+
+
+def invert(moment: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
+    """C̃ = C + δ·I, its inverse, and δ: the least of damping·2ⁿ for which C̃ is positive definite and the inverse good."""
+    one = torch.eye(len(moment), dtype=moment.dtype)
+    while True:
+        damped = moment + damping * one
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            if float((damped @ inverse - one).norm()) < CLOSE:
+                return damped, inverse, damping
+        damping *= 2

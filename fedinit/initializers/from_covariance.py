@@ -1,0 +1,73 @@
+"""What starts have in common that are made from a layer's weight and the second moment of its inputs, C = Σ x xᵀ.
+
+C is exact (statistic `gram`): minor components do not come out of a sketch. It is not centred, since what a layer does to
+the mean of its inputs counts too, and it is scaled to trace k, so that the gauge of the factors does not depend on how
+large the inputs are or how many were measured.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedinit.factors import Factors
+from fedinit.initializers.from_weights import scaled, without_weight
+from fedinit.initializers.initializer import Setting, StartState, taken_out
+from fedinit.initializers.measured import Measured, covariance, stand_in
+from fedinit.statistics import Request, Statistics
+from fedinit.threads import server_pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromCovariance(Measured):
+    """A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so."""
+
+    def plan(self, setting: Setting) -> Request:
+        return self.of_inputs(setting, dict.fromkeys(setting.targets, "gram"))
+
+    def step(self, setting: Setting, asked: Request, found: Statistics) -> StartState:
+        """Raises ValueError where the setting has no weights, InputError where one is not finite."""
+
+        def one(name: str) -> tuple[Factors | None, dict[str, Any]]:
+            k = setting.targets[name][1]
+            moment = covariance(found.of(setting.groups.get(name, name)), k, centred=False)
+            trace = float(moment.trace())
+            if not trace > 0:
+                return None, {"replaced": "its input was zero everywhere: kaiming"}
+            made, notes = self.split(setting.frozen(name), moment * (k / trace), setting.rank, setting.scale)
+            return scaled(made, self.scale), notes
+
+        made = dict(zip(setting.targets, server_pool().map(one, setting.targets), strict=True))
+        living = {name: factors for name, (factors, _) in made.items() if factors is not None}
+        layers = {name: living.get(name) or stand_in(setting, name, setting.rank, self.scale) for name in made}
+        notes = by_kind({name: facts for name, (_, facts) in made.items()})
+        if not self.takes_out:
+            return StartState(layers=layers, notes=notes)
+        return StartState(layers=layers, merge=taken_out(living), notes=notes | without_weight(living))
+
+    @abstractmethod
+    def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
+        """The factors of a layer in float64, and notes on it. weight: (d, k); moment: C, (k, k) with trace k; scale: s,
+        by which the product is multiplied."""
+
+
+def by_kind(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{layer: {kind: fact}} as {kind: {layer: fact}}."""
+    kinds = sorted({kind for own in facts.values() for kind in own})
+    return {kind: {name: own[kind] for name, own in facts.items() if kind in own} for kind in kinds}
+
+
+def emptiest(moment: Tensor, count: int) -> tuple[Tensor, int]:
+    """(k, m) orthonormal columns, the directions with the least of the inputs, and how many directions hold none.
+
+    m is `count`, or the number of directions without any input where these are more: float32's rounding, in which
+    clients measured, would choose among them.
+    """
+    values, vectors = torch.linalg.eigh(moment)  # rising
+    empty = int((values <= values[-1] * len(moment) * torch.finfo(torch.float32).eps).sum())
+    return vectors[:, : max(count, empty)], empty

@@ -1,0 +1,33 @@
+"""OLoRA: orthonormal columns of B from the QR decomposition of the weight.
+
+Büyükakyüz, 2024, arXiv 2406.01775. With W0 = Q R, B is the first r columns of Q and A the first r rows of R, and the
+base gives up s·BA. The model stays as it was. No pivoting: Q_r spans the first r columns of W0, whichever these are, so
+BA is no best approximation; and the part taken out grows with s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedinit.factors import Factors
+from fedinit.initializers.from_weights import FromWeights
+from fedinit.initializers.pissa import PiSSA
+from fedinit.spectra import signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class OLoRA(FromWeights):
+    takes_out: ClassVar[bool] = True
+    zero: ClassVar[str] = ""
+    indivisible: ClassVar[str] = PiSSA.indivisible
+
+    def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
+        whole = weight.to(torch.float64)
+        Q = torch.linalg.qr(whole[:, :rank]).Q  # the first r columns of W0's own Q
+        A = Q.T @ whole
+        sign = signs(A)
+        return Factors(A * sign, Q * sign.T)

@@ -1,0 +1,32 @@
+"""PiSSA: the principal components of the weight as the adapter, the rest of it as the base.
+
+Meng et al., NeurIPS 2024, arXiv 2404.02948, eq. 2–4. With W0 = U S Vᵀ, B = U_r √(S_r/s) and A = √(S_r/s) V_rᵀ, so s·BA
+is the best approximation of rank r and the base keeps the singular values from the (r+1)-th on. The model stays as it
+was. The paper's fast variant takes a randomised SVD; here the decomposition is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedinit.factors import Factors
+from fedinit.initializers.from_weights import FromWeights, share
+from fedinit.spectra import Spectrum, matrix_spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiSSA(FromWeights):
+    takes_out: ClassVar[bool] = True
+    zero: ClassVar[str] = ""
+    indivisible: ClassVar[str] = "whose components are taken out of the base, which such a client would then lack"
+
+    def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
+        found = matrix_spectrum(weight)
+        return share(self.part(found, rank), scale, float(found.S[0]))
+
+    def part(self, found: Spectrum, rank: int) -> Spectrum:
+        """The components that become the adapter."""
+        return found.cut(0, rank)
