@@ -228,6 +228,17 @@ def test_ffa_refuses_a_redrawn_A() -> None:
         make("ffa_lora").aggregate(updates, 1)
 
 
+@quick
+@given(clients(min_clients=2))
+def test_ffa_with_B_frozen_is_the_transposed_problem(c: Clients) -> None:
+    shared = share_A(c).turned  # a B that all share
+    made = create_aggregator("ffa_lora", frozen="B").aggregate(shared.updates(), 1)
+    np.testing.assert_allclose(layer_product(made), oracles.ideal_update(shared), rtol=1e-9, atol=1e-9)
+    assert made.diagnostics["bias"] < 1e-6
+    with pytest.raises(ValueError, match="frozen A"):
+        make("ffa_lora").aggregate(shared.updates(), 1)
+
+
 def test_ffa_refuses_mixed_ranks() -> None:
     A, rng = np.eye(3, 8), np.random.default_rng(0)
     c = Clients((A, A[:2]), (rng.standard_normal((6, 3)), rng.standard_normal((6, 2))), (1, 1))

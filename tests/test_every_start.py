@@ -40,7 +40,7 @@ def made(name, options, backbone, data, clients, seed=0):
 
 
 def assert_same(one, other):
-    """To 1e-8 where factors are small, and to the last place of the float32 in which they are sent where they are not."""
+    """To 1e-8, or to the last place of the float32 in which factors are sent where that is more."""
     left, right = wire.start_to_tensors(one), wire.start_to_tensors(other)
     assert left.keys() == right.keys()
     for name, value in left.items():

@@ -60,6 +60,7 @@ def test_order_of_replies_and_serialisation_change_no_bit(site):
     "method",
     [
         *["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora", "fed_sb init=lora_xs"],
+        *["ffa_lora strategy.frozen=B init=mica", "fedit init=pissa"],
         *["lora_a2", "ravan init=random_core adapter.ranks=[2,4]"],
     ],
 )
@@ -168,6 +169,7 @@ HEAD = {"t", "s"}  # the last letters of head/weight and head/bias
         ("rolora", [("AB", "B"), ("B", "A"), ("A", "B")]),
         ("fedit", [("AB", "AB"), ("AB", "AB"), ("AB", "AB")]),
         ("fed_sb init=random_core", [("ABR", "R"), ("R", "R"), ("R", "R")]),
+        ("ffa_lora strategy.frozen=B init=mica", [("AB", "A"), ("A", "A"), ("A", "A")]),
     ],
 )
 def test_a_factor_that_a_client_holds_is_not_sent_again(site, strategy, expected):

@@ -1,8 +1,9 @@
 """CorDA: the components of the weight as the inputs see it, W0 C, as the adapter.
 
-Yang et al., NeurIPS 2024, arXiv 2406.05223. With C̃ = C + δ·I and W0 C̃ = U S Vᵀ, B = U_r √(S_r/s) and A = √(S_r/s) V_rᵀ C̃⁻¹
-of the first r components (``ipm``, the instruction-previewed mode: those that the inputs use most become the adapter)
-or of the last r (``kpm``, knowledge-preserved: those stay frozen). The base gives up s·BA, and the model stays as it was.
+Yang et al., NeurIPS 2024, arXiv 2406.05223. With C̃ = C + δ·I and W0 C̃ = U S Vᵀ, B = U_r √(S_r/s) and
+A = √(S_r/s) V_rᵀ C̃⁻¹ of the first r components (``ipm``, instruction-previewed: the adapter is what the inputs use
+most) or of the last r (``kpm``, knowledge-preserved: what they use least). The base gives up s·BA, and the model stays
+as it was.
 
 The authors' code and PEFT divide every batch by its largest entry before they sum, so that C depends on what was in a
 batch with what; here C is the plain second moment, the same for any split.
@@ -51,7 +52,7 @@ class CorDA(FromCovariance):
 
 
 def invert(moment: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
-    """C̃ = C + δ·I, its inverse, and δ: the least of damping·2ⁿ for which C̃ is positive definite and the inverse good."""
+    """C̃ = C + δ·I, its inverse, and δ, the least damping·2ⁿ at which C̃ is positive definite and its inverse good."""
     one = torch.eye(len(moment), dtype=moment.dtype)
     while True:
         damped = moment + damping * one

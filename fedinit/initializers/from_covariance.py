@@ -1,8 +1,8 @@
 """What starts have in common that are made from a layer's weight and the second moment of its inputs, C = Σ x xᵀ.
 
-C is exact (statistic `gram`): minor components do not come out of a sketch. It is not centred, since what a layer does to
-the mean of its inputs counts too, and it is scaled to trace k, so that the gauge of the factors does not depend on how
-large the inputs are or how many were measured.
+C is exact (statistic `gram`): minor components do not come out of a sketch. It is not centred, since what a layer does
+to the mean of its inputs counts too, and it is scaled to trace k, so that the gauge of the factors does not depend on
+how large the inputs are or how many were measured.
 """
 
 from __future__ import annotations

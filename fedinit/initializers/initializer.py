@@ -52,7 +52,7 @@ class Setting:
             raise ValueError("this start is made from the frozen weights, and there are none")
         weight = self.weight(name).to(torch.float64)
         if not torch.isfinite(weight).all():
-            raise InputError(f"model.checkpoint: the weight of {name} holds NaN or infinity; no start can be made of it")
+            raise InputError(f"model.checkpoint: the weight of {name} holds NaN or infinity, so no start is made of it")
         return weight
 
 
