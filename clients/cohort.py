@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -35,6 +36,17 @@ SCALES = "scales"  # in Context.state: the optimiser's step scales by leaf, fixe
 OWN = "own"  # in Context.state: the factors this client ended its last round with
 
 Delivery = tuple[Message, Context]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client is to measure: on the bare backbone, or with this adapter over the base of this key, and gradients
+    of the `trainable` factors."""
+
+    request: Request
+    adapter: Mapping[str, Factors] | None = None
+    trainable: frozenset[str] = frozenset()
+    base: str = EMPTY
 
 
 class Cohort:
@@ -101,26 +113,40 @@ class Cohort:
         return [self._answered(answer, m, c) for m, c in deliveries]
 
     def _statistics(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        """What an initialiser asks for, measured on the bare backbone, a client a lane."""
-        site = self.site
-        site.lanes.set_base(EMPTY, {})
+        """What round 0 asks for, a client a lane: measured on the bare backbone, or at the start that is sent along."""
+        site, replies = self.site, {}
+        asked = {i: self._attempt(self._asked, m, c) for i, (m, c) in enumerate(deliveries)}
         size = site.config.evaluation.batch_size
 
-        def answer(bank: Bank, message: Message, context: Context) -> RecordDict:
-            part = site.partition(_partition_id(context))
-            head = {n[len(wire.HEAD) :]: t for n, t in wire.decode(message.content[wire.STATE]).items()}
-            asked = wire.decode(message.content[wire.ASKED])
-            request = Request.from_json(str(message.content[wire.CONFIG]["request"]), asked, head)
+        def answer(bank: Bank, place: int, context: Context) -> RecordDict:
+            question, part = asked[place], site.partition(_partition_id(context))
             secret = str(context.node_config.get("noise-secret", ""))
-            bank.bare()
-            found = measure(bank, request, part.train, part.client, site.data, site.lanes.input, size, secret)
+            if question.adapter is None:
+                bank.bare()
+            else:
+                bank.load([question.adapter], [question.request.head], question.trainable)
+            found = measure(bank, question.request, part.train, part.client, site.data, site.lanes.input, size, secret)
             metrics = MetricRecord({"num-examples": found.examples, "round": 0})
             return RecordDict({wire.STATE: wire.encode(found.sums), wire.METRICS: metrics})
 
-        def work(bank: Bank, delivery: Delivery) -> Message:
-            return self._answered(lambda m, c: answer(bank, m, c), *delivery)
+        def work(bank: Bank, place: int) -> Message:
+            return self._answered(lambda m, c: answer(bank, place, c), *deliveries[place])
 
-        return site.lanes.map(work, deliveries)
+        for key in sorted({a.base for a in asked.values() if isinstance(a, Asked)}):
+            places = [i for i, a in asked.items() if isinstance(a, Asked) and a.base == key]
+            site.lanes.set_base(key, self.bases.known[key])
+            replies |= dict(zip(places, site.lanes.map(work, places), strict=True))
+        return [replies.get(i, a) for i, a in asked.items()]
+
+    def _asked(self, message: Message, context: Context) -> Asked:
+        config, sent = message.content[wire.CONFIG], wire.decode(message.content[wire.STATE])
+        tensors = wire.decode(message.content[wire.ASKED])
+        if "trainable" not in config:
+            head = {name[len(wire.HEAD) :]: value for name, value in sent.items()}
+            return Asked(Request.from_json(str(config["request"]), tensors, head))
+        adapter, head = self._received(message, context)
+        request, base = Request.from_json(str(config["request"]), tensors, head), self.bases.receive(message, context)
+        return Asked(request, adapter, frozenset(config["trainable"]), base)
 
     def _train(self, deliveries: Sequence[Delivery]) -> list[Message]:
         made: list[Task | Message] = [self._attempt(self._task, m, c, "start") for m, c in deliveries]
@@ -210,7 +236,7 @@ class Cohort:
             trainable=frozenset(config["trainable"]),
             base=self.bases.receive(message, context),
             offset=offset,
-            scales=dict(context.state[SCALES]) if SCALES in context.state else {},
+            scales=_scales(message, context, adapter, head),
             choice=Choice(config["slots"], config["choice"], config["probe"]) if "slots" in config else None,
             notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
         )
@@ -239,7 +265,7 @@ class Cohort:
         config = message.content[wire.CONFIG]
         if config["own-factors"] or config["personal"]:
             context.state[OWN] = wire.encode(wire.to_tensors(result.adapter, {}))
-        if result.scales and self.site.config.client.gsnr_scope == "client_once":
+        if result.scales and self.site.config.client.gsnr_scope != "per_round":
             context.state[SCALES] = MetricRecord({**task.scales, **result.scales})
         trained = {
             name: value
@@ -285,6 +311,20 @@ def _with_personal(layers: dict[str, Factors], message: Message, context: Contex
         return layers
     own, _ = wire.from_tensors(wire.decode(context.state[OWN]))
     return {n: dataclasses.replace(f, **{p: getattr(own[n], p) for p in personal}) for n, f in layers.items()}
+
+
+def _scales(
+    message: Message, context: Context, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The step scales that are fixed already: this client's own, and before them those of the server, a number a
+    trained tensor in the order of the names, 0 where it has none."""
+    fixed = dict(context.state[SCALES]) if SCALES in context.state else {}
+    config = message.content[wire.CONFIG]
+    if "scales" not in config:
+        return fixed
+    names = wire.trained_names(adapter, head, frozenset(config["trainable"]))
+    given = zip(names, config["scales"], strict=True)
+    return fixed | {name: scale for name, scale in given if scale}
 
 
 def _is_still(task: Task) -> bool:

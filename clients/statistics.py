@@ -1,8 +1,8 @@
 """What one client measures in round 0: sums over its examples, as a request from the server says.
 
-The backbone is in evaluation mode, without adapters and without augmentation; values are collected in float32 and
-summed in float64. Which rows of an image are drawn depends on the seed and the image alone, and sums are over
-images, so neither batches nor the split of the examples into clients changes a sum.
+The backbone is in evaluation mode, without augmentation and, unless the request is about them, without adapters;
+values are collected in float32 and summed in float64. Which rows of an image are drawn depends on the seed and the
+image alone, and sums are over images, so neither batches nor the split of the examples into clients changes a sum.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clients import batches
@@ -117,4 +118,15 @@ def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iter
             yield name, seen.pop(name), None
 
 
-SOURCES: dict[str, Callable[[Bank, Request, Tensor, Tensor], Iterator[Seen]]] = {"inputs": inputs}
+def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
+    """The gradients of the loss, summed over the images, in the tensors that the bank was loaded to train."""
+    leaves = {name: bank.leaf(name) for name in request.layers}
+    loss = F.cross_entropy(bank.forward(images, 1)[0], labels.to(images.device), reduction="sum")
+    for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
+        yield name, gradient[0], labels
+
+
+SOURCES: dict[str, Callable[[Bank, Request, Tensor, Tensor], Iterator[Seen]]] = {
+    "adapters": adapters,
+    "inputs": inputs,
+}

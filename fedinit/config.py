@@ -92,7 +92,7 @@ class ClientConfig:
     momentum: float
     betas: tuple[float, float]
     weight_decay: float
-    gsnr_scope: Literal["client_once", "per_round"]  # of sgd_sai: how long a block's scale stays
+    gsnr_scope: Literal["client_once", "global_once", "per_round"]  # of sgd_sai: who fixes a block's scale, how often
     prox: float  # FedProx: adds prox/2·‖θ − θ_start‖² over adapter and head to the loss
     clip_norm: float | None  # global norm over one client's adapters and head; null: none
     batch_size: int

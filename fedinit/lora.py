@@ -201,6 +201,11 @@ class Bank:
         self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
 
+    def leaf(self, name: str) -> Tensor:
+        """A tensor that `load` gave, by the name it gave it."""
+        layer, _, part = name.rpartition("/")
+        return self.head[part] if layer == "head" else getattr(self.layers[layer], part)
+
     def bare(self) -> None:
         """Leave out the adapters: the base alone."""
         for layer in self.layers.values():

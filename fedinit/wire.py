@@ -31,6 +31,13 @@ def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dic
     return digest.named_parts(layers) | {HEAD + key: value for key, value in head.items()}
 
 
+def trained_names(
+    layers: Mapping[str, Factors], head: Mapping[str, Tensor], trainable: frozenset[str]
+) -> list[str]:
+    """The names of the factors that are trained, and of the head, in order."""
+    return sorted(n for n in to_tensors(layers, head) if n.startswith(HEAD) or n[-1] in trainable)
+
+
 def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """The inverse of `to_tensors`. Raises KeyError naming a factor that is missing, ValueError for shapes."""
     layers: dict[str, dict[str, Tensor]] = {}

@@ -76,6 +76,9 @@ class FederatedLora(Strategy):
         self.evaluate_rounds = evaluate_rounds
         self.observers, self.keep = list(observers), keep
         self.gate, self.quorum, self.resamples, self.reply_timeout = gate or Gate(), quorum, resamples, reply_timeout
+        # Asks, once the start is there, for the step scales of the clients' optimisers, where the server fixes them.
+        self.fix_scales: Callable[[Grid], Mapping[str, float]] | None = None
+        self.scales: Mapping[str, float] = {}  # by wire name
         self.roster: Roster | None = None
         self.state: Aggregate | None = None
         self.round = 0  # the last that was completed
@@ -153,6 +156,28 @@ class FederatedLora(Strategy):
         messages = [Message(wire.clone(content), node, kind) for _, node in sorted(self._nodes.items())]
         return {self._client_of(reply): reply for reply in self._exchange(grid, messages, timeout)}
 
+    def ask_at_start(
+        self, grid: Grid, facts: Mapping[str, object], trainable: frozenset[str], timeout: float
+    ) -> dict[int, Message]:
+        """As `ask`, for statistics of clients that are given the start and what of the base they lack, as in training.
+        trainable: the factors that are trained in some round; the others they keep."""
+        clients = sorted(self._nodes)
+        starts = {c: self._start_of(c) for c in clients}
+        passing = frozenset(wire.trained_names(self.state.layers, self.state.head, trainable))
+        settings = {**self._about(0, trainable), **facts}
+        messages = self._messages(starts, settings, passing, "query.statistics", self._marks(starts))
+        for message in messages:
+            message.content[wire.ASKED] = wire.encode({})
+        return {self._client_of(reply): reply for reply in self._exchange(grid, messages, timeout)}
+
+    def lost(self, round: int, refusals: Sequence[Refusal]) -> None:
+        """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held.
+        """
+        for refusal in refusals:
+            self._held.pop(refusal.client, None)
+            self.base.forget(refusal.client)
+            self.refused(round, refusal)
+
     def refused(self, round: int, refusal: Refusal) -> None:
         """Put a refusal into the ledger."""
         self._tell("refused", {"round": round, **vars(refusal)})
@@ -202,6 +227,7 @@ class FederatedLora(Strategy):
             "base": offset.facts,
             "held": {str(client): marks for client, marks in self._held.items()},
             "own": sorted(self._own),
+            "scales": dict(self.scales),
             "bytes": [self.bytes_up, self.bytes_down],
             "roster": {
                 "examples": {str(client): n for client, n in self.roster.examples.items()},
@@ -226,6 +252,7 @@ class FederatedLora(Strategy):
         self.round = facts["round"]
         self._held = {int(client): dict(marks) for client, marks in facts["held"].items()}
         self._own = set(facts["own"])
+        self.scales = facts["scales"]
         self._counted = facts["bytes"]
         roster = facts["roster"]
         self.roster = Roster(
@@ -260,6 +287,8 @@ class FederatedLora(Strategy):
             begun = wire.start_from_tensors(wire.decode(initial_arrays))
             self.state = Aggregate(layers=begun.layers, head=begun.head)
             self.base.merge(begun.merge)
+            if self.fix_scales is not None:
+                self.scales = self.fix_scales(grid)
             self._report_round_zero()
             self.keep(0)
         else:
@@ -310,29 +339,38 @@ class FederatedLora(Strategy):
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Gate, aggregate, and the new global factors and head. Raises RunFailed when no reply is usable."""
         updates, refusals = self._judge(replies)
-        self._note(server_round, refusals)
+        self.lost(server_round, refusals)
         return self._commit(server_round, updates, refusals)
 
     def _requests(self, server_round: int, clients: Sequence[int], config: ConfigRecord, grid: Grid) -> list[Message]:
         trainable, trained = self.aggregator.trainable(server_round), self.trained(server_round)
-        settings = {
-            "round": server_round,
-            "trainable": sorted(trainable),
-            "keep": sorted(({"A", "B", "R"} - trainable) | self.aggregator.personal),
-            "own-factors": self.reinit.own_factors,
-            "personal": sorted(self.aggregator.personal),
-            **config,
-        }
+        settings = {**self._about(server_round, trainable), "own-factors": self.reinit.own_factors, **config}
+        if self.scales:
+            names = wire.trained_names(self.state.layers, self.state.head, trainable)
+            settings["scales"] = [self.scales.get(name, 0.0) for name in names]
         starts = {c: self._start_of(c) for c in clients}
         run, budgets = getattr(grid.run, "run_id", None), self._budgets(clients, trainable)
         self._expected = {
             self._nodes[c]: Expected(c, server_round, starts[c], trained, budgets.get(c), run) for c in clients
         }
-        marks = {rank: digest.of_tensors(starts[c]) for rank, c in {self.ranks.get(c): c for c in clients}.items()}
-        own: dict[int, dict[str, str | int]] = {c: {"start-digest": marks[self.ranks.get(c)]} for c in clients}
+        own = self._marks(starts)
         for client, budget in budgets.items():
             own[client] |= {"slots": budget, "choice": self.aggregator.choice, "probe": self.aggregator.probe}
         return self._messages(starts, settings, trained, "train", own)
+
+    def _about(self, round: int, trainable: frozenset[str]) -> dict[str, object]:
+        """What a message says of the factors in it."""
+        return {
+            "round": round,
+            "trainable": sorted(trainable),
+            "keep": sorted(({"A", "B", "R"} - trainable) | self.aggregator.personal),
+            "personal": sorted(self.aggregator.personal),
+        }
+
+    def _marks(self, starts: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, str | int]]:
+        """{client: its setting "start-digest"}; clients of one rank have one start."""
+        marks = {rank: digest.of_tensors(starts[c]) for rank, c in {self.ranks.get(c): c for c in starts}.items()}
+        return {c: {"start-digest": marks[self.ranks.get(c)]} for c in starts}
 
     def _gather(
         self, round: int, config: ConfigRecord, grid: Grid, timeout: float
@@ -364,7 +402,7 @@ class FederatedLora(Strategy):
                 expected = self._expected[about.dst_node_id]
                 self._expected[about.dst_node_id] = dataclasses.replace(expected, message=about.message_id)
             more, failed = self._judge(replies)
-            self._note(round, failed)
+            self.lost(round, failed)
             updates = sorted([*updates, *more], key=lambda pair: pair[0].client)
             refusals += failed
             if len(updates) >= need:
@@ -373,12 +411,6 @@ class FederatedLora(Strategy):
             why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "too few clients"
             raise RunFailed(f"round {round}: {len(updates)} usable updates, the quorum is {need} ({why})")
         return updates, refusals
-
-    def _note(self, round: int, refusals: Sequence[Refusal]) -> None:
-        for refusal in refusals:
-            self._held.pop(refusal.client, None)  # it may have lost what it held; send everything next time
-            self.base.forget(refusal.client)
-            self.refused(round, refusal)
 
     def _commit(
         self, server_round: int, updates: Sequence[tuple[Update, ClientRound]], refusals: Sequence[Refusal]
@@ -430,9 +462,8 @@ class FederatedLora(Strategy):
 
     def trained(self, round: int) -> frozenset[str]:
         """The wire names of what comes back in a round: the method's factors, and the head."""
-        names = wire.to_tensors(self.state.layers, self.state.head)
         trainable = self.aggregator.trainable(round) - self.aggregator.personal
-        return frozenset(n for n in names if n.startswith(wire.HEAD) or n[-1] in trainable)
+        return frozenset(wire.trained_names(self.state.layers, self.state.head, trainable))
 
     def sample(self, round: int) -> list[int]:
         """The partition ids of a round, in order: a function of the seed and the round alone."""

@@ -25,10 +25,11 @@ from fedinit.seeding import derive
 from fedinit.stopping import unbroken
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator
+from strategies.choosing import Choosing
 from strategies.federated_lora import EvaluateFn, FederatedLora
 from strategies.gate import Gate
 from strategies.reinit import Ground, Reinit, create_reinit
-from strategies.round_zero import begin
+from strategies.round_zero import begin, step_scales
 from strategies.server_opt import create_server_optimizer
 from strategies.starts import check_start
 
@@ -87,6 +88,12 @@ def check_method(config: Config) -> None:
                 f"server_opt={config.server_opt.name}: needs clients that start from the global factors, "
                 f"reinit=average; got strategy={config.strategy.name}, reinit={config.reinit.name}"
             )
+    if _fixes_scales(config) and (isinstance(aggregator, Choosing) or config.adapter.ranks is not None):
+        who = f"strategy={config.strategy.name}" if isinstance(aggregator, Choosing) else "adapter.ranks"
+        raise InputError(
+            f"client.gsnr_scope=global_once: with {who} clients train blocks of different sizes, which have no one "
+            "scale; use client_once or per_round"
+        )
     if config.adapter.ranks is None:
         return
     if not aggregator.mixed_ranks:
@@ -97,6 +104,10 @@ def check_method(config: Config) -> None:
     if config.reinit.name == "pissa":
         raise InputError("adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
                          "lower rank would then lack; use another reinit")
+
+
+def _fixes_scales(config: Config) -> bool:
+    return config.client.optimizer == "sgd_sai" and config.client.gsnr_scope == "global_once"
 
 
 def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
@@ -220,6 +231,16 @@ def federate(
         start.state = dataclasses.replace(begun, layers=adopted(begun.layers), head=begun.head or head)
     begun = start.state
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
+    if _fixes_scales(config):
+        rounds = range(1, config.rounds + 1)
+        ever = frozenset(part for round in rounds for part in aggregator.trainable(round))
+
+        def fix(grid: Grid) -> Mapping[str, float]:
+            scales, notes = step_scales(strategy, grid, ever, config.seed, config.node_timeout)
+            start.state = dataclasses.replace(start.state, notes={**start.state.notes, "step_scales": notes})
+            return scales
+
+        strategy.fix_scales = fix
     initial = wire.encode(wire.start_to_tensors(begun))
     strategy.start(grid, initial, config.rounds, timeout=config.node_timeout, evaluate_fn=evaluate_fn)
     final = strategy.final_tensors()
@@ -234,7 +255,7 @@ def federate(
         bytes_down=strategy.bytes_down,
         trainable=sum(final[name].numel() for name in strategy.trained(config.rounds)),
         final_hash=digest.of_tensors(final),
-        start=begun.notes,
+        start=start.state.notes,
     )
 
 

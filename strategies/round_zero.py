@@ -2,22 +2,26 @@
 
 The server asks every client for the statistics of a request, judges each answer on its own, adds up those it lets in
 (in client order, in float64) and gives the sum to the initialiser, which makes the start or asks again. A client that
-is missing, or that erred, costs its own part and nothing else; the summary says so.
+is missing, or that erred, costs its own part and nothing else; the summary says so. Once the start is known, one more
+pass may fix the step scales of the clients' optimisers at it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
+from typing import Any
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.initializers import Initializer
 from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.metrics import ClientRound
-from fedinit.statistics import Request, Statistics, add_up, wire_shapes
+from fedinit.statistics import Request, Sampling, Statistics, add_up, wire_shapes
+from fedinit.step_scale import scale_of
 from strategies.federated_lora import FederatedLora, RunFailed
 from strategies.gate import Refusal, admit_statistics
 
@@ -42,21 +46,11 @@ def begin(
                 wire.ASKED: wire.encode(request.tensors),
             }
         )
-        shapes, found = wire_shapes(request), {}
-        answers = strategy.ask(grid, content, "query.statistics", timeout)
-        for client in strategy.roster.examples:
-            if client not in answers:
-                judged = Refusal(client, "no_reply", "nothing came in time")
-            else:
-                judged = admit_statistics(answers[client], client, shapes)
-            if isinstance(judged, Refusal):
-                lost[client] = judged.code
-                strategy.refused(0, judged)
-            else:
-                found[client] = judged
-                measured[client] = judged.examples
-        if not found:
-            raise RunFailed(f"round 0: no usable statistics from any client ({judged.code}: {judged.detail})")
+        found, refusals = _judge(strategy, request, strategy.ask(grid, content, "query.statistics", timeout))
+        for refusal in refusals:
+            lost[refusal.client] = refusal.code
+            strategy.refused(0, refusal)
+        measured.update({client: part.examples for client, part in found.items()})
         return add_up(list(found.values()))
 
     made = run(initializer, setting, ask)
@@ -65,6 +59,63 @@ def begin(
         notes |= {"clients": len(measured), "seconds": time.perf_counter() - began, "bytes_up": strategy.bytes_up - up}
     if lost:
         notes["lost"] = {str(client): code for client, code in sorted(lost.items())}
-    strategy.round_zero_clients = [ClientRound(c, n, steps=0, loss=None) for c, n in sorted(measured.items())]
+    strategy.round_zero_clients = _rows(measured)
     return dataclasses.replace(made, notes=notes)
 
+
+def step_scales(
+    strategy: FederatedLora, grid: Grid, trainable: frozenset[str], seed: int, timeout: float
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """SGD-SaI's scale of every trained tensor, from the mean gradient of all clients' examples at the start; and what
+    it took, for the notes.
+
+    A tensor whose gradient is exactly zero there, such as A under a zero B, has none: each client fixes it at its own
+    first gradient that is not. trainable: the factors that are trained in some round. Raises RunFailed when no client's
+    gradients can be used.
+    """
+    up, whole = strategy.bytes_up, wire.to_tensors(strategy.state.layers, strategy.state.head)
+    names = wire.trained_names(strategy.state.layers, strategy.state.head, trainable)
+    request = Request(
+        source="adapters",
+        layers=dict.fromkeys(names, "total"),
+        shapes={name: tuple(whole[name].shape) for name in names},
+        seed=seed,
+        sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
+    )
+    answers = strategy.ask_at_start(grid, {"request": request.to_json()}, trainable, timeout)
+    found, refusals = _judge(strategy, request, answers)
+    strategy.lost(0, refusals)
+    total = add_up(list(found.values()))
+    means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
+    scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
+    strategy.round_zero_clients = _rows({client: part.examples for client, part in found.items()})
+    left = [name for name in names if name not in scales]
+    notes = {"clients": len(found), "bytes_up": strategy.bytes_up - up, "left_to_clients": left}
+    if refusals:
+        notes["lost"] = {str(refusal.client): refusal.code for refusal in refusals}
+    return scales, notes
+
+
+def _judge(
+    strategy: FederatedLora, request: Request, answers: Mapping[int, Message]
+) -> tuple[dict[int, Statistics], list[Refusal]]:
+    """{client: what it measured}, and who cannot be counted on. Raises RunFailed when that is everyone."""
+    shapes, found, refusals = wire_shapes(request), {}, []
+    for client in strategy.roster.examples:
+        if client not in answers:
+            judged = Refusal(client, "no_reply", "nothing came in time")
+        else:
+            judged = admit_statistics(answers[client], client, shapes)
+        if isinstance(judged, Refusal):
+            refusals.append(judged)
+        else:
+            found[client] = judged
+    if not found:
+        for refusal in refusals:
+            strategy.refused(0, refusal)
+        raise RunFailed(f"round 0: no usable statistics from any client ({judged.code}: {judged.detail})")
+    return found, refusals
+
+
+def _rows(measured: Mapping[int, int]) -> list[ClientRound]:
+    return [ClientRound(client, examples, steps=0, loss=None) for client, examples in sorted(measured.items())]

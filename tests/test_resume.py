@@ -110,6 +110,8 @@ def assert_same_run(one: Path, other: Path) -> None:
         "strategy=frlora evaluation=clients evaluation.every=3",
         "strategy=fedit server_opt=adam evaluation.every=4",
         "strategy=rolora adapter.dropout=0.1 client=adamw",
+        "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
+        "strategy=fedit client=sgd_sai client.gsnr_scope=global_once participation=0.67",
     ],
 )
 def test_a_continued_run_ends_as_an_uninterrupted_one(words, tmp_path, monkeypatch, capsys, simulate):

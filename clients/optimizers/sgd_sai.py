@@ -1,13 +1,13 @@
 """SGD-SaI: SGD whose step size is fixed per block at initialisation. Xu et al. 2024, arXiv 2412.11768.
 
-A block is one parameter tensor of one client. Its scale is the gradient's signal-to-noise ratio when it first arrives,
-‖g‖₂ / (std(g) + 1e-8) with the unbiased deviation over the block's numbers, and then stays. With it
+A block is one parameter tensor of one client. Its scale is the gradient's signal-to-noise ratio when it first arrives
+(fedinit/step_scale.py), or what the server made of all clients' gradients, and then stays. With it
 
     buf ← μ·buf + (1 − μ)·g (buf = g at the first)        θ ← (1 − lr·λ)·θ − lr·scale·buf
 
 Differs from the authors' code, which fixes every scale at step 1: a block is left alone until its first gradient that
 is not zero. At B = 0 the gradient of A is exactly zero, its ratio too, and A would stand still for the whole run. Also,
-μ = 0 works, and a block whose numbers do not vary (one number among them) has scale 1 instead of ‖g‖/1e-8.
+μ = 0 works.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from clients.optimizers.contract import BankOptimizer
+from fedinit.step_scale import step_scale
 
 
 class SGDSaI(BankOptimizer):
@@ -60,9 +61,7 @@ class SGDSaI(BankOptimizer):
         mean = total / count.clamp(min=1)
         around = torch.stack([(p - m[:, None]).square().sum(1) for p, m in zip(parts, mean.T, strict=True)], dim=1)
         padding = torch.tensor(self.sizes, device=count.device) - count
-        variance = (around - padding * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
-        varies = (count > 1) & (variance > 1e-12 * square)  # below that it is rounding
-        ratio = torch.where(varies, square.sqrt() / (variance.sqrt() + 1e-8), 1.0)
+        ratio = step_scale(square, around - padding * mean.square(), count)
         fixed = self.scales[:active]
         fixed.copy_(torch.where(first & (fixed == 0), ratio, fixed))
         self.begun[:active] |= first

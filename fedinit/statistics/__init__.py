@@ -6,10 +6,11 @@ from fedinit.errors import choose
 from fedinit.statistics.gram import Gram
 from fedinit.statistics.nystrom import Nystrom
 from fedinit.statistics.statistic import Request, Sampling, Statistic, Statistics, add_up
+from fedinit.statistics.total import Total
 
 __all__ = ["STATISTICS", "Request", "Sampling", "Statistic", "Statistics", "add_up", "create_statistics", "wire_shapes"]
 
-STATISTICS: dict[str, type[Statistic]] = {"gram": Gram, "nystrom": Nystrom}
+STATISTICS: dict[str, type[Statistic]] = {"gram": Gram, "nystrom": Nystrom, "total": Total}
 
 
 def create_statistics(request: Request) -> dict[str, Statistic]:

@@ -9,6 +9,8 @@ fedinit.statistics.STATISTICS) and what the client has to run for it:
 inputs     a forward pass; the statistic sees the inputs X (n, k) of a layer, a row a token
 gradients  forward and backward; it sees the gradient (d, k) of the loss summed over the examples of a batch
 features   a forward pass; it sees the backbone's pooled features (n, features) and the labels (n,)
+adapters   forward and backward with adapters and head in place; a "layer" is then a trained tensor by its wire name,
+           and it sees the gradient, of the tensor's shape, of the loss summed over the examples of a batch
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 from fedinit.config import at_least, positive, within
 from fedinit.errors import InputError
 
-Source = Literal["inputs", "gradients", "features"]
+Source = Literal["inputs", "gradients", "features", "adapters"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,19 @@
+"""The gradient of a trained tensor, summed over the examples, and their number: its mean is that of all the clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedinit.statistics.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class Total(Statistic):
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"count": (), "total": self.shape}
+
+    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return {"count": torch.tensor(len(labels), dtype=torch.float64), "total": values}
