@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from scipy.stats import t as student
 
 from benchmarks.machine import RESULTS, commit
 from fedinit import run_folder
@@ -234,8 +235,17 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def beyond_noise(differences: Sequence[float]) -> bool:
+    """Whether the 95 % interval of the mean difference, by Student's t over the seeds, leaves out zero."""
+    if len(differences) < 2:
+        return False
+    mean, deviation = spread(differences)
+    return abs(mean) > student.ppf(0.975, len(differences) - 1) * deviation / len(differences) ** 0.5
+
+
 def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
-    """Markdown: mean ± standard deviation over the seeds, and the difference to the reference, seed by seed."""
+    """Markdown: mean ± standard deviation over the seeds, and the difference to the reference, seed by seed, in bold
+    where it is beyond noise."""
     lines = []
     for setting in table.settings:
         inside = [r for r in rows if r["setting"] == setting]
@@ -253,6 +263,7 @@ def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
             cells = ["{:.1f} ± {:.1f}".format(*spread([r[f"round_{n}"] for r in mine])) for n in table.evaluated]
             gap = [r[last] - base[r["seed"]] for r in mine]
             against = "" if row.label == table.reference else "{:+.1f} ± {:.1f}".format(*spread(gap))
+            against = f"**{against}**" if against and beyond_noise(gap) else against
             up, down = (statistics.fmean(r[key] for r in mine) / 1e6 for key in ("bytes_up", "bytes_down"))
             seconds = statistics.fmean(r["seconds"] for r in mine)
             cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}", f"{seconds:.0f}"]
