@@ -304,6 +304,13 @@ def within(
         raise InputError(f"{key}={value}: expected a number in {interval}")
 
 
+def check_rank(targets: Mapping[str, tuple[int, int]], rank: int) -> None:
+    """Raise InputError for a rank above min(d, k) of a layer {name: (d, k)}."""
+    for name, (d, k) in targets.items():
+        if rank > min(d, k):
+            raise InputError(f"adapter.rank={rank}: layer {name} is {d}x{k}; expected a rank of {min(d, k)} or less")
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):

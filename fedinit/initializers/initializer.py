@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedinit.config import at_least, positive
+from fedinit.config import at_least, check_rank, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
@@ -141,13 +141,6 @@ class LayerWise(Initializer):
     @abstractmethod
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
         """The factors of one layer; weight is (d, k), or None where `start` was given none."""
-
-
-def check_rank(targets: Mapping[str, tuple[int, int]], rank: int) -> None:
-    """Raise InputError for a rank above min(d, k) of a target."""
-    for name, (d, k) in targets.items():
-        if rank > min(d, k):
-            raise InputError(f"adapter.rank={rank}: layer {name} is {d}x{k}; expected a rank of {min(d, k)} or less")
 
 
 def taken_out(layers: Mapping[str, Factors]) -> dict[str, Factors]:

@@ -10,8 +10,8 @@ from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from fedinit.config import check_rank
 from fedinit.errors import InputError, did_you_mean
-from fedinit.initializers.initializer import check_rank
 from fedinit.models.backbone import Backbone
 
 # LoRA-FAIR (arXiv 2411.14961), experimental setting.
