@@ -62,6 +62,7 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
     # The adapters stay as they start, so their start must be none that clients measure for.
     plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
     plain["init"] = Choice(name="kaiming")
+    plain["adapter"] = dataclasses.replace(config.adapter, kind="lora")
     short = dataclasses.replace(config, evaluation=last_only, **plain)
     return run(short, site, opened, console, Choice(name="head_alone")).summary()
 

@@ -27,7 +27,7 @@ from fedinit import digest, slots, wire
 from fedinit.base import EMPTY
 from fedinit.digest import of_tensors
 from fedinit.errors import InputError
-from fedinit.factors import Factors, difference, distance, norm
+from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.lora import Bank
 from fedinit.statistics import Request
 
@@ -253,7 +253,7 @@ class Cohort:
         absent = sorted(names - complete.keys())
         if absent:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
-        names |= {f"{layer}/R" for layer in self.site.targets}  # of methods that have a core
+        names |= {f"{layer}/{part}" for layer in self.site.targets for part in PARTS}
         whole = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
         expected = message.content[wire.CONFIG].get("start-digest")
         if expected is not None and digest.of_tensors(whole) != expected:

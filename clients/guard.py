@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Message
 from clients.site import Site
 from fedinit import base, wire
 from fedinit.errors import InputError
+from fedinit.factors import PARTS
 
 RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
 
@@ -59,15 +60,15 @@ def _basis(name: str, array, site: Site) -> None:
 
 def _factor(name: str, array, site: Site) -> None:
     layer, _, part = name.rpartition("/")
-    if layer not in site.targets or part not in ("A", "B", "R"):
+    if layer not in site.targets or part not in PARTS:
         raise InputError(
             f"the server sent {name!r}, which is no factor of an adapted layer; a client takes no weights of its "
             "backbone from a server"
         )
     d, k = site.targets[layer]
-    rank = array.shape[0] if part == "A" else array.shape[-1]
+    rank = (array.shape or (0,))[0 if part == "A" else -1]
     core = (rank, rank) if len(array.shape) == 2 else (array.shape[0], rank, rank)  # full, or its diagonal blocks
-    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core}[part])
+    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core, "b": (d,), "d": (rank,)}[part])
 
 
 def _shape(name: str, array, expected: tuple[int, ...] | None) -> None:

@@ -85,4 +85,4 @@ class Site:
 
 def is_zero(adapter: Mapping[str, Factors]) -> bool:
     """Whether every product is zero for want of a factor, as it is before the first training."""
-    return all(not f.A.any() or not f.B.any() or (f.R is not None and not f.R.any()) for f in adapter.values())
+    return all(any(not part.any() for part in f.parts.values()) for f in adapter.values())

@@ -52,6 +52,8 @@ class Task:
         """A mute task in this one's place: its ranks and steps, and for the rest the shapes of a task that works."""
 
         def blank(name: str, own: Mapping[str, Factors], other: Factors) -> Factors:
+            if other.b is not None:  # A and B are one for the whole bank
+                return replace(other, b=torch.zeros_like(other.b), d=torch.zeros_like(other.d))
             kept = own.get(name, other)
             shaped = kept if (kept.R is None) == (other.R is None) else other
             (d, k), core = other.shape, None if shaped.R is None else torch.zeros_like(shaped.R)

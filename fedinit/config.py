@@ -46,6 +46,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
+    kind: Literal["lora", "vera"]
     rank: int
     # Of the clients: a list that is dealt in turn, or a rule; null: all have `rank`. The scale is the same for all.
     ranks: tuple[int, ...] | Literal["by_examples", "halving"] | None
@@ -56,7 +57,9 @@ class AdapterConfig:
 
     @property
     def scale(self) -> float:
-        """s, what every product of factors is multiplied by; the same at all ranks."""
+        """s, what every product of factors is multiplied by; the same at all ranks. VeRA has none."""
+        if self.kind == "vera":
+            return 1.0
         return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
 
 

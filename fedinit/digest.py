@@ -31,10 +31,5 @@ def of_file(path: Path) -> str:
 
 
 def named_parts(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """{"<layer>/A": A, "<layer>/B": B, "<layer>/R": R where there is one}: the names used on the wire too."""
-    parts = {}
-    for name, factors in layers.items():
-        parts[f"{name}/A"], parts[f"{name}/B"] = factors.A, factors.B
-        if factors.R is not None:
-            parts[f"{name}/R"] = factors.R
-    return parts
+    """{"<layer>/A": A, "<layer>/B": B, and what else there is by its field's name}: the names used on the wire too."""
+    return {f"{name}/{part}": value for name, factors in layers.items() for part, value in factors.parts.items()}

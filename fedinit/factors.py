@@ -8,25 +8,28 @@ R = Σ r_i; norms and inner products follow from R×R Gram matrices.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 PANEL = 256  # wide enough for the matrix product's full speed
+PARTS = ("A", "B", "R", "b", "d")  # the fields of Factors, which are one letter on the wire too
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The product B @ A, or B @ R @ A, without the scale α/r.
+    """The product B @ A, B @ R @ A, or diag(b) @ B @ diag(d) @ A, without the scale α/r.
 
     A: (r, k). B: (d, r). R: the core, (r, r); or (h, r/h, r/h), the h blocks of one that is block diagonal; or None for
-    the identity. Raises ValueError when the shapes do not chain.
+    the identity. b: (d,) and d: (r,), VeRA's vectors, both or neither. Raises ValueError when the shapes do not chain.
     """
 
     A: Tensor
     B: Tensor
     R: Tensor | None = None
+    b: Tensor | None = None
+    d: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(self.B.shape), None if self.R is None else tuple(self.R.shape), tuple(self.A.shape)]
@@ -38,6 +41,12 @@ class Factors:
         )
         if self.B.ndim != 2 or self.B.shape[1] != rank or not core:
             raise ValueError(f"factors do not chain: B, R, A have shapes {shapes}")
+        if self.b is None and self.d is None:
+            return
+        if self.b is None or self.d is None or self.R is not None:
+            raise ValueError("the vectors b and d come together, and without a core")
+        if self.b.shape != self.B.shape[:1] or self.d.shape != self.A.shape[:1]:
+            raise ValueError(f"vectors of {tuple(self.b.shape)} and {tuple(self.d.shape)} do not fit B and A, {shapes}")
 
     @property
     def rank(self) -> int:
@@ -53,8 +62,15 @@ class Factors:
         """The core as blocks (h, r/h, r/h); one that is not block diagonal is one block. Needs a core."""
         return self.R if self.R.ndim == 3 else self.R[None]
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors that are there, by field."""
+        return {name: value for name in PARTS if (value := getattr(self, name)) is not None}
+
     def absorb(self) -> Factors:
-        """The same product with R multiplied into B."""
+        """The same product with R, or b and d, multiplied into B."""
+        if self.b is not None:
+            return Factors(self.A, self.b[:, None] * self.B * self.d)
         if self.R is None:
             return self
         blocks = self.blocks
@@ -62,7 +78,7 @@ class Factors:
         return Factors(self.A, wide.transpose(0, 1).reshape(self.B.shape))
 
     def to(self, dtype: torch.dtype) -> Factors:
-        return Factors(self.A.to(dtype), self.B.to(dtype), None if self.R is None else self.R.to(dtype))
+        return Factors(**{name: value.to(dtype) for name, value in self.parts.items()})
 
     def dense(self) -> Tensor:
         """The (d, k) product. For folding into a weight and for tests; the server never calls it."""
@@ -112,7 +128,8 @@ def pad(product: Factors, rank: int) -> Factors:
         core = widen(core, (0, extra, 0, extra))
     elif core is not None:
         core = widen(core, (0, 0, 0, 0, 0, _whole_blocks(core, rank) - len(core)))
-    return Factors(widen(product.A, (0, 0, 0, extra)), widen(product.B, (0, extra)), core)
+    d = None if product.d is None else widen(product.d, (0, extra))
+    return replace(product, A=widen(product.A, (0, 0, 0, extra)), B=widen(product.B, (0, extra)), R=core, d=d)
 
 
 def leading(product: Factors, rank: int) -> Factors:
@@ -120,7 +137,8 @@ def leading(product: Factors, rank: int) -> Factors:
     core = product.R
     if core is not None:
         core = core[:rank, :rank] if core.ndim == 2 else core[: _whole_blocks(core, rank)]
-    return Factors(product.A[:rank], product.B[:, :rank], core)
+    d = None if product.d is None else product.d[:rank]
+    return replace(product, A=product.A[:rank], B=product.B[:, :rank], R=core, d=d)
 
 
 def _whole_blocks(core: Tensor, rank: int) -> int:
@@ -138,13 +156,13 @@ def distance(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> float
     """‖(A, B, R)_left − (A, B, R)_right‖_F over all layers: of the factors themselves, not of their products."""
     total = 0.0
     for name, one in left.items():
-        other = right[name]
-        pairs = [(one.A, other.A), (one.B, other.B)]
-        if one.R is not None or other.R is not None:
-            pairs.append((_core(one), _core(other)))
-        total += sum(float((a - b).double().square().sum()) for a, b in pairs)
+        mine, other = _with_core(one, right[name]), _with_core(right[name], one)
+        total += sum(float((mine[part] - other[part]).double().square().sum()) for part in mine)
     return total**0.5
 
 
-def _core(product: Factors) -> Tensor:
-    return torch.eye(product.rank, dtype=product.A.dtype) if product.R is None else product.R
+def _with_core(product: Factors, other: Factors) -> dict[str, Tensor]:
+    """The parts of a product, with a core where the other has one."""
+    if product.R is not None or other.R is None:
+        return product.parts
+    return product.parts | {"R": torch.eye(product.rank, dtype=product.A.dtype)}

@@ -8,7 +8,8 @@ product, and through the adapters as K batched products:
 with s = α/r (LoRA, Hu et al. 2022, arXiv 2106.09685) or α/√r (rsLoRA). A client alone is K = 1.
 Clients of lower rank are padded with zeros: a zero row of A and zero column of B give each other no gradient, so they
 stay exactly zero. Where a core is trained, s · ((x Aᵀ) Rᵀ) Bᵀ with R of h blocks, (K, h, r/h, r/h); one full core is
-h = 1.
+h = 1. Where VeRA's vectors are trained, s · b∘((d∘(x Aᵀ)) Bᵀ) with b (K, d) and d (K, r) around one A and one B, which
+the bank holds once, whatever K is.
 The backbone's tensors are shared by every bank of the process; only the adapters and heads are a bank's own.
 """
 
@@ -89,8 +90,10 @@ class BankLinear(nn.Module):
         self.weight, self.bias, self.scale, self.dropout = frozen.weight, frozen.bias, scale, dropout
         self.merged: Tensor | None = None  # (d, k): W + s·O, where something was merged into the base
         self.folded: Tensor | None = None  # (d, k): base + s·BA, for evaluation of one adapter
-        self.A: Tensor | None = None  # (K, r, k)
-        self.B: Tensor | None = None  # (K, d, r)
+        self.A: Tensor | None = None  # (K, r, k); (1, r, k) with vectors
+        self.B: Tensor | None = None  # (K, d, r); (1, d, r) with vectors
+        self.b: Tensor | None = None  # (K, d), only where vectors are trained
+        self.d: Tensor | None = None  # (K, r)
         self.R: Tensor | None = None  # (K, h, r/h, r/h), only where it is trained
         self.scales: Tensor | None = None  # (K, h), what each block of R is multiplied by, only where they are trained
         self.full_core = True  # R came as (r, r), not as blocks
@@ -114,6 +117,8 @@ class BankLinear(nn.Module):
         d, k = self.weight.shape
         if part in ("A", "B"):
             return rank * (k if part == "A" else d)
+        if part in ("b", "d"):
+            return d if part == "b" else rank
         if self.full_core:
             return rank * rank if part == "R" else 1
         width = self.R.shape[-1]
@@ -127,6 +132,8 @@ class BankLinear(nn.Module):
         n = self.active
         clients = x.reshape(n, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
         mask = self._mask(clients) if self.dropout and self.generators else None
+        if self.b is not None:
+            return self._by_vectors(clients, mask).view(*x.shape[:-1], -1)
         core = self.core
         core = None if core is None else core[:n]
         y = Adapted.apply(clients, mask, self.base, self.bias, self.A[:n], self.B[:n], core, self.scale)
@@ -134,6 +141,13 @@ class BankLinear(nn.Module):
             low, high = self.offset
             y = torch.baddbmm(y, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _by_vectors(self, clients: Tensor, mask: Tensor | None) -> Tensor:
+        """(n, t, k) -> (n, t, d)."""
+        n = self.active
+        low = F.linear(clients if mask is None else clients * mask, self.A[0]) * self.d[:n, None]  # (n, t, r)
+        high = F.linear(low, self.B[0]) * self.b[:n, None]  # (n, t, d)
+        return torch.add(F.linear(clients, self.base, self.bias), high, alpha=self.scale)
 
     def _mask(self, clients: Tensor) -> Tensor:
         """Inverted dropout, each client's slice drawn from that client's generator."""
@@ -173,22 +187,26 @@ class Bank:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
         trainable: which of "A", "B" and "R" learn, and "scales" for a scale a block of R, which starts at one and is
-        multiplied into R in the end; the head always learns. A core that does not learn is absorbed into B. offsets:
+        multiplied into R in the end; or which of VeRA's "b" and "d"; the head always learns. A core, or vectors, that
+        do not learn are absorbed into B. Raises ValueError for vectors around different A or B. offsets:
         factors that belong to each client's base. generators: one a client for dropout, none for no dropout.
         room: ranks to pad each layer's factors and offsets to, where the largest of the clients' is below.
         """
         device = next(self.module.parameters()).device
         leaves: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            layer.folded = layer.R = layer.scales = None
+            layer.folded = layer.R = layer.scales = layer.b = layer.d = None
             products = [a[name] for a in adapters]
             if "R" in trainable:
                 layer.R = _padded_cores(products, room.get(name, 0)).to(device)
                 layer.full_core = products[0].R.ndim == 2
             if "scales" in trainable:
                 layer.scales = torch.ones(layer.R.shape[:2], dtype=layer.R.dtype, device=device)
-            products = [Factors(p.A, p.B) if "R" in trainable else p.absorb() for p in products]
-            layer.A, layer.B = (t.to(device) for t in _padded(products, room.get(name, 0)))
+            if trainable & {"b", "d"}:
+                layer.A, layer.B, layer.b, layer.d = (t.to(device) for t in _vectors(products))
+            else:
+                products = [Factors(p.A, p.B) if "R" in trainable else p.absorb() for p in products]
+                layer.A, layer.B = (t.to(device) for t in _padded(products, room.get(name, 0)))
             layer.ranks = [p.rank for p in products]
             layer.offset = None
             if offsets is not None and any(offsets):
@@ -209,7 +227,7 @@ class Bank:
     def bare(self) -> None:
         """Leave out the adapters: the base alone."""
         for layer in self.layers.values():
-            layer.folded = layer.A = layer.B = layer.offset = None
+            layer.folded = layer.A = layer.B = layer.b = layer.d = layer.offset = None
 
     def owned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{leaf: (K,) how many of its numbers are each client's own, and not padding of a lower rank}."""
@@ -262,6 +280,8 @@ class Bank:
 def _row(layer: BankLinear, i: int) -> Factors:
     """Client i's factors of a layer, at its own rank."""
     core = layer.core
+    if layer.b is not None:
+        return Factors(*map(_taken, (layer.A[0], layer.B[0])), b=_taken(layer.b[i]), d=_taken(layer.d[i]))
     if core is not None:
         core = core[i, 0] if layer.full_core else core[i]
     own = leading(Factors(layer.A[i], layer.B[i], core), layer.ranks[i])
@@ -278,6 +298,14 @@ def _padded(products: Sequence[Factors], room: int) -> tuple[Tensor, Tensor]:
     rank = max(room, *(p.rank for p in products))
     parts = [pad(p, rank) for p in products]
     return torch.stack([p.A for p in parts]), torch.stack([p.B for p in parts])
+
+
+def _vectors(products: Sequence[Factors]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(1, r, k), (1, d, r), (K, d), (K, r): the A and B of all clients, and their vectors."""
+    first = products[0]
+    if not all(torch.equal(p.A, first.A) and torch.equal(p.B, first.B) for p in products):
+        raise ValueError("clients with vectors b and d around different A or B")
+    return first.A[None], first.B[None], torch.stack([p.b for p in products]), torch.stack([p.d for p in products])
 
 
 def _padded_cores(products: Sequence[Factors], room: int) -> Tensor:

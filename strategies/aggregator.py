@@ -18,6 +18,7 @@ from torch import Tensor
 from fedinit.config import at_least
 from fedinit.factors import Factors, inner, norm, pad, stack
 from fedinit.threads import server_pool
+from strategies import vera
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Aggregator(ABC):
     mixed_ranks: ClassVar[bool] = False
     # Whether clients train a core R between A and B; the others get an initialiser's core absorbed into B.
     cores: ClassVar[bool] = False
+    # The kinds of adapters the method goes with (fedinit/adapters.py).
+    kinds: ClassVar[tuple[str, ...]] = ("lora",)
     # Factors that clients train and keep to themselves; the server never sees them.
     personal: ClassVar[frozenset[str]] = frozenset()
     # Whether components of the start may be dropped for their size, however little was learned.
@@ -77,13 +80,17 @@ class Aggregator(ABC):
         always trained and sent."""
         return frozenset({"A", "B"})
 
+    def objection(self, kind: str) -> str:
+        """Why this method does not go with a kind of adapters; empty where it does."""
+        return "" if kind in self.kinds else "its rule is not defined for their factors"
+
     def check(self, rank: int) -> None:
         """Raise InputError for a global rank this method cannot have. Any will do, unless a method says otherwise."""
         at_least("adapter.rank", rank, 1)
 
     def adopt(self, drawn: Factors) -> Factors:
         """An initialiser's factors of a layer as this method trains them; the product stays as it is."""
-        return drawn if self.cores else drawn.absorb()
+        return drawn if self.cores or drawn.R is None else drawn.absorb()
 
     def aggregate(
         self, updates: Sequence[Update], round: int, previous: Aggregate | None = None
@@ -103,10 +110,8 @@ class Aggregator(ABC):
             if not self.mixed_ranks and len({p.rank for p in products}) > 1:
                 raise ValueError(f"layer {name}: clients have ranks {sorted({p.rank for p in products})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            merged = self.merge(products, weights, start)
-            left_out = self.left_out(products, weights, merged)
-            whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
-            measured = measure_bias(self.averaged(products, merged), weights, whole) if self.diagnostics else {}
+            make = self._layer if products[0].b is None else self._layer_of_vectors
+            merged, left_out, measured = make(products, weights, start)
             dtype = products[0].A.dtype
             return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 
@@ -116,6 +121,39 @@ class Aggregator(ABC):
         measured = [facts for _, _, facts in made.values() if facts]
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
         return Aggregate(layers=layers, residual=residual, head=head, diagnostics=_summarise(measured))
+
+    def _layer(
+        self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
+    ) -> tuple[Factors, Factors | None, dict[str, float]]:
+        """What a layer's global factors are, what goes into the base, and the figures of the diagnostics."""
+        merged = self.merge(products, weights, start)
+        left_out = self.left_out(products, weights, merged)
+        whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
+        measured = measure_bias(self.averaged(products, merged), weights, whole) if self.diagnostics else {}
+        return merged, left_out, measured
+
+    def _layer_of_vectors(
+        self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
+    ) -> tuple[Factors, Factors | None, dict[str, float]]:
+        """The same for VeRA (strategies/vera.py)."""
+        frozen, pairs = vera.frame(products, start), [vera.pair(p) for p in products]
+        made = self.merge_pairs(pairs, weights, None if start is None else vera.pair(start), frozen)
+        rest = self.left_out(pairs, weights, made)
+        merged, left_out = vera.dressed(frozen, made), None if rest is None else vera.lifted(frozen, rest)
+        measured = {}
+        if self.diagnostics:
+            average = mean_factors(pairs, weights)
+            missed = centred(pairs, weights, average)
+            whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
+            correctable2 = vera.correctable2(frozen, average, missed)
+            measured = _figures(vera.lifted(frozen, average), vera.lifted(frozen, missed), correctable2, whole)
+        return merged, left_out, measured
+
+    def merge_pairs(
+        self, pairs: Sequence[Factors], weights: Sequence[float], start: Factors | None, frozen: Factors
+    ) -> Factors:
+        """`merge` of VeRA's vectors as products of rank one; frozen: the layer's A and B, in float64."""
+        return self.merge(pairs, weights, start)
 
     @abstractmethod
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
@@ -185,11 +223,15 @@ def measure_bias(products: Sequence[Factors], weights: Sequence[float], merged: 
     basis = torch.linalg.svd(average.A, full_matrices=False)
     kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
     correctable = bias.B @ (bias.A @ kept.T)  # (d, r): C Vᵀ, whose norm is ‖C P_A‖
+    return _figures(average, bias, float(correctable.square().sum()), merged)
+
+
+def _figures(average: Factors, bias: Factors, correctable2: float, merged: Factors) -> dict[str, float]:
     bias2 = norm(bias) ** 2
     return {
         "ideal2": max(bias2 + 2 * inner(bias, average) + norm(average) ** 2, 0.0),
         "bias2": bias2,
-        "correctable2": float(correctable.square().sum()),
+        "correctable2": correctable2,
         "merged2": norm(merged) ** 2,
         "dot": inner(bias, merged) + inner(average, merged),
     }

@@ -19,6 +19,7 @@ class Choosing(Aggregator):
     is taken over before a round's training."""
 
     mixed_ranks: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("lora",)
 
     choice: Literal["gradient", "weight", "random"] = "gradient"
     probe: int = 1

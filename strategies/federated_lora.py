@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedinit import base, digest, slots, wire
+from fedinit.adapters import KINDS, Kind
 from fedinit.checkpoint import State
 from fedinit.factors import leading
 from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
@@ -38,11 +39,12 @@ class RunFailed(RuntimeError):
 
 
 class FederatedLora(Strategy):
-    """aggregator, reinit: the method. ground: what re-initialisers may need. ranks: {partition id: rank} of clients
-    whose rank is below the global one; they train the leading components. participation: share of the clients in a
-    round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every: rounds, or
-    evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear. keep:
-    called after each round, and with 0 before the first, when a checkpoint may be made. gate: what lets updates in.
+    """aggregator, reinit: the method. kind: of the adapters. ground: what re-initialisers may need. ranks: {partition
+    id: rank} of clients whose rank is below the global one; they train the leading components. participation: share of
+    the clients in a round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every:
+    rounds, or evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear.
+    keep: called after each round, and with 0 before the first, when a checkpoint may be made. gate: what lets updates
+    in.
     quorum: the updates a round needs, a number (int) or a share of the clients asked (float); up to `resamples` times
     others are asked for what is missing. reply_timeout: seconds that each of these requests waits."""
 
@@ -53,6 +55,7 @@ class FederatedLora(Strategy):
         reinit: Reinit,
         ground: Ground,
         seed: int,
+        kind: Kind = KINDS["lora"],
         ranks: Mapping[int, int] | None = None,
         server_optimizer: ServerOptimizer | None = None,
         participation: float = 1.0,
@@ -67,7 +70,7 @@ class FederatedLora(Strategy):
         resamples: int = 0,
         reply_timeout: float | None = None,
     ) -> None:
-        self.aggregator, self.reinit, self.ground = aggregator, reinit, ground
+        self.aggregator, self.reinit, self.ground, self.kind = aggregator, reinit, ground, kind
         self.ranks = dict(ranks or {})
         self.server_optimizer = server_optimizer
         self.base = BaseLedger()
@@ -343,7 +346,7 @@ class FederatedLora(Strategy):
         return self._commit(server_round, updates, refusals)
 
     def _requests(self, server_round: int, clients: Sequence[int], config: ConfigRecord, grid: Grid) -> list[Message]:
-        trainable, trained = self.aggregator.trainable(server_round), self.trained(server_round)
+        trainable, trained = self.trainable(server_round), self.trained(server_round)
         settings = {**self._about(server_round, trainable), "own-factors": self.reinit.own_factors, **config}
         if self.scales:
             names = wire.trained_names(self.state.layers, self.state.head, trainable)
@@ -360,10 +363,11 @@ class FederatedLora(Strategy):
 
     def _about(self, round: int, trainable: frozenset[str]) -> dict[str, object]:
         """What a message says of the factors in it."""
+        parts = {part for factors in self.state.layers.values() for part in factors.parts}
         return {
             "round": round,
             "trainable": sorted(trainable),
-            "keep": sorted(({"A", "B", "R"} - trainable) | self.aggregator.personal),
+            "keep": sorted(({"A", "B", "R", *parts} - trainable) | self.aggregator.personal),
             "personal": sorted(self.aggregator.personal),
         }
 
@@ -460,9 +464,13 @@ class FederatedLora(Strategy):
 
     # -- pieces ----------------------------------------------------------------------------------------------------
 
+    def trainable(self, round: int) -> frozenset[str]:
+        """The parts of Factors that clients train in a round."""
+        return self.kind.trained(self.aggregator.trainable(round))
+
     def trained(self, round: int) -> frozenset[str]:
         """The wire names of what comes back in a round: the method's factors, and the head."""
-        trainable = self.aggregator.trainable(round) - self.aggregator.personal
+        trainable = self.trainable(round) - self.aggregator.personal
         return frozenset(wire.trained_names(self.state.layers, self.state.head, trainable))
 
     def sample(self, round: int) -> list[int]:

@@ -13,11 +13,12 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedinit import digest, wire
+from fedinit.adapters import KINDS
 from fedinit.checkpoint import Checkpoints, Part, State
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.initializers import create_initializer
+from fedinit.initializers import INITIALIZERS, Initializer, create_initializer
 from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
@@ -81,6 +82,7 @@ def check_method(config: Config) -> None:
         )
     initializer = create_initializer(config.init.name, config.init.options)
     initializer.check(config.adapter.rank)
+    _check_kind(config, aggregator, initializer)
     check_start(config, aggregator, initializer)
     if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
         if config.reinit.name not in ("auto", "average") or aggregator.reinits[0] != "average":
@@ -104,6 +106,25 @@ def check_method(config: Config) -> None:
     if config.reinit.name == "pissa":
         raise InputError("adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
                          "lower rank would then lack; use another reinit")
+
+
+def _check_kind(config: Config, aggregator: Aggregator, initializer: Initializer) -> None:
+    """Raise InputError where method, start or settings do not go with the kind of adapters."""
+    name, kind = config.adapter.kind, KINDS[config.adapter.kind]
+    if why := aggregator.objection(name):
+        fitting = sorted(n for n, method in AGGREGATORS.items() if name in method.kinds)
+        raise InputError(
+            f"adapter={name}: does not go with strategy={config.strategy.name}: {why}; these go: {', '.join(fitting)}"
+        )
+    if name not in initializer.kinds:
+        fitting = sorted(n for n, start in INITIALIZERS.items() if name in start.kinds)
+        raise InputError(
+            f"adapter={name}: init={config.init.name} makes no start for it; choose one of: {', '.join(fitting)}"
+        )
+    if not kind.mixed_ranks and config.adapter.ranks is not None:
+        raise InputError(f"adapter.ranks: adapter={name} has one rank for all clients")
+    if config.client.lr_ratio_b != 1 and "B" in kind.names:
+        raise InputError(f"client.lr_ratio_b={config.client.lr_ratio_b}: adapter={name} trains no B; use 1")
 
 
 def _fixes_scales(config: Config) -> bool:
@@ -142,6 +163,12 @@ def _reinit(config: Config, aggregator: Aggregator) -> Reinit:
     """The configured re-initialiser; `auto` is the method's own. Raises InputError for a pair that makes no sense."""
     name = aggregator.reinits[0] if config.reinit.name == "auto" else config.reinit.name
     made = create_reinit(name, config.reinit.options)
+    kind = KINDS[config.adapter.kind]
+    if kind.reinits is not None and name not in kind.reinits:
+        raise InputError(
+            f"reinit={name}: does not go with adapter={config.adapter.kind}, {kind.why}; "
+            f"choose one of: {', '.join(kind.reinits)}"
+        )
     if name not in aggregator.reinits:
         raise InputError(
             f"reinit={name}: does not go with strategy={config.strategy.name}, {aggregator.why}; "
@@ -196,6 +223,7 @@ def federate(
     strategy = FederatedLora(
         aggregator=aggregator,
         reinit=_reinit(config, aggregator),
+        kind=KINDS[config.adapter.kind],
         ground=Ground({name: config.adapter.rank for name in targets}, scale, draw, frozen),
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         seed=config.seed,
@@ -233,7 +261,7 @@ def federate(
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
     if _fixes_scales(config):
         rounds = range(1, config.rounds + 1)
-        ever = frozenset(part for round in rounds for part in aggregator.trainable(round))
+        ever = frozenset(part for round in rounds for part in strategy.trainable(round))
 
         def fix(grid: Grid) -> Mapping[str, float]:
             scales, notes = step_scales(strategy, grid, ever, config.seed, config.node_timeout)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedinit.factors import Factors
 from strategies.aggregator import Aggregator, centred, mean_factors
@@ -15,6 +16,8 @@ from strategies.aggregator import Aggregator, centred, mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Aggregator):
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)
 

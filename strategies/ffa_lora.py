@@ -22,6 +22,7 @@ class FFALoRA(Aggregator):
 
     reinits: ClassVar[tuple[str, ...]] = ("average", "local")
     why: ClassVar[str] = "which keeps a factor frozen and the same on all clients"
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
 
     frozen: Literal["A", "B"] = "A"
 

@@ -53,7 +53,8 @@ class Gate:
 
     product  ‖B A‖ ≤ max_product_ratio · max(unit, ‖B A‖ at the start)
     factor   ‖X‖ ≤ max_factor_ratio · max(unit, ‖X‖ at the start); and ‖X‖ ≥ ‖X‖ at the start / max_factor_ratio, where
-             the client trained both factors: (cB, A/c) has the product of (B, A) and wrecks an average of factors
+             the client trained both factors: (cB, A/c) has the product of (B, A) and wrecks an average of factors; the
+             same for VeRA's b and d
     head     as a factor, without a lower limit
 
     A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
@@ -98,12 +99,13 @@ class Gate:
         return Update(client=expected.client, examples=examples, layers=layers, head=head)
 
     def _fault_of_norms(self, found: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
-        both = {name[:-1] for name in found if name.endswith("/A")} & {name[:-1] for name in found if name[-2:] == "/B"}
+        ends = {name[-2:] for name in found}  # of all layers alike
+        both = {end for pair in (("/A", "/B"), ("/b", "/d")) for end in pair if ends.issuperset(pair)}
         for name, value in found.items():
             size, start = float(value.norm()), float(expected.sent[name].norm())
             unit = (value.shape[:-1].numel() if value.ndim == 3 else min(value.shape)) ** 0.5  # 3: blocks of a core
             high = self.max_factor_ratio * max(unit, start)
-            low = start / self.max_factor_ratio if name[:-1] in both else 0.0
+            low = start / self.max_factor_ratio if name[-2:] in both else 0.0
             if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
                 code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
                 return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"

@@ -18,6 +18,7 @@ from strategies.aggregator import Aggregator
 @dataclass(frozen=True, kw_only=True)
 class HeadAlone(Aggregator):
     mixed_ranks: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "which leaves the adapters as they start"
 

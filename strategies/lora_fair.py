@@ -28,6 +28,7 @@ from fedinit.config import at_least, positive, within
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
 from strategies.aggregator import Aggregator, mean_factors
+from strategies.vera import corrected_b
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class LoRAFAIR(Aggregator):
     """
 
     mixed_ranks: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
 
     solver: Literal["closed_form", "gram_sgd", "dense_sgd"] = "closed_form"
     side: Literal["B", "A", "both"] = "B"
@@ -53,6 +55,11 @@ class LoRAFAIR(Aggregator):
         at_least("strategy.steps", self.steps, 1)
         positive("strategy.lr", self.lr)
 
+    def objection(self, kind: str) -> str:
+        if kind == "vera" and (self.solver != "closed_form" or self.side != "B"):
+            return "VeRA's b is corrected in closed form: solver=closed_form, side=B"
+        return super().objection(kind)
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         average = mean_factors(products, weights)
         if self.side != "A":
@@ -61,6 +68,13 @@ class LoRAFAIR(Aggregator):
             turned = [Factors(p.B.T, p.A.T) for p in products]
             average = Factors(self._correct(turned, weights, Factors(average.B.T, average.A.T)).T, average.B)
         return average
+
+    def merge_pairs(
+        self, pairs: Sequence[Factors], weights: Sequence[float], start: Factors | None, frozen: Factors
+    ) -> Factors:
+        average = mean_factors(pairs, weights)
+        relative = self.lam_scale != "absolute"
+        return Factors(average.A, corrected_b(frozen, pairs, weights, average, self.lam, relative))
 
     def _correct(self, products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Tensor:
         """B̄′ (d, r) in float64, for fixed Ā."""

@@ -40,10 +40,8 @@ class ServerOptimizer(ABC):
         """The aggregate moved on from the start by this optimiser's step."""
         layers = {}
         for name, factors in aggregate.layers.items():
-            old = start.layers[name]
-            own = ("A", "B") if factors.R is None else ("A", "B", "R")
-            parts = {p: self._move(f"{name}/{p}", getattr(old, p), getattr(factors, p)) for p in own}
-            layers[name] = Factors(**parts)
+            old = start.layers[name].parts
+            layers[name] = Factors(**{p: self._move(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()})
         head = {k: self._move(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
         return dataclasses.replace(aggregate, layers=layers, head=head)
 

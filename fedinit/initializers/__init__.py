@@ -18,6 +18,7 @@ from fedinit.initializers.olora import OLoRA
 from fedinit.initializers.pissa import PiSSA
 from fedinit.initializers.random import Gaussian, Kaiming, Orthogonal
 from fedinit.initializers.random_core import RandomCore
+from fedinit.initializers.vera import VeRA
 
 INITIALIZERS: dict[str, type[Initializer]] = {
     "corda": CorDA,
@@ -32,6 +33,7 @@ INITIALIZERS: dict[str, type[Initializer]] = {
     "orthogonal": Orthogonal,
     "pissa": PiSSA,
     "random_core": RandomCore,
+    "vera": VeRA,
 }
 
 
