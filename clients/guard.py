@@ -68,7 +68,7 @@ def _factor(name: str, array, site: Site) -> None:
     d, k = site.targets[layer]
     rank = (array.shape or (0,))[0 if part == "A" else -1]
     core = (rank, rank) if len(array.shape) == 2 else (array.shape[0], rank, rank)  # full, or its diagonal blocks
-    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core, "b": (d,), "d": (rank,)}[part])
+    _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core, "b": (d,), "d": (rank,), "m": (d,)}[part])
 
 
 def _shape(name: str, array, expected: tuple[int, ...] | None) -> None:

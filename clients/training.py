@@ -57,7 +57,8 @@ class Task:
             kept = own.get(name, other)
             shaped = kept if (kept.R is None) == (other.R is None) else other
             (d, k), core = other.shape, None if shaped.R is None else torch.zeros_like(shaped.R)
-            return Factors(torch.zeros(shaped.rank, k), torch.zeros(d, shaped.rank), core)
+            m = None if other.m is None else torch.zeros_like(other.m)
+            return Factors(torch.zeros(shaped.rank, k), torch.zeros(d, shaped.rank), core, m=m)
 
         return replace(
             self,

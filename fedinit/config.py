@@ -46,7 +46,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    kind: Literal["lora", "vera"]
+    kind: Literal["dora", "lora", "vera"]
     rank: int
     # Of the clients: a list that is dealt in turn, or a rule; null: all have `rank`. The scale is the same for all.
     ranks: tuple[int, ...] | Literal["by_examples", "halving"] | None

@@ -1,8 +1,8 @@
 """The final adapter and head as files other tools read.
 
 adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model, and on
-the untouched W0 they are the effective model: LoRA (A as lora_A (r, k), B as lora_B (d, r)) or VeRA (one vera_A
-(r, max k) and vera_B (max d, r), and the layers' vectors).
+the untouched W0 they are the effective model: LoRA (A as lora_A (r, k), B as lora_B (d, r)), DoRA (m as
+lora_magnitude_vector (d,) besides) or VeRA (one vera_A (r, max k) and vera_B (max d, r), and the layers' vectors).
 head.safetensors holds the classifier. Where something, O, was merged into the base, they hold O + BA as one product,
 and the run's own state lies beside it: factors.safetensors with the factors of the run, and base_offset.safetensors
 with O by layer, (d, k), the weight these sit on being W0 + s·O.
@@ -10,6 +10,7 @@ with O by layer, (d, k), the weight these sit on being W0 + s·O.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,11 +77,12 @@ def _settings(layers: Mapping[str, Factors], config: Config) -> dict[str, Any]:
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: config.adapter.scale * r for name, r in ranks.items() if r != rank},
         "lora_dropout": config.adapter.dropout,
+        "use_dora": any(factors.m is not None for factors in layers.values()),
     }
 
 
 def with_offset(product: Factors, offset: Tensor) -> Factors:
-    """O + B A as one product in float32, balanced, of the least rank that holds it.
+    """O + B A as one product in float32, balanced, of the least rank that holds it; magnitudes as they are.
 
     What a start took out of the base, O = −B0A0, makes it [B, −B0]·[A; A0], of rank 2r. Left out is what is smaller
     than the rounding that O has as a float32 matrix.
@@ -91,7 +93,8 @@ def with_offset(product: Factors, offset: Tensor) -> Factors:
     rounding = torch.finfo(torch.float32).eps * float(exact.norm()) * (d**-0.5 + k**-0.5)
     part = found.cut(0, max(int((found.S > rounding).sum()), 1))
     root = part.S.sqrt()
-    return Factors(root[:, None] * part.Vh, part.U * root).to(torch.float32)
+    made = Factors(root[:, None] * part.Vh, part.U * root).to(torch.float32)
+    return dataclasses.replace(made, m=product.m)
 
 
 def _by_vectors(layers: Mapping[str, Factors]) -> bool:
@@ -113,6 +116,8 @@ def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
             plain = factors.absorb()
             tensors[f"{PREFIX}{name}.lora_A.weight"] = plain.A.contiguous()
             tensors[f"{PREFIX}{name}.lora_B.weight"] = plain.B.contiguous()
+            if factors.m is not None:
+                tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.m.contiguous()
     disk.replace(path, save(tensors, about))
 
 
@@ -125,7 +130,12 @@ def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], d
     suffix = ".lora_A.weight"
     names = [n[len(PREFIX) : -len(suffix)] for n in tensors if n.endswith(suffix)]
     layers = {
-        n: Factors(tensors[f"{PREFIX}{n}.lora_A.weight"], tensors[f"{PREFIX}{n}.lora_B.weight"]) for n in names
+        n: Factors(
+            tensors[f"{PREFIX}{n}.lora_A.weight"],
+            tensors[f"{PREFIX}{n}.lora_B.weight"],
+            m=tensors.get(f"{PREFIX}{n}.lora_magnitude_vector"),
+        )
+        for n in names
     }
     for n, k in inputs.items():
         b, d = (tensors[f"{PREFIX}{n}.vera_lambda_{part}"] for part in "bd")

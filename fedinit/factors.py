@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 PANEL = 256  # wide enough for the matrix product's full speed
-PARTS = ("A", "B", "R", "b", "d")  # the fields of Factors, which are one letter on the wire too
+PARTS = ("A", "B", "R", "b", "d", "m")  # the fields of Factors, which are one letter on the wire too
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Factors:
     """The product B @ A, B @ R @ A, or diag(b) @ B @ diag(d) @ A, without the scale α/r.
 
     A: (r, k). B: (d, r). R: the core, (r, r); or (h, r/h, r/h), the h blocks of one that is block diagonal; or None for
-    the identity. b: (d,) and d: (r,), VeRA's vectors, both or neither. Raises ValueError when the shapes do not chain.
+    the identity. b: (d,) and d: (r,), VeRA's vectors, both or neither. m: (d,), DoRA's magnitudes of the rows of the
+    weight that the product is added to; no part of the product. Raises ValueError when the shapes do not chain.
     """
 
     A: Tensor
@@ -30,6 +31,7 @@ class Factors:
     R: Tensor | None = None
     b: Tensor | None = None
     d: Tensor | None = None
+    m: Tensor | None = None
 
     def __post_init__(self) -> None:
         shapes = [tuple(self.B.shape), None if self.R is None else tuple(self.R.shape), tuple(self.A.shape)]
@@ -41,6 +43,8 @@ class Factors:
         )
         if self.B.ndim != 2 or self.B.shape[1] != rank or not core:
             raise ValueError(f"factors do not chain: B, R, A have shapes {shapes}")
+        if self.m is not None and (self.m.shape != self.B.shape[:1] or self.b is not None):
+            raise ValueError(f"magnitudes of {tuple(self.m.shape)} do not fit B and A, {shapes}")
         if self.b is None and self.d is None:
             return
         if self.b is None or self.d is None or self.R is not None:

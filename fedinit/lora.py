@@ -9,7 +9,8 @@ with s = α/r (LoRA, Hu et al. 2022, arXiv 2106.09685) or α/√r (rsLoRA). A cl
 Clients of lower rank are padded with zeros: a zero row of A and zero column of B give each other no gradient, so they
 stay exactly zero. Where a core is trained, s · ((x Aᵀ) Rᵀ) Bᵀ with R of h blocks, (K, h, r/h, r/h); one full core is
 h = 1. Where VeRA's vectors are trained, s · b∘((d∘(x Aᵀ)) Bᵀ) with b (K, d) and d (K, r) around one A and one B, which
-the bank holds once, whatever K is.
+the bank holds once, whatever K is. With DoRA's magnitudes m (K, d), y = m/‖W + s·BA‖ ∘ (x Wᵀ + s · (x Aᵀ) Bᵀ) + bias,
+the norms by rows from Gram matrices and without a gradient.
 The backbone's tensors are shared by every bank of the process; only the adapters and heads are a bank's own.
 """
 
@@ -26,6 +27,7 @@ from torch.autograd.function import once_differentiable
 
 from fedinit.factors import Factors, leading, pad
 from fedinit.models.backbone import Backbone
+from fedinit.row_norms import FLOOR, row_norms
 
 
 class Adapted(torch.autograd.Function):
@@ -94,6 +96,8 @@ class BankLinear(nn.Module):
         self.B: Tensor | None = None  # (K, d, r); (1, d, r) with vectors
         self.b: Tensor | None = None  # (K, d), only where vectors are trained
         self.d: Tensor | None = None  # (K, r)
+        self.m: Tensor | None = None  # (K, d), only where the adapters have magnitudes
+        self.squares: Tensor | None = None  # (d,): ‖W_j‖² of the base's rows, for the magnitudes
         self.R: Tensor | None = None  # (K, h, r/h, r/h), only where it is trained
         self.scales: Tensor | None = None  # (K, h), what each block of R is multiplied by, only where they are trained
         self.full_core = True  # R came as (r, r), not as blocks
@@ -117,8 +121,8 @@ class BankLinear(nn.Module):
         d, k = self.weight.shape
         if part in ("A", "B"):
             return rank * (k if part == "A" else d)
-        if part in ("b", "d"):
-            return d if part == "b" else rank
+        if part in ("b", "d", "m"):
+            return rank if part == "d" else d
         if self.full_core:
             return rank * rank if part == "R" else 1
         width = self.R.shape[-1]
@@ -136,11 +140,22 @@ class BankLinear(nn.Module):
             return self._by_vectors(clients, mask).view(*x.shape[:-1], -1)
         core = self.core
         core = None if core is None else core[:n]
-        y = Adapted.apply(clients, mask, self.base, self.bias, self.A[:n], self.B[:n], core, self.scale)
+        bias = self.bias if self.m is None else None
+        y = Adapted.apply(clients, mask, self.base, bias, self.A[:n], self.B[:n], core, self.scale)
+        if self.m is not None:
+            y = y * (self.m[:n] / self._norms(n))[:, None]
+            y = y if self.bias is None else y + self.bias
         if self.offset is not None:
             low, high = self.offset
             y = torch.baddbmm(y, clients @ low[:n].mT, high[:n].mT, alpha=self.scale)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    @torch.no_grad()
+    def _norms(self, n: int) -> Tensor:
+        """(n, d): ‖W + s·BA‖ by rows."""
+        if self.squares is None:
+            self.squares = self.base.square().sum(1)
+        return row_norms(self.base, self.squares, self.A[:n], self.B[:n], self.scale)
 
     def _by_vectors(self, clients: Tensor, mask: Tensor | None) -> Tensor:
         """(n, t, k) -> (n, t, d)."""
@@ -187,21 +202,23 @@ class Bank:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
         trainable: which of "A", "B" and "R" learn, and "scales" for a scale a block of R, which starts at one and is
-        multiplied into R in the end; or which of VeRA's "b" and "d"; the head always learns. A core, or vectors, that
-        do not learn are absorbed into B. Raises ValueError for vectors around different A or B. offsets:
+        multiplied into R in the end; or which of VeRA's "b" and "d"; and "m"; the head always learns. A core, or
+        vectors, that do not learn are absorbed into B. Raises ValueError for vectors around different A or B. offsets:
         factors that belong to each client's base. generators: one a client for dropout, none for no dropout.
         room: ranks to pad each layer's factors and offsets to, where the largest of the clients' is below.
         """
         device = next(self.module.parameters()).device
         leaves: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            layer.folded = layer.R = layer.scales = layer.b = layer.d = None
+            layer.folded = layer.R = layer.scales = layer.b = layer.d = layer.m = None
             products = [a[name] for a in adapters]
             if "R" in trainable:
                 layer.R = _padded_cores(products, room.get(name, 0)).to(device)
                 layer.full_core = products[0].R.ndim == 2
             if "scales" in trainable:
                 layer.scales = torch.ones(layer.R.shape[:2], dtype=layer.R.dtype, device=device)
+            if products[0].m is not None:
+                layer.m = torch.stack([p.m for p in products]).to(device)
             if trainable & {"b", "d"}:
                 layer.A, layer.B, layer.b, layer.d = (t.to(device) for t in _vectors(products))
             else:
@@ -227,7 +244,7 @@ class Bank:
     def bare(self) -> None:
         """Leave out the adapters: the base alone."""
         for layer in self.layers.values():
-            layer.folded = layer.A = layer.B = layer.b = layer.d = layer.offset = None
+            layer.folded = layer.A = layer.B = layer.b = layer.d = layer.m = layer.offset = None
 
     def owned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{leaf: (K,) how many of its numbers are each client's own, and not padding of a lower rank}."""
@@ -243,13 +260,16 @@ class Bank:
     def rebase(self, bases: Mapping[str, Tensor]) -> None:
         """Use these effective weights W + s·O, (d, k), where given, and W itself elsewhere."""
         for name, layer in self.layers.items():
-            layer.merged = bases.get(name)
+            layer.merged, layer.squares = bases.get(name), None
 
     def fold(self, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]) -> None:
         """Take one adapter for evaluation, W + s·BA computed once per layer instead of per batch."""
         for name, layer in self.layers.items():
-            product = adapter[name].dense().to(layer.weight.device)
+            product, m = adapter[name].dense().to(layer.weight.device), adapter[name].m
             layer.folded = torch.add(layer.base, product, alpha=layer.scale)
+            if m is not None:
+                norms = layer.folded.norm(dim=1).clamp(min=FLOOR)
+                layer.folded = (m.to(norms.device) / norms)[:, None] * layer.folded
         self.head = {key: value[None].to(next(self.module.parameters()).device) for key, value in head.items()}
 
     def fold_like(self, other: Bank) -> None:
@@ -280,12 +300,13 @@ class Bank:
 def _row(layer: BankLinear, i: int) -> Factors:
     """Client i's factors of a layer, at its own rank."""
     core = layer.core
-    if layer.b is not None:
-        return Factors(*map(_taken, (layer.A[0], layer.B[0])), b=_taken(layer.b[i]), d=_taken(layer.d[i]))
     if core is not None:
         core = core[i, 0] if layer.full_core else core[i]
-    own = leading(Factors(layer.A[i], layer.B[i], core), layer.ranks[i])
-    return Factors(_taken(own.A), _taken(own.B), None if own.R is None else _taken(own.R))
+    if layer.b is not None:
+        own = Factors(layer.A[0], layer.B[0], b=layer.b[i], d=layer.d[i])
+    else:
+        own = Factors(layer.A[i], layer.B[i], core, m=None if layer.m is None else layer.m[i])
+    return Factors(**{part: _taken(value) for part, value in leading(own, layer.ranks[i]).parts.items()})
 
 
 def _taken(value: Tensor) -> Tensor:

@@ -84,6 +84,8 @@ class RunFolder(Observer):
         self.path = place(config)
         self._lock: int | None = None
         self._domains: Sequence[str] = ()
+        # Only with magnitudes are the weights that count no product of factors.
+        self._diagnostics = DIAGNOSTICS + (("effective_bias",) if config.adapter.kind == "dora" else ())
         self._rows: Mapping[str, str] = {}
         try:
             if self.path.exists():
@@ -145,7 +147,7 @@ class RunFolder(Observer):
         self._header(
             "metrics.csv",
             ["round", "seconds", "clients", "train_loss", "accuracy", *(f"accuracy_{d}" for d in self._domains)]
-            + ["bytes_up", "bytes_down", *DIAGNOSTICS, "drift_factors", "drift_product"],
+            + ["bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"],
         )
         self._header(
             "clients.csv",
@@ -166,7 +168,7 @@ class RunFolder(Observer):
             "metrics.csv",
             [numbers.round, f"{numbers.seconds:.3f}", count, loss, accuracy.mean if accuracy else ""]
             + [by_domain.get(d, "") for d in self._domains]
-            + [numbers.bytes_up, numbers.bytes_down, *(numbers.diagnostics.get(d, "") for d in DIAGNOSTICS)]
+            + [numbers.bytes_up, numbers.bytes_down, *(numbers.diagnostics.get(d, "") for d in self._diagnostics)]
             + [
                 sum(getattr(c, key) for c in numbers.clients) / count if count else ""
                 for key in ("drift_factors", "drift_product")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fedinit.adapters import KINDS
 from fedinit.config import at_least
 from fedinit.factors import Factors, inner, norm, pad, stack
 from fedinit.threads import server_pool
@@ -63,7 +64,7 @@ class Aggregator(ABC):
     # Whether clients train a core R between A and B; the others get an initialiser's core absorbed into B.
     cores: ClassVar[bool] = False
     # The kinds of adapters the method goes with (fedinit/adapters.py).
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     # Factors that clients train and keep to themselves; the server never sees them.
     personal: ClassVar[frozenset[str]] = frozenset()
     # Whether components of the start may be dropped for their size, however little was learned.
@@ -82,7 +83,7 @@ class Aggregator(ABC):
 
     def objection(self, kind: str) -> str:
         """Why this method does not go with a kind of adapters; empty where it does."""
-        return "" if kind in self.kinds else "its rule is not defined for their factors"
+        return "" if kind in self.kinds else KINDS[kind].why
 
     def check(self, rank: int) -> None:
         """Raise InputError for a global rank this method cannot have. Any will do, unless a method says otherwise."""
@@ -112,6 +113,10 @@ class Aggregator(ABC):
             start = None if previous is None else previous.layers.get(name)
             make = self._layer if products[0].b is None else self._layer_of_vectors
             merged, left_out, measured = make(products, weights, start)
+            if products[0].m is not None:
+                # Not the mean where nobody trains: equal values have one that may be rounded.
+                own = [p.m for p in products]
+                merged = replace(merged, m=mean(own, weights) if self.trainable(round) else own[0].double())
             dtype = products[0].A.dtype
             return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 

@@ -21,6 +21,7 @@ from strategies.aggregator import Aggregator, mean
 @dataclass(frozen=True, kw_only=True)
 class FedSB(Aggregator):
     cores: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("lora",)
     mixed_ranks: ClassVar[bool] = True
     reinits: ClassVar[tuple[str, ...]] = ("average", "local")
     why: ClassVar[str] = "which keeps A and B frozen and the same on all clients"

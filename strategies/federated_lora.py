@@ -27,6 +27,7 @@ from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from strategies.base_ledger import BaseLedger
 from strategies.choosing import Choosing
+from strategies.dora import effective_bias
 from strategies.gate import Expected, Gate, Refusal, admit_counts
 from strategies.reinit import Ground, Reinit, Start
 from strategies.server_opt import ServerOptimizer
@@ -423,7 +424,12 @@ class FederatedLora(Strategy):
             why = f"{refusals[0].code}: {refusals[0].detail}" if refusals else "no reply came in time"
             hint = "; a lower client.lr may help" if refusals and refusals[0].code == "not_finite" else ""
             raise RunFailed(f"round {server_round}: no usable update from any client ({why}){hint}")
-        aggregate = self.aggregator.aggregate([u for u, _ in updates], server_round, self.state)
+        returned = [update for update, _ in updates]
+        aggregate = self.aggregator.aggregate(returned, server_round, self.state)
+        if self.aggregator.diagnostics and "m" in self.kind.beside:
+            weights, ground = self.aggregator.weights(returned), self.ground.over(self.base.offset)
+            found = effective_bias(returned, weights, aggregate, ground)
+            aggregate = dataclasses.replace(aggregate, diagnostics={**aggregate.diagnostics, **found})
         if self.server_optimizer is not None:
             aggregate = self.server_optimizer.step(self.state, aggregate)
         self._settle(aggregate, server_round)
@@ -493,9 +499,13 @@ class FederatedLora(Strategy):
         if round == self._last_round:
             start = Start(aggregate.layers, aggregate.residual)
         else:
-            start = self.reinit.start(aggregate, round, self.ground.over(self.base.offset))
+            # Magnitudes are of the whole weight, which a start leaves as it is.
+            plain = {name: dataclasses.replace(f, m=None) for name, f in aggregate.layers.items()}
+            bare = dataclasses.replace(aggregate, layers=plain)
+            start = self.reinit.start(bare, round, self.ground.over(self.base.offset))
         self.base.merge(start.merge)
-        self.state = dataclasses.replace(aggregate, layers=start.layers, residual={})
+        layers = {name: dataclasses.replace(f, m=aggregate.layers[name].m) for name, f in start.layers.items()}
+        self.state = dataclasses.replace(aggregate, layers=layers, residual={})
 
     def _report_round_zero(self) -> None:
         numbers = Round(

@@ -17,11 +17,12 @@ from fedinit.adapters import KINDS
 from fedinit.checkpoint import Checkpoints, Part, State
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
-from fedinit.factors import Factors
+from fedinit.factors import Factors, stack
 from fedinit.initializers import INITIALIZERS, Initializer, create_initializer
 from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import Accuracy, Observer, Roster, Round
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
+from fedinit.row_norms import magnitudes
 from fedinit.seeding import derive
 from fedinit.stopping import unbroken
 from strategies import AGGREGATORS, create_aggregator
@@ -220,6 +221,15 @@ def federate(
         """A start as the method trains it."""
         return {name: aggregator.adopt(factors) for name, factors in layers.items()}
 
+    def completed(begun: StartState, head: Mapping[str, Tensor]) -> StartState:
+        """What round 0 made, as the method trains it, with magnitudes where the adapters have them, and a head."""
+        layers = adopted(begun.layers)
+        if config.adapter.kind == "dora":
+            for name, f in layers.items():
+                whole = f if name not in begun.merge else stack([f, begun.merge[name]], [1.0, 1.0])
+                layers[name] = dataclasses.replace(f, m=magnitudes(frozen(name), whole.A, whole.B, scale).float())
+        return dataclasses.replace(begun, layers=layers, head=begun.head or head)
+
     strategy = FederatedLora(
         aggregator=aggregator,
         reinit=_reinit(config, aggregator),
@@ -256,7 +266,7 @@ def federate(
     setting = dataclasses.replace(setting, head=head)
     if start.state is None:
         begun = begin(strategy, grid, initializer, setting, config.node_timeout)
-        start.state = dataclasses.replace(begun, layers=adopted(begun.layers), head=begun.head or head)
+        start.state = completed(begun, head)
     begun = start.state
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
     if _fixes_scales(config):

@@ -16,7 +16,7 @@ from strategies.aggregator import Aggregator, centred, mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Aggregator):
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)

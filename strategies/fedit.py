@@ -17,7 +17,7 @@ from strategies.aggregator import Aggregator, mean_factors
 @dataclass(frozen=True, kw_only=True)
 class FedIT(Aggregator):
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)

@@ -17,6 +17,7 @@ from strategies.aggregator import Aggregator, mean
 
 @dataclass(frozen=True, kw_only=True)
 class FedSALoRA(Aggregator):
+    kinds: ClassVar[tuple[str, ...]] = ("lora",)
     personal: ClassVar[frozenset[str]] = frozenset({"B"})
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "whose clients keep a factor of their own"

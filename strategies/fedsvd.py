@@ -19,7 +19,7 @@ from strategies.ffa_lora import FFALoRA
 @dataclass(frozen=True, kw_only=True)
 class FedSVD(FFALoRA):
     reinits: ClassVar[tuple[str, ...]] = ("average",)
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     why: ClassVar[str] = "which splits the product itself"
     frozen: ClassVar[str] = "A"  # no option here: the split makes the rows of A orthonormal
 

@@ -22,7 +22,7 @@ class FFALoRA(Aggregator):
 
     reinits: ClassVar[tuple[str, ...]] = ("average", "local")
     why: ClassVar[str] = "which keeps a factor frozen and the same on all clients"
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
 
     frozen: Literal["A", "B"] = "A"
 

@@ -21,7 +21,7 @@ from strategies.aggregator import Aggregator
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(Aggregator):
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         rank = max(p.rank for p in products)

@@ -16,7 +16,7 @@ from strategies.fedit import FedIT
 
 @dataclass(frozen=True, kw_only=True)
 class FRLoRA(FedIT):
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     mixed_ranks: ClassVar[bool] = False
     reinits: ClassVar[tuple[str, ...]] = ("pissa",)
     why: ClassVar[str] = "which is this re-initialisation"

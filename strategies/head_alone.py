@@ -18,7 +18,7 @@ from strategies.aggregator import Aggregator
 @dataclass(frozen=True, kw_only=True)
 class HeadAlone(Aggregator):
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "which leaves the adapters as they start"
 

@@ -40,7 +40,7 @@ class LoRAFAIR(Aggregator):
     """
 
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
 
     solver: Literal["closed_form", "gram_sgd", "dense_sgd"] = "closed_form"
     side: Literal["B", "A", "both"] = "B"

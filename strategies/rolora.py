@@ -19,7 +19,7 @@ from strategies.aggregator import Aggregator, mean_factors
 @dataclass(frozen=True, kw_only=True)
 class RoLoRA(Aggregator):
     reinits: ClassVar[tuple[str, ...]] = ("average", "svd", "orthonormal", "gauge")
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
     why: ClassVar[str] = "whose frozen factor must be the same on all clients and hold what was learned"
 
     def trainable(self, round: int) -> frozenset[str]:

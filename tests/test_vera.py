@@ -5,6 +5,7 @@ Oracles are dense products written from ΔW = diag(b) B diag(d) A, or PEFT's own
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 
@@ -347,12 +348,18 @@ def test_a_run_leaves_an_adapter_that_peft_reads(tmp_path) -> None:
     layers = {
         n: Factors(A[:, : f.shape[1]], B[: f.shape[0]], b=f.b.float(), d=f.d.float()) for n, f in found.items()
     }
-    save_adapter(tmp_path / "own", layers, {"weight": torch.zeros(2, 3)}, {}, small_config(*VERA), ["a", "b"])
-    x = {"one": torch.randn(3, 9), "two": torch.randn(3, 5)}
-    ours = {n: body[n](x[n]) + x[n] @ layers[n].dense().T for n in body}
-    read = peft.PeftModel.from_pretrained(body, str(tmp_path / "own"))
-    for name, expected in ours.items():
-        torch.testing.assert_close(read.base_model.model[name](x[name]), expected, rtol=1e-5, atol=1e-5)
+    merged = {n: torch.randn(*f.shape) for n, f in found.items()}
+    for kind, offset in (("VERA", {}), ("LORA", merged)):  # with something in the base, a LoRA adapter on W0
+        place, plain = tmp_path / kind, copy.deepcopy(body)
+        save_adapter(place, layers, {"weight": torch.zeros(2, 3)}, offset, small_config(*VERA), ["a", "b"])
+        assert json.loads((place / "adapter_config.json").read_text())["peft_type"] == kind
+        back, _, _ = load_adapter(place)
+        assert all(torch.equal(getattr(back[n], p), getattr(f, p)) for n, f in layers.items() for p in "ABbd")
+        x = {"one": torch.randn(3, 9), "two": torch.randn(3, 5)}
+        ours = {n: body[n](x[n]) + x[n] @ (layers[n].dense() + offset.get(n, 0)).T for n in body}
+        read = peft.PeftModel.from_pretrained(plain, str(place))
+        for name, expected in ours.items():
+            torch.testing.assert_close(read.base_model.model[name](x[name]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_gate_bounds_the_vectors() -> None:

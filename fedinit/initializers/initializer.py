@@ -82,7 +82,7 @@ class Initializer(ABC):
     # Whether the product has a core, B R A. Methods that train A or B get it absorbed into B.
     cores: ClassVar[bool] = False
     # The kinds of adapters that this is a start for (fedinit/adapters.py).
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     # What clients are asked for; "none" needs no round 0.
     needs: ClassVar[str] = "none"
     # Whether a re-drawn start (reinit=fresh) differs from the first.
