@@ -23,13 +23,15 @@ app = ClientApp()
 
 
 @functools.lru_cache(maxsize=2)
-def _cohort(run_config: str, node_config: str):
-    """One site a configuration and process: a long-lived process does not load its backbone for every message."""
+def _prepared(run_config: str, node_config: str, client: int | None):
+    """The run's configuration and one cohort a configuration and process: a long-lived process does not load its
+    backbone for every message."""
     config = from_run_config(json.loads(run_config))
+    own = with_site_settings(config, json.loads(node_config), simulated())
     from clients.cohort import Cohort
     from clients.site import Site
 
-    return Cohort(Site(with_site_settings(config, json.loads(node_config), simulated())), persistent=True)
+    return config, Cohort(Site(own, client), persistent=True)
 
 
 def simulated() -> bool:
@@ -42,10 +44,26 @@ def _answer(message: Message, context: Context) -> Message:
     # These are a client's own: clients that share a process share the data and the backbone.
     own = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
     try:
-        cohort = _cohort(json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True))
+        run = json.dumps(dict(context.run_config), sort_keys=True)
+        config, cohort = _prepared(run, json.dumps(own, sort_keys=True), _alone(context))
+        from clients.keeping import Kept
+
+        kept = Kept.of(context, config)
+        if kept is None:
+            return cohort([(message, context)])[0]
+        kept.recall(message, context)
+        reply = cohort([(message, context)])[0]
+        if reply.has_content():
+            kept.keep(message, context)
+        return reply
     except InputError as error:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
-    return cohort([(message, context)])[0]
+
+
+def _alone(context: Context) -> int | None:
+    """The partition id, where this process is one client's; in a simulation clients share a process and its data."""
+    client = context.node_config.get("partition-id")
+    return client if isinstance(client, int) and not simulated() else None
 
 
 @app.query("describe")

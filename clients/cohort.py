@@ -332,9 +332,11 @@ def _is_still(task: Task) -> bool:
 
 
 def _partition_id(context: Context) -> int:
-    if "partition-id" not in context.node_config:
-        raise InputError("this node has no partition-id; start it with --node-config 'partition-id=0 …'")
-    return int(context.node_config["partition-id"])
+    given = context.node_config.get("partition-id")
+    if type(given) is not int:
+        what = "this node has no partition-id" if given is None else f"partition-id={given}: expected a whole number"
+        raise InputError(f"{what}; start it with --node-config 'partition-id=0 …'")
+    return given
 
 
 def _error(message: Message, reason: str) -> Message:

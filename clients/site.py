@@ -17,7 +17,7 @@ from fedinit.base import EMPTY, NAME, Offset
 from fedinit.config import Config
 from fedinit.data import load_dataset
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition, make_partitions
+from fedinit.data.partition import Partition, make_partitions, own_domain
 from fedinit.digest import of_tensors
 from fedinit.errors import InputError, choose
 from fedinit.factors import Factors
@@ -25,15 +25,22 @@ from fedinit.models import Backbone, build_backbone, select_targets
 
 
 class Site:
-    """Data, backbone and lanes for one configuration. Raises InputError for what cannot be used."""
+    """Data, backbone and lanes for one configuration. Raises InputError for what cannot be used.
 
-    def __init__(self, config: Config) -> None:
+    client: of a site that is one client's: where the partition goes by domain and the domains are named, it reads, and
+    need hold, the images of its own domain alone.
+    """
+
+    def __init__(self, config: Config, client: int | None = None) -> None:
         choose("client.optimizer", config.client.optimizer, OPTIMIZERS)
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
-        self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed)
+        own = None
+        if client is not None and config.data.name == "image_folder":
+            own = own_domain(config.data.domains, config.partition, client)
+        self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed, own)
         self.partitions: tuple[Partition, ...] = make_partitions(self.data, config.partition, config.seed)
         self.lanes = Lanes(
             self.backbone,

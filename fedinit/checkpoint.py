@@ -64,13 +64,14 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`. config: the values that the run is a function of."""
+    """The checkpoints of one run in `folder`, the last `keep` of them. config: the values that the run is a function
+    of."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = KEEP) -> None:
+        self.folder, self.config, self.keep = folder, config, keep
 
     def save(self, round: int, states: Mapping[str, State]) -> None:
-        """Write one, then drop those beyond the last KEEP. Raises OSError; the earlier ones are then untouched."""
+        """Write one, then drop those beyond the last `keep`. Raises OSError; the earlier ones are then untouched."""
         tensors = {f"{part}/{name}": t for part, state in states.items() for name, t in state.tensors.items()}
         arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
         # A safetensors file has an order of its own, but sums over layers are taken in the order of the names here.
@@ -85,13 +86,24 @@ class Checkpoints:
         files[MANIFEST] = json.dumps({"content": content, "sha256": _sha256(_canonical(content))}, indent=1).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.replace_folder(self.folder / f"{NAME}{round:06d}", files)
-        for old in self.there()[KEEP:]:
+        for old in self.there()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def load(self) -> Loaded:
-        """The latest that is whole. Raises InputError for one of a newer format or another configuration."""
+    def drop_after(self, round: int) -> None:
+        """Remove those of later rounds."""
+        for path in self.there():
+            if _round_of(path) > round:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, last: int | None = None) -> Loaded:
+        """The latest that is whole, of the round `last` or before where that is given.
+
+        Raises InputError for one of a newer format or another configuration.
+        """
         passed_over = []
         for path in self.there():
+            if last is not None and _round_of(path) > last:
+                continue
             try:
                 round, states = self._read(path)
             except Damaged as reason:
@@ -142,6 +154,10 @@ class Checkpoints:
         if _sha256(data) != facts["sha256"]:
             raise Damaged(f"{path.name} is not what was written")
         return data
+
+
+def _round_of(path: Path) -> int:
+    return int(path.name[len(NAME) :])
 
 
 def refuse_other(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:

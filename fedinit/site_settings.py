@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fedinit.config import Config
-from fedinit.errors import InputError
+from fedinit.errors import InputError, did_you_mean
 
 EMBEDDED = "embedded:"  # before the name of a checkpoint inside this package
 # The setting, the key it stands for, and what that key is where nobody set it.
@@ -18,13 +18,22 @@ SITE_KEYS = {
     "device": ("engine", "device", "auto"),
 }
 
+NEEDS_ROOT = ("cifar10", "cifar100", "image_folder")
+# Of a site's, too, and not about the run's configuration.
+OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "state-dir")
+
 
 def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
     """The run's configuration with this site's own paths and device in it.
 
     A server says what to train, not where this machine keeps its files: raises InputError for a place or device that
-    came with the run and that the site did not set itself. `simulated`: server and clients are one machine's.
+    came with the run and that the site did not set itself, and for a setting that there is not. `simulated`: server and
+    clients are one machine's.
     """
+    for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
+        known = sorted({*SITE_KEYS, *OTHER_KEYS})
+        near = did_you_mean(key, known)
+        raise InputError(f"--node-config {key}: no such setting of a site{near}; known: {', '.join(known)}")
     for key, (group, field, unset) in SITE_KEYS.items():
         given = getattr(getattr(config, group), field)
         if key in node_config:
@@ -34,6 +43,10 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
                 f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
                 f"--node-config '{key}=\"…\"'"
             )
+    if not simulated and config.data.root is None and config.data.name in NEEDS_ROOT:
+        raise InputError(
+            f"this site has no images for data={config.data.name}: start the node with --node-config 'data-root=\"…\"'"
+        )
     return config
 
 

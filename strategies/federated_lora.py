@@ -27,6 +27,7 @@ from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from strategies.base_ledger import BaseLedger
 from strategies.choosing import Choosing
+from strategies.delivery import AWAY, activations
 from strategies.dora import effective_bias
 from strategies.gate import Expected, Gate, Refusal, admit_counts
 from strategies.reinit import Ground, Reinit, Start
@@ -88,6 +89,7 @@ class FederatedLora(Strategy):
         self.round = 0  # the last that was completed
         self.bytes_up = self.bytes_down = 0
         self._nodes: dict[int, int] = {}  # partition id -> node id
+        self._greeted: dict[int, str] = {}  # node id -> when it came online, of those that said who they are
         self._test: set[int] = set()  # partition ids with test images
         self._expected: dict[int, Expected] = {}  # node id -> what its reply must hold
         self._own: set[int] = set()  # partition ids that keep factors of their own
@@ -112,19 +114,15 @@ class FederatedLora(Strategy):
         self.backbone_digest = backbone_digest
         deadline = time.monotonic() + self.timeout
         facts: dict[int, ConfigRecord] = {}
-        asked: set[int] = set()
         while True:
-            fresh = [n for n in grid.get_node_ids() if n not in asked]
-            hello = ConfigRecord({"backbone": backbone_digest})
-            messages = [Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh]
-            for reply in self._exchange(grid, messages, max(deadline - time.monotonic(), 1.0)):
-                node = reply.metadata.src_node_id
-                asked.add(node)
+            for reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)):
                 if reply.has_error():
+                    if reply.error.code in AWAY:
+                        continue
                     raise RunFailed(f"a client could not start: {reply.error.reason}")
-                answer = reply.content[wire.CONFIG]
+                answer, node = reply.content[wire.CONFIG], reply.metadata.src_node_id
                 client = int(answer["partition-id"])
-                if client in facts:
+                if self._nodes.get(client, node) != node and self._nodes[client] in activations(grid):
                     raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
                 facts[client], self._nodes[client] = answer, node
             wanted = max((int(f["num-partitions"]) for f in facts.values()), default=1)
@@ -154,6 +152,65 @@ class FederatedLora(Strategy):
             self._believe(client, fact)
         self.roster = roster
         return self.roster
+
+    def _hello(self, grid: Grid, timeout: float) -> list[Message]:
+        """What nodes say of themselves that were not asked yet, or came online again since."""
+        online = activations(grid)
+        fresh = [node for node, since in online.items() if self._greeted.get(node) != since]
+        # Where the run stands, -1 at its very beginning: a client that keeps its states by round goes back to that one.
+        round = -1 if self.state is None else self.round
+        hello = ConfigRecord({"backbone": self.backbone_digest, "round": round})
+        messages = [Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh]
+        replies = self._exchange(grid, messages, timeout)
+        for reply in replies:
+            if not (reply.has_error() and reply.error.code in AWAY):
+                self._greeted[reply.metadata.src_node_id] = online[reply.metadata.src_node_id]
+        return replies
+
+    def _look_around(self, grid: Grid, timeout: float, wanted: Collection[int] = (), silent: Collection[int] = ()):
+        """Greet nodes that appeared or were started again in mid-run, and wait up to `timeout` seconds until those of
+        the `wanted` clients are online. A client whose node is gone, or gave no answer (`silent`), moves to the node
+        that says it is this client; while its node is there, nobody else is."""
+        deadline, again = time.monotonic() + timeout, set()
+        while True:
+            for reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)):
+                if reply.has_error() and reply.error.code in AWAY:
+                    continue
+                node, fault = reply.metadata.src_node_id, self._misfit(reply)
+                client = -1 if fault else int(reply.content[wire.CONFIG]["partition-id"])
+                known = self._nodes.get(client)
+                if not fault and known != node and known in set(grid.get_node_ids()) and client not in silent:
+                    again.add(node)  # it may be this client's new node, and the old one about to be found dead
+                    fault = f"partition-id {client} is another node's"
+                if fault:
+                    self._tell("node_refused", {"round": self.round + 1, "detail": fault})
+                    continue
+                self._nodes[client] = node
+                self._believe(client, reply.content[wire.CONFIG])
+                self._tell("client_back", {"round": self.round + 1, "client": client})
+            online = set(grid.get_node_ids()) if wanted else set()
+            if all(self._nodes[client] in online for client in wanted) or time.monotonic() > deadline:
+                for node in again:
+                    del self._greeted[node]
+                return
+            time.sleep(0.5)
+
+    def _misfit(self, reply: Message) -> str:
+        """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
+        if reply.has_error():
+            return reply.error.reason
+        try:
+            fact = reply.content[wire.CONFIG]
+            client, held = int(fact["partition-id"]), len(fact["held"]) == len(fact["held-digests"])
+            same = list(fact["classes"]), list(fact["domains"]), str(fact["backbone"])
+            whole = held and "base-key" in fact and "holds-own" in fact
+        except (KeyError, TypeError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        if client not in self._nodes:
+            return f"partition-id {client} is no client of this run"
+        if same != (list(self.roster.class_names), list(self.roster.domain_names), self.backbone_digest) or not whole:
+            return f"client {client} came back with other classes, domains or another backbone"
+        return ""
 
     def ask(self, grid: Grid, content: RecordDict, kind: str, timeout: float) -> dict[int, Message]:
         """The same question to every client; {partition id: reply} of those that answered."""
@@ -308,7 +365,9 @@ class FederatedLora(Strategy):
             self._accuracy = None
             messages = self.configure_evaluate(round, arrays, evaluate_config or ConfigRecord(), grid)
             if messages:
-                measured = self.aggregate_evaluate(round, self._exchange(grid, messages, timeout))
+                measured = self.aggregate_evaluate(
+                    round, self._exchange(grid, messages, self.reply_timeout or timeout)
+                )
                 result.evaluate_metrics_clientapp[round] = measured or MetricRecord()
             if evaluate_fn is not None and self._due(round):
                 counted = evaluate_fn(round, arrays)
@@ -400,6 +459,9 @@ class FederatedLora(Strategy):
                 chosen = sorted(int(c) for c in draw.choice(fresh, size=count, replace=False))
                 self._tell("resampled", {"round": round, "attempt": attempt, "usable": len(updates), "clients": chosen})
                 asked |= set(chosen)
+                self._look_around(grid, timeout, chosen, {r.client for r in refusals})
+            else:
+                self._look_around(grid, timeout)
             messages = self._requests(round, chosen, config, grid)
             replies = self._exchange(grid, messages, timeout)
             for message in messages:  # which has its id only now

@@ -17,6 +17,7 @@ from fedinit.progress import ProgressObserver
 from fedinit.reporting import open_run
 from fedinit.run_config import from_run_config
 from fedinit.table import print_summary
+from strategies.delivery import WatchedGrid
 from strategies.federation import check_method, federate
 
 app = ServerApp()
@@ -41,7 +42,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         outcome = federate(
             config,
-            grid,
+            WatchedGrid(grid),
             backbone,
             observers=[*run.observers, progress],
             checkpoints=run.checkpoints(),

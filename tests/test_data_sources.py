@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -342,6 +343,34 @@ def test_domains_and_classes_are_numbered_as_asked(tree: Path) -> None:
     assert torch.equal(made.images, everything.images[kept])
     assert torch.equal(made.labels, 1 - everything.labels[kept])
     assert torch.equal(made.test, everything.test[kept])
+
+
+def test_a_site_with_its_own_domain_alone_reads_what_the_whole_has_of_it(tree: Path, tmp_path: Path) -> None:
+    """The same images in the same order, under the same numbers, for either domain and for a validation split."""
+    for fraction in (None, 0.5):
+        names = {"domains": ("photo", "art"), "classes": ("red", "blue"), "validation_fraction": fraction}
+        whole = load(tree, **names)
+        for d, name in enumerate(names["domains"]):
+            alone = tmp_path / f"{name}-{fraction}"
+            shutil.copytree(tree / name, alone / name)
+            own = load_dataset(settings(alone, **names), 3, (8, 8), own=name)
+            rows = whole.domains == d
+            assert own.domain_names == whole.domain_names and own.class_names == whole.class_names
+            for column in ("images", "labels", "domains", "test"):
+                assert torch.equal(getattr(own, column), getattr(whole, column)[rows]), column
+            with pytest.raises(InputError, match="data.domains: no"):
+                load(alone, **names)  # the negative control: without `own` all of them are wanted
+
+
+def test_a_site_may_lack_a_class_that_the_run_names_and_not_its_domain(tree: Path) -> None:
+    shutil.rmtree(tree / "photo" / "red")
+    shutil.rmtree(tree / "art" / "red")
+    names = settings(tree, domains=("photo", "art"), classes=("red", "blue"))
+    own = load_dataset(names, 3, (8, 8), own="photo")
+    assert own.class_names == ("red", "blue") and own.labels.unique().tolist() == [1]
+    shutil.rmtree(tree / "photo")
+    with pytest.raises(InputError, match="data.domains: no 'photo' in the source"):
+        load_dataset(names, 3, (8, 8), own="photo")
 
 
 def test_wrong_names_get_a_suggestion(tree: Path) -> None:

@@ -118,6 +118,16 @@ def test_a_server_cannot_set_what_is_the_sites(word, key):
     assert with_site_settings(config, {}, simulated=True) == config
 
 
+def test_a_site_without_data_and_a_setting_that_there_is_not():
+    config = small_config("data=image_folder", "data.domains=[a,b]")
+    with pytest.raises(InputError, match="this site has no images for data=image_folder: start the node .*data-root"):
+        with_site_settings(config, {"partition-id": 0})
+    with pytest.raises(InputError, match="data_root: no such setting of a site .did you mean 'data-root'"):
+        with_site_settings(config, {"partition-id": 0, "data_root": "/srv"})
+    own = {"data-root": "/srv", "state-dir": "state", "noise-secret": "s"}
+    assert with_site_settings(config, own).data.root == "/srv"
+
+
 def test_a_site_takes_embedded_weights_by_name_and_checks_the_hash():
     file = EMBEDDED_DIR / "glyph_vit.safetensors"
     config = compose_config([f"model.sha256={of_file(file)}"])

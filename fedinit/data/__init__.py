@@ -8,7 +8,7 @@ an hour.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -88,7 +88,9 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int], seed: int = 0) -> Dataset:
+def load_dataset(
+    settings: DataConfig, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None
+) -> Dataset:
     """The images that `settings` asks for, as (n, channels, H, W) uint8 with size = (H, W) in pixels.
 
     With settings.validation_fraction, for choosing settings: the test images are left out, and that share of each
@@ -97,6 +99,8 @@ def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int], see
     Domains are numbered in the order of settings.domains, classes in the order of settings.classes, where
     these are lists of names; else as the source numbers them. A number n of classes is the first n names in
     sorted order.
+    own: for a site that holds one of settings.domains: only its images are read; the names of the other domains, and of
+    classes that are listed, need not be there. The images of `own` are the same, in the same order, as in the whole.
     Raises InputError on an unknown source or name, a domain or class without images, a domain without test
     images, fewer than two classes, and on whatever the source cannot read.
     """
@@ -105,9 +109,12 @@ def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int], see
         raise InputError(
             f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
         )
-    listed = source(settings, channels, size)
-    domain_names = _pick("domains", settings.domains, listed.domain_names)
-    class_names = _pick("classes", _class_list(settings.classes, listed.class_names), listed.class_names)
+    here = settings if own is None else replace(settings, domains=(own,))
+    listed = source(here, channels, size)
+    domain_names = _pick("domains", here.domains, listed.domain_names)
+    classes = _class_list(settings.classes, listed.class_names)
+    alone = own is not None and classes is not None
+    class_names = _pick("classes", classes, tuple(classes) if alone else listed.class_names)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
 
@@ -118,8 +125,11 @@ def load_dataset(settings: DataConfig, channels: int, size: tuple[int, int], see
     if settings.validation_fraction is not None:
         kept = (~test).nonzero().flatten()
         rows, domains, labels = rows[kept], domains[kept], labels[kept]
-        test = _held_out(domains, settings.validation_fraction, seed)
-    _refuse_gaps(domains, labels, test, class_names, domain_names)
+        first = 0 if own is None else settings.domains.index(own)
+        test = _held_out(domains, settings.validation_fraction, seed, first)
+    _refuse_gaps(domains, labels, test, () if alone else class_names, domain_names)
+    if own is not None:
+        domains, domain_names = domains + settings.domains.index(own), tuple(settings.domains)
     return Dataset(listed.read(rows), labels, domains, test, class_names, domain_names)
 
 
@@ -155,12 +165,13 @@ def _renumber(indices: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Te
     return table[indices]
 
 
-def _held_out(domains: Tensor, share: float, seed: int) -> Tensor:
-    """(n,) bool: a share of every domain's rows, one at least, drawn from the seed."""
+def _held_out(domains: Tensor, share: float, seed: int, first: int = 0) -> Tensor:
+    """(n,) bool: a share of every domain's rows, one at least, drawn from the seed and the domain's number, `first` and
+    up."""
     test = torch.zeros(len(domains), dtype=torch.bool)
     for domain in domains.unique().tolist():
         rows = (domains == domain).nonzero().flatten()
-        order = torch.randperm(len(rows), generator=torch_generator(seed, "validation", domain))
+        order = torch.randperm(len(rows), generator=torch_generator(seed, "validation", first + domain))
         test[rows[order[: max(1, round(share * len(rows)))]]] = True
     return test
 
@@ -172,8 +183,8 @@ def _refuse_gaps(
     for name, count in zip(domain_names, images.tolist(), strict=True):
         if not count:
             raise InputError(f"domain '{name}' has no images: add some, or leave it out with data.domains=[...]")
-    members = torch.bincount(labels, minlength=len(class_names))
-    for name, count in zip(class_names, members.tolist(), strict=True):
+    members = torch.bincount(labels, minlength=len(class_names)).tolist()
+    for name, count in zip(class_names, members[: len(class_names)], strict=True):
         if not count:
             raise InputError(
                 f"class '{name}' has no images in {', '.join(domain_names)}: add some, or leave it out with "

@@ -7,7 +7,7 @@ d is domain d.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +29,8 @@ class Partition:
     """One client's images: indices into the Dataset, in increasing order.
 
     domain: the index of its one domain, or -1 where several are mixed.
-    train: (n,) int64, n >= partition.min_examples.  test: (m,) int64, empty for some clients of a domain
-    that has more clients than test images.
+    train: (n,) int64, n >= partition.min_examples, or 0 where the domain is another site's.
+    test: (m,) int64, empty for some clients of a domain that has more clients than test images.
     """
 
     client: int
@@ -46,6 +46,16 @@ def make_partitions(dataset: Dataset, settings: PartitionConfig, seed: int) -> t
     Raises InputError on an unknown method, and on numbers of clients or examples that cannot be had.
     """
     return METHODS[choose("partition", settings.name, METHODS)](dataset, settings, seed)
+
+
+def own_domain(names: Sequence[str] | None, settings: PartitionConfig, client: int) -> str | None:
+    """The one of the named domains that this client's images are of; None where that cannot be said beforehand, or the
+    partition mixes domains."""
+    if names is None or settings.name not in ("domain", "dirichlet"):
+        return None
+    clients = len(names) if settings.clients is None else settings.clients
+    each = clients // len(names)
+    return names[client // each] if each and 0 <= client < each * len(names) else None
 
 
 def _by_domain(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[Partition, ...]:
@@ -116,6 +126,9 @@ def _inside_domains(
     made: list[Partition] = []
     for d, name in enumerate(dataset.domain_names):
         train, test = _indices(dataset, d)
+        if not len(train) and not len(test):  # another site's: `load_dataset` lets no other domain be without images
+            made += _partitions(dataset, [train] * each, [test] * each, d, d * each)
+            continue
         _refuse_shortage(len(train), each, settings.min_examples, f"domain '{name}'")
         made += _partitions(dataset, share(train, each, d), _deal(test, each, seed, "test", d), d, d * each)
     return tuple(made)

@@ -23,7 +23,7 @@ from fedinit.errors import InputError
 from fedinit.run_config import from_run_config
 
 CONNECTION = "federation"
-POLL_SECONDS = 2.0
+POLL_SECONDS = (1.0, 10.0)  # between two questions after a run, at first and at most: each starts a `flwr`
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,11 @@ class Server:
     def wait(self, run: str, check: Callable[[], None] = lambda: None) -> None:
         """Until the run has ended. `check` is called meanwhile, and may raise. Raises DeployFailed with the end of the
         run's log unless it completed."""
+        pause = POLL_SECONDS[0]
         while not (status := self.status(run)).startswith("finished"):
             check()
-            time.sleep(POLL_SECONDS)
+            time.sleep(pause)
+            pause = min(1.3 * pause, POLL_SECONDS[1])
         if status != "finished:completed":
             raise DeployFailed(f"run {run} is {status}:\n{self.log_tail(run)}")
 

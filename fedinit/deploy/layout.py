@@ -77,7 +77,7 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
     for i, port in enumerate(federation.node_ports):
         site = folder / f"site-{i}"
         site.mkdir(exist_ok=True)
-        own = {"partition-id": i, "num-partitions": len(federation.node_ports), **settings}
+        own = {"partition-id": i, "num-partitions": len(federation.node_ports), "state-dir": "state", **settings}
         _script(site / "supernode.sh", _supernode(federation, own, port))
         (site / "fedinit-supernode.service").write_text(_unit(f"site-{i}", "supernode", federation))
 
@@ -127,6 +127,7 @@ _HEAD = """#!/bin/sh
 # {what}
 cd "$(dirname "$0")" || exit 1
 export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
+export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.5
 mkdir -p "$FLWR_HOME"
 """
 
@@ -152,7 +153,7 @@ def _supernode(federation: Federation, own: Mapping[str, object], port: int) -> 
     settings = " ".join(f"{key}={_toml(key, value)}" for key, value in own.items())
     return (
         _HEAD.format(what="One site of the federation.")
-        + "# The site's own: data-root, cache-dir, checkpoint, checkpoint-sha256, device. No server sets these.\n"
+        + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device.\n"
         + f"NODE_CONFIG={shlex.quote(settings)}\n"
         + f'exec flower-supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
     )

@@ -1,0 +1,102 @@
+"""Messages to real nodes: replies taken as soon as they are there, and no waiting for a node that lost its task.
+
+Flower's grid for deployments looks for replies every three seconds, gives a reply that the SuperLink made itself no
+node, and waits until the deadline for a node that was started again and knows nothing of what it was asked before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+AWAY = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
+POLL_SECONDS = (0.2, 2.0)  # between two looks for replies, at first and at most
+LOOK_SECONDS = 4.0  # between two looks at the nodes
+
+
+def activations(grid: Grid) -> dict[int, str]:
+    """{node id: when it last came online} of the nodes that are online."""
+    return {int(node.node_id): str(node.last_activated_at) for node in grid.get_nodes()}
+
+
+class WatchedGrid(Grid):
+    """`grid`, with a `send_and_receive` that returns once every node has answered, or can answer no more."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.inner = grid
+
+    def set_run(self, run: Run) -> None:
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self.inner.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self.inner.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return self.inner.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        return self.inner.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return self.inner.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """What came until all answered or `timeout` seconds were over; an Error for a node that was started again after
+        it was asked. A message that the grid did not take is not waited for."""
+        messages = list(messages)
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        before = activations(self.inner)
+        waiting = {i: m for i, m in zip(self.push_messages(messages), messages, strict=False) if i}
+        replies: list[Message] = []
+        pause, looked = POLL_SECONDS[0], time.monotonic()
+        while waiting:
+            for reply in self.pull_messages(list(waiting)):
+                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None:
+                    replies.append(_from(asked, reply))
+            if not waiting or time.monotonic() >= deadline:
+                break
+            time.sleep(pause)
+            pause = min(1.5 * pause, POLL_SECONDS[1])
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                for key in _lost(waiting, before, activations(self.inner)):
+                    replies.append(_restarted(waiting.pop(key)))
+        return replies
+
+
+def _lost(waiting: Mapping[str, Message], before: Mapping[int, str], now: Mapping[int, str]) -> list[str]:
+    """The messages whose node was online when it was asked, and has come online again since."""
+    return [
+        key
+        for key, message in waiting.items()
+        if (node := message.metadata.dst_node_id) in before and now.get(node, before[node]) != before[node]
+    ]
+
+
+def _from(asked: Message, reply: Message) -> Message:
+    """The reply, from the node that was asked also where the SuperLink answered in its place."""
+    if reply.has_error() and reply.error.code in AWAY:
+        # Metadata has no setter; Flower's own grids write the message's id the same way.
+        reply.metadata.__dict__["_src_node_id"] = asked.metadata.dst_node_id
+    return reply
+
+
+def _restarted(asked: Message) -> Message:
+    reason = "its node was started again after it was asked"
+    return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=asked)
