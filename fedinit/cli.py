@@ -129,7 +129,8 @@ def _init(options: argparse.Namespace, words: Sequence[str], say) -> None:
     sent, settings = site_settings.split_off(config)
     layout.make(options.folder, federation, sent, settings)
     say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
-    say("  on the server  ./superlink.sh, and once it listens: fedinit deploy register .")
+    keys = "" if options.insecure else ", and once it listens: fedinit deploy register ."
+    say(f"  on the server  ./superlink.sh{keys}")
     say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
     say("  on the server  fedinit deploy run .")
 

@@ -5,6 +5,7 @@ With processes: tests/test_deployment.py.
 
 from __future__ import annotations
 
+import io
 import shlex
 import shutil
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,13 +24,16 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key, l
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.config import parse_config_args
 
+import fedinit
 from fedinit import cli, site_settings
 from fedinit.compose import compose_config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
-from fedinit.deploy.processes import DeployFailed, Process, descendants
+from fedinit.deploy.processes import DeployFailed, Process, descendants, environment
 from fedinit.run_config import from_run_config
 from tests.small import WORDS
+
+ROOT = Path(fedinit.__file__).resolve().parent.parent
 
 
 def init(folder: Path, *words: str) -> int:
@@ -110,7 +115,7 @@ def test_scripts_say_what_flower_reads(made):
     script = (made / "site-2/supernode.sh").read_text()
     setting = next(line for line in script.splitlines() if line.startswith("NODE_CONFIG="))
     (value,) = shlex.split(setting.removeprefix("NODE_CONFIG="))
-    assert parse_config_args([value]) == {"partition-id": 2, "num-partitions": 3}
+    assert parse_config_args([value]) == {"partition-id": 2, "num-partitions": 3, "state-dir": "state"}
     assert "--superlink server.example.org:8443" in script and "--insecure" not in script
     superlink = (made / "server/superlink.sh").read_text()
     for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
@@ -133,8 +138,41 @@ def test_a_sites_settings_survive_into_its_node_config(tmp_path):
     layout.make(tmp_path / "f", federation, sent, own)
     line = next(x for x in (tmp_path / "f/site-0/supernode.sh").read_text().splitlines() if x.startswith("NODE_CONFIG"))
     read = parse_config_args([shlex.split(line.partition("=")[2])[0]])
-    assert read == {"partition-id": 0, "num-partitions": 1, "data-root": "/my images/a=b", "device": "cpu"}
+    places = {"state-dir": "state", "data-root": "/my images/a=b"}
+    assert read == {"partition-id": 0, "num-partitions": 1, **places, "device": "cpu"}
     assert site_settings.with_site_settings(sent, read).data.root == "/my images/a=b"
+
+
+def test_no_secret_leaves_its_file(tmp_path, monkeypatch):
+    """Not one of the environment, and not a private key's, lies in any other file that `init` makes or bundles."""
+    canary = "c0ffee" * 6 + "1234"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "SOME_PASSWORD"):
+        monkeypatch.setenv(name, canary)
+    assert init(tmp_path / "f") == 0
+    files = {p: p.read_bytes() for p in (tmp_path / "f").rglob("*") if p.is_file()}
+    keys = [p for p in files if p.suffix == ".key"]
+    secrets = [canary.encode(), *(files[p].splitlines()[2] for p in keys)]
+    assert len(keys) == 5 and len(files) > 15
+    for secret in secrets:
+        assert sum(secret in content for content in files.values()) == (secret != canary.encode())
+    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "f/server/app")))
+    bundled = b"".join(bundle.read(name) for name in bundle.namelist())
+    assert not [secret for secret in secrets if secret in bundled]
+
+
+def test_a_client_imports_no_more_than_it_needs():
+    """Every message starts a process: the app itself is there before torch, and a ready client without the rest."""
+    code = """
+import sys
+import clients.client_app
+assert "torch" not in sys.modules and "timm" not in sys.modules
+import clients.cohort, clients.keeping, clients.site
+from fedinit.data.digits import load_digits
+load_digits(32)
+print(sorted({"wandb", "sklearn", "hydra", "matplotlib", "ray", "strategies"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(ROOT), capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -1,0 +1,188 @@
+"""Deployments with real processes on loopback: the hash of the simulated run, refusals, and what is killed.
+
+One short run is part of the ordinary suite. The rest: pytest -m slow tests/test_deployment.py, about a minute a test on
+an idle machine; the campaign prints its tally, FEDINIT_KILLS says how many (30).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import fedinit
+from fedinit.deploy import certificates
+from fedinit.deploy.processes import DeployFailed, environment
+from fedinit.models import build_backbone
+from tests import federations
+from tests.federations import asked_to_train, config_of, federation, finish, kill, rounds_saved, simulated, summary
+from tests.small import WORDS
+
+ROOT = Path(fedinit.__file__).resolve().parent.parent
+
+
+def fedinit_deploy(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedinit.cli", "deploy", *words]
+    return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=federations.LIMIT)
+
+
+def test_a_federation_on_this_machine_ends_in_the_hash_of_the_simulation(tmp_path):
+    """`fedinit deploy up`, as a person types it: two SuperNodes, one round, evaluated by the clients."""
+    words = ["data.domains=[plain,inverted]", "engine.clients_per_bank=1", "rounds=1", f"output_dir={tmp_path}"]
+    done = fedinit_deploy("up", "--insecure", *WORDS, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"final hash: {simulated(config_of(tmp_path, 'rounds=1', 'evaluation=clients'))}" in done.stdout
+    assert "2 SuperNodes (insecure)" in done.stdout
+
+
+@pytest.mark.slow
+def test_four_sites_with_tls_and_registered_keys(tmp_path):
+    config = config_of(tmp_path, "data.domains=[plain,inverted,thick,noise]", "evaluation=clients")
+    with federation(tmp_path, config, sites=4, secure=True) as made:
+        made.start()
+        finish(made, made.server.start_run(), config)
+        assert [node["name"] for node in made.server.nodes()] == [f"site-{i}" for i in range(4)]
+    assert summary(config)["final_hash"] == simulated(config)
+
+
+@pytest.mark.slow
+def test_a_key_that_is_not_registered_and_another_authority_are_refused(tmp_path):
+    """Neither SuperNode comes to see a run, and the log has the line that a person needs."""
+    config = config_of(tmp_path)
+    with federation(tmp_path, config, secure=True) as made:
+        made.start_superlink()
+        made.server.register()
+        (made.folder / "site-0/node.key").unlink()
+        certificates.write_node_key(made.folder / "site-0")
+        other = certificates.Authority.create("another", days=1)
+        certificates.write_certificate(made.folder / "site-1/ca.crt", other.certificate)
+        for site in (0, 1):
+            made.start_supernode(site)
+        unregistered, stranger = made.supernodes[0], made.supernodes[1]
+        for node in (unregistered, stranger):
+            federations.until(lambda node=node: node._process.poll() == 1, f"{node.name} ended")
+        assert "code: 2004" in unregistered.log.read_text() and "CERTIFICATE_VERIFY_FAILED" in stranger.log.read_text()
+        assert "No SuperNode found with the given public key" in made.superlink.log.read_text()
+        assert {node["status"] for node in made.server.nodes()} == {"registered"}  # and none ever online
+
+
+@pytest.fixture(scope="module")
+def backbones(tmp_path_factory) -> list[Path]:
+    """Two files that fit the same model."""
+    folder, tensors = tmp_path_factory.mktemp("backbones"), {}
+    tensors = build_backbone(config_of(folder).model).module.state_dict()
+    paths = [folder / "ours.safetensors", folder / "theirs.safetensors"]
+    for i, path in enumerate(paths):
+        safetensors.torch.save_file({k: v + i * 1e-3 * torch.ones_like(v) for k, v in tensors.items()}, path)
+    return paths
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (("ours.safetensors", "theirs.safetensors"), "the run is for the backbone"),
+        (("partition-id=1", "partition-id=0"), "partition-id 0 is given to two nodes; each needs one of its own"),
+        (("state-dir", "stte-dir"), "--node-config stte-dir: no such setting of a site (did you mean 'state-dir'?)"),
+    ],
+)
+def test_a_site_that_does_not_fit_ends_the_run_with_a_line(tmp_path, backbones, edit, said):
+    config = config_of(tmp_path, f"model.checkpoint={backbones[0]}")
+    with federation(tmp_path, config, secure=False) as made:
+        script = made.folder / "site-1/supernode.sh"
+        assert edit[0] in script.read_text()
+        script.write_text(script.read_text().replace(*edit))
+        made.start()
+        with pytest.raises(DeployFailed) as failed:
+            finish(made, made.server.start_run(), config, starts=1)
+    assert "finished:failed" in str(failed.value) and said in " ".join(str(failed.value).split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "secure"),
+    [
+        (["strategy=lora_fair"], False),  # a node without a key comes back under another id
+        (["strategy=lora_fair"], True),
+        (["strategy=fedsa_lora"], True),  # B never leaves the client
+        (["strategy=lora_fair", "reinit=local"], True),  # nor do a client's own factors
+    ],
+    ids=["no_key", "key", "fedsa_lora", "reinit_local"],
+)
+def test_a_supernode_killed_in_mid_round_and_started_again(tmp_path, method, secure):
+    """The client is asked again, goes on from what it kept on its disk, and no bit of the result is another."""
+    config = config_of(tmp_path, *method, "rounds=3")
+    with federation(tmp_path, config, secure=secure) as made:
+        made.start()
+        run = made.server.start_run()
+        federations.until(lambda: asked_to_train(made, 1) >= 2, "site 1 is asked to train round 2")
+        kill(made, "1")
+        federations.bring_back(made, "1")
+        assert finish(made, run, config) == 0
+    kinds = [line["kind"] for line in federations.ledger(config)]
+    assert "client_back" in kinds and "client_state_lost" not in kinds
+    assert summary(config)["final_hash"] == simulated(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [["strategy=flora"], ["strategy=fedsa_lora"]], ids=["flora", "fedsa_lora"])
+@pytest.mark.parametrize("victim", ["superlink", "serverapp"])
+def test_a_server_killed_and_started_again_goes_on_to_the_same_hash(tmp_path, victim, method):
+    """The database knows the sites' keys, the checkpoint the run; clients that keep a state keep it on their disk."""
+    config = config_of(tmp_path, *method, "rounds=3")
+    with federation(tmp_path, config, secure=True) as made:
+        made.start()
+        run = made.server.start_run()
+        federations.until(lambda: rounds_saved(config) >= 1, "round 1 is saved")
+        kill(made, victim)
+        federations.bring_back(made, victim)
+        assert finish(made, run, config) == 1
+    assert [line["round"] for line in federations.ledger(config) if line["kind"] == "resumed"]
+    assert not [line for line in federations.ledger(config) if line["kind"] == "client_state_lost"]
+    assert summary(config)["final_hash"] == simulated(config)
+
+
+@pytest.mark.slow
+def test_campaign_of_kills(tmp_path):
+    count = int(os.environ.get("FEDINIT_KILLS", "30"))
+    tally = federations.campaign(tmp_path, seed=0, count=count, words=["strategy=fedsa_lora", "rounds=3"])
+    print(f"\nkilled and brought back: {dict(tally)}")
+    assert tally["same"] == count
+
+
+@pytest.mark.slow
+def test_two_folders_on_two_machines(tmp_path):
+    """The steps of docs/deployment.md: init, each folder copied to a machine of its own (here: a place of its own),
+    SuperLink, register, SuperNodes, run, status."""
+    from fedinit.deploy.processes import Process, free_port, wait_for_port
+
+    made, port = tmp_path / "federation", free_port()
+    words = ["data.domains=[plain,inverted]", "engine.clients_per_bank=1", "rounds=1", "output_dir=outputs"]
+    ports = ["--port", str(port), "--node-port", str(free_port())]
+    assert fedinit_deploy("init", str(made), "--host", "127.0.0.1", *ports, *WORDS, *words).returncode == 0
+    machines = [shutil.copytree(made / name, tmp_path / "machines" / name) for name in ("server", "site-0", "site-1")]
+    started = []
+    try:
+        for place, script in zip(machines, ("superlink", "supernode", "supernode"), strict=True):
+            command = ["/bin/sh", str(place / f"{script}.sh")]
+            started.append(Process(place.name, command, place / "log", environment(place / "flwr")))
+            if script == "superlink":
+                wait_for_port(port, started[0])
+                assert "registered: site-0, site-1" in fedinit_deploy("register", str(place)).stdout
+                assert "nobody new" in fedinit_deploy("register", str(place)).stdout
+        done = fedinit_deploy("run", str(machines[0]))
+        assert done.returncode == 0, done.stderr
+        again = fedinit_deploy("run", str(machines[0]))  # shows the finished run
+        status = fedinit_deploy("status", str(machines[0])).stdout
+    finally:
+        for process in reversed(started):
+            process.stop()
+    expected = simulated(config_of(tmp_path, "rounds=1", "evaluation=clients"))
+    assert f"final hash: {expected}" in done.stdout and f"final hash: {expected}" in again.stdout
+    assert status.count("online") == 2 and status.count("finished:completed") == 2
