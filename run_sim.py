@@ -56,7 +56,8 @@ def simulate(config: Config, console: Console) -> dict:
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict | None:
     """The same budget with the adapters frozen, where that is wanted; its figures."""
-    if not config.evaluation.head_alone or config.strategy.name == "head_alone":
+    without = config.strategy.name == "head_alone" or config.head.init == "none"
+    if without or not config.evaluation.head_alone:
         return None
     last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)
     # The adapters stay as they start, so their start must be none that clients measure for.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fedinit.config import ClientConfig
+from fedinit.losses import choose_loss
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import torch_generator
 
@@ -46,15 +46,18 @@ def join(batches: list[Tensor], size: int) -> Step:
     return Step(indices=indices, weight=weight)
 
 
-def losses(logits: Tensor, labels: Tensor, now: Step) -> Tensor:
-    """(active,) each client's mean loss of a step, from logits (active, b, classes); labels: (n,) of the data set."""
-    own = labels[now.indices].to(logits.device)
-    each = F.cross_entropy(logits.flatten(0, 1), own.flatten(), reduction="none").view(own.shape)
-    return (each * now.weight.to(logits.device)).sum(1)
+def losses(logits: Tensor, labels: Tensor, now: Step, loss: str) -> Tensor:
+    """(active,) each client's mean loss of a step, from logits (active, b, outputs); labels: (n, …) of the data set;
+    loss: its name, `client.loss`."""
+    own = labels[now.indices].to(logits.device)  # (active, b) or (active, b, outputs)
+    each = choose_loss(loss, numbers=own.is_floating_point())(logits.flatten(0, 1), own.flatten(0, 1))
+    return (each.view(now.weight.shape) * now.weight.to(logits.device)).sum(1)
 
 
 def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
-    """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel."""
+    """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel; what is float32 stays as it is."""
+    if images.is_floating_point():
+        return images.to(device)
     mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1) * 255
     std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1) * 255
     return images.to(device).float().sub_(mean).div_(std)

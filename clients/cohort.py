@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clients import guard
 from clients.bases import Bases, held_key
-from clients.evaluation import counts_record
+from clients.evaluation import sums_record
 from clients.selection import Choice, trained_part
 from clients.site import Site, is_zero
 from clients.statistics import measure
@@ -102,6 +102,7 @@ class Cohort:
                 "num-test-examples": len(part.test),
                 "classes": list(self.site.data.class_names),
                 "domains": list(self.site.data.domain_names),
+                "score": self.site.score.name,
                 "backbone": self.site.backbone.digest,
                 "held": list(held),
                 "held-digests": [of_tensors({name: tensor}) for name, tensor in held.items()],
@@ -285,14 +286,14 @@ class Cohort:
         return RecordDict({wire.STATE: wire.encode(trained), wire.METRICS: MetricRecord(metrics)})
 
     def _evaluate(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        """Correct predictions on a client's own test split, to be merged by count."""
+        """The sums of the score over a client's own test split, to be merged."""
 
         def answer(message: Message, context: Context) -> RecordDict:
             part = self.site.partition(_partition_id(context))
             adapter, head = self._received(message, context)
             key = self.bases.receive(message, context)
-            counts = self.site.count_correct(part.test, adapter, head, key, self.bases.known[key])
-            return RecordDict({wire.METRICS: counts_record(counts)})
+            sums = self.site.judge(part.test, adapter, head, key, self.bases.known[key])
+            return RecordDict({wire.METRICS: sums_record(sums, self.site.score)})
 
         return [self._answered(answer, m, c) for m, c in deliveries]
 

@@ -1,4 +1,4 @@
-"""Correct predictions of one adapter and head, with the adapter folded into the weights."""
+"""How good one adapter and head are, with the adapter folded into the weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from clients.lanes import Lanes
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.lora import Bank
+from fedinit.metrics import Score
 
 
-def count_correct(
+def judge(
     lanes: Lanes,
     data: Dataset,
     indices: Tensor,
@@ -23,8 +24,9 @@ def count_correct(
     head: Mapping[str, Tensor],
     batch_size: int,
     features: Tensor | None = None,
-) -> dict[int, tuple[int, int]]:
-    """{domain: (correct, images)} over `indices` (n,) of the data set, its batches spread over the lanes.
+) -> dict[int, tuple[float, float]]:
+    """{domain: the two sums of a score} over `indices` (n,) of the data set, its batches spread over the lanes: correct
+    predictions and images, or Σ‖ŷ − y‖² and Σ‖y‖² where the targets are numbers.
 
     features: (len(data), D) of the frozen backbone, used instead of the images when no adapter is in play.
     """
@@ -44,24 +46,30 @@ def count_correct(
             logits = bank.classify(features[chunk].to(device), 1)
         else:
             logits = bank.forward(batches.normalise(data.images[chunk], lanes.input, device), 1)
-        return logits[0].argmax(-1).cpu() == data.labels[chunk]
+        return score(logits[0].cpu(), data.labels[chunk])
 
-    hits = torch.cat(lanes.map(work, indices.split(batch_size)))
+    score = sums_of_numbers if data.numbers else sums_of_classes
+    sums = torch.cat(lanes.map(work, indices.split(batch_size)), dim=1)  # (2, n)
     domains = data.domains[indices]
-    return {
-        int(d): (int(hits[domains == d].sum()), int((domains == d).sum())) for d in domains.unique(sorted=True)
-    }
+    return {int(d): tuple(sums[:, domains == d].sum(1).tolist()) for d in domains.unique(sorted=True)}
 
 
-def counts_record(counts: Mapping[int, tuple[int, int]]) -> MetricRecord:
-    """{domain: (correct, images)} as it travels: three lists of whole numbers."""
-    return MetricRecord(
-        {
-            "domains": list(counts),
-            "correct": [correct for correct, _ in counts.values()],
-            "num-examples": [images for _, images in counts.values()],
-        }
-    )
+def sums_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(2, n) int64: whether each prediction is correct, and one for each; outputs (n, classes), labels (n,)."""
+    hits = (outputs.argmax(-1) == labels).long()
+    return torch.stack([hits, torch.ones_like(hits)])
+
+
+def sums_of_numbers(outputs: Tensor, targets: Tensor) -> Tensor:
+    """(2, n) float64: ‖ŷ − y‖² and ‖y‖² of each; both (n, outputs)."""
+    outputs, targets = outputs.double(), targets.double()
+    return torch.stack([(outputs - targets).square().sum(-1), targets.square().sum(-1)])
+
+
+def sums_record(sums: Mapping[int, tuple[float, float]], score: type[Score]) -> MetricRecord:
+    """{domain: two sums} as it travels: three lists of numbers."""
+    part, whole = ([row[i] for row in sums.values()] for i in range(2))
+    return MetricRecord({"domains": list(sums), score.wire[0]: part, score.wire[1]: whole})
 
 
 def frozen_features(lanes: Lanes, data: Dataset, batch_size: int) -> Tensor:

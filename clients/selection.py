@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clients import batches
 from fedinit import slots
+from fedinit.config import ClientConfig
 from fedinit.factors import Factors
 from fedinit.lora import Bank
 from fedinit.seeding import torch_generator
@@ -52,7 +53,7 @@ def choose(
     plans: Mapping[int, Sequence[Tensor]],
     labels: Tensor,
     images_of: Images,
-    batch_size: int,
+    settings: ClientConfig,
     seed: int,
 ) -> list[dict[str, Tensor]]:
     """{layer: places} of each member; all places where one has no choice to make. Members with most steps come first.
@@ -60,7 +61,7 @@ def choose(
     part = trained_part(members[0])
     moved = [t.adapter for t in members]
     if any(t.choice is not None and t.choice.how == "gradient" for t in members):
-        moved = _gradients(bank, members, plans, labels, images_of, batch_size, part)
+        moved = _gradients(bank, members, plans, labels, images_of, settings, part)
     made = []
     for task, gradient in zip(members, moved, strict=True):
         counts = {name: slots.count(f, part) for name, f in task.adapter.items()}
@@ -83,7 +84,7 @@ def _gradients(
     plans: Mapping[int, Sequence[Tensor]],
     labels: Tensor,
     images_of: Images,
-    batch_size: int,
+    settings: ClientConfig,
     part: str,
 ) -> list[dict[str, Factors]]:
     """Each member's factors with the trained one replaced by its gradient; images as they are, without dropout."""
@@ -93,8 +94,8 @@ def _gradients(
     counts = [min(len(plans[t.client]), t.choice.probe if t.choice else 1) for t in members]
     for step in range(max(counts)):
         active = sum(len(plans[t.client]) > step for t in members)
-        now = batches.join([plans[t.client][step] for t in members[:active]], batch_size)
-        loss = batches.losses(bank.forward(images_of(now, step, active, "none"), active), labels, now)
+        now = batches.join([plans[t.client][step] for t in members[:active]], settings.batch_size)
+        loss = batches.losses(bank.forward(images_of(now, step, active, "none"), active), labels, now, settings.loss)
         for name, gradient in zip(wanted, torch.autograd.grad(loss.sum(), list(wanted.values())), strict=True):
             total[name] += gradient
     return [

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
-from clients.evaluation import count_correct, counts_record, frozen_features
+from clients.evaluation import frozen_features, judge, sums_record
 from clients.lanes import Lanes
 from clients.optimizers import OPTIMIZERS
 from fedinit import wire
@@ -21,6 +21,8 @@ from fedinit.data.partition import Partition, make_partitions, own_domain
 from fedinit.digest import of_tensors
 from fedinit.errors import InputError, choose
 from fedinit.factors import Factors
+from fedinit.losses import choose_loss
+from fedinit.metrics import Accuracy, RecoveryError, Score
 from fedinit.models import Backbone, build_backbone, select_targets
 
 
@@ -41,6 +43,7 @@ class Site:
         if client is not None and config.data.name == "image_folder":
             own = own_domain(config.data.domains, config.partition, client)
         self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed, own)
+        _check_task(config, self.data, self.backbone.features)
         self.partitions: tuple[Partition, ...] = make_partitions(self.data, config.partition, config.seed)
         self.lanes = Lanes(
             self.backbone,
@@ -60,26 +63,31 @@ class Site:
             )
         return self.partitions[index]
 
+    @property
+    def score(self) -> type[Score]:
+        """What models are judged by."""
+        return RecoveryError if self.data.numbers else Accuracy
+
     @cached_property
     def features(self) -> Tensor:
         """(n, D) pooled features of every image under the bare backbone, for rounds without adapters."""
         self.lanes.set_base(EMPTY, {})
         return frozen_features(self.lanes, self.data, self.config.evaluation.batch_size)
 
-    def count_correct(
+    def judge(
         self,
         indices: Tensor,
         adapter: Mapping[str, Factors],
         head: Mapping[str, Tensor],
         key: str = EMPTY,
         offset: Offset = MappingProxyType({}),
-    ) -> dict[int, tuple[int, int]]:
-        """{domain: (correct, images)} over `indices` (n,) of an adapter and head over the base W + s·O, where `key`
+    ) -> dict[int, tuple[float, float]]:
+        """{domain: the score's two sums} over `indices` (n,) of an adapter and head over the base W + s·O, where `key`
         names O; from cached features where adapter and offset are still zero."""
         features = self.features if is_zero(adapter) and key == EMPTY else None
         self.lanes.set_base(key, offset)
         size = self.config.evaluation.batch_size
-        return count_correct(self.lanes, self.data, indices, adapter, head, size, features)
+        return judge(self.lanes, self.data, indices, adapter, head, size, features)
 
     def evaluate_round(self, round: int, arrays: ArrayRecord) -> MetricRecord:
         """Every domain's test split in one pass; the evaluate_fn of a strategy in this process."""
@@ -87,7 +95,22 @@ class Site:
         offset = {n[len(NAME) :]: tensors.pop(n) for n in list(tensors) if n.startswith(NAME)}
         adapter, head = wire.from_tensors(tensors)
         key = of_tensors(offset) if offset else EMPTY
-        return counts_record(self.count_correct(self.data.test.nonzero().flatten(), adapter, head, key, offset))
+        indices = self.data.test.nonzero().flatten()
+        return sums_record(self.judge(indices, adapter, head, key, offset), self.score)
+
+
+def _check_task(config: Config, data: Dataset, features: int) -> None:
+    """Raise InputError for a loss, a head or an augmentation that the data's targets do not go with."""
+    choose_loss(config.client.loss, data.numbers)
+    if data.numbers and config.head.init != "none":
+        raise InputError(f"head={config.head.init}: data={config.data.name} is about the model's output; use head=none")
+    if data.numbers and config.client.augment != "none":
+        raise InputError(f"client.augment={config.client.augment}: data={config.data.name} has no images; use none")
+    if config.head.init == "none" and features != len(data.class_names):
+        raise InputError(
+            f"head=none: the model has {features} outputs, the data {len(data.class_names)}; use head=random, or a "
+            "model with as many"
+        )
 
 
 def is_zero(adapter: Mapping[str, Factors]) -> bool:

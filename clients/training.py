@@ -145,7 +145,7 @@ def train_bank(
     room: dict[str, int] = {}
     chosen: list[Chosen | None] = [None] * len(members)
     if any(t.choice is not None for t in members):
-        chosen = choose(bank, members, plans, data.labels, images_of, settings.batch_size, seed)
+        chosen = choose(bank, members, plans, data.labels, images_of, settings, seed)
         adapters, offsets = zip(*map(_parted, members, chosen), strict=True)
         # The bank's shapes do not depend on what was chosen, so that no client's rounding depends on its mates' choice.
         room = {name: product.rank for name, product in members[0].adapter.items()}
@@ -167,7 +167,7 @@ def train_bank(
             logits = bank.classify(features[now.indices.flatten()].to(device), active)
         else:
             logits = bank.forward(images_of(now, step, active), active)
-        mean = batches.losses(logits, data.labels, now)  # (active,)
+        mean = batches.losses(logits, data.labels, now, settings.loss)  # (active,)
         gradients = torch.autograd.grad(mean.sum(), list(leaves.values()))
         optimizer.step(dict(zip(leaves, gradients, strict=True)), active)
         losses[:active] += mean.detach()

@@ -65,7 +65,39 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    init: Literal["random", "zero"]
+    init: Literal["random", "zero", "none"]  # none: the features are the output
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixConfig:
+    rows: int
+    columns: int
+    rank: int  # of the truth
+    symmetric: bool
+    condition: float  # largest over smallest singular value
+    observe: Literal["gaussian", "full"]
+    measurements: int
+    noise: float  # both in units of the targets' root mean square
+    outlier: float
+    corrupted: float  # share of the training targets that are outliers
+
+    def __post_init__(self) -> None:
+        for key in ("rows", "columns"):
+            at_least(f"data.matrix.{key}", getattr(self, key), 2)
+        at_least("data.matrix.rank", self.rank, 1)
+        if self.rank > min(self.rows, self.columns):
+            raise InputError(
+                f"data.matrix.rank={self.rank}: the matrix is {self.rows}x{self.columns}; expected "
+                f"{min(self.rows, self.columns)} or less"
+            )
+        if self.symmetric and self.rows != self.columns:
+            shape = f"{self.rows}x{self.columns}"
+            raise InputError(f"data.matrix.symmetric=true: the matrix is {shape}; expected a square one")
+        within("data.matrix.condition", self.condition, 1, math.inf, open_high=True)
+        at_least("data.matrix.measurements", self.measurements, 1)
+        for key in ("noise", "outlier"):
+            within(f"data.matrix.{key}", getattr(self, key), 0, math.inf, open_high=True)
+        within("data.matrix.corrupted", self.corrupted, 0, 1, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +109,7 @@ class DataConfig:
     test_fraction: float  # used where the source has no split of its own
     validation_fraction: float | None  # set: evaluate on this share of the training images, leave the test images out
     cache_dir: str | None  # where decoded images are kept between runs; null: kept in memory only
+    matrix: MatrixConfig | None = None  # of matrix_sensing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +135,7 @@ class ClientConfig:
     epochs: int
     max_steps: int | None  # batches a client and round, at most; null: no cap
     augment: Literal["none", "flip", "crop_flip"]
+    loss: Literal["auto", "cross_entropy", "l2", "l1"] = "auto"  # auto: cross_entropy for classes, l2 for numbers
 
 
 @dataclass(frozen=True, kw_only=True)

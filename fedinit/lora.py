@@ -285,13 +285,15 @@ class Bank:
         return self.classify(self.module(images), active)
 
     def classify(self, features: Tensor, active: int) -> Tensor:
-        """Logits (active, b, classes) from pooled features (active·b, features)."""
+        """Logits (active, b, classes) from pooled features (active·b, features), which they are without a head."""
+        if not self.head:
+            return features.view(active, -1, features.shape[-1])
         weight, bias = self.head["weight"][:active], self.head["bias"][:active]
         return torch.baddbmm(bias[:, None], features.reshape(active, -1, features.shape[-1]), weight.mT)
 
     def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
         """The K clients' factors, at their own ranks, and heads, on the CPU."""
-        count = len(next(iter(self.head.values())))
+        count = len(next(iter(self.layers.values())).ranks)
         adapters = [{name: _row(layer, i) for name, layer in self.layers.items()} for i in range(count)]
         heads = [{k: _taken(v[i]) for k, v in self.head.items()} for i in range(count)]
         return adapters, heads

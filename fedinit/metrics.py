@@ -2,28 +2,108 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+MAX_EXAMPLES = 2**40  # beyond any data set; above it the float64 weights would lose digits
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Correct predictions and images of every domain, in the order of the domains."""
+class Score(ABC):
+    """What a model is judged by, of every domain in the order of the domains: two sums over its test examples, `part`
+    and `whole`, which merge by addition.
 
-    correct: Mapping[str, int]
-    total: Mapping[str, int]
+    name: as in tables. title: for people, with the unit. wire: what the two sums are called in a message.
+    """
+
+    part: Mapping[str, float]
+    whole: Mapping[str, float]
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    wire: ClassVar[tuple[str, str]]
+
+    @staticmethod
+    @abstractmethod
+    def value(part: float, whole: float) -> float:
+        """The figure that two sums make."""
+
+    @staticmethod
+    @abstractmethod
+    def admits(part: object, whole: object) -> bool:
+        """Whether these can be the two sums of one example or more."""
+
+    @staticmethod
+    @abstractmethod
+    def show(value: float) -> str:
+        """A figure for people, in the unit of the title."""
 
     @property
     def by_domain(self) -> dict[str, float]:
-        """Percent, by domain."""
-        return {name: 100 * self.correct[name] / self.total[name] for name in self.total}
+        """The figure of every domain."""
+        return {name: self.value(self.part[name], self.whole[name]) for name in self.whole}
 
     @property
     def mean(self) -> float:
-        """Percent: the mean over domains, so that a large domain counts no more than a small one."""
+        """The mean over domains, so that a large domain counts no more than a small one."""
         values = self.by_domain.values()
         return sum(values) / len(values)
+
+    def __str__(self) -> str:
+        name, _, unit = self.title.partition(", ")
+        return f"{name} {self.show(self.mean)} {unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Accuracy(Score):
+    """Percent, of correct predictions and images."""
+
+    name = "accuracy"
+    title = "accuracy, %"
+    wire = ("correct", "num-examples")
+
+    @staticmethod
+    def value(part: float, whole: float) -> float:
+        return 100 * part / whole
+
+    @staticmethod
+    def admits(part: object, whole: object) -> bool:
+        return type(part) is int and type(whole) is int and 0 <= part <= whole and 1 <= whole <= MAX_EXAMPLES
+
+    @staticmethod
+    def show(value: float) -> str:
+        return f"{value:.1f}"
+
+
+@dataclass(frozen=True)
+class RecoveryError(Score):
+    """‖ŷ − y‖/‖y‖ over the test examples, from Σ‖ŷ − y‖² and Σ‖y‖². Where these are a whole orthogonal set of
+    measurements of a matrix it is ‖W − X*‖/‖X*‖ of the effective weight W."""
+
+    name = "recovery_error"
+    title = "recovery error"
+    wire = ("squared-error", "squared-norm")
+
+    @staticmethod
+    def value(part: float, whole: float) -> float:
+        return (part / whole) ** 0.5
+
+    @staticmethod
+    def admits(part: object, whole: object) -> bool:
+        numbers = type(part) is float and type(whole) is float
+        return numbers and 0 <= part < math.inf and 0 < whole < math.inf
+
+    @staticmethod
+    def show(value: float) -> str:
+        return f"{value:.1e}"
+
+
+SCORES: dict[str, type[Score]] = {kind.name: kind for kind in (Accuracy, RecoveryError)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +131,7 @@ class Round:
     round: int
     seconds: float
     train_loss: float | None
-    accuracy: Accuracy | None
+    score: Score | None
     bytes_up: int
     bytes_down: int
     clients: Sequence[ClientRound]
@@ -60,11 +140,13 @@ class Round:
 
 @dataclass(frozen=True)
 class Roster:
-    """Who takes part. examples: training images by client (partition id)."""
+    """Who takes part. examples: training images by client (partition id). class_names: of the outputs, where there are
+    no classes. score: what models are judged by, a key of SCORES."""
 
     examples: Mapping[int, int]
     class_names: Sequence[str]
     domain_names: Sequence[str]
+    score: str = Accuracy.name
 
 
 class Observer:
@@ -79,6 +161,9 @@ class Observer:
         """After `started`, in a run that goes on from the checkpoint of `round`."""
 
     def round_done(self, numbers: Round) -> None: ...
+
+    def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
+        """The global model, by wire name: what round 1 starts from (0), and after every round that is evaluated."""
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """A refusal, a missing reply, a warning: anything that belongs in the ledger."""

@@ -17,7 +17,7 @@ class ProgressObserver(Observer):
     def __init__(self, console: Console, label: str) -> None:
         self.console, self.label = console, label
         self.bar: Progress | None = None
-        self.accuracy = ""
+        self.score = ""
 
     def started(self, rounds: int, roster: Roster) -> None:
         self.rounds = rounds
@@ -44,14 +44,15 @@ class ProgressObserver(Observer):
             self.console.print(f"{self.label}: goes on after round {round}")
 
     def round_done(self, numbers: Round) -> None:
-        if numbers.accuracy is not None:
-            self.accuracy = f", accuracy {numbers.accuracy.mean:.1f} %"
-        facts = f"{len(numbers.clients)} clients, loss {numbers.train_loss:.3f}{self.accuracy}"
+        if numbers.score is not None:
+            self.score = f", {numbers.score}"
+        loss = f"{numbers.train_loss:.3f}" if numbers.train_loss >= 0.001 else f"{numbers.train_loss:.1e}"
+        facts = f"{len(numbers.clients)} clients, loss {loss}{self.score}"
         if self.bar is not None:
             self.bar.update(self.task, advance=1, facts=facts)
             if numbers.round == self.rounds:
                 self.bar.stop()
-        elif numbers.accuracy is not None:
+        elif numbers.score is not None:
             self.console.print(f"{self.label}: round {numbers.round}/{self.rounds}, {facts}, {numbers.seconds:.1f} s")
 
     def round_zero_done(self, numbers: Round) -> None:

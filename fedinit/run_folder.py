@@ -146,7 +146,7 @@ class RunFolder(Observer):
         self._domains = roster.domain_names
         self._header(
             "metrics.csv",
-            ["round", "seconds", "clients", "train_loss", "accuracy", *(f"accuracy_{d}" for d in self._domains)]
+            ["round", "seconds", "clients", "train_loss", roster.score, *(f"{roster.score}_{d}" for d in self._domains)]
             + ["bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"],
         )
         self._header(
@@ -160,13 +160,13 @@ class RunFolder(Observer):
             self.round_done(numbers)
 
     def round_done(self, numbers: Round) -> None:
-        accuracy = numbers.accuracy
-        by_domain = accuracy.by_domain if accuracy else {}
+        score = numbers.score
+        by_domain = score.by_domain if score else {}
         count = len(numbers.clients)
         loss = "" if numbers.train_loss is None else numbers.train_loss
         self._row(
             "metrics.csv",
-            [numbers.round, f"{numbers.seconds:.3f}", count, loss, accuracy.mean if accuracy else ""]
+            [numbers.round, f"{numbers.seconds:.3f}", count, loss, score.mean if score else ""]
             + [by_domain.get(d, "") for d in self._domains]
             + [numbers.bytes_up, numbers.bytes_down, *(numbers.diagnostics.get(d, "") for d in self._diagnostics)]
             + [

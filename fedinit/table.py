@@ -8,12 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedinit.metrics import SCORES
+
 
 def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> None:
-    """Accuracy by domain and on average, the head alone beside it, bytes, seconds, and where the run is."""
+    """The score by domain and on average, the head alone beside it, bytes, seconds, and where the run is."""
     table = Table(title=f"{summary['strategy']} on {summary['data']}, {summary['model']}")
-    domains = list(summary["accuracy_by_domain"])
-    table.add_column("test accuracy, %")
+    score = SCORES[summary["score"]]
+    domains = list(summary[f"{score.name}_by_domain"])
+    table.add_column(f"test {score.title}")
     for name in domains:
         table.add_column(name, justify="right")
     table.add_column("average", justify="right")
@@ -21,9 +24,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
     if summary.get("head_alone"):
         rows.insert(0, ("head alone", summary["head_alone"]))
     for label, figures in rows:
-        if figures["accuracy"] is not None:
-            cells = [f"{figures['accuracy_by_domain'][name]:.1f}" for name in domains]
-            table.add_row(label, *cells, f"{figures['accuracy']:.1f}")
+        if figures[score.name] is not None:
+            cells = [score.show(figures[f"{score.name}_by_domain"][name]) for name in domains]
+            table.add_row(label, *cells, score.show(figures[score.name]))
     if table.row_count:
         console.print(table)
     console.print(

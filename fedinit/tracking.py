@@ -61,9 +61,9 @@ class WandbTracker(Observer):
             "bytes_down": numbers.bytes_down,
             **numbers.diagnostics,
         }
-        if numbers.accuracy is not None:
-            values["accuracy"] = numbers.accuracy.mean
-            values |= {f"accuracy/{name}": value for name, value in numbers.accuracy.by_domain.items()}
+        if numbers.score is not None:
+            values[numbers.score.name] = numbers.score.mean
+            values |= {f"{numbers.score.name}/{name}": value for name, value in numbers.score.by_domain.items()}
         self._try(lambda: self.run and self.run.log(values, step=numbers.round))
 
     def finished(self, summary: Mapping[str, Any]) -> None:

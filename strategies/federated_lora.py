@@ -22,7 +22,7 @@ from fedinit import base, digest, slots, wire
 from fedinit.adapters import KINDS, Kind
 from fedinit.checkpoint import State
 from fedinit.factors import leading
-from fedinit.metrics import Accuracy, ClientRound, Observer, Roster, Round
+from fedinit.metrics import SCORES, ClientRound, Observer, Roster, Round, Score
 from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
 from strategies.base_ledger import BaseLedger
@@ -96,7 +96,7 @@ class FederatedLora(Strategy):
         self._counted: Sequence[int] = ()  # bytes up and down of the rounds before a restart
         self._held: dict[int, dict[str, str]] = {}  # partition id -> {frozen tensor: digest} it was sent and keeps
         self._round_clients: list[ClientRound] = []
-        self._accuracy: Accuracy | None = None
+        self._score: Score | None = None
         self._last_round = 0
         self.backbone_digest = ""  # hash of the one backbone of the run
         self.round_zero_clients: list[ClientRound] = []
@@ -133,7 +133,7 @@ class FederatedLora(Strategy):
             time.sleep(0.5)
         first = facts[min(facts)]
         for client, fact in sorted(facts.items()):
-            for key in ("classes", "domains", "num-partitions"):
+            for key in ("classes", "domains", "num-partitions", "score"):
                 if fact[key] != first[key]:
                     raise RunFailed(f"client {client} has other {key} than client {min(facts)}: {fact[key]}")
             if fact["backbone"] != backbone_digest:
@@ -146,6 +146,7 @@ class FederatedLora(Strategy):
             examples={c: int(facts[c]["num-examples"]) for c in sorted(facts)},
             class_names=list(first["classes"]),
             domain_names=list(first["domains"]),
+            score=str(first["score"]),
         )
         self._compare(self.roster or roster, roster)
         for client, fact in facts.items():
@@ -294,6 +295,7 @@ class FederatedLora(Strategy):
                 "examples": {str(client): n for client, n in self.roster.examples.items()},
                 "classes": list(self.roster.class_names),
                 "domains": list(self.roster.domain_names),
+                "score": self.roster.score,
             },
         }
         return State(tensors, facts)
@@ -320,6 +322,7 @@ class FederatedLora(Strategy):
             examples={int(client): n for client, n in roster["examples"].items()},
             class_names=roster["classes"],
             domain_names=roster["domains"],
+            score=roster["score"],
         )
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -337,7 +340,8 @@ class FederatedLora(Strategy):
         """Run up to `num_rounds` rounds from the start in `initial_arrays` (wire.start_to_tensors); `meet` comes first.
         After `restore` the run goes on from there, and `initial_arrays` are not read.
 
-        evaluate_fn returns {"domains": indices, "correct": counts, "num-examples": counts}, as clients do.
+        evaluate_fn returns {"domains": indices, "correct": counts, "num-examples": counts}, or what another score is
+        made of (Score.wire), as clients do.
         Raises RunFailed for a round without a usable reply.
         """
         if self.roster is None:
@@ -362,7 +366,7 @@ class FederatedLora(Strategy):
             judged = self._gather(round, train_config or ConfigRecord(), grid, self.reply_timeout or timeout)
             arrays, metrics = self._commit(round, *judged)
             result.train_metrics_clientapp[round] = metrics
-            self._accuracy = None
+            self._score = None
             messages = self.configure_evaluate(round, arrays, evaluate_config or ConfigRecord(), grid)
             if messages:
                 measured = self.aggregate_evaluate(
@@ -373,12 +377,12 @@ class FederatedLora(Strategy):
                 counted = evaluate_fn(round, arrays)
                 if counted is not None:
                     result.evaluate_metrics_serverapp[round] = counted
-                    self._accuracy = self._merge_counts([counted])
+                    self._score = self._merge_counts([counted])
             numbers = Round(
                 round=round,
                 seconds=time.perf_counter() - began,
                 train_loss=float(metrics["loss"]),
-                accuracy=self._accuracy,
+                score=self._score,
                 bytes_up=self.bytes_up - up,
                 bytes_down=self.bytes_down - down,
                 clients=self._round_clients,
@@ -514,18 +518,19 @@ class FederatedLora(Strategy):
         return self._messages({c: whole for c in sorted(self._test)}, settings, frozenset(whole), "evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Correct predictions merged by count; clients that failed are in the ledger."""
+        """The sums of the score, merged; clients that failed are in the ledger."""
         counted = []
         for reply in sorted(replies, key=self._client_of):
-            judged = admit_counts(reply, self._client_of(reply), len(self.roster.domain_names))
+            domains, score = len(self.roster.domain_names), SCORES[self.roster.score]
+            judged = admit_counts(reply, self._client_of(reply), domains, score)
             if isinstance(judged, Refusal):
                 self._tell("evaluation_failed", {"round": server_round, **vars(judged)})
             else:
                 counted.append(judged)
         if not counted:
             return None
-        self._accuracy = self._merge_counts(counted)
-        return MetricRecord({"accuracy": self._accuracy.mean, **self._accuracy.by_domain})
+        self._score = self._merge_counts(counted)
+        return MetricRecord({self._score.name: self._score.mean, **self._score.by_domain})
 
     def summary(self) -> None:
         """Part of Flower's contract; observers report instead."""
@@ -564,7 +569,7 @@ class FederatedLora(Strategy):
             # Magnitudes are of the whole weight, which a start leaves as it is.
             plain = {name: dataclasses.replace(f, m=None) for name, f in aggregate.layers.items()}
             bare = dataclasses.replace(aggregate, layers=plain)
-            start = self.reinit.start(bare, round, self.ground.over(self.base.offset))
+            start = self.reinit.after(bare, round, self.ground.over(self.base.offset))
         self.base.merge(start.merge)
         layers = {name: dataclasses.replace(f, m=aggregate.layers[name].m) for name, f in start.layers.items()}
         self.state = dataclasses.replace(aggregate, layers=layers, residual={})
@@ -574,7 +579,7 @@ class FederatedLora(Strategy):
             round=0,
             seconds=time.perf_counter() - self._began,
             train_loss=None,
-            accuracy=None,
+            score=None,
             bytes_up=self.bytes_up,
             bytes_down=self.bytes_down,
             clients=self.round_zero_clients,
@@ -680,17 +685,17 @@ class FederatedLora(Strategy):
         node = reply.metadata.src_node_id
         return next((c for c, n in self._nodes.items() if n == node), -1)
 
-    def _merge_counts(self, counted: Sequence[MetricRecord]) -> Accuracy:
-        correct: dict[str, int] = {}
-        total: dict[str, int] = {}
-        rows = sorted(
-            row for m in counted for row in zip(m["domains"], m["correct"], m["num-examples"], strict=True)
-        )
-        for domain, hits, images in rows:
+    def _merge_counts(self, counted: Sequence[MetricRecord]) -> Score:
+        kind = SCORES[self.roster.score]
+        part: dict[str, float] = {}
+        whole: dict[str, float] = {}
+        for domain, *sums in sorted(
+            row for m in counted for row in zip(m["domains"], *(m[key] for key in kind.wire), strict=True)
+        ):
             name = self.roster.domain_names[domain]
-            correct[name] = correct.get(name, 0) + hits
-            total[name] = total.get(name, 0) + images
-        return Accuracy(correct=correct, total=total)
+            part[name] = part.get(name, 0) + sums[0]
+            whole[name] = whole.get(name, 0) + sums[1]
+        return kind(part=part, whole=whole)
 
     def _due(self, round: int) -> bool:
         if round == self._last_round:

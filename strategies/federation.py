@@ -20,7 +20,7 @@ from fedinit.errors import InputError
 from fedinit.factors import Factors, stack
 from fedinit.initializers import INITIALIZERS, Initializer, create_initializer
 from fedinit.initializers.initializer import Setting, StartState
-from fedinit.metrics import Accuracy, Observer, Roster, Round
+from fedinit.metrics import SCORES, Observer, Roster, Round, Score
 from fedinit.models import Backbone, init_head, select_targets, shared_inputs
 from fedinit.row_norms import magnitudes
 from fedinit.seeding import derive
@@ -38,14 +38,14 @@ from strategies.starts import check_start
 
 @dataclass(frozen=True)
 class Outcome:
-    """aggregate: the final global factors and head. offset: the base offset by layer. accuracy: of the last evaluation,
+    """aggregate: the final global factors and head. offset: the base offset by layer. score: of the last evaluation,
     or None. trainable: how many numbers a client that trains every slot sends in a round, head included. start: what
     round 0 has to say."""
 
     aggregate: Aggregate
     offset: Mapping[str, Tensor]
     roster: Roster
-    accuracy: Accuracy | None
+    score: Score | None
     rounds: int
     seconds: float
     bytes_up: int
@@ -58,8 +58,9 @@ class Outcome:
         """The figures of summary.json."""
         return {
             "final_hash": self.final_hash,
-            "accuracy": None if self.accuracy is None else self.accuracy.mean,
-            "accuracy_by_domain": {} if self.accuracy is None else self.accuracy.by_domain,
+            "score": self.roster.score,
+            self.roster.score: None if self.score is None else self.score.mean,
+            f"{self.roster.score}_by_domain": {} if self.score is None else self.score.by_domain,
             "rounds": self.rounds,
             "clients": len(self.roster.examples),
             "seconds": self.seconds,
@@ -76,6 +77,8 @@ def check_method(config: Config) -> None:
     aggregator = _aggregator(config, config.strategy)
     _reinit(config, aggregator)
     aggregator.check(config.adapter.rank)
+    if config.head.init == "none" and config.strategy.name == "head_alone":
+        raise InputError("strategy=head_alone: trains the head alone, and head=none has none; choose another strategy")
     if aggregator.personal and config.evaluation.where == "server":
         raise InputError(
             f"evaluation=server: with strategy={config.strategy.name} every client keeps a factor of its own and there "
@@ -174,6 +177,11 @@ def _reinit(config: Config, aggregator: Aggregator) -> Reinit:
         raise InputError(
             f"reinit={name}: does not go with strategy={config.strategy.name}, {aggregator.why}; "
             f"choose one of: {', '.join(aggregator.reinits)}"
+        )
+    if made.at is not None and "average" not in aggregator.reinits:
+        raise InputError(
+            f"reinit.at={list(made.at)}: after the other rounds clients start from the global factors; this does not "
+            f"go with strategy={config.strategy.name}, {aggregator.why}"
         )
     return made
 
@@ -286,7 +294,7 @@ def federate(
         aggregate=strategy.state,
         offset=strategy.base.offset,
         roster=roster,
-        accuracy=watch.accuracy,
+        score=watch.score,
         rounds=config.rounds,
         seconds=watch.seconds,
         bytes_up=strategy.bytes_up,
@@ -325,9 +333,9 @@ class _Start:
 
 
 class _Last(Observer):
-    """Keeps the last accuracy and the seconds of all rounds."""
+    """Keeps the last score and the seconds of all rounds."""
 
-    accuracy: Accuracy | None = None
+    score: Score | None = None
     seconds: float = 0.0
 
     def round_zero_done(self, numbers: Round) -> None:
@@ -335,14 +343,17 @@ class _Last(Observer):
 
     def round_done(self, numbers: Round) -> None:
         self.seconds += numbers.seconds
-        self.accuracy = numbers.accuracy or self.accuracy
+        self.score = numbers.score or self.score
 
     def snapshot(self) -> State:
-        facts = {"seconds": self.seconds, "accuracy": None}
-        if self.accuracy is not None:
-            facts["accuracy"] = {"correct": dict(self.accuracy.correct), "total": dict(self.accuracy.total)}
+        facts = {"seconds": self.seconds, "score": None}
+        if self.score is not None:
+            facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
         return State(facts=facts)
 
     def restore(self, state: State) -> None:
         self.seconds = state.facts["seconds"]
-        self.accuracy = None if state.facts["accuracy"] is None else Accuracy(**state.facts["accuracy"])
+        self.score = None
+        if state.facts["score"] is not None:
+            name, part, whole = state.facts["score"]
+            self.score = SCORES[name](part=part, whole=whole)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from fedinit import slots, wire
 from fedinit.factors import norm
+from fedinit.metrics import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistics
 from strategies.aggregator import Update
-
-MAX_EXAMPLES = 2**40  # beyond any data set; above it the float64 weights would lose digits
 
 
 @dataclass(frozen=True)
@@ -132,18 +131,17 @@ def admit_statistics(reply: Message, client: int, shapes: Mapping[str, tuple[int
     return Statistics(examples, found) if fault is None else Refusal(client, *fault)
 
 
-def admit_counts(reply: Message, client: int, domains: int) -> MetricRecord | Refusal:
+def admit_counts(reply: Message, client: int, domains: int, score: type[Score]) -> MetricRecord | Refusal:
     """The reply to an evaluation, or the reason it is refused."""
     if reply.has_error():
         return Refusal(client, "client_error", reply.error.reason)
     try:
         counts = reply.content[wire.METRICS]
-        rows = list(zip(counts["domains"], counts["correct"], counts["num-examples"], strict=True))
-        whole = all(type(number) is int for row in rows for number in row)
+        rows = list(zip(counts["domains"], *(counts[key] for key in score.wire), strict=True))
     except (KeyError, ValueError, TypeError) as error:
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    if not whole or not all(0 <= d < domains and 0 <= hits <= n and 1 <= n <= MAX_EXAMPLES for d, hits, n in rows):
-        return Refusal(client, "metrics", "these are no counts of correct predictions by domain")
+    if not all(type(d) is int and 0 <= d < domains and score.admits(part, whole) for d, part, whole in rows):
+        return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
     return counts
 
 

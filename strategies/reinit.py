@@ -14,6 +14,7 @@ pissa        the top-r singular triplets of W0 + s·(everything learned), and th
 gauge        one factor becomes β times orthonormal columns, the other takes up the rest; applied after aggregation, so
              LoRA-FAIR's correction is not disturbed.
 
+With `reinit.at` this is done after those rounds alone, and after the others clients start from the global factors.
 Where the global product has a higher rank than clients can have, the leading part is the start and the rest is merged.
 """
 
@@ -27,8 +28,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import build, positive
-from fedinit.errors import choose
+from fedinit.config import at_least, build, positive
+from fedinit.errors import InputError, choose
 from fedinit.factors import Factors, stack
 from fedinit.spectra import truncate
 from strategies.aggregator import Aggregate
@@ -64,9 +65,24 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Reinit(ABC):
-    """own_factors: clients start from their own last factors, not from the ones they are sent."""
+    """own_factors: clients start from their own last factors, not from the ones they are sent. at: the rounds after
+    which it is done; None: all. After the others clients start from the global factors."""
 
     own_factors: ClassVar[bool] = False
+
+    at: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.at is not None and not self.at:
+            raise InputError("reinit.at=[]: expected a round or more, or null for all")
+        for round in self.at or ():
+            at_least("reinit.at", round, 1)
+
+    def after(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+        """`start` in the rounds it is done in."""
+        if self.at is not None and round not in self.at:
+            return Start(aggregate.layers, aggregate.residual)
+        return self.start(aggregate, round, ground)
 
     @abstractmethod
     def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
@@ -146,6 +162,7 @@ class Gauge(Reinit):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive("reinit.beta", self.beta)
 
     def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:

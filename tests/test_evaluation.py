@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from clients import batches
-from clients.evaluation import count_correct, counts_record, frozen_features
+from clients.evaluation import frozen_features, judge, sums_record
 from clients.lanes import Lanes
 from clients.training import Task, train_bank
 from fedinit.errors import InputError
 from fedinit.factors import Factors
+from fedinit.metrics import Accuracy
 from fedinit.models import select_targets
 
 SCALE = 2.0
@@ -42,7 +43,7 @@ def test_counts_equal_a_direct_evaluation(made, tiny_data, plain_client) -> None
     backbone, targets, adapter, head = made
     model = plain_client(backbone, adapter, head, SCALE).double()
     for indices in (tiny_data.test.nonzero().flatten(), torch.tensor([59, 3, 3, 17]), torch.arange(60)):
-        ours = count_correct(lanes_of(backbone, targets), tiny_data, indices, adapter, head, 8)
+        ours = judge(lanes_of(backbone, targets), tiny_data, indices, adapter, head, 8)
         assert ours == by_hand(model, tiny_data, indices, backbone.input)
     assert sum(images for _, images in ours.values()) == 60
     assert 0 < sum(correct for correct, _ in ours.values()) < 60
@@ -52,18 +53,18 @@ def test_adapter_and_head_both_count(made, tiny_data, random_adapter, random_hea
     """Negative control: with another adapter or another head, other counts."""
     backbone, targets, adapter, head = made
     lanes, indices = lanes_of(backbone, targets), torch.arange(60)
-    base = count_correct(lanes, tiny_data, indices, adapter, head, 8)
-    assert count_correct(lanes, tiny_data, indices, random_adapter(targets, 3, 1, 3.0), head, 8) != base
-    assert count_correct(lanes, tiny_data, indices, adapter, random_head(5, backbone.features, 1), 8) != base
-    assert count_correct(lanes, tiny_data, indices, adapter, head, 8) == base
+    base = judge(lanes, tiny_data, indices, adapter, head, 8)
+    assert judge(lanes, tiny_data, indices, random_adapter(targets, 3, 1, 3.0), head, 8) != base
+    assert judge(lanes, tiny_data, indices, adapter, random_head(5, backbone.features, 1), 8) != base
+    assert judge(lanes, tiny_data, indices, adapter, head, 8) == base
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
 def test_batches_and_lanes_change_nothing(lanes: int, made, tiny_data) -> None:
     backbone, targets, adapter, head = made
     pool, indices = lanes_of(backbone, targets, lanes), torch.arange(60)
-    counts = [count_correct(pool, tiny_data, indices, adapter, head, size) for size in (1, 7, 60, 1000)]
-    assert counts == [count_correct(lanes_of(backbone, targets, 1), tiny_data, indices, adapter, head, 16)] * 4
+    counts = [judge(pool, tiny_data, indices, adapter, head, size) for size in (1, 7, 60, 1000)]
+    assert counts == [judge(lanes_of(backbone, targets, 1), tiny_data, indices, adapter, head, 16)] * 4
 
 
 def test_cached_features_give_the_same_logits(made, tiny_data) -> None:
@@ -77,9 +78,9 @@ def test_cached_features_give_the_same_logits(made, tiny_data) -> None:
     bank.fold(zero, head)
     direct = bank.forward(batches.normalise(tiny_data.images, lanes.input, torch.device("cpu")), 1)
     assert (bank.classify(features, 1) - direct).norm() <= 1e-5 * direct.norm()
-    slow = count_correct(lanes, tiny_data, indices, zero, head, 8)
-    assert count_correct(lanes, tiny_data, indices, zero, head, 8, features) == slow
-    assert count_correct(lanes, tiny_data, indices, adapter, head, 8) != slow  # negative: features ignore adapters
+    slow = judge(lanes, tiny_data, indices, zero, head, 8)
+    assert judge(lanes, tiny_data, indices, zero, head, 8, features) == slow
+    assert judge(lanes, tiny_data, indices, adapter, head, 8) != slow  # negative: features ignore adapters
 
 
 def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) -> None:
@@ -92,7 +93,7 @@ def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) 
 
     fresh = train(lanes_of(backbone, targets))
     used = lanes_of(backbone, targets)
-    counts = count_correct(used, tiny_data, torch.arange(60), adapter, head, 8)
+    counts = judge(used, tiny_data, torch.arange(60), adapter, head, 8)
     after_counts = train(used)
     features = frozen_features(used, tiny_data, 8)
     after_features = train(used)
@@ -100,12 +101,12 @@ def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) 
         for name in targets:
             assert torch.equal(again.adapter[name].A, fresh.adapter[name].A)
             assert torch.equal(again.adapter[name].B, fresh.adapter[name].B)
-    assert count_correct(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
+    assert judge(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
     assert torch.equal(frozen_features(used, tiny_data, 8), features)
 
 
-def test_counts_record_lists_domains_side_by_side() -> None:
-    record = counts_record({0: (3, 5), 2: (0, 4)})
+def test_sums_record_lists_domains_side_by_side() -> None:
+    record = sums_record({0: (3, 5), 2: (0, 4)}, Accuracy)
     assert dict(record) == {"domains": [0, 2], "correct": [3, 0], "num-examples": [5, 4]}
 
 

@@ -83,12 +83,12 @@ def test_cohort_and_client_app_one_by_one_agree(method):
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6, msg=name)
-    assert together.accuracy == apart.accuracy
+    assert together.score == apart.score
 
 
 def test_server_and_client_evaluation_count_the_same(site):
-    by_server = run(site).accuracy
-    by_clients = run(site, "evaluation=clients", "evaluation.head_alone=false").accuracy
+    by_server = run(site).score
+    by_clients = run(site, "evaluation=clients", "evaluation.head_alone=false").score
     assert by_server == by_clients
 
 

@@ -101,7 +101,7 @@ def test_two_rounds_in_flowers_simulation_equal_run_sim(superlink, tmp_path):
     site = Site(config)
     ours = federate(config, LocalGrid(Cohort(site), 3), site.backbone)
     assert ours.final_hash == summary["final_hash"]
-    assert ours.accuracy.by_domain == summary["accuracy_by_domain"]
+    assert ours.score.by_domain == summary["accuracy_by_domain"]
 
 
 def test_flower_bundle_carries_no_code_and_no_data(tmp_path):

@@ -140,4 +140,4 @@ def test_evaluations_are_judged_too(site):
         ("evaluation_failed", 0, "metrics"),
         ("evaluation_failed", 1, "missing_record"),
     ]
-    assert list(outcome.accuracy.total) == ["thick"]
+    assert list(outcome.score.whole) == ["thick"]

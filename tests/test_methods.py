@@ -285,7 +285,7 @@ def test_fedsa_keeps_B_on_the_clients_and_averages_A():
     config = small_config("strategy=fedsa_lora", "evaluation=clients", "rounds=3")
     grid = Watching(Cohort(site), 3)
     outcome = federate(config, grid, site.backbone)
-    assert up == {"A", "t", "s"} and outcome.accuracy is not None  # A, head/weight, head/bias
+    assert up == {"A", "t", "s"} and outcome.score is not None  # A, head/weight, head/bias
     own = [wire.from_tensors(wire.decode(c.state[OWN]))[0]["blocks.0.attn.proj"] for c in grid.contexts.values()]
     assert (own[0].B - own[1].B).norm() > 0 and own[0].B.norm() > 0
     n = torch.tensor([len(p.train) for p in site.partitions], dtype=torch.float64)

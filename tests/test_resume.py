@@ -297,7 +297,7 @@ def test_a_server_that_comes_back_to_clients_that_forgot_sends_all_again(strateg
     assert sorted(events.seen) == sorted([("resumed", None), *lost])
     if strategy != "fedsa_lora":
         whole = federate(config, LocalGrid(Cohort(site), 3), site.backbone)
-        assert outcome.final_hash == whole.final_hash and outcome.accuracy == whole.accuracy
+        assert outcome.final_hash == whole.final_hash and outcome.score == whole.score
         assert outcome.bytes_down > whole.bytes_down  # what was held had to be sent again
 
 

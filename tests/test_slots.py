@@ -123,7 +123,7 @@ def test_the_choice_is_the_largest_gradient_step(
     settings = client_config()
     plans = {t.client: batches.plan(t.examples, settings, 3, t.round, t.client) for t in members}
     bank = Bank(backbone, targets, SCALE)
-    common = (tiny_data.labels, images(tiny_data, backbone), settings.batch_size, 3)
+    common = (tiny_data.labels, images(tiny_data, backbone), settings, 3)
     ours = choose(bank, members, plans, *common)
     for task, chosen in zip(members, ours, strict=True):
         model = plain_client(backbone, task.adapter, task.head, SCALE)
@@ -152,7 +152,7 @@ def test_a_random_choice_is_the_clients_own(tiny_vit, tiny_data, client_config, 
         members = [dataclasses.replace(t, round=round) for t in members]
         return [
             {n: p.tolist() for n, p in own.items()}
-            for own in choose(bank, members, {}, tiny_data.labels, None, settings.batch_size, seed)
+            for own in choose(bank, members, {}, tiny_data.labels, None, settings, seed)
         ]
 
     first = drawn(0, 1)

@@ -88,10 +88,25 @@ SOURCES: dict[str, Source] = {
 }
 
 
+MATRIX = "matrix_sensing"  # the one source without images
+
+
+def _matrix_sensing(settings: DataConfig, channels: int, size: tuple[int, int], seed: int) -> Dataset:
+    from fedinit.data.matrix_sensing import load_matrix_sensing
+
+    if settings.matrix is None:
+        raise InputError("data.matrix: not set; take data=matrix_sensing as a group, which sets it")
+    for key in ("domains", "classes", "validation_fraction"):
+        if getattr(settings, key) is not None:
+            raise InputError(f"data.{key}: data=matrix_sensing has none of these to choose from; leave it null")
+    return load_matrix_sensing(settings.matrix, channels, size, seed)
+
+
 def load_dataset(
     settings: DataConfig, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None
 ) -> Dataset:
-    """The images that `settings` asks for, as (n, channels, H, W) uint8 with size = (H, W) in pixels.
+    """The images that `settings` asks for, as (n, channels, H, W) uint8 with size = (H, W) in pixels; or the
+    measurements of matrix_sensing.
 
     With settings.validation_fraction, for choosing settings: the test images are left out, and that share of each
     domain's training images, drawn from `seed`, is the test split of what is returned.
@@ -104,7 +119,9 @@ def load_dataset(
     Raises InputError on an unknown source or name, a domain or class without images, a domain without test
     images, fewer than two classes, and on whatever the source cannot read.
     """
-    source = SOURCES[choose("data", settings.name, SOURCES)]
+    if choose("data", settings.name, [*SOURCES, MATRIX]) == MATRIX:
+        return _matrix_sensing(settings, channels, size, seed)
+    source = SOURCES[settings.name]
     if channels not in (1, 3):
         raise InputError(
             f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"

@@ -1,4 +1,4 @@
-"""Labelled images in several domains: the one value that every data source returns."""
+"""Labelled images, or inputs with numbers to predict, in domains: the one value that every data source returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import Tensor
 class Dataset:
     """Images with the label, the domain and the split of each.
 
-    images: (n, C, H, W) uint8, 0..255.  labels: (n,) int64, indices into class_names.
+    images: (n, C, H, W) uint8, 0..255, or float32, which a model takes as they are.
+    labels: (n,) int64, indices into class_names; or (n, outputs) float32, numbers to predict, named by class_names.
     domains: (n,) int64, indices into domain_names.  test: (n,) bool, True in the test split.
     Law: row i of every tensor speaks of the same image.
     Raises ValueError naming the field on a wrong dtype, shape, length or index.
@@ -26,22 +27,32 @@ class Dataset:
     domain_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+        if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:
             raise ValueError(
-                f"images must be uint8 (n, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
+                f"images must be uint8 or float32 (n, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
             )
-        for field, dtype in (("labels", torch.int64), ("domains", torch.int64), ("test", torch.bool)):
+        shape = (len(self),)
+        label = (torch.float32, (*shape, len(self.class_names))) if self.numbers else (torch.int64, shape)
+        for field, dtype, wanted in (
+            ("labels", *label),
+            ("domains", torch.int64, shape),
+            ("test", torch.bool, shape),
+        ):
             column = getattr(self, field)
-            if column.dtype != dtype or tuple(column.shape) != (len(self),):
-                raise ValueError(
-                    f"{field} must be {dtype} ({len(self)},), got {column.dtype} {tuple(column.shape)}"
-                )
-        for field, names in (("labels", self.class_names), ("domains", self.domain_names)):
+            if column.dtype != dtype or tuple(column.shape) != wanted:
+                raise ValueError(f"{field} must be {dtype} {wanted}, got {column.dtype} {tuple(column.shape)}")
+        named = [("domains", self.domain_names), *([] if self.numbers else [("labels", self.class_names)])]
+        for field, names in named:
             column = getattr(self, field)
             if column.numel() and not 0 <= int(column.min()) <= int(column.max()) < len(names):
                 raise ValueError(
                     f"{field} must lie in 0..{len(names) - 1}, got {int(column.min())}..{int(column.max())}"
                 )
+
+    @property
+    def numbers(self) -> bool:
+        """Whether the targets are numbers, not classes."""
+        return self.labels.is_floating_point()
 
     def __len__(self) -> int:
         """The number of images n."""

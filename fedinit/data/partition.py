@@ -69,6 +69,8 @@ def _dirichlet(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[
     Hsu et al. 2019, arXiv:1909.06335, draws for every client a mixture of classes; here every class draws a
     mixture of clients, so that each example is used once. A small alpha gives a class to few clients.
     """
+    if dataset.numbers:
+        raise InputError("partition=dirichlet: divides classes, and this data has none; take partition=iid or pooled")
     labels = dataset.labels.numpy()
 
     def share(train: np.ndarray, clients: int, domain: int) -> Shares:

@@ -9,6 +9,7 @@ from fedinit.config import build
 from fedinit.errors import choose
 from fedinit.initializers.corda import CorDA
 from fedinit.initializers.eva import EVA
+from fedinit.initializers.gaussian_pair import GaussianPair
 from fedinit.initializers.initializer import Initializer
 from fedinit.initializers.lora_null import LoRANull
 from fedinit.initializers.lora_xs import LoRAXS
@@ -24,6 +25,7 @@ INITIALIZERS: dict[str, type[Initializer]] = {
     "corda": CorDA,
     "eva": EVA,
     "gaussian": Gaussian,
+    "gaussian_pair": GaussianPair,
     "kaiming": Kaiming,
     "lora_null": LoRANull,
     "lora_xs": LoRAXS,

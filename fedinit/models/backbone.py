@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from fedinit import digest
 from fedinit.config import ModelConfig
 from fedinit.errors import InputError, did_you_mean
+from fedinit.models.matrix import Matrix
 from fedinit.site_settings import EMBEDDED
 
 # By class, for shapes that timm's named models cannot be given: mixer_s32_224 refuses another width.
-CLASSES = {"MlpMixer": MlpMixer, "VisionTransformer": VisionTransformer}
+CLASSES = {"Matrix": Matrix, "MlpMixer": MlpMixer, "VisionTransformer": VisionTransformer}
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 # What timm.create_model would load weights by, from a file or an address; the keys of `model` are the only way here.
 LOADING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}

@@ -13,9 +13,11 @@ from torch import nn
 from fedinit.config import check_rank
 from fedinit.errors import InputError, did_you_mean
 from fedinit.models.backbone import Backbone
+from fedinit.models.matrix import Matrix
 
-# LoRA-FAIR (arXiv 2411.14961), experimental setting.
+# LoRA-FAIR (arXiv 2411.14961), experimental setting; of a Matrix, all it has.
 PAPER_TARGETS: dict[type[nn.Module], tuple[str, ...]] = {
+    Matrix: ("weight",),
     VisionTransformer: ("attn.proj", "mlp.fc2"),
     MlpMixer: ("mlp_tokens.fc2", "mlp_channels.fc2"),
 }

@@ -1,0 +1,36 @@
+"""Both factors drawn, neither zero: the start of the theory of over-parameterised matrix recovery.
+
+With `init.scale` α it is (αA, αB), whose product is α² of the drawn one: the small-initialisation axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedinit.factors import Factors
+from fedinit.initializers.initializer import LayerWise, Setting, StartState
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianPair(LayerWise):
+    """A ~ N(0, 1/k), B ~ N(0, 1/r): at scale 1 the product of a unit input has unit length a output on average.
+
+    preserve: take the product out of the base, −B0A0, so that the model stays as it was; theory has it otherwise.
+    """
+
+    random: ClassVar[bool] = True
+
+    preserve: bool = True
+
+    def plan(self, setting: Setting) -> StartState:
+        layers = super().plan(setting).layers
+        taken = {name: Factors(f.A, -f.B) for name, f in layers.items()} if self.preserve else {}
+        return StartState(layers=layers, merge=taken)
+
+    def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
+        A = torch.randn(rank, k, generator=generator) * k**-0.5
+        return Factors(A, torch.randn(d, rank, generator=generator) * rank**-0.5)
