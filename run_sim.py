@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from clients.cohort import Cohort
+from clients.probe import Probe
 from clients.site import Site
 from fedinit import compose, run_folder
 from fedinit.config import Choice, Config
@@ -26,7 +27,7 @@ from fedinit.reporting import OpenRun, open_run
 from fedinit.stopping import listening
 from fedinit.table import print_summary
 from strategies.federated_lora import RunFailed
-from strategies.federation import Outcome, check_method, client_ranks, federate
+from strategies.federation import Outcome, check_method, client_ranks, federate, trained_parts
 
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
@@ -75,14 +76,18 @@ def run(config: Config, site: Site, opened: OpenRun, console: Console, method: C
     grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict)
     progress = ProgressObserver(console, (method or config.strategy).name.replace("head_alone", "head alone"))
     parts = {"clients": grid, "bases": cohort.bases}
+    watching = [*opened.observers, progress]
     if method is None:
         parts["files"] = opened.folder
+        if config.diagnostics.name != "none":
+            parts["probe"] = probe = Probe(site, trained_parts(config), opened.folder.path)
+            watching.append(probe)
     try:
         return federate(
             config,
             grid,
             site.backbone,
-            observers=[progress] if method else [*opened.observers, progress],
+            observers=[progress] if method else watching,
             evaluate_fn=site.evaluate_round if config.evaluation.where == "server" else None,
             method=method,
             checkpoints=opened.checkpoints(method.name if method else None),

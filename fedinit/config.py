@@ -157,6 +157,17 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiagnosticsConfig:
+    name: Literal["none", "init"]
+    examples: int  # of the probe set
+    outputs: int  # that the kernel sums over; of more, random combinations
+
+    def __post_init__(self) -> None:
+        at_least("diagnostics.examples", self.examples, 2, "a kernel compares examples")
+        at_least("diagnostics.outputs", self.outputs, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
     name: Literal["auto", "none", "wandb", "wandb_offline"]
     project: str
@@ -196,6 +207,7 @@ class Config:
     engine: EngineConfig
     evaluation: EvaluationConfig
     gate: GateConfig
+    diagnostics: DiagnosticsConfig
     logger: LoggerConfig
 
     def __post_init__(self) -> None:

@@ -163,7 +163,7 @@ class Observer:
     def round_done(self, numbers: Round) -> None: ...
 
     def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
-        """The global model, by wire name: what round 1 starts from (0), and after every round that is evaluated."""
+        """The global model, by wire name: what round 1 starts from (0), after round 1 and every evaluated round."""
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """A refusal, a missing reply, a warning: anything that belongs in the ledger."""

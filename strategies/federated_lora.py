@@ -355,6 +355,7 @@ class FederatedLora(Strategy):
             if self.fix_scales is not None:
                 self.scales = self.fix_scales(grid)
             self._report_round_zero()
+            self._show(0)
             self.keep(0)
         else:
             self.bytes_up, self.bytes_down = self._counted
@@ -391,6 +392,8 @@ class FederatedLora(Strategy):
             for observer in self.observers:
                 observer.round_done(numbers)
             self.round = round
+            if round == 1 or self._due(round):
+                self._show(round)
             self.keep(round)
         result.arrays = arrays
         return result
@@ -701,6 +704,10 @@ class FederatedLora(Strategy):
         if round == self._last_round:
             return True
         return round % self.evaluate_every == 0 if self.evaluate_rounds is None else round in self.evaluate_rounds
+
+    def _show(self, round: int) -> None:
+        for observer in self.observers:
+            observer.model(round, self.final_tensors())
 
     def _tell(self, kind: str, facts: Mapping[str, object]) -> None:
         for observer in self.observers:

@@ -77,6 +77,11 @@ def check_method(config: Config) -> None:
     aggregator = _aggregator(config, config.strategy)
     _reinit(config, aggregator)
     aggregator.check(config.adapter.rank)
+    if config.diagnostics.name != "none" and aggregator.personal:
+        raise InputError(
+            f"diagnostics={config.diagnostics.name}: with strategy={config.strategy.name} every client keeps a factor "
+            "of its own and there is no global model to look at; use diagnostics=none"
+        )
     if config.head.init == "none" and config.strategy.name == "head_alone":
         raise InputError("strategy=head_alone: trains the head alone, and head=none has none; choose another strategy")
     if aggregator.personal and config.evaluation.where == "server":
@@ -156,6 +161,12 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
             f"adapter.ranks: {len(rule)} ranks for {len(examples)} clients; expected one a client at most"
         )
     return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
+
+
+def trained_parts(config: Config) -> frozenset[str]:
+    """The factors that clients train in one round or another."""
+    aggregator = _aggregator(config, config.strategy)
+    return aggregator.trainable(1) | aggregator.trainable(2)
 
 
 def _aggregator(config: Config, chosen: Choice) -> Aggregator:

@@ -29,6 +29,8 @@ def main(grid: Grid, context: Context) -> None:
     config = from_run_config(context.run_config)
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
+    if config.diagnostics.name != "none":
+        raise InputError(f"diagnostics={config.diagnostics.name}: a Flower server holds no images; use none")
     check_method(config)
     folder = run_folder.place(config)
     console, done = Console(), None if config.resume == "never" else run_folder.finished(folder)

@@ -12,24 +12,33 @@ import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import LayerWise, Setting, StartState
+from fedinit.initializers.initializer import LayerWise, Setting, StartState, taken_out
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianPair(LayerWise):
     """A ~ N(0, 1/k), B ~ N(0, 1/r): at scale 1 the product of a unit input has unit length a output on average.
 
-    preserve: take the product out of the base, −B0A0, so that the model stays as it was; theory has it otherwise.
+    preserve: take the product out of the base, −B0A0, so that the model stays as it was. Theory counts it as part of
+    the model.
     """
 
     random: ClassVar[bool] = True
+    zero: ClassVar[str] = ""
 
-    preserve: bool = True
+    preserve: bool = False
+
+    @property
+    def takes_out(self) -> bool:
+        return self.preserve
+
+    @property
+    def indivisible(self) -> str:
+        return "whose product is taken out of the base, which such a client would then lack" if self.preserve else ""
 
     def plan(self, setting: Setting) -> StartState:
         layers = super().plan(setting).layers
-        taken = {name: Factors(f.A, -f.B) for name, f in layers.items()} if self.preserve else {}
-        return StartState(layers=layers, merge=taken)
+        return StartState(layers=layers, merge=taken_out(layers) if self.preserve else {})
 
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
         A = torch.randn(rank, k, generator=generator) * k**-0.5
