@@ -57,7 +57,7 @@ def simulate(config: Config, console: Console) -> dict:
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict | None:
     """The same budget with the adapters frozen, where that is wanted; its figures."""
-    without = config.strategy.name == "head_alone" or config.head.init == "none"
+    without = config.strategy.name == "head_alone" or config.head.name == "none"
     if without or not config.evaluation.head_alone:
         return None
     last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)

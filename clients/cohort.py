@@ -117,7 +117,7 @@ class Cohort:
         """What round 0 asks for, a client a lane: measured on the bare backbone, or at the start that is sent along."""
         site, replies = self.site, {}
         asked = {i: self._attempt(self._asked, m, c) for i, (m, c) in enumerate(deliveries)}
-        size = site.config.evaluation.batch_size
+        sizes = {"gradients": site.config.client.batch_size}  # a backward pass holds what training holds
 
         def answer(bank: Bank, place: int, context: Context) -> RecordDict:
             question, part = asked[place], site.partition(_partition_id(context))
@@ -126,6 +126,7 @@ class Cohort:
                 bank.bare()
             else:
                 bank.load([question.adapter], [question.request.head], question.trainable)
+            size = sizes.get(question.request.source, site.config.evaluation.batch_size)
             found = measure(bank, question.request, part.train, part.client, site.data, site.lanes.input, size, secret)
             metrics = MetricRecord({"num-examples": found.examples, "round": 0})
             return RecordDict({wire.STATE: wire.encode(found.sums), wire.METRICS: metrics})

@@ -102,11 +102,11 @@ class Site:
 def _check_task(config: Config, data: Dataset, features: int) -> None:
     """Raise InputError for a loss, a head or an augmentation that the data's targets do not go with."""
     choose_loss(config.client.loss, data.numbers)
-    if data.numbers and config.head.init != "none":
-        raise InputError(f"head={config.head.init}: data={config.data.name} is about the model's output; use head=none")
+    if data.numbers and config.head.name != "none":
+        raise InputError(f"head={config.head.name}: data={config.data.name} is about the model's output; use head=none")
     if data.numbers and config.client.augment != "none":
         raise InputError(f"client.augment={config.client.augment}: data={config.data.name} has no images; use none")
-    if config.head.init == "none" and features != len(data.class_names):
+    if config.head.name == "none" and features != len(data.class_names):
         raise InputError(
             f"head=none: the model has {features} outputs, the data {len(data.class_names)}; use head=random, or a "
             "model with as many"

@@ -20,7 +20,7 @@ from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
 from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, wire_shapes
 
-Seen = tuple[str, Tensor, Tensor | None]  # layer, what its statistic sees, labels
+Seen = tuple[str, Tensor, Tensor | None]  # layer, and what its statistic sees
 
 
 class TooFew(ValueError):
@@ -37,7 +37,7 @@ def measure(
     """
     sampling = request.sampling
     if len(examples) < sampling.min_examples:
-        raise TooFew(f"{len(examples)} examples, fewer than init.min_examples={sampling.min_examples}")
+        raise TooFew(f"{len(examples)} examples, fewer than min_examples={sampling.min_examples}")
     order = torch.randperm(len(examples), generator=torch_generator(request.seed, "init.examples", client))
     chosen = examples[order[: sampling.examples]].sort().values
     statistics = create_statistics(request)
@@ -45,15 +45,19 @@ def measure(
     rows = dict.fromkeys(statistics, 0)  # the most rows of an image
     for part in chosen.split(size):
         images = batches.normalise(data.images[part], spec, next(bank.module.parameters()).device)
-        for layer, values, labels in SOURCES[request.source](bank, request, images, data.labels[part]):
-            if not torch.isfinite(values).all():
+        for layer, values, other in SOURCES[request.source](bank, request, images, data.labels[part]):
+            if not (torch.isfinite(values).all() and (other is None or torch.isfinite(other).all())):
                 raise ValueError(f"{layer}: NaN or infinity in what the statistic is made of")
             if request.source == "inputs":
                 values = values.reshape(len(part), -1, values.shape[-1])  # (b, …, k) -> (b, t, k)
                 values = thin(values, part, sampling, request.seed)
                 rows[layer] = max(rows[layer], values.shape[1])
                 values = clip(values.flatten(0, 1), sampling.clip)
-            for key, value in statistics[layer].measure(values, labels).items():
+            elif request.source == "features":
+                values = clip(values, sampling.clip)
+            elif request.source == "gradients":
+                other = clip_gradients(values, other, sampling.clip)
+            for key, value in statistics[layer].measure(values, other).items():
                 sums[f"{layer}/{key}"] += value.double().cpu()
     if sampling.noise:
         disturb(sums, statistics, rows, sampling, torch_generator(request.seed, "init.noise", client, secret))
@@ -84,6 +88,18 @@ def clip(rows: Tensor, limit: float | None) -> Tensor:
     if limit is None:
         return rows
     return rows * (limit / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
+
+
+def clip_gradients(inputs: Tensor, gradients: Tensor, limit: float | None) -> Tensor:
+    """The gradients (b, t, d) at a layer's outputs, those of an image whose gradient in the weight, Σ y xᵀ over its t
+    rows, is longer than `limit` scaled down to it; inputs: (b, t, k).
+
+    ‖Σ y xᵀ‖² = Σ (Y Yᵀ) ∘ (X Xᵀ), so that no image's d×k gradient is built.
+    """
+    if limit is None:
+        return gradients
+    squares = ((gradients @ gradients.mT) * (inputs @ inputs.mT)).sum((1, 2))
+    return gradients * (limit / squares.clamp(min=0).sqrt()).clamp(max=1.0)[:, None, None]
 
 
 def disturb(
@@ -126,7 +142,46 @@ def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> It
         yield name, gradient[0], labels
 
 
+@torch.no_grad()
+def features(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
+    """The pooled features (b, features) and the labels (b,), for the one layer of such a request."""
+    (name,) = request.layers
+    yield name, bank.module(images), labels
+
+
+def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
+    """The inputs (b, t, k) of the layers and the gradients (b, t, d) at their outputs of the loss under the request's
+    head, summed over the images, in the request's order. A layer that does not reach the loss has gradients of zero."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def watch(name: str):
+        def hook(_, args, output):
+            # No weight is trained, so the graph begins at the first layer that is watched.
+            output = output if output.requires_grad else output.detach().requires_grad_(True)
+            seen[name] = (args[0].detach(), torch.zeros_like(output, requires_grad=False))
+            output.register_hook(lambda gradient: seen.__setitem__(name, (seen[name][0], gradient)))
+            return output
+
+        return hook
+
+    hooks = [bank.layers[name].register_forward_hook(watch(name)) for name in request.layers]
+    try:
+        pooled = bank.module(images)
+        head = {key: value.to(pooled.device) for key, value in request.head.items()}
+        logits = F.linear(pooled, head["weight"], head["bias"])
+        F.cross_entropy(logits, labels.to(pooled.device), reduction="sum").backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in request.layers:
+        if name in seen:
+            x, y = seen.pop(name)
+            yield name, x.reshape(len(images), -1, x.shape[-1]), y.reshape(len(images), -1, y.shape[-1])
+
+
 SOURCES: dict[str, Callable[[Bank, Request, Tensor, Tensor], Iterator[Seen]]] = {
     "adapters": adapters,
+    "features": features,
+    "gradients": gradients,
     "inputs": inputs,
 }

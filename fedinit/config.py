@@ -17,7 +17,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fedinit.errors import InputError, choose, did_you_mean
 
@@ -28,8 +28,15 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 class Choice:
     """A component looked up by name, with the options that its own class checks."""
 
+    KEY: ClassVar[str] = "name"  # the key that holds the name
+
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadChoice(Choice):
+    KEY: ClassVar[str] = "init"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +68,6 @@ class AdapterConfig:
         if self.kind == "vera":
             return 1.0
         return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    init: Literal["random", "zero", "none"]  # none: the features are the output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +202,7 @@ class Config:
     init: Choice
     model: ModelConfig
     adapter: AdapterConfig
-    head: HeadConfig
+    head: HeadChoice
     data: DataConfig
     partition: PartitionConfig
     client: ClientConfig
@@ -375,10 +377,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             except InputError:
                 continue
         return _convert(options[-1], value, where)
-    if hint is Choice:
-        if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+    if hint in (Choice, HeadChoice):
+        if not isinstance(value, Mapping) or not isinstance(value.get(hint.KEY), str):
             raise InputError(f"{where}: expected one of its choices (see --help), got {value!r}")
-        return Choice(name=value["name"], options={k: v for k, v in value.items() if k != "name"})
+        return hint(name=value[hint.KEY], options={k: v for k, v in value.items() if k != hint.KEY})
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise InputError(f"{where}: expected one of its choices (see --help), got {value!r}")
@@ -415,7 +417,7 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Choice):
-        return {"name": value.name, **_plain(value.options)}
+        return {value.KEY: value.name, **_plain(value.options)}
     if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):

@@ -18,10 +18,12 @@ from fedinit.checkpoint import Checkpoints, Part, State
 from fedinit.config import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors, stack
+from fedinit.heads import create_head
+from fedinit.heads.head import HeadSetting
 from fedinit.initializers import INITIALIZERS, Initializer, create_initializer
 from fedinit.initializers.initializer import Setting, StartState
 from fedinit.metrics import SCORES, Observer, Roster, Round, Score
-from fedinit.models import Backbone, init_head, select_targets, shared_inputs
+from fedinit.models import Backbone, select_targets, shared_inputs
 from fedinit.row_norms import magnitudes
 from fedinit.seeding import derive
 from fedinit.stopping import unbroken
@@ -33,7 +35,7 @@ from strategies.gate import Gate
 from strategies.reinit import Ground, Reinit, create_reinit
 from strategies.round_zero import begin, step_scales
 from strategies.server_opt import create_server_optimizer
-from strategies.starts import check_start
+from strategies.starts import check_head, check_start
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def check_method(config: Config) -> None:
             f"diagnostics={config.diagnostics.name}: with strategy={config.strategy.name} every client keeps a factor "
             "of its own and there is no global model to look at; use diagnostics=none"
         )
-    if config.head.init == "none" and config.strategy.name == "head_alone":
+    if config.head.name == "none" and config.strategy.name == "head_alone":
         raise InputError("strategy=head_alone: trains the head alone, and head=none has none; choose another strategy")
     if aggregator.personal and config.evaluation.where == "server":
         raise InputError(
@@ -93,6 +95,7 @@ def check_method(config: Config) -> None:
     initializer.check(config.adapter.rank)
     _check_kind(config, aggregator, initializer)
     check_start(config, aggregator, initializer)
+    check_head(config, create_head(config.head.name, config.head.options), initializer)
     if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
         if config.reinit.name not in ("auto", "average") or aggregator.reinits[0] != "average":
             raise InputError(
@@ -220,6 +223,8 @@ def federate(
     watch = _Last()
     targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
     initializer = create_initializer(config.init.name, config.init.options)
+    initializer.fit(targets, config.adapter.rank)
+    head = create_head(config.head.name, config.head.options)
     scale = config.adapter.scale
 
     def frozen(name: str) -> Tensor:
@@ -240,14 +245,14 @@ def federate(
         """A start as the method trains it."""
         return {name: aggregator.adopt(factors) for name, factors in layers.items()}
 
-    def completed(begun: StartState, head: Mapping[str, Tensor]) -> StartState:
-        """What round 0 made, as the method trains it, with magnitudes where the adapters have them, and a head."""
+    def completed(begun: StartState) -> StartState:
+        """What round 0 made, as the method trains it, with magnitudes where the adapters have them."""
         layers = adopted(begun.layers)
         if config.adapter.kind == "dora":
             for name, f in layers.items():
                 whole = f if name not in begun.merge else stack([f, begun.merge[name]], [1.0, 1.0])
                 layers[name] = dataclasses.replace(f, m=magnitudes(frozen(name), whole.A, whole.B, scale).float())
-        return dataclasses.replace(begun, layers=layers, head=begun.head or head)
+        return dataclasses.replace(begun, layers=layers)
 
     strategy = FederatedLora(
         aggregator=aggregator,
@@ -281,11 +286,9 @@ def federate(
     roster = strategy.meet(grid, backbone.digest)
     strategy.ranks = client_ranks(config, roster.examples)
     strategy.announce(config.rounds)
-    head = init_head(config.head.init, len(roster.class_names), backbone.features, config.seed)
-    setting = dataclasses.replace(setting, head=head)
     if start.state is None:
-        begun = begin(strategy, grid, initializer, setting, config.node_timeout)
-        start.state = completed(begun, head)
+        head_setting = HeadSetting(classes=roster.class_names, features=backbone.features, seed=config.seed)
+        start.state = completed(begin(strategy, grid, head, head_setting, initializer, setting, config.node_timeout))
     begun = start.state
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
     if _fixes_scales(config):

@@ -1,8 +1,9 @@
 """Round 0: what the clients measure becomes the start that round 1 begins from.
 
 The server asks every client for the statistics of a request, judges each answer on its own, adds up those it lets in
-(in client order, in float64) and gives the sum to the initialiser, which makes the start or asks again. A client that
-is missing, or that erred, costs its own part and nothing else; the summary says so. Once the start is known, one more
+(in client order, in float64) and gives the sum to whoever asked, which makes its part of the start or asks again: first
+the head, then the initialiser, whose gradients are those under that head. A client that is missing, or that erred,
+costs its own part and nothing else; the summary says so. Once the start is known, one more
 pass may fix the step scales of the clients' optimisers at it.
 """
 
@@ -17,6 +18,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedinit import wire
+from fedinit.heads import head as heads
+from fedinit.heads.head import Head, HeadSetting
 from fedinit.initializers import Initializer
 from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.metrics import ClientRound
@@ -27,9 +30,15 @@ from strategies.gate import Refusal, admit_statistics
 
 
 def begin(
-    strategy: FederatedLora, grid: Grid, initializer: Initializer, setting: Setting, timeout: float
+    strategy: FederatedLora,
+    grid: Grid,
+    head: Head,
+    head_setting: HeadSetting,
+    initializer: Initializer,
+    setting: Setting,
+    timeout: float,
 ) -> StartState:
-    """The start, with the round's costs in its notes. The strategy has met its clients.
+    """The start and its head, with the round's costs in its notes. The strategy has met its clients.
 
     Raises RunFailed when no client's statistics can be used.
     """
@@ -38,7 +47,7 @@ def begin(
     lost: dict[int, str] = {}  # client -> code
 
     def ask(request: Request) -> Statistics:
-        head = {wire.HEAD + key: value for key, value in setting.head.items()} if request.source == "gradients" else {}
+        head = {wire.HEAD + key: value for key, value in request.head.items()}
         content = RecordDict(
             {
                 wire.CONFIG: ConfigRecord({"request": request.to_json(), "backbone": strategy.backbone_digest}),
@@ -53,14 +62,19 @@ def begin(
         measured.update({client: part.examples for client, part in found.items()})
         return add_up(list(found.values()))
 
-    made = run(initializer, setting, ask)
-    notes = dict(made.notes)
+    found = heads.run(head, head_setting, ask)
+    made = run(initializer, dataclasses.replace(setting, head=found.tensors), ask)
+    notes, about = dict(made.notes), dict(found.notes)
+    if initializer.needs == "gradients" and not about:
+        about["warning"] = "gradients were measured under a head that no data went into"
+    if about:
+        notes["head"] = about
     if measured:
         notes |= {"clients": len(measured), "seconds": time.perf_counter() - began, "bytes_up": strategy.bytes_up - up}
     if lost:
         notes["lost"] = {str(client): code for client, code in sorted(lost.items())}
     strategy.round_zero_clients = _rows(measured)
-    return dataclasses.replace(made, notes=notes)
+    return dataclasses.replace(made, head=made.head or found.tensors, notes=notes)
 
 
 def step_scales(

@@ -1,9 +1,12 @@
-"""Which starts go with which methods (`init=` and `strategy=`), from what both declare of themselves."""
+"""Which starts go with which methods and heads (`init=`, `strategy=`, `head=`), by what they declare of themselves."""
 
 from __future__ import annotations
 
 from fedinit.config import Config
 from fedinit.errors import InputError
+from fedinit.heads import HEADS
+from fedinit.heads.head import Head
+from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS
 from fedinit.initializers.initializer import Initializer
 from strategies.aggregator import Aggregator
@@ -34,4 +37,19 @@ def check_start(config: Config, aggregator: Aggregator, initializer: Initializer
         raise InputError(
             f"adapter.ranks: a client of a lower rank cannot start from the leading components of {start}, "
             f"{initializer.indivisible}; use another init"
+        )
+
+
+def check_head(config: Config, head: Head, initializer: Initializer) -> None:
+    """Raises InputError, one line, for a head through which no gradient comes, where a start is made of gradients."""
+    if not head.classifies and initializer.needs == "gradients":
+        raise InputError(
+            f"init={config.init.name}: is made of the gradients of a classifier's loss, and head=none leaves no "
+            "classifier; choose an init that needs no gradients"
+        )
+    if head.silent and initializer.needs == "gradients":
+        measured = ", ".join(sorted(name for name, kind in HEADS.items() if issubclass(kind, MeasuredHead)))
+        raise InputError(
+            f"init={config.init.name}: under head.init={config.head.name} every gradient is exactly zero; use one of "
+            f"head.init={measured}"
         )

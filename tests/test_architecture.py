@@ -45,7 +45,7 @@ def test_packages_import_one_way(folder, banned):
 def test_methods_and_algebra_import_no_framework():
     methods = [p for p in files("strategies") if p.name not in FLOWER_SIDE]
     core = [ROOT / "fedinit" / name for name in ("factors.py", "lora.py", "seeding.py", "digest.py")]
-    folders = ("initializers", "statistics", "models", "diagnostics")
+    folders = ("heads", "initializers", "statistics", "models", "diagnostics")
     checked = [*methods, *core, *(path for name in folders for path in files(f"fedinit/{name}"))]
     assert len(checked) > 12
     for path in checked:

@@ -103,6 +103,9 @@ class Initializer(ABC):
         """Raise InputError for a rank this start cannot have. Any will do, unless a start says otherwise."""
         at_least("adapter.rank", rank, 1)
 
+    def fit(self, targets: Mapping[str, tuple[int, int]], rank: int) -> None:  # noqa: B027 (most starts fit any layer)
+        """Raise InputError for layers {name: (d, k)} that are too small for what this start is made of."""
+
     @abstractmethod
     def plan(self, setting: Setting) -> Request | StartState:
         """The start, or the first thing to ask clients for."""

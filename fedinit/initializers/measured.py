@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,38 +15,22 @@ from fedinit.initializers.initializer import Initializer, Setting
 from fedinit.initializers.random import Kaiming
 from fedinit.seeding import torch_generator
 from fedinit.spectra import fix_signs
-from fedinit.statistics import Request, Sampling
+from fedinit.statistics import Request, Sampled
 from fedinit.statistics.gram import unpack
 from fedinit.statistics.nystrom import decompose, test_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured(Initializer):
-    """A start from statistics of the clients' examples; its further fields are those of `Sampling`."""
+class Measured(Initializer, Sampled):
+    """A start from statistics of the clients' layer inputs. tokens: as in `Sampling`."""
 
     needs: ClassVar[str] = "activations"
 
-    examples: int | None = 256
     tokens: int | None = None
-    weighting: Literal["samples", "uniform"] = "samples"
-    min_examples: int = 16
-    clip: float | None = None
-    noise: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sampling.check()
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(
-            examples=self.examples,
-            tokens=self.tokens,
-            weighting=self.weighting,
-            min_examples=self.min_examples,
-            clip=self.clip,
-            noise=self.noise,
-        )
 
     def of_inputs(self, setting: Setting, kinds: Mapping[str, str], **options: Any) -> Request:
         """A pass over the inputs of one layer of each group; kinds: {layer: statistic}."""

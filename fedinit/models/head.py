@@ -9,14 +9,11 @@ from fedinit.seeding import torch_generator
 
 
 def init_head(kind: str, classes: int, features: int, seed: int) -> dict[str, Tensor]:
-    """{"weight": (classes, features), "bias": (classes,)} in float32; nothing at all for ``none``, where the features
-    are the output.
+    """{"weight": (classes, features), "bias": (classes,)} in float32.
 
     ``random`` is U(−1/√features, 1/√features) for both, PyTorch's default for a linear layer, drawn from the run's
     seed so that every client starts with the same; ``zero`` gives the adapters no gradient at the first step.
     """
-    if kind == "none":
-        return {}
     if kind == "zero":
         return {"weight": torch.zeros(classes, features), "bias": torch.zeros(classes)}
     bound = features**-0.5

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from fedinit.errors import choose
+from fedinit.statistics.class_sums import ClassMoments, ClassSums
+from fedinit.statistics.gradient import Gradient, GradientRange, GradientRows
 from fedinit.statistics.gram import Gram
+from fedinit.statistics.losses import Losses
 from fedinit.statistics.nystrom import Nystrom
-from fedinit.statistics.statistic import Request, Sampling, Statistic, Statistics, add_up
+from fedinit.statistics.statistic import Request, Sampled, Sampling, Statistic, Statistics, add_up
 from fedinit.statistics.total import Total
 
-__all__ = ["STATISTICS", "Request", "Sampling", "Statistic", "Statistics", "add_up", "create_statistics", "wire_shapes"]
+__all__ = [
+    "STATISTICS",
+    "Request",
+    "Sampled",
+    "Sampling",
+    "Statistic",
+    "Statistics",
+    "add_up",
+    "create_statistics",
+    "wire_shapes",
+]
 
-STATISTICS: dict[str, type[Statistic]] = {"gram": Gram, "nystrom": Nystrom, "total": Total}
+STATISTICS: dict[str, type[Statistic]] = {
+    "class_moments": ClassMoments,
+    "class_sums": ClassSums,
+    "gradient": Gradient,
+    "gradient_range": GradientRange,
+    "gradient_rows": GradientRows,
+    "gram": Gram,
+    "losses": Losses,
+    "nystrom": Nystrom,
+    "total": Total,
+}
 
 
 def create_statistics(request: Request) -> dict[str, Statistic]:

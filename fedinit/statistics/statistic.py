@@ -7,8 +7,10 @@ A `Request` goes down, `Statistics` come back. A request names, for each layer, 
 fedinit.statistics.STATISTICS) and what the client has to run for it:
 
 inputs     a forward pass; the statistic sees the inputs X (n, k) of a layer, a row a token
-gradients  forward and backward; it sees the gradient (d, k) of the loss summed over the examples of a batch
-features   a forward pass; it sees the backbone's pooled features (n, features) and the labels (n,)
+gradients  forward and backward; it sees the inputs X (b, t, k) of a layer, t rows an image, and the gradients Y
+           (b, t, d) of the images' losses in its outputs: Σ y xᵀ is that in the weight, which need not be built
+features   a forward pass; it sees the backbone's pooled features (n, features) and the labels (n,); its one layer is
+           called "head" and has the shape (classes, features)
 adapters   forward and backward with adapters and head in place; a "layer" is then a trained tensor by its wire name,
            and it sees the gradient, of the tensor's shape, of the loss summed over the examples of a batch
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -36,8 +38,9 @@ class Sampling:
 
     examples: images at most, drawn by seed; None is all. tokens: rows an image and layer at most, drawn by seed.
     weighting: ``samples`` sums over all rows of all clients, ``uniform`` makes every client count the same.
-    min_examples: a client with fewer images refuses. clip: rows are scaled down to this norm. noise: standard deviation
-    of Gaussian noise on every sum, in units of the most that one image can change it; needs a clip.
+    min_examples: a client with fewer images refuses. clip: the norm down to which rows are scaled, or, of gradients,
+    what one image adds to a layer's. noise: standard deviation of Gaussian noise on every sum, in units of the most
+    that one image can change it; needs a clip.
     """
 
     examples: int | None = 256
@@ -47,19 +50,34 @@ class Sampling:
     clip: float | None = None
     noise: float = 0.0
 
-    def check(self) -> None:
-        """Raise InputError for a value out of range, naming the key init.<field>."""
+    def check(self, group: str = "init") -> None:
+        """Raise InputError for a value out of range, naming the key <group>.<field>."""
         for key in ("examples", "tokens"):
             if getattr(self, key) is not None:
-                at_least(f"init.{key}", getattr(self, key), 1)
-        at_least("init.min_examples", self.min_examples, 1)
+                at_least(f"{group}.{key}", getattr(self, key), 1)
+        at_least(f"{group}.min_examples", self.min_examples, 1)
         if self.examples is not None:
-            at_least("init.examples", self.examples, self.min_examples, "init.min_examples is the least")
+            at_least(f"{group}.examples", self.examples, self.min_examples, f"{group}.min_examples is the least")
         if self.clip is not None:
-            positive("init.clip", self.clip)
-        within("init.noise", self.noise, 0, float("inf"), open_high=True)
+            positive(f"{group}.clip", self.clip)
+        within(f"{group}.noise", self.noise, 0, float("inf"), open_high=True)
         if self.noise and self.clip is None:
-            raise InputError(f"init.noise={self.noise}: needs init.clip, which bounds what one image can change")
+            raise InputError(f"{group}.noise={self.noise}: needs {group}.clip, which bounds what one image can change")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """The options of what is made from measurements of the clients: fields of `Sampling`, with its meanings."""
+
+    examples: int | None = 256
+    weighting: Literal["samples", "uniform"] = "samples"
+    min_examples: int = 16
+    clip: float | None = None
+    noise: float = 0.0
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling) if hasattr(self, f.name)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +85,7 @@ class Request:
     """One pass over the clients' examples.
 
     layers: {name: statistic}; shapes: {name: (d, k)}; options: plain values for the statistics; tensors: what clients
-    need besides, {"<layer>/<key>": (d or k, width)} in float32; head: the classifier, sent where gradients are asked
-    for.
+    need besides, {"<layer>/<key>": (d or k, width)} in float32; head: the classifier, where a loss is to be measured.
     """
 
     source: Source
@@ -106,8 +123,9 @@ class Statistic(ABC):
         """{key: shape} of the sums. A key without dimensions counts something and stays float64 on the way."""
 
     @abstractmethod
-    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """What these rows (or this gradient) add to each sum, in the dtype of `values`."""
+    def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
+        """What these rows, with the labels or gradients that belong to them, add to each sum, in the dtype of `values`.
+        """
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """{key: the most by which one image of `rows` rows of norm `clip` or less changes the sum, in the 2-norm}.

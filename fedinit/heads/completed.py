@@ -1,0 +1,88 @@
+"""Rows for classes that nobody has examples of, from the rows of the others, as vocabularies are extended.
+
+mvn     drawn from the normal distribution of the other rows (Hewitt, 2021, "Initializing new word embeddings")
+convex  a convex combination of the other rows, weighted by similarity (WECHSEL: Minixhofer et al., 2022, arXiv
+        2112.06598; its softmax, here with the maximum taken off)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.config import at_least, positive, within
+from fedinit.heads.estimators import nearest_mean, ridge
+from fedinit.heads.head import HeadSetting
+from fedinit.heads.measured import Found, MeasuredHead, Rows
+from fedinit.seeding import torch_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completed(MeasuredHead):
+    """base: what the rows of the other classes are. lam: of ridge."""
+
+    base: Literal["ridge", "ncm"] = "ridge"
+    lam: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("head.lam", self.lam)
+
+    @property
+    def needs_moment(self) -> bool:
+        return self.base == "ridge"
+
+    def rows(self, found: Found) -> Rows:
+        return ridge(found, self.lam) if self.base == "ridge" else nearest_mean(found, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MVN(Completed):
+    """shrinkage: ρ. A row is drawn from N(m, (1 − ρ) S + ρ·tr S/p · I), with m and S the mean and covariance of the
+    others' p = D + 1 numbers. S has fewer dimensions than classes, and ρ opens the rest."""
+
+    shrinkage: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("head.shrinkage", self.shrinkage, 0, 1)
+
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadSetting) -> tuple[Tensor, str]:
+        known = rows.joined
+        centred = (known - known.mean(0)) / (len(known) - 1) ** 0.5  # S = centredᵀ centred
+        spread = (centred.square().sum() / known.shape[1]).sqrt()
+        made = []
+        for index in missing:
+            draw = torch_generator(setting.seed, "head", index)
+            inside = torch.randn(len(known), generator=draw, dtype=torch.float64) @ centred
+            outside = torch.randn(known.shape[1], generator=draw, dtype=torch.float64) * spread
+            made.append((1 - self.shrinkage) ** 0.5 * inside + self.shrinkage**0.5 * outside)
+        return known.mean(0) + torch.stack(made), "drawn from the normal distribution of the other rows"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convex(Completed):
+    """neighbours: how many classes take part at most. temperature: τ of the weights, softmax(similarity/τ).
+
+    The similarity of two classes is the cosine of their mean features. A class that nobody has has none; the mean of
+    the others' means stands in for it, so its row leans on the classes in the middle of the feature space.
+    """
+
+    neighbours: int = 10
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("head.neighbours", self.neighbours, 1)
+        positive("head.temperature", self.temperature)
+
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadSetting) -> tuple[Tensor, str]:
+        similarity = torch.cosine_similarity(found.means, found.means.mean(0, keepdim=True), dim=1)
+        nearest = similarity.argsort(descending=True, stable=True)[: self.neighbours]
+        weights = (similarity[nearest] / self.temperature).softmax(0)
+        row = weights @ rows.joined[nearest]
+        return row.expand(len(missing), -1), f"a convex combination of {len(nearest)} other rows"

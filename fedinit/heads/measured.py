@@ -1,0 +1,181 @@
+"""What heads have in common that are made from the clients' pooled features: exact sums, classes that nobody has, and
+the scale of the logits.
+
+A head is found up to the scale of its logits, which classification does not depend on and cross-entropy does: ridge
+regression's logits differ by less than one, and those of class means by the square of whatever unit the features have.
+So a head is first put into a unit of its own, in which, at the mean of a class, its logit is 1 above another class's on
+average. Then it is multiplied by the factor that minimises the cross-entropy of the clients' examples, summed by them
+over a fixed grid of factors (temperature scaling, Guo et al. 2017, arXiv 1706.04599, on the training images), with a
+parabola through the best three. The grid ends at 32 nats, so that classes that are separated perfectly do not saturate
+the softmax. `scale` sets the factor by hand and saves the second pass.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.config import positive
+from fedinit.errors import InputError
+from fedinit.heads.head import Head, HeadSetting, HeadState
+from fedinit.statistics import Request, Sampled, Statistics
+from fedinit.statistics.gram import unpack
+
+LAYER = "head"
+SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 11))  # ¼ … 32
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One row of a head a class that somebody has examples of, in float64: weight (m, D), bias (m,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def times(self, factor: float) -> Rows:
+        return Rows(self.weight * factor, self.bias * factor)
+
+    @property
+    def joined(self) -> Tensor:
+        """(m, D + 1)"""
+        return torch.cat([self.weight, self.bias[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The clients' sums over the m classes that somebody has: counts (m,), means (m, D), mean (D,) of all examples,
+    and, where it was asked for, scatter (D, D) about that mean."""
+
+    counts: Tensor
+    means: Tensor
+    scatter: Tensor | None
+
+    @property
+    def mean(self) -> Tensor:
+        return self.counts @ self.means / self.counts.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredHead(Head, Sampled):
+    """examples, weighting, min_examples, clip, noise: as in `Sampling`; rows are pooled features. scale: the mean
+    difference of the right and a wrong class's logit at the class means; ``auto`` measures it."""
+
+    examples: int | None = None
+    scale: float | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        self.sampling.check("head")
+        if self.scale != "auto":
+            positive("head.scale", self.scale)
+        if self.noise and self.weighting == "uniform":
+            raise InputError("head.weighting=uniform: with head.noise, whether a class has examples could not be told")
+
+    @property
+    def needs_moment(self) -> bool:
+        """Whether the features' second moment is asked for, besides the sums of each class."""
+        return False
+
+    @abstractmethod
+    def rows(self, found: Found) -> Rows:
+        """The head of the classes that somebody has."""
+
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadSetting) -> tuple[Tensor, str]:
+        """(len(missing), D + 1), weights and bias of the classes that nobody has, and how they were made."""
+        return rows.joined.mean(0).expand(len(missing), -1), "the mean of the other rows"
+
+    def plan(self, setting: HeadSetting) -> Request:
+        return self._ask(setting, "class_moments" if self.needs_moment else "class_sums")
+
+    def step(self, setting: HeadSetting, asked: Request, found: Statistics) -> Request | HeadState:
+        """Raises InputError where the clients' examples do not make a classifier."""
+        sums = found.of(LAYER)
+        if "losses" in sums:
+            return self._finish(asked, sums)
+        own, seen = self._found(sums, setting)
+        rows = self.rows(own)
+        rows = rows.times(1 / self._gap(rows, own))
+        whole = torch.empty(len(setting.classes), setting.features + 1, dtype=torch.float64)
+        missing = [i for i in range(len(setting.classes)) if i not in set(seen.tolist())]
+        whole[seen] = rows.joined
+        notes: dict[str, Any] = {}
+        if missing:
+            whole[missing], how = self.fill(rows, own, missing, setting)
+            notes["missing"] = {setting.classes[i]: how for i in missing}
+        if self.scale != "auto":
+            return HeadState(tensors=_tensors(whole * self.scale), notes={"scale": self.scale, **notes})
+        return self._ask(setting, "losses", _tensors(whole), scales=list(SCALES), notes=notes)
+
+    def _ask(
+        self, setting: HeadSetting, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
+    ) -> Request:
+        return Request(
+            source="features",
+            layers={LAYER: statistic},
+            shapes={LAYER: setting.shape},
+            seed=setting.seed,
+            sampling=self.sampling,
+            options=options,
+            head=head,
+        )
+
+    def _found(self, sums: Mapping[str, Tensor], setting: HeadSetting) -> tuple[Found, Tensor]:
+        """The sums over the classes that somebody has, and the indices (m,) of those classes."""
+        counts = sums["counts"].double()
+        # Noise makes a count of its own.
+        seen = (counts >= 1 if self.noise else counts > 0).nonzero().flatten()
+        if len(seen) < 2:
+            raise InputError(
+                f"head.init={self._name}: the clients' examples are of {len(seen)} of {len(counts)} classes, and it "
+                "takes two or more; use head.init=random"
+            )
+        found = Found(counts[seen], sums["sums"].double()[seen] / counts[seen, None], None)
+        if not self.needs_moment:
+            return found, seen
+        moment = unpack(sums["gram"].double(), setting.features)
+        return replace(found, scatter=moment - found.counts.sum() * torch.outer(found.mean, found.mean)), seen
+
+    def _gap(self, rows: Rows, found: Found) -> float:
+        """The mean over pairs of classes a ≠ b of logit a less logit b at the mean of a."""
+        logits = found.means @ rows.weight.T + rows.bias
+        m = len(logits)
+        gap = float((m * logits.trace() - logits.sum()) / (m * (m - 1)))
+        if not gap > 0:
+            raise InputError(f"head.init={self._name}: the features' class means do not differ; use head.init=random")
+        return gap
+
+    def _finish(self, asked: Request, sums: Mapping[str, Tensor]) -> HeadState:
+        losses, count = sums["losses"].double(), float(sums["count"])
+        factor = best_scale(asked.options["scales"], losses.tolist())
+        notes = {
+            "scale": factor,
+            "loss": float(losses.min()) / count,
+            "accuracy": 100 * float(sums["correct"]) / count,
+            **asked.options["notes"],
+        }
+        return HeadState(tensors={key: value * factor for key, value in asked.head.items()}, notes=notes)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__.lower()
+
+
+def best_scale(scales: Sequence[float], losses: Sequence[float]) -> float:
+    """Where the loss is least: the lowest of a parabola in the logarithm through the best of equally spaced points and
+    its neighbours; the best itself where it is the first or the last."""
+    best = min(range(len(losses)), key=losses.__getitem__)
+    if best in (0, len(losses) - 1):
+        return scales[best]
+    left, middle, right = losses[best - 1 : best + 2]
+    curvature = left - 2 * middle + right
+    shift = 0.5 * (left - right) / curvature if curvature > 0 else 0.0
+    return scales[best] * (scales[best + 1] / scales[best]) ** shift
+
+
+def _tensors(joined: Tensor) -> dict[str, Tensor]:
+    return {"weight": joined[:, :-1].float().contiguous(), "bias": joined[:, -1].float().contiguous()}

@@ -1,0 +1,34 @@
+"""Nearest class mean, exact, from the sums of each class alone (as in FedNCM: Legate et al., NeurIPS 2023, arXiv
+2306.03937).
+
+Differs: squared distances instead of cosines, since the head stays linear in the features; and a measured scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedinit.config import positive
+from fedinit.heads.estimators import nearest_mean
+from fedinit.heads.measured import Found, MeasuredHead, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class NCM(MeasuredHead):
+    """covariance: ``none`` is the Euclidean distance; ``shared`` the metric of the classes' common covariance, which is
+    linear discriminant analysis and needs the features' second moment. lam: of its shrinkage, as in `Ridge`."""
+
+    covariance: Literal["none", "shared"] = "none"
+    lam: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("head.lam", self.lam)
+
+    @property
+    def needs_moment(self) -> bool:
+        return self.covariance == "shared"
+
+    def rows(self, found: Found) -> Rows:
+        return nearest_mean(found, self.lam if self.needs_moment else None)

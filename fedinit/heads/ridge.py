@@ -1,0 +1,32 @@
+"""Federated ridge regression, exact: the head that one site with all images would find.
+
+From Σ z zᵀ, Σ z and n a class, as in Fed3R (Fanì et al., ICML 2024, arXiv 2406.01116). Differs: an intercept that is
+not penalised, and a λ relative to the features' size. As there, the temperature of the softmax is found for the
+training that follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedinit.config import positive
+from fedinit.heads.estimators import ridge
+from fedinit.heads.measured import Found, MeasuredHead, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ridge(MeasuredHead):
+    """lam: λ as a multiple of the mean eigenvalue of the features' scatter."""
+
+    lam: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("head.lam", self.lam)
+
+    @property
+    def needs_moment(self) -> bool:
+        return True
+
+    def rows(self, found: Found) -> Rows:
+        return ridge(found, self.lam)

@@ -1,0 +1,37 @@
+"""The summed cross-entropy of a head at several scales, and how many predictions are right at any of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedinit.statistics.statistic import Statistic
+
+
+@dataclass(frozen=True)
+class Losses(Statistic):
+    """request.head: weight (C, D) and bias (C,). request.options["scales"]: what its logits are multiplied by."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"count": (), "correct": (), "losses": (len(self.request.options["scales"]),)}
+
+    def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
+        labels = other.to(values.device)
+        logits = F.linear(values, self.request.head["weight"].to(values), self.request.head["bias"].to(values))
+        scales = self.request.options["scales"]
+        return {
+            "count": torch.tensor(len(values), dtype=torch.float64),
+            "correct": (logits.argmax(1) == labels).sum(dtype=torch.float64),
+            "losses": torch.stack([F.cross_entropy(scale * logits, labels, reduction="sum") for scale in scales]),
+        }
+
+    def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
+        """A loss is at most log C plus the largest difference of two logits, max ‖w_a − w_b‖·clip + |b_a − b_b|."""
+        weight, bias = self.request.head["weight"].double(), self.request.head["bias"].double()
+        gap = float((torch.cdist(weight, weight) * clip + (bias[:, None] - bias).abs()).max())
+        most = [math.log(len(bias)) + scale * gap for scale in self.request.options["scales"]]
+        return {"correct": 1.0, "losses": math.hypot(*most)}
