@@ -1,4 +1,4 @@
-"""Which starts go with which methods and heads (`init=`, `strategy=`, `head=`), by what they declare of themselves."""
+"""Which starts go with which methods and heads (`init=`, `strategy=`, `head=`), from what they say of themselves."""
 
 from __future__ import annotations
 

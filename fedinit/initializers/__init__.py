@@ -11,7 +11,10 @@ from fedinit.initializers.corda import CorDA
 from fedinit.initializers.eva import EVA
 from fedinit.initializers.gaussian_pair import GaussianPair
 from fedinit.initializers.initializer import Initializer
+from fedinit.initializers.lora_ga import LoRAGA
 from fedinit.initializers.lora_null import LoRANull
+from fedinit.initializers.lora_one import LoRAOne
+from fedinit.initializers.lora_sb import LoRASB
 from fedinit.initializers.lora_xs import LoRAXS
 from fedinit.initializers.mica import MiCA
 from fedinit.initializers.milora import MiLoRA
@@ -27,7 +30,10 @@ INITIALIZERS: dict[str, type[Initializer]] = {
     "gaussian": Gaussian,
     "gaussian_pair": GaussianPair,
     "kaiming": Kaiming,
+    "lora_ga": LoRAGA,
     "lora_null": LoRANull,
+    "lora_one": LoRAOne,
+    "lora_sb": LoRASB,
     "lora_xs": LoRAXS,
     "mica": MiCA,
     "milora": MiLoRA,

@@ -1,0 +1,165 @@
+"""What starts have in common that are made from the clients' gradients.
+
+The gradient G (d, k) of a layer is that of the mean loss over all clients' examples in its frozen weight, at W0 without
+an adapter, in evaluation mode, under the head that round 0 made first: under a zero head it is exactly zero, and under
+a random one its column space is the random head's. Clients send n_k·G_k, whole, or two sketches of it, one after the
+other (`fedinit.statistics.gradient`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedinit.config import at_least
+from fedinit.errors import InputError
+from fedinit.factors import Factors, norm
+from fedinit.initializers.initializer import Initializer, Setting, StartState, taken_out
+from fedinit.initializers.measured import complete, stand_in
+from fedinit.seeding import torch_generator
+from fedinit.spectra import Spectrum, matrix_spectrum, spectrum
+from fedinit.statistics import Request, Sampled, Statistics
+from fedinit.threads import server_pool
+
+EXACT_UP_TO = 2**16  # numbers in a layer's weight up to which `auto` sends whole gradients: 256 kB
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromGradients(Initializer, Sampled):
+    """examples, weighting, min_examples, clip, noise: as in `Sampling`. sketch: ``exact`` sends whole gradients,
+    ``sketch`` two sketches of l columns and rows, ``auto`` the former where no layer has more than 65,536 weights.
+    width: l; None is 2q + 8 for the q components that a start is made of."""
+
+    needs: ClassVar[str] = "gradients"
+    zero: ClassVar[str] = ""
+    # Its own name, for messages.
+    key: ClassVar[str]
+    # Components of the gradient that a start of rank one is made of.
+    components: ClassVar[int] = 1
+
+    sketch: Literal["auto", "exact", "sketch"] = "auto"
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sampling.check()
+        if self.width is not None:
+            at_least("init.width", self.width, 1)
+
+    def check(self, rank: int) -> None:
+        super().check(rank)
+        if self.width is not None:
+            at_least("init.width", self.width, self.components * rank, "a sketch must hold the components of the start")
+
+    def fit(self, targets: Mapping[str, tuple[int, int]], rank: int) -> None:
+        for name, shape in targets.items():
+            if self.components * rank > min(shape):
+                raise InputError(
+                    f"adapter.rank={rank}: init={self.key} takes {self.components * rank} components of a gradient, "
+                    f"and layer {name} is {shape[0]}x{shape[1]}; expected {min(shape) // self.components} or less"
+                )
+
+    def plan(self, setting: Setting) -> Request:
+        """Raises InputError under a head through which no gradient comes."""
+        self.fit(setting.targets, setting.rank)
+        if setting.head and not setting.head["weight"].any():
+            raise InputError(f"init={self.key}: under a head of zeros every gradient is zero; use head.init=ridge")
+        kind = "gradient" if self.whole(setting.targets) else "gradient_range"
+        return self._ask(setting, kind, {})
+
+    def whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether clients send whole gradients."""
+        if self.sketch == "auto":
+            return all(d * k <= EXACT_UP_TO for d, k in targets.values())
+        return self.sketch == "exact"
+
+    def step(self, setting: Setting, asked: Request, found: Statistics) -> Request | StartState:
+        """Raises InputError when no layer has a gradient."""
+        if "gradient_range" in asked.layers.values():
+            return self._ask(setting, "gradient_rows", orthonormal(found, setting.targets))
+        q = self.components * setting.rank
+
+        def one(name: str) -> tuple[Factors, int] | None:
+            own = self.decompose(mean_gradient(name, asked, found))
+            if not own.S[0] > 0:
+                return None
+            whole, missing = filled(own, q, torch_generator(setting.seed, "init", name))
+            return self.start_of(whole, name, setting), missing
+
+        made = dict(zip(setting.targets, server_pool().map(one, setting.targets), strict=True))
+        if not any(made.values()):
+            raise InputError(f"init={self.key}: every gradient is exactly zero under this head; use head.init=ridge")
+        replaced = [name for name, start in made.items() if start is None]
+        layers = {n: self.replacement(setting, n) if start is None else start[0] for n, start in made.items()}
+        merge = taken_out({n: layers[n] for n in made if n not in replaced}) if self.takes_out else {}
+        notes = {
+            "replaced": dict.fromkeys(replaced, "its gradient was zero"),
+            "completed": {n: start[1] for n, start in made.items() if start is not None and start[1]},
+            "moved": {} if self.takes_out else moved(setting, layers),
+        }
+        return StartState(layers=layers, merge=merge, notes={key: value for key, value in notes.items() if value})
+
+    def decompose(self, gradient: Tensor | Factors) -> Spectrum:
+        """The singular values and vectors that a start is made of, of a whole gradient or of one from sketches."""
+        return spectrum(gradient) if isinstance(gradient, Factors) else matrix_spectrum(gradient)
+
+    @abstractmethod
+    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+        """The factors of a layer in float32, from q components of `decompose`."""
+
+    def replacement(self, setting: Setting, name: str) -> Factors:
+        """The start of a layer without a gradient."""
+        return stand_in(setting, name, setting.rank, self.scale)
+
+    def _ask(self, setting: Setting, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
+        return Request(
+            source="gradients",
+            layers=dict.fromkeys(setting.targets, statistic),
+            shapes=dict(setting.targets),
+            seed=setting.seed,
+            sampling=self.sampling,
+            options={"width": self.width or 2 * self.components * setting.rank + 8},
+            tensors=tensors,
+            head=setting.head,
+        )
+
+
+def orthonormal(found: Statistics, targets: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """{"<layer>/basis": Q (d, l)} in float32, an orthonormal basis of each layer's first sketch."""
+    return {
+        f"{name}/basis": torch.linalg.qr(found.of(name)["range"].double()).Q.float().contiguous() for name in targets
+    }
+
+
+def mean_gradient(name: str, asked: Request, found: Statistics) -> Tensor | Factors:
+    """G in float64, or its approximation QT as factors."""
+    sums = found.of(name)
+    if "gradient" in sums:
+        return sums["gradient"].double() / sums["count"]
+    return Factors(sums["rows"].double() / sums["count"], asked.tensors[f"{name}/basis"].double())
+
+
+def filled(own: Spectrum, count: int, generator: torch.Generator) -> tuple[Spectrum, int]:
+    """The first `count` components, and how many of them stand for none: those that do not stand out from float32's
+    rounding, in which clients measured, get weight zero and drawn vectors orthogonal to the others."""
+    floor = own.S[0] * max(len(own.U), own.Vh.shape[1]) ** 0.5 * torch.finfo(torch.float32).eps
+    alive = min(int((own.S > floor).sum()), count)
+    if alive == count:
+        return own.cut(0, count), 0
+    S = torch.nn.functional.pad(own.S[:alive], (0, count - alive))
+    U, Vh = (complete(rows[:alive], count, generator) for rows in (own.U.T, own.Vh))
+    return Spectrum(U.T, S, Vh), count - alive
+
+
+def moved(setting: Setting, layers: Mapping[str, Factors]) -> float:
+    """How far the start is from the pretrained model, ‖s·B0A0‖ / ‖W0‖ over all layers; 0 without the weights."""
+    if setting.weight is None:
+        return 0.0
+    weights = sum(float(setting.weight(name).double().square().sum()) for name in layers)
+    products = sum(norm(f.to(torch.float64)) ** 2 for f in layers.values())
+    return setting.scale * (products / weights) ** 0.5

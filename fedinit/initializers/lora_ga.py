@@ -1,0 +1,69 @@
+"""LoRA-GA: the first step of A and B together moves the weight as a step of full fine-tuning would.
+
+Wang, Yu, Li, 2024, arXiv 2407.05000. With G = U S Vᵀ, A = V_{1:r}ᵀ and B = U_{r+1:2r}: after one step from there the
+product moves along G AᵀA + BBᵀG, which is the best approximation of G of rank 2r. The base gives up s·B A, so the model
+stays as it was. Needs 2r ≤ min(d, k).
+
+The variant `peft` is what PEFT 0.21 does, which is another start: B also carries the singular values S_{r+1:2r}, and
+where the paper and its code multiply both factors, only B (`gd` excepted) is. As gradients are small, so is that B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from fedinit.config import positive
+from fedinit.factors import Factors
+from fedinit.initializers.from_gradients import FromGradients
+from fedinit.initializers.initializer import Setting
+from fedinit.initializers.pissa import PiSSA
+from fedinit.spectra import Spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAGA(FromGradients):
+    """size: what the orthonormal factors are multiplied by. ``stable``: d^¼/√γ each. ``gd``: 1/s each. ``unit``: 1.
+    ``weightS``: the mean of √(σ_i(W0)/s) over the r largest singular values of the weight; in the variant `peft`
+    σ_1(W0)/S_{r+1}, on B."""
+
+    key: ClassVar[str] = "lora_ga"
+    takes_out: ClassVar[bool] = True
+    indivisible: ClassVar[str] = PiSSA.indivisible
+    components: ClassVar[int] = 2
+
+    variant: Literal["paper", "peft"] = "paper"
+    size: Literal["stable", "gd", "unit", "weightS"] = "stable"
+    gamma: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("init.gamma", self.gamma)
+
+    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+        r = setting.rank
+        A, B = own.cut(0, r).Vh, own.cut(r, 2 * r).U
+        if self.variant == "peft":
+            B = B * own.S[r:]
+        on_a, on_b = self._sizes(own, name, setting)
+        return Factors((self.scale * on_a * A).float().contiguous(), (self.scale * on_b * B).float().contiguous())
+
+    def _sizes(self, own: Spectrum, name: str, setting: Setting) -> tuple[float, float]:
+        """What A and B are multiplied by. Raises ValueError for `weightS` without the weights."""
+        both, peft = 1.0, self.variant == "peft"
+        if self.size == "stable":
+            both = len(own.U) ** 0.25 / self.gamma**0.5
+        elif self.size == "gd":
+            return 1 / setting.scale, 1 / setting.scale
+        elif self.size == "weightS":
+            if setting.weight is None:
+                raise ValueError("init.size=weightS is made from the frozen weights, and there are none")
+            sizes = torch.linalg.svdvals(setting.weight(name).double())
+            tail = float(own.S[setting.rank])
+            if peft:
+                both = float(sizes[0]) / tail if tail > 0 else 1.0
+            else:
+                both = float((sizes[: setting.rank] / setting.scale).sqrt().mean())
+        return (1.0 if peft else both), both

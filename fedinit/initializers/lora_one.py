@@ -1,0 +1,46 @@
+"""LoRA-One: the adapter starts as one step of gradient descent on the weight, the best one of rank r.
+
+Zhang, Liu, Chen, 2025, arXiv 2502.01235. With −G = U S Vᵀ, B = U_r √S_r/√γ and A = √S_r V_rᵀ/√γ, balanced; the base
+stays W0, so the model starts at W0 − (s/γ)·best_r(G) and is no longer the pretrained one. The public code divides both
+factors by √S_1 besides (`normalize=sigma1`), which makes the start's size independent of the loss's; its README has S
+on both factors in place of √S, which contradicts both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fedinit.config import positive
+from fedinit.factors import Factors
+from fedinit.initializers.from_gradients import FromGradients
+from fedinit.initializers.initializer import Setting
+from fedinit.spectra import Spectrum
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAOne(FromGradients):
+    """gamma: γ; the step's learning rate is s/γ, or s/(γ S_1) with `normalize=sigma1`. Components without a gradient
+    have B = 0 and the row of A that the strongest component has the size of, so that they can learn."""
+
+    key: ClassVar[str] = "lora_one"
+
+    normalize: Literal["none", "sigma1"] = "sigma1"
+    gamma: float = 128.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("init.gamma", self.gamma)
+
+    def decompose(self, gradient: Tensor | Factors) -> Spectrum:
+        own = super().decompose(gradient)
+        return Spectrum(-own.U, own.S, own.Vh)
+
+    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+        unit = self.gamma * (own.S[0] if self.normalize == "sigma1" else 1.0)
+        half = (own.S / unit).sqrt()
+        on_a = half.where(own.S > 0, half[0])
+        A, B = self.scale * on_a[:, None] * own.Vh, self.scale * half * own.U
+        return Factors(A.float().contiguous(), B.float().contiguous())
