@@ -84,6 +84,11 @@ def check_method(config: Config) -> None:
             f"diagnostics={config.diagnostics.name}: with strategy={config.strategy.name} every client keeps a factor "
             "of its own and there is no global model to look at; use diagnostics=none"
         )
+    if config.diagnostics.name != "none" and config.adapter.kind != "lora":
+        raise InputError(
+            f"diagnostics={config.diagnostics.name}: its kernels and ranks are those of adapter=lora; with "
+            f"adapter={config.adapter.kind} use diagnostics=none"
+        )
     if config.head.name == "none" and config.strategy.name == "head_alone":
         raise InputError("strategy=head_alone: trains the head alone, and head=none has none; choose another strategy")
     if aggregator.personal and config.evaluation.where == "server":

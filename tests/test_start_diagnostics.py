@@ -244,5 +244,7 @@ def test_what_cannot_be_looked_at_is_refused(capsys, tmp_path) -> None:
     words = [*WORDS, f"output_dir={tmp_path}", "diagnostics=init"]
     assert run_sim.main([*words, "strategy=fedsa_lora", "evaluation=clients"]) == 2
     assert "no global model to look at" in capsys.readouterr().err
+    assert run_sim.main([*words, "adapter=dora"]) == 2
+    assert "its kernels and ranks are those of adapter=lora; with adapter=dora use" in capsys.readouterr().err
     assert run_sim.main([*words, "diagnostics.examples=1"]) == 2
     assert "diagnostics.examples=1: expected 2 or more" in capsys.readouterr().err
