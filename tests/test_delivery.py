@@ -315,7 +315,7 @@ def test_sites_that_hold_their_own_domain_alone_end_where_the_whole_data_set_doe
         return [reply for m, c in pairs for reply in cohorts[c.node_config["partition-id"]]([(m, c)])]
 
     found = federate(config, LocalGrid(deliver, number), site.backbone)
-    assert found.final_hash == expected.final_hash and found.accuracy == expected.accuracy
+    assert found.final_hash == expected.final_hash and found.score == expected.score
 
 
 # -- what a site keeps ---------------------------------------------------------------------------------------------
