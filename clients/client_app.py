@@ -15,6 +15,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from fedinit.config import Config
 from fedinit.errors import InputError
 from fedinit.run_config import from_run_config
 from fedinit.site_settings import with_site_settings
@@ -23,15 +24,19 @@ app = ClientApp()
 
 
 @functools.lru_cache(maxsize=2)
-def _prepared(run_config: str, node_config: str, client: int | None):
-    """The run's configuration and one cohort a configuration and process: a long-lived process does not load its
-    backbone for every message."""
+def _configured(run_config: str, node_config: str) -> tuple[Config, Config]:
+    """The run's configuration, and the same with what is the site's own."""
     config = from_run_config(json.loads(run_config))
-    own = with_site_settings(config, json.loads(node_config), simulated())
+    return config, with_site_settings(config, json.loads(node_config), simulated())
+
+
+@functools.lru_cache(maxsize=2)
+def _cohort(run_config: str, node_config: str, client: int | None):
+    """One cohort a configuration and process: a long-lived process does not load its backbone for every message."""
     from clients.cohort import Cohort
     from clients.site import Site
 
-    return config, Cohort(Site(own, client), persistent=True)
+    return Cohort(Site(_configured(run_config, node_config)[1], client), persistent=True)
 
 
 def simulated() -> bool:
@@ -44,8 +49,9 @@ def _answer(message: Message, context: Context) -> Message:
     # These are a client's own: clients that share a process share the data and the backbone.
     own = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
     try:
-        run = json.dumps(dict(context.run_config), sort_keys=True)
-        config, cohort = _prepared(run, json.dumps(own, sort_keys=True), _alone(context))
+        words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True)
+        config, _ = _configured(*words)
+        cohort = _cohort(*words, _alone(context, config))
         from clients.keeping import Kept
 
         kept = Kept.of(context, config)
@@ -60,10 +66,10 @@ def _answer(message: Message, context: Context) -> Message:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
 
 
-def _alone(context: Context) -> int | None:
-    """The partition id, where this process is one client's; in a simulation clients share a process and its data."""
+def _alone(context: Context, config: Config) -> int | None:
+    """The partition id, where this process is one client's and its images can be read without the others'."""
     client = context.node_config.get("partition-id")
-    return client if isinstance(client, int) and not simulated() else None
+    return client if config.data.name == "image_folder" and isinstance(client, int) and not simulated() else None
 
 
 @app.query("describe")

@@ -39,9 +39,7 @@ class Site:
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
-        own = None
-        if client is not None and config.data.name == "image_folder":
-            own = own_domain(config.data.domains, config.partition, client)
+        own = None if client is None else own_domain(config.data.domains, config.partition, client)
         self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed, own)
         _check_task(config, self.data, self.backbone.features)
         self.partitions: tuple[Partition, ...] = make_partitions(self.data, config.partition, config.seed)

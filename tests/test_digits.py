@@ -95,7 +95,7 @@ def test_size_that_the_grid_cannot_hold_is_refused(size):
 
 def test_dataset_refuses_columns_that_do_not_fit(digits):
     with pytest.raises(ValueError, match="images"):
-        replace(digits, images=digits.images.float())
+        replace(digits, images=digits.images.double())
     with pytest.raises(ValueError, match="labels"):
         replace(digits, labels=digits.labels[1:])
     with pytest.raises(ValueError, match="test"):

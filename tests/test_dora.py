@@ -329,7 +329,7 @@ def test_the_client_app_gives_the_same_run() -> None:
     ours = federate(config, LocalGrid(Cohort(site), 3), site.backbone)
     run_config = {"overrides": " ".join(f'"{w}"' for w in [*WORDS, *own])}
     theirs = federate(config, LocalGrid(one_by_one, 3, run_config=run_config, strict=True), site.backbone)
-    assert ours.final_hash == theirs.final_hash and ours.accuracy == theirs.accuracy
+    assert ours.final_hash == theirs.final_hash and ours.score == theirs.score
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

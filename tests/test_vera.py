@@ -328,7 +328,7 @@ def test_the_client_app_and_a_strict_grid_give_the_same_run(site) -> None:
     theirs = federate(
         config, LocalGrid(one_by_one, 3, run_config={"overrides": words}, strict=True), alone.backbone
     )
-    assert ours.final_hash == theirs.final_hash and ours.accuracy == theirs.accuracy
+    assert ours.final_hash == theirs.final_hash and ours.score == theirs.score
 
 
 def test_a_run_leaves_an_adapter_that_peft_reads(tmp_path) -> None:
