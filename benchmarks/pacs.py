@@ -10,6 +10,7 @@ and change no number. Written: benchmarks/results/pacs-<table>.csv, a row a run,
 The settings: ViT-Tiny (augreg, ImageNet-21k then 1k) at 96 px, rank 16, s = 2, three batches of 32 images a client and
 round, SGD with momentum 0.9, no augmentation. The rate is the one of the table's grid with the best accuracy on a fifth
 of the training images (seed SELECT, the table's first setting, the test images left out), for all settings.
+Initialisers start from the head that is ridge regression on the clients' features, since gradients need one.
 The centralised reference takes as many batches a round as all the clients of a round together.
 """
 
@@ -35,7 +36,6 @@ from fedinit.initializers import INITIALIZERS
 SELECT = 1000  # the seed of the runs that choose a rate; no reported run has it
 BATCHES = 3  # a client and round
 COMMON = (
-    "experiment=pacs_vit_tiny",
     "model.image_size=96",
     "client.batch_size=32",
     "evaluation.head_alone=false",
@@ -59,6 +59,7 @@ class Table:
     `selected_after` rounds. per_round: {setting: clients in a round}, for the centralised reference."""
 
     name: str
+    experiment: str
     rows: tuple[Row, ...]
     settings: Mapping[str, tuple[str, ...]]
     per_round: Mapping[str, int]
@@ -71,6 +72,7 @@ class Table:
 
 METHODS = Table(
     name="methods",
+    experiment="pacs_vit_tiny",
     rows=tuple(
         Row(label, (f"strategy={name}",))
         for label, name in {
@@ -101,15 +103,19 @@ METHODS = Table(
     selected_after=5,
 )
 
+# For trained cores, for VeRA, and for a model whose weight is zero.
+ELSEWHERE = {"random_core", "vera", "gaussian_pair"}
+
 INITS = Table(
     name="inits",
-    rows=tuple(Row(name, (f"init={name}",)) for name in sorted(INITIALIZERS) if name != "random_core"),
+    experiment="inits_pacs",
+    rows=tuple(Row(name, (f"init={name}",)) for name in sorted(INITIALIZERS.keys() - ELSEWHERE)),
     settings={"LoRA-FAIR": ("strategy=lora_fair",), "FedIT": ("strategy=fedit",)},
     per_round={},
     rounds=10,
     evaluated=(1, 2, 5, 10),
     reference="kaiming",
-    grid=(0.02, 0.05),
+    grid=(0.005, 0.02, 0.05),
     selected_after=3,
 )
 
@@ -124,6 +130,7 @@ def words_of(table: Table, row: Row, setting: str, rate: float, seed: int, place
     together = table.per_round[setting] if pooled else 1
     split = () if pooled else table.settings[setting]
     return (
+        f"experiment={table.experiment}",
         *COMMON,
         *place,
         *split,
