@@ -68,6 +68,7 @@ class Table:
     reference: str  # the row that the others are compared with
     grid: tuple[float, ...]  # of learning rates
     selected_after: int
+    timed: bool = False  # whether seconds are shown, which an idle machine is needed for
 
 
 METHODS = Table(
@@ -117,6 +118,7 @@ INITS = Table(
     reference="kaiming",
     grid=(0.005, 0.02, 0.05),
     selected_after=3,
+    timed=True,
 )
 
 TABLES = {table.name: table for table in (METHODS, INITS)}
@@ -228,7 +230,7 @@ def make(table: Table, place: Sequence[str], seeds: int, workers: int) -> list[d
                 "lr": rate,
                 **{f"validation_lr_{r:g}": round(scores[r], 2) for r in table.grid},
                 **{f"round_{r}": round(by_round[r], 3) for r in table.evaluated},
-                "seconds": round(summary["seconds"], 1),
+                **({"seconds": round(summary["seconds"], 1)} if table.timed else {}),
                 "bytes_up": summary["bytes_up"],
                 "bytes_down": summary["bytes_down"],
                 "final_hash": summary["final_hash"],
@@ -262,8 +264,9 @@ def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
         lines += [
             f"**{setting}**",
             "",
-            f"| {table.name[:-1]} | rate | {' | '.join(heads)} | against {table.reference} | MB up | MB down | s |",
-            "|---" * (6 + len(heads)) + "|",
+            f"| {table.name[:-1]} | rate | {' | '.join(heads)} | against {table.reference} | MB up | MB down |"
+            + " s |" * table.timed,
+            "|---" * (5 + len(heads) + table.timed) + "|",
         ]
         for row in table.rows:
             mine = [r for r in inside if r["method"] == row.label]
@@ -272,8 +275,9 @@ def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
             against = "" if row.label == table.reference else "{:+.1f} ± {:.1f}".format(*spread(gap))
             against = f"**{against}**" if against and beyond_noise(gap) else against
             up, down = (statistics.fmean(r[key] for r in mine) / 1e6 for key in ("bytes_up", "bytes_down"))
-            seconds = statistics.fmean(r["seconds"] for r in mine)
-            cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}", f"{seconds:.0f}"]
+            cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}"]
+            if table.timed:
+                cells.append(f"{statistics.fmean(r['seconds'] for r in mine):.0f}")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
