@@ -40,7 +40,7 @@ from fedinit.initializers.measured import covariance, moments
 from fedinit.lora import Bank
 from fedinit.models import build_backbone, init_head, select_targets, shared_inputs
 from fedinit.models.backbone import Backbone
-from fedinit.statistics import Request, Statistics
+from fedinit.statistics import Request, Statistics, add_up
 
 RANK, SCALE, CLASSES, SEED, REPEATS = 16, 2.0, 100, 0, 2
 # What an initialiser needs to be told beside its name.
@@ -72,7 +72,7 @@ class Client:
         }
         self.down += wire.nbytes([RecordDict(content)])
         self.up += wire.nbytes([RecordDict({wire.STATE: wire.encode(found.sums)})])
-        return found
+        return add_up([found])
 
     def forward(self) -> float:
         """Seconds of a plain forward pass over all images."""
@@ -170,7 +170,7 @@ def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
     for sketch in ("exact", "nystrom"):
         asked[sketch] = create_initializer("eva", {"sketch": sketch, "rho": 1.0}).plan(setting)
         bank.bare()
-        found[sketch] = measure(bank, asked[sketch], examples, 0, data, spec, 64, "")
+        found[sketch] = add_up([measure(bank, asked[sketch], examples, 0, data, spec, 64, "")])
     rows = []
     for name in asked["exact"].layers:
         k = targets[name][1]
