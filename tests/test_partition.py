@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -42,6 +43,7 @@ def same(ours: tuple[Partition, ...], theirs: tuple[Partition, ...]) -> bool:
     )
 
 
+@hypothesis.settings(deadline=None)
 @given(
     name=st.sampled_from(sorted(METHODS)),
     sizes=st.lists(st.integers(12, 60), min_size=1, max_size=4),
