@@ -26,11 +26,6 @@ class Completed(MeasuredHead):
     """base: what the rows of the other classes are. lam: of ridge."""
 
     base: Literal["ridge", "ncm"] = "ridge"
-    lam: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("head.lam", self.lam)
 
     @property
     def needs_moment(self) -> bool:

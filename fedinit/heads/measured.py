@@ -64,13 +64,16 @@ class Found:
 @dataclass(frozen=True, kw_only=True)
 class MeasuredHead(Head, Sampled):
     """examples, weighting, min_examples, clip, noise: as in `Sampling`; rows are pooled features. scale: the mean
-    difference of the right and a wrong class's logit at the class means; ``auto`` measures it."""
+    difference of the right and a wrong class's logit at the class means; ``auto`` measures it. lam: of whatever is
+    inverted, in units of its mean eigenvalue."""
 
     examples: int | None = None
+    lam: float = 0.01
     scale: float | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         self.sampling.check("head")
+        positive("head.lam", self.lam)
         if self.scale != "auto":
             positive("head.scale", self.scale)
         if self.noise and self.weighting == "uniform":

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedinit.config import positive
 from fedinit.heads.estimators import nearest_mean
 from fedinit.heads.measured import Found, MeasuredHead, Rows
 
@@ -20,11 +19,6 @@ class NCM(MeasuredHead):
     linear discriminant analysis and needs the features' second moment. lam: of its shrinkage, as in `Ridge`."""
 
     covariance: Literal["none", "shared"] = "none"
-    lam: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("head.lam", self.lam)
 
     @property
     def needs_moment(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedinit.config import positive
 from fedinit.heads.estimators import ridge
 from fedinit.heads.measured import Found, MeasuredHead, Rows
 
@@ -17,12 +16,6 @@ from fedinit.heads.measured import Found, MeasuredHead, Rows
 @dataclass(frozen=True, kw_only=True)
 class Ridge(MeasuredHead):
     """lam: λ as a multiple of the mean eigenvalue of the features' scatter."""
-
-    lam: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        positive("head.lam", self.lam)
 
     @property
     def needs_moment(self) -> bool:
