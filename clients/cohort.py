@@ -29,7 +29,7 @@ from fedinit.digest import of_tensors
 from fedinit.errors import InputError
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.lora import Bank
-from fedinit.statistics import Request
+from fedinit.statistics import Request, create_statistics, pack
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
 SCALES = "scales"  # in Context.state: the optimiser's step scales by leaf, fixed once
@@ -129,7 +129,8 @@ class Cohort:
             size = sizes.get(question.request.source, site.config.evaluation.batch_size)
             found = measure(bank, question.request, part.train, part.client, site.data, site.lanes.input, size, secret)
             metrics = MetricRecord({"num-examples": found.examples, "round": 0})
-            return RecordDict({wire.STATE: wire.encode(found.sums), wire.METRICS: metrics})
+            packed = pack(create_statistics(question.request), found.sums)
+            return RecordDict({wire.STATE: wire.encode(packed), wire.METRICS: metrics})
 
         def work(bank: Bank, place: int) -> Message:
             return self._answered(lambda m, c: answer(bank, place, c), *deliveries[place])

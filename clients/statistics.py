@@ -18,7 +18,7 @@ from fedinit.data.dataset import Dataset
 from fedinit.lora import Bank
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
-from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, wire_shapes
+from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, shapes_of
 
 Seen = tuple[str, Tensor, Tensor | None]  # layer, and what its statistic sees
 
@@ -39,9 +39,9 @@ def measure(
     if len(examples) < sampling.min_examples:
         raise TooFew(f"{len(examples)} examples, fewer than min_examples={sampling.min_examples}")
     order = torch.randperm(len(examples), generator=torch_generator(request.seed, "init.examples", client))
-    chosen = examples[order[: sampling.examples]].sort().values
+    chosen = part_of(examples[order[: sampling.examples]], sampling, request.seed).sort().values
     statistics = create_statistics(request)
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in wire_shapes(request).items()}
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
     rows = dict.fromkeys(statistics, 0)  # the most rows of an image
     for part in chosen.split(size):
         images = batches.normalise(data.images[part], spec, next(bank.module.parameters()).device)
@@ -67,6 +67,16 @@ def measure(
             for key in statistics[layer].shapes():
                 sums[f"{layer}/{key}"] /= count
     return Statistics(len(chosen), {n: v if v.ndim == 0 else v.float() for n, v in sums.items()})
+
+
+def part_of(images: Tensor, sampling: Sampling, seed: int) -> Tensor:
+    """Those of the images (n,) that a pass over `sampling.share` of them sees: an image is in or out by its index, with
+    whichever others it is asked for, so that the part does not depend on the split into clients either."""
+    if sampling.share == 1:
+        return images
+    lots = torch.tensor([derive(seed, "init.share", image) for image in images.tolist()], dtype=torch.float64)
+    count = max(int((lots < sampling.share * 2**63).sum()), min(sampling.min_examples, len(images)))
+    return images[lots.argsort(stable=True)[:count]]
 
 
 def thin(values: Tensor, images: Tensor, sampling: Sampling, seed: int) -> Tensor:

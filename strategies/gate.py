@@ -17,7 +17,7 @@ from torch import Tensor
 from fedinit import slots, wire
 from fedinit.factors import norm
 from fedinit.metrics import MAX_EXAMPLES, Score
-from fedinit.statistics import Statistics
+from fedinit.statistics import Statistic, Statistics, unpack, wire_format
 from strategies.aggregator import Update
 
 
@@ -116,8 +116,8 @@ class Gate:
         return None
 
 
-def admit_statistics(reply: Message, client: int, shapes: Mapping[str, tuple[int, ...]]) -> Statistics | Refusal:
-    """The reply of round 0 as Statistics of these names and shapes, or the reason it is refused."""
+def admit_statistics(reply: Message, client: int, asked: Mapping[str, Statistic]) -> Statistics | Refusal:
+    """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
     if reply.has_error():
         few = reply.error.reason.startswith("TooFew")
         return Refusal(client, "too_few_examples" if few else "client_error", reply.error.reason)
@@ -126,9 +126,14 @@ def admit_statistics(reply: Message, client: int, shapes: Mapping[str, tuple[int
         examples, round = reply.content[wire.METRICS]["num-examples"], reply.content[wire.METRICS]["round"]
     except (KeyError, ValueError, TypeError) as error:
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    wanted = {name: (shape, torch.float32 if shape else torch.float64) for name, shape in shapes.items()}
-    fault = _fault(found, wanted) or _fault_of_counts(examples, round, 0)
-    return Statistics(examples, found) if fault is None else Refusal(client, *fault)
+    fault = _fault(found, wire_format(asked)) or _fault_of_counts(examples, round, 0)
+    if fault is not None:
+        return Refusal(client, *fault)
+    sums = unpack(asked, found)
+    for name, value in sums.items():
+        if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
+            return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
+    return Statistics(examples, sums)
 
 
 def admit_counts(reply: Message, client: int, domains: int, score: type[Score]) -> MetricRecord | Refusal:

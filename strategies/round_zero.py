@@ -23,7 +23,7 @@ from fedinit.heads.head import Head, HeadSetting
 from fedinit.initializers import Initializer
 from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.metrics import ClientRound
-from fedinit.statistics import Request, Sampling, Statistics, add_up, wire_shapes
+from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
 from fedinit.step_scale import scale_of
 from strategies.federated_lora import FederatedLora, RunFailed
 from strategies.gate import Refusal, admit_statistics
@@ -114,12 +114,12 @@ def _judge(
     strategy: FederatedLora, request: Request, answers: Mapping[int, Message]
 ) -> tuple[dict[int, Statistics], list[Refusal]]:
     """{client: what it measured}, and who cannot be counted on. Raises RunFailed when that is everyone."""
-    shapes, found, refusals = wire_shapes(request), {}, []
+    statistics, found, refusals = create_statistics(request), {}, []
     for client in strategy.roster.examples:
         if client not in answers:
             judged = Refusal(client, "no_reply", "nothing came in time")
         else:
-            judged = admit_statistics(answers[client], client, shapes)
+            judged = admit_statistics(answers[client], client, statistics)
         if isinstance(judged, Refusal):
             refusals.append(judged)
         else:

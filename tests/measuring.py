@@ -21,7 +21,7 @@ from fedinit.initializers.initializer import Initializer, Setting, StartState, r
 from fedinit.initializers.measured import Measured
 from fedinit.lora import Bank
 from fedinit.models import Backbone, select_targets, shared_inputs
-from fedinit.statistics import Request, Statistics, add_up, create_statistics, wire_shapes
+from fedinit.statistics import Request, Statistics, add_up, create_statistics, shapes_of
 
 Ask = Callable[[Request], Statistics]
 
@@ -56,7 +56,7 @@ def asking(backbone: Backbone, targets: Mapping, data: Dataset, clients: Sequenc
 
     def one(request: Request, examples: Tensor) -> Statistics:
         statistics = create_statistics(request)
-        sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in wire_shapes(request).items()}
+        sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
         bank.bare()
         for part in examples.split(size) if len(examples) else ():
             images = batches.normalise(data.images[part], backbone.input, torch.device("cpu")).double()

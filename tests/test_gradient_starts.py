@@ -28,7 +28,7 @@ from fedinit.initializers.from_gradients import FromGradients
 from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.lora import Bank
 from fedinit.models import select_targets
-from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, wire_shapes
+from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, shapes_of
 from strategies.federation import check_method, federate
 from tests.small import small_config
 from tests.test_cores import Watching
@@ -61,7 +61,7 @@ class Pool:
     def ask(self, request: Request) -> Statistics:
         parts = []
         for index in np.split(np.arange(self.images), self.cuts):
-            sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in wire_shapes(request).items()}
+            sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
             for layer, statistic in create_statistics(request).items():
                 found = statistic.measure(torch.tensor(self.x[layer][index]), torch.tensor(self.y[layer][index]))
                 for key, value in found.items():

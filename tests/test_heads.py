@@ -28,7 +28,7 @@ from fedinit.errors import InputError
 from fedinit.heads import HEADS, create_head
 from fedinit.heads.head import HeadSetting, HeadState, run
 from fedinit.heads.measured import SCALES, MeasuredHead, best_scale
-from fedinit.statistics import Request, Statistics, add_up, create_statistics, wire_shapes
+from fedinit.statistics import Request, Statistics, add_up, create_statistics, shapes_of
 from strategies.federation import federate
 from tests.small import WORDS, small_config
 
@@ -53,7 +53,7 @@ class Pool:
     def ask(self, request: Request) -> Statistics:
         parts = []
         for index in np.split(np.arange(len(self.y)), self.cuts):
-            sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in wire_shapes(request).items()}
+            sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
             for layer, statistic in create_statistics(request).items():
                 found = statistic.measure(torch.tensor(self.z[index]), torch.tensor(self.y[index]))
                 for key, value in found.items():

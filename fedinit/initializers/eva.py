@@ -5,6 +5,9 @@ inputs, so the first step can use what varies in them; the model stays as it was
 With ρ > 1 ranks are dealt anew: of all layers' components, each layer offering its leading ρ·r, those with the largest
 share of explained variance are kept, as many as there were before. Layers with the same input tie, and the first in the
 model's order goes first. Every layer keeps one component, where the paper may take all of a layer's.
+
+Layers that are too wide for their exact moment are sketched twice: with a seeded basis over a part of the images, and
+over all of them with the basis that the first sketch found, a step of subspace iteration.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from fedinit.initializers.initializer import Setting, StartState
 from fedinit.initializers.measured import Measured, Moments, complete, moments, stand_in
 from fedinit.seeding import torch_generator
 from fedinit.statistics import Request, Statistics
+from fedinit.statistics.nystrom import test_matrix
 
 EXACT_UP_TO = 256  # inputs of a layer up to which `auto` sends the exact moment: 132 kB
 
@@ -29,18 +33,21 @@ EXACT_UP_TO = 256  # inputs of a layer up to which `auto` sends the exact moment
 class EVA(Measured):
     """rho: ρ ≥ 1; 1 leaves every layer its rank. centred: directions of the variance, not of the raw second moment.
     whiten: ``peft`` divides a row of A by √σ with σ the singular value of the pooled inputs, ``std`` by the standard
-    deviation along it. sketch: ``exact`` sends the k×k moment, ``nystrom`` a seeded k×width sketch, ``auto`` the former
-    up to 256 inputs. width: of the sketch; None is max(3r, ρr + 8)."""
+    deviation along it. sketch: ``exact`` sends the k×k moment, ``nystrom`` k×width sketches, ``auto`` the former up to
+    256 inputs. width: of a sketch; None is max(4r, ρr) + 8. pilot: the share of the images that the first sketch is
+    made of; 0 leaves it out, and the second has the seeded basis."""
 
     rho: float = 2.0
     centred: bool = True
     whiten: Literal["none", "peft", "std"] = "none"
     sketch: Literal["auto", "exact", "nystrom"] = "auto"
     width: int | None = None
+    pilot: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within("init.rho", self.rho, 1, float("inf"), open_high=True)
+        within("init.pilot", self.pilot, 0, 1)
         if self.width is not None:
             at_least("init.width", self.width, 1)
 
@@ -50,21 +57,30 @@ class EVA(Measured):
             at_least("init.width", self.width, int(self.rho * rank + 0.5), "a sketch must hold the ρ·r directions")
 
     def plan(self, setting: Setting) -> Request:
-        kinds = {name: self._kind(k) for name, (_, k) in setting.targets.items()}
-        width = self.width or max(3 * setting.rank, int(self.rho * setting.rank + 0.5) + 8)
-        return self.of_inputs(setting, kinds, width=width)
+        kinds = self._kinds(setting)
+        sketched = {name: kind for name, kind in kinds.items() if kind == "nystrom"}
+        if self.pilot and sketched:
+            return self.of_inputs(setting, sketched, share=self.pilot, width=self._width(setting), pilot=True)
+        return self.of_inputs(setting, kinds, width=self._width(setting))
+
+    def _width(self, setting: Setting) -> int:
+        return self.width or int(max(4, self.rho) * setting.rank + 0.5) + 8
+
+    def _kinds(self, setting: Setting) -> dict[str, str]:
+        return {name: self._kind(k) for name, (_, k) in setting.targets.items()}
 
     def _kind(self, k: int) -> str:
         if self.sketch == "auto":
             return "gram" if k <= EXACT_UP_TO else "nystrom"
         return "gram" if self.sketch == "exact" else "nystrom"
 
-    def step(self, setting: Setting, asked: Request, found: Statistics) -> StartState:
-        measured = {
-            name: moments(found.of(name), setting.targets[name][1], self.centred, setting.seed) for name in asked.layers
-        }
+    def step(self, setting: Setting, asked: Request, found: Statistics) -> Request | StartState:
+        measured = {name: moments(asked, found, name, self.centred) for name in asked.layers}
+        if asked.options.get("pilot"):
+            bases = {f"{name}/basis": basis_from(own, setting.seed) for name, own in measured.items()}
+            return self.of_inputs(setting, self._kinds(setting), tensors=bases, width=self._width(setting))
         own = {name: measured[setting.groups.get(name, name)] for name in setting.targets}
-        living = [name for name in setting.targets if own[name].total > 0 and own[name].alive]
+        living = [name for name in setting.targets if own[name].alive]
         ranks = dict.fromkeys(setting.targets, setting.rank)
         ranks |= redistribute({n: own[n] for n in living}, {n: ranks[n] for n in living}, self._caps(setting))
         layers, completed = {}, {}
@@ -83,7 +99,7 @@ class EVA(Measured):
             "ranks": ranks if len(set(ranks.values())) > 1 else {},
             "explained": {n: float(own[n].values[: ranks[n]].sum() / own[n].total) for n in living},
             "completed": completed,
-            "replaced": {n: "its input was zero everywhere: kaiming" for n in setting.targets if n not in living},
+            "replaced": {n: "its input does not vary: kaiming" for n in setting.targets if n not in living},
         }
         return StartState(layers=layers, notes={key: value for key, value in notes.items() if value})
 
@@ -93,6 +109,13 @@ class EVA(Measured):
     def _size(self, own: Moments, count: int) -> torch.Tensor:
         values = own.values[:count]
         return values**0.25 if self.whiten == "peft" else (values / own.count).sqrt()
+
+
+def basis_from(own: Moments, seed: int) -> torch.Tensor:
+    """(k, l) in float32: the directions that a sketch of l columns found, and seeded ones where it found fewer."""
+    width, k = own.vectors.shape
+    found = own.vectors[own.values > 0].T
+    return torch.linalg.qr(torch.cat([found, test_matrix(seed, k, width)], 1)).Q[:, :width].float().contiguous()
 
 
 def redistribute(own: Mapping[str, Moments], ranks: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:

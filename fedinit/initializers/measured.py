@@ -4,7 +4,7 @@ their leading directions."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +15,9 @@ from fedinit.initializers.initializer import Initializer, Setting
 from fedinit.initializers.random import Kaiming
 from fedinit.seeding import torch_generator
 from fedinit.spectra import fix_signs
-from fedinit.statistics import Request, Sampled
+from fedinit.statistics import Request, Sampled, Statistics
 from fedinit.statistics.gram import unpack
-from fedinit.statistics.nystrom import decompose, test_matrix
+from fedinit.statistics.nystrom import basis_of, decompose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,30 @@ class Measured(Initializer, Sampled):
         super().__post_init__()
         self.sampling.check()
 
-    def of_inputs(self, setting: Setting, kinds: Mapping[str, str], **options: Any) -> Request:
-        """A pass over the inputs of one layer of each group; kinds: {layer: statistic}."""
-        layers = {n: kinds[n] for n in setting.targets if setting.groups.get(n, n) == n}
-        shapes = {n: setting.targets[n] for n in layers}
+    def of_inputs(
+        self,
+        setting: Setting,
+        kinds: Mapping[str, str],
+        share: float = 1.0,
+        tensors: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Request:
+        """A pass over the inputs of one layer of each group, of those in `kinds` = {layer: statistic}."""
+        layers = {n: kinds[n] for n in setting.targets if setting.groups.get(n, n) == n and n in kinds}
         return Request(
-            source="inputs", layers=layers, shapes=shapes, seed=setting.seed, sampling=self.sampling, options=options
+            source="inputs",
+            layers=layers,
+            shapes={n: setting.targets[n] for n in layers},
+            seed=setting.seed,
+            sampling=replace(self.sampling, share=share),
+            options=options,
+            tensors=tensors or {},
         )
+
+
+# Of the trace of a second moment, mean included: what a constant input may leave once its mean is taken out, summed in
+# float32 over batches of up to 25,000 rows. An input that varies less, by 1 % of its size, counts as constant.
+CONSTANT = 1024 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -46,17 +63,21 @@ class Moments:
     """Leading directions of a layer's inputs in float64.
 
     values: (m,) eigenvalues of the summed second moment, falling, zero where there is no direction. vectors: (m, k)
-    orthonormal rows, signs fixed. total: the trace. count: rows that were summed.
+    orthonormal rows, signs fixed. total: the trace. size: the trace before the mean was taken out. count: rows that
+    were summed.
     """
 
     values: Tensor
     vectors: Tensor
     total: float
+    size: float
     count: float
 
     @property
     def alive(self) -> int:
-        """Directions that stand out from float32's rounding, in which clients measured."""
+        """Directions that stand out from float32's rounding, in which clients measured; none of a constant input."""
+        if self.total <= CONSTANT * self.size:
+            return 0
         return int((self.values > self.values[0] * len(self.vectors[0]) * torch.finfo(torch.float32).eps).sum())
 
 
@@ -68,21 +89,23 @@ def covariance(sums: Mapping[str, Tensor], k: int, centred: bool) -> Tensor:
     return moment
 
 
-def moments(sums: Mapping[str, Tensor], k: int, centred: bool, seed: int) -> Moments:
-    """The leading directions from a Gram statistic, exactly, or from a sketch."""
+def moments(asked: Request, found: Statistics, layer: str, centred: bool) -> Moments:
+    """The leading directions of a layer's inputs from a Gram statistic, exactly, or from a sketch."""
+    sums, k = found.of(layer), asked.shapes[layer][1]
     count = float(sums["count"])
+    mean = float(sums["sum"].double().square().sum()) / count if centred and count else 0.0  # its part of the trace
     if "gram" in sums:
         moment = covariance(sums, k, centred)
         values, vectors = torch.linalg.eigh(moment)
         values, vectors, total = values.flip(0).clamp(min=0), vectors.T.flip(0), float(moment.trace())
     else:
-        basis = test_matrix(seed, k, sums["sketch"].shape[1])
-        sketch, total = sums["sketch"].double(), float(sums["trace"])
-        if centred and count:
+        basis = basis_of(asked, layer, *sums["sketch"].shape).double()
+        sketch, total = sums["sketch"].double(), float(sums["trace"]) - mean
+        if mean:
             sketch = sketch - torch.outer(sums["sum"], sums["sum"] @ basis) / count
-            total -= float(sums["sum"].square().sum()) / count
         values, vectors = decompose(sketch, basis)
-    return Moments(values, fix_signs(vectors), max(total, 0.0), count)
+    total = max(total, 0.0)
+    return Moments(values, fix_signs(vectors), total, total + mean, count)
 
 
 def complete(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ from fedinit.statistics.gradient import Gradient, GradientRange, GradientRows
 from fedinit.statistics.gram import Gram
 from fedinit.statistics.losses import Losses
 from fedinit.statistics.nystrom import Nystrom
+from fedinit.statistics.packing import pack, unpack, wire_format
 from fedinit.statistics.statistic import Request, Sampled, Sampling, Statistic, Statistics, add_up
 from fedinit.statistics.total import Total
 
@@ -20,7 +21,10 @@ __all__ = [
     "Statistics",
     "add_up",
     "create_statistics",
-    "wire_shapes",
+    "pack",
+    "shapes_of",
+    "unpack",
+    "wire_format",
 ]
 
 STATISTICS: dict[str, type[Statistic]] = {
@@ -45,7 +49,7 @@ def create_statistics(request: Request) -> dict[str, Statistic]:
     return made
 
 
-def wire_shapes(request: Request) -> dict[str, tuple[int, ...]]:
-    """{"<layer>/<key>": shape} of what a client answers."""
+def shapes_of(request: Request) -> dict[str, tuple[int, ...]]:
+    """{"<layer>/<key>": shape} of the sums that a request is about."""
     found = create_statistics(request).items()
     return {f"{layer}/{key}": shape for layer, one in found for key, shape in one.shapes().items()}

@@ -18,7 +18,7 @@ class Gram(Statistic):
 
     def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         count = torch.tensor(len(values), dtype=torch.float64)
-        return {"count": count, "sum": values.sum(0), "gram": pack(values.T @ values)}
+        return {"count": count, "sum": values.sum(0, dtype=torch.float64), "gram": pack(values.T @ values)}
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"sum": rows * clip, "gram": rows * clip**2}

@@ -1,40 +1,67 @@
-"""A sketch of the second moment in one pass: Y = Σ x (xᵀΩ) = GΩ for a seeded orthonormal Ω (k, l), and tr G.
+"""A sketch of the second moment: Y = Σ x (xᵀΩ) = GΩ for an orthonormal Ω (k, l), and tr G. Ω is seeded, or sent.
 
 The single-pass Nyström method for positive semi-definite matrices (Tropp, Yurtsever, Udell, Cevher, NeurIPS 2017, arXiv
-1706.05736). It costs 4nkl operations where G costs 2nk², and l/(k/2) of the bytes; only leading directions come out.
+1706.05736). It costs 4nkl operations where G costs 2nk², and, in half precision, l/k of the bytes; only leading
+directions come out. With an Ω that holds the leading directions of a first, thinner sketch it is a step of subspace
+iteration, and what it misses falls with the square of the ratio of the eigenvalues.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedinit.seeding import torch_generator
-from fedinit.statistics.statistic import Statistic
+from fedinit.statistics.statistic import Request, Statistic
 
 
 @dataclass(frozen=True)
 class Nystrom(Statistic):
-    """request.options["width"]: l; at most k columns are used."""
+    """request.options["width"]: l; at most k columns are used. request.tensors["<layer>/basis"]: Ω, if it is sent."""
+
+    half: ClassVar[frozenset[str]] = frozenset({"sketch"})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         k = self.shape[1]
         return {"count": (), "trace": (), "sum": (k,), "sketch": (k, min(int(self.request.options["width"]), k))}
 
     def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        basis = test_matrix(self.request.seed, *self.shapes()["sketch"]).to(values)
+        basis = basis_of(self.request, self.layer, *self.shapes()["sketch"]).to(values)
         return {
             "count": torch.tensor(len(values), dtype=torch.float64),
             "trace": values.square().sum(dtype=torch.float64),
-            "sum": values.sum(0),
+            "sum": values.sum(0, dtype=torch.float64),
             "sketch": values.T @ (values @ basis),
         }
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"sum": rows * clip, "trace": rows * clip**2, "sketch": rows * clip**2}
+
+    def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sketch about the client's own mean, which Σ x gives back: half precision need not hold the mean too."""
+        return sums | {"sketch": sums["sketch"].double() - self._mean(sums)}
+
+    def restored(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return sums | {"sketch": sums["sketch"].double() + self._mean(sums)}
+
+    def _mean(self, sums: dict[str, Tensor]) -> Tensor:
+        """The mean's part of the sketch, n·m(mᵀΩ)."""
+        total, count = sums["sum"].double(), max(float(sums["count"]), 1e-12)
+        return torch.outer(total, total @ basis_of(self.request, self.layer, *self.shapes()["sketch"]).double()) / count
+
+
+def basis_of(request: Request, layer: str, k: int, width: int) -> Tensor:
+    """Ω (k, width) of a layer. Raises ValueError for one that was sent with another shape."""
+    basis = request.tensors.get(f"{layer}/basis")
+    if basis is None:
+        return test_matrix(request.seed, k, width)
+    if tuple(basis.shape) != (k, width):
+        raise ValueError(f"{layer}: a basis of shape {tuple(basis.shape)}, expected {(k, width)}")
+    return basis
 
 
 @functools.lru_cache(maxsize=16)

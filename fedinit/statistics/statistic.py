@@ -21,7 +21,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +36,8 @@ Source = Literal["inputs", "gradients", "features", "adapters"]
 class Sampling:
     """Which of its examples a client measures, and how it guards them.
 
-    examples: images at most, drawn by seed; None is all. tokens: rows an image and layer at most, drawn by seed.
+    examples: images at most, drawn by seed; None is all. share: the part of those that this pass is about, drawn by
+    seed and image, but min_examples if there are as many. tokens: rows an image and layer at most, drawn by seed.
     weighting: ``samples`` sums over all rows of all clients, ``uniform`` makes every client count the same.
     min_examples: a client with fewer images refuses. clip: the norm down to which rows are scaled, or, of gradients,
     what one image adds to a layer's. noise: standard deviation of Gaussian noise on every sum, in units of the most
@@ -49,6 +50,7 @@ class Sampling:
     min_examples: int = 16
     clip: float | None = None
     noise: float = 0.0
+    share: float = 1.0
 
     def check(self, group: str = "init") -> None:
         """Raise InputError for a value out of range, naming the key <group>.<field>."""
@@ -118,6 +120,9 @@ class Statistic(ABC):
     shape: tuple[int, int]
     request: Request
 
+    # The keys of matrices that travel in half precision, each column in units of its largest entry.
+    half: ClassVar[frozenset[str]] = frozenset()
+
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """{key: shape} of the sums. A key without dimensions counts something and stays float64 on the way."""
@@ -133,6 +138,15 @@ class Statistic(ABC):
         Keys that are left out get no noise. Raises NotImplementedError where it is not bounded.
         """
         raise NotImplementedError(f"{type(self).__name__} has no bound for init.noise")
+
+    def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The sums of one client as they are sent, for a statistic whose rounding on the way is less after a change
+        that `restored` takes back."""
+        return sums
+
+    def restored(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `reduced`."""
+        return sums
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""Sums as they travel: float32, counts in float64, and what a statistic calls `half` as float16 beside a float32 scale
+for each column, "<layer>/<key>.scale".
+
+An entry of float16 is right to 2⁻¹¹ of itself down to 2⁻¹⁴ of its column's largest. Clients' sums are rounded one by
+one, on their way, and each in its own unit; they are added up in float64 after they were unpacked, so what is packed in
+half precision is not additive by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedinit.statistics.statistic import Statistic
+
+Format = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def wire_format(statistics: Mapping[str, Statistic]) -> Format:
+    """{name: (shape, dtype)} of an answer."""
+    found: Format = {}
+    for layer, one in statistics.items():
+        for key, shape in one.shapes().items():
+            name = f"{layer}/{key}"
+            if key in one.half:
+                found[name] = shape, torch.float16
+                found[f"{name}.scale"] = shape[1:], torch.float32
+            else:
+                found[name] = shape, torch.float32 if shape else torch.float64
+    return found
+
+
+def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums by name, of float32 or more, in their wire format."""
+    packed = {}
+    for layer, one in statistics.items():
+        whole = {key: sums[f"{layer}/{key}"] for key in one.shapes()}
+        whole = {k: v if k in one.half else v.float() if v.ndim else v.double() for k, v in whole.items()}
+        for key, value in one.reduced(whole).items():
+            name = f"{layer}/{key}"
+            packed[name] = value
+            if key in one.half:
+                scale = value.abs().amax(0).float()
+                packed[name] = (value / torch.where(scale > 0, scale, 1.0)).half()
+                packed[f"{name}.scale"] = scale
+    return packed
+
+
+def unpack(statistics: Mapping[str, Statistic], packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `pack` to rounding; `packed` has the wire format. What was halved comes out in float64."""
+    sums = {}
+    for layer, one in statistics.items():
+        found = {key: packed[f"{layer}/{key}"] for key in one.shapes()}
+        found |= {key: found[key].double() * packed[f"{layer}/{key}.scale"] for key in one.half}
+        sums |= {f"{layer}/{key}": value for key, value in one.restored(found).items()}
+    return sums
