@@ -60,7 +60,9 @@ def measure(
             for key, value in statistics[layer].measure(values, other).items():
                 sums[f"{layer}/{key}"] += value.double().cpu()
     if sampling.noise:
-        disturb(sums, statistics, rows, sampling, torch_generator(request.seed, "init.noise", client, secret))
+        # A stream for each pass: of two passes with one, the difference would have no noise.
+        draw = torch_generator(request.seed, "init.noise", client, secret, request.digest)
+        disturb(sums, statistics, rows, sampling, draw)
     if sampling.weighting == "uniform":
         for layer in statistics:
             count = max(float(sums[f"{layer}/count"]), 1.0)

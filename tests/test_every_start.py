@@ -72,6 +72,21 @@ def test_a_start_repeats_and_another_seed_changes_what_is_random(name, options, 
         assert not all(torch.equal(value, other[key]) for key, value in first.items())
 
 
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_scale_multiplies_the_factors_and_what_is_taken_out(name, options, tiny_vit, tiny_data):
+    """init.scale=1/2: each factor by a half, what the base gives up by a quarter, the core as it is."""
+    whole, half = (made(name, {**options, "scale": c}, tiny_vit, tiny_data, [range(60)]) for c in (1.0, 0.5))
+    assert whole.merge.keys() == half.merge.keys()
+    for layer, factors in whole.layers.items():
+        own = half.layers[layer]
+        torch.testing.assert_close(own.A, factors.A / 2)
+        torch.testing.assert_close(own.B, factors.B / 2)
+        if factors.R is not None:
+            torch.testing.assert_close(own.R, factors.R)
+    for layer, product in whole.merge.items():
+        torch.testing.assert_close(half.merge[layer].dense(), product.dense() / 4, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", sorted({name for name, _ in MEASURED}))
 def test_the_order_of_the_replies_changes_no_bit(name):
     """Through the whole path: replies that come in any order are added up in the clients' order."""

@@ -137,11 +137,12 @@ def orthonormal(found: Statistics, targets: Mapping[str, tuple[int, int]]) -> di
 
 
 def mean_gradient(name: str, asked: Request, found: Statistics) -> Tensor | Factors:
-    """G in float64, or its approximation QT as factors."""
+    """G in float64, or its approximation QT as factors; zero for a layer that no image went through."""
     sums = found.of(name)
+    count = sums["count"].clamp(min=1)
     if "gradient" in sums:
-        return sums["gradient"].double() / sums["count"]
-    return Factors(sums["rows"].double() / sums["count"], asked.tensors[f"{name}/basis"].double())
+        return sums["gradient"].double() / count
+    return Factors(sums["rows"].double() / count, asked.tensors[f"{name}/basis"].double())
 
 
 def filled(own: Spectrum, count: int, generator: torch.Generator) -> tuple[Spectrum, int]:
