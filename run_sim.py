@@ -80,7 +80,8 @@ def run(config: Config, site: Site, opened: OpenRun, console: Console, method: C
     if method is None:
         parts["files"] = opened.folder
         if config.diagnostics.name != "none":
-            parts["probe"] = probe = Probe(site, trained_parts(config), opened.folder.path)
+            ever, first = trained_parts(config), trained_parts(config, 1)
+            parts["probe"] = probe = Probe(site, ever, first, opened.folder.path)
             watching.append(probe)
     try:
         return federate(

@@ -8,7 +8,7 @@ the base; diagnostics are off. One turn each, except where a round takes under t
 
 up, down     bytes of one client's adapter in a round, on average over the clients, serialised as Flower sends them; a
              client that took part in the round before, so what it holds is not sent again. The head is left out.
-counted      the same from shapes alone, 4 bytes a number: what the formula of the method says.
+counted      the same by the method's formula in FORMULAS, 4 bytes a number; no tensor is looked at.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from flwr.app import RecordDict
@@ -32,6 +32,65 @@ from strategies.choosing import Choosing
 from strategies.reinit import Ground, Start, create_reinit
 
 MIXED = (4, 8, 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a formula of a layer is made of: d, k, the global rank r, the client's own r_i."""
+
+    d: int
+    k: int
+    r: int
+    own: int
+
+    @property
+    def u(self) -> int:
+        """A client's own A and B."""
+        return self.own * (self.d + self.k)
+
+
+HEADS = 4  # of ravan, by default
+SHARE = 0.5  # of lora_a2, by default
+
+# {method: the rank of what is merged into the base in a round}: all clients' products side by side; their residual,
+# Σ p_i(B_i − B̄)(A_i − Ā); what was learned, and the principal components that become the new start.
+MERGED: dict[str, Callable[[Sequence[int]], int]] = {
+    "flora": sum,
+    "fedex_lora": sum,
+    "frlora": lambda ranks: 2 * max(ranks),
+}
+
+# {method: (numbers up, numbers down) of a layer for one client, a merge apart, in a round of B
+# where factors take turns}
+FORMULAS: dict[str, tuple[Callable[[Sizes], float], Callable[[Sizes], float]]] = {
+    **{
+        name: (lambda s: s.u, lambda s: s.u)
+        for name in ("fedit", "lora_fair", "flexlora", "hetlora", "rbla", "florist", "spectral", "fedrot_lora", *MERGED)
+    },
+    **{name: (lambda s: s.d * s.r, lambda s: s.d * s.r) for name in ("ffa_lora", "rolora")},
+    "fedsvd": (lambda s: s.d * s.r, lambda s: s.u),
+    "fedsa_lora": (lambda s: s.k * s.r, lambda s: s.k * s.r),
+    "fed_sb": (lambda s: s.own**2, lambda s: s.own**2),
+    # Of h heads with (r/h)² numbers each the client's own share, and their places; all of them down.
+    "ravan": (
+        lambda s: max(1, s.own * HEADS // s.r) * (s.r / HEADS) ** 2 + (s.own < s.r) * max(1, s.own * HEADS // s.r),
+        lambda s: s.r**2 / HEADS,
+    ),
+    # Of r columns of B on average over the layers the client's share, and their places; all of B down.
+    "lora_a2": (lambda s: SHARE * s.own * (s.d + 1), lambda s: s.d * s.r),
+}
+
+
+def counted(name: str, shapes: Sequence[tuple[int, int]], ranks: Sequence[int]) -> tuple[float, float]:
+    """(bytes up, bytes down) of all clients together, by the formulas. shapes: (d, k) of each layer.
+
+    A merge goes down as factors, or as the d×k matrices of all layers where those are smaller together.
+    """
+    up, down = FORMULAS[name]
+    sizes = [Sizes(d, k, max(ranks), own) for d, k in shapes for own in ranks]
+    rank = MERGED[name](ranks) if name in MERGED else 0
+    merge = min(sum(rank * (d + k) for d, k in shapes), sum(d * k for d, k in shapes))
+    return 4 * sum(map(up, sizes)), 4 * (sum(map(down, sizes)) + len(ranks) * merge)
 
 
 def suited(updates: Sequence[Update], method: Aggregator, ranks: Sequence[int]) -> list[Update]:
@@ -81,7 +140,7 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
         seconds.append(time.perf_counter() - began)
     merge, _ = ledger.catch_up(0)  # the same for every client
     merge_bytes = wire.nbytes([RecordDict({"base": wire.encode(merge)})])
-    up = down = counted_up = counted_down = 0
+    up = down = 0
     changed = {p for p in ("A", "B", "R") if _changed(start, mine, p)} - method.personal
     for update, rank in zip(mine, ranks, strict=True):
         back = sent_back(update, method, rank, max(ranks))
@@ -90,9 +149,9 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
         out = {n: t for n, t in own.items() if n[-1] in changed}
         up += wire.nbytes([RecordDict({wire.STATE: wire.encode(back)})])
         down += wire.nbytes([RecordDict({wire.STATE: wire.encode(out)})]) + merge_bytes
-        counted_up += 4 * sum(t.numel() for t in back.values())
-        counted_down += 4 * sum(t.numel() for t in [*out.values(), *merge.values()])
     count = len(mine)
+    shapes = [(f.B.shape[0], f.A.shape[1]) for f in start.layers.values()]
+    counted_up, counted_down = counted(name, shapes, ranks)
     return {
         "method": name,
         "clients": count,

@@ -41,10 +41,12 @@ Row = dict[str, float | int | None]
 
 
 class Probe(Observer):
-    """parts: the factors that clients train. folder: where diagnostics.csv is kept."""
+    """parts: the factors that clients train, and those of them that they train in round 1. folder: where
+    diagnostics.csv is kept."""
 
-    def __init__(self, site: Site, parts: frozenset[str], folder: Path) -> None:
-        self.site, self.parts, self.path = site, parts & {"A", "B", "R"}, folder / FILE
+    def __init__(self, site: Site, parts: frozenset[str], at_first: frozenset[str], folder: Path) -> None:
+        self.site, self.parts, self.at_first = site, parts & {"A", "B", "R"}, at_first & {"A", "B", "R"}
+        self.path = folder / FILE
         train = torch.cat([part.train for part in site.partitions])
         seed, settings = site.config.seed, site.config.diagnostics
         order = torch.randperm(len(train), generator=torch_generator(seed, "probe"))
@@ -165,7 +167,7 @@ class Probe(Observer):
             for name, product in layers.items():
                 X = seen.inputs[name]
                 G = gradients[name].reshape(len(X), X.shape[1], -1)
-                found = adapter_gradients(self.parts, X, G, product, self.site.lanes.scale)
+                found = adapter_gradients(self.at_first, X, G, product, self.site.lanes.scale)
                 own |= {f"{name}/{part}": value for part, value in found.items()}
             settings, seed = self.site.config.client, self.site.config.seed
             plans = [batches.plan(p.train, settings, seed, 1, p.client) for p in self.site.partitions]

@@ -140,8 +140,9 @@ def _check_kind(config: Config, aggregator: Aggregator, initializer: Initializer
         )
     if not kind.mixed_ranks and config.adapter.ranks is not None:
         raise InputError(f"adapter.ranks: adapter={name} has one rank for all clients")
-    if config.client.lr_ratio_b != 1 and "B" in kind.names:
-        raise InputError(f"client.lr_ratio_b={config.client.lr_ratio_b}: adapter={name} trains no B; use 1")
+    if config.client.lr_ratio_b != 1 and ("B" in kind.names or "B" not in trained_parts(config)):
+        what = f"adapter={name}" if "B" in kind.names else f"strategy={config.strategy.name}"
+        raise InputError(f"client.lr_ratio_b={config.client.lr_ratio_b}: {what} trains no B; use 1")
 
 
 def _fixes_scales(config: Config) -> bool:
@@ -171,10 +172,10 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
 
 
-def trained_parts(config: Config) -> frozenset[str]:
-    """The factors that clients train in one round or another."""
+def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
+    """The factors that clients train in any of the rounds; in one round or another, where none is given."""
     aggregator = _aggregator(config, config.strategy)
-    return aggregator.trainable(1) | aggregator.trainable(2)
+    return frozenset().union(*map(aggregator.trainable, rounds or (1, 2)))
 
 
 def _aggregator(config: Config, chosen: Choice) -> Aggregator:

@@ -20,7 +20,7 @@ from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.lora import Bank
 from fedinit.models import select_targets
-from strategies.federation import federate
+from strategies.federation import check_method, federate
 from tests.small import small_config
 
 
@@ -235,3 +235,14 @@ def test_state_is_counted(name: str, momentum: float, prox: float, numbers: int,
 def test_wrong_words(word: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         small_config(word)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["strategy=ffa_lora strategy.frozen=B init=orthogonal", "strategy=fed_sb init=lora_xs", "strategy=head_alone"],
+)
+def test_a_ratio_of_rates_needs_a_B_that_is_trained(words: str) -> None:
+    name = words.split()[0]
+    with pytest.raises(InputError, match=f"client.lr_ratio_b=4.0: {name} trains no B; use 1"):
+        check_method(small_config(*words.split(), "client.lr_ratio_b=4"))
+    check_method(small_config("strategy=rolora", "client.lr_ratio_b=4"))  # B and A in turn

@@ -240,6 +240,15 @@ def test_a_run_is_the_same_with_its_diagnostics(tmp_path) -> None:
     assert {"forward_variance_0", "backward_variance_1"} <= first.keys()
 
 
+def test_the_drop_is_that_of_what_round_1_trains(tmp_path) -> None:
+    """RoLoRA trains B first, as FFA-LoRA does; LoRA-FAIR trains both factors, which at this start have gradients."""
+    drops = {}
+    for name in ("rolora", "ffa_lora", "lora_fair"):
+        words = (f"strategy={name}", "init=orthogonal", "diagnostics=init", "diagnostics.examples=12", "rounds=1")
+        drops[name] = float(result(tmp_path / name, *words)[1][0]["loss_drop_predicted"])
+    assert drops["rolora"] == drops["ffa_lora"] < drops["lora_fair"]
+
+
 def test_what_cannot_be_looked_at_is_refused(capsys, tmp_path) -> None:
     words = [*WORDS, f"output_dir={tmp_path}", "diagnostics=init"]
     assert run_sim.main([*words, "strategy=fedsa_lora", "evaluation=clients"]) == 2

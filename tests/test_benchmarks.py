@@ -1,0 +1,49 @@
+"""The benchmarks' own mathematics: the formula of every method's bytes against the tensors that travel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import methods
+from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
+from fedinit.factors import Factors
+from strategies import AGGREGATORS, create_aggregator
+from strategies.aggregator import Update
+from strategies.reinit import Ground
+
+SHAPES = {"one": (40, 96), "two": (96, 40), "three": (80, 300)}
+RANK = methods.RANK
+OVERHEAD = 700  # bytes of names and headers that a tensor may take on the wire
+
+
+def test_every_method_has_its_formula_and_its_default_options():
+    assert FORMULAS.keys() == AGGREGATORS.keys() - {"head_alone"}
+    assert create_aggregator("ravan").heads == HEADS and create_aggregator("lora_a2").share == SHARE
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", sorted(FORMULAS))
+def test_the_formula_is_what_is_sent_but_for_headers(name, mixed):
+    """Six clients on layers of three shapes, one of them wide enough that a merge is smaller as factors."""
+    if mixed and not AGGREGATORS[name].mixed_ranks:
+        pytest.skip("one rank for all clients")
+    draw = torch.Generator().manual_seed(0)
+    updates = [Update(i, 10 + i, {n: _factors(draw, d, k) for n, (d, k) in SHAPES.items()}, {}) for i in range(6)]
+    frozen = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
+    ground = Ground(
+        dict.fromkeys(SHAPES, RANK),
+        2.0,
+        lambda round: {n: Factors(torch.randn(RANK, k), torch.zeros(d, RANK)) for n, (d, k) in SHAPES.items()},
+        frozen.__getitem__,
+    )
+    found = measure(name, updates, [MIXED[i % 3] if mixed else RANK for i in range(6)], ground)
+    for way in ("up", "down"):
+        sent, formula = 1e6 * found[f"{way}_MB"], 1e6 * found[f"{way}_counted_MB"]
+        assert 0 <= sent - formula <= OVERHEAD * 4 * len(SHAPES), (way, sent, formula)
+        # The control: a factor of another layer's size would not pass.
+        assert formula > 0 and sent < formula + 4 * RANK * 40 * len(SHAPES) + OVERHEAD * len(SHAPES)
+
+
+def _factors(draw: torch.Generator, d: int, k: int) -> Factors:
+    return Factors(torch.randn(RANK, k, generator=draw), torch.randn(d, RANK, generator=draw))
