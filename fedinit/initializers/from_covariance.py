@@ -25,7 +25,7 @@ from fedinit.threads import server_pool
 
 @dataclass(frozen=True, kw_only=True)
 class FromCovariance(Measured):
-    """A layer whose inputs do not vary gets LoRA's own start, and the notes say so."""
+    """A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so."""
 
     def plan(self, setting: Setting) -> Request:
         return self.of_inputs(setting, dict.fromkeys(setting.targets, "gram"))
