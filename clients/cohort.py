@@ -258,8 +258,7 @@ class Cohort:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
         names |= {f"{layer}/{part}" for layer in self.site.targets for part in PARTS}
         whole = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
-        expected = message.content[wire.CONFIG].get("start-digest")
-        if expected is not None and digest.of_tensors(whole) != expected:
+        if digest.of_tensors(whole) != message.content[wire.CONFIG]["start-digest"]:
             raise LookupError("the start that this client put together is not the one the server made")
         layers, head = wire.from_tensors(whole)
         return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
@@ -295,7 +294,9 @@ class Cohort:
             adapter, head = self._received(message, context)
             key = self.bases.receive(message, context)
             sums = self.site.judge(part.test, adapter, head, key, self.bases.known[key])
-            return RecordDict({wire.METRICS: sums_record(sums, self.site.score)})
+            record = sums_record(sums, self.site.score)
+            record["round"] = int(message.content[wire.CONFIG]["round"])
+            return RecordDict({wire.METRICS: record})
 
         return [self._answered(answer, m, c) for m, c in deliveries]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -29,15 +28,21 @@ from strategies.base_ledger import BaseLedger
 from strategies.choosing import Choosing
 from strategies.delivery import AWAY, activations
 from strategies.dora import effective_bias
-from strategies.gate import Expected, Gate, Refusal, admit_counts
+from strategies.gate import Expected, Gate, admit_counts
+from strategies.introduction import Introduction
 from strategies.reinit import Ground, Reinit, Start
+from strategies.replies import Asked, Made, Refusal, sift
 from strategies.server_opt import ServerOptimizer
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply."""
+    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply. One line, also where
+    a client's words are in it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))
 
 
 class FederatedLora(Strategy):
@@ -91,7 +96,8 @@ class FederatedLora(Strategy):
         self._nodes: dict[int, int] = {}  # partition id -> node id
         self._greeted: dict[int, str] = {}  # node id -> when it came online, of those that said who they are
         self._test: set[int] = set()  # partition ids with test images
-        self._expected: dict[int, Expected] = {}  # node id -> what its reply must hold
+        self._expected: dict[int, Expected] = {}  # node id -> what its update must hold
+        self._evaluating: dict[int, Asked] = {}  # node id -> who was asked to evaluate
         self._own: set[int] = set()  # partition ids that keep factors of their own
         self._counted: Sequence[int] = ()  # bytes up and down of the rounds before a restart
         self._held: dict[int, dict[str, str]] = {}  # partition id -> {frozen tensor: digest} it was sent and keeps
@@ -113,19 +119,17 @@ class FederatedLora(Strategy):
         """
         self.backbone_digest = backbone_digest
         deadline = time.monotonic() + self.timeout
-        facts: dict[int, ConfigRecord] = {}
+        facts: dict[int, Introduction] = {}
         while True:
-            for reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)):
-                if reply.has_error():
-                    if reply.error.code in AWAY:
-                        continue
-                    raise RunFailed(f"a client could not start: {reply.error.reason}")
-                answer, node = reply.content[wire.CONFIG], reply.metadata.src_node_id
-                client = int(answer["partition-id"])
+            for node, reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)).items():
+                fact = self._introduced(reply)
+                if isinstance(fact, str):
+                    raise RunFailed(f"a client could not start: {fact}")
+                client = fact.client
                 if self._nodes.get(client, node) != node and self._nodes[client] in activations(grid):
                     raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
-                facts[client], self._nodes[client] = answer, node
-            wanted = max((int(f["num-partitions"]) for f in facts.values()), default=1)
+                facts[client], self._nodes[client] = fact, node
+            wanted = max((f.partitions for f in facts.values()), default=1)
             if len(facts) >= wanted:
                 break
             if time.monotonic() > deadline:
@@ -133,20 +137,21 @@ class FederatedLora(Strategy):
             time.sleep(0.5)
         first = facts[min(facts)]
         for client, fact in sorted(facts.items()):
-            for key in ("classes", "domains", "num-partitions", "score"):
-                if fact[key] != first[key]:
-                    raise RunFailed(f"client {client} has other {key} than client {min(facts)}: {fact[key]}")
-            if fact["backbone"] != backbone_digest:
+            for key in ("classes", "domains", "partitions", "score"):
+                if getattr(fact, key) != getattr(first, key):
+                    said = f"{key} than client {first.client}: {getattr(fact, key)}"
+                    raise RunFailed(f"client {client} has other {said}")
+            if fact.backbone != backbone_digest:
                 raise RunFailed(
-                    f"client {client} holds another backbone ({str(fact['backbone'])[:12]}) than the server "
+                    f"client {client} holds another backbone ({fact.backbone[:12]}) than the server "
                     f"({backbone_digest[:12]}); give both the same model.checkpoint"
                 )
-        self._test = {c for c, f in facts.items() if int(f["num-test-examples"]) > 0}
+        self._test = {c for c, f in facts.items() if f.test_examples > 0}
         roster = Roster(
-            examples={c: int(facts[c]["num-examples"]) for c in sorted(facts)},
-            class_names=list(first["classes"]),
-            domain_names=list(first["domains"]),
-            score=str(first["score"]),
+            examples={c: facts[c].examples for c in sorted(facts)},
+            class_names=list(first.classes),
+            domain_names=list(first.domains),
+            score=first.score,
         )
         self._compare(self.roster or roster, roster)
         for client, fact in facts.items():
@@ -154,19 +159,23 @@ class FederatedLora(Strategy):
         self.roster = roster
         return self.roster
 
-    def _hello(self, grid: Grid, timeout: float) -> list[Message]:
-        """What nodes say of themselves that were not asked yet, or came online again since."""
+    def _hello(self, grid: Grid, timeout: float) -> dict[int, Message]:
+        """{node: what it says of itself}, of those that were not asked yet, or came online again since."""
         online = activations(grid)
         fresh = [node for node, since in online.items() if self._greeted.get(node) != since]
         # Where the run stands, -1 at its very beginning: a client that keeps its states by round goes back to that one.
         round = -1 if self.state is None else self.round
         hello = ConfigRecord({"backbone": self.backbone_digest, "round": round})
-        messages = [Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh]
-        replies = self._exchange(grid, messages, timeout)
-        for reply in replies:
-            if not (reply.has_error() and reply.error.code in AWAY):
-                self._greeted[reply.metadata.src_node_id] = online[reply.metadata.src_node_id]
-        return replies
+        messages = {node: Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh}
+        asked = {node: self._asked(node, round, grid, message) for node, message in messages.items()}
+        replies = self._exchange(grid, list(messages.values()), timeout)
+        heard, refusals = sift(replies, asked, lambda reply: reply.metadata.src_node_id, lambda reply, _: reply)
+        for refusal in refusals:
+            if refusal.code != "no_reply":
+                self._tell("node_refused", {"round": self.round + 1, "detail": f"{refusal.code}: {refusal.detail}"})
+        heard = {node: r for node, r in heard.items() if not (r.has_error() and r.error.code in AWAY)}
+        self._greeted |= {node: online[node] for node in heard}
+        return heard
 
     def _look_around(self, grid: Grid, timeout: float, wanted: Collection[int] = (), silent: Collection[int] = ()):
         """Greet nodes that appeared or were started again in mid-run, and wait up to `timeout` seconds until those of
@@ -174,11 +183,10 @@ class FederatedLora(Strategy):
         that says it is this client; while its node is there, nobody else is."""
         deadline, again = time.monotonic() + timeout, set()
         while True:
-            for reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)):
-                if reply.has_error() and reply.error.code in AWAY:
-                    continue
-                node, fault = reply.metadata.src_node_id, self._misfit(reply)
-                client = -1 if fault else int(reply.content[wire.CONFIG]["partition-id"])
+            for node, reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)).items():
+                fact = self._introduced(reply)
+                fault = fact if isinstance(fact, str) else self._misfit(fact)
+                client = -1 if fault else fact.client
                 known = self._nodes.get(client)
                 if not fault and known != node and known in set(grid.get_node_ids()) and client not in silent:
                     again.add(node)  # it may be this client's new node, and the old one about to be found dead
@@ -187,7 +195,7 @@ class FederatedLora(Strategy):
                     self._tell("node_refused", {"round": self.round + 1, "detail": fault})
                     continue
                 self._nodes[client] = node
-                self._believe(client, reply.content[wire.CONFIG])
+                self._believe(client, fact)
                 self._tell("client_back", {"round": self.round + 1, "client": client})
             online = set(grid.get_node_ids()) if wanted else set()
             if all(self._nodes[client] in online for client in wanted) or time.monotonic() > deadline:
@@ -196,31 +204,45 @@ class FederatedLora(Strategy):
                 return
             time.sleep(0.5)
 
-    def _misfit(self, reply: Message) -> str:
-        """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
+    @staticmethod
+    def _introduced(reply: Message) -> Introduction | str:
+        """What a node says of itself, or why it cannot be used."""
         if reply.has_error():
             return reply.error.reason
         try:
-            fact = reply.content[wire.CONFIG]
-            client, held = int(fact["partition-id"]), len(fact["held"]) == len(fact["held-digests"])
-            same = list(fact["classes"]), list(fact["domains"]), str(fact["backbone"])
-            whole = held and "base-key" in fact and "holds-own" in fact
-        except (KeyError, TypeError, ValueError) as error:
-            return f"{type(error).__name__}: {error}"
-        if client not in self._nodes:
-            return f"partition-id {client} is no client of this run"
-        if same != (list(self.roster.class_names), list(self.roster.domain_names), self.backbone_digest) or not whole:
-            return f"client {client} came back with other classes, domains or another backbone"
+            return Introduction.read(reply)
+        except ValueError as error:
+            return str(error)
+
+    def _misfit(self, fact: Introduction) -> str:
+        """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
+        if fact.client not in self._nodes:
+            return f"partition-id {fact.client} is no client of this run"
+        same = fact.classes, fact.domains, fact.backbone
+        if same != (list(self.roster.class_names), list(self.roster.domain_names), self.backbone_digest):
+            return f"client {fact.client} came back with other classes, domains or another backbone"
         return ""
 
-    def ask(self, grid: Grid, content: RecordDict, kind: str, timeout: float) -> dict[int, Message]:
-        """The same question to every client; {partition id: reply} of those that answered."""
+    def ask(
+        self,
+        grid: Grid,
+        content: RecordDict,
+        kind: str,
+        timeout: float,
+        admit: Callable[[Message, Asked], Made | Refusal],
+    ) -> tuple[dict[int, Made], list[Refusal]]:
+        """The same question to every client; {partition id: what `admit` made of its reply}, and refusals."""
         messages = [Message(wire.clone(content), node, kind) for _, node in sorted(self._nodes.items())]
-        return {self._client_of(reply): reply for reply in self._exchange(grid, messages, timeout)}
+        return self._answers(grid, messages, timeout, admit)
 
     def ask_at_start(
-        self, grid: Grid, facts: Mapping[str, object], trainable: frozenset[str], timeout: float
-    ) -> dict[int, Message]:
+        self,
+        grid: Grid,
+        facts: Mapping[str, object],
+        trainable: frozenset[str],
+        timeout: float,
+        admit: Callable[[Message, Asked], Made | Refusal],
+    ) -> tuple[dict[int, Made], list[Refusal]]:
         """As `ask`, for statistics of clients that are given the start and what of the base they lack, as in training.
         trainable: the factors that are trained in some round; the others they keep."""
         clients = sorted(self._nodes)
@@ -230,15 +252,33 @@ class FederatedLora(Strategy):
         messages = self._messages(starts, settings, passing, "query.statistics", self._marks(starts))
         for message in messages:
             message.content[wire.ASKED] = wire.encode({})
-        return {self._client_of(reply): reply for reply in self._exchange(grid, messages, timeout)}
+        return self._answers(grid, messages, timeout, admit)
+
+    def _answers(
+        self, grid: Grid, messages: list[Message], timeout: float, admit: Callable[[Message, Asked], Made | Refusal]
+    ) -> tuple[dict[int, Made], list[Refusal]]:
+        """What came of questions of round 0."""
+        clients = {node: client for client, node in self._nodes.items()}
+        nodes = [(m.metadata.dst_node_id, m) for m in messages]
+        asked = {node: self._asked(clients[node], 0, grid, message) for node, message in nodes}
+        return sift(self._exchange(grid, messages, timeout), asked, self._client_of, admit)
+
+    @staticmethod
+    def _asked(client: int, round: int, grid: Grid, message: Message) -> Asked:
+        return Asked(client, round, run=getattr(grid.run, "run_id", None), message=message)
 
     def lost(self, round: int, refusals: Sequence[Refusal]) -> None:
         """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held.
         """
         for refusal in refusals:
-            self._held.pop(refusal.client, None)
-            self.base.forget(refusal.client)
+            self._forget(refusal.client)
             self.refused(round, refusal)
+
+    def _forget(self, client: int) -> None:
+        """Take nothing that this client was sent for granted any more."""
+        if client in self._nodes:
+            self._held.pop(client, None)
+            self.base.forget(client)
 
     def refused(self, round: int, refusal: Refusal) -> None:
         """Put a refusal into the ledger."""
@@ -264,13 +304,12 @@ class FederatedLora(Strategy):
             if old != new:
                 self._tell("examples_changed", {"client": client, "before": old, "now": new})
 
-    def _believe(self, client: int, fact: ConfigRecord) -> None:
+    def _believe(self, client: int, fact: Introduction) -> None:
         """Of what the client was sent before, count only on what it says it still holds."""
-        holds = dict(zip(fact["held"], fact["held-digests"], strict=True))
         sent = self._held.get(client, {})
-        self._held[client] = {name: mark for name, mark in sent.items() if holds.get(name) == mark}
-        self.base.confirm(client, str(fact["base-key"]))
-        if client in self._own and not fact["holds-own"]:
+        self._held[client] = {name: mark for name, mark in sent.items() if fact.held.get(name) == mark}
+        self.base.confirm(client, fact.base_key)
+        if client in self._own and not fact.holds_own:
             self._own.discard(client)
             self._tell("client_state_lost", {"client": client, "detail": "it starts from the global factors again"})
 
@@ -420,13 +459,15 @@ class FederatedLora(Strategy):
             settings["scales"] = [self.scales.get(name, 0.0) for name in names]
         starts = {c: self._start_of(c) for c in clients}
         run, budgets = getattr(grid.run, "run_id", None), self._budgets(clients, trainable)
-        self._expected = {
-            self._nodes[c]: Expected(c, server_round, starts[c], trained, budgets.get(c), run) for c in clients
-        }
         own = self._marks(starts)
         for client, budget in budgets.items():
             own[client] |= {"slots": budget, "choice": self.aggregator.choice, "probe": self.aggregator.probe}
-        return self._messages(starts, settings, trained, "train", own)
+        messages = self._messages(starts, settings, trained, "train", own)
+        self._expected = {
+            self._nodes[c]: Expected(c, server_round, starts[c], trained, budgets.get(c), run=run, message=message)
+            for c, message in zip(starts, messages, strict=True)
+        }
+        return messages
 
     def _about(self, round: int, trainable: frozenset[str]) -> dict[str, object]:
         """What a message says of the factors in it."""
@@ -469,13 +510,7 @@ class FederatedLora(Strategy):
                 self._look_around(grid, timeout, chosen, {r.client for r in refusals})
             else:
                 self._look_around(grid, timeout)
-            messages = self._requests(round, chosen, config, grid)
-            replies = self._exchange(grid, messages, timeout)
-            for message in messages:  # which has its id only now
-                about = message.metadata
-                expected = self._expected[about.dst_node_id]
-                self._expected[about.dst_node_id] = dataclasses.replace(expected, message=about.message_id)
-            more, failed = self._judge(replies)
+            more, failed = self._judge(self._exchange(grid, self._requests(round, chosen, config, grid), timeout))
             self.lost(round, failed)
             updates = sorted([*updates, *more], key=lambda pair: pair[0].client)
             refusals += failed
@@ -517,22 +552,23 @@ class FederatedLora(Strategy):
         if not (self.evaluate_clients and self._due(server_round)):
             return []
         settings = {"round": server_round, "keep": [], "personal": sorted(self.aggregator.personal), **config}
-        whole = wire.to_tensors(self.state.layers, self.state.head)
-        return self._messages({c: whole for c in sorted(self._test)}, settings, frozenset(whole), "evaluate")
+        whole, clients = wire.to_tensors(self.state.layers, self.state.head), sorted(self._test)
+        mark = {"start-digest": digest.of_tensors(whole)}
+        own = dict.fromkeys(clients, mark)
+        messages = self._messages(dict.fromkeys(clients, whole), settings, frozenset(whole), "evaluate", own)
+        pairs = zip(clients, messages, strict=True)
+        self._evaluating = {self._nodes[c]: self._asked(c, server_round, grid, message) for c, message in pairs}
+        return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The sums of the score, merged; clients that failed are in the ledger."""
-        counted = []
-        for reply in sorted(replies, key=self._client_of):
-            domains, score = len(self.roster.domain_names), SCORES[self.roster.score]
-            judged = admit_counts(reply, self._client_of(reply), domains, score)
-            if isinstance(judged, Refusal):
-                self._tell("evaluation_failed", {"round": server_round, **vars(judged)})
-            else:
-                counted.append(judged)
+        counted, refusals = self._judge_counts(replies)
+        for refusal in refusals:
+            self._forget(refusal.client)  # the message brought its base up to date, if it came
+            self._tell("evaluation_failed", {"round": server_round, **vars(refusal)})
         if not counted:
             return None
-        self._score = self._merge_counts(counted)
+        self._score = self._merge_counts(list(counted.values()))
         return MetricRecord({self._score.name: self._score.mean, **self._score.by_domain})
 
     def summary(self) -> None:
@@ -646,36 +682,22 @@ class FederatedLora(Strategy):
 
     def _judge(self, replies: Iterable[Message]) -> tuple[list[tuple[Update, ClientRound]], list[Refusal]]:
         """Updates in client order with their numbers, and refusals; a client that did not answer is one of them."""
-        updates, refusals, silent, counted = [], [], dict(self._expected), set()
-        for reply in _in_order(replies, self._client_of):
-            node = reply.metadata.src_node_id
-            silent.pop(node, None)
-            if node not in self._expected or node in counted:
-                code = "duplicate" if node in counted else "not_asked"
-                refusals.append(Refusal(self._client_of(reply), code, "counted once"))
-                continue
-            judged = self.gate.admit(reply, self._expected[node])
-            if isinstance(judged, Refusal):
-                refusals.append(judged)
-                continue
-            counted.add(node)
-            numbers = reply.content[wire.METRICS]
-            updates.append(
-                (
-                    judged,
-                    ClientRound(
-                        client=judged.client,
-                        examples=judged.examples,
-                        steps=int(numbers.get("steps", 0)),
-                        loss=float(numbers.get("loss", float("nan"))),
-                        drift_factors=float(numbers.get("drift-factors", 0.0)),
-                        drift_product=float(numbers.get("drift-product", 0.0)),
-                        optimizer_state=int(numbers.get("optimizer-state", 0)),
-                    ),
-                )
-            )
-        refusals += [Refusal(e.client, "no_reply", "nothing came in time") for e in silent.values()]
-        return updates, refusals
+
+        def admit(reply: Message, expected: Expected) -> tuple[Update, ClientRound] | Refusal:
+            judged = self.gate.admit(reply, expected)
+            return judged if isinstance(judged, Refusal) else (judged, _numbers(judged, reply.content[wire.METRICS]))
+
+        made, refusals = sift(replies, self._expected, self._client_of, admit)
+        return list(made.values()), refusals
+
+    def _judge_counts(self, replies: Iterable[Message]) -> tuple[dict[int, MetricRecord], list[Refusal]]:
+        """{client: the sums of its evaluation}, and refusals."""
+        domains, score = len(self.roster.domain_names), SCORES[self.roster.score]
+
+        def admit(reply: Message, asked: Asked) -> MetricRecord | Refusal:
+            return admit_counts(reply, asked, domains, score)
+
+        return sift(replies, self._evaluating, self._client_of, admit)
 
     def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
         """Send, receive, and count the bytes of both directions."""
@@ -719,14 +741,14 @@ def round_half_up(value: float) -> int:
     return int(value + 0.5 + 1e-9)
 
 
-def _in_order(replies: Iterable[Message], client_of: Callable[[Message], int]) -> list[Message]:
-    """Replies by client; where a client has several, by their bytes, so that which one counts does not depend on which
-    came first."""
-    replies = list(replies)
-    several = {c for c, n in Counter(map(client_of, replies)).items() if n > 1}
-
-    def key(reply: Message) -> tuple[int, bytes]:
-        content = wire.to_bytes(reply.content) if client_of(reply) in several and reply.has_content() else b""
-        return client_of(reply), content
-
-    return sorted(replies, key=key)
+def _numbers(update: Update, metrics: Mapping[str, float]) -> ClientRound:
+    """What a client says of its training; without the gate a number may be missing."""
+    return ClientRound(
+        client=update.client,
+        examples=update.examples,
+        steps=int(metrics.get("steps", 0)),
+        loss=float(metrics.get("loss", float("nan"))),
+        drift_factors=float(metrics.get("drift-factors", 0.0)),
+        drift_product=float(metrics.get("drift-product", 0.0)),
+        optimizer_state=int(metrics.get("optimizer-state", 0)),
+    )

@@ -1,4 +1,4 @@
-"""Which replies become updates, and why the others do not.
+"""Which replies become updates, statistics or counts, and why the others do not.
 
 Every reply is judged on its own before anything is summed: one wrong client must cost its own update and nothing
 else. Stock Flower averages NaN, infinities, broadcastable shapes and negative weights; here each has a reason code.
@@ -6,7 +6,6 @@ else. Stock Flower averages NaN, infinities, broadcastable shapes and negative w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,31 +18,29 @@ from fedinit.factors import norm
 from fedinit.metrics import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, unpack, wire_format
 from strategies.aggregator import Update
+from strategies.replies import Asked, Refusal
+
+# What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
+# negative, and what float32 can hold stays finite in sums over clients and examples.
+LARGEST = torch.finfo(torch.float32).max
+METRICS: Mapping[str, tuple[type, float, float]] = {
+    "loss": (float, 0, LARGEST),
+    "steps": (int, 1, MAX_EXAMPLES),
+    "optimizer-state": (int, 0, MAX_EXAMPLES),
+    "drift-factors": (float, 0, LARGEST),
+    "drift-product": (float, 0, LARGEST),
+}
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """code: one of client_error, no_reply, not_asked, misdirected, duplicate, too_few_examples, missing_record, names,
-    slots, shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm."""
-
-    client: int
-    code: str
-    detail: str
-
-
-@dataclass(frozen=True)
-class Expected:
+class Expected(Asked):
     """What a reply to this round's message must hold. sent: every tensor of the client's start, by wire name;
     trained: the names that come back; slots: how many slots of the trained factor, chosen by the client, come back at
-    most, or None for all of it; run: of Flower; message: the id of what it answers."""
+    most, or None for all of it."""
 
-    client: int
-    round: int
     sent: Mapping[str, Tensor]
     trained: frozenset[str]
     slots: int | None = None
-    run: int | None = None
-    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +71,7 @@ class Gate:
             return refuse("client_error", reply.error.reason)
         try:
             found = wire.decode(reply.content[wire.STATE])
-            metrics = reply.content[wire.METRICS]
+            metrics = dict(reply.content[wire.METRICS])
             examples, round = metrics["num-examples"], metrics["round"]
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
@@ -86,8 +83,7 @@ class Gate:
         if self.enabled:
             wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
             fault = (
-                _fault_of_address(reply, expected)
-                or _fault(found, wanted)
+                _fault(found, wanted)
                 or _fault_of_counts(examples, round, expected.round)
                 or _fault_of_metrics(metrics)
                 or self._fault_of_norms(found, expected)
@@ -116,37 +112,43 @@ class Gate:
         return None
 
 
-def admit_statistics(reply: Message, client: int, asked: Mapping[str, Statistic]) -> Statistics | Refusal:
+def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statistic]) -> Statistics | Refusal:
     """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
+    client = asked.client
     if reply.has_error():
         few = reply.error.reason.startswith("TooFew")
         return Refusal(client, "too_few_examples" if few else "client_error", reply.error.reason)
     try:
         found = wire.decode(reply.content[wire.STATE])
         examples, round = reply.content[wire.METRICS]["num-examples"], reply.content[wire.METRICS]["round"]
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    fault = _fault(found, wire_format(asked)) or _fault_of_counts(examples, round, 0)
+    fault = _fault(found, wire_format(wanted)) or _fault_of_counts(examples, round, asked.round)
     if fault is not None:
         return Refusal(client, *fault)
-    sums = unpack(asked, found)
+    sums = unpack(wanted, found)
     for name, value in sums.items():
         if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
             return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
     return Statistics(examples, sums)
 
 
-def admit_counts(reply: Message, client: int, domains: int, score: type[Score]) -> MetricRecord | Refusal:
-    """The reply to an evaluation, or the reason it is refused."""
+def admit_counts(reply: Message, asked: Asked, domains: int, score: type[Score]) -> MetricRecord | Refusal:
+    """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused."""
+    client = asked.client
     if reply.has_error():
         return Refusal(client, "client_error", reply.error.reason)
     try:
-        counts = reply.content[wire.METRICS]
+        counts, round = reply.content[wire.METRICS], reply.content[wire.METRICS]["round"]
         rows = list(zip(counts["domains"], *(counts[key] for key in score.wire), strict=True))
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
+    if (fault := _fault_of_round(round, asked.round)) is not None:
+        return Refusal(client, *fault)
     if not all(type(d) is int and 0 <= d < domains and score.admits(part, whole) for d, part, whole in rows):
         return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
+    if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
+        return Refusal(client, "metrics", "expected one row for each domain of its test images")
     return counts
 
 
@@ -168,27 +170,24 @@ def _fault(
     return None
 
 
-def _fault_of_address(reply: Message, expected: Expected) -> tuple[str, str] | None:
-    """Whether the reply is of this run, and to the message that was sent; grids that give no ids are taken at their
-    word."""
-    about = reply.metadata
-    if expected.run is not None and about.run_id != expected.run:
-        return "run", f"the reply is of run {about.run_id}, this is run {expected.run}"
-    if expected.message and about.reply_to_message_id and about.reply_to_message_id != expected.message:
-        return "misdirected", "it answers another message than the one this client was sent"
-    return None
-
-
 def _fault_of_metrics(metrics: Mapping[str, object]) -> tuple[str, str] | None:
-    for key, value in metrics.items():
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            return "metrics", f"{key} is {value!r}, expected a finite number"
+    for key, (kind, low, high) in METRICS.items():
+        value = metrics.get(key)
+        if type(value) is not kind or not low <= value <= high:  # NaN is in no interval
+            what = "a whole" if kind is int else "a"
+            return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
+    if odd := sorted(metrics.keys() - METRICS.keys() - {"num-examples", "round"}):
+        return "metrics", f"{odd[0]} is no number that is asked for"
     return None
 
 
 def _fault_of_counts(examples: object, round: object, now: int) -> tuple[str, str] | None:
-    if not isinstance(examples, int) or isinstance(examples, bool) or not 1 <= examples <= MAX_EXAMPLES:
+    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
         return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
-    if round != now:
-        return "round", f"the reply is for round {round}, this is round {now}"
+    return _fault_of_round(round, now)
+
+
+def _fault_of_round(round: object, now: int) -> tuple[str, str] | None:
+    if type(round) is not int or round != now:
+        return "round", f"the reply is for round {round!r}, this is round {now}"
     return None

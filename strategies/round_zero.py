@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -26,7 +26,8 @@ from fedinit.metrics import ClientRound
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
 from fedinit.step_scale import scale_of
 from strategies.federated_lora import FederatedLora, RunFailed
-from strategies.gate import Refusal, admit_statistics
+from strategies.gate import admit_statistics
+from strategies.replies import Asked, Refusal
 
 
 def begin(
@@ -55,7 +56,8 @@ def begin(
                 wire.ASKED: wire.encode(request.tensors),
             }
         )
-        found, refusals = _judge(strategy, request, strategy.ask(grid, content, "query.statistics", timeout))
+        answers = strategy.ask(grid, content, "query.statistics", timeout, judge_of(request))
+        found, refusals = _counted(strategy, *answers)
         for refusal in refusals:
             lost[refusal.client] = refusal.code
             strategy.refused(0, refusal)
@@ -96,8 +98,8 @@ def step_scales(
         seed=seed,
         sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
     )
-    answers = strategy.ask_at_start(grid, {"request": request.to_json()}, trainable, timeout)
-    found, refusals = _judge(strategy, request, answers)
+    facts = {"request": request.to_json()}
+    found, refusals = _counted(strategy, *strategy.ask_at_start(grid, facts, trainable, timeout, judge_of(request)))
     strategy.lost(0, refusals)
     total = add_up(list(found.values()))
     means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
@@ -110,24 +112,21 @@ def step_scales(
     return scales, notes
 
 
-def _judge(
-    strategy: FederatedLora, request: Request, answers: Mapping[int, Message]
-) -> tuple[dict[int, Statistics], list[Refusal]]:
-    """{client: what it measured}, and who cannot be counted on. Raises RunFailed when that is everyone."""
-    statistics, found, refusals = create_statistics(request), {}, []
-    for client in strategy.roster.examples:
-        if client not in answers:
-            judged = Refusal(client, "no_reply", "nothing came in time")
-        else:
-            judged = admit_statistics(answers[client], client, statistics)
-        if isinstance(judged, Refusal):
-            refusals.append(judged)
-        else:
-            found[client] = judged
+def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusal]:
+    """How the answers to a request are judged, each on its own."""
+    statistics = create_statistics(request)
+    return lambda reply, asked: admit_statistics(reply, asked, statistics)
+
+
+def _counted(
+    strategy: FederatedLora, found: Mapping[int, Statistics], refusals: Sequence[Refusal]
+) -> tuple[Mapping[int, Statistics], Sequence[Refusal]]:
+    """The same. Raises RunFailed when nobody can be counted on."""
     if not found:
         for refusal in refusals:
             strategy.refused(0, refusal)
-        raise RunFailed(f"round 0: no usable statistics from any client ({judged.code}: {judged.detail})")
+        why = refusals[-1]
+        raise RunFailed(f"round 0: no usable statistics from any client ({why.code}: {why.detail})")
     return found, refusals
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from flwr.app import Error, Message, MetricRecord
+from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from clients.cohort import Cohort
 from clients.site import Site
+from fedinit import wire
 from fedinit.engines.local import LocalGrid
 from fedinit.metrics import Observer
 from strategies.federated_lora import RunFailed
@@ -141,3 +142,126 @@ def test_evaluations_are_judged_too(site):
         ("evaluation_failed", 1, "missing_record"),
     ]
     assert list(outcome.score.whole) == ["thick"]
+
+
+class Adding(LocalGrid):
+    """Adds what `more(messages, replies)` makes to the replies of messages of one kind."""
+
+    kind, more = "evaluate", staticmethod(lambda messages, replies: [])
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if messages and messages[0].metadata.message_type == self.kind:
+            replies = [*replies, *self.more(messages, replies)]
+        return replies
+
+
+def counting(site: Site, more) -> tuple:
+    grid, ledger = Adding(Cohort(site), 3), Ledger()
+    grid.more = more
+    outcome = federate(small_config("rounds=1", "evaluation=clients"), grid, site.backbone, observers=[ledger])
+    return outcome.score, [(kind, facts["client"], facts["code"]) for kind, facts in ledger.lines]
+
+
+def test_an_evaluation_is_counted_once_and_of_those_that_were_asked(site):
+    """A second answer, a stranger's, and one to another question: the score is that of the honest ones."""
+
+    def claim(message: Message, node: int | None = None, **about) -> Message:
+        """That a million of a million are right."""
+        made = Message(RecordDict(), reply_to=message)
+        rows = {"domains": [0], "correct": [10**6], "num-examples": [10**6], "round": 1}
+        made.content["metrics"] = MetricRecord(rows)
+        made.metadata.__dict__.update({"_src_node_id": node or message.metadata.dst_node_id, **about})
+        return made
+
+    honest, lines = counting(site, lambda messages, replies: [])
+    assert honest is not None and not lines
+    score, lines = counting(
+        site,
+        lambda messages, replies: [
+            claim(messages[0], node=77),
+            claim(messages[1], _run_id=9),
+            claim(messages[1], _reply_to_message_id="of another time"),
+            replies[2],
+        ],
+    )
+    assert score == honest
+    assert sorted(lines) == [
+        ("evaluation_failed", -1, "not_asked"),
+        ("evaluation_failed", 1, "misdirected"),
+        ("evaluation_failed", 1, "run"),
+        ("evaluation_failed", 2, "duplicate"),
+    ]
+
+
+def test_evaluations_of_nothing_leave_a_run_without_a_score(site):
+    def empty(deliveries):
+        replies = cohort(deliveries)
+        for reply in replies:
+            if reply.metadata.message_type == "evaluate":
+                reply.content["metrics"] = MetricRecord({"domains": [], "correct": [], "num-examples": [], "round": 1})
+        return replies
+
+    config, ledger = small_config("rounds=1", "evaluation=clients"), Ledger()
+    cohort = Cohort(site)
+    outcome = federate(config, LocalGrid(empty, 3), site.backbone, observers=[ledger])
+    assert outcome.score is None and outcome.rounds == 1
+    assert [facts["code"] for _, facts in ledger.lines] == ["metrics"] * 3
+
+
+def test_a_lost_evaluation_costs_no_update(site):
+    """It carried the base: the client is taken to hold nothing of it, and the next round sends it whole."""
+
+    class Losing(LocalGrid):
+        def push_messages(self, messages):
+            if messages[0].metadata.message_type == "evaluate" and messages[0].content["config"]["round"] == 1:
+                self.kept = super().push_messages(messages[1:])
+                return ["lost", *self.kept]
+            return super().push_messages(messages)
+
+    config, ledger = small_config("strategy=flora", "rounds=2", "evaluation=clients"), Ledger()
+    outcome = federate(config, Losing(Cohort(site), 3), site.backbone, observers=[ledger])
+    assert [(kind, facts["client"], facts["code"]) for kind, facts in ledger.lines] == [
+        ("evaluation_failed", 0, "no_reply")
+    ]
+    assert outcome.final_hash == federate(config, LocalGrid(Cohort(site), 3), site.backbone).final_hash
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda reply: reply.content.clear(),
+        lambda reply: reply.content["config"].pop("num-examples"),
+        lambda reply: reply.content["config"].__setitem__("partition-id", -1),
+        lambda reply: reply.content["config"].__setitem__("classes", 7),
+        lambda reply: reply.content["config"].__setitem__("score", "beauty"),
+    ],
+    ids=["nothing", "short", "negative", "number", "score"],
+)
+def test_who_cannot_say_who_it_is_ends_the_run_in_one_line(site, spoil):
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        if deliveries[0][0].metadata.message_type == "query.describe":
+            spoil(replies[1])
+        return replies
+
+    cohort = Cohort(site)
+    with pytest.raises(RunFailed, match="a client could not start: what it says of itself cannot be used") as caught:
+        federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["twice", "stranger"])
+def test_a_second_introduction_and_a_strangers_change_nothing(site, twice):
+    def more(messages, replies):
+        other = Message(wire.clone(replies[1].content), reply_to=messages[1])
+        other.content["config"]["num-examples"] = 10**6
+        other.metadata.__dict__["_src_node_id"] = 1001 if twice else 77
+        return [other] if twice else [other, other]
+
+    plain = federate(small_config("rounds=1"), LocalGrid(Cohort(site), 3), site.backbone)
+    grid, ledger = Adding(Cohort(site), 3), Ledger()
+    grid.kind, grid.more = "query.describe", more
+    outcome = federate(small_config("rounds=1"), grid, site.backbone, observers=[ledger])
+    assert outcome.final_hash == plain.final_hash
+    assert {kind for kind, _ in ledger.lines} == {"node_refused"}

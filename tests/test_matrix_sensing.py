@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from flwr.app import MetricRecord
 
 import run_sim
 from clients.evaluation import sums_record
@@ -21,6 +22,7 @@ from fedinit.initializers.initializer import Setting
 from fedinit.losses import choose_loss
 from fedinit.metrics import Accuracy, RecoveryError
 from strategies.gate import admit_counts
+from strategies.replies import Asked
 
 SMALL = ("experiment=matrix_sensing", "logger=none", "engine.lanes=1", "init.scale=0.3", "client.lr=0.1")
 SHAPE = ("rows: 6", "columns: 5")
@@ -119,15 +121,17 @@ def test_scores_merge_and_speak() -> None:
 
 @pytest.mark.parametrize("sums", [(-1.0, 1.0), (1.0, 0.0), (float("nan"), 1.0), (1.0, float("inf")), (1, 2)])
 def test_sums_that_are_none_are_refused(sums) -> None:
-    class Reply:
-        content = {"metrics": sums_record({0: sums}, RecoveryError)}
+    def judged(pair):
+        class Reply:
+            content = {"metrics": MetricRecord({**sums_record({0: pair}, RecoveryError), "round": 3})}
 
-        def has_error(self):
-            return False
+            def has_error(self):
+                return False
 
-    assert admit_counts(Reply(), 0, 1, RecoveryError).code == "metrics"
-    Reply.content = {"metrics": sums_record({0: (1.0, 2.0)}, RecoveryError)}
-    assert admit_counts(Reply(), 0, 1, RecoveryError) is Reply.content["metrics"]
+        return admit_counts(Reply(), Asked(0, 3), 1, RecoveryError)
+
+    assert judged(sums).code == "metrics"
+    assert judged((1.0, 2.0))["squared-error"] == [1.0]
 
 
 # -- theory --------------------------------------------------------------------------------------------------------
