@@ -5,32 +5,32 @@ Everything is drawn from SEEDS; the full form prints what it found.
 
 from __future__ import annotations
 
+import functools
 import random
 import signal
 
 import pytest
 
 import run_sim
-from clients.site import Site
 from fedinit import digest, wire
 from strategies import create_aggregator
-from strategies.gate import Gate
 from tests.faults import checkpoints, processes, updates
-from tests.small import WORDS, small_config
+from tests.small import WORDS
 
 SEEDS = (0, 1, 2, 3)
+STATISTICS = "init=eva init.sketch=exact init.examples=32"
 
 
-@pytest.fixture(scope="module")
-def site() -> Site:
-    return Site(small_config())
+@functools.cache
+def played(words: str) -> updates.Played:
+    return updates.Played(*words.split())
 
 
-def orders(site: Site, count: int) -> set[str]:
+def orders(count: int) -> set[str]:
     """The hashes of aggregates of a round's replies, which came in `count` orders."""
-    round, draw, found = updates.Round(site), random.Random(0), set()
+    round, draw, found = played(updates.METHODS["lora"]), random.Random(0), set()
     for _ in range(count):
-        replies = [*round.copies(), *round.copies()[:2]]  # two of them twice
+        replies = [*round.copies("train"), *round.copies("train")[:2]]  # two of them twice
         draw.shuffle(replies)
         accepted, _ = round.strategy._judge(replies)
         made = create_aggregator("lora_fair").aggregate([u for u, _ in accepted], 1, round.strategy.state)
@@ -41,14 +41,36 @@ def orders(site: Site, count: int) -> set[str]:
 # -- the short form ------------------------------------------------------------------------------------------------
 
 
-def test_no_bad_update_is_let_in_and_none_costs_the_others_theirs(site):
-    tally = updates.campaign(site, SEEDS[0], 100)
-    assert (tally["injected"], tally["let in"], tally["lost"]) == (100, 0, 0), tally
+@pytest.mark.parametrize("method", updates.METHODS)
+def test_no_bad_update_is_let_in_and_none_costs_the_others_theirs(method):
+    tally = updates.campaign(played(updates.METHODS[method]), "train", SEEDS[0], 50)
+    assert (tally["injected"], tally["let in"], tally["lost"]) == (50, 0, 0), tally
 
 
-def test_without_the_gate_the_same_campaign_goes_red(site):
-    tally = updates.campaign(site, SEEDS[0], 100, Gate(enabled=False))
-    assert tally["let in"] > 10 and tally["lost"] > 0
+def test_without_the_gate_the_same_campaign_goes_red():
+    tally = updates.campaign(played(f"{updates.METHODS['lora']} gate.enabled=false"), "train", SEEDS[0], 100)
+    assert tally["let in"] > 10 and tally["lost"] > 0, tally
+
+
+@pytest.mark.parametrize("kind", ["query.statistics", "evaluate"])
+def test_no_bad_answer_to_another_question_is_let_in(kind):
+    tally = updates.campaign(played(STATISTICS), kind, SEEDS[0], 50)
+    assert (tally["injected"], tally["let in"], tally["lost"]) == (50, 0, 0), tally
+
+
+@pytest.mark.parametrize(
+    ("kind", "check"),
+    [("query.statistics", "strategies.gate._fault"), ("evaluate", "fedinit.metrics.Accuracy.admits")],
+)
+def test_without_one_of_the_checks_it_is(kind, check, monkeypatch):
+    """The control of the test above."""
+    monkeypatch.setattr(check, lambda *_: check.endswith("admits"))
+    tally = updates.campaign(played(STATISTICS), kind, SEEDS[0], 50)
+    assert tally["let in"] + tally["lost"] > 0, tally
+
+
+def test_a_node_that_says_of_itself_what_cannot_be_is_not_believed():
+    assert updates.strange_introductions(played(STATISTICS), SEEDS[0], 50) == 0
 
 
 def test_no_update_of_real_training_is_refused():
@@ -56,8 +78,8 @@ def test_no_update_of_real_training_is_refused():
     assert tally.keys() == {"given"} and tally["given"] >= 24, tally
 
 
-def test_orders_of_replies_give_one_hash(site):
-    assert len(orders(site, 40)) == 1
+def test_orders_of_replies_give_one_hash():
+    assert len(orders(40)) == 1
 
 
 def test_torn_checkpoints_are_found(tmp_path):
@@ -100,11 +122,13 @@ def test_stopped_runs_leave_in_time_with_their_code_and_go_on(number, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_updates(site):
-    tallies = [updates.campaign(site, seed, 250) for seed in SEEDS]
+@pytest.mark.parametrize("kind", [*updates.METHODS, "query.statistics", "evaluate"])
+def test_full_updates(kind):
+    words, asked = (updates.METHODS[kind], "train") if kind in updates.METHODS else (STATISTICS, kind)
+    tallies = [updates.campaign(played(words), asked, seed, 250) for seed in SEEDS]
     total = sum(tallies, type(tallies[0])())
-    print("\nbad updates:", dict(sum(tallies, type(tallies[0])())), "of", sum(t["injected"] for t in tallies))
-    assert sum(t["injected"] for t in tallies) == 1000 and not total["let in"] and not total["lost"]
+    print("\nbad answers:", kind, dict(total))
+    assert total["injected"] == 1000 and not total["let in"] and not total["lost"]
 
 
 @pytest.mark.slow
@@ -115,8 +139,8 @@ def test_full_honest():
 
 
 @pytest.mark.slow
-def test_full_orders(site):
-    assert len(orders(site, 1000)) == 1
+def test_full_orders():
+    assert len(orders(1000)) == 1
 
 
 @pytest.mark.slow

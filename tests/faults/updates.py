@@ -1,19 +1,22 @@
-"""Bad updates, made by hypothesis from one round's good ones, and what the gate lets in of them.
+"""Bad replies, made by hypothesis from one round's good ones, and what the server lets in of them.
 
-`inject` spoils one client's reply; the campaign counts a fault as let in when an update of that client is accepted that
-is not the honest one, and a round as lost when it would not go on with the others.
+`campaign` spoils one client's answer to a question of a real run: its update, its statistics, its evaluation. A spoilt
+answer that is accepted is let in, whatever it holds; of two answers of a client the honest one counts. A fault is lost
+when the round would not go on with the others.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import hypothesis
+import numpy as np
 import torch
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -21,189 +24,328 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import digest, wire
 from fedinit.engines.local import LocalGrid
-from fedinit.factors import Factors
-from fedinit.initializers import create_initializer
-from fedinit.initializers.initializer import Setting
 from fedinit.metrics import Observer
-from strategies import create_aggregator
-from strategies.aggregator import Aggregate, Update
+from fedinit.statistics import Request
+from strategies import federation
+from strategies.aggregator import Update
 from strategies.federated_lora import FederatedLora
 from strategies.federation import federate
-from strategies.gate import Gate
-from strategies.reinit import Ground, create_reinit
+from strategies.introduction import Introduction
+from strategies.replies import Asked, sift
+from strategies.round_zero import judge_of
 from tests.small import small_config
 
 HUGE = st.floats(1e3, 1e30)
 STRANGE = st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e308])
-LOSSES = st.one_of(STRANGE, st.lists(st.floats(), min_size=1))
 COUNTS = st.one_of(
     st.integers(-(2**62), 0), st.floats(), st.integers(2**41, 2**62), st.lists(st.integers(0, 9), min_size=1)
 )
+LOSSES = st.one_of(STRANGE, st.floats(max_value=-1e-300), st.integers(0, 9), st.lists(st.floats(), min_size=1))
 
-Reply = tuple[dict[str, torch.Tensor], dict[str, object]]
+
+def _any(tensors, draw, floats: bool = False):
+    names = sorted(n for n, t in tensors.items() if t.is_floating_point() or not floats)
+    return draw(st.sampled_from(names))
 
 
-def _entry(tensors, draw, value):
-    name = draw(st.sampled_from(sorted(tensors)))
+def _entry(tensors, draw):
+    name = _any(tensors, draw, floats=True)
     changed = tensors[name].clone()
-    changed.view(-1)[draw(st.integers(0, changed.numel() - 1))] = torch.tensor(value, dtype=torch.float64).float()
+    changed.view(-1)[draw(st.integers(0, changed.numel() - 1))] = torch.tensor(draw(STRANGE)).float()
     tensors[name] = changed
 
 
 def _scaled(tensors, draw):
-    name = draw(st.sampled_from(sorted(tensors)))
+    name = _any(tensors, draw, floats=True)
     tensors[name] = (tensors[name] + 1.0) * draw(HUGE)
 
 
 def _gauge(tensors, draw):
     c = draw(st.floats(30, 1e4)) ** draw(st.sampled_from([-1, 1]))
     for name in tensors:
-        if name[-2:] in ("/A", "/B"):
-            tensors[name] = tensors[name] * (c if name[-1] == "B" else 1 / c)
+        if name[-2:] in ("/A", "/B", "/b", "/d"):
+            tensors[name] = tensors[name] * (c if name[-1] in "Bb" else 1 / c)
 
 
 def _shaped(tensors, draw):
-    name = draw(st.sampled_from(sorted(tensors)))
+    name = _any(tensors, draw)
     value = tensors[name]
-    tensors[name] = draw(
-        st.sampled_from([value[:1], value[..., :1], value[None], value.T[:, None], value[:0], value.flatten()[0]])
-    )
+    if value.ndim == 0:
+        tensors[name] = draw(st.sampled_from([value[None], value[None, None]]))
+        return
+    ways = [value[:1], value[..., :1], value[None], value.transpose(0, -1).unsqueeze(1), value[:0], value.flatten()[0]]
+    tensors[name] = draw(st.sampled_from([way for way in ways if way.shape != value.shape]))
 
 
 def _typed(tensors, draw):
-    name = draw(st.sampled_from(sorted(tensors)))
-    kinds = [torch.float64, torch.float16, torch.int32, torch.bool, torch.uint8]
-    tensors[name] = tensors[name].to(draw(st.sampled_from(kinds)))
+    name = _any(tensors, draw)
+    kinds = {torch.float64, torch.float16, torch.int32, torch.bool, torch.uint8} - {tensors[name].dtype}
+    tensors[name] = tensors[name].to(draw(st.sampled_from(sorted(kinds, key=str))))
 
 
 def _named(tensors, draw):
-    name = draw(st.sampled_from(sorted(tensors)))
+    name = _any(tensors, draw)
     how = draw(st.sampled_from(["lost", "more", "other"]))
     value = tensors.pop(name) if how != "more" else tensors[name]
     if how != "lost":
         tensors[draw(st.text("abc/AB.", min_size=1)) + "/" + name] = value
 
 
+def _places(tensors, draw):
+    """Of slots that the client chose itself."""
+    name = draw(st.sampled_from(sorted(n for n in tensors if n.endswith("/slots"))))
+    places = tensors[name]
+    ways = [places - 1000, places + 1000, torch.full_like(places, -1), places.float(), torch.cat([places, places])]
+    tensors[name] = draw(st.sampled_from(ways))
+
+
 TENSORS: dict[str, Callable] = {
-    "value": lambda tensors, draw: _entry(tensors, draw, draw(STRANGE)),
+    "value": _entry,
     "scaled": _scaled,
     "gauge": _gauge,
     "shape": _shaped,
     "dtype": _typed,
     "names": _named,
+    "places": _places,
 }
+
+
+def _metric(metrics, draw):
+    key = draw(st.sampled_from(["steps", "optimizer-state", "drift-factors", "drift-product", "another"]))
+    whole = key in ("steps", "optimizer-state")
+    odd = st.one_of(st.integers(max_value=-1), st.integers(2**41, 2**62)) if whole else st.floats(max_value=-1e-300)
+    metrics[key] = draw(st.one_of(STRANGE, odd, st.just([1.0])))
+
+
+def _missing(metrics, draw):
+    del metrics[draw(st.sampled_from(sorted(metrics)))]
+
+
+ROUNDS = st.sampled_from([-1, 3, 2**60, 1.5, [1]])
 METRICS: dict[str, Callable] = {
     "weight": lambda metrics, draw: metrics.__setitem__("num-examples", draw(COUNTS)),
-    "no weight": lambda metrics, draw: metrics.pop("num-examples"),
-    "round": lambda metrics, draw: metrics.__setitem__("round", draw(st.sampled_from([0, -1, 2, 2**60, 1.5]))),
+    "missing": _missing,
+    "round": lambda metrics, draw: metrics.__setitem__("round", draw(ROUNDS)),
     "loss": lambda metrics, draw: metrics.__setitem__("loss", draw(LOSSES)),
+    "metric": _metric,
 }
+
+
+def _counted(metrics, draw):
+    """Sums by domain that cannot be: more right than there are, a domain that is none, rows that do not fit."""
+    rows = {
+        "correct": [[-1], [2**50], [1.5], [0, 0], []],
+        "num-examples": [[0], [-3], [2**41], [2.5], []],
+        "domains": [[99], [-1], [0.5], [0, 0], []],
+    }
+    key = draw(st.sampled_from([*rows, "all"]))
+    if key == "all":
+        metrics.update(draw(st.sampled_from([
+            {k: [] for k in rows},
+            {k: metrics[k] * 2 for k in rows},
+            {k: 3 for k in rows},
+        ])))  # fmt: skip
+    else:
+        metrics[key] = draw(st.sampled_from(rows[key]))
+
+
 ADDRESS: dict[str, Callable[[Message, Message], None]] = {
     "run": lambda reply, other: reply.metadata.__dict__.__setitem__("_run_id", 77),
     "message": lambda reply, other: reply.metadata.__dict__.__setitem__("_reply_to_message_id", "x"),
     "sender": lambda reply, other: reply.metadata.__dict__.__setitem__("_src_node_id", 5),
     "records": lambda reply, other: reply.content.clear(),
-    "record": lambda reply, other: reply.content.__setitem__(wire.STATE, ConfigRecord({"x": 1})),
+    "record": lambda reply, other: reply.content.__setitem__(wire.METRICS, ArrayRecord({"x": Array(np.zeros(2))})),
+    "state": lambda reply, other: reply.content.__setitem__(wire.STATE, ConfigRecord({"x": 1})),
     "error": lambda reply, other: reply.__dict__.update(_content=None, _error=Error(0, "died")),
     "misdirected": lambda reply, other: reply.metadata.__dict__.__setitem__(
         "_src_node_id", other.metadata.src_node_id
     ),
 }
-KINDS = ("duplicate", "replayed", *TENSORS, *METRICS, *ADDRESS)
 
 
-class Round:
-    """A strategy that waits for the replies of a round, and the honest replies."""
-
-    def __init__(self, site: Site, gate: Gate | None = None) -> None:
-        self.strategy = FederatedLora(
-            aggregator=create_aggregator("fedit"),
-            reinit=create_reinit("average"),
-            ground=Ground(ranks={name: 4 for name in site.targets}, scale=1.0, draw=None, frozen=None),
-            seed=0,
-            gate=gate,
-        )
-        grid = LocalGrid(Cohort(site), len(site.partitions))
-        self.strategy.meet(grid, site.backbone.digest)
-        head = {"weight": torch.zeros(10, 24), "bias": torch.zeros(10)}
-        self.strategy.state = Aggregate(layers=_start(site), head=head)
-        messages = self.strategy.configure_train(1, None, ConfigRecord(), grid)
-        self.replies = grid.send_and_receive(messages)
-        for message in messages:
-            node = message.metadata.dst_node_id
-            expected = dataclasses.replace(self.strategy._expected[node], message=message.metadata.message_id)
-            self.strategy._expected[node] = expected
-        self.honest = self.accepted(self.replies)
-
-    def accepted(self, replies: Sequence[Message]) -> dict[int, str]:
-        """{client: hash of its update} of those let in."""
-        updates, _ = self.strategy._judge(replies)
-        return {update.client: _mark(update) for update, _ in updates}
-
-    def copies(self) -> list[Message]:
-        made = []
-        for reply in self.replies:
-            fresh = Message(wire.clone(reply.content), dst_node_id=1, message_type="train")
-            fresh.__dict__["_metadata"] = copy.copy(reply.metadata)
-            made.append(fresh)
-        return made
+def _raw(record: ArrayRecord, draw) -> None:
+    """Bytes that are no array: none, cut short, a header of garbage, one that claims petabytes, another kind."""
+    name = draw(st.sampled_from(sorted(record)))
+    array, data = record[name], bytearray(record[name].data)
+    vast = io.BytesIO()
+    np.lib.format.write_array_header_1_0(vast, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)})
+    garbage = draw(st.sampled_from([b"(", b"\xff", b"{", b"\0"])) * 30
+    made = {
+        "none": b"",
+        "cut": bytes(data[: draw(st.integers(1, len(data) - 1))]),
+        "header": bytes(data[:10] + garbage + data[40:]),
+        "vast": vast.getvalue(),
+        "pickle": b"\x80\x04N.",
+    }
+    how = draw(st.sampled_from([*made, "words", "kind"]))
+    if how == "words":
+        record[name] = Array(np.array(["x"]))
+    elif how == "kind":
+        record[name] = Array(array.dtype, array.shape, "x", bytes(data))
+    else:
+        record[name] = Array(array.dtype, array.shape, "numpy.ndarray", made[how])
 
 
-def _start(site: Site) -> dict[str, Factors]:
-    """Factors of which neither is zero, as after a round."""
-    draw = torch.Generator().manual_seed(0)
-    setting = Setting(targets=site.targets, rank=4, scale=1.0, seed=0)
-    layers = create_initializer("kaiming", {}).plan(setting).layers
-    return {n: dataclasses.replace(f, B=0.02 * torch.randn(f.B.shape, generator=draw)) for n, f in layers.items()}
+METHODS = {
+    "lora": "strategy=fedit",
+    "core": "strategy=fed_sb init=random_core",
+    "blocks": "strategy=ravan init=random_core",
+    "vera": "strategy=fedex_lora adapter=vera init=vera",
+    "dora": "strategy=fedit adapter=dora",
+    "slots": "strategy=lora_a2 adapter.ranks=[1,2,4]",
+}
+
+
+class Played:
+    """The end of a run of these words, in which each answer is judged again as often as is wanted."""
+
+    def __init__(self, *words: str) -> None:
+        made, played = [], self
+        played.sent: dict[str, list[Message]] = {}
+        played.replies: dict[str, list[Message]] = {}
+
+        class Spied(FederatedLora):
+            def __init__(self, **options) -> None:
+                super().__init__(**options)
+                made.append(self)
+
+        class Recording(LocalGrid):
+            def send_and_receive(self, messages, *, timeout=None):
+                replies = super().send_and_receive(messages, timeout=timeout)
+                if messages:
+                    kind = messages[0].metadata.message_type
+                    played.sent[kind], played.replies[kind] = messages, [_copy(reply) for reply in replies]
+                return replies
+
+        config = small_config("client.max_steps=1", "evaluation=clients", *words)
+        site = Site(config)
+        with mock.patch.object(federation, "FederatedLora", Spied):
+            federate(config, Recording(Cohort(site), len(site.partitions)), site.backbone)
+        (self.strategy,) = made
+
+    def accepted(self, kind: str, replies: Sequence[Message]) -> dict[int, str]:
+        """{client: hash of what counts} of those let in."""
+        if kind == "train":
+            return {update.client: _mark(update) for update, _ in self.strategy._judge(replies)[0]}
+        if kind == "evaluate":
+            return {client: repr(dict(counts)) for client, counts in self.strategy._judge_counts(replies)[0].items()}
+        sent = self.sent[kind]
+        request = Request.from_json(str(sent[0].content[wire.CONFIG]["request"]), {}, {})
+        asked = {m.metadata.dst_node_id: Asked(i, 0, run=1, message=m) for i, m in enumerate(sent)}
+        found, _ = sift(replies, asked, self.strategy._client_of, judge_of(request))
+        return {client: digest.of_tensors(one.sums) for client, one in found.items()}
+
+    def copies(self, kind: str) -> list[Message]:
+        return [_copy(reply) for reply in self.replies[kind]]
+
+
+def _copy(reply: Message) -> Message:
+    fresh = Message(wire.clone(reply.content), dst_node_id=1, message_type="train")
+    fresh.__dict__["_metadata"] = copy.copy(reply.metadata)
+    return fresh
 
 
 def _mark(update: Update) -> str:
     return digest.of_tensors(wire.to_tensors(update.layers, update.head) | {"n": torch.tensor(update.examples)})
 
 
-def campaign(site: Site, seed: int, count: int, gate: Gate | None = None) -> Counter:
-    """{"injected", "let in", "lost", and each kind}: what became of `count` faults drawn from a seed."""
-    round, tally = Round(site, gate), Counter()
-    clients = sorted(round.honest)
-    assert len(clients) == len(site.partitions)
+def kinds_of(kind: str, content: RecordDict) -> list[str]:
+    """The faults that there can be in an answer of this kind."""
+    made = ["duplicate", "replayed", *ADDRESS]
+    if kind == "evaluate":
+        return [*(m for m in made if m != "state"), "round", "missing", "counts"]
+    made += ["bytes", "value", "shape", "dtype", "names", "weight", "round"]
+    if kind == "train":
+        ends = {name[-2:] for name in content[wire.STATE]}
+        both = {"/A", "/B"} <= ends or {"/b", "/d"} <= ends
+        made += ["scaled", "missing", "loss", "metric", *(["gauge"] if both else [])]
+        made += ["places"] if any(name.endswith("/slots") for name in content[wire.STATE]) else []
+    return made
+
+
+def campaign(played: Played, kind: str, seed: int, count: int) -> Counter:
+    """{"injected", "let in", "lost", and each fault}: what became of `count` faults drawn from a seed, in the answers
+    to messages of this kind."""
+    tally, honest = Counter(), played.accepted(kind, played.copies(kind))
+    clients = sorted(honest)
+    assert clients == list(range(len(played.replies[kind]))), "an honest answer is refused"
 
     @hypothesis.seed(seed)
     @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(st.data())
     def inject(data) -> None:
-        kind, victim = data.draw(st.sampled_from(KINDS)), data.draw(st.sampled_from(clients))
-        replies = round.copies()
+        victim = data.draw(st.sampled_from(clients))
+        replies = played.copies(kind)
         reply = replies[victim]
-        if kind in TENSORS or kind in METRICS or kind == "replayed":
-            tensors, metrics = wire.decode(reply.content[wire.STATE]), dict(reply.content[wire.METRICS])
-            if kind in TENSORS:
-                TENSORS[kind](tensors, data.draw)
-            elif kind in METRICS:
-                METRICS[kind](metrics, data.draw)
-            content = RecordDict({wire.STATE: wire.encode(tensors), wire.METRICS: MetricRecord(metrics)})
-            if kind == "replayed":
-                content[wire.METRICS]["round"] = 0
-                replies.append(round.copies()[victim])
-            reply.content = content
-        elif kind == "duplicate":
-            replies.append(round.copies()[victim])
+        fault = data.draw(st.sampled_from(kinds_of(kind, reply.content)))
+        if fault == "bytes":
+            _raw(reply.content[wire.STATE], data.draw)
+        elif fault == "counts" or fault in METRICS:
+            metrics = dict(reply.content[wire.METRICS])
+            (_counted if fault == "counts" else METRICS[fault])(metrics, data.draw)
+            reply.content[wire.METRICS] = MetricRecord(metrics)
+        elif fault in TENSORS:
+            tensors = wire.decode(reply.content[wire.STATE])
+            TENSORS[fault](tensors, data.draw)
+            reply.content[wire.STATE] = wire.encode(tensors)
+        elif fault == "duplicate":
+            replies.append(played.copies(kind)[victim])
+        elif fault == "replayed":
+            reply.content[wire.METRICS]["round"] = 77
+            replies.append(played.copies(kind)[victim])
         else:
-            ADDRESS[kind](reply, replies[victim - 1])
+            ADDRESS[fault](reply, replies[victim - 1])
         order = data.draw(st.permutations(replies))
         tally["injected"] += 1
-        tally[kind] += 1
+        tally[fault] += 1
         try:
-            found = round.accepted(order)
+            found = played.accepted(kind, order)
         except Exception:  # noqa: BLE001 (a fault that ends the run is the worst of all)
             tally["lost"] += 1
             return
-        tally["let in"] += found.get(victim, round.honest[victim]) != round.honest[victim]
-        others = {client for client in clients if client != victim}
-        tally["lost"] += any(found.get(client) != round.honest[client] for client in others)
+        if fault in ("duplicate", "replayed"):
+            tally["let in"] += found.get(victim) != honest[victim]
+        else:
+            tally["let in"] += victim in found
+        tally["lost"] += any(found.get(client) != honest[client] for client in clients if client != victim)
 
     inject()
     return tally
+
+
+def strange_introductions(played: Played, seed: int, count: int) -> int:
+    """How many of `count` answers to who a node is, each with one fact spoilt, are read all the same."""
+    read = []
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(st.data())
+    def inject(data) -> None:
+        reply = played.copies("query.describe")[0]
+        Introduction.read(reply)  # which is honest
+        facts = reply.content[wire.CONFIG]
+        key = data.draw(st.sampled_from(sorted(facts)))
+        wrong = {int: [-1, 1.5, "x", True, 2**60], str: [3, [1], b"x"], bool: [1, "x"], list: [5, [5], 1.5]}
+        odd = wrong[type(facts[key])]
+        how = data.draw(st.sampled_from(["lost", "odd", "records", "record"]))
+        if how == "records":
+            reply.content.clear()
+        elif how == "record":
+            reply.content[wire.CONFIG] = ArrayRecord()
+        elif how == "lost":
+            del facts[key]
+        else:
+            facts[key] = data.draw(st.sampled_from(odd))
+        try:
+            Introduction.read(reply)
+            read.append((key, how))
+        except ValueError as error:
+            assert "\n" not in str(error)
+
+    inject()
+    return len(read)
 
 
 def honest(seed: int, count: int) -> Counter:
