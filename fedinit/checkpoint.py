@@ -3,7 +3,7 @@
 checkpoints/round-000005/
   state.safetensors   every tensor, "<part>/<name>"
   state.json          every other fact by part, and the configuration
-  manifest.json       format, round, size and sha256 of the two, and a sha256 of itself
+  manifest.json       format; what was written (round, size and sha256 of the two), and its sha256
 
 A folder gets its name only when all of it is on the disk. The last KEEP are kept. Loading verifies every byte, and
 falls back to the one before.
@@ -26,7 +26,7 @@ from torch import Tensor
 from fedinit import disk
 from fedinit.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 3
 FOLDER = "checkpoints"
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -83,7 +83,9 @@ class Checkpoints:
             "round": round,
             "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
         }
-        files[MANIFEST] = json.dumps({"content": content, "sha256": _sha256(_canonical(content))}, indent=1).encode()
+        # The format stands first and by itself, where every later one has it, whatever else a manifest may become.
+        manifest = {"format": FORMAT, "content": content, "sha256": _sha256(_canonical(content))}
+        files[MANIFEST] = json.dumps(manifest, indent=1).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.replace_folder(self.folder / f"{NAME}{round:06d}", files)
         for old in self.there()[self.keep :]:
@@ -98,8 +100,10 @@ class Checkpoints:
     def load(self, last: int | None = None) -> Loaded:
         """The latest that is whole, of the round `last` or before where that is given.
 
-        Raises InputError for one of a newer format or another configuration.
+        Raises InputError for one of another format or configuration, and where the folder is a symbolic link.
         """
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
         passed_over = []
         for path in self.there():
             if last is not None and _round_of(path) > last:
@@ -121,14 +125,7 @@ class Checkpoints:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
             raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")
         try:
-            manifest = json.loads((path / MANIFEST).read_bytes())
-            content, told = manifest["content"], manifest["sha256"]
-            if _sha256(_canonical(content)) != told:
-                raise Damaged(f"{MANIFEST} is not what was written")
-            if content["format"] > FORMAT:
-                raise InputError(
-                    f"{path}: written by a newer fedinit (format {content['format']}, this one reads {FORMAT})"
-                )
+            content = _content(json.loads((path / MANIFEST).read_bytes()), path)
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
             files = {name: self._verified(path / name, facts) for name, facts in content["files"].items()}
@@ -154,6 +151,24 @@ class Checkpoints:
         if _sha256(data) != facts["sha256"]:
             raise Damaged(f"{path.name} is not what was written")
         return data
+
+
+def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What a manifest says was written. Raises InputError for one of another format, also where its shape is another,
+    and Damaged for one that is not what was written."""
+    told = manifest.get("format")
+    content = manifest.get("content")
+    if _sha256(_canonical(content)) != manifest.get("sha256"):
+        if type(told) is int and told > FORMAT:
+            raise InputError(f"{path}: written by a newer fedinit (format {told}, this one reads {FORMAT})")
+        raise Damaged(f"{MANIFEST} is not what was written")
+    if content["format"] != FORMAT:
+        told, newer = content["format"], content["format"] > FORMAT
+        age, hint = ("a newer", "") if newer else ("an older", "; resume=never begins anew")
+        raise InputError(f"{path}: written by {age} fedinit (format {told}, this one reads {FORMAT}){hint}")
+    if told != FORMAT:  # a manifest of this format that changed on the disk
+        raise Damaged(f"{MANIFEST} is not what was written")
+    return content
 
 
 def _round_of(path: Path) -> int:

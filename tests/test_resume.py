@@ -256,14 +256,47 @@ def test_what_cannot_be_continued_is_refused_in_one_line_and_loses_nothing(tmp_p
     assert "is a symbolic link" in refused(simulate, config)
 
 
-def test_a_newer_format_is_not_taken_for_damage(tmp_path):
+@pytest.mark.parametrize("shape", ["ours", "another", "later"])
+def test_another_format_is_not_taken_for_damage(shape, tmp_path):
+    """With the manifest of this format, or with one that only has its format where every one has it: refused, and no
+    earlier round is used instead."""
     store = Checkpoints(tmp_path, {})
-    store.save(1, {"x": State({"t": torch.ones(2)}, {"n": 1})})
-    path = tmp_path / "round-000001" / MANIFEST
-    content = json.loads(path.read_text())["content"] | {"format": FORMAT + 1}
-    path.write_text(json.dumps({"content": content, "sha256": _sha256(_canonical(content))}))
-    with pytest.raises(InputError, match="written by a newer fedinit"):
+    for round in (1, 2):
+        store.save(round, {"x": State({"t": torch.ones(2)}, {"n": round})})
+    path = tmp_path / "round-000002" / MANIFEST
+    if shape == "another":
+        made = {"format": FORMAT + 1, "entries": []}
+    elif shape == "later":
+        made = {"format": FORMAT + 1, "content": ["something"], "sha256": None}
+    else:
+        content = json.loads(path.read_text())["content"] | {"format": FORMAT + 1}
+        made = {"format": FORMAT + 1, "content": content, "sha256": _sha256(_canonical(content))}
+    path.write_text(json.dumps(made))
+    with pytest.raises(InputError, match="written by a newer fedinit") as caught:
         store.load()
+    assert "\n" not in str(caught.value)
+    path.write_text(json.dumps({**made, "format": FORMAT}))
+    if shape == "ours":  # what a bit on the disk may become is damage, and the round before is used
+        path.write_text(path.read_text().replace(f'"format": {FORMAT + 1}', f'"format": {FORMAT}'))
+    assert store.load().round == 1
+
+
+def test_an_older_format_is_refused_with_the_way_out(tmp_path):
+    store = Checkpoints(tmp_path, {})
+    store.save(1, {"x": State()})
+    path = tmp_path / "round-000001" / MANIFEST
+    content = json.loads(path.read_text())["content"] | {"format": FORMAT - 1}
+    path.write_text(json.dumps({"content": content, "sha256": _sha256(_canonical(content))}))
+    with pytest.raises(InputError, match="written by an older fedinit .*resume=never begins anew"):
+        store.load()
+
+
+def test_the_reference_runs_checkpoints_are_no_link(tmp_path, monkeypatch, simulate):
+    config, folder = begun(tmp_path, monkeypatch, simulate, "evaluation.head_alone=true")
+    place = folder / "checkpoints" / "head_alone"
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    assert "head_alone: is a symbolic link" in refused(simulate, config)
 
 
 # -- the clients' side ---------------------------------------------------------------------------------------------
