@@ -55,7 +55,7 @@ class Bases:
         elif how == "dense":
             self.known[wanted] = wire.decode(message.content[base.RECORD])
             key = wanted
-        elif how == "merges":
+        elif how == "merges" and key != wanted:  # it is there when the message is given again
             key = self._advance(held, wire.decode(message.content[base.RECORD]), context)
         if key != wanted:
             raise LookupError("this client's base is out of step with the server's")

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.common.constant import ErrorCode
 from torch import Tensor
 
-from clients import guard
+from clients import guard, own
 from clients.bases import Bases, held_key
 from clients.evaluation import sums_record
 from clients.selection import Choice, trained_part
@@ -32,8 +32,6 @@ from fedinit.lora import Bank
 from fedinit.statistics import Request, create_statistics, pack
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
-SCALES = "scales"  # in Context.state: the optimiser's step scales by leaf, fixed once
-OWN = "own"  # in Context.state: the factors this client ended its last round with
 
 Delivery = tuple[Message, Context]
 
@@ -50,13 +48,28 @@ class Asked:
 
 
 class Cohort:
-    """Callable on a list of (message, context); returns one reply each, in the same order."""
+    """Callable on a list of (message, context); returns one reply each, in the same order.
+
+    A client's task and its state before make its reply and its state after. The state after is there with the reply,
+    or not at all: an Error leaves the Context as it was, so a task that failed, or whose process died, can be given
+    again.
+    """
 
     def __init__(self, site: Site, persistent: bool = False) -> None:
         """persistent: clients keep their base in their Context, for when the next message meets a new process."""
         self.site, self.bases = site, Bases(persistent)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        # Records are replaced whole, never changed in place, so that a shallow copy is a state of its own.
+        drafts = [(m, Context(c.run_id, c.node_id, c.node_config, RecordDict({**c.state}), c.run_config))
+                  for m, c in deliveries]  # fmt: skip
+        replies = self._replies(drafts)
+        for reply, (_, draft), (_, context) in zip(replies, drafts, deliveries, strict=True):
+            if not reply.has_error():
+                context.state = draft.state
+        return replies
+
+    def _replies(self, deliveries: Sequence[Delivery]) -> list[Message]:
         replies: dict[int, Message] = {}
         work = {
             "query.describe": self._describe,
@@ -106,7 +119,7 @@ class Cohort:
                 "backbone": self.site.backbone.digest,
                 "held": list(held),
                 "held-digests": [of_tensors({name: tensor}) for name, tensor in held.items()],
-                "holds-own": OWN in context.state,
+                "own-rounds": list(own.held(context, own.FACTORS)),
                 "base-key": held_key(context),
             }
             return RecordDict({wire.CONFIG: ConfigRecord(facts)})
@@ -225,11 +238,11 @@ class Cohort:
         adapter, head = self._received(message, context)
         offset: Mapping[str, Factors] = {}
         drift = 0.0
-        if config["own-factors"] and OWN in context.state:
-            own, _ = wire.from_tensors(wire.decode(context.state[OWN]))
-            drift = distance(own, adapter)
+        mine = _own_factors(message, context) if config["own-factors"] else None
+        if mine is not None:
+            drift = distance(mine, adapter)
             # The base takes up what the start leaves out, so the client still starts from the global model.
-            adapter, offset = own, {name: difference(adapter[name], own[name]) for name in adapter}
+            adapter, offset = mine, {name: difference(adapter[name], mine[name]) for name in adapter}
         return Task(
             client=part.client,
             round=int(config["round"]),
@@ -264,11 +277,12 @@ class Cohort:
         return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
 
     def _reply(self, task: Task, result: Result, message: Message, context: Context) -> RecordDict:
-        config = message.content[wire.CONFIG]
+        config, made = message.content[wire.CONFIG], {}
         if config["own-factors"] or config["personal"]:
-            context.state[OWN] = wire.encode(wire.to_tensors(result.adapter, {}))
+            made[own.FACTORS] = wire.encode(wire.to_tensors(result.adapter, {}))
         if result.scales and self.site.config.client.gsnr_scope != "per_round":
-            context.state[SCALES] = MetricRecord({**task.scales, **result.scales})
+            made[own.SCALES] = MetricRecord({**task.scales, **result.scales})
+        own.keep(message, context, made)
         trained = {
             name: value
             for name, value in wire.to_tensors(result.adapter, result.head).items()
@@ -311,10 +325,16 @@ def split_evenly(items: Sequence[Task], size: int) -> list[list[Task]]:
 def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
     """The factors with the ones this client keeps to itself in their place, once it has any."""
     personal = message.content[wire.CONFIG]["personal"]
-    if not personal or OWN not in context.state:
+    mine = _own_factors(message, context) if personal else None
+    if mine is None:
         return layers
-    own, _ = wire.from_tensors(wire.decode(context.state[OWN]))
-    return {n: dataclasses.replace(f, **{p: getattr(own[n], p) for p in personal}) for n, f in layers.items()}
+    return {n: dataclasses.replace(f, **{p: getattr(mine[n], p) for p in personal}) for n, f in layers.items()}
+
+
+def _own_factors(message: Message, context: Context) -> dict[str, Factors] | None:
+    """What this client ended the round of its last accepted update with; None where it has nothing of its own."""
+    record = own.recall(message, context, own.FACTORS)
+    return None if record is None else wire.from_tensors(wire.decode(record))[0]
 
 
 def _scales(
@@ -322,7 +342,7 @@ def _scales(
 ) -> dict[str, float]:
     """The step scales that are fixed already: this client's own, and before them those of the server, a number a
     trained tensor in the order of the names, 0 where it has none."""
-    fixed = dict(context.state[SCALES]) if SCALES in context.state else {}
+    fixed = dict(own.recall(message, context, own.SCALES) or {})
     config = message.content[wire.CONFIG]
     if "scales" not in config:
         return fixed

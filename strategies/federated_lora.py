@@ -98,7 +98,7 @@ class FederatedLora(Strategy):
         self._test: set[int] = set()  # partition ids with test images
         self._expected: dict[int, Expected] = {}  # node id -> what its update must hold
         self._evaluating: dict[int, Asked] = {}  # node id -> who was asked to evaluate
-        self._own: set[int] = set()  # partition ids that keep factors of their own
+        self._accepted: dict[int, int] = {}  # partition id -> the last round whose update of it was let in
         self._counted: Sequence[int] = ()  # bytes up and down of the rounds before a restart
         self._held: dict[int, dict[str, str]] = {}  # partition id -> {frozen tensor: digest} it was sent and keeps
         self._round_clients: list[ClientRound] = []
@@ -309,8 +309,9 @@ class FederatedLora(Strategy):
         sent = self._held.get(client, {})
         self._held[client] = {name: mark for name, mark in sent.items() if fact.held.get(name) == mark}
         self.base.confirm(client, fact.base_key)
-        if client in self._own and not fact.holds_own:
-            self._own.discard(client)
+        keeps = self.aggregator.personal or self.reinit.own_factors
+        if keeps and client in self._accepted and self._accepted[client] not in fact.own_rounds:
+            del self._accepted[client]
             self._tell("client_state_lost", {"client": client, "detail": "it starts from the global factors again"})
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -327,7 +328,7 @@ class FederatedLora(Strategy):
             "diagnostics": dict(self.state.diagnostics),
             "base": offset.facts,
             "held": {str(client): marks for client, marks in self._held.items()},
-            "own": sorted(self._own),
+            "accepted": {str(client): round for client, round in self._accepted.items()},
             "scales": dict(self.scales),
             "bytes": [self.bytes_up, self.bytes_down],
             "roster": {
@@ -353,7 +354,7 @@ class FederatedLora(Strategy):
             self.server_optimizer.moments.update(parts["moments"])
         self.round = facts["round"]
         self._held = {int(client): dict(marks) for client, marks in facts["held"].items()}
-        self._own = set(facts["own"])
+        self._accepted = {int(client): round for client, round in facts["accepted"].items()}
         self.scales = facts["scales"]
         self._counted = facts["bytes"]
         roster = facts["roster"]
@@ -537,8 +538,7 @@ class FederatedLora(Strategy):
         if self.server_optimizer is not None:
             aggregate = self.server_optimizer.step(self.state, aggregate)
         self._settle(aggregate, server_round)
-        if self.aggregator.personal or self.reinit.own_factors:
-            self._own |= {update.client for update, _ in updates}
+        self._accepted |= {update.client: server_round for update, _ in updates}
         self._round_clients = [numbers for _, numbers in updates]
         total = sum(c.examples for c in self._round_clients)
         loss = sum(c.loss * c.examples for c in self._round_clients) / total
@@ -673,7 +673,9 @@ class FederatedLora(Strategy):
                 sent[name] = tensor
             lacking, how = self.base.catch_up(client)
             about_base = {"backbone": self.backbone_digest, "base-key": self.base.key, "base-update": how}
-            config = ConfigRecord({**settings, **about_base, **own.get(client, {})})
+            # What a client keeps of its own it goes on with from that round, not from one that was refused.
+            past = {"accepted": self._accepted.get(client, 0)}
+            config = ConfigRecord({**settings, **about_base, **past, **own.get(client, {})})
             content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: config})
             if lacking:
                 content[base.RECORD] = wire.encode(lacking)

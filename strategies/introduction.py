@@ -14,7 +14,7 @@ from fedinit.metrics import MAX_EXAMPLES, SCORES
 @dataclass(frozen=True)
 class Introduction:
     """client: its partition id, one of `partitions`. examples, test_examples: images. held: {tensor that it keeps from
-    rounds before: digest}. holds_own: whether it has factors of its own. base_key: of the base it holds."""
+    rounds before: digest}. own_rounds: of which it has factors of its own. base_key: of the base it holds."""
 
     client: int
     partitions: int
@@ -25,7 +25,7 @@ class Introduction:
     score: str
     backbone: str
     held: Mapping[str, str]
-    holds_own: bool
+    own_rounds: Sequence[int]
     base_key: str
 
     @staticmethod
@@ -43,7 +43,7 @@ class Introduction:
                 score=facts["score"],
                 backbone=facts["backbone"],
                 held=dict(zip(facts["held"], facts["held-digests"], strict=True)),
-                holds_own=facts["holds-own"],
+                own_rounds=list(facts["own-rounds"]),
                 base_key=facts["base-key"],
             )
             made._check()
@@ -61,7 +61,7 @@ class Introduction:
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{what} is {value!r}, expected a whole number from {low} to {high}")
         words = (*self.classes, *self.domains, *self.held, *self.held.values(), self.backbone, self.base_key)
-        if not all(isinstance(word, str) for word in words) or type(self.holds_own) is not bool:
-            raise TypeError("names, digests or keys that are no text")
+        if not all(isinstance(word, str) for word in words) or not all(type(r) is int for r in self.own_rounds):
+            raise TypeError("names, digests or keys that are no text, or rounds that are no whole numbers")
         if self.score not in SCORES:
             raise ValueError(f"score is {self.score!r}, expected one of {', '.join(SCORES)}")

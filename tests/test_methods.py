@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.cohort import OWN, Cohort
+from clients import own
+from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.engines.local import LocalGrid
@@ -286,10 +287,11 @@ def test_fedsa_keeps_B_on_the_clients_and_averages_A():
     grid = Watching(Cohort(site), 3)
     outcome = federate(config, grid, site.backbone)
     assert up == {"A", "t", "s"} and outcome.score is not None  # A, head/weight, head/bias
-    own = [wire.from_tensors(wire.decode(c.state[OWN]))[0]["blocks.0.attn.proj"] for c in grid.contexts.values()]
-    assert (own[0].B - own[1].B).norm() > 0 and own[0].B.norm() > 0
+    records = [own.held(context, own.FACTORS)[3] for context in grid.contexts.values()]
+    kept = [wire.from_tensors(wire.decode(record))[0]["blocks.0.attn.proj"] for record in records]
+    assert (kept[0].B - kept[1].B).norm() > 0 and kept[0].B.norm() > 0
     n = torch.tensor([len(p.train) for p in site.partitions], dtype=torch.float64)
-    mean_a = sum(w * f.A.double() for w, f in zip(n / n.sum(), own, strict=True)).float()
+    mean_a = sum(w * f.A.double() for w, f in zip(n / n.sum(), kept, strict=True)).float()
     torch.testing.assert_close(outcome.aggregate.layers["blocks.0.attn.proj"].A, mean_a)
     assert not outcome.aggregate.layers["blocks.0.attn.proj"].B.any()
     with pytest.raises(InputError, match="no global model to evaluate; use evaluation=clients"):

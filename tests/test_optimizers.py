@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients import optimizers
-from clients.cohort import SCALES, Cohort
+from clients import optimizers, own
+from clients.cohort import Cohort
 from clients.optimizers import create_optimizer
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.site import Site
@@ -124,10 +124,10 @@ def test_a_client_keeps_its_scales_between_rounds(scope: str) -> None:
         site = Site(config)
         grid = LocalGrid(Cohort(site), 3)
         hashes.append(federate(config, grid, site.backbone).final_hash)
-        kept.append([dict(c.state[SCALES]) if SCALES in c.state else {} for c in grid.contexts.values()])
+        kept.append([dict(own.held(c, own.SCALES).get(rounds, {})) for c in grid.contexts.values()])
     assert hashes[0] != hashes[1]
     assert kept[0] == kept[1]
-    assert all(bool(own) == (scope == "client_once") for own in kept[0])
+    assert all(bool(scales) == (scope == "client_once") for scales in kept[0])
     if scope == "client_once":
         assert any(kept[0][0][name] != kept[0][1][name] for name in kept[0][0])
         assert all(name in kept[0][0] for name in ("blocks.0.mlp.fc2/A", "blocks.0.mlp.fc2/B", "head/bias"))

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from clients.cohort import OWN, Cohort
+from clients import own
+from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.engines.local import LocalGrid
@@ -75,7 +76,7 @@ def test_a_client_starts_from_its_own_last_factors(site):
     config = small_config("reinit=local", "rounds=1")
     grid = LocalGrid(Cohort(site), 3)
     outcome = federate(config, grid, site.backbone)
-    states = {c.node_config["partition-id"]: c.state[OWN] for c in grid.contexts.values()}
+    states = {c.node_config["partition-id"]: own.held(c, own.FACTORS)[1] for c in grid.contexts.values()}
     held = {client: wire.from_tensors(wire.decode(record))[0] for client, record in states.items()}
     mean = {
         n: sum(site.partitions[i].train.numel() * held[i][n].A for i in held)

@@ -14,8 +14,8 @@ import torch
 from flwr.app import Error, Message
 from torch.nn import functional as F
 
-from clients import batches
-from clients.cohort import SCALES, Cohort
+from clients import batches, own
+from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.config import Config
@@ -132,11 +132,11 @@ def test_a_zero_gradient_at_the_start_freezes_nothing(deferred, monkeypatch):
         moved = float((layer.A - start[name].A).norm() / start[name].A.norm())
         assert layer.B.any() and (moved > 1e-5 if deferred else moved < 1e-6)
     if deferred:
-        own = [dict(context.state[SCALES]) for context in grid.contexts.values()]
-        assert all(scales[name] > 1 for scales in own for name in left)
-        assert any(own[0][name] != own[1][name] for name in left)
+        fixed = [dict(own.held(context, own.SCALES)[2]) for context in grid.contexts.values()]
+        assert all(scales[name] > 1 for scales in fixed for name in left)
+        assert any(fixed[0][name] != fixed[1][name] for name in left)
         federate(dataclasses.replace(config, rounds=1), again := LocalGrid(Cohort(site), 3), site.backbone)
-        assert [dict(context.state[SCALES]) for context in again.contexts.values()] == own
+        assert [dict(own.held(context, own.SCALES)[1]) for context in again.contexts.values()] == fixed
 
 
 def test_what_is_frozen_goes_down_once_and_round_0_counts_it(tmp_path):
