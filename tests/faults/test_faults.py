@@ -14,7 +14,7 @@ import pytest
 import run_sim
 from fedinit import digest, wire
 from strategies import create_aggregator
-from tests.faults import checkpoints, processes, updates
+from tests.faults import checkpoints, processes, updates, workers
 from tests.small import WORDS
 
 SEEDS = (0, 1, 2, 3)
@@ -112,6 +112,18 @@ def test_killed_runs_go_on_to_the_same_hash(tmp_path):
     assert tally["same"] == 10 and not tally["codes"] and tally["stopped"] >= 5, tally
 
 
+@pytest.mark.parametrize("words", ["strategy=flora", "strategy=fedsa_lora"])
+def test_a_task_whose_worker_was_killed_gives_the_same_bytes_to_another(words):
+    tally = workers.campaign(f"{words} rounds=2", SEEDS[0], 6)
+    assert tally["same"] == 1 and not tally["lost"] and tally["midway"] >= 2, tally
+
+
+def test_without_the_state_before_it_does_not():
+    """The control: a client's own factors are no part of the message."""
+    tally = workers.campaign("strategy=fedsa_lora rounds=2", SEEDS[0], 6, forgetful=True)
+    assert tally["other"] == 1, tally
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_runs_leave_in_time_with_their_code_and_go_on(number, tmp_path):
     tally = processes.campaign(tmp_path, SEEDS[0], 2, number)
@@ -159,3 +171,11 @@ def test_full_processes(number, count, seed, tmp_path):
     tally = processes.campaign(tmp_path, seed, count, number)
     print("\n", number, seed, dict(tally))
     assert tally["same"] == count and not tally["codes"] and not tally["late"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["strategy=flora", "strategy=fedsa_lora", "reinit=local", "strategy=lora_fair"])
+def test_full_workers(words):
+    tally = workers.campaign(words, SEEDS[0], 50)
+    print("\nkilled workers:", words, dict(tally))
+    assert not tally["other"] and not tally["lost"] and tally["midway"] >= 25
