@@ -8,11 +8,14 @@ product formed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
+
+Gauge = Literal["balanced", "right"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,25 @@ class Spectrum:
     def cut(self, low: int, high: int) -> Spectrum:
         """The components from `low` on, up to but not with `high`."""
         return Spectrum(self.U[:, low:high], self.S[low:high], self.Vh[low:high])
+
+    def factors(self, rank: int, gauge: Gauge = "balanced", kept: int | None = None) -> Factors:
+        """The leading `kept` components, all by default, as a product of rank `rank`, by falling weight and in float64:
+        the best approximation of rank min(kept, rank) (Eckart–Young).
+
+        gauge: how the singular values are shared. ``balanced``: √S on both sides, BᵀB = AAᵀ. ``right``: the rows of A
+        are orthonormal and B carries S.
+        Components that are not kept, not there, or within rounding of zero have no weight: zero columns of B. Their
+        rows of A go on as an orthonormal set, in ``balanced`` as large as the last one kept, so that they can learn; a
+        zero column over a zero row would never get a gradient.
+        """
+        alive = int((self.S > self.S[:1] * 1e-12).sum())
+        count = min(rank, alive, alive if kept is None else kept)
+        part, rows = self.cut(0, count), _completed(self.Vh[:rank], rank)
+        root = part.S.sqrt()
+        sizes, columns = (torch.ones_like(root), part.U * part.S) if gauge == "right" else (root, part.U * root)
+        last = sizes[-1:] if count else torch.ones(1, dtype=torch.float64)
+        A = torch.cat([sizes, last.expand(rank - count)])[:, None] * rows
+        return Factors(A, torch.cat([columns, columns.new_zeros(len(columns), rank - count)], dim=1))
 
 
 def spectrum(product: Factors) -> Spectrum:
@@ -43,6 +65,15 @@ def spectrum(product: Factors) -> Spectrum:
 def matrix_spectrum(matrix: Tensor) -> Spectrum:
     """The decomposition of a (d, k) matrix that is there as such, such as a frozen weight."""
     return _signed(*torch.linalg.svd(matrix.to(torch.float64), full_matrices=False))
+
+
+def _completed(rows: Tensor, count: int) -> Tensor:
+    """Orthonormal rows, completed to `count` of them."""
+    missing = count - len(rows)
+    if missing <= 0:
+        return rows
+    basis = torch.linalg.qr(torch.cat([rows.T, torch.eye(rows.shape[1], dtype=torch.float64)], dim=1))[0]
+    return torch.cat([rows, basis[:, len(rows) : count].T])
 
 
 def _signed(U: Tensor, S: Tensor, Vh: Tensor) -> Spectrum:
@@ -62,27 +93,6 @@ def fix_signs(rows: Tensor) -> Tensor:
     return rows * signs(rows)
 
 
-def truncate(product: Factors, rank: int, gauge: str = "balanced") -> Factors:
-    """The best approximation of rank `rank` (Eckart–Young), its components by falling weight, in float64.
-
-    gauge: how the singular values are shared. ``balanced``: √S on both sides, BᵀB = AAᵀ. ``right``: the rows of A are
-    orthonormal and B carries S. Above the rank of the product the rest is filled with components of weight zero:
-    zero in ``balanced``, orthonormal rows of A and zero columns of B in ``right``.
-    """
-    found = spectrum(product)
-    q = min(rank, len(found.S))
-    U, S, Vh = found.U[:, :q], found.S[:q], found.Vh[:q]
-    if gauge == "balanced":
-        made = Factors(S.sqrt()[:, None] * Vh, U * S.sqrt())
-    elif gauge == "right":
-        made = Factors(Vh, U * S)
-    else:
-        raise ValueError(f"gauge={gauge}: expected balanced or right")
-    missing = rank - q
-    if missing == 0:
-        return made
-    A = torch.zeros(missing, made.shape[1], dtype=torch.float64)
-    if gauge == "right":  # complete the rows to an orthonormal set
-        basis = torch.linalg.qr(torch.cat([Vh.T, torch.eye(Vh.shape[1], dtype=torch.float64)], dim=1))[0]
-        A = basis[:, q : q + missing].T
-    return Factors(torch.cat([made.A, A]), torch.cat([made.B, torch.zeros(len(U), missing, dtype=torch.float64)], 1))
+def truncate(product: Factors, rank: int, gauge: Gauge = "balanced") -> Factors:
+    """The best approximation of a product of rank `rank`, as Spectrum.factors makes it."""
+    return spectrum(product).factors(rank, gauge)

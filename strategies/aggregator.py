@@ -132,6 +132,8 @@ class Aggregator(ABC):
     ) -> tuple[Factors, Factors | None, dict[str, float]]:
         """What a layer's global factors are, what goes into the base, and the figures of the diagnostics."""
         merged = self.merge(products, weights, start)
+        if start is not None:
+            merged = at_rank_of(start, merged)
         left_out = self.left_out(products, weights, merged)
         whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
         measured = measure_bias(self.averaged(products, merged), weights, whole) if self.diagnostics else {}
@@ -164,7 +166,8 @@ class Aggregator(ABC):
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         """One layer: the clients' factors, in client order, to global factors in float64.
 
-        `start`: the global factors that this round's clients started from, or None where they are not known.
+        `start`: the global factors that this round's clients started from, or None where they are not known. Its rank
+        is the layer's; where the round's clients reach a lower one, the result is filled up to it (`at_rank_of`).
         """
 
     def left_out(self, products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> Factors | None:
@@ -203,6 +206,20 @@ def at_one_rank(products: Sequence[Factors]) -> list[Factors]:
     """All products at the highest rank among them, padded with zeros."""
     rank = max(p.rank for p in products)
     return [pad(p, rank) for p in products]
+
+
+def at_rank_of(start: Factors, merged: Factors) -> Factors:
+    """The same product at the rank of the start at least, in float64.
+
+    Where all clients of a round have lower ranks, nobody returns the last components. They have no weight then, but
+    keep the start's row of A over a zero column of B, or its column of B where that row is zero: of two zeros neither
+    would ever get a gradient, and the layer would have lost its rank for good.
+    """
+    low = merged.rank
+    if low >= start.rank:
+        return merged
+    A, B = start.A[low:].double(), start.B[:, low:].double()
+    return Factors(torch.cat([merged.A, A]), torch.cat([merged.B, B.masked_fill(A.any(dim=1), 0)], dim=1))
 
 
 def centred(products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Factors:

@@ -2,7 +2,8 @@
 
 Bai et al., NeurIPS 2024, arXiv 2402.11505. The paper forms ΔW and takes its SVD; here the spectrum comes from a QR of
 the stacked factors and the SVD of their small core. Components are ordered by weight, so a client of rank r_i takes the
-leading r_i, which is its own best approximation. The split is balanced, √S on both sides.
+leading r_i, which is its own best approximation. The split is balanced, √S on both sides. Where the round's clients
+reach fewer than r components together, the others have no weight and a direction in A.
 """
 
 from __future__ import annotations
@@ -24,5 +25,5 @@ class FlexLoRA(Aggregator):
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        rank = max(p.rank for p in products)
+        rank = max(p.rank for p in products) if start is None else start.rank
         return truncate(stack([p.to(torch.float64) for p in products], weights), rank)

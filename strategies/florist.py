@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedinit.config import within
 from fedinit.factors import Factors, stack
-from fedinit.spectra import spectrum, truncate
+from fedinit.spectra import spectrum
 from strategies.aggregator import Aggregator
 
 
@@ -31,8 +31,9 @@ class Cut(Aggregator):
     why: ClassVar[str] = "which drops components by their size, and with these would drop parts of W0"
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        ideal = stack([p.to(torch.float64) for p in products], weights)
-        return cut(ideal, max(p.rank for p in products), self.kept(spectrum(ideal).S))
+        found = spectrum(stack([p.to(torch.float64) for p in products], weights))
+        rank = max(p.rank for p in products) if start is None else start.rank
+        return found.factors(rank, kept=self.kept(found.S))
 
     @abstractmethod
     def kept(self, S: Tensor) -> int:
@@ -52,14 +53,3 @@ class FLoRIST(Cut):
         held = S.square().cumsum(0)
         # A share that differs from τ by rounding only counts as reached.
         return int((held < self.energy * held[-1] * (1 - 1e-12)).sum()) + 1 if held[-1] > 0 else 1
-
-
-def cut(product: Factors, rank: int, kept: int) -> Factors:
-    """The leading `kept` components, balanced, at rank `rank`; the rest without weight, with orthonormal rows of A as
-    large as the last one kept."""
-    kept = min(kept, rank)
-    balanced, rows = truncate(product, rank), truncate(product, rank, "right").A
-    size = balanced.A[kept - 1].norm()
-    A = torch.cat([balanced.A[:kept], (size if size > 0 else 1.0) * rows[kept:]])
-    B = torch.cat([balanced.B[:, :kept], torch.zeros_like(balanced.B[:, kept:])], dim=1)
-    return Factors(A, B)

@@ -2,6 +2,7 @@
 
 arXiv 2408.08699, 2024. Row j of A and column j of B are means over the clients with r_i > j, their
 weights rescaled to sum to one; zero padding would count the others as zeros. Equal ranks make it FedIT, with its bias.
+A slice that no client of the round owns stays as it was; one whose owners weigh nothing together is their plain mean.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean_factors
+from strategies.aggregator import Aggregator, mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +22,15 @@ class RBLA(Aggregator):
     mixed_ranks: ClassVar[bool] = True
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        padded = mean_factors(products, weights)
-        owners = torch.zeros(padded.rank, dtype=torch.float64)  # Σ p_i over the clients that own slice j
-        for product, weight in zip(products, weights, strict=True):
-            owners[: product.rank] += weight
-        return Factors(padded.A / owners[:, None], padded.B / owners)
+        rows, columns, low = [], [], 0
+        for high in sorted({p.rank for p in products}):  # the slices from `low` to `high` have the same owners
+            owners = [(p, w) for p, w in zip(products, weights, strict=True) if p.rank >= high]
+            whole = sum(w for _, w in owners)
+            shares = [w / whole if whole else 1 / len(owners) for _, w in owners]
+            rows.append(mean([p.A[low:high] for p, _ in owners], shares))
+            columns.append(mean([p.B[:, low:high] for p, _ in owners], shares))
+            low = high
+        if start is not None:
+            rows.append(start.A[low:].double())
+            columns.append(start.B[:, low:].double())
+        return Factors(torch.cat(rows), torch.cat(columns, dim=1))

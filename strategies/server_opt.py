@@ -37,7 +37,8 @@ class ServerOptimizer(ABC):
         positive("server_opt.lr", self.lr)
 
     def step(self, start: Aggregate, aggregate: Aggregate) -> Aggregate:
-        """The aggregate moved on from the start by this optimiser's step."""
+        """The aggregate moved on from the start by this optimiser's step. Raises ValueError where the two have other
+        shapes."""
         layers = {}
         for name, factors in aggregate.layers.items():
             old = start.layers[name].parts
@@ -46,6 +47,8 @@ class ServerOptimizer(ABC):
         return dataclasses.replace(aggregate, layers=layers, head=head)
 
     def _move(self, name: str, start: Tensor, reached: Tensor) -> Tensor:
+        if reached.shape != start.shape:  # some would broadcast
+            raise ValueError(f"{name} went from shape {tuple(start.shape)} to {tuple(reached.shape)} in a round")
         delta = reached.double() - start.double()
         return (start.double() + self.lr * self.direction(name, delta)).to(reached.dtype)
 

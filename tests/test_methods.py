@@ -143,6 +143,22 @@ def test_truncate_above_the_rank_is_exact_and_filled(gauge):
         torch.testing.assert_close(made.A @ made.A.T, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("gauge", ["balanced", "right"])
+def test_components_without_weight_have_a_direction(gauge):
+    """Those beyond the rank of a product, of rounding alone, and of a product of zero: zero columns of B over rows of A
+    that are orthogonal to each other and to the others, so that B gets a gradient."""
+    f = draw_clients(1, 7, 12, [3]).factors()[0]
+    lame = Factors(f.A, torch.cat([f.B[:, :2], f.B[:, :1] + f.B[:, 1:2]], 1))  # of rank two
+    for product, weighty in ((lame, 2), (Factors(f.A, torch.zeros_like(f.B)), 0)):
+        made = truncate(product, 5, gauge)
+        torch.testing.assert_close(made.dense(), product.dense(), rtol=1e-9, atol=1e-10)
+        assert made.B[:, :weighty].any(dim=0).all() and not made.B[:, weighty:].any()
+        gram = made.A @ made.A.T
+        last = gram[max(weighty - 1, 0), max(weighty - 1, 0)]
+        torch.testing.assert_close(gram, gram.diagonal().diag(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(gram.diagonal()[weighty:], last.expand(5 - weighty), rtol=1e-9, atol=0)
+
+
 # -- the others ----------------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,13 @@ def test_unit_rate_without_momentum_is_the_method_itself():
     assert (product("server_opt=momentum") - plain).norm() > 0.1 * plain.norm()
 
 
+def test_a_state_of_another_shape_is_refused():
+    """A rank of one would broadcast."""
+    layer = Factors(torch.ones(1, 5), torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"l/A went from shape \(2, 5\) to \(1, 5\)"):
+        create_server_optimizer("momentum").step(state(0), Aggregate(layers={"l": layer}))
+
+
 def test_prox_pulls_towards_the_start(client_config):
     """One SGD step from θ with gradient g is θ − lr(g + μ(θ − θ_start)), for every client of a bank on its own."""
     leaves = {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
