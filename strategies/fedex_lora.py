@@ -17,6 +17,8 @@ from strategies.aggregator import Aggregator, centred, mean_factors
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Aggregator):
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    reinits: ClassVar[tuple[str, ...]] = ("average", "fresh", "svd", "orthonormal", "pissa", "gauge")
+    why: ClassVar[str] = "whose residual clients' own factors still hold when it is merged, so each round adds it anew"
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)

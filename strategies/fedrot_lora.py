@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,6 +19,9 @@ from strategies.aggregator import Aggregator, mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedRotLoRA(Aggregator):
+    reinits: ClassVar[tuple[str, ...]] = ("average", "fresh", "svd", "orthonormal", "pissa", "gauge")
+    why: ClassVar[str] = "which rotates towards the factors that all clients started from, and these have their own"
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         goal = products[0] if start is None else start
         return mean_factors([rotate(p.to(torch.float64), goal.to(torch.float64)) for p in products], weights)

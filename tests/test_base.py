@@ -221,6 +221,7 @@ def test_a_client_out_of_step_is_refused_and_then_brought_back(site):
     ("words", "message"),
     [
         (["strategy=flora", "reinit=average"], "does not go with strategy=flora, whose global factors"),
+        (["strategy=fedex_lora", "reinit=local"], "so each round adds it anew; choose one of: average, fresh, svd"),
         (["strategy=ffa_lora", "reinit=fresh"], "keeps a factor frozen.*choose one of: average, local"),
         (["strategy=frlora", "reinit=average"], "choose one of: pissa"),
         (["strategy=ffa_lora", "adapter.ranks=[2,4]"], "has one rank for all clients; these take any: fed_sb, fedit"),

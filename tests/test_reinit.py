@@ -15,8 +15,11 @@ from fedinit.engines.local import LocalGrid
 from fedinit.factors import Factors, difference, distance, norm
 from fedinit.lora import Bank
 from fedinit.metrics import Observer
+from strategies import AGGREGATORS
 from strategies.federation import federate
 from tests.small import small_config
+
+LOCAL = sorted(name for name, method in AGGREGATORS.items() if "local" in method.reinits)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +103,84 @@ def test_local_and_average_agree_when_one_client_is_alone():
         states.append(wire.to_tensors(outcome.aggregate.layers, outcome.aggregate.head))
     for name, value in states[0].items():
         torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-5)
+
+
+class Weights(Observer):
+    """O + B_global A_global of every layer after each round, in float64."""
+
+    def __init__(self, site: Site):
+        self.site, self.after = site, {}
+
+    def model(self, round, tensors):
+        layers, _ = wire.from_tensors({n: t for n, t in tensors.items() if not n.startswith("offset/")})
+        self.after[round] = {
+            name: f.to(torch.float64).dense() + tensors.get(f"offset/{name}", torch.zeros(f.shape))
+            for name, f in layers.items()
+        }
+
+
+class Asleep(Observer):
+    """From round 3 on clients learn nothing: a rate of 1e-20 and no decay."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch):
+        self.site, self.monkeypatch = site, monkeypatch
+
+    def round_done(self, numbers):
+        if numbers.round == 2:
+            still = dataclasses.replace(self.site.config.client, lr=1e-20, weight_decay=0.0)
+            self.monkeypatch.setattr(self.site, "config", dataclasses.replace(self.site.config, client=still))
+
+
+def moved_while_asleep(site: Site, monkeypatch: pytest.MonkeyPatch, name: str) -> float:
+    """The largest relative change of a layer's effective weight over two rounds in which nobody learns."""
+    init = ["init=random_core"] if AGGREGATORS[name].cores else []
+    config = small_config(f"strategy={name}", *init, "reinit=local", "rounds=4", "client.lr=0.05", "evaluation.every=1")
+    monkeypatch.setattr(site, "config", config)
+    watch = Weights(site)
+    federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[Asleep(site, monkeypatch), watch])
+    assert all(before.norm() > 0 for before in watch.after[2].values())
+    return max(float((watch.after[4][n] - w).norm() / w.norm()) for n, w in watch.after[2].items())
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_own_factors_change_nothing_where_nobody_learns(site, monkeypatch, name):
+    """Clients return the factors they kept, and the aggregate of the same factors is the same: 1e-5 for float32."""
+    assert moved_while_asleep(site, monkeypatch, name) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["fedex_lora", "fedrot_lora"])
+def test_methods_that_would_move_by_themselves_are_refused(site, monkeypatch, name):
+    """fedex_lora merges ΔW − B̄Ā of the same factors again; what fedrot_lora rotates towards is last round's mean."""
+    assert "local" not in AGGREGATORS[name].reinits
+    monkeypatch.setattr(AGGREGATORS[name], "reinits", ("average", "local"))
+    assert moved_while_asleep(site, monkeypatch, name) > 1e-3
+
+
+class Tasks(Cohort):
+    """Keeps, by round and client, what each client trains from: O, its own part of the base, and its factors."""
+
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.seen = {}
+
+    def _results(self, tasks):
+        for t in tasks:
+            self.seen[t.round, t.client] = (self.bases.known[t.base], dict(t.offset), dict(t.adapter))
+        return super()._results(tasks)
+
+
+@pytest.mark.parametrize("words", [("strategy=fedit", "init=pissa"), ("strategy=lora_fair",), ("strategy=flexlora",)])
+def test_a_client_of_a_run_trains_on_the_global_weight(site, words):
+    """O + (B_global A_global − B_own A_own) + B_own A_own = O + B_global A_global for every task of rounds 2 and 3,
+    where the middle term is not small; with its sign turned it is another weight (the negative control)."""
+    config = small_config(*words, "reinit=local", "rounds=3", "client.lr=0.05", "evaluation.every=1")
+    cohort, watch = Tasks(site), Weights(site)
+    federate(config, LocalGrid(cohort, 3), site.backbone, observers=[watch])
+    for round in (2, 3):
+        for client in range(3):
+            base, offset, own = cohort.seen[round, client]
+            for name, whole in watch.after[round - 1].items():
+                held = base.get(name, torch.zeros(whole.shape)).double() + own[name].to(torch.float64).dense()
+                part = offset[name].to(torch.float64).dense()
+                assert (held + part - whole).norm() < 1e-5 * whole.norm()
+                assert (held - part - whole).norm() > 1e-3 * whole.norm()
