@@ -47,11 +47,11 @@ class RunFailed(RuntimeError):
 
 class FederatedLora(Strategy):
     """aggregator, reinit: the method. kind: of the adapters. ground: what re-initialisers may need. ranks: {partition
-    id: rank} of clients whose rank is below the global one; they train the leading components. participation: share of
-    the clients in a round. evaluate_clients: ask the clients to evaluate, besides any evaluate_fn. evaluate_every:
-    rounds, or evaluate_rounds: which; the last is always evaluated. timeout: seconds to wait for the clients to appear.
-    keep: called after each round, and with 0 before the first, when a checkpoint may be made. gate: what lets updates
-    in.
+    id: rank} of all clients, the largest being the global one, or empty where all have that; lower ones train the
+    leading components. participation: share of the clients in a round. evaluate_clients: ask the clients to evaluate,
+    besides any evaluate_fn. evaluate_every: rounds, or evaluate_rounds: which; the last is always evaluated. timeout:
+    seconds to wait for the clients to appear. keep: called after each round, and with 0 before the first, when a
+    checkpoint may be made. gate: what lets updates in.
     quorum: the updates a round needs, a number (int) or a share of the clients asked (float); up to `resamples` times
     others are asked for what is missing. reply_timeout: seconds that each of these requests waits."""
 
@@ -627,11 +627,12 @@ class FederatedLora(Strategy):
             observer.round_zero_done(numbers)
 
     def _start_of(self, client: int) -> dict[str, Tensor]:
-        """The global factors at this client's rank, and the head, by wire name."""
-        rank = self.ranks.get(client)
+        """The global factors at this client's ranks, and the head, by wire name. Of a layer of rank r′, which the start
+        may have dealt, a client of rank r_i of r has ⌈r′·r_i/r⌉."""
         layers = self.state.layers
-        if rank is not None and not isinstance(self.aggregator, Choosing):
-            layers = {name: leading(f, rank) for name, f in layers.items()}
+        if client in self.ranks and not isinstance(self.aggregator, Choosing):
+            rank, whole = self.ranks[client], max(self.ranks.values())
+            layers = {name: leading(f, -(-f.rank * rank // whole)) for name, f in layers.items()}
         return wire.to_tensors(layers, self.state.head)
 
     def _budgets(self, clients: Iterable[int], trainable: frozenset[str]) -> dict[int, int]:

@@ -6,12 +6,15 @@ Values come from tests/oracles.py; 1e-9 relative, both sides in float64.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from clients.cohort import Cohort
 from clients.site import Site
+from fedinit.engines.local import LocalGrid
 from fedinit.factors import Factors
 from fedinit.metrics import Observer
 from strategies import AGGREGATORS, create_aggregator
@@ -100,6 +103,33 @@ def test_every_method_keeps_the_rank_of_the_start(name):
     ]
     layer = method.aggregate(updates, 1, Aggregate(layers={"layer": start})).layers["layer"]
     assert layer.rank == RANK and is_alive(layer)
+
+
+def test_a_layers_own_rank_is_shared_out_in_proportion(site):
+    """init=eva deals ranks to layers: of a layer of rank r′ a client of rank r_i of r is sent, and sends back,
+    ⌈r′·r_i/r⌉ components, and a client of the global rank all of them."""
+    config = small_config("init=eva", "adapter.ranks=[4,3,1]", "rounds=3", "evaluation=none")
+    seen = {}
+
+    class Watching(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for m, r in zip(messages, replies, strict=True):
+                if m.metadata.message_type == "train":
+                    client = self.contexts[m.metadata.dst_node_id].node_config["partition-id"]
+                    for state in (m.content["state"], r.content["state"]):
+                        shapes = {n[:-2]: state[n].shape[0] for n in state if n.endswith("/A")}
+                        seen.setdefault(client, []).append(shapes)
+                        assert all(state[f"{n}/B"].shape[1] == rank for n, rank in shapes.items())
+            return replies
+
+    outcome = federate(config, Watching(Cohort(site), 3), site.backbone)
+    dealt = outcome.start["ranks"]
+    assert max(dealt.values()) > RANK > min(dealt.values())
+    for client, rank in enumerate([4, 3, 1]):
+        expected = {name: math.ceil(own * rank / RANK) for name, own in dealt.items()}
+        assert seen[client] == [expected] * 6
+    assert {name: f.rank for name, f in outcome.aggregate.layers.items()} == dealt
 
 
 class Models(Observer):
