@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies.aggregator import Aggregator, mean
 
@@ -23,6 +24,13 @@ class FedSALoRA(Aggregator):
     why: ClassVar[str] = "whose clients keep a factor of their own"
 
     diagnostics: bool = False  # the products are not known to the server
+
+    def __post_init__(self) -> None:
+        if self.weighting == "norm":
+            raise InputError(
+                "weighting=norm: fedsa_lora's server sees no B, so no product to take the norm of; choose one of: "
+                "auto, examples, uniform"
+            )
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         B = (products[0] if start is None else start).B

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies.aggregator import Aggregator
 
@@ -21,6 +22,13 @@ class HeadAlone(Aggregator):
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "which leaves the adapters as they start"
+
+    def __post_init__(self) -> None:
+        if self.weighting == "norm":
+            raise InputError(
+                "weighting=norm: with head_alone all clients have the same product, so its norm says nothing; choose "
+                "one of: auto, examples, uniform"
+            )
 
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset()

@@ -195,6 +195,68 @@ def test_hetlora_weighs_by_the_size_of_the_update():
     np.testing.assert_allclose(made.head["weight"].numpy(), [p @ [0, 1, 2], p @ [0, 1, 4]], rtol=1e-9)
 
 
+def test_the_norm_is_frobenius_over_all_layers():
+    """√(Σ_l ‖B_lA_l‖²), as of one block-diagonal matrix; the sum of the layers' norms would weigh otherwise."""
+    one, two = draw_clients(3, 7, 12, [2, 4], [1, 100]), draw_clients(4, 9, 5, [3, 3])
+    other = two.updates()[1].layers["layer"]
+    spread = [{"a": one.updates()[0].layers["layer"], "b": two.updates()[0].layers["layer"]},
+              {"a": one.updates()[1].layers["layer"], "b": Factors(other.A, 0.01 * other.B)}]  # fmt: skip
+    norms = np.array([[np.linalg.norm(f.dense().numpy()) for f in layers.values()] for layers in spread])
+    updates = [Update(i, 1, layers, {}) for i, layers in enumerate(spread)]
+    whole = np.sqrt((norms**2).sum(axis=1))
+    for name in ("hetlora", "lora_fair"):
+        p = create_aggregator(name, weighting="norm").weights(updates)
+        np.testing.assert_allclose(p, whole / whole.sum(), rtol=1e-9)
+        assert abs(p[0] - norms.sum(axis=1)[0] / norms.sum()) > 0.01
+
+
+@pytest.mark.parametrize("start", [None, "previous"])
+def test_rbla_owners_that_weigh_nothing_are_their_plain_mean(start):
+    """By norm the only owner of two slices has weight zero; the slices are what it returned, not 0/0."""
+    low, high = draw_clients(0, 7, 12, [2, 4]).factors()
+    silent = Factors(high.A, torch.zeros_like(high.B))
+    updates = [Update(0, 3, {"layer": low}, {}), Update(1, 1, {"layer": silent}, {})]
+    previous = Aggregate(layers={"layer": high}) if start else None
+    layer = create_aggregator("rbla", weighting="norm").aggregate(updates, 1, previous).layers["layer"]
+    torch.testing.assert_close(layer.A, torch.cat([low.A, high.A[2:]]), rtol=1e-12, atol=0)
+    torch.testing.assert_close(layer.B, torch.cat([low.B, torch.zeros(7, 2)], 1).double(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["fedsa_lora", "head_alone"])
+def test_no_norm_where_there_is_nothing_to_measure(name):
+    with pytest.raises(InputError, match="weighting=norm: .*choose one of: auto, examples, uniform"):
+        check_method(small_config(f"strategy={name}", "weighting=norm", "evaluation=clients"))
+
+
+@pytest.mark.parametrize("weighting", ["auto", "examples", "uniform", "norm"])
+def test_the_weights_of_a_run_are_the_configured_ones(weighting):
+    """Through the configuration: the head after a round is the mean of what the clients sent, weighed so."""
+    uneven = ("data.domains=[plain]", "partition=dirichlet", "partition.clients=3")
+    config = small_config("strategy=hetlora", *uneven, "rounds=1", "evaluation=none", f"weighting={weighting}")
+    site, back = Site(config), []
+
+    class Watching(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            back.extend(wire.from_tensors(wire.decode(r.content["state"])) for r in replies if "state" in r.content)
+            return replies
+
+    outcome = federate(config, Watching(Cohort(site), 3), site.backbone)
+    sizes = {
+        "examples": [len(p.train) for p in site.partitions],
+        "uniform": [1] * 3,
+        "norm": [sum(f.dense().norm() ** 2 for f in layers.values()) ** 0.5 for layers, _ in back],
+    }
+    expected = {
+        name: sum(n * head["bias"].double() for n, (_, head) in zip(shares, back, strict=True)) / sum(shares)
+        for name, shares in sizes.items()
+    }
+    got = outcome.aggregate.head["bias"].double()
+    for name, value in expected.items():
+        same = name == (weighting if weighting != "auto" else "norm")  # hetlora's own
+        assert ((got - value).norm() < 1e-5 * got.norm()) == same
+
+
 @quick
 @given(mixed(equal=True), st.integers(0, 1000))
 def test_fedrot_undoes_rotations(c, seed):
