@@ -69,6 +69,8 @@ class Aggregator(ABC):
     personal: ClassVar[frozenset[str]] = frozenset()
     # Whether components of the start may be dropped for their size, however little was learned.
     cuts: ClassVar[bool] = False
+    # Why a server optimiser must leave the global factors as they are; "": it may move them.
+    unmoved: ClassVar[str] = ""
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = ""

@@ -102,10 +102,16 @@ def check_method(config: Config) -> None:
     check_start(config, aggregator, initializer)
     check_head(config, create_head(config.head.name, config.head.options), initializer)
     if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
-        if config.reinit.name not in ("auto", "average") or aggregator.reinits[0] != "average":
+        if aggregator.unmoved:
+            fitting = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
             raise InputError(
-                f"server_opt={config.server_opt.name}: needs clients that start from the global factors, "
-                f"reinit=average; got strategy={config.strategy.name}, reinit={config.reinit.name}"
+                f"server_opt={config.server_opt.name}: does not go with strategy={config.strategy.name}, "
+                f"{aggregator.unmoved}; these go: {', '.join(fitting)}"
+            )
+        if config.reinit.name not in ("auto", "average"):
+            raise InputError(
+                f"server_opt={config.server_opt.name}: needs clients that start from the global factors; "
+                f"got reinit={config.reinit.name}, choose one of: auto, average"
             )
     if _fixes_scales(config) and (isinstance(aggregator, Choosing) or config.adapter.ranks is not None):
         who = f"strategy={config.strategy.name}" if isinstance(aggregator, Choosing) else "adapter.ranks"

@@ -21,6 +21,7 @@ class FedSVD(FFALoRA):
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     why: ClassVar[str] = "which splits the product itself"
+    unmoved: ClassVar[str] = "whose A would lose its orthonormal rows"
     frozen: ClassVar[str] = "A"  # no option here: the split makes the rows of A orthonormal
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:

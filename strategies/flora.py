@@ -21,6 +21,7 @@ from strategies.aggregator import Aggregator
 class FLoRA(Aggregator):
     mixed_ranks: ClassVar[bool] = True
     reinits: ClassVar[tuple[str, ...]] = ("fresh", "svd", "orthonormal", "pissa", "gauge")
+    unmoved: ClassVar[str] = "whose clients do not start from the global factors"
     why: ClassVar[str] = "whose global factors have the rank of all clients together"
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:

@@ -19,4 +19,5 @@ class FRLoRA(FedIT):
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     mixed_ranks: ClassVar[bool] = False
     reinits: ClassVar[tuple[str, ...]] = ("pissa",)
+    unmoved: ClassVar[str] = "whose clients do not start from the global factors"
     why: ClassVar[str] = "which is this re-initialisation"

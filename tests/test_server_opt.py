@@ -8,13 +8,22 @@ import torch
 from clients.cohort import Cohort
 from clients.optimizers import create_optimizer
 from clients.site import Site
+from fedinit import wire
 from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
-from fedinit.factors import Factors
+from fedinit.factors import Factors, norm
+from strategies import AGGREGATORS
 from strategies.aggregator import Aggregate
 from strategies.federation import check_method, federate
 from strategies.server_opt import create_server_optimizer
 from tests.small import small_config
+
+MOVING = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config())
 
 
 def state(seed: int) -> Aggregate:
@@ -73,6 +82,48 @@ def test_a_state_of_another_shape_is_refused():
         create_server_optimizer("momentum").step(state(0), Aggregate(layers={"l": layer}))
 
 
+@pytest.mark.parametrize("name", MOVING)
+def test_momentum_in_a_run_of_every_method(site, monkeypatch, name):
+    """After each of three rounds the state is start + v with v ← βv + (aggregate − start), for every tensor there is;
+    the aggregate itself is another one."""
+    rounds, method = [], AGGREGATORS[name]
+    aggregate = method.aggregate
+
+    def noted(self, updates, round, previous=None):
+        rounds.append((previous, aggregate(self, updates, round, previous)))
+        return rounds[-1][1]
+
+    monkeypatch.setattr(method, "aggregate", noted)
+    words = ["evaluation=none", "rounds=3", "server_opt=momentum", "server_opt.beta=0.5", "client.lr=0.05"]
+    words += ["init=random_core"] if method.cores else []
+    outcome = federate(small_config(f"strategy={name}", *words), LocalGrid(Cohort(site), 3), site.backbone)
+    starts = [wire.to_tensors(start.layers, start.head) for start, _ in rounds]
+    states = [*starts[1:], wire.to_tensors(outcome.aggregate.layers, outcome.aggregate.head)]
+    velocity, moved = {}, 0.0
+    for start, state, (_, made) in zip(starts, states, rounds, strict=True):
+        for key, reached in wire.to_tensors(made.layers, made.head).items():
+            velocity[key] = 0.5 * velocity.get(key, 0) + (reached - start[key]).double()
+            torch.testing.assert_close(state[key].double(), start[key].double() + velocity[key], rtol=1e-5, atol=1e-6)
+            moved += float((state[key] - reached).norm())
+    assert moved > 0.01
+
+
+@pytest.mark.parametrize("words", [("strategy=flora",), ("strategy=fed_sb", "init=random_core")])
+def test_prox_in_a_run(site, words):
+    """The first step is at the start, where the term has no gradient: one step gives the same bits. Over more steps
+    clients stay nearer to where they began, here at a product of zero."""
+
+    def run(steps: int, prox: float) -> tuple[str, float]:
+        more = ("rounds=1", "evaluation=none", "client.lr=0.05", f"client.max_steps={steps}", f"client.prox={prox}")
+        config = small_config(*words, *more)
+        outcome = federate(config, LocalGrid(Cohort(Site(config)), 3), site.backbone)
+        return outcome.final_hash, sum(norm(f) ** 2 for f in outcome.aggregate.layers.values()) ** 0.5
+
+    assert run(1, 0.0) == run(1, 3.0)
+    (plain, far), (pulled, near) = run(4, 0.0), run(4, 3.0)
+    assert plain != pulled and near < 0.95 * far
+
+
 def test_prox_pulls_towards_the_start(client_config):
     """One SGD step from θ with gradient g is θ − lr(g + μ(θ − θ_start)), for every client of a bank on its own."""
     leaves = {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
@@ -89,9 +140,12 @@ def test_prox_pulls_towards_the_start(client_config):
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="server_opt=momentum: needs clients that start from the global factors"):
+    with pytest.raises(InputError, match="got reinit=fresh, choose one of: auto, average"):
         check_method(small_config("server_opt=momentum", "reinit=fresh"))
-    with pytest.raises(InputError, match="got strategy=flora"):
-        check_method(small_config("server_opt=adam", "strategy=flora"))
+    for name in ("flora", "frlora", "fedsvd"):
+        with pytest.raises(InputError, match=f"server_opt=adam: .*={name}, whose .*these go: fed_sb, fedex_lora"):
+            check_method(small_config("server_opt=adam", f"strategy={name}"))
+    starting = {name for name, method in AGGREGATORS.items() if method.reinits[0] == "average"}
+    assert set(MOVING) == starting - {"fedsvd"}
     with pytest.raises(InputError, match="server_opt.beta=1.0"):
         check_method(small_config("server_opt=momentum", "server_opt.beta=1.0"))
