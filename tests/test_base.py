@@ -8,7 +8,6 @@ import pytest
 import torch
 from flwr.app import Message
 
-from clients.bases import KEY
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import base, wire
@@ -22,7 +21,7 @@ from strategies.federation import check_method, client_ranks, federate
 from strategies.reinit import Gauge, Ground, create_reinit
 from tests.oracles import as_trained
 from tests.small import small_config
-from tests.test_reinit import Rounds
+from tests.test_reinit import Rounds, Tasks, Weights
 
 SHAPES = {"one": (7, 12), "two": (12, 9)}
 RANK, SCALE = 4, 2.0
@@ -151,41 +150,103 @@ def test_a_refused_client_comes_back_where_nothing_was_merged(site):
     assert [len(r.clients) for r in watch.seen] == [2, 3, 3]
 
 
-class Absent(LocalGrid):
-    """Client 0 is not there in rounds 2 to 4; notes what base the others and it hold after each round."""
+class Apart:
+    """Every node as a process of its own: a cohort each, so that no base is shared. Keeps what each client trained
+    from, {(round, client): (O, O + B A in float64)}."""
 
-    def __init__(self, *args, missing=(2, 3, 4), **options):
+    def __init__(self, site: Site):
+        self.site, self.cohorts, self.seen = site, {}, {}
+
+    def __call__(self, deliveries):
+        replies = []
+        for message, context in deliveries:
+            cohort = self.cohorts.setdefault(context.node_id, Tasks(self.site))
+            replies += cohort([(message, context)])
+            for key, (held, _, own) in cohort.seen.items():
+                zero = {n: torch.zeros(f.shape) for n, f in own.items()}
+                whole = {n: (zero | held)[n].double() + f.to(torch.float64).dense() for n, f in own.items()}
+                self.seen[key] = held, whole
+        return replies
+
+
+class Absent(LocalGrid):
+    """Client 0 is not there in some rounds; notes how each client is brought up to date, and in how many bytes."""
+
+    def __init__(self, *args, missing=(), **options):
         super().__init__(*args, **options)
-        self.missing, self.updates = missing, []
+        self.missing, self.updates = missing, {}
 
     def send_and_receive(self, messages, *, timeout=None):
         kept = []
         for m in messages:
-            config = m.content["config"] if "config" in m.content else {}
-            away = m.metadata.message_type == "train" and config["round"] in self.missing
-            if not (away and self.contexts[m.metadata.dst_node_id].node_config["partition-id"] == 0):
+            if m.metadata.message_type != "train":
                 kept.append(m)
-                if m.metadata.message_type == "train":
-                    self.updates.append((config["round"], m.metadata.dst_node_id, config["base-update"]))
+                continue
+            client = self.contexts[m.metadata.dst_node_id].node_config["partition-id"]
+            round = m.content["config"]["round"]
+            if client == 0 and round in self.missing:
+                continue
+            kept.append(m)
+            sent = wire.decode(m.content["base"]) if "base" in m.content else {}
+            versions = len({name.partition("/")[0] for name in sent})
+            size = sum(t.numel() * t.element_size() for t in sent.values())
+            self.updates[round, client] = m.content["config"]["base-update"], versions, size
         return super().send_and_receive(kept, timeout=timeout)
 
 
-@pytest.mark.parametrize("words", [("strategy=flora",), ("strategy=fedex_lora",), ("reinit=fresh",), ("reinit=pissa",)])
-def test_a_client_absent_for_three_rounds_has_the_others_base(site, words):
-    """It comes back in round 5, is brought up to date, and holds the same bytes as those that never left."""
-    config = small_config(*words, "rounds=6")
-    cohort = Cohort(site, persistent=True)
-    grid = Absent(cohort, 3)
-    outcome = federate(config, grid, site.backbone)
-    states = [c.state for c in grid.contexts.values()]
-    assert len({str(s[KEY]["key"]) for s in states}) == 1
-    offsets = [wire.decode(s["base-offset"]) for s in states]
-    for name in offsets[0]:
-        assert all(torch.equal(offsets[0][name], o[name]) for o in offsets[1:])
-        assert offsets[0][name].any()
-    assert outcome.rounds == 6
-    late = [how for round, node, how in grid.updates if round == 5 and node == min(grid.contexts)]
-    assert late == ["dense"]  # it was refused in rounds it missed, so nothing is taken for granted
+def held_as_by_the_server(config, site, missing=()) -> Absent:
+    """Runs it, and holds every client of every round to the server: the very bytes of its O, and its O + B A."""
+    clients, watch = Apart(site), Weights(site)
+    grid = Absent(clients, 3, missing=missing)
+    outcome = federate(config, grid, site.backbone, observers=[watch])
+    assert outcome.rounds == config.rounds and clients.seen.keys() == grid.updates.keys()
+    for (round, client), (held, whole) in clients.seen.items():
+        others = [base for (r, _), (base, _) in clients.seen.items() if r == round]
+        for name, weight in watch.after[round - 1].items():
+            assert all(torch.equal(held[name], other[name]) for other in others if held)
+            torch.testing.assert_close(whole[name], weight, rtol=1e-12, atol=1e-12, msg=f"{round} {client} {name}")
+    assert all(held[name].any() for held, _ in clients.seen.values() for name in held)
+    return grid
+
+
+def offset_bytes(site: Site) -> int:
+    """Of the whole offset, in float32."""
+    return sum(4 * d * k for d, k in site.targets.values())
+
+
+@pytest.mark.parametrize("missing", [(2, 3, 4), (1, 2, 3)], ids=["comes back", "comes late"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("strategy=flora",),
+        ("strategy=flora", "reinit=svd"),
+        ("strategy=fedex_lora",),
+        ("reinit=fresh",),
+        ("reinit=pissa",),
+    ],
+    ids="-".join,
+)
+def test_a_client_absent_for_three_rounds_has_the_others_base(site, words, missing):
+    """It comes in the round after, is sent the whole offset, since it was refused in rounds it missed and nothing is
+    taken for granted, and holds what those hold that never left; these are sent no more than that."""
+    grid = held_as_by_the_server(small_config(*words, "rounds=6", "evaluation.every=1"), site, missing)
+    late = missing[-1] + 1
+    assert [round for round, client in grid.updates if client == 0] == sorted({*range(1, 7)} - {*missing})
+    assert grid.updates[late, 0][0] == "dense" and grid.updates[late, 0][2] == offset_bytes(site)
+    assert all(size <= offset_bytes(site) for _, _, size in grid.updates.values())
+    if words == ("reinit=fresh",):  # a merge of rank four a layer
+        merge = sum(4 * RANK * (d + k) for d, k in site.targets.values())
+        assert grid.updates[late, 1] == ("merges", 1, merge) and grid.updates[late + 1, 0] == ("merges", 1, merge)
+
+
+@pytest.mark.parametrize("words", [("reinit=fresh",), ("strategy=flora", "reinit=svd"), ("reinit=pissa",)])
+def test_a_client_that_was_not_sampled_catches_up_by_merges(site, words):
+    """Two of three clients a round: who was left out for a round or more is sent all merges since, and adds them up to
+    the bytes that the others hold."""
+    config = small_config(*words, "rounds=7", "participation=0.67", "evaluation.every=1", "adapter.rank=2")
+    grid = held_as_by_the_server(config, site)
+    several = [entry for entry in grid.updates.values() if entry[0] == "merges" and entry[1] > 1]
+    assert several and all(size <= offset_bytes(site) for _, _, size in several)
 
 
 def test_clients_of_one_process_share_one_copy_of_the_base(site):
