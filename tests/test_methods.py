@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import orthogonal_procrustes
 
 from clients import own
 from clients.cohort import Cohort
@@ -23,6 +24,7 @@ from fedinit.spectra import spectrum, truncate
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.federation import check_method, federate
+from strategies.fedrot_lora import rotate
 from tests import oracles
 from tests.oracles import Clients, as_trained, draw_clients, layer_product
 from tests.small import small_config
@@ -270,6 +272,34 @@ def test_fedrot_undoes_rotations(c, seed):
         updates.append(Update(i, 1, {"layer": Factors(R.T @ start.A, start.B @ R)}, {}))
     made = create_aggregator("fedrot_lora").aggregate(updates, 2, Aggregate(layers={"layer": start}))
     torch.testing.assert_close(made.layers["layer"].dense(), start.dense(), rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(mixed(equal=True), st.integers(0, 1000))
+def test_fedrot_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
+    """Unrelated clients and a start that is none of them: each is turned by the orthogonal R of the least
+    ‖B_iR − B‖² + ‖RᵀA_i − A‖², which is SciPy's for [B_i; A_iᵀ] onto [B; Aᵀ], and better than any drawn one; the mean
+    of the turned factors is the aggregate."""
+    start = draw_clients(seed + 1, *c.factors()[0].shape, [len(c.A[0])]).factors()[0]
+    goal = np.vstack([start.B.numpy(), start.A.numpy().T])
+    rng, A, B = np.random.default_rng(seed), 0, 0
+
+    def miss(a, b, R):
+        return np.sum((b @ R - start.B.numpy()) ** 2) + np.sum((R.T @ a - start.A.numpy()) ** 2)
+
+    for a, b, p in zip(c.A, c.B, c.p, strict=True):
+        R = orthogonal_procrustes(np.vstack([b, a.T]), goal)[0]
+        turned = rotate(Factors(torch.tensor(a), torch.tensor(b)), start)
+        np.testing.assert_allclose(turned.B.numpy(), b @ R, rtol=1e-7, atol=1e-9)
+        least = np.sum((turned.B.numpy() - start.B.numpy()) ** 2) + np.sum((turned.A.numpy() - start.A.numpy()) ** 2)
+        for _ in range(20):
+            other = np.linalg.qr(rng.standard_normal(R.shape))[0]
+            assert least <= miss(a, b, other) * (1 + 1e-12)
+        assert least <= miss(a, b, np.eye(len(R))) * (1 + 1e-12)
+        A, B = A + p * R.T @ a, B + p * b @ R
+    made = create_aggregator("fedrot_lora").aggregate(c.updates(), 2, Aggregate(layers={"layer": start}))
+    np.testing.assert_allclose(made.layers["layer"].A.numpy(), A, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(made.layers["layer"].B.numpy(), B, rtol=1e-7, atol=1e-9)
 
 
 def test_rotations_harm_plain_averaging():
