@@ -31,13 +31,15 @@ class Cut(Aggregator):
     why: ClassVar[str] = "which drops components by their size, and with these would drop parts of W0"
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        found = spectrum(stack([p.to(torch.float64) for p in products], weights))
+        ideal = stack([p.to(torch.float64) for p in products], weights)
+        found = spectrum(ideal)
         rank = max(p.rank for p in products) if start is None else start.rank
-        return found.factors(rank, kept=self.kept(found.S))
+        return found.factors(rank, kept=self.kept(found.S, (*ideal.shape, ideal.rank)))
 
     @abstractmethod
-    def kept(self, S: Tensor) -> int:
-        """How many components of a spectrum S, falling, are kept; one at least."""
+    def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:
+        """How many components of a spectrum S, falling, are kept; one at least. sizes: (d, k, R) of the ideal update,
+        the product of a d×R and an R×k matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class FLoRIST(Cut):
     def __post_init__(self) -> None:
         within("strategy.energy", self.energy, 0, 1, open_low=True)
 
-    def kept(self, S: Tensor) -> int:
+    def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:
         held = S.square().cumsum(0)
         # A share that differs from τ by rounding only counts as reached.
         return int((held < self.energy * held[-1] * (1 - 1e-12)).sum()) + 1 if held[-1] > 0 else 1

@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import quad
 from scipy.linalg import orthogonal_procrustes
+from scipy.optimize import brentq
 
 from clients import own
 from clients.cohort import Cohort
@@ -25,6 +27,7 @@ from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.federation import check_method, federate
 from strategies.fedrot_lora import rotate
+from strategies.spectral import omega, spread
 from tests import oracles
 from tests.oracles import Clients, as_trained, draw_clients, layer_product
 from tests.small import small_config
@@ -372,6 +375,45 @@ def test_spectral_finds_the_signal_under_the_noise():
     assert int((made.B.norm(dim=0) > 1e-9).sum()) == 2
     signal, ideal = B @ A, oracles.ideal_update(c)
     assert np.linalg.norm(made.dense().numpy() - signal) < 0.8 * np.linalg.norm(ideal - signal)
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 0.25, 0.5, 0.75, 1.0])
+def test_omega_is_that_of_gavish_and_donoho(beta):
+    """Their λ(β) over the root of the Marchenko–Pastur median from quadrature, to 2e-4; their cubic approximation, to
+    their 0.02; and 4/√3 over the square median, 2.858, for a square matrix."""
+    low, high = (1 - beta**0.5) ** 2, (1 + beta**0.5) ** 2
+
+    def mass(top: float) -> float:
+        density = lambda x: np.sqrt(max((high - x) * (x - low), 0)) / (2 * np.pi * beta * x)  # noqa: E731
+        return quad(density, max(low, 1e-12), top, limit=200)[0]
+
+    median = brentq(lambda x: mass(x) - 0.5, low + 1e-9, high)
+    known = 2 * (beta + 1) + 8 * beta / (beta + 1 + np.sqrt(beta**2 + 14 * beta + 1))
+    np.testing.assert_allclose(omega(beta), np.sqrt(known / median), rtol=2e-4)
+    np.testing.assert_allclose(omega(beta), 0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43, atol=0.02)
+    assert abs(omega(1.0) - 2.858) < 1e-3
+
+
+@pytest.mark.parametrize("sizes", [(400, 300, 20), (200, 600, 40), (60, 300, 120), (60, 90, 4000)])
+def test_a_product_of_noise_is_spread_as_a_white_matrix_of_that_beta(sizes):
+    """Relative variance of the squared singular values, from twenty draws: m₁/m₂ + m₁/m₃ within a tenth. That of d and
+    k alone, min/max, is another one unless R is large (the negative control)."""
+    d, k, rank = sizes
+    rng, found = np.random.default_rng(0), []
+    for _ in range(20):
+        left, right = rng.standard_normal((d, rank)), rng.standard_normal((rank, k))
+        s2 = np.linalg.svd(left @ right, compute_uv=False)[: min(sizes)] ** 2
+        found.append(s2.var() / s2.mean() ** 2)
+    assert abs(np.mean(found) / spread(sizes) - 1) < 0.1
+    assert (abs(np.mean(found) / (min(d, k) / max(d, k)) - 1) < 0.1) == (rank == 4000)
+
+
+def test_spectral_has_a_lower_threshold_for_flat_products():
+    """Components of twice the median are signal on a layer of 400×300 at R = 20, β = 0.12, and noise at β = 1."""
+    S = torch.tensor([2.0, 2.0, *[1.0] * 18], dtype=torch.float64)
+    method = create_aggregator("spectral")
+    assert method.kept(S, (400, 300, 20)) == 2 and method.kept(S, (20, 20, 40)) == 1
+    assert create_aggregator("spectral", threshold=2.858).kept(S, (400, 300, 20)) == 1
 
 
 # -- personal factors ----------------------------------------------------------------------------------------------
