@@ -8,12 +8,14 @@
 
 Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They say what `init`
 writes into the folder and what `up` runs; `run` runs what the folder holds.
-Exit codes: 0 done, 1 a process or the run failed, 2 wrong input, 130 interrupted.
+Exit codes: 0 done, 1 a process or the run failed, 2 wrong input, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and
+SIGHUP.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -47,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DeployFailed as error:
         errors.print(f"failed: {error}")
         return 1
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        return 130
+    except KeyboardInterrupt as stopped:
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            errors.print("interrupted")
+        return getattr(stopped, "code", 130)
 
 
 def _main(argv: list[str], console: Console) -> int:

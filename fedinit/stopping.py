@@ -6,14 +6,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 LIMIT = 8.0  # seconds until the process ends anyhow, in whatever operation it is
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in the main thread by a signal. code: the exit code that a shell expects, 143 or 130."""
+    """Raised in the main thread by a signal. code: the exit code that a shell expects, 143, 130 or 129."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,28 +25,33 @@ _waiting: Stopped | None = None
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """Within, the signals raise Stopped; a second one, or LIMIT seconds, end the process at once. Does nothing outside
-    the main thread."""
+def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> Iterator[None]:
+    """Within, the first of the signals raises Stopped; a second one, or `limit` seconds, end the process at once. With
+    no limit they do not: what is to be ended first takes its own time. Does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    first: list[Stopped] = []
     timers: list[threading.Timer] = []
 
     def stop(number: int, frame: object) -> None:
         global _waiting
         stopped = Stopped(number)
-        if timers:
+        if first and limit is None:
+            return
+        if first:
             os._exit(stopped.code)
-        timers.append(threading.Timer(LIMIT, os._exit, [stopped.code]))
-        timers[0].daemon = True
-        timers[0].start()
+        first.append(stopped)
+        if limit is not None:
+            timers.append(threading.Timer(limit, os._exit, [stopped.code]))
+            timers[0].daemon = True
+            timers[0].start()
         if _shielded:
             _waiting = stopped
         else:
             raise stopped
 
-    before = {number: signal.signal(number, stop) for number in SIGNALS}
+    before = {number: signal.signal(number, stop) for number in signals}
     try:
         yield
     finally:

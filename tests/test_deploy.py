@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from fedinit import cli, site_settings
 from fedinit.compose import compose_config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
-from fedinit.deploy.processes import DeployFailed, Process, descendants, environment
+from fedinit.deploy.processes import environment
 from fedinit.run_config import from_run_config
 from tests.small import WORDS
 
@@ -232,39 +231,3 @@ def test_an_app_edited_into_something_wrong_is_named(made, tmp_path):
     project = folder / "app/pyproject.toml"
     project.write_text(project.read_text().replace("rounds = 2", "rounds = 0"))
     assert cli.main(["deploy", "run", str(folder)]) == 2
-
-
-# -- processes -----------------------------------------------------------------------------------------------------
-
-PARENT = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
-PARENT += "start_new_session=True); print('ready', flush=True); time.sleep(600)"
-
-
-def started(tmp_path: Path, code: str) -> Process:
-    process = Process("parent", [sys.executable, "-c", code], tmp_path / "log")
-    for _ in range(600):
-        if "ready" in (tmp_path / "log").read_text():
-            return process
-        time.sleep(0.1)
-    raise AssertionError("it never started")
-
-
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_nothing_that_was_started_outlives_its_end(tmp_path, how):
-    """Not even a grandchild in a session of its own, as Flower starts its executors, nor one that ignores Ctrl-C."""
-    process = started(tmp_path, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " + PARENT)
-    family = [process.pid, *descendants(process.pid)]
-    assert len(family) == 2
-    process.stop(seconds=0.5) if how == "stop" else process.kill()
-    time.sleep(0.2)
-    for pid in family:
-        state = Path(f"/proc/{pid}/stat")
-        assert not state.exists() or ") Z " in state.read_text()
-
-
-def test_a_process_that_ends_early_is_shown_with_what_it_said(tmp_path):
-    process = started(tmp_path, "print('ready'); print('cannot bind'); raise SystemExit(3)")
-    process._process.wait()
-    with pytest.raises(DeployFailed, match="parent ended with exit code 3:\n  ready\n  cannot bind"):
-        process.check()
-    process.stop()

@@ -8,15 +8,21 @@ from __future__ import annotations
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fedinit import site_settings
 from fedinit.config import Config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
-from fedinit.deploy.processes import Process, check_port_free, environment, free_port, wait_for_port
+from fedinit.deploy.processes import (
+    Process,
+    check_port_free,
+    environment,
+    free_port,
+    stop_all,
+    wait_for_port,
+)
+from fedinit.stopping import SIGNALS, listening, unbroken
 
 
 class LocalFederation:
@@ -44,11 +50,13 @@ class LocalFederation:
             self.start_supernode(site)
 
     def start_superlink(self) -> None:
-        self.superlink = self._start("SuperLink", self.server.folder / "superlink.sh")
+        with unbroken():  # a process that runs is one that `stop` knows
+            self.superlink = self._start("SuperLink", self.server.folder / "superlink.sh")
         wait_for_port(self.port, self.superlink)
 
     def start_supernode(self, site: int) -> None:
-        self.supernodes[site] = self._start(f"SuperNode {site}", self.folder / f"site-{site}" / "supernode.sh")
+        with unbroken():
+            self.supernodes[site] = self._start(f"SuperNode {site}", self.folder / f"site-{site}" / "supernode.sh")
 
     def check(self) -> None:
         """Raises DeployFailed for a process that has ended."""
@@ -56,9 +64,8 @@ class LocalFederation:
             process.check()
 
     def stop(self) -> None:
-        """The SuperNodes first, which say goodbye to the SuperLink."""
-        for process in reversed(self._processes()):
-            process.stop()
+        """Whatever runs, all at once; within STOP_SECONDS."""
+        stop_all(self._processes())
 
     def _processes(self) -> list[Process]:
         return [p for p in (self.superlink, *self.supernodes.values()) if p is not None]
@@ -72,13 +79,14 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say)
     """One run in a federation that is taken down again, whatever happens. Its logs are kept where it failed.
 
     config: with an absolute output_dir, since the ServerApp runs in a folder of its own.
-    Raises InputError, DeployFailed; KeyboardInterrupt passes through once everything has ended.
+    Raises InputError, DeployFailed; Stopped, for Ctrl-C, SIGTERM and SIGHUP, once everything has ended.
     """
-    folder = Path(tempfile.mkdtemp(prefix="fedinit-"))
-    federation = LocalFederation(folder, config, sites, secure, port)
-    kept = True
-    try:
-        with _terminable():
+    with listening(_signals(), limit=None):
+        folder = Path(tempfile.mkdtemp(prefix="fedinit-"))
+        federation, kept = None, False
+        try:
+            federation = LocalFederation(folder, config, sites, secure, port)
+            kept = True
             federation.start()
             how = "TLS, registered keys" if secure else "insecure"
             say(f"SuperLink on 127.0.0.1:{federation.port}, {sites} SuperNodes ({how})")
@@ -86,24 +94,17 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say)
             say(f"run {run}")
             federation.server.wait(run, federation.check)
             kept = False
-    finally:
-        federation.stop()
-        if kept:
-            say(f"logs: {folder}")
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            with unbroken():
+                if federation is not None:
+                    federation.stop()
+                if kept:
+                    say(f"logs: {folder}")
+                else:
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what was started is ended too."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
+def _signals() -> list[int]:
+    """SIGHUP too, which a terminal sends when it is closed, except under nohup."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [*SIGNALS, *hung_up]

@@ -14,6 +14,7 @@ from pathlib import Path
 import fedinit
 from fedinit.errors import InputError
 
+STOP_SECONDS = 8.0  # what processes that are asked to end have, all of them together, until they are killed
 
 class DeployFailed(RuntimeError):
     """A process or a run of a federation ended badly. The message says which, and holds what it printed last."""
@@ -57,23 +58,34 @@ class Process:
             _signal(pid, signal.SIGKILL)
         self._process.wait()
 
-    def stop(self, seconds: float = 15.0) -> None:
-        """Ask it to end, wait, then end what is left of it and of all that it started."""
-        family = descendants(self.pid)
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and (self._process.poll() is None or any(map(_alive, family))):
-            time.sleep(0.1)
-        if self._process.poll() is None:
-            family = [self.pid, *descendants(self.pid), *family]
-        for pid in family:
-            _signal(pid, signal.SIGKILL)
-        self._process.wait()
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        stop_all([self], seconds)
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes that `pid` started, and those that they started. Needs /proc; elsewhere the list is empty."""
+def stop_all(processes: Sequence[Process], seconds: float = STOP_SECONDS) -> None:
+    """Ask all of them to end, give them `seconds` together, then end what is left of them and of what they started."""
+    family = {process.pid for process in processes if process.running()}
+
+    def left() -> set[int]:
+        family.update(descendants(*family))  # again and again: one that is ending may start another
+        return {pid for pid in family if _alive(pid)} | {p.pid for p in processes if p.running()}
+
+    for pid in left() & {process.pid for process in processes}:
+        _signal(pid, signal.SIGINT)
+    deadline = time.monotonic() + seconds
+    while left() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in left():
+        _signal(pid, signal.SIGKILL)
+    for process in processes:
+        process._process.wait()
+
+
+def descendants(*pids: int) -> list[int]:
+    """The processes that these started, and those that they started. Needs /proc; elsewhere the list is empty."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -82,7 +94,7 @@ def descendants(pid: int) -> list[int]:
         except (OSError, ValueError, IndexError):
             continue  # it ended while we looked
         children.setdefault(parent, []).append(int(entry.parent.name))
-    found, open_ = [], [pid]
+    found, open_ = [], list(pids)
     while open_:
         below = children.get(open_.pop(), [])
         found += below
