@@ -43,11 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         return _main(list(sys.argv[1:] if argv is None else argv), console)
-    except InputError as error:
-        errors.print(f"error: {error}")
+    except ValueError as error:  # InputError, and what a file that is no JSON or no text raises
+        errors.print("error: " + " ".join(str(error).splitlines()))
         return 2
     except DeployFailed as error:
         errors.print(f"failed: {error}")
+        return 1
+    except OSError as error:
+        errors.print(f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))
         return 1
     except KeyboardInterrupt as stopped:
         with contextlib.suppress(OSError):  # the terminal may be what is gone
@@ -74,7 +77,7 @@ def _main(argv: list[str], console: Console) -> int:
     elif options.command == "up":
         config = _configuration(words)
         config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
-        sites = _sites(config) if options.sites is None else options.sites
+        sites = _sites(config, options.sites)
         run_locally(config, sites, not options.insecure, options.port, say)
         _show_result(config, run_folder.place(config), console)
     elif options.command == "register":
@@ -120,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _init(options: argparse.Namespace, words: Sequence[str], say) -> None:
     config = _configuration(words)
-    sites = _sites(config) if options.sites is None else options.sites
+    sites = _sites(config, options.sites)
     federation = layout.Federation(
         hosts=options.host or ["127.0.0.1"],
         port=options.port,
@@ -153,17 +156,30 @@ def _configuration(words: Sequence[str]) -> Config:
     return config
 
 
-def _sites(config: Config) -> int:
-    """How many sites a configuration has, as far as it says so itself."""
+def _sites(config: Config, given: int | None) -> int:
+    """How many sites there are to be: a client each. Raises InputError where `given` (--sites) is not what the
+    configuration says, as far as it says so itself, and where neither says it."""
+    said = _clients(config)
+    if given is None and said is None:
+        raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
+    if None not in (given, said) and given != said:
+        raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
+    return said if given is None else given
+
+
+def _clients(config: Config) -> int | None:
     if config.partition.clients is not None:
         return config.partition.clients
     if config.partition.name == "pooled":
         return 1
-    if config.partition.name == "domain" and (config.data.domains or config.data.name == "digits"):
-        from fedinit.data.digits import DOMAINS  # with all of scikit-learn
+    if config.partition.name in ("domain", "dirichlet"):
+        if config.data.domains is not None:
+            return len(config.data.domains)
+        if config.data.name == "digits":
+            from fedinit.data.digits import DOMAINS  # with all of scikit-learn
 
-        return len(config.data.domains or DOMAINS)
-    raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
+            return len(DOMAINS)
+    return None
 
 
 def _show_result(config: Config, folder: Path, console: Console) -> None:

@@ -26,7 +26,7 @@ from flwr.common.config import parse_config_args
 import fedinit
 from fedinit import cli, site_settings
 from fedinit.compose import compose_config
-from fedinit.deploy import layout
+from fedinit.deploy import flower, layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import environment
 from fedinit.run_config import from_run_config
@@ -194,7 +194,15 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init"], "folder; see fedinit --help"),
         (["deploy", "init", "{made}"], "is there already; keys are not overwritten"),
         (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
-        (["deploy", "init", "{new}", "--sites", "0"], "--sites and --days: expected 1 or more"),
+        (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
+        (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
+        (["deploy", "init", "{new}", "data.root='a\"b'"], "a setting of a site can hold no quote"),
+        (["deploy", "init", "{new}", "--sites", "0"], "--sites 0: the configuration makes 6 clients"),
+        (["deploy", "init", "{new}", "--sites", "1", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
+        (["deploy", "init", "{new}", "--sites", "9", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
+        (["deploy", "init", "{new}", "--sites", "2", "partition.clients=12"], "--sites 2: the configuration makes 12"),
+        (["deploy", "up", "--sites", "3", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
+        (["deploy", "init", "{new}", "--sites", "0", "data=image_folder"], "--sites and --days: expected 1 or more"),
         (["deploy", "init", "{new}", "--days", "0"], "--days"),
         (["deploy", "init", "{new}", "partition=iid", "partition.clients=null", "--hosts", "x"], "--hosts"),
         (["deploy", "init", "{new}", "round=3"], "round: no such key (did you mean 'rounds'?)"),
@@ -223,6 +231,37 @@ def test_a_port_in_use_is_one_line_and_starts_nothing(capsys):
         port = taken.getsockname()[1]
         assert cli.main(["deploy", "up", *WORDS, "--port", str(port)]) == 2
     assert f"something else listens on 127.0.0.1:{port}; choose another port" in capsys.readouterr().err
+
+
+def test_a_federation_that_cannot_be_made_leaves_no_part_of_it(tmp_path, monkeypatch, capsys):
+    """The same words again, once they are right, are not refused for what the first left."""
+    assert cli.main(["deploy", "init", str(tmp_path / "f"), *WORDS, "data.root='a\"b'"]) == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "f").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(layout.certificates, "write_node_key", lambda folder: (folder / "node.key" / "x").read_text())
+        assert init(tmp_path / "f") == 1  # as where the disk is full
+    assert list((tmp_path / "f").iterdir()) == []
+    assert capsys.readouterr().err.splitlines()[1].startswith("failed: No such file or directory")
+    assert init(tmp_path / "f") == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"port": 8000}', '{"port": "x", "secure": true}', "\udcff"])
+def test_facts_edited_into_something_wrong_are_named(made, tmp_path, capsys, text):
+    server = tmp_path / "server"
+    shutil.copytree(made / "server", server)
+    (server / "federation.json").write_text(text, errors="surrogateescape")
+    for command in ("register", "run", "status"):
+        assert cli.main(["deploy", command, str(server)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {server / 'federation.json'}: ") and said.count("\n") == 1
+
+
+def test_a_server_that_does_not_answer_is_one_line(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "server", tmp_path / "server")
+    monkeypatch.setattr(flower, "ANSWER_SECONDS", 0.01)
+    assert cli.main(["deploy", "status", str(tmp_path / "server")]) == 1
+    assert capsys.readouterr().err == "failed: flwr supernode: no answer in 0.01 s; does the SuperLink run?\n"
 
 
 def test_an_app_edited_into_something_wrong_is_named(made, tmp_path):

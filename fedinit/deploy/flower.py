@@ -18,11 +18,13 @@ import tomli
 import tomli_w
 
 from fedinit.config import Config
+from fedinit.deploy.layout import PROJECT
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.errors import InputError
 from fedinit.run_config import from_run_config
 
 CONNECTION = "federation"
+ANSWER_SECONDS = 300.0  # what `flwr` has to answer, at the most
 POLL_SECONDS = (1.0, 10.0)  # between two questions after a run, at first and at most: each starts a `flwr`
 
 
@@ -42,7 +44,15 @@ class Server:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return json.loads((self.folder / "federation.json").read_text())
+        """port, secure. Raises InputError for a file in which they are not."""
+        file = self.folder / "federation.json"
+        try:
+            facts = json.loads(file.read_text())
+            return {"port": int(facts["port"]), "secure": bool(facts["secure"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'{file}: {type(error).__name__}: {error}; expected {{"port": 8000, "secure": true}}'
+            ) from error
 
     @property
     def app(self) -> Path:
@@ -51,10 +61,10 @@ class Server:
     def config(self) -> Config:
         """The configuration that the app carries. Raises InputError when it was edited into something wrong."""
         try:
-            project = tomli.loads((self.app / "pyproject.toml").read_text())
+            project = tomli.loads((self.app / PROJECT).read_text())
             return from_run_config(project["tool"]["flwr"]["app"]["config"])
-        except (OSError, KeyError, tomli.TOMLDecodeError) as error:
-            raise InputError(f"{self.app / 'pyproject.toml'}: {error}") from error
+        except (OSError, KeyError, TypeError, tomli.TOMLDecodeError) as error:
+            raise InputError(f"{self.app / PROJECT}: {error}") from error
 
     def register(self) -> list[str]:
         """Register every key in sites/ that is not registered yet; returns the names of the new ones."""
@@ -112,7 +122,11 @@ class Server:
     def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
         home = self.folder / "flwr"
         self._write_connection(home)
-        return subprocess.run(["flwr", *words], env=environment(home), capture_output=True, text=True, timeout=300)
+        command, env, limit = ["flwr", *words], environment(home), ANSWER_SECONDS
+        try:
+            return subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit)
+        except subprocess.TimeoutExpired as error:
+            raise DeployFailed(f"flwr {words[0]}: no answer in {limit:g} s; does the SuperLink run?") from error
 
     def _write_connection(self, home: Path) -> None:
         """Where `flwr` finds the SuperLink. Written anew each time, since it holds absolute paths."""

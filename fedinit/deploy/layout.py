@@ -25,6 +25,7 @@ from fedinit.deploy import certificates
 from fedinit.errors import InputError
 from fedinit.run_config import to_run_config
 
+PROJECT = "pyproject.toml"  # of the app
 ALWAYS = ("localhost", "127.0.0.1")  # the operator's own tools reach the server by these
 
 
@@ -58,33 +59,58 @@ class Federation:
 
 
 def make(folder: Path, federation: Federation, config: Config, settings: Mapping[str, str]) -> None:
-    """Write the whole folder. `settings`: a site's own (--node-config), the same for every site until edited.
+    """Write the whole folder, or nothing. `settings`: a site's own (--node-config), the same for each until edited.
 
-    Raises InputError for a folder that is there already: keys are never overwritten.
+    Raises InputError for a setting that cannot be written, for a folder that is there already (keys are never
+    overwritten), and for one that cannot be made.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
-    server = folder / "server"
-    (server / "sites").mkdir(parents=True)
-    if federation.secure:
-        _keys(folder, federation)
-    _script(server / "superlink.sh", _superlink(federation))
-    (server / "fedinit-superlink.service").write_text(_unit("server", "superlink", federation))
-    (server / "federation.json").write_text(
-        json.dumps({"port": federation.port, "secure": federation.secure, "sites": len(federation.node_ports)}) + "\n"
-    )
-    write_app(server / "app", config)
+    files = _files(federation, config, settings)
+    try:
+        existed = folder.exists()
+        if existed and any(folder.iterdir()):
+            raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
+    try:
+        for name, text in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+            if name.endswith(".sh"):
+                (folder / name).chmod(0o755)
+        if federation.secure:
+            _keys(folder, federation)
+    except BaseException:
+        for child in folder.iterdir():
+            shutil.rmtree(child, ignore_errors=True)
+        if not existed:
+            folder.rmdir()
+        raise
+
+
+def _files(federation: Federation, config: Config, settings: Mapping[str, str]) -> dict[str, str]:
+    """{path in the folder: text}, of all but the keys."""
+    facts = {"port": federation.port, "secure": federation.secure}
+    files = {
+        "server/superlink.sh": _superlink(federation),
+        "server/fedinit-superlink.service": _unit("server", "superlink", federation),
+        "server/federation.json": json.dumps(facts) + "\n",
+        f"server/app/{PROJECT}": _project(config),
+    }
     for i, port in enumerate(federation.node_ports):
-        site = folder / f"site-{i}"
-        site.mkdir(exist_ok=True)
         own = {"partition-id": i, "num-partitions": len(federation.node_ports), "state-dir": "state", **settings}
-        _script(site / "supernode.sh", _supernode(federation, own, port))
-        (site / "fedinit-supernode.service").write_text(_unit(f"site-{i}", "supernode", federation))
+        files[f"site-{i}/supernode.sh"] = _supernode(federation, own, port)
+        files[f"site-{i}/fedinit-supernode.service"] = _unit(f"site-{i}", "supernode", federation)
+    return files
 
 
 def write_app(folder: Path, config: Config) -> None:
     """The Flower app: one project file, which holds the whole resolved configuration. No code, no data."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / PROJECT).write_text(_project(config))
+
+
+def _project(config: Config) -> str:
     project = {
         "project": {
             "name": "fedinit",
@@ -102,12 +128,13 @@ def write_app(folder: Path, config: Config) -> None:
             }
         },
     }
-    (folder / "pyproject.toml").write_text(tomli_w.dumps(project))
+    return tomli_w.dumps(project)
 
 
 def _keys(folder: Path, federation: Federation) -> None:
     authority_folder, server = folder / "ca", folder / "server"
     authority_folder.mkdir()
+    (server / "sites").mkdir()
     authority = certificates.Authority.create("fedinit federation", federation.days)
     certificates.write_key(authority_folder / "ca.key", authority.key)
     names = list(dict.fromkeys([*federation.hosts, *ALWAYS]))
@@ -181,11 +208,6 @@ ReadWritePaths={place}
 [Install]
 WantedBy=multi-user.target
 """
-
-
-def _script(path: Path, text: str) -> None:
-    path.write_text(text)
-    path.chmod(0o755)
 
 
 def _toml(key: str, value: object) -> str:
