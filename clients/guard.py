@@ -6,6 +6,7 @@ means. Weights that a message might carry for it are refused, not loaded.
 
 from __future__ import annotations
 
+import numpy as np
 from flwr.app import ArrayRecord, Message
 
 from clients.site import Site
@@ -13,6 +14,7 @@ from fedinit import base, wire
 from fedinit.errors import InputError
 from fedinit.factors import PARTS
 
+ORTHONORMAL = 1e-3  # how far an entry of QᵀQ may be from the identity's; float32 leaves 1e-6
 RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
 
 
@@ -50,12 +52,21 @@ def _arrays(message: Message, record: str):
 
 
 def _basis(name: str, array, site: Site) -> None:
-    """What a statistic is projected on: columns for the inputs or the outputs of an adapted layer."""
+    """What a statistic is projected on: orthonormal columns for the inputs or the outputs of an adapted layer. A longer
+    one would carry more of an image than the noise is made for, and one that repeats would have noise averaged out."""
     layer = name.rpartition("/")[0]
     if layer not in site.targets:
         raise InputError(f"the server sent {name!r}, which belongs to no adapted layer")
     rows = array.shape[0] if len(array.shape) == 2 and array.shape[0] in site.targets[layer] else site.targets[layer][1]
-    _shape(name, array, (rows, *array.shape[1:2]))
+    columns = (array.shape[1:2] or (0,))[0]
+    _shape(name, array, (rows, columns))
+    if columns > rows or not _off_orthonormal(array.numpy().astype(np.float64)) <= ORTHONORMAL:
+        raise InputError(f"the server sent {name} with columns that are not orthonormal to {ORTHONORMAL:g}")
+
+
+def _off_orthonormal(basis: np.ndarray) -> float:
+    """The largest entry of |QᵀQ - I|; NaN where one of Q is."""
+    return np.abs(basis.T @ basis - np.eye(basis.shape[1])).max(initial=0.0)
 
 
 def _factor(name: str, array, site: Site) -> None:

@@ -72,3 +72,61 @@ def test_a_client_refuses(site, change, expected):
 def test_an_untouched_round_is_refused_by_nobody(site):
     """The control of the test above. (A merged base passes too: tests/test_base.py runs through the same guard.)"""
     assert tampered(site, lambda content: None) == []
+
+
+def twice_as_long(basis):
+    return basis * 2
+
+
+def one_direction_many_times(basis):
+    return basis[:, :1].repeat(1, basis.shape[1])
+
+
+def not_numbers(basis):
+    return basis * float("nan")
+
+
+def as_wide_as_may_be(basis):
+    return torch.cat([basis] * 10, 1)
+
+
+def slightly_off(basis):
+    return basis * 1.002
+
+
+def rounded(basis):
+    return basis * 1.0002
+
+
+@pytest.mark.parametrize(
+    ("spoil", "refused"),
+    [
+        (twice_as_long, True),
+        (one_direction_many_times, True),
+        (not_numbers, True),
+        (as_wide_as_may_be, True),
+        (slightly_off, True),
+        (rounded, False),
+        (lambda basis: basis, False),
+    ],
+)
+@pytest.mark.parametrize("start", [("init=eva", "init.sketch=nystrom"), ("init=lora_ga", "init.sketch=sketch")])
+def test_a_client_refuses_a_basis_that_is_not_orthonormal(site, start, spoil, refused):
+    """The noise is made for one that is. The last is the control: an honest run of two passes is refused by nobody."""
+    words = (*start, "init.examples=32", "init.clip=1.0", "rounds=1", "evaluation=none", "client.max_steps=1")
+    seen = []
+
+    def handler(deliveries):
+        for message, context in deliveries:
+            bases = wire.decode(message.content[wire.ASKED]) if wire.ASKED in message.content else {}
+            if bases and context.node_config["partition-id"] == 0:
+                seen.extend(bases)
+                message.content[wire.ASKED] = wire.encode({name: spoil(basis) for name, basis in bases.items()})
+        replies = cohort(deliveries)
+        reasons.extend(reply.error.reason for reply in replies if reply.has_error())
+        return replies
+
+    cohort, reasons = Cohort(site), []
+    federate(small_config(*words), LocalGrid(handler, 3), site.backbone)
+    assert len(seen) == 4 and len(reasons) == refused  # a basis for each layer, in the second pass
+    assert all("with columns that are not orthonormal to 0.001" in reason for reason in reasons)
