@@ -36,7 +36,8 @@ def _cohort(run_config: str, node_config: str, client: int | None):
     from clients.cohort import Cohort
     from clients.site import Site
 
-    return Cohort(Site(_configured(run_config, node_config)[1], client), persistent=True)
+    site = Site(_configured(run_config, node_config)[1], client)
+    return Cohort(site, persistent=True, deployed=not simulated())
 
 
 def simulated() -> bool:

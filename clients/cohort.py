@@ -55,9 +55,10 @@ class Cohort:
     again.
     """
 
-    def __init__(self, site: Site, persistent: bool = False) -> None:
-        """persistent: clients keep their base in their Context, for when the next message meets a new process."""
-        self.site, self.bases = site, Bases(persistent)
+    def __init__(self, site: Site, persistent: bool = False, deployed: bool = False) -> None:
+        """persistent: clients keep their base in their Context, for when the next message meets a new process.
+        deployed: the server is another's, so noise is drawn with a secret of the client's or not at all."""
+        self.site, self.bases, self.deployed = site, Bases(persistent), deployed
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
         # Records are replaced whole, never changed in place, so that a shallow copy is a state of its own.
@@ -134,7 +135,7 @@ class Cohort:
 
         def answer(bank: Bank, place: int, context: Context) -> RecordDict:
             question, part = asked[place], site.partition(_partition_id(context))
-            secret = str(context.node_config.get("noise-secret", ""))
+            secret = _secret(context)
             if question.adapter is None:
                 bank.bare()
             else:
@@ -159,10 +160,19 @@ class Cohort:
         tensors = wire.decode(message.content[wire.ASKED])
         if "trainable" not in config:
             head = {name[len(wire.HEAD) :]: value for name, value in sent.items()}
-            return Asked(Request.from_json(str(config["request"]), tensors, head))
+            return Asked(self._secured(Request.from_json(str(config["request"]), tensors, head), context))
         adapter, head = self._received(message, context)
         request, base = Request.from_json(str(config["request"]), tensors, head), self.bases.receive(message, context)
-        return Asked(request, adapter, frozenset(config["trainable"]), base)
+        return Asked(self._secured(request, context), adapter, frozenset(config["trainable"]), base)
+
+    def _secured(self, request: Request, context: Context) -> Request:
+        """Raises InputError for noise that the server could draw again, and take off."""
+        if self.deployed and request.sampling.noise and not _secret(context):
+            raise InputError(
+                "the run asks for noise, and this site has no secret to draw it with: start the node with "
+                "--node-config 'noise-secret=\"…\"'"
+            )
+        return request
 
     def _train(self, deliveries: Sequence[Delivery]) -> list[Message]:
         made: list[Task | Message] = [self._attempt(self._task, m, c, "start") for m, c in deliveries]
@@ -361,6 +371,10 @@ def _partition_id(context: Context) -> int:
         what = "this node has no partition-id" if given is None else f"partition-id={given}: expected a whole number"
         raise InputError(f"{what}; start it with --node-config 'partition-id=0 …'")
     return given
+
+
+def _secret(context: Context) -> str:
+    return str(context.node_config.get("noise-secret", ""))
 
 
 def _error(message: Message, reason: str) -> Message:

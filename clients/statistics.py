@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clients import batches
 from fedinit.data.dataset import Dataset
+from fedinit.digest import of_tensors
 from fedinit.lora import Bank
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
@@ -60,8 +61,8 @@ def measure(
             for key, value in statistics[layer].measure(values, other).items():
                 sums[f"{layer}/{key}"] += value.double().cpu()
     if sampling.noise:
-        # A stream for each pass: of two passes with one, the difference would have no noise.
-        draw = torch_generator(request.seed, "init.noise", client, secret, request.digest)
+        # By the sums too: the same noise on those of all images and of a part of them leaves their difference bare.
+        draw = torch_generator(request.seed, "init.noise", client, secret, of_tensors(sums))
         disturb(sums, statistics, rows, sampling, draw)
     if sampling.weighting == "uniform":
         for layer in statistics:

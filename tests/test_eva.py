@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from clients.statistics import clip, disturb, part_of, thin
+from clients.statistics import clip, part_of, thin
 from fedinit.initializers import create_initializer
 from fedinit.initializers.eva import redistribute
 from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.initializers.measured import Moments, moments
-from fedinit.seeding import torch_generator
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, pack, unpack
 
 K, RANK, ROWS = 40, 4, 300
@@ -296,26 +295,6 @@ def test_one_image_changes_no_sum_by_more_than_the_sensitivity(kind):
             assert float(change[key].norm()) <= most * (1 + 1e-9)
             if line:
                 assert float(change[key].norm()) > most * (0.7 if key == "gram" else 0.9)
-
-
-def test_two_passes_of_noise_are_two_draws():
-    """The difference of two releases with one draw would have none; the same pass again draws the same."""
-    sampling = Sampling(clip=1.0, noise=1.0)
-
-    def noise(**changes: object) -> Tensor:
-        facts = dict(source="inputs", layers={"l": "gram"}, shapes={"l": (30, K)}, seed=0, sampling=sampling)
-        request = Request(**{**facts, **changes})
-        statistics = create_statistics(request)
-        sums = {f"l/{key}": torch.zeros(s, dtype=torch.float64) for key, s in statistics["l"].shapes().items()}
-        draw = torch_generator(request.seed, "init.noise", 0, "secret", request.digest)
-        disturb(sums, statistics, {"l": 1}, sampling, draw)
-        return sums["l/sum"]
-
-    first = noise()
-    assert torch.equal(first, noise())
-    others = {"options": {"pilot": True}, "tensors": {"l/basis": torch.ones(K, 2)}, "head": {"weight": first}}
-    for name, other in others.items():
-        assert not torch.equal(first, noise(**{name: other}))
 
 
 def test_rows_of_an_image_are_drawn_by_the_image():

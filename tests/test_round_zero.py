@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
+from clients.client_app import _cohort
 from clients.client_app import app as client_app
 from clients.cohort import Cohort
 from clients.site import Site
@@ -185,6 +186,47 @@ def test_noise_depends_on_the_sites_secret(site):
     assert not torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
     plain = Request.from_json(asked.to_json().replace('"noise": 0.1', '"noise": 0.0'), {}, {})
     assert torch.equal(answer(site, plain, "a"), answer(site, plain, "b"))
+
+
+def test_no_two_sums_carry_the_same_noise(site):
+    """Else a server that asks for all images and for a part of them takes the noise off by a subtraction."""
+    layer, noises = "blocks.0.attn.proj", []
+    for share in (1.0, 0.25):
+        sampling = Sampling(examples=64, clip=1.0, noise=0.1, share=share)
+        asked = Request(source="inputs", layers={layer: "gram"}, shapes={layer: (24, 24)}, seed=0, sampling=sampling)
+        plain = Request.from_json(asked.to_json().replace('"noise": 0.1', '"noise": 0.0'), {}, {})
+        noises.append(answer(site, asked, "a") - answer(site, plain, "a"))
+    cosine = torch.dot(*(noise.flatten() / noise.norm() for noise in noises))
+    assert len(noises[0]) == 24 * 25 // 2 and abs(cosine) < 0.3  # 1 for the same draw, 0.06 for independent ones
+
+
+NOISY = ("init=eva", "init.examples=32", "init.clip=1.0", "init.noise=0.1", "rounds=1", "evaluation=none")
+
+
+@pytest.mark.parametrize(
+    ("simulated", "secret", "refused"),
+    [(False, "", True), (False, None, True), (False, "s", False), (True, None, False)],
+)
+def test_a_deployed_site_adds_no_noise_that_the_server_can_draw(site, monkeypatch, simulated, secret, refused):
+    """Without a secret it is a function of the run's seed. In a simulation there is nobody to keep it from."""
+    monkeypatch.setattr("clients.client_app.simulated", lambda: simulated)
+    _cohort.cache_clear()
+    run_config = {"overrides": " ".join(f'"{word}"' for word in (*WORDS, *NOISY))}
+
+    def handler(deliveries):
+        own = {} if secret is None else {"noise-secret": secret}
+        nodes = [(m, Context(c.run_id, c.node_id, c.node_config | own, c.state, run_config)) for m, c in deliveries]
+        return [client_app(message, context) for message, context in nodes]
+
+    grid = LocalGrid(handler, 3, run_config=run_config)
+    try:
+        if refused:
+            with pytest.raises(RunFailed, match="start the node with --node-config 'noise-secret="):
+                federate(small_config(*NOISY), grid, site.backbone)
+        else:
+            assert federate(small_config(*NOISY), grid, site.backbone).start["clients"] == 3
+    finally:
+        _cohort.cache_clear()
 
 
 def answer(site, asked, secret):

@@ -17,7 +17,6 @@ adapters   forward and backward with adapters and head in place; a "layer" is th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ import torch
 from torch import Tensor
 
 from fedinit.config import at_least, positive, within
-from fedinit.digest import of_tensors
 from fedinit.errors import InputError
 
 Source = Literal["inputs", "gradients", "features", "adapters"]
@@ -105,12 +103,6 @@ class Request:
         """All but tensors and head."""
         plain = {"source": self.source, "layers": dict(self.layers), "shapes": dict(self.shapes), "seed": self.seed}
         return json.dumps({**plain, "sampling": asdict(self.sampling), "options": dict(self.options)})
-
-    @property
-    def digest(self) -> str:
-        """Of all that tells this pass from another, tensors and head included."""
-        tensors = {**self.tensors, **{f"head/{name}": value for name, value in self.head.items()}}
-        return hashlib.sha256(f"{self.to_json()}|{of_tensors(tensors)}".encode()).hexdigest()
 
     @staticmethod
     def from_json(text: str, tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Request:
