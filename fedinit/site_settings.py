@@ -19,7 +19,8 @@ SITE_KEYS = {
 }
 
 NEEDS_ROOT = ("cifar10", "cifar100", "image_folder")
-# Of a site's, too, and not about the run's configuration.
+# Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
+# read: how many clients there are is what the run's partition says.
 OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "state-dir")
 
 

@@ -114,7 +114,7 @@ def test_scripts_say_what_flower_reads(made):
     script = (made / "site-2/supernode.sh").read_text()
     setting = next(line for line in script.splitlines() if line.startswith("NODE_CONFIG="))
     (value,) = shlex.split(setting.removeprefix("NODE_CONFIG="))
-    assert parse_config_args([value]) == {"partition-id": 2, "num-partitions": 3, "state-dir": "state"}
+    assert parse_config_args([value]) == {"partition-id": 2, "state-dir": "state"}
     assert "--superlink server.example.org:8443" in script and "--insecure" not in script
     superlink = (made / "server/superlink.sh").read_text()
     for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
@@ -138,7 +138,7 @@ def test_a_sites_settings_survive_into_its_node_config(tmp_path):
     line = next(x for x in (tmp_path / "f/site-0/supernode.sh").read_text().splitlines() if x.startswith("NODE_CONFIG"))
     read = parse_config_args([shlex.split(line.partition("=")[2])[0]])
     places = {"state-dir": "state", "data-root": "/my images/a=b"}
-    assert read == {"partition-id": 0, "num-partitions": 1, **places, "device": "cpu"}
+    assert read == {"partition-id": 0, **places, "device": "cpu"}
     assert site_settings.with_site_settings(sent, read).data.root == "/my images/a=b"
 
 
@@ -175,10 +175,25 @@ print(sorted({"wandb", "sklearn", "hydra", "matplotlib", "ray", "strategies"} & 
     assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
+def test_the_units_let_programs_write_where_they_were_told_to(tmp_path):
+    words = [f"data.cache_dir={tmp_path}/decoded images", f"output_dir={tmp_path}/runs"]
+    assert init(tmp_path / "a", *words) == init(tmp_path / "b", "data.cache_dir=cache", "output_dir=outputs") == 0
+
+    def writable(unit: str) -> str:
+        return next(x for x in (tmp_path / unit).read_text().splitlines() if x.startswith("ReadWritePaths="))
+
+    assert writable("a/site-1/fedinit-supernode.service") == (
+        f'ReadWritePaths=/opt/fedinit/site-1 "-{tmp_path}/decoded images"'
+    )
+    assert writable("a/server/fedinit-superlink.service") == f'ReadWritePaths=/opt/fedinit/server "-{tmp_path}/runs"'
+    assert writable("b/site-1/fedinit-supernode.service") == "ReadWritePaths=/opt/fedinit/site-1"
+    assert writable("b/server/fedinit-superlink.service") == "ReadWritePaths=/opt/fedinit/server"
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_takes_the_units(tmp_path):
     folder = tmp_path / "federation"
-    assert init(folder, "--installed", str(folder)) == 0
+    assert init(folder, "--installed", str(folder), f"data.cache_dir={tmp_path}/decoded images") == 0
     for unit in folder.rglob("*.service"):
         done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
         said = [x for x in done.stderr.splitlines() if unit.name in x and "no such" not in x.lower()]
@@ -209,6 +224,10 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "evaluation=server"], "a Flower server holds no images"),
         (["deploy", "init", "{new}", "data=image_folder"], "how many sites?"),
         (["deploy", "init", "{new}", "model.checkpoint=absent.safetensors"], "no such file"),
+        (["deploy", "init", "{new}", "--port", "9094"], "--port 9094: --node-port 9094 gives it to a site"),
+        (["deploy", "init", "{new}", "--port", "9099", "--host", "x.org"], "--port 9099: --node-port 9094 gives it to"),
+        (["deploy", "init", "{new}", "--installed", "opt"], "--installed opt: expected an absolute path"),
+        (["deploy", "init", "{new}", "--installed", "/a b"], "--installed /a b: expected an absolute path"),
         (["deploy", "up", "--port", "70000"], "--port 70000: expected 1 to 65535"),
         (["deploy", "up", "--prt", "7000"], "--prt: not an option of fedinit deploy up"),
         (["deploy", "run", "{new}"], "no federation.json there"),

@@ -26,6 +26,7 @@ from fedinit.errors import InputError
 from fedinit.run_config import to_run_config
 
 PROJECT = "pyproject.toml"  # of the app
+WRITTEN = ("cache-dir", "state-dir")  # those of a site's settings that name a folder it writes to
 ALWAYS = ("localhost", "127.0.0.1")  # the operator's own tools reach the server by these
 
 
@@ -51,6 +52,13 @@ class Federation:
         for port in (self.port, *self.node_ports):
             if not 0 < port < 65536:
                 raise InputError(f"port {port}: expected 1 to 65535")
+        if self.port in self.node_ports:
+            raise InputError(
+                f"--port {self.port}: --node-port {self.node_ports[0]} gives it to a site, which cannot share it with "
+                "a server on the same machine; choose another for one of them"
+            )
+        if not Path(self.installed).is_absolute() or set(self.installed) & set(" \t\n%\"'\\$"):
+            raise InputError(f"--installed {self.installed}: expected an absolute path without blanks and quotes")
 
     @property
     def bind(self) -> str:
@@ -93,14 +101,15 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
     facts = {"port": federation.port, "secure": federation.secure}
     files = {
         "server/superlink.sh": _superlink(federation),
-        "server/fedinit-superlink.service": _unit("server", "superlink", federation),
+        "server/fedinit-superlink.service": _unit("server", "superlink", federation, [config.output_dir]),
         "server/federation.json": json.dumps(facts) + "\n",
         f"server/app/{PROJECT}": _project(config),
     }
     for i, port in enumerate(federation.node_ports):
-        own = {"partition-id": i, "num-partitions": len(federation.node_ports), "state-dir": "state", **settings}
+        own = {"partition-id": i, "state-dir": "state", **settings}
         files[f"site-{i}/supernode.sh"] = _supernode(federation, own, port)
-        files[f"site-{i}/fedinit-supernode.service"] = _unit(f"site-{i}", "supernode", federation)
+        places = [settings[key] for key in WRITTEN if key in settings]
+        files[f"site-{i}/fedinit-supernode.service"] = _unit(f"site-{i}", "supernode", federation, places)
     return files
 
 
@@ -186,8 +195,12 @@ def _supernode(federation: Federation, own: Mapping[str, object], port: int) -> 
     )
 
 
-def _unit(folder: str, program: str, federation: Federation) -> str:
+def _unit(folder: str, program: str, federation: Federation, places: Sequence[str]) -> str:
+    """places: what the program writes to besides its own folder; those that are relative are in it."""
     place = f"{federation.installed}/{folder}"
+    # One that is not there yet is left out by systemd, where a "-" is before it, and does not keep the program from it.
+    elsewhere = [other.replace("%", "%%") for other in places if Path(other).is_absolute()]
+    writable = " ".join([place, *(f'"-{other}"' for other in elsewhere)])
     return f"""[Unit]
 Description=fedinit {program} ({folder})
 Wants=network-online.target
@@ -203,7 +216,7 @@ RestartSec=10
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
-ReadWritePaths={place}
+ReadWritePaths={writable}
 
 [Install]
 WantedBy=multi-user.target
