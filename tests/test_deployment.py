@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 import fedinit
 from fedinit.deploy import certificates
@@ -42,34 +45,84 @@ def test_a_federation_on_this_machine_ends_in_the_hash_of_the_simulation(tmp_pat
 
 
 @pytest.mark.slow
-def test_four_sites_with_tls_and_registered_keys(tmp_path):
-    config = config_of(tmp_path, "data.domains=[plain,inverted,thick,noise]", "evaluation=clients")
-    with federation(tmp_path, config, sites=4, secure=True) as made:
+@pytest.mark.parametrize(
+    ("sites", "secure"), [(2, True), (4, False), (4, True)], ids=["2_tls", "4_insecure", "4_tls"]
+)
+def test_sites_end_in_the_hash_of_the_simulation(tmp_path, sites, secure):
+    domains = ["plain", "inverted", "thick", "noise"][:sites]
+    config = config_of(tmp_path, f"data.domains=[{','.join(domains)}]", "evaluation=clients")
+    with federation(tmp_path, config, sites=sites, secure=secure) as made:
         made.start()
         finish(made, made.server.start_run(), config)
-        assert [node["name"] for node in made.server.nodes()] == [f"site-{i}" for i in range(4)]
+        nodes = made.server.nodes()
+        assert [node["status"] for node in nodes] == ["online"] * sites
+        if secure:
+            assert [node["name"] for node in nodes] == [f"site-{i}" for i in range(sites)]
     assert summary(config)["final_hash"] == simulated(config)
 
 
 @pytest.mark.slow
-def test_a_key_that_is_not_registered_and_another_authority_are_refused(tmp_path):
-    """Neither SuperNode comes to see a run, and the log has the line that a person needs."""
+def test_who_has_no_registered_key_and_who_trusts_another_authority_stay_out(tmp_path):
+    """None of these SuperNodes comes to see a run, and the log has the line that a person needs."""
     config = config_of(tmp_path)
-    with federation(tmp_path, config, secure=True) as made:
+    with federation(tmp_path, config, sites=3, secure=True) as made:
         made.start_superlink()
         made.server.register()
         (made.folder / "site-0/node.key").unlink()
         certificates.write_node_key(made.folder / "site-0")
         other = certificates.Authority.create("another", days=1)
         certificates.write_certificate(made.folder / "site-1/ca.crt", other.certificate)
-        for site in (0, 1):
+        script, key = made.folder / "site-2/supernode.sh", " --auth-supernode-private-key node.key"
+        assert key in script.read_text()
+        script.write_text(script.read_text().replace(key, ""))
+        for site in range(3):
             made.start_supernode(site)
-        unregistered, stranger = made.supernodes[0], made.supernodes[1]
-        for node in (unregistered, stranger):
+        for node in made.supernodes.values():
             federations.until(lambda node=node: node._process.poll() == 1, f"{node.name} ended")
-        assert "code: 2004" in unregistered.log.read_text() and "CERTIFICATE_VERIFY_FAILED" in stranger.log.read_text()
+        unregistered, stranger, keyless = (" ".join(node.log.read_text().split()) for node in made.supernodes.values())
+        assert "code: 2004" in unregistered and "CERTIFICATE_VERIFY_FAILED" in stranger
+        assert "code: 2001" in keyless and "must be registered via the CLI" in keyless
         assert "No SuperNode found with the given public key" in made.superlink.log.read_text()
         assert {node["status"] for node in made.server.nodes()} == {"registered"}  # and none ever online
+
+
+@pytest.mark.slow
+def test_a_port_in_use_ends_the_program_with_a_line(tmp_path):
+    """The SuperLink's, and then a SuperNode's own."""
+    with federation(tmp_path, config_of(tmp_path), secure=False) as made:
+        with socket.create_server(("127.0.0.1", made.port)):
+            made.start_superlink()
+            federations.until(lambda: not made.superlink.running(), "the SuperLink ended")
+        assert "address already in use" in made.superlink.log.read_text()
+        with pytest.raises(DeployFailed, match="(?s)SuperLink ended with exit code 1:.*address already in use"):
+            made.check()
+        made.start_superlink()
+        with socket.create_server(("127.0.0.1", made.federation.node_ports[0])):
+            made.start_supernode(0)
+            node = made.supernodes[0]
+            federations.until(lambda: not node.running(), "the SuperNode ended")
+        assert "address already in use" in node.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_site_without_images_ends_the_run_with_a_line(tmp_path):
+    draw = np.random.default_rng(0)
+    for place in ("north/a", "north/b", "south/a", "south/b"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        for i in range(8):
+            image = Image.fromarray(draw.integers(0, 255, (32, 32), dtype=np.uint8))
+            image.save(tmp_path / "images" / place / f"{i}.png")
+    words = ["data=image_folder", f"data.root={tmp_path}/images", "data.domains=[north,south]", "data.classes=[a,b]"]
+    config = config_of(tmp_path, *words)
+    with federation(tmp_path, config, secure=False) as made:
+        script, setting = made.folder / "site-1/supernode.sh", f' data-root="{tmp_path}/images"'
+        assert setting in script.read_text()
+        script.write_text(script.read_text().replace(setting, ""))
+        made.start()
+        with pytest.raises(DeployFailed) as failed:
+            finish(made, made.server.start_run(), config, starts=1)
+    said = "this site has no images for data=image_folder: start the node with --node-config 'data-root="
+    assert "finished:failed" in str(failed.value) and said in " ".join(str(failed.value).split())
 
 
 @pytest.fixture(scope="module")
