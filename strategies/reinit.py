@@ -99,6 +99,14 @@ class Average(Reinit):
 class Local(Average):
     own_factors: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at is not None:
+            raise InputError(
+                f"reinit.at={list(self.at)}: with reinit=local clients go on from their own factors in every round; "
+                "expected null, or another reinit"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh(Reinit):

@@ -106,6 +106,31 @@ def test_fedsvd_keeps_the_product_and_makes_A_orthonormal(c):
     torch.testing.assert_close(A @ A.T, torch.eye(len(A), dtype=A.dtype), rtol=0, atol=1e-10)
 
 
+def gauged(c: Clients, seed: int) -> Clients:
+    """Every client's product in a gauge of its own, (B_iR_i, R_i⁻¹A_i), of condition below ten or so."""
+    rng, sizes = np.random.default_rng(seed), [len(a) for a in c.A]
+    turns = [np.linalg.qr(rng.standard_normal((r, r)))[0] for r in sizes]
+    return c.regauged([q * rng.uniform(0.5, 2, r) for q, r in zip(turns, sizes, strict=True)])
+
+
+@quick
+@given(mixed(), st.integers(0, 1000))
+def test_methods_of_the_ideal_update_see_no_gauge(c, seed):
+    """What is made of ΔW alone is the same however clients split their products; plain averages are not (below)."""
+    other = gauged(c, seed)
+    names = ["flora", "flexlora", "florist", "spectral"]
+    for name in names + ["fedex_lora"] * (len({len(a) for a in c.A}) == 1):
+        one, two = (effective(create_aggregator(name).aggregate(x.updates(), 1)) for x in (c, other))
+        np.testing.assert_allclose(one, two, rtol=1e-7, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["fedit", "hetlora", "rbla", "fedrot_lora"])
+def test_averages_of_factors_see_the_gauge(name):
+    c = draw_clients(0, 7, 12, [3, 3])
+    one, two = (effective(create_aggregator(name).aggregate(x.updates(), 1)) for x in (c, gauged(c, 1)))
+    assert np.linalg.norm(one - two) > 0.1 * np.linalg.norm(one)
+
+
 # -- best approximations -------------------------------------------------------------------------------------------
 
 
@@ -417,6 +442,16 @@ def test_spectral_has_a_lower_threshold_for_flat_products():
 
 
 # -- personal factors ----------------------------------------------------------------------------------------------
+
+
+@quick
+@given(mixed(equal=True))
+def test_fedsa_is_the_weighted_mean_of_A(c):
+    """For clients of unequal sizes; B stays as it was sent."""
+    start = Factors(torch.zeros_like(c.factors()[0].A), c.factors()[0].B)
+    made = create_aggregator("fedsa_lora").aggregate(c.updates(), 1, Aggregate(layers={"layer": start})).layers["layer"]
+    np.testing.assert_allclose(made.A.numpy(), oracles.factor_means(c)[0], rtol=1e-9, atol=1e-12)
+    assert torch.equal(made.B, start.B)
 
 
 def test_fedsa_keeps_B_on_the_clients_and_averages_A():
