@@ -55,8 +55,9 @@ class Aggregator(ABC):
     factors and heads alike.
     diagnostics: also measure the round's aggregation bias, at O(R²(d + k)) a layer for R = Σ r_i.
 
-    Laws: the result does not depend on the order of the updates, bit for bit; K = 1 gives that client back;
-    rescaling all n_i changes nothing beyond rounding.
+    Laws: the result does not depend on the order of the updates, bit for bit; rescaling all n_i changes nothing beyond
+    rounding; K = 1 gives that client's product back, residual included, unless the method `cuts`, or `personal` factors
+    hide the product.
     """
 
     # Whether clients may have ranks of their own.

@@ -63,10 +63,10 @@ class Clients:
         ]
 
 
-def as_trained(name: str, own: Factors, start: Factors, round: int = 1) -> Factors:
+def as_trained(name: str, own: Factors, start: Factors, round: int = 1, **options: Any) -> Factors:
     """A client's factors as the method's clients return them from `start`: what it freezes is the start's, and a method
     with a core has one, of (r, r), made of the client's own A."""
-    method = create_aggregator(name)
+    method = create_aggregator(name, **options)
     trained = method.trainable(round)
     if method.cores:
         core = torch.zeros(start.rank, start.rank, dtype=own.A.dtype)
