@@ -7,9 +7,9 @@ implementation of anything a client does.
 from __future__ import annotations
 
 import dataclasses
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -22,7 +22,7 @@ from clients.evaluation import sums_record
 from clients.selection import Choice, trained_part
 from clients.site import Site, is_zero
 from clients.statistics import measure
-from clients.training import ClientFailed, Result, Task, train_bank
+from clients.training import ClientFailed, Result, StepFailed, Task, train_bank
 from fedinit import digest, slots, wire
 from fedinit.base import EMPTY
 from fedinit.digest import of_tensors
@@ -87,19 +87,15 @@ class Cohort:
             raise ValueError(f"no answer for messages of type {unknown[0]!r}")
         return [replies[i] for i in range(len(deliveries))]
 
-    def _attempt(self, work, message: Message, context: Context, stage: str = ""):
+    def _attempt(self, work, message: Message, context: Context, stage: str):
         """What `work` makes of the message, or the Error that answers it: the other clients' round goes on."""
         try:
-            guard.check(message, self.site)
             return work(message, context)
         except Exception as error:  # noqa: BLE001 (what a server may send is anything)
-            if stage:
-                return _error(message, str(ClientFailed(context.node_config.get("partition-id", -1), stage, error)))
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            return _error(message, f"{type(error).__name__}: {error} ({where.name}, line {where.lineno})")
+            return _error(message, str(ClientFailed(context.node_config.get("partition-id", -1), stage, error)))
 
-    def _answered(self, work, message: Message, context: Context) -> Message:
-        made = self._attempt(work, message, context)
+    def _answered(self, work, message: Message, context: Context, stage: str) -> Message:
+        made = self._attempt(work, message, context, stage)
         return made if isinstance(made, Message) else Message(made, reply_to=message)
 
     def _describe(self, deliveries: Sequence[Delivery]) -> list[Message]:
@@ -107,6 +103,7 @@ class Cohort:
         what it holds from rounds before, by hash, for a server that was started again."""
 
         def answer(message: Message, context: Context) -> RecordDict:
+            guard.check(message, self.site)
             part = self.site.partition(_partition_id(context))
             held = wire.decode(context.state[HELD]) if HELD in context.state else {}
             facts = {
@@ -125,12 +122,12 @@ class Cohort:
             }
             return RecordDict({wire.CONFIG: ConfigRecord(facts)})
 
-        return [self._answered(answer, m, c) for m, c in deliveries]
+        return [self._answered(answer, m, c, "describe") for m, c in deliveries]
 
     def _statistics(self, deliveries: Sequence[Delivery]) -> list[Message]:
         """What round 0 asks for, a client a lane: measured on the bare backbone, or at the start that is sent along."""
         site, replies = self.site, {}
-        asked = {i: self._attempt(self._asked, m, c) for i, (m, c) in enumerate(deliveries)}
+        asked = {i: self._attempt(self._asked, m, c, "statistics") for i, (m, c) in enumerate(deliveries)}
         sizes = {"gradients": site.config.client.batch_size}  # a backward pass holds what training holds
 
         def answer(bank: Bank, place: int, context: Context) -> RecordDict:
@@ -147,7 +144,7 @@ class Cohort:
             return RecordDict({wire.STATE: wire.encode(packed), wire.METRICS: metrics})
 
         def work(bank: Bank, place: int) -> Message:
-            return self._answered(lambda m, c: answer(bank, place, c), *deliveries[place])
+            return self._answered(lambda m, c: answer(bank, place, c), *deliveries[place], "statistics")
 
         for key in sorted({a.base for a in asked.values() if isinstance(a, Asked)}):
             places = [i for i, a in asked.items() if isinstance(a, Asked) and a.base == key]
@@ -156,6 +153,7 @@ class Cohort:
         return [replies.get(i, a) for i, a in asked.items()]
 
     def _asked(self, message: Message, context: Context) -> Asked:
+        guard.check(message, self.site)
         config, sent = message.content[wire.CONFIG], wire.decode(message.content[wire.STATE])
         tensors = wire.decode(message.content[wire.ASKED])
         if "trainable" not in config:
@@ -186,7 +184,8 @@ class Cohort:
                 if isinstance(result, ClientFailed):
                     replies.append(_error(message, str(result)))
                 else:
-                    replies.append(Message(self._reply(task, result, message, context), reply_to=message))
+                    made = partial(self._reply, task, result)
+                    replies.append(self._answered(made, message, context, "reply"))
             else:
                 replies.append(task)
         return replies
@@ -234,7 +233,8 @@ class Cohort:
                     like = part[i]
                     return train(bank, [t if t is like else t.stand_in(like) for t in part], features)[i]
                 except Exception as error:  # noqa: BLE001 (this client's)
-                    return ClientFailed(part[i].client, "train", error)
+                    step = error.step if isinstance(error, StepFailed) else None
+                    return ClientFailed(part[i].client, "train", error if step is None else error.__cause__, step)
 
             banks = split_evenly(members, site.config.engine.clients_per_bank)
             results = [r for bank in site.lanes.map(work, banks) for r in bank]
@@ -243,6 +243,7 @@ class Cohort:
 
     def _task(self, message: Message, context: Context) -> Task:
         """The message as a task: what was sent, completed by what this client holds."""
+        guard.check(message, self.site)
         config = message.content[wire.CONFIG]
         part = self.site.partition(_partition_id(context))
         adapter, head = self._received(message, context)
@@ -314,6 +315,7 @@ class Cohort:
         """The sums of the score over a client's own test split, to be merged."""
 
         def answer(message: Message, context: Context) -> RecordDict:
+            guard.check(message, self.site)
             part = self.site.partition(_partition_id(context))
             adapter, head = self._received(message, context)
             key = self.bases.receive(message, context)
@@ -322,7 +324,7 @@ class Cohort:
             record["round"] = int(message.content[wire.CONFIG]["round"])
             return RecordDict({wire.METRICS: record})
 
-        return [self._answered(answer, m, c) for m, c in deliveries]
+        return [self._answered(answer, m, c, "evaluate") for m, c in deliveries]
 
 
 def split_evenly(items: Sequence[Task], size: int) -> list[list[Task]]:

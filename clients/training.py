@@ -72,12 +72,21 @@ class Task:
 
 
 class ClientFailed(Exception):
-    """One client's failure. stage: start (before its task was made), plan, batch (its images, at a step), train."""
+    """One client's failure. stage: start (before its task was made), plan, batch (its images, at a step), train (at a
+    step, once it had begun), reply; of other questions: describe, statistics, evaluate."""
 
     def __init__(self, client: int, stage: str, cause: Exception, step: int | None = None) -> None:
         where = traceback.extract_tb(cause.__traceback__)[-1]
         at = f"client {client}, {stage}" + ("" if step is None else f", step {step}")
         super().__init__(f"{at}: {type(cause).__name__}: {cause} ({where.name}, line {where.lineno})")
+
+
+class StepFailed(Exception):
+    """What failed for a whole bank in a step, 1 being the first; its cause says what."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,8 @@ def train_bank(
     features: (len(data), D) pooled features of the frozen backbone, for when no adapter is in play; the heads then
     train on those. All tasks are of one round, with the same trainable factors.
     A client whose plan or batch fails goes mute from there on. Its row stays, and rows do not touch each other, so its
-    mates' results are, bit for bit, those of a bank where nothing failed. Raises what fails for all of them together.
+    mates' results are, bit for bit, those of a bank where nothing failed. Raises what fails for all of them together,
+    in a step as StepFailed.
     """
     failed: dict[int, ClientFailed] = {}
     plans = {}
@@ -160,7 +170,8 @@ def train_bank(
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
     counts = [len(plans[t.client]) for t in members]
-    for step in range(max(counts)):
+
+    def take(step: int) -> None:
         active = sum(count > step for count in counts)
         now = batches.join([plans[t.client][step] for t in members[:active]], settings.batch_size)
         if features is not None:
@@ -171,6 +182,12 @@ def train_bank(
         gradients = torch.autograd.grad(mean.sum(), list(leaves.values()))
         optimizer.step(dict(zip(leaves, gradients, strict=True)), active)
         losses[:active] += mean.detach()
+
+    for step in range(max(counts)):
+        try:
+            take(step)
+        except Exception as error:
+            raise StepFailed(step + 1) from error
     adapters, heads = bank.unload()
     adapters = [a if own is None else _whole(t, own, a) for t, own, a in zip(members, chosen, adapters, strict=True)]
     losses = losses.cpu()

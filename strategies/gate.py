@@ -116,7 +116,7 @@ def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statisti
     """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
     client = asked.client
     if reply.has_error():
-        few = reply.error.reason.startswith("TooFew")
+        few = ": TooFew: " in reply.error.reason  # as a client says it: who, at what, which error
         return Refusal(client, "too_few_examples" if few else "client_error", reply.error.reason)
     try:
         found = wire.decode(reply.content[wire.STATE])

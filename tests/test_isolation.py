@@ -118,6 +118,63 @@ def test_a_failure_of_the_whole_bank_is_traced_to_its_client(site, healthy, monk
     check(*train(site), healthy, "train: RuntimeError: overflow in the kernel")
 
 
+def test_a_failure_of_the_whole_bank_says_in_which_step(site, healthy, monkeypatch):
+    load, forward, step = Bank.load, Bank.forward, []
+
+    def loading(self, *args, **kwargs):
+        step.clear()
+        return load(self, *args, **kwargs)
+
+    def failing(self, images, active):
+        step.append(1)
+        middle = images.unflatten(0, (active, -1))[1]  # client 1's, all one colour where it is mute
+        if len(step) == 2 and middle.std() > 0:
+            raise RuntimeError("overflow in the kernel")
+        return forward(self, images, active)
+
+    monkeypatch.setattr(Bank, "load", loading)
+    monkeypatch.setattr(Bank, "forward", failing)
+    check(*train(site), healthy, "train, step 2: RuntimeError: overflow in the kernel")
+
+
+def test_a_reply_that_cannot_be_made(site, healthy, monkeypatch):
+    make = Cohort._reply
+
+    def failing(self, task, *args):
+        if task.client == 1:
+            raise MemoryError("no room for the reply")
+        return make(self, task, *args)
+
+    monkeypatch.setattr(Cohort, "_reply", failing)
+    check(*train(site), healthy, "reply: MemoryError: no room for the reply")
+
+
+def test_other_questions_say_who_and_at_what_too(site, monkeypatch):
+    """An evaluation and statistics that fail cost their client's part, and are told as training is."""
+    judge, measure, told = Site.judge, cohort.measure, []
+
+    class Telling(Observer):
+        def event(self, kind, facts):
+            told.append((kind, facts["client"], facts["detail"].partition(" (")[0]))
+
+    def failing(self, indices, *args):
+        if indices is self.partitions[1].test:
+            raise OSError("gone")
+        return judge(self, indices, *args)
+
+    def unmeasured(bank, request, examples, client, *args):
+        if client == 2:
+            raise OSError("gone too")
+        return measure(bank, request, examples, client, *args)
+
+    monkeypatch.setattr(Site, "judge", failing)
+    monkeypatch.setattr(cohort, "measure", unmeasured)
+    config = small_config("rounds=1", "evaluation=clients", "init=eva", "init.examples=32")
+    federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[Telling()])
+    assert told[-1] == ("evaluation_failed", 1, "client 1, evaluate: OSError: gone")
+    assert set(told[:-1]) == {("refused", 2, "client 2, statistics: OSError: gone too")}
+
+
 def test_the_bank_keeps_its_shape(site, monkeypatch):
     """Which is why the bytes above are equal on every machine; on this model two and three round alike on some."""
     seen = []
