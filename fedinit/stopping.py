@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Container, Iterable, Iterator
 
 LIMIT = 8.0  # seconds until the process ends anyhow, in whatever operation it is
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -27,38 +29,68 @@ _waiting: Stopped | None = None
 @contextlib.contextmanager
 def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> Iterator[None]:
     """Within, the first of the signals raises Stopped; a second one, or `limit` seconds, end the process at once. With
-    no limit they do not: what is to be ended first takes its own time. Does nothing outside the main thread."""
+    no limit they do not: what is to be ended first takes its own time. Does nothing outside the main thread.
+
+    Python runs a signal's handler between two operations of the main thread, and one of these may take minutes. So a
+    thread watches the pipe that the signal itself writes its number to, and ends the process when its time is over. It
+    needs the interpreter for that, which torch and numpy leave free while they compute.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    first: list[Stopped] = []
-    timers: list[threading.Timer] = []
+    stopped = False
 
     def stop(number: int, frame: object) -> None:
         global _waiting
-        stopped = Stopped(number)
-        if first and limit is None:
-            return
-        if first:
-            os._exit(stopped.code)
-        first.append(stopped)
-        if limit is not None:
-            timers.append(threading.Timer(limit, os._exit, [stopped.code]))
-            timers[0].daemon = True
-            timers[0].start()
+        nonlocal stopped
+        if stopped:
+            return  # where there is a limit, the watcher ends the process
+        stopped = True
         if _shielded:
-            _waiting = stopped
+            _waiting = Stopped(number)
         else:
-            raise stopped
+            raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in signals}
+    signals = frozenset(signals)
+    with contextlib.nullcontext() if limit is None else _watched(signals, limit):
+        before = {number: signal.signal(number, stop) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watched(signals: Container[int], limit: float) -> Iterator[None]:
+    """Within, a thread is told of every signal when it comes."""
+    inlet, outlet = os.pipe()
+    os.set_blocking(outlet, False)
+    watcher = threading.Thread(target=_watch, args=(inlet, signals, limit), name="signals", daemon=True)
+    watcher.start()
+    former = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
     try:
         yield
     finally:
-        for timer in timers:
-            timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.set_wakeup_fd(former)
+        os.close(outlet)  # the watcher's end of file
+        watcher.join()
+
+
+def _watch(inlet: int, signals: Container[int], limit: float) -> None:
+    """End the process at the second of the signals that comes through the pipe, or `limit` seconds after the first;
+    return at its end."""
+    code, deadline = 0, None
+    while select.select([inlet], [], [], None if deadline is None else max(deadline - time.monotonic(), 0))[0]:
+        number = os.read(inlet, 1)
+        if not number:
+            os.close(inlet)
+            return
+        if number[0] in signals:
+            if code:
+                os._exit(code)
+            code, deadline = 128 + number[0], time.monotonic() + limit
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import torch
 
 import run_sim
 from clients.site import Site
+from fedinit import stopping
 from fedinit.compose import compose_config
 from tests.small import WORDS
 
@@ -58,6 +59,32 @@ def run(root: Path, delay: float | None = None, number: int = signal.SIGKILL) ->
     began = time.monotonic()
     process.join(120)
     assert process.exitcode is not None, "the run hangs"
+    return process.exitcode, time.monotonic() - began
+
+
+def busy(path: str, limit: float) -> None:
+    """One operation of the main thread that takes many times as long as `limit`, after which a signal ends it."""
+    matrix = torch.randn(3600, 3600, dtype=torch.float64)
+    with stopping.listening(limit=limit):
+        Path(path).touch()
+        torch.linalg.svd(matrix)
+        Path(path).unlink()
+
+
+def stopped_while_busy(path: Path, number: int, limit: float = 0.5, second: bool = False) -> tuple[int, float]:
+    """(exit code, seconds after the signal) of a process in the midst of an operation; with `second`, a second signal
+    follows at once."""
+    process = context().Process(target=busy, args=(str(path), limit))
+    process.start()
+    while not path.exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    began = time.monotonic()
+    for _ in range(1 + second):
+        os.kill(process.pid, number)
+        time.sleep(0.05)
+    process.join(100)
+    assert path.exists(), "the operation ended before the process"
     return process.exitcode, time.monotonic() - began
 
 

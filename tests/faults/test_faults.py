@@ -130,6 +130,14 @@ def test_stopped_runs_leave_in_time_with_their_code_and_go_on(number, tmp_path):
     assert tally["same"] == 2 and not tally["codes"] and not tally["late"], tally
 
 
+@pytest.mark.parametrize("second", [False, True])
+def test_a_process_leaves_in_time_also_in_the_midst_of_one_long_operation(second, tmp_path):
+    """An SVD of half a minute, in which the main thread runs no handler. `second`: a second signal ends it at once,
+    long before the limit."""
+    code, seconds = processes.stopped_while_busy(tmp_path / "busy", signal.SIGTERM, 60 if second else 0.5, second)
+    assert code == 143 and seconds < 10
+
+
 # -- the full form -------------------------------------------------------------------------------------------------
 
 
@@ -174,8 +182,10 @@ def test_full_processes(number, count, seed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["strategy=flora", "strategy=fedsa_lora", "reinit=local", "strategy=lora_fair"])
+@pytest.mark.parametrize(
+    "words", ["strategy=flora", "strategy=fedsa_lora", "strategy=fedit reinit=local", "strategy=lora_fair"]
+)
 def test_full_workers(words):
     tally = workers.campaign(words, SEEDS[0], 50)
     print("\nkilled workers:", words, dict(tally))
-    assert not tally["other"] and not tally["lost"] and tally["midway"] >= 25
+    assert not tally["other"] and not tally["lost"] and tally["midway"] >= 10
