@@ -53,7 +53,8 @@ class FederatedLora(Strategy):
     seconds to wait for the clients to appear. keep: called after each round, and with 0 before the first, when a
     checkpoint may be made. gate: what lets updates in.
     quorum: the updates a round needs, a number (int) or a share of the clients asked (float); up to `resamples` times
-    others are asked for what is missing. reply_timeout: seconds that each of these requests waits."""
+    others are asked for what is missing. reply_timeout: seconds that each of these requests takes at most, with the
+    search for nodes that went."""
 
     def __init__(
         self,
@@ -177,13 +178,13 @@ class FederatedLora(Strategy):
         self._greeted |= {node: online[node] for node in heard}
         return heard
 
-    def _look_around(self, grid: Grid, timeout: float, wanted: Collection[int] = (), silent: Collection[int] = ()):
-        """Greet nodes that appeared or were started again in mid-run, and wait up to `timeout` seconds until those of
-        the `wanted` clients are online. A client whose node is gone, or gave no answer (`silent`), moves to the node
-        that says it is this client; while its node is there, nobody else is."""
-        deadline, again = time.monotonic() + timeout, set()
+    def _look_around(self, grid: Grid, deadline: float, wanted: Collection[int] = (), silent: Collection[int] = ()):
+        """Greet nodes that appeared or were started again in mid-run, and wait until the `wanted` clients' are online,
+        or until the `deadline`, a time.monotonic(). A client whose node is gone, or gave no answer (`silent`), moves to
+        the node that says it is this client; while its node is there, nobody else is."""
+        again = set()
         while True:
-            for node, reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)).items():
+            for node, reply in self._hello(grid, max(deadline - time.monotonic(), 0.0)).items():
                 fact = self._introduced(reply)
                 fault = fact if isinstance(fact, str) else self._misfit(fact)
                 client = -1 if fault else fact.client
@@ -198,11 +199,11 @@ class FederatedLora(Strategy):
                 self._believe(client, fact)
                 self._tell("client_back", {"round": self.round + 1, "client": client})
             online = set(grid.get_node_ids()) if wanted else set()
-            if all(self._nodes[client] in online for client in wanted) or time.monotonic() > deadline:
+            if all(self._nodes[client] in online for client in wanted) or time.monotonic() >= deadline:
                 for node in again:
                     del self._greeted[node]
                 return
-            time.sleep(0.5)
+            time.sleep(min(0.5, max(deadline - time.monotonic(), 0.0)))
 
     @staticmethod
     def _introduced(reply: Message) -> Introduction | str:
@@ -494,9 +495,13 @@ class FederatedLora(Strategy):
         Raises RunFailed when there is no quorum after all.
         """
         clients = self.sample(round)
-        need = self.quorum if isinstance(self.quorum, int) else math.ceil(self.quorum * len(clients) - 1e-9)
+        need = self.need(len(clients))
         chosen, asked, updates, refusals = clients, set(clients), [], []
         for attempt in range(self.resamples + 1):
+            # An attempt ends `timeout` seconds after it began. Of these, half at most go to nodes that are away, so
+            # that those which are there have the other half to answer in.
+            began = time.monotonic()
+            found = began + timeout / 2
             if attempt:
                 silent = {r.client for r in refusals if r.code in ("no_reply", "client_error")}
                 silent -= {update.client for update, _ in updates}
@@ -508,10 +513,11 @@ class FederatedLora(Strategy):
                 chosen = sorted(int(c) for c in draw.choice(fresh, size=count, replace=False))
                 self._tell("resampled", {"round": round, "attempt": attempt, "usable": len(updates), "clients": chosen})
                 asked |= set(chosen)
-                self._look_around(grid, timeout, chosen, {r.client for r in refusals})
+                self._look_around(grid, found, chosen, {r.client for r in refusals})
             else:
-                self._look_around(grid, timeout)
-            more, failed = self._judge(self._exchange(grid, self._requests(round, chosen, config, grid), timeout))
+                self._look_around(grid, found)
+            messages = self._requests(round, chosen, config, grid)
+            more, failed = self._judge(self._exchange(grid, messages, began + timeout - time.monotonic()))
             self.lost(round, failed)
             updates = sorted([*updates, *more], key=lambda pair: pair[0].client)
             refusals += failed
@@ -584,6 +590,10 @@ class FederatedLora(Strategy):
         """The wire names of what comes back in a round: the method's factors, and the head."""
         trainable = self.trainable(round) - self.aggregator.personal
         return frozenset(wire.trained_names(self.state.layers, self.state.head, trainable))
+
+    def need(self, asked: int) -> int:
+        """How many of so many clients must give a usable answer."""
+        return self.quorum if isinstance(self.quorum, int) else math.ceil(self.quorum * asked - 1e-9)
 
     def sample(self, round: int) -> list[int]:
         """The partition ids of a round, in order: a function of the seed and the round alone."""

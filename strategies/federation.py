@@ -298,9 +298,10 @@ def federate(
     roster = strategy.meet(grid, backbone.digest)
     strategy.ranks = client_ranks(config, roster.examples)
     strategy.announce(config.rounds)
+    waiting = config.reply_timeout or config.node_timeout
     if start.state is None:
         head_setting = HeadSetting(classes=roster.class_names, features=backbone.features, seed=config.seed)
-        start.state = completed(begin(strategy, grid, head, head_setting, initializer, setting, config.node_timeout))
+        start.state = completed(begin(strategy, grid, head, head_setting, initializer, setting, waiting))
     begun = start.state
     strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
     if _fixes_scales(config):
@@ -308,7 +309,7 @@ def federate(
         ever = frozenset(part for round in rounds for part in strategy.trainable(round))
 
         def fix(grid: Grid) -> Mapping[str, float]:
-            scales, notes = step_scales(strategy, grid, ever, config.seed, config.node_timeout)
+            scales, notes = step_scales(strategy, grid, ever, config.seed, waiting)
             start.state = dataclasses.replace(start.state, notes={**start.state.notes, "step_scales": notes})
             return scales
 

@@ -41,7 +41,8 @@ def begin(
 ) -> StartState:
     """The start and its head, with the round's costs in its notes. The strategy has met its clients.
 
-    Raises RunFailed when no client's statistics can be used.
+    timeout: seconds that every question waits. Raises RunFailed when fewer clients' statistics can be used than the
+    quorum says.
     """
     began, up = time.perf_counter(), strategy.bytes_up
     measured: dict[int, int] = {}  # client -> examples
@@ -59,7 +60,8 @@ def begin(
         answers = strategy.ask(grid, content, "query.statistics", timeout, judge_of(request))
         found, refusals = _counted(strategy, *answers)
         for refusal in refusals:
-            lost[refusal.client] = refusal.code
+            if refusal.client in strategy.roster.examples.keys() - found.keys():  # not for a second or a forged answer
+                lost[refusal.client] = refusal.code
             strategy.refused(0, refusal)
         measured.update({client: part.examples for client, part in found.items()})
         return add_up(list(found.values()))
@@ -71,11 +73,12 @@ def begin(
         about["warning"] = "gradients were measured under a head that no data went into"
     if about:
         notes["head"] = about
+    in_all = {client: examples for client, examples in measured.items() if client not in lost}
     if measured:
-        notes |= {"clients": len(measured), "seconds": time.perf_counter() - began, "bytes_up": strategy.bytes_up - up}
+        notes |= {"clients": len(in_all), "seconds": time.perf_counter() - began, "bytes_up": strategy.bytes_up - up}
     if lost:
         notes["lost"] = {str(client): code for client, code in sorted(lost.items())}
-    strategy.round_zero_clients = _rows(measured)
+    strategy.round_zero_clients = _rows(in_all)
     return dataclasses.replace(made, head=made.head or found.tensors, notes=notes)
 
 
@@ -86,8 +89,8 @@ def step_scales(
     it took, for the notes.
 
     A tensor whose gradient is exactly zero there, such as A under a zero B, has none: each client fixes it at its own
-    first gradient that is not. trainable: the factors that are trained in some round. Raises RunFailed when no client's
-    gradients can be used.
+    first gradient that is not. trainable: the factors that are trained in some round. Raises RunFailed when fewer
+    clients' gradients can be used than the quorum says.
     """
     up, whole = strategy.bytes_up, wire.to_tensors(strategy.state.layers, strategy.state.head)
     names = wire.trained_names(strategy.state.layers, strategy.state.head, trainable)
@@ -121,12 +124,15 @@ def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusa
 def _counted(
     strategy: FederatedLora, found: Mapping[int, Statistics], refusals: Sequence[Refusal]
 ) -> tuple[Mapping[int, Statistics], Sequence[Refusal]]:
-    """The same. Raises RunFailed when nobody can be counted on."""
-    if not found:
+    """The same. Raises RunFailed when too few can be counted on."""
+    need = max(strategy.need(len(strategy.roster.examples)), 1)
+    if len(found) < need:
         for refusal in refusals:
             strategy.refused(0, refusal)
-        why = refusals[-1]
-        raise RunFailed(f"round 0: no usable statistics from any client ({why.code}: {why.detail})")
+        why = f"{refusals[-1].code}: {refusals[-1].detail}" if refusals else "too few clients"
+        if not found:
+            raise RunFailed(f"round 0: no usable statistics from any client ({why})")
+        raise RunFailed(f"round 0: usable statistics of {len(found)} clients, the quorum is {need} ({why})")
     return found, refusals
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import types
 from pathlib import Path
@@ -19,7 +20,7 @@ from clients.site import Site
 from fedinit.checkpoint import Checkpoints
 from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
-from strategies import delivery
+from strategies import delivery, federated_lora
 from strategies.delivery import WatchedGrid
 from strategies.federated_lora import RunFailed
 from strategies.federation import federate
@@ -280,6 +281,81 @@ def test_a_node_that_does_not_fit_ends_no_run(undisturbed, spoil, said):
     assert federate(config, Joined(handler, 3), site.backbone, observers=[watcher]).final_hash == expected
     (told,) = [facts["detail"] for kind, facts in watcher.events if kind == "node_refused"]
     assert said in told
+
+
+# -- how long a round takes ----------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that goes on when somebody waits."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+    perf_counter = monotonic
+
+    def sleep(self, seconds):
+        self.now += max(seconds, 0.01)
+
+
+class Dead(LocalGrid):
+    """Client 1's node is gone once it was asked to train; with `mute`, another that says nothing came in its place."""
+
+    def __init__(self, handler, clock: Clock, mute: bool) -> None:
+        super().__init__(handler, 3)
+        self.clock, self.mute, self.gone, self.waits = clock, mute, False, []
+
+    def get_node_ids(self):
+        there = [n for n in self.contexts if not (self.gone and n == 1001)]
+        return there + ([5] if self.gone and self.mute else [])
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=n, last_activated_at="1") for n in self.get_node_ids()]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        training = messages[0].metadata.message_type == "train"
+        self.gone |= training
+        there = [m for m in messages if m.metadata.dst_node_id in self.contexts]
+        there = [m for m in there if not (self.gone and m.metadata.dst_node_id == 1001)]
+        replies = super().send_and_receive(there, timeout=timeout)
+        if len(replies) < len(messages):
+            self.clock.now += timeout
+        if training:
+            self.waits.append(timeout)
+        return replies
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_a_round_ends_when_it_should(undisturbed, monkeypatch, mute):
+    """(1 + resamples) times reply_timeout, however many nodes are away; who is there has half of each to answer in."""
+    config, site, _ = undisturbed(["strategy=lora_fair"])
+    config, clock = dataclasses.replace(config, reply_timeout=4.0, resamples=2), Clock()
+    monkeypatch.setattr(federated_lora, "time", clock)
+    grid = Dead(Cohort(site), clock, mute)
+    with pytest.raises(RunFailed, match="2 usable updates, the quorum is 3 .no_reply"):
+        federate(config, grid, site.backbone)
+    assert 4 < clock.now - 1000 <= 12 + 1e-6
+    assert len(grid.waits) == 3 and all(2 <= wait <= 4 for wait in grid.waits), grid.waits
+
+
+def test_round_0_waits_no_longer_than_a_round(undisturbed):
+    config, site, _ = undisturbed(["strategy=lora_fair"])
+
+    class Noting(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            if messages[0].metadata.message_type == "query.statistics":
+                waits.append(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    words = ("rounds=1", "head=ridge", "client=sgd_sai", "client.gsnr_scope=global_once", "evaluation=none")
+    for given, expected in ((None, 3600), (7, 7)):
+        waits: list[float] = []
+        some = small_config(*words, *([f"reply_timeout={given}"] if given else []))
+        federate(some, Noting(Cohort(Site(some)), 3), site.backbone)
+        assert len(waits) >= 2 and set(waits) == {expected}
 
 
 # -- a site's own data ---------------------------------------------------------------------------------------------

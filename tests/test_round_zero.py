@@ -101,6 +101,31 @@ def test_without_any_statistics_the_run_ends_with_a_reason(site):
         federate(small_config(*EVA), grid, site.backbone)
 
 
+def test_too_few_statistics_end_the_run_with_the_numbers(site):
+    """The quorum is of round 0 too: of three clients one is none of the default half, and enough for quorum=1."""
+    spoil = spoilt(Cohort(site), {0, 1}, with_error)
+    said = "round 0: usable statistics of 1 clients, the quorum is 2 .client_error: gone"
+    with pytest.raises(RunFailed, match=said):
+        federate(small_config(*EVA), LocalGrid(spoil, 3), site.backbone)
+    outcome = federate(small_config(*EVA, "quorum=1", "rounds=1"), LocalGrid(spoil, 3), site.backbone)
+    assert outcome.start["clients"] == 1
+
+
+def test_a_client_lost_in_the_second_pass_is_not_among_those_counted(site):
+    """What it sent in the first pass was used; `clients` are those whose statistics are in every pass."""
+    asked = []
+
+    def second(message, reply):
+        asked.append(1)
+        return with_error(message, reply) if len(asked) == 2 else reply
+
+    watch, config = Watch(), small_config(*EVA, "head=ridge", "rounds=1", "evaluation=none")
+    grid = LocalGrid(spoilt(Cohort(site), {1}, second), 3)
+    outcome = federate(config, grid, site.backbone, observers=[watch])
+    assert len(asked) >= 2 and outcome.start["lost"] == {"1": "client_error"} and outcome.start["clients"] == 2
+    assert [c.client for c in watch.zero[0].clients] == [0, 2]
+
+
 def test_a_client_with_too_few_examples_refuses():
     """Its statistics never leave it, and the others' make the start."""
     words = (*EVA, "partition=dirichlet", "partition.clients=6", "partition.alpha=0.3", "rounds=1", "evaluation=none")

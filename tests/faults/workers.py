@@ -27,7 +27,10 @@ def work(pipe: Connection) -> None:
     LocalGrid(lambda deliveries: [], 1)  # tells Flower who sends, without which there are no messages
     pipe.send_bytes(b"ready")
     while True:
-        message = message_from_proto(MessageProto.FromString(pipe.recv_bytes()))
+        try:
+            message = message_from_proto(MessageProto.FromString(pipe.recv_bytes()))
+        except EOFError:
+            return
         state = context_from_proto(ContextProto.FromString(pipe.recv_bytes()))
         (reply,) = Cohort(site(), persistent=True)([(message, state)])
         pipe.send_bytes(message_to_proto(reply).SerializeToString())
