@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import sys
+import types
 
 import pytest
 import torch
@@ -109,6 +111,33 @@ def test_every_method_has_its_config_with_the_same_fields():
         options = compose_config([f"strategy={name}"]).strategy.options
         fields = {f.name: f.default for f in dataclasses.fields(method) if f.name != "weighting"}
         assert dict(options) == fields, name
+
+
+def test_a_wandb_that_fails_in_mid_run_changes_nothing(tmp_path, capsys, monkeypatch):
+    """At its second round, or at its end: one warning, and the run without wandb."""
+    hashes = set()
+    for fails in ("never", "log", "finish"):
+        calls = []
+
+        def log(values, step, fails=fails, calls=calls):
+            calls.append(step)
+            if fails == "log" and step == 2:
+                raise ConnectionError("the service went")
+
+        def finish(fails=fails):
+            if fails == "finish":
+                raise ConnectionError("the service went")
+
+        made = types.SimpleNamespace(log=log, finish=finish, summary={})
+        fake = types.SimpleNamespace(init=lambda made=made, **_: made, Settings=lambda **_: None)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        words = ("rounds=3", "client.max_steps=1", "evaluation=none", "logger=wandb_offline")
+        assert command(f"output_dir={tmp_path / fails}", *words) == 0
+        (folder,) = (tmp_path / fails / "digits").iterdir()
+        hashes.add(json.loads((folder / "summary.json").read_text())["final_hash"])
+        warnings = capsys.readouterr().out.count("wandb is off for this run: the service went")
+        assert warnings == (fails != "never") and calls == ([1, 2] if fails == "log" else [1, 2, 3])
+    assert len(hashes) == 1
 
 
 def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsys, monkeypatch):

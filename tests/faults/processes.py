@@ -98,8 +98,22 @@ def outcome(root: Path) -> tuple[str, bytes, list[str]]:
     return summary["final_hash"], (folder / "clients.csv").read_bytes(), tables
 
 
+def rounds_done(root: Path) -> int:
+    """The last round that a run's table tells of, 0 for none; a row that was cut short is none."""
+    tables = list(root.rglob("metrics.csv"))
+    rows = tables[0].read_text().rpartition("\n")[0].splitlines()[1:] if tables else []
+    return int(rows[-1].partition(",")[0]) if rows else 0
+
+
+def begun_after(root: Path) -> int:
+    """The round after which a run last went on; 0 where it began anew."""
+    lines = [line for path in root.rglob("ledger.jsonl") for line in path.read_text().splitlines()]
+    return max((json.loads(line)["round"] for line in lines if '"resumed"' in line), default=0)
+
+
 def campaign(root: Path, seed: int, count: int, number: int = signal.SIGKILL) -> Counter:
-    """{"same", "other", "stopped": ended by the signal, "late": after more than ten seconds, "codes": wrong ones}."""
+    """{"same", "other", "stopped": ended by the signal, "late": after more than ten seconds, "codes": wrong ones,
+    "again": runs in which more than one round was done again}."""
     draw, tally = random.Random(f"{seed}/{number}"), Counter()
     run(root / "first")
     began = time.monotonic()
@@ -114,6 +128,8 @@ def campaign(root: Path, seed: int, count: int, number: int = signal.SIGKILL) ->
         begun, done = place.exists(), any(place.rglob("DONE.json"))  # before and after these, Python has the signal
         tally["codes"] += code not in (right, 0) and begun and not done
         tally["late"] += seconds > 10
+        reached = rounds_done(place)
         again, _ = run(place)
+        tally["again"] += not done and reached - begun_after(place) > 1
         tally["same" if again == 0 and outcome(place) == wanted else "other"] += 1
     return tally
