@@ -6,6 +6,7 @@ With processes: tests/test_deployment.py.
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import shutil
 import socket
@@ -28,7 +29,7 @@ from fedinit import cli, site_settings
 from fedinit.compose import compose_config
 from fedinit.deploy import flower, layout
 from fedinit.deploy.flower import Server
-from fedinit.deploy.processes import environment
+from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.run_config import from_run_config
 from tests.small import WORDS
 
@@ -274,6 +275,33 @@ def test_facts_edited_into_something_wrong_are_named(made, tmp_path, capsys, tex
         assert cli.main(["deploy", command, str(server)]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: {server / 'federation.json'}: ") and said.count("\n") == 1
+
+
+def test_a_key_is_registered_once_and_its_node_is_called_by_its_site(made, tmp_path, monkeypatch):
+    """With the answers that flwr 1.41 gives: a list without names, and no return code for a refusal."""
+    server = Server(shutil.copytree(made / "server", tmp_path / "server"))
+    known = {}
+
+    def flwr(self, *words):
+        if words[1] == "list":
+            answer = {"nodes": [{"node-id": str(node), "status": "registered"} for node in known.values()]}
+        elif (key := Path(words[2]).read_text()) in known or "broken" in key:
+            code = "code: 23] Public key already in use" if key in known else "code: 22] Invalid public key"
+            text = json.dumps({"success": False, "error-message": f"Using SuperLink: f (127.0.0.1:1)\n\n[{code}."})
+            return subprocess.CompletedProcess(words, 0, stdout=text, stderr="")
+        else:
+            answer = {"node-id": known.setdefault(key, 2**63 + len(known))}
+        return subprocess.CompletedProcess(words, 0, stdout=json.dumps({"success": True, **answer}), stderr="")
+
+    monkeypatch.setattr(Server, "_flwr", flwr)
+    assert server.register() == ["site-0", "site-1", "site-2"] and server.register() == []
+    (server.folder / "sites/site-1.pub").write_text("another key")
+    assert server.register() == ["site-1"]
+    names = [(node["node-id"], node["name"]) for node in server.nodes()]
+    assert names == [(str(2**63 + i), name) for i, name in enumerate(["site-0", "", "site-2", "site-1"])]
+    (server.folder / "sites/site-3.pub").write_text("broken")
+    with pytest.raises(DeployFailed, match="Invalid public key"):
+        server.register()
 
 
 def test_a_server_that_does_not_answer_is_one_line(made, tmp_path, monkeypatch, capsys):

@@ -24,6 +24,7 @@ from fedinit.errors import InputError
 from fedinit.run_config import from_run_config
 
 CONNECTION = "federation"
+KEY_IN_USE = "[code: 23]"  # what Flower answers to a key that it knows
 ANSWER_SECONDS = 300.0  # what `flwr` has to answer, at the most
 POLL_SECONDS = (1.0, 10.0)  # between two questions after a run, at first and at most: each starts a `flwr`
 
@@ -67,12 +68,21 @@ class Server:
             raise InputError(f"{self.app / PROJECT}: {error}") from error
 
     def register(self) -> list[str]:
-        """Register every key in sites/ that is not registered yet; returns the names of the new ones."""
-        known = {node["name"] for node in self._ask("supernode", "list", CONNECTION)["nodes"]}
-        fresh = [key for key in sorted((self.folder / "sites").glob("*.pub")) if key.stem not in known]
-        for key in fresh:
-            self._ask("supernode", "register", str(key), CONNECTION, "--name", key.stem)
-        return [key.stem for key in fresh]
+        """Register every key in sites/ that is not registered yet; returns the names of the new ones.
+
+        Which node a key became is kept beside it, in site-<i>.id: `flwr supernode list` names neither site nor key.
+        """
+        fresh = []
+        for key in sorted((self.folder / "sites").glob("*.pub")):
+            try:
+                answer = self._ask("supernode", "register", str(key), CONNECTION, "--name", key.stem)
+            except DeployFailed as error:
+                if KEY_IN_USE in str(error):
+                    continue
+                raise
+            key.with_suffix(".id").write_text(f"{answer['node-id']}\n")
+            fresh.append(key.stem)
+        return fresh
 
     def start_run(self) -> str:
         """Bundle the app and start it; returns the run's id."""
@@ -106,7 +116,10 @@ class Server:
         return self._ask("list", CONNECTION)["runs"]
 
     def nodes(self) -> list[dict[str, Any]]:
-        return self._ask("supernode", "list", CONNECTION)["nodes"]
+        """node-id, status and more of every SuperNode, and its site's name where it was registered here."""
+        names = {file.read_text().strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
+        found = self._ask("supernode", "list", CONNECTION)["nodes"]
+        return [node | {"name": names.get(str(node["node-id"]), "")} for node in found]
 
     def _ask(self, *words: str) -> dict[str, Any]:
         done = self._flwr(*words, "--format", "json")
