@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -133,6 +135,25 @@ def test_up_leaves_nothing_running(tmp_path, event, numbers, code):
     assert not [pid for pid in running() if processes._alive(pid)]
     assert "logs: " in said.read_text() and len(list(temporary.iterdir())) == 1  # of what did not end well
 
+
+
+def test_up_leaves_nothing_running_where_its_terminal_is_closed(tmp_path):
+    """Then there is nowhere to say so either, and the exit code is that of SIGHUP all the same."""
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    (tmp_path / "program.py").write_text(STAND_IN)
+    command = [sys.executable, "-c", UP, str(pids), str(tmp_path / "program.py"), "run"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, command, environment(tmp_path) | {"TMPDIR": str(tmp_path)})
+    said = b""
+    while b"waiting" not in said:
+        said += os.read(terminal, 1000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    running = [int(path.stem) for path in pids.iterdir()]
+    assert len(running) == 6 and not [pid for pid in running if processes._alive(pid)]
 
 
 def test_a_process_that_ends_early_is_shown_with_what_it_said(tmp_path):

@@ -5,6 +5,7 @@ The folder, the scripts and the steps are those of a real federation; only the a
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import tempfile
@@ -14,14 +15,7 @@ from fedinit import site_settings
 from fedinit.config import Config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
-from fedinit.deploy.processes import (
-    Process,
-    check_port_free,
-    environment,
-    free_port,
-    stop_all,
-    wait_for_port,
-)
+from fedinit.deploy.processes import Process, check_port_free, environment, free_port, stop_all, wait_for_port
 from fedinit.stopping import SIGNALS, listening, unbroken
 
 
@@ -100,7 +94,8 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say)
                 if federation is not None:
                     federation.stop()
                 if kept:
-                    say(f"logs: {folder}")
+                    with contextlib.suppress(OSError):  # of a terminal that is gone
+                        say(f"logs: {folder}")
                 else:
                     shutil.rmtree(folder, ignore_errors=True)
 
