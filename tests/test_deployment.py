@@ -238,4 +238,6 @@ def test_two_folders_on_two_machines(tmp_path):
             process.stop()
     expected = simulated(config_of(tmp_path, "rounds=1", "evaluation=clients"))
     assert f"final hash: {expected}" in done.stdout and f"final hash: {expected}" in again.stdout
-    assert status.count("online") == 2 and status.count("finished:completed") == 2
+    sites, runs = status.split("\n\n")
+    assert [line.split()[:2] for line in sites.splitlines()[1:]] == [["site-0", "online"], ["site-1", "online"]]
+    assert [line.split()[1] for line in runs.splitlines()[1:]] == ["finished:completed"] * 2
