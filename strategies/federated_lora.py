@@ -173,7 +173,7 @@ class FederatedLora(Strategy):
         heard, refusals = sift(replies, asked, lambda reply: reply.metadata.src_node_id, lambda reply, _: reply)
         for refusal in refusals:
             if refusal.code != "no_reply":
-                self._tell("node_refused", {"round": self.round + 1, "detail": f"{refusal.code}: {refusal.detail}"})
+                self.tell("node_refused", {"round": self.round + 1, "detail": f"{refusal.code}: {refusal.detail}"})
         heard = {node: r for node, r in heard.items() if not (r.has_error() and r.error.code in AWAY)}
         self._greeted |= {node: online[node] for node in heard}
         return heard
@@ -193,11 +193,11 @@ class FederatedLora(Strategy):
                     again.add(node)  # it may be this client's new node, and the old one about to be found dead
                     fault = f"partition-id {client} is another node's"
                 if fault:
-                    self._tell("node_refused", {"round": self.round + 1, "detail": fault})
+                    self.tell("node_refused", {"round": self.round + 1, "detail": fault})
                     continue
                 self._nodes[client] = node
                 self._believe(client, fact)
-                self._tell("client_back", {"round": self.round + 1, "client": client})
+                self.tell("client_back", {"round": self.round + 1, "client": client})
             online = set(grid.get_node_ids()) if wanted else set()
             if all(self._nodes[client] in online for client in wanted) or time.monotonic() >= deadline:
                 for node in again:
@@ -283,7 +283,7 @@ class FederatedLora(Strategy):
 
     def refused(self, round: int, refusal: Refusal) -> None:
         """Put a refusal into the ledger."""
-        self._tell("refused", {"round": round, **vars(refusal)})
+        self.tell("refused", {"round": round, **vars(refusal)})
 
     def announce(self, num_rounds: int) -> None:
         """Tell the observers that the run begins, once."""
@@ -303,7 +303,7 @@ class FederatedLora(Strategy):
         for client in sorted(before.examples.keys() | now.examples.keys()):
             old, new = before.examples.get(client, 0), now.examples.get(client, 0)
             if old != new:
-                self._tell("examples_changed", {"client": client, "before": old, "now": new})
+                self.tell("examples_changed", {"client": client, "before": old, "now": new})
 
     def _believe(self, client: int, fact: Introduction) -> None:
         """Of what the client was sent before, count only on what it says it still holds."""
@@ -313,7 +313,7 @@ class FederatedLora(Strategy):
         keeps = self.aggregator.personal or self.reinit.own_factors
         if keeps and client in self._accepted and self._accepted[client] not in fact.own_rounds:
             del self._accepted[client]
-            self._tell("client_state_lost", {"client": client, "detail": "it starts from the global factors again"})
+            self.tell("client_state_lost", {"client": client, "detail": "it starts from the global factors again"})
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -511,7 +511,7 @@ class FederatedLora(Strategy):
                     break
                 draw = numpy_generator(self.seed, "resampling", round, attempt)
                 chosen = sorted(int(c) for c in draw.choice(fresh, size=count, replace=False))
-                self._tell("resampled", {"round": round, "attempt": attempt, "usable": len(updates), "clients": chosen})
+                self.tell("resampled", {"round": round, "attempt": attempt, "usable": len(updates), "clients": chosen})
                 asked |= set(chosen)
                 self._look_around(grid, found, chosen, {r.client for r in refusals})
             else:
@@ -571,7 +571,7 @@ class FederatedLora(Strategy):
         counted, refusals = self._judge_counts(replies)
         for refusal in refusals:
             self._forget(refusal.client)  # the message brought its base up to date, if it came
-            self._tell("evaluation_failed", {"round": server_round, **vars(refusal)})
+            self.tell("evaluation_failed", {"round": server_round, **vars(refusal)})
         if not counted:
             return None
         self._score = self._merge_counts(list(counted.values()))
@@ -744,7 +744,8 @@ class FederatedLora(Strategy):
         for observer in self.observers:
             observer.model(round, self.final_tensors())
 
-    def _tell(self, kind: str, facts: Mapping[str, object]) -> None:
+    def tell(self, kind: str, facts: Mapping[str, object]) -> None:
+        """Tell the observers of what belongs in the ledger."""
         for observer in self.observers:
             observer.event(kind, facts)
 

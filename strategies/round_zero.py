@@ -70,7 +70,8 @@ def begin(
     made = run(initializer, dataclasses.replace(setting, head=found.tensors), ask)
     notes, about = dict(made.notes), dict(found.notes)
     if initializer.needs == "gradients" and not about:
-        about["warning"] = "gradients were measured under a head that no data went into"
+        about["warning"] = "gradients were measured under a head that no data went into; head=ridge makes one"
+        strategy.tell("warning", {"round": 0, "detail": about["warning"]})
     if about:
         notes["head"] = about
     in_all = {client: examples for client, examples in measured.items() if client not in lost}

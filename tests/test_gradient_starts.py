@@ -27,6 +27,7 @@ from fedinit.initializers import INITIALIZERS, create_initializer
 from fedinit.initializers.from_gradients import FromGradients
 from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.lora import Bank
+from fedinit.metrics import Observer
 from fedinit.models import select_targets
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, shapes_of
 from strategies.federation import check_method, federate
@@ -461,9 +462,17 @@ def test_a_client_that_fails_in_round_0_costs_its_own_part(site):
 
 
 def test_a_head_that_no_data_went_into_is_told(site):
+    class Ledger(Observer):
+        lines = []
+
+        def event(self, kind, facts):
+            self.lines.append((kind, facts["round"], facts["detail"]))
+
     words = ("init=lora_one", "init.sketch=sketch", "init.examples=32", "rounds=1", "evaluation=none")
-    outcome = federate(small_config(*words), LocalGrid(Cohort(site), 3), site.backbone)
-    assert outcome.start["head"] == {"warning": "gradients were measured under a head that no data went into"}
+    outcome = federate(small_config(*words), LocalGrid(Cohort(site), 3), site.backbone, observers=[Ledger()])
+    warning = outcome.start["head"]["warning"]
+    assert warning == "gradients were measured under a head that no data went into; head=ridge makes one"
+    assert Ledger.lines == [("warning", 0, warning)]
     assert 0 < outcome.start["moved"] < 0.1
 
 
