@@ -47,7 +47,9 @@ def test_nothing_that_was_started_outlives_its_end(tmp_path, how):
 def test_processes_that_do_not_end_share_one_deadline(tmp_path):
     """Three that ignore Ctrl-C take the time of one, and one that ends when it is asked to is not killed."""
     stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); "
-    polite = "import time\nprint('ready', flush=True)\ntry: time.sleep(600)\nexcept KeyboardInterrupt: print('bye')"
+    # A job in the background of a script inherits that SIGINT is ignored.
+    polite = "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    polite += "try: print('ready', flush=True); time.sleep(600)\nexcept KeyboardInterrupt: print('bye')"
     found = []
     for name, code in zip("abcd", [*[stubborn + "time.sleep(600)"] * 3, polite], strict=True):
         (tmp_path / name).mkdir()
@@ -72,7 +74,8 @@ pathlib.Path(folder, f"{os.getpid()}.pid").touch()
 time.sleep(600)
 """
 UP = """
-import pathlib, shlex, sys, time
+import pathlib, shlex, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 from fedinit import cli
 from fedinit.deploy import layout, processes
 from fedinit.deploy.flower import Server
