@@ -44,7 +44,7 @@ from fedinit.models import build_backbone, init_head, select_targets, shared_inp
 from fedinit.models.backbone import Backbone
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, pack, unpack
 
-RANK, SCALE, CLASSES, SEED, REPEATS = 16, 2.0, 100, 0, 2
+RANK, SCALE, CLASSES, SEED, REPEATS = 16, 2.0, 100, 0, 1
 IMAGES = {"eva": 64}  # of a client, where it is not 16
 # What an initialiser needs to be told beside its name.
 VARIANTS: Mapping[str, Sequence[Mapping[str, object]]] = {

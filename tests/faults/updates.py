@@ -351,7 +351,7 @@ def strange_introductions(played: Played, seed: int, count: int) -> int:
 def honest(seed: int, count: int) -> Counter:
     """Updates of real training, in runs of random methods, rates and clients; all must be let in.
 
-    At a rate of 0.3 this model's training diverges (after 20 steps the loss is 2.8, and chance 2.3): such an update is no
+    At a rate of 0.3 this model's training diverges (a loss of 2.8 after 20 steps, chance is 2.3): such an update is no
     good one, and the gate refuses those whose products are out of proportion.
     """
     tally = Counter()
