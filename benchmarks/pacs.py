@@ -10,8 +10,8 @@ and change no number. Written: benchmarks/results/pacs-<table>.csv, a row a run,
 The settings: ViT-Tiny (augreg, ImageNet-21k then 1k) at 96 px (`inits`: 80), rank 16, s = 2, three batches of 32 images
 a client and round, SGD with momentum 0.9, no augmentation. The rate is the one of the table's grid with the best
 accuracy on a fifth of the training images (seed SELECT, the table's first setting, the test images left out), for all
-settings. Initialisers start from the head that is ridge regression on the features of 256 images a client, since
-gradients need one.
+settings; `methods` goes on beyond an edge of its grid while the best rate lies there. Initialisers start from the head
+that is ridge regression on the features of 256 images a client, since gradients need one.
 The centralised reference takes as many batches a round as all the clients of a round together.
 """
 
@@ -71,6 +71,7 @@ class Table:
     reference: str  # the row that the others are compared with
     grid: tuple[float, ...]  # of learning rates
     selected_after: int
+    ratio: float | None = None  # of one rate to the next where the grid goes on beyond its edges
     timed: bool = False  # whether the CPU seconds of a run are shown
 
 
@@ -106,6 +107,7 @@ METHODS = Table(
     reference="LoRA-FAIR",
     grid=(0.02, 0.05, 0.125),
     selected_after=5,
+    ratio=2.5,
 )
 
 # For trained cores, for VeRA, and for a model whose weight is zero.
@@ -208,23 +210,44 @@ def run_all(runs: Sequence[Run], workers: int) -> None:
             print(f"{done} of {len(left)} done", flush=True)
 
 
+def beyond(table: Table, scores: Mapping[float, float]) -> float | None:
+    """The next rate to try for a row, if its best one lies at an edge of those tried.
+
+    scores: {rate: validation accuracy; NaN where the run failed}.
+    """
+    usable = {rate: score for rate, score in scores.items() if not math.isnan(score)}
+    if table.ratio is None or not usable:
+        return None
+    best = max(usable, key=usable.get)
+    if best == min(scores):
+        return float(f"{best / table.ratio:.3g}")
+    return float(f"{best * table.ratio:.3g}") if best == max(scores) else None
+
+
 def choose_rates(table: Table, place: Sequence[str], workers: int) -> dict[str, tuple[float, dict[float, float]]]:
     """{row: (the rate, {rate: validation accuracy in percent; NaN where the run failed})}"""
-    run_all([selecting(table, row, rate, place) for row in table.rows for rate in table.grid], workers)
+    scores: dict[str, dict[float, float]] = {row.label: {} for row in table.rows}
+    due = [(row, rate) for row in table.rows for rate in table.grid]
+    while due:
+        run_all([selecting(table, row, rate, place) for row, rate in due], workers)
+        for row, rate in due:
+            summary = summary_of(selecting(table, row, rate, place))
+            scores[row.label][rate] = math.nan if summary is None else summary["accuracy"]
+        found = [(row, beyond(table, scores[row.label])) for row in table.rows]
+        due = [(row, rate) for row, rate in found if rate is not None]
     chosen = {}
-    for row in table.rows:
-        found = {rate: summary_of(selecting(table, row, rate, place)) for rate in table.grid}
-        scores = {rate: math.nan if s is None else s["accuracy"] for rate, s in found.items()}
-        usable = [rate for rate in table.grid if not math.isnan(scores[rate])]
+    for label, tried in scores.items():
+        usable = [rate for rate in tried if not math.isnan(tried[rate])]
         if not usable:
-            raise SystemExit(f"{row.label}: no rate of {table.grid} gave a run that ended")
-        chosen[row.label] = max(usable, key=lambda rate: scores[rate]), scores
+            raise SystemExit(f"{label}: no rate of {', '.join(f'{r:g}' for r in tried)} gave a run that ended")
+        chosen[label] = max(usable, key=tried.get), tried
     return chosen
 
 
 def make(table: Table, place: Sequence[str], seeds: int, workers: int) -> list[dict[str, object]]:
     """A row a run, with its accuracy at every evaluated round."""
     rates = choose_rates(table, place, workers)
+    tried = sorted({rate for _, scores in rates.values() for rate in scores})
     reported = [
         (row, setting, seed, words_of(table, row, setting, rates[row.label][0], seed, place))
         for seed in range(seeds)
@@ -245,7 +268,7 @@ def make(table: Table, place: Sequence[str], seeds: int, workers: int) -> list[d
                 "method": row.label,
                 "seed": seed,
                 "lr": rate,
-                **{f"validation_lr_{r:g}": round(scores[r], 2) for r in table.grid},
+                **{f"validation_lr_{r:g}": round(scores[r], 2) if r in scores else "" for r in tried},
                 **{f"round_{r}": round(by_round[r], 3) for r in table.evaluated},
                 **({"cpu_seconds": cpu_seconds(words)} if table.timed else {}),
                 "bytes_up": summary["bytes_up"],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from benchmarks import methods
+from benchmarks import methods, pacs
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
 from fedinit.factors import Factors
 from strategies import AGGREGATORS, create_aggregator
@@ -47,3 +49,20 @@ def test_the_formula_is_what_is_sent_but_for_headers(name, mixed):
 
 def _factors(draw: torch.Generator, d: int, k: int) -> Factors:
     return Factors(torch.randn(RANK, k, generator=draw), torch.randn(d, RANK, generator=draw))
+
+
+@pytest.mark.parametrize(
+    ("scores", "following"),
+    [
+        ({0.02: 50, 0.05: 55, 0.125: 14}, None),
+        ({0.02: 53, 0.05: 16, 0.125: 14}, 0.008),
+        ({0.008: 56, 0.02: 53, 0.05: 16}, 0.0032),
+        ({0.02: 50, 0.05: 55, 0.125: 60}, 0.3125),
+        ({0.02: 50, 0.05: 55, 0.125: math.nan}, None),
+        ({0.02: math.nan, 0.05: math.nan}, None),
+    ],
+)
+def test_a_grid_goes_on_while_its_best_rate_lies_at_an_edge(scores, following):
+    found = pacs.beyond(pacs.METHODS, scores)
+    assert found is None if following is None else found == pytest.approx(following, rel=5e-3)
+    assert pacs.beyond(pacs.INITS, scores) is None
