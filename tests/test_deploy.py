@@ -51,7 +51,11 @@ def made(tmp_path_factory) -> Path:
 def test_init_gives_each_machine_its_folder(made):
     assert {p.name for p in made.iterdir()} == {"ca", "server", "site-0", "site-1", "site-2"}
     assert {p.name for p in (made / "site-1").iterdir()} == {
-        "ca.crt", "node.key", "node.pub", "supernode.sh", "fedinit-supernode.service",
+        "ca.crt",
+        "node.key",
+        "node.pub",
+        "supernode.sh",
+        "fedinit-supernode.service",
     }
     # No private key lies where it is not needed, and those that are there are their owner's alone.
     private = sorted(str(p.relative_to(made)) for p in made.rglob("*.key"))

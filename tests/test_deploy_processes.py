@@ -139,7 +139,6 @@ def test_up_leaves_nothing_running(tmp_path, event, numbers, code):
     assert "logs: " in said.read_text() and len(list(temporary.iterdir())) == 1  # of what did not end well
 
 
-
 def test_up_leaves_nothing_running_where_its_terminal_is_closed(tmp_path):
     """Then there is nowhere to say so either, and the exit code is that of SIGHUP all the same."""
     pids = tmp_path / "pids"

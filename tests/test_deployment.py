@@ -45,9 +45,7 @@ def test_a_federation_on_this_machine_ends_in_the_hash_of_the_simulation(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("sites", "secure"), [(2, True), (4, False), (4, True)], ids=["2_tls", "4_insecure", "4_tls"]
-)
+@pytest.mark.parametrize(("sites", "secure"), [(2, True), (4, False), (4, True)], ids=["2_tls", "4_insecure", "4_tls"])
 def test_sites_end_in_the_hash_of_the_simulation(tmp_path, sites, secure):
     domains = ["plain", "inverted", "thick", "noise"][:sites]
     config = config_of(tmp_path, f"data.domains=[{','.join(domains)}]", "evaluation=clients")

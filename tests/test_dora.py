@@ -60,8 +60,10 @@ def test_row_norms_are_those_of_the_dense_matrix() -> None:
     A, B = torch.stack([f.A for f in found]), torch.stack([f.B for f in found])
     made = row_norms(weight, weight.square().sum(1), A, B, SCALE)
     close64(made, (weight + SCALE * B @ A).norm(dim=2))
-    close64(magnitudes(weight.float(), A[0].float(), B[0].float(), SCALE),
-            (weight.float().double() + SCALE * B[0].float().double() @ A[0].float().double()).norm(dim=1))
+    close64(
+        magnitudes(weight.float(), A[0].float(), B[0].float(), SCALE),
+        (weight.float().double() + SCALE * B[0].float().double() @ A[0].float().double()).norm(dim=1),
+    )
     taken_out = row_norms(weight, weight.square().sum(1), weight[:1], -torch.eye(7, 1, dtype=torch.float64), 1.0)
     assert float(taken_out[0]) < 1e-6 and torch.isfinite(1 / taken_out).all()  # a row that is gone divides by the floor
 
@@ -233,8 +235,20 @@ LAYERS = {"one": (7, 12), "two": (12, 9)}
 GOES = sorted(set(AGGREGATORS) - {"fed_sb", "ravan", "lora_a2", "fedsa_lora"})
 
 
-@pytest.mark.parametrize("words", ["fedit", "fedex_lora", "rolora", "flora", "fedit reinit=svd", "frlora",
-                                   "fedit reinit=gauge adapter.ranks=[2,4]", "fedit server_opt=adam", "ffa_lora"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fedit",
+        "fedex_lora",
+        "rolora",
+        "flora",
+        "fedit reinit=svd",
+        "frlora",
+        "fedit reinit=gauge adapter.ranks=[2,4]",
+        "fedit server_opt=adam",
+        "ffa_lora",
+    ],
+)
 def test_a_run_keeps_its_magnitudes_through_every_start(words: str, tmp_path) -> None:
     """From the command line: m comes up and is averaged, re-initialisation never changes what is folded (the effective
     model after a round is the one that the next starts from), and the file is the final state."""

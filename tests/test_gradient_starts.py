@@ -172,7 +172,11 @@ def test_sensitivity_of_a_gradient_is_the_clip(kind):
     draw = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(9, 4, generator=draw)).Q
     request = Request(
-        source="gradients", layers={"l": kind}, shapes={"l": (9, 7)}, seed=0, options={"width": 4},
+        source="gradients",
+        layers={"l": kind},
+        shapes={"l": (9, 7)},
+        seed=0,
+        options={"width": 4},
         tensors={"l/basis": basis},
     )
     (statistic,) = create_statistics(request).values()
@@ -191,9 +195,7 @@ WAYS = [(name, {"sketch": "exact"}) for name in STARTS] + [
 
 
 @quick
-@given(
-    st.integers(0, 1000), st.lists(st.integers(0, 40), max_size=3), st.sampled_from(WAYS)
-)
+@given(st.integers(0, 1000), st.lists(st.integers(0, 40), max_size=3), st.sampled_from(WAYS))
 def test_any_split_gives_the_pooled_start(seed, cuts, way):
     """With an empty client and one of a single image. The sums to 1e-8 in float64; the factors are float32."""
     name, options = way
@@ -334,7 +336,10 @@ def test_the_variant_peft_is_pefts(size, theirs):
         linear._peft_loraga_grad = torch.tensor(p.gradient(name)).float()
         model.add_module(name, linear)
     config = peft.LoraConfig(
-        r=R, lora_alpha=int(S * R), target_modules=list(p.SHAPES), init_lora_weights="lora_ga",
+        r=R,
+        lora_alpha=int(S * R),
+        target_modules=list(p.SHAPES),
+        init_lora_weights="lora_ga",
         lora_ga_config=peft.LoraGAConfig(direction="ArB2r", scale=theirs, stable_gamma=16),
     )
     torch.manual_seed(0)

@@ -128,9 +128,7 @@ def test_eva_holds_what_pefts_own_holds():
     x = eva_inputs(rows=512, mean=1.0)
     module = nn.Sequential()
     module.add_module("l", nn.Linear(x.shape[1], 30))
-    config = peft.LoraConfig(
-        r=4, target_modules=["l"], init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0)
-    )
+    config = peft.LoraConfig(r=4, target_modules=["l"], init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0))
     model = peft.get_peft_model(module, config, low_cpu_mem_usage=True)
     peft.initialize_lora_eva_weights(
         model,

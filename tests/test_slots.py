@@ -162,9 +162,7 @@ def test_a_random_choice_is_the_clients_own(tiny_vit, tiny_data, client_config, 
 
 @pytest.mark.parametrize("part", ["A", "B", "R"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_only_the_chosen_slots_move(
-    part, optimizer, tiny_vit, tiny_data, client_config, random_adapter, random_head
-):
+def test_only_the_chosen_slots_move(part, optimizer, tiny_vit, tiny_data, client_config, random_adapter, random_head):
     """With momentum, weight decay and clipping; and the model starts from the whole product: the loss of the first step
     is that of a client that trains all. One member has no choice to make, and trains everything."""
     targets = select_targets(tiny_vit.module, None, 4)
@@ -214,10 +212,7 @@ def test_a_mate_that_fails_changes_no_bit(part, tiny_vit, tiny_data, client_conf
 def test_the_same_seed_gives_the_same_final_hash():
     words = ("strategy=lora_a2", "strategy.choice=random", "evaluation=none")
     site = Site(small_config(*words))
-    hashes = [
-        federate(small_config(*words), LocalGrid(Cohort(site), 3), site.backbone).final_hash
-        for _ in range(2)
-    ]
+    hashes = [federate(small_config(*words), LocalGrid(Cohort(site), 3), site.backbone).final_hash for _ in range(2)]
     assert hashes[0] == hashes[1]
 
 

@@ -235,9 +235,7 @@ def plain_training(model: nn.Module, task: Task, data: Dataset, backbone: Backbo
             trained, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
     else:
-        optimizer = torch.optim.AdamW(
-            trained, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
+        optimizer = torch.optim.AdamW(trained, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
     losses = []
     for batch in batches.plan(task.examples, settings, seed, task.round, task.client):
         images = batches.normalise(data.images[batch], backbone.input, torch.device("cpu"))

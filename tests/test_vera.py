@@ -120,9 +120,7 @@ def test_forward_and_gradients(trainable: str, dropout: float) -> None:
         bank.load([{"0": adapters[0]}, {"0": drawn((d, k), 3, 1, frame=7)}], no_head(2), frozenset("bd"))
 
 
-def test_the_bank_equals_each_client_alone_and_folding(
-    tiny_backbone, tiny_data, client_config, random_head
-) -> None:
+def test_the_bank_equals_each_client_alone_and_folding(tiny_backbone, tiny_data, client_config, random_head) -> None:
     """Training three clients of different length together, and each alone; folded weights give the forward's logits."""
     backbone = in_float64(tiny_backbone)
     targets = select_targets(backbone.module, None, 4)
@@ -254,8 +252,10 @@ def test_the_figures_are_those_of_dense_matrices() -> None:
 def test_one_vector_at_a_time_is_exact(name: str, part: str) -> None:
     """With the other vector frozen the mean is the ideal update; with both trained it is refused."""
     start, round = drawn((7, 12), 4, 0), 1 if part == "b" else 2
-    found = [Factors(start.A, start.B, **({"b": start.b, "d": start.d} | {part: getattr(f, part)}))
-             for f in (drawn((7, 12), 4, i) for i in (1, 2, 3))]
+    found = [
+        Factors(start.A, start.B, **({"b": start.b, "d": start.d} | {part: getattr(f, part)}))
+        for f in (drawn((7, 12), 4, i) for i in (1, 2, 3))
+    ]
     updates = [Update(i, i + 1, {"layer": f}, {}) for i, f in enumerate(found)]
     method = create_aggregator(name)
     assert KINDS["vera"].trained(method.trainable(round)) == {part}
@@ -325,9 +325,7 @@ def test_the_client_app_and_a_strict_grid_give_the_same_run(site) -> None:
 
     alone = Site(config)
     ours = federate(config, LocalGrid(Cohort(alone), 3), alone.backbone)
-    theirs = federate(
-        config, LocalGrid(one_by_one, 3, run_config={"overrides": words}, strict=True), alone.backbone
-    )
+    theirs = federate(config, LocalGrid(one_by_one, 3, run_config={"overrides": words}, strict=True), alone.backbone)
     assert ours.final_hash == theirs.final_hash and ours.score == theirs.score
 
 
@@ -345,9 +343,7 @@ def test_a_run_leaves_an_adapter_that_peft_reads(tmp_path) -> None:
     body = nn.ModuleDict({"one": nn.Linear(9, 6), "two": nn.Linear(5, 8)})
     found = {n: drawn((6, 9) if n == "one" else (8, 5), 4, i) for i, n in enumerate(("one", "two"))}
     A, B = torch.randn(4, 9), torch.randn(8, 4)
-    layers = {
-        n: Factors(A[:, : f.shape[1]], B[: f.shape[0]], b=f.b.float(), d=f.d.float()) for n, f in found.items()
-    }
+    layers = {n: Factors(A[:, : f.shape[1]], B[: f.shape[0]], b=f.b.float(), d=f.d.float()) for n, f in found.items()}
     merged = {n: torch.randn(*f.shape) for n, f in found.items()}
     for kind, offset in (("VERA", {}), ("LORA", merged)):  # with something in the base, a LoRA adapter on W0
         place, plain = tmp_path / kind, copy.deepcopy(body)

@@ -157,9 +157,7 @@ ADDRESS: dict[str, Callable[[Message, Message], None]] = {
     "record": lambda reply, other: reply.content.__setitem__(wire.METRICS, ArrayRecord({"x": Array(np.zeros(2))})),
     "state": lambda reply, other: reply.content.__setitem__(wire.STATE, ConfigRecord({"x": 1})),
     "error": lambda reply, other: reply.__dict__.update(_content=None, _error=Error(0, "died")),
-    "misdirected": lambda reply, other: reply.metadata.__dict__.__setitem__(
-        "_src_node_id", other.metadata.src_node_id
-    ),
+    "misdirected": lambda reply, other: reply.metadata.__dict__.__setitem__("_src_node_id", other.metadata.src_node_id),
 }
 
 
