@@ -21,12 +21,11 @@ from clients.site import Site
 from fedinit import compose, run_folder
 from fedinit.config import Choice, Config
 from fedinit.engines.local import LocalGrid
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.progress import ProgressObserver
 from fedinit.reporting import OpenRun, open_run
 from fedinit.stopping import listening
 from fedinit.table import print_summary
-from strategies.federated_lora import RunFailed
 from strategies.federation import Outcome, check_method, client_ranks, federate, trained_parts
 
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"

@@ -167,8 +167,7 @@ def execute(words: Run) -> None:
     import torch
 
     import run_sim
-    from fedinit.errors import InputError
-    from strategies.federated_lora import RunFailed
+    from fedinit.errors import InputError, RunFailed
 
     torch.set_num_threads(1)
     config = compose_config(words)

@@ -1,4 +1,4 @@
-"""The one exception for wrong input, and the "did you mean" that goes with it."""
+"""The two ways to fail, wrong input and a run that cannot go on, and the "did you mean" of the first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ class InputError(ValueError):
 
     The message is one line: what was wrong, what was expected, what to do. Programs print it and exit with 2.
     """
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply. One line, also where
+    a client's words are in it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(" ".join(reason.split()))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ class Score(ABC):
     and `whole`, which merge by addition.
 
     name: as in tables. title: for people, with the unit. wire: what the two sums are called in a message.
+    counts_examples: whether `whole` is a number of examples.
     """
 
     part: Mapping[str, float]
@@ -27,6 +28,7 @@ class Score(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     wire: ClassVar[tuple[str, str]]
+    counts_examples: ClassVar[bool] = False
 
     @staticmethod
     @abstractmethod
@@ -66,6 +68,7 @@ class Accuracy(Score):
     name = "accuracy"
     title = "accuracy, %"
     wire = ("correct", "num-examples")
+    counts_examples = True
 
     @staticmethod
     def value(part: float, whole: float) -> float:

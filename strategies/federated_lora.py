@@ -20,29 +20,22 @@ from torch import Tensor
 from fedinit import base, digest, slots, wire
 from fedinit.adapters import KINDS, Kind
 from fedinit.checkpoint import State
+from fedinit.errors import RunFailed
 from fedinit.factors import leading
 from fedinit.metrics import SCORES, ClientRound, Observer, Roster, Round, Score
 from fedinit.seeding import numpy_generator
 from strategies.aggregator import Aggregate, Aggregator, Update
-from strategies.base_ledger import BaseLedger
 from strategies.choosing import Choosing
-from strategies.delivery import AWAY, activations
 from strategies.dora import effective_bias
 from strategies.gate import Expected, Gate, admit_counts
+from strategies.holdings import Holdings
 from strategies.introduction import Introduction
+from strategies.nodes import Nodes
 from strategies.reinit import Ground, Reinit, Start
 from strategies.replies import Asked, Made, Refusal, sift
 from strategies.server_opt import ServerOptimizer
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-class RunFailed(RuntimeError):
-    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply. One line, also where
-    a client's words are in it."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(" ".join(reason.split()))
 
 
 class FederatedLora(Strategy):
@@ -81,8 +74,9 @@ class FederatedLora(Strategy):
         self.aggregator, self.reinit, self.ground, self.kind = aggregator, reinit, ground, kind
         self.ranks = dict(ranks or {})
         self.server_optimizer = server_optimizer
-        self.base = BaseLedger()
-        self.seed, self.participation, self.timeout = seed, participation, timeout
+        self.holdings = Holdings()
+        self.seed, self.participation = seed, participation
+        self.nodes = Nodes(timeout, self.tell)
         self.evaluate_clients, self.evaluate_every = evaluate_clients, evaluate_every
         self.evaluate_rounds = evaluate_rounds
         self.observers, self.keep = list(observers), keep
@@ -93,19 +87,12 @@ class FederatedLora(Strategy):
         self.roster: Roster | None = None
         self.state: Aggregate | None = None
         self.round = 0  # the last that was completed
-        self.bytes_up = self.bytes_down = 0
-        self._nodes: dict[int, int] = {}  # partition id -> node id
-        self._greeted: dict[int, str] = {}  # node id -> when it came online, of those that said who they are
-        self._test: set[int] = set()  # partition ids with test images
         self._expected: dict[int, Expected] = {}  # node id -> what its update must hold
         self._evaluating: dict[int, Asked] = {}  # node id -> who was asked to evaluate
-        self._accepted: dict[int, int] = {}  # partition id -> the last round whose update of it was let in
         self._counted: Sequence[int] = ()  # bytes up and down of the rounds before a restart
-        self._held: dict[int, dict[str, str]] = {}  # partition id -> {frozen tensor: digest} it was sent and keeps
         self._round_clients: list[ClientRound] = []
         self._score: Score | None = None
         self._last_round = 0
-        self.backbone_digest = ""  # hash of the one backbone of the run
         self.round_zero_clients: list[ClientRound] = []
         self._began = time.perf_counter()
         self._announced = False
@@ -113,41 +100,10 @@ class FederatedLora(Strategy):
     # -- round 0 ---------------------------------------------------------------------------------------------------
 
     def meet(self, grid: Grid, backbone_digest: str) -> Roster:
-        """Ask every node who it is, until all partitions are there.
-
-        Raises RunFailed after `timeout` seconds, for a partition id given twice, and for clients that disagree on
-        the classes, the domains or the backbone.
-        """
-        self.backbone_digest = backbone_digest
-        deadline = time.monotonic() + self.timeout
-        facts: dict[int, Introduction] = {}
-        while True:
-            for node, reply in self._hello(grid, max(deadline - time.monotonic(), 1.0)).items():
-                fact = self._introduced(reply)
-                if isinstance(fact, str):
-                    raise RunFailed(f"a client could not start: {fact}")
-                client = fact.client
-                if self._nodes.get(client, node) != node and self._nodes[client] in activations(grid):
-                    raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
-                facts[client], self._nodes[client] = fact, node
-            wanted = max((f.partitions for f in facts.values()), default=1)
-            if len(facts) >= wanted:
-                break
-            if time.monotonic() > deadline:
-                raise RunFailed(f"{len(facts)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
-            time.sleep(0.5)
+        """Ask every node who it is, until all partitions are there. Raises RunFailed as `Nodes.meet` does, and for
+        other classes or domains than the run was begun with."""
+        facts = self.nodes.meet(grid, backbone_digest, self._stands)
         first = facts[min(facts)]
-        for client, fact in sorted(facts.items()):
-            for key in ("classes", "domains", "partitions", "score"):
-                if getattr(fact, key) != getattr(first, key):
-                    said = f"{key} than client {first.client}: {getattr(fact, key)}"
-                    raise RunFailed(f"client {client} has other {said}")
-            if fact.backbone != backbone_digest:
-                raise RunFailed(
-                    f"client {client} holds another backbone ({fact.backbone[:12]}) than the server "
-                    f"({backbone_digest[:12]}); give both the same model.checkpoint"
-                )
-        self._test = {c for c, f in facts.items() if f.test_examples > 0}
         roster = Roster(
             examples={c: facts[c].examples for c in sorted(facts)},
             class_names=list(first.classes),
@@ -160,69 +116,18 @@ class FederatedLora(Strategy):
         self.roster = roster
         return self.roster
 
-    def _hello(self, grid: Grid, timeout: float) -> dict[int, Message]:
-        """{node: what it says of itself}, of those that were not asked yet, or came online again since."""
-        online = activations(grid)
-        fresh = [node for node, since in online.items() if self._greeted.get(node) != since]
-        # Where the run stands, -1 at its very beginning: a client that keeps its states by round goes back to that one.
-        round = -1 if self.state is None else self.round
-        hello = ConfigRecord({"backbone": self.backbone_digest, "round": round})
-        messages = {node: Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh}
-        asked = {node: self._asked(node, round, grid, message) for node, message in messages.items()}
-        replies = self._exchange(grid, list(messages.values()), timeout)
-        heard, refusals = sift(replies, asked, lambda reply: reply.metadata.src_node_id, lambda reply, _: reply)
-        for refusal in refusals:
-            if refusal.code != "no_reply":
-                self.tell("node_refused", {"round": self.round + 1, "detail": f"{refusal.code}: {refusal.detail}"})
-        heard = {node: r for node, r in heard.items() if not (r.has_error() and r.error.code in AWAY)}
-        self._greeted |= {node: online[node] for node in heard}
-        return heard
+    @property
+    def _stands(self) -> int:
+        """The last round that was completed, -1 at the very beginning."""
+        return -1 if self.state is None else self.round
 
-    def _look_around(self, grid: Grid, deadline: float, wanted: Collection[int] = (), silent: Collection[int] = ()):
-        """Greet nodes that appeared or were started again in mid-run, and wait until the `wanted` clients' are online,
-        or until the `deadline`, a time.monotonic(). A client whose node is gone, or gave no answer (`silent`), moves to
-        the node that says it is this client; while its node is there, nobody else is."""
-        again = set()
-        while True:
-            for node, reply in self._hello(grid, max(deadline - time.monotonic(), 0.0)).items():
-                fact = self._introduced(reply)
-                fault = fact if isinstance(fact, str) else self._misfit(fact)
-                client = -1 if fault else fact.client
-                known = self._nodes.get(client)
-                if not fault and known != node and known in set(grid.get_node_ids()) and client not in silent:
-                    again.add(node)  # it may be this client's new node, and the old one about to be found dead
-                    fault = f"partition-id {client} is another node's"
-                if fault:
-                    self.tell("node_refused", {"round": self.round + 1, "detail": fault})
-                    continue
-                self._nodes[client] = node
-                self._believe(client, fact)
-                self.tell("client_back", {"round": self.round + 1, "client": client})
-            online = set(grid.get_node_ids()) if wanted else set()
-            if all(self._nodes[client] in online for client in wanted) or time.monotonic() >= deadline:
-                for node in again:
-                    del self._greeted[node]
-                return
-            time.sleep(min(0.5, max(deadline - time.monotonic(), 0.0)))
-
-    @staticmethod
-    def _introduced(reply: Message) -> Introduction | str:
-        """What a node says of itself, or why it cannot be used."""
-        if reply.has_error():
-            return reply.error.reason
-        try:
-            return Introduction.read(reply)
-        except ValueError as error:
-            return str(error)
-
-    def _misfit(self, fact: Introduction) -> str:
-        """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
-        if fact.client not in self._nodes:
-            return f"partition-id {fact.client} is no client of this run"
-        same = fact.classes, fact.domains, fact.backbone
-        if same != (list(self.roster.class_names), list(self.roster.domain_names), self.backbone_digest):
-            return f"client {fact.client} came back with other classes, domains or another backbone"
-        return ""
+    def _look_around(
+        self, grid: Grid, deadline: float, wanted: Collection[int] = (), silent: Collection[int] = ()
+    ) -> None:
+        """Greet nodes that appeared or were started again in mid-run."""
+        for client, fact in self.nodes.look_around(grid, deadline, self._stands, wanted, silent):
+            self._believe(client, fact)
+            self.tell("client_back", {"round": self.round + 1, "client": client})
 
     def ask(
         self,
@@ -233,7 +138,7 @@ class FederatedLora(Strategy):
         admit: Callable[[Message, Asked], Made | Refusal],
     ) -> tuple[dict[int, Made], list[Refusal]]:
         """The same question to every client; {partition id: what `admit` made of its reply}, and refusals."""
-        messages = [Message(wire.clone(content), node, kind) for _, node in sorted(self._nodes.items())]
+        messages = [Message(wire.clone(content), node, kind) for _, node in sorted(self.nodes.by_client.items())]
         return self._answers(grid, messages, timeout, admit)
 
     def ask_at_start(
@@ -246,7 +151,7 @@ class FederatedLora(Strategy):
     ) -> tuple[dict[int, Made], list[Refusal]]:
         """As `ask`, for statistics of clients that are given the start and what of the base they lack, as in training.
         trainable: the factors that are trained in some round; the others they keep."""
-        clients = sorted(self._nodes)
+        clients = sorted(self.nodes.by_client)
         starts = {c: self._start_of(c) for c in clients}
         passing = frozenset(wire.trained_names(self.state.layers, self.state.head, trainable))
         settings = {**self._about(0, trainable), **facts}
@@ -259,27 +164,22 @@ class FederatedLora(Strategy):
         self, grid: Grid, messages: list[Message], timeout: float, admit: Callable[[Message, Asked], Made | Refusal]
     ) -> tuple[dict[int, Made], list[Refusal]]:
         """What came of questions of round 0."""
-        clients = {node: client for client, node in self._nodes.items()}
-        nodes = [(m.metadata.dst_node_id, m) for m in messages]
-        asked = {node: self._asked(clients[node], 0, grid, message) for node, message in nodes}
-        return sift(self._exchange(grid, messages, timeout), asked, self._client_of, admit)
-
-    @staticmethod
-    def _asked(client: int, round: int, grid: Grid, message: Message) -> Asked:
-        return Asked(client, round, run=getattr(grid.run, "run_id", None), message=message)
+        clients = {node: client for client, node in self.nodes.by_client.items()}
+        sent = {message.metadata.dst_node_id: message for message in messages}
+        asked = {node: Asked.over(grid, clients[node], 0, message) for node, message in sent.items()}
+        return sift(self.nodes.exchange(grid, messages, timeout), asked, self.nodes.client_of, admit)
 
     def lost(self, round: int, refusals: Sequence[Refusal]) -> None:
-        """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held.
-        """
+        """Put refusals into the ledger, and send those clients everything next time: they may have lost what they
+        held."""
         for refusal in refusals:
             self._forget(refusal.client)
             self.refused(round, refusal)
 
     def _forget(self, client: int) -> None:
         """Take nothing that this client was sent for granted any more."""
-        if client in self._nodes:
-            self._held.pop(client, None)
-            self.base.forget(client)
+        if client in self.nodes.by_client:
+            self.holdings.forget(client)
 
     def refused(self, round: int, refusal: Refusal) -> None:
         """Put a refusal into the ledger."""
@@ -307,12 +207,10 @@ class FederatedLora(Strategy):
 
     def _believe(self, client: int, fact: Introduction) -> None:
         """Of what the client was sent before, count only on what it says it still holds."""
-        sent = self._held.get(client, {})
-        self._held[client] = {name: mark for name, mark in sent.items() if fact.held.get(name) == mark}
-        self.base.confirm(client, fact.base_key)
-        keeps = self.aggregator.personal or self.reinit.own_factors
-        if keeps and client in self._accepted and self._accepted[client] not in fact.own_rounds:
-            del self._accepted[client]
+        self.holdings.believe(client, fact.held, fact.base_key)
+        keeps, accepted = self.aggregator.personal or self.reinit.own_factors, self.holdings.accepted
+        if keeps and client in accepted and accepted[client] not in fact.own_rounds:
+            del accepted[client]
             self.tell("client_state_lost", {"client": client, "detail": "it starts from the global factors again"})
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
@@ -320,7 +218,7 @@ class FederatedLora(Strategy):
     def snapshot(self) -> State:
         """All that the next round is made from, besides what the clients keep."""
         tensors = {f"model/{n}": t for n, t in wire.to_tensors(self.state.layers, self.state.head).items()}
-        offset = self.base.snapshot()
+        offset = self.holdings.base.snapshot()
         tensors |= {f"base/{name}": tensor for name, tensor in offset.tensors.items()}
         if self.server_optimizer is not None:
             tensors |= {f"moments/{name}": tensor for name, tensor in self.server_optimizer.moments.items()}
@@ -328,10 +226,9 @@ class FederatedLora(Strategy):
             "round": self.round,
             "diagnostics": dict(self.state.diagnostics),
             "base": offset.facts,
-            "held": {str(client): marks for client, marks in self._held.items()},
-            "accepted": {str(client): round for client, round in self._accepted.items()},
+            **self.holdings.facts(),
             "scales": dict(self.scales),
-            "bytes": [self.bytes_up, self.bytes_down],
+            "bytes": [self.nodes.bytes_up, self.nodes.bytes_down],
             "roster": {
                 "examples": {str(client): n for client, n in self.roster.examples.items()},
                 "classes": list(self.roster.class_names),
@@ -350,12 +247,11 @@ class FederatedLora(Strategy):
         facts = state.facts
         layers, head = wire.from_tensors(parts["model"])
         self.state = Aggregate(layers=layers, head=head, diagnostics=facts["diagnostics"])
-        self.base.restore(State(parts["base"], facts["base"]))
+        self.holdings.base.restore(State(parts["base"], facts["base"]))
         if self.server_optimizer is not None:
             self.server_optimizer.moments.update(parts["moments"])
         self.round = facts["round"]
-        self._held = {int(client): dict(marks) for client, marks in facts["held"].items()}
-        self._accepted = {int(client): round for client, round in facts["accepted"].items()}
+        self.holdings.recall(facts)
         self.scales = facts["scales"]
         self._counted = facts["bytes"]
         roster = facts["roster"]
@@ -392,19 +288,19 @@ class FederatedLora(Strategy):
         if self.state is None:
             begun = wire.start_from_tensors(wire.decode(initial_arrays))
             self.state = Aggregate(layers=begun.layers, head=begun.head)
-            self.base.merge(begun.merge)
+            self.holdings.base.merge(begun.merge)
             if self.fix_scales is not None:
                 self.scales = self.fix_scales(grid)
             self._report_round_zero()
             self._show(0)
             self.keep(0)
         else:
-            self.bytes_up, self.bytes_down = self._counted
+            self.nodes.bytes_up, self.nodes.bytes_down = self._counted
             for observer in self.observers:
                 observer.resumed(self.round)
         arrays, result = wire.encode(self.final_tensors()), Result()
         for round in range(self.round + 1, num_rounds + 1):
-            began, up, down = time.perf_counter(), self.bytes_up, self.bytes_down
+            began, up, down = time.perf_counter(), self.nodes.bytes_up, self.nodes.bytes_down
             judged = self._gather(round, train_config or ConfigRecord(), grid, self.reply_timeout or timeout)
             arrays, metrics = self._commit(round, *judged)
             result.train_metrics_clientapp[round] = metrics
@@ -412,7 +308,7 @@ class FederatedLora(Strategy):
             messages = self.configure_evaluate(round, arrays, evaluate_config or ConfigRecord(), grid)
             if messages:
                 measured = self.aggregate_evaluate(
-                    round, self._exchange(grid, messages, self.reply_timeout or timeout)
+                    round, self.nodes.exchange(grid, messages, self.reply_timeout or timeout)
                 )
                 result.evaluate_metrics_clientapp[round] = measured or MetricRecord()
             if evaluate_fn is not None and self._due(round):
@@ -425,8 +321,8 @@ class FederatedLora(Strategy):
                 seconds=time.perf_counter() - began,
                 train_loss=float(metrics["loss"]),
                 score=self._score,
-                bytes_up=self.bytes_up - up,
-                bytes_down=self.bytes_down - down,
+                bytes_up=self.nodes.bytes_up - up,
+                bytes_down=self.nodes.bytes_down - down,
                 clients=self._round_clients,
                 diagnostics=self.state.diagnostics,
             )
@@ -445,9 +341,7 @@ class FederatedLora(Strategy):
         """A message a sampled client: its start factors, less the frozen ones it holds, and the head."""
         return self._requests(server_round, self.sample(server_round), config, grid)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """Gate, aggregate, and the new global factors and head. Raises RunFailed when no reply is usable."""
         updates, refusals = self._judge(replies)
         self.lost(server_round, refusals)
@@ -460,13 +354,14 @@ class FederatedLora(Strategy):
             names = wire.trained_names(self.state.layers, self.state.head, trainable)
             settings["scales"] = [self.scales.get(name, 0.0) for name in names]
         starts = {c: self._start_of(c) for c in clients}
-        run, budgets = getattr(grid.run, "run_id", None), self._budgets(clients, trainable)
-        own = self._marks(starts)
+        budgets, own = self._budgets(clients, trainable), self._marks(starts)
         for client, budget in budgets.items():
             own[client] |= {"slots": budget, "choice": self.aggregator.choice, "probe": self.aggregator.probe}
         messages = self._messages(starts, settings, trained, "train", own)
         self._expected = {
-            self._nodes[c]: Expected(c, server_round, starts[c], trained, budgets.get(c), run=run, message=message)
+            self.nodes.by_client[c]: Expected.over(
+                grid, c, server_round, message, sent=starts[c], trained=trained, slots=budgets.get(c)
+            )
             for c, message in zip(starts, messages, strict=True)
         }
         return messages
@@ -505,7 +400,7 @@ class FederatedLora(Strategy):
             if attempt:
                 silent = {r.client for r in refusals if r.code in ("no_reply", "client_error")}
                 silent -= {update.client for update, _ in updates}
-                fresh = sorted(set(self._nodes) - asked) or sorted(silent & asked)
+                fresh = sorted(set(self.nodes.by_client) - asked) or sorted(silent & asked)
                 count = min(len(fresh), len(clients) - len(updates))
                 if not count:
                     break
@@ -517,7 +412,7 @@ class FederatedLora(Strategy):
             else:
                 self._look_around(grid, found)
             messages = self._requests(round, chosen, config, grid)
-            more, failed = self._judge(self._exchange(grid, messages, began + timeout - time.monotonic()))
+            more, failed = self._judge(self.nodes.exchange(grid, messages, began + timeout - time.monotonic()))
             self.lost(round, failed)
             updates = sorted([*updates, *more], key=lambda pair: pair[0].client)
             refusals += failed
@@ -538,13 +433,13 @@ class FederatedLora(Strategy):
         returned = [update for update, _ in updates]
         aggregate = self.aggregator.aggregate(returned, server_round, self.state)
         if self.aggregator.diagnostics and "m" in self.kind.beside:
-            weights, ground = self.aggregator.weights(returned), self.ground.over(self.base.offset)
+            weights, ground = self.aggregator.weights(returned), self.ground.over(self.holdings.base.offset)
             found = effective_bias(returned, weights, aggregate, ground)
             aggregate = dataclasses.replace(aggregate, diagnostics={**aggregate.diagnostics, **found})
         if self.server_optimizer is not None:
             aggregate = self.server_optimizer.step(self.state, aggregate)
         self._settle(aggregate, server_round)
-        self._accepted |= {update.client: server_round for update, _ in updates}
+        self.holdings.accepted |= {update.client: server_round for update, _ in updates}
         self._round_clients = [numbers for _, numbers in updates]
         total = sum(c.examples for c in self._round_clients)
         loss = sum(c.loss * c.examples for c in self._round_clients) / total
@@ -558,12 +453,13 @@ class FederatedLora(Strategy):
         if not (self.evaluate_clients and self._due(server_round)):
             return []
         settings = {"round": server_round, "keep": [], "personal": sorted(self.aggregator.personal), **config}
-        whole, clients = wire.to_tensors(self.state.layers, self.state.head), sorted(self._test)
+        clients = sorted(client for client, images in self.nodes.tests.items() if images)
+        whole = wire.to_tensors(self.state.layers, self.state.head)
         mark = {"start-digest": digest.of_tensors(whole)}
         own = dict.fromkeys(clients, mark)
         messages = self._messages(dict.fromkeys(clients, whole), settings, frozenset(whole), "evaluate", own)
         pairs = zip(clients, messages, strict=True)
-        self._evaluating = {self._nodes[c]: self._asked(c, server_round, grid, message) for c, message in pairs}
+        self._evaluating = {self.nodes.by_client[c]: Asked.over(grid, c, server_round, message) for c, message in pairs}
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -597,14 +493,14 @@ class FederatedLora(Strategy):
 
     def sample(self, round: int) -> list[int]:
         """The partition ids of a round, in order: a function of the seed and the round alone."""
-        everyone = sorted(self._nodes)
+        everyone = sorted(self.nodes.by_client)
         count = max(1, round_half_up(self.participation * len(everyone)))
         draw = numpy_generator(self.seed, "sampling", round)
         return sorted(int(c) for c in draw.choice(everyone, size=count, replace=False))
 
     def final_tensors(self) -> dict[str, Tensor]:
         """Everything a model is: factors, head, and the base offset under "offset/<layer>"."""
-        offset = {base.NAME + name: value for name, value in self.base.offset.items()}
+        offset = {base.NAME + name: value for name, value in self.holdings.base.offset.items()}
         return wire.to_tensors(self.state.layers, self.state.head) | offset
 
     def _settle(self, aggregate: Aggregate, round: int) -> None:
@@ -618,8 +514,8 @@ class FederatedLora(Strategy):
             # Magnitudes are of the whole weight, which a start leaves as it is.
             plain = {name: dataclasses.replace(f, m=None) for name, f in aggregate.layers.items()}
             bare = dataclasses.replace(aggregate, layers=plain)
-            start = self.reinit.after(bare, round, self.ground.over(self.base.offset))
-        self.base.merge(start.merge)
+            start = self.reinit.after(bare, round, self.ground.over(self.holdings.base.offset))
+        self.holdings.base.merge(start.merge)
         layers = {name: dataclasses.replace(f, m=aggregate.layers[name].m) for name, f in start.layers.items()}
         self.state = dataclasses.replace(aggregate, layers=layers, residual={})
 
@@ -629,8 +525,8 @@ class FederatedLora(Strategy):
             seconds=time.perf_counter() - self._began,
             train_loss=None,
             score=None,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
+            bytes_up=self.nodes.bytes_up,
+            bytes_down=self.nodes.bytes_down,
             clients=self.round_zero_clients,
         )
         for observer in self.observers:
@@ -668,29 +564,17 @@ class FederatedLora(Strategy):
 
         A list, not a generator: Flower's HttpGrid reads it twice.
         """
-        messages, marks = [], {}
-        for client, start in starts.items():
-            held = self._held.setdefault(client, {})
-            sent = {}
-            for name, tensor in start.items():
-                if name in held or name not in passing:
-                    place = (name, tensor.shape)
-                    if place not in marks:
-                        marks[place] = digest.of_tensors({name: tensor})
-                    if held.get(name) == marks[place]:
-                        continue
-                    if name not in passing:
-                        held[name] = marks[place]
-                sent[name] = tensor
-            lacking, how = self.base.catch_up(client)
-            about_base = {"backbone": self.backbone_digest, "base-key": self.base.key, "base-update": how}
+        messages = []
+        for client, lacking in self.holdings.lacking(starts, passing).items():
+            merges, how = self.holdings.base.catch_up(client)
+            about = {"backbone": self.nodes.backbone_digest, "base-key": self.holdings.base.key, "base-update": how}
             # What a client keeps of its own it goes on with from that round, not from one that was refused.
-            past = {"accepted": self._accepted.get(client, 0)}
-            config = ConfigRecord({**settings, **about_base, **past, **own.get(client, {})})
-            content = RecordDict({wire.STATE: wire.encode(sent), wire.CONFIG: config})
-            if lacking:
-                content[base.RECORD] = wire.encode(lacking)
-            messages.append(Message(content, self._nodes[client], kind))
+            past = {"accepted": self.holdings.accepted.get(client, 0)}
+            config = ConfigRecord({**settings, **about, **past, **own.get(client, {})})
+            content = RecordDict({wire.STATE: wire.encode(lacking), wire.CONFIG: config})
+            if merges:
+                content[base.RECORD] = wire.encode(merges)
+            messages.append(Message(content, self.nodes.by_client[client], kind))
         return messages
 
     def _judge(self, replies: Iterable[Message]) -> tuple[list[tuple[Update, ClientRound]], list[Refusal]]:
@@ -700,7 +584,7 @@ class FederatedLora(Strategy):
             judged = self.gate.admit(reply, expected)
             return judged if isinstance(judged, Refusal) else (judged, _numbers(judged, reply.content[wire.METRICS]))
 
-        made, refusals = sift(replies, self._expected, self._client_of, admit)
+        made, refusals = sift(replies, self._expected, self.nodes.client_of, admit)
         return list(made.values()), refusals
 
     def _judge_counts(self, replies: Iterable[Message]) -> tuple[dict[int, MetricRecord], list[Refusal]]:
@@ -708,20 +592,9 @@ class FederatedLora(Strategy):
         domains, score = len(self.roster.domain_names), SCORES[self.roster.score]
 
         def admit(reply: Message, asked: Asked) -> MetricRecord | Refusal:
-            return admit_counts(reply, asked, domains, score)
+            return admit_counts(reply, asked, domains, score, self.nodes.tests[asked.client])
 
-        return sift(replies, self._evaluating, self._client_of, admit)
-
-    def _exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
-        """Send, receive, and count the bytes of both directions."""
-        self.bytes_down += wire.nbytes(m.content for m in messages)
-        replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
-        self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content())
-        return replies
-
-    def _client_of(self, reply: Message) -> int:
-        node = reply.metadata.src_node_id
-        return next((c for c, n in self._nodes.items() if n == node), -1)
+        return sift(replies, self._evaluating, self.nodes.client_of, admit)
 
     def _merge_counts(self, counted: Sequence[MetricRecord]) -> Score:
         kind = SCORES[self.roster.score]

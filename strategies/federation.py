@@ -127,8 +127,10 @@ def check_method(config: Config) -> None:
             f"adapter.ranks: {config.strategy.name} has one rank for all clients; these take any: {', '.join(mixed)}"
         )
     if config.reinit.name == "pissa":
-        raise InputError("adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
-                         "lower rank would then lack; use another reinit")
+        raise InputError(
+            "adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
+            "lower rank would then lack; use another reinit"
+        )
 
 
 def _check_kind(config: Config, aggregator: Aggregator, initializer: Initializer) -> None:
@@ -172,9 +174,7 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     if rule == "halving":
         rule = [rank >> i for i in range(rank.bit_length())]
     elif len(rule) > len(examples):
-        raise InputError(
-            f"adapter.ranks: {len(rule)} ranks for {len(examples)} clients; expected one a client at most"
-        )
+        raise InputError(f"adapter.ranks: {len(rule)} ranks for {len(examples)} clients; expected one a client at most")
     return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
 
 
@@ -319,13 +319,13 @@ def federate(
     final = strategy.final_tensors()
     return Outcome(
         aggregate=strategy.state,
-        offset=strategy.base.offset,
+        offset=strategy.holdings.base.offset,
         roster=roster,
         score=watch.score,
         rounds=config.rounds,
         seconds=watch.seconds,
-        bytes_up=strategy.bytes_up,
-        bytes_down=strategy.bytes_down,
+        bytes_up=strategy.nodes.bytes_up,
+        bytes_down=strategy.nodes.bytes_down,
         trainable=sum(final[name].numel() for name in strategy.trained(config.rounds)),
         final_hash=digest.of_tensors(final),
         start=start.state.notes,

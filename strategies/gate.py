@@ -133,8 +133,11 @@ def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statisti
     return Statistics(examples, sums)
 
 
-def admit_counts(reply: Message, asked: Asked, domains: int, score: type[Score]) -> MetricRecord | Refusal:
-    """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused."""
+def admit_counts(
+    reply: Message, asked: Asked, domains: int, score: type[Score], examples: int
+) -> MetricRecord | Refusal:
+    """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused. examples: the
+    test examples that this client said it has."""
     client = asked.client
     if reply.has_error():
         return Refusal(client, "client_error", reply.error.reason)
@@ -149,6 +152,9 @@ def admit_counts(reply: Message, asked: Asked, domains: int, score: type[Score])
         return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
     if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
         return Refusal(client, "metrics", "expected one row for each domain of its test images")
+    if score.counts_examples and sum(whole for _, _, whole in rows) != examples:
+        made = sum(whole for _, _, whole in rows)
+        return Refusal(client, "metrics", f"sums over {made} examples, of a client with {examples} to test on")
     return counts
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flwr.app import Message
+from flwr.serverapp import Grid
 
 from fedinit import wire
 
@@ -36,6 +37,11 @@ class Asked:
     round: int
     run: int | None = field(default=None, kw_only=True)
     message: Message | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def over(cls: type[Waiting], grid: Grid, client: int, round: int, message: Message, **facts: object) -> Waiting:
+        """What a client is asked over this grid."""
+        return cls(client, round, run=getattr(grid.run, "run_id", None), message=message, **facts)
 
 
 Waiting = TypeVar("Waiting", bound=Asked)

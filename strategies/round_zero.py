@@ -18,6 +18,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedinit import wire
+from fedinit.errors import RunFailed
 from fedinit.heads import head as heads
 from fedinit.heads.head import Head, HeadSetting
 from fedinit.initializers import Initializer
@@ -25,7 +26,7 @@ from fedinit.initializers.initializer import Setting, StartState, run
 from fedinit.metrics import ClientRound
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
 from fedinit.step_scale import scale_of
-from strategies.federated_lora import FederatedLora, RunFailed
+from strategies.federated_lora import FederatedLora
 from strategies.gate import admit_statistics
 from strategies.replies import Asked, Refusal
 
@@ -44,7 +45,7 @@ def begin(
     timeout: seconds that every question waits. Raises RunFailed when fewer clients' statistics can be used than the
     quorum says.
     """
-    began, up = time.perf_counter(), strategy.bytes_up
+    began, up = time.perf_counter(), strategy.nodes.bytes_up
     measured: dict[int, int] = {}  # client -> examples
     lost: dict[int, str] = {}  # client -> code
 
@@ -52,7 +53,7 @@ def begin(
         head = {wire.HEAD + key: value for key, value in request.head.items()}
         content = RecordDict(
             {
-                wire.CONFIG: ConfigRecord({"request": request.to_json(), "backbone": strategy.backbone_digest}),
+                wire.CONFIG: ConfigRecord({"request": request.to_json(), "backbone": strategy.nodes.backbone_digest}),
                 wire.STATE: wire.encode(head),
                 wire.ASKED: wire.encode(request.tensors),
             }
@@ -76,7 +77,8 @@ def begin(
         notes["head"] = about
     in_all = {client: examples for client, examples in measured.items() if client not in lost}
     if measured:
-        notes |= {"clients": len(in_all), "seconds": time.perf_counter() - began, "bytes_up": strategy.bytes_up - up}
+        seconds, up = time.perf_counter() - began, strategy.nodes.bytes_up - up
+        notes |= {"clients": len(in_all), "seconds": seconds, "bytes_up": up}
     if lost:
         notes["lost"] = {str(client): code for client, code in sorted(lost.items())}
     strategy.round_zero_clients = _rows(in_all)
@@ -93,7 +95,7 @@ def step_scales(
     first gradient that is not. trainable: the factors that are trained in some round. Raises RunFailed when fewer
     clients' gradients can be used than the quorum says.
     """
-    up, whole = strategy.bytes_up, wire.to_tensors(strategy.state.layers, strategy.state.head)
+    up, whole = strategy.nodes.bytes_up, wire.to_tensors(strategy.state.layers, strategy.state.head)
     names = wire.trained_names(strategy.state.layers, strategy.state.head, trainable)
     request = Request(
         source="adapters",
@@ -110,7 +112,7 @@ def step_scales(
     scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
     strategy.round_zero_clients = _rows({client: part.examples for client, part in found.items()})
     left = [name for name in names if name not in scales]
-    notes = {"clients": len(found), "bytes_up": strategy.bytes_up - up, "left_to_clients": left}
+    notes = {"clients": len(found), "bytes_up": strategy.nodes.bytes_up - up, "left_to_clients": left}
     if refusals:
         notes["lost"] = {str(refusal.client): refusal.code for refusal in refusals}
     return scales, notes

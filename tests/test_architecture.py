@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = {"flwr", "hydra", "omegaconf", "wandb", "rich"}
 # The strategy and the apps are where Flower comes in; everything else in strategies/ is a method or a value.
 FLOWER_SIDE = {"delivery.py", "federated_lora.py", "federation.py", "server_app.py"}
-FLOWER_SIDE |= {"gate.py", "introduction.py", "replies.py", "round_zero.py"}  # what judges messages
+FLOWER_SIDE |= {"gate.py", "introduction.py", "nodes.py", "replies.py", "round_zero.py"}  # what judges messages
 
 
 def imports(path: Path) -> set[str]:

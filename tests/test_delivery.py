@@ -19,10 +19,9 @@ from clients.keeping import Kept
 from clients.site import Site
 from fedinit.checkpoint import Checkpoints
 from fedinit.engines.local import LocalGrid
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from strategies import delivery, federated_lora
 from strategies.delivery import WatchedGrid
-from strategies.federated_lora import RunFailed
 from strategies.federation import federate
 from tests.small import small_config
 
@@ -253,10 +252,11 @@ def test_nobody_takes_the_place_of_a_client_that_is_there(undisturbed):
     ("spoil", "said"),
     [
         (lambda facts: facts.pop("held"), "KeyError"),
-        (lambda facts: facts.update({"backbone": "another"}), "other classes, domains or another backbone"),
+        (lambda facts: facts.update({"backbone": "another"}), "other classes, domains, score or another backbone"),
+        (lambda facts: facts.update({"score": "recovery_error"}), "other classes, domains, score or another backbone"),
         (lambda facts: facts.update({"partition-id": 9}), "partition-id 9 is no client of this run"),
     ],
-    ids=["short", "backbone", "unknown"],
+    ids=["short", "backbone", "score", "unknown"],
 )
 def test_a_node_that_does_not_fit_ends_no_run(undisturbed, spoil, said):
     """One that comes in mid-run and says of itself what cannot be: refused, and the run is what it was."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from clients.cohort import Cohort, split_evenly
 from clients.site import Site
 from fedinit import digest, wire
 from fedinit.engines.local import LocalGrid
+from fedinit.errors import RunFailed
 from fedinit.factors import Factors
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate
-from strategies.federated_lora import FederatedLora, RunFailed
+from strategies.federated_lora import FederatedLora
 from strategies.federation import federate
 from strategies.reinit import Ground, create_reinit
 from tests.small import WORDS, small_config
@@ -263,6 +265,25 @@ def test_more_nodes_than_partitions_is_refused(site):
     strategy = unmet()
     with pytest.raises(RunFailed, match="this run has 3 partitions, 0 to 2"):
         strategy.meet(LocalGrid(Cohort(site), 4), site.backbone.digest)
+
+
+def test_clients_that_disagree_end_the_meeting_at_once(site):
+    """One says that a thousand more are to come: nobody waits for them."""
+    honest = Cohort(site)
+
+    def handler(deliveries):
+        replies = honest(deliveries)
+        for reply, (_, context) in zip(replies, deliveries, strict=True):
+            if context.node_id == 1001:
+                reply.content["config"]["num-partitions"] = 1000
+        return replies
+
+    strategy = unmet()
+    strategy.nodes.timeout = 60.0
+    began = time.monotonic()
+    with pytest.raises(RunFailed, match="client 1 has other partitions than client 0: 1000"):
+        strategy.meet(LocalGrid(handler, 3), site.backbone.digest)
+    assert time.monotonic() - began < 30
 
 
 def test_split_evenly_covers_in_order():

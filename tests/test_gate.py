@@ -11,8 +11,8 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.engines.local import LocalGrid
+from fedinit.errors import RunFailed
 from fedinit.metrics import Observer
-from strategies.federated_lora import RunFailed
 from strategies.federation import federate
 from tests.small import small_config
 
@@ -192,6 +192,20 @@ def test_an_evaluation_is_counted_once_and_of_those_that_were_asked(site):
         ("evaluation_failed", 1, "run"),
         ("evaluation_failed", 2, "duplicate"),
     ]
+
+
+@pytest.mark.parametrize("more", [-1, 1, 10**6])
+def test_an_evaluation_is_over_the_test_images_that_its_client_has(site, more):
+    """A client's own reply, with the sums of fewer or more images than it said it has: refused, not averaged."""
+
+    def inflate(messages, replies):
+        rows = replies[0].content["metrics"]
+        rows["num-examples"] = [rows["num-examples"][0] + more]
+        rows["correct"] = rows["num-examples"]
+        return []
+
+    score, lines = counting(site, inflate)
+    assert score is not None and lines == [("evaluation_failed", 0, "metrics")]
 
 
 def test_evaluations_of_nothing_leave_a_run_without_a_score(site):

@@ -21,10 +21,9 @@ from fedinit import wire
 from fedinit.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
 from fedinit.config import Config
 from fedinit.engines.local import LocalGrid
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.metrics import Observer
 from fedinit.run_folder import RunFolder
-from strategies.federated_lora import RunFailed
 from strategies.federation import federate
 from tests.small import small_config
 

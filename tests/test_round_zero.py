@@ -15,10 +15,10 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.engines.local import LocalGrid
+from fedinit.errors import RunFailed
 from fedinit.metrics import Observer
 from fedinit.statistics import Request, Sampling
 from run_sim import main
-from strategies.federated_lora import RunFailed
 from strategies.federation import federate
 from tests.small import WORDS, small_config
 
