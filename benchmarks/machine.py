@@ -16,7 +16,8 @@ from rich.table import Table
 
 from fedinit.threads import cores
 
-RESULTS = Path(__file__).parent / "results"
+FOLDER = "benchmarks/results"
+RESULTS = Path(__file__).resolve().parent.parent / FOLDER
 
 
 def name() -> str:
@@ -30,12 +31,17 @@ def name() -> str:
 
 
 def commit() -> str:
-    """The short hash of this checkout, with "-dirty" where it was changed, or "unknown" outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--match="]
+    """The short hash of this checkout, with "-dirty" where more than results was changed, or "unknown" outside git."""
+    changed = ["status", "--porcelain", "--untracked-files=no", "--", ":/", f":(exclude,top){FOLDER}"]
     try:
-        done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+        head, dirty = _git("rev-parse", "--short=10", "HEAD"), _git(*changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return head + "-dirty" * bool(dirty)
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

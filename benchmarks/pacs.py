@@ -343,7 +343,8 @@ def main() -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "commit"], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({**row, "commit": commit()} for row in rows)
+        at = commit()
+        writer.writerows({**row, "commit": at} for row in rows)
     print(render(table, rows))
     print(json.dumps({"written": path.name, "runs": len(rows)}))
 
