@@ -105,10 +105,10 @@ sys.exit(cli.main(["deploy", "up", "--insecure", "data.domains=[plain,inverted]"
     ("event", "numbers", "code"),
     [
         ("run", [signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130),
-        ("run", [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 143),
-        ("run", [signal.SIGHUP, signal.SIGINT], 129),
+        pytest.param("run", [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 143, marks=pytest.mark.slow),
+        pytest.param("run", [signal.SIGHUP, signal.SIGINT], 129, marks=pytest.mark.slow),
         ("starting", [signal.SIGTERM], 143),
-        ("failure", [], 1),
+        pytest.param("failure", [], 1, marks=pytest.mark.slow),
         ("failure, then a signal", [signal.SIGTERM], 143),
     ],
 )
