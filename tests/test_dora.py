@@ -296,7 +296,7 @@ def test_re_initialising_leaves_the_effective_weights(reinit: str, monkeypatch) 
     def watch(self, aggregate, round):
         own = {}
         for name, f in aggregate.layers.items():
-            weight = self.ground.over(self.base.offset).weight(name)
+            weight = self.ground.over(self.holdings.base.offset).weight(name)
             own[name] = effective(weight, f.to(torch.float64), self.ground.scale)
         made.append(own)
         settle(self, aggregate, round)

@@ -230,7 +230,7 @@ class Played:
         sent = self.sent[kind]
         request = Request.from_json(str(sent[0].content[wire.CONFIG]["request"]), {}, {})
         asked = {m.metadata.dst_node_id: Asked(i, 0, run=1, message=m) for i, m in enumerate(sent)}
-        found, _ = sift(replies, asked, self.strategy._client_of, judge_of(request))
+        found, _ = sift(replies, asked, self.strategy.nodes.client_of, judge_of(request))
         return {client: digest.of_tensors(one.sums) for client, one in found.items()}
 
     def copies(self, kind: str) -> list[Message]:
