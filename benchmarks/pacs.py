@@ -71,6 +71,7 @@ class Table:
     reference: str  # the row that the others are compared with
     grid: tuple[float, ...]  # of learning rates
     selected_after: int
+    seeds: int = 3  # 0, 1, …
     ratio: float | None = None  # of one rate to the next where the grid goes on beyond its edges
     timed: bool = False  # whether the CPU seconds of a run are shown
 
@@ -107,6 +108,7 @@ METHODS = Table(
     reference="LoRA-FAIR",
     grid=(0.02, 0.05, 0.125),
     selected_after=5,
+    seeds=5,
     ratio=2.5,
 )
 
@@ -328,7 +330,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
     parser.add_argument("--checkpoint", required=True, help="vit_tiny_patch16_224 augreg weights, safetensors")
     parser.add_argument("--output", default="outputs", help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, help="how many (methods: 5, inits: 3)")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     table = TABLES[given.table]
@@ -338,7 +340,7 @@ def main() -> None:
         f"output_dir={given.output}",
         f"data.cache_dir={given.output}/cache",
     )
-    rows = make(table, place, given.seeds, given.workers)
+    rows = make(table, place, given.seeds or table.seeds, given.workers)
     path = RESULTS / f"pacs-{table.name}.csv"
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0], "commit"], lineterminator="\n")
