@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from fedinit.compose import compose_config
 from fedinit.config import Config
 
@@ -17,6 +19,7 @@ WORDS = (
 )
 
 
+@functools.cache  # Hydra takes longer over it than many a test over its run
 def small_config(*overrides: str) -> Config:
     """`WORDS`, then the given overrides."""
     return compose_config([*WORDS, *overrides])

@@ -6,6 +6,7 @@ Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998). The domains are m
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ _TRANSFORMS: dict[str, Transform] = {
 DOMAINS: tuple[str, ...] = tuple(_TRANSFORMS)
 
 
+@functools.lru_cache(maxsize=2)  # for the runs of a sweep; a small run takes less time than to draw its images
 def load_digits(size: int = 32) -> Dataset:
     """The digits as (n, 1, size, size) uint8: 1433 training and 6 x 364 test images, the same every time.
 
