@@ -103,9 +103,9 @@ class FederatedLora(Strategy):
         """Ask every node who it is, until all partitions are there. Raises RunFailed as `Nodes.meet` does, and for
         other classes or domains than the run was begun with."""
         facts = self.nodes.meet(grid, backbone_digest, self._stands)
-        first = facts[min(facts)]
+        first = next(iter(facts.values()))
         roster = Roster(
-            examples={c: facts[c].examples for c in sorted(facts)},
+            examples={client: fact.examples for client, fact in facts.items()},
             class_names=list(first.classes),
             domain_names=list(first.domains),
             score=first.score,

@@ -152,8 +152,7 @@ def admit_counts(
         return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
     if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
         return Refusal(client, "metrics", "expected one row for each domain of its test images")
-    if score.counts_examples and sum(whole for _, _, whole in rows) != examples:
-        made = sum(whole for _, _, whole in rows)
+    if score.counts_examples and (made := sum(whole for _, _, whole in rows)) != examples:
         return Refusal(client, "metrics", f"sums over {made} examples, of a client with {examples} to test on")
     return counts
 
