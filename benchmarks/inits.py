@@ -5,8 +5,7 @@
 
 The first: ViT-B/16 at 224 px with random weights and the paper's targets, rank 16, one client of 16 images (`eva`: 64,
 so that the first of its two passes is a quarter of them). Each initialiser runs in a process of its own: all that round
-0 asks of the client and what the server makes of it, then a plain forward pass of the client's images, REPEATS times
-each; the best of each counts.
+0 asks of the client and what the server makes of it, then a plain forward pass of the client's images, one turn each.
 
 statistics/forward  the client's seconds over those of the forward pass (bar for the sketch of `eva`: 2)
 up, down            bytes of a client's answers and of what it is asked, serialised as Flower sends them (bar: 15 MB up)
@@ -44,7 +43,7 @@ from fedinit.models import build_backbone, init_head, select_targets, shared_inp
 from fedinit.models.backbone import Backbone
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, pack, unpack
 
-RANK, SCALE, CLASSES, SEED, REPEATS = 16, 2.0, 100, 0, 1
+RANK, SCALE, CLASSES, SEED = 16, 2.0, 100, 0
 IMAGES = {"eva": 64}  # of a client, where it is not 16
 # What an initialiser needs to be told beside its name.
 VARIANTS: Mapping[str, Sequence[Mapping[str, object]]] = {
@@ -106,7 +105,7 @@ def random_images(backbone: Backbone, count: int) -> Dataset:
     )
 
 
-def cost(name: str, options: Mapping[str, object], count: int, image_size: int, repeats: int) -> dict[str, object]:
+def cost(name: str, options: Mapping[str, object], count: int, image_size: int) -> dict[str, object]:
     """The figures of one initialiser; run in a process of its own."""
     torch.set_num_threads(machine.cores())
     backbone = vit_base(image_size)
@@ -123,24 +122,17 @@ def cost(name: str, options: Mapping[str, object], count: int, image_size: int, 
         head=init_head("random", CLASSES, backbone.features, SEED),
     )
     client = Client(backbone, data, targets, 8)
-    held, forward, statistics, server = _peak(), [], [], []
-    for _ in range(repeats):
-        client.up = client.down = 0
-        client.seconds = 0.0
-        began = time.perf_counter()
-        run(initializer, setting, lambda request: client.ask(request, setting.head))
-        server.append(time.perf_counter() - began - client.seconds)
-        statistics.append(client.seconds)
-    memory = _peak() - held
-    for _ in range(repeats):
-        forward.append(client.forward())
+    held, began = _peak(), time.perf_counter()
+    run(initializer, setting, lambda request: client.ask(request, setting.head))
+    server = time.perf_counter() - began - client.seconds
+    memory, forward = _peak() - held, client.forward()
     return {
         "init": name + "".join(f" {key}={value}" for key, value in options.items()),
         "images": count,
-        "forward_s": min(forward),
-        "statistics_s": min(statistics),
-        "statistics/forward": min(statistics) / min(forward),
-        "server_s": min(server),
+        "forward_s": forward,
+        "statistics_s": client.seconds,
+        "statistics/forward": client.seconds / forward,
+        "server_s": server,
         "up_MB": client.up / 1e6,
         "down_MB": client.down / 1e6,
         "memory_MB": memory / 1e6,
@@ -152,12 +144,12 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def costs(image_size: int, repeats: int) -> list[dict[str, object]]:
+def costs(image_size: int) -> list[dict[str, object]]:
     rows = []
     for name in sorted(INITIALIZERS):
         for options in VARIANTS.get(name, ({},)):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(cost, (name, options, IMAGES.get(name, 16), image_size, repeats)))
+                rows.append(pool.apply(cost, (name, options, IMAGES.get(name, 16), image_size)))
             print(f"{rows[-1]['init']}: {rows[-1]['statistics_s']:.1f} s, {rows[-1]['up_MB']:.1f} MB", flush=True)
     return rows
 
@@ -214,9 +206,9 @@ def main() -> None:
     elif given.data or given.checkpoint:
         parser.error("--data and --checkpoint go together")
     elif given.quick:
-        machine.publish("inits-quick", costs(64, 1), dtype="float32", seed=SEED)
+        machine.publish("inits-quick", costs(64), dtype="float32", seed=SEED)
     else:
-        machine.publish("inits", costs(224, REPEATS), dtype="float32", seed=SEED)
+        machine.publish("inits", costs(224), dtype="float32", seed=SEED)
 
 
 if __name__ == "__main__":
