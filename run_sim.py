@@ -18,15 +18,17 @@ from rich.console import Console
 from clients.cohort import Cohort
 from clients.probe import Probe
 from clients.site import Site
-from fedinit import compose, run_folder
-from fedinit.config import Choice, Config
-from fedinit.engines.local import LocalGrid
+from fedinit.config import compose
+from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
-from fedinit.progress import ProgressObserver
-from fedinit.reporting import OpenRun, open_run
-from fedinit.stopping import listening
-from fedinit.table import print_summary
-from strategies.federation import Outcome, check_method, client_ranks, federate, trained_parts
+from fedinit.runs import folder as run_folder
+from fedinit.runs.progress import ProgressObserver
+from fedinit.runs.reporting import OpenRun, open_run
+from fedinit.runs.stopping import listening
+from fedinit.runs.table import print_summary
+from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method, trained_parts
+from strategies.server.federation import Outcome, client_ranks, federate
 
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 

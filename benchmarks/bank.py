@@ -26,12 +26,12 @@ from torch import Tensor
 from benchmarks import machine
 from clients import batches
 from clients.cohort import split_evenly
-from clients.lanes import Lanes
+from clients.engine.threads import Lanes
 from clients.training import Task, train_bank
-from fedinit.config import CONF_DIR, ClientConfig, ModelConfig, build
+from fedinit.adapters.bank import Bank
+from fedinit.config.schema import CONF_DIR, ClientConfig, ModelConfig, build
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models import build_backbone, init_head, select_targets
 
 RANK, CLASSES, STEPS, SEED = 8, 10, 5, 0

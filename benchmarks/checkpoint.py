@@ -21,12 +21,12 @@ import torch
 from benchmarks import machine
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.checkpoint import Checkpoints
-from fedinit.compose import compose_config
-from fedinit.engines.local import LocalGrid
-from fedinit.metrics import Observer, Round
-from strategies.federated_lora import FederatedLora
-from strategies.federation import federate
+from fedinit.config.compose import compose_config
+from fedinit.runs.observer import Observer, RoundReport
+from fedinit.state.checkpoint import Checkpoints
+from fedinit.transport.local import LocalGrid
+from strategies.server.federated_lora import FederatedLora
+from strategies.server.federation import federate
 
 
 class Clock(Observer):
@@ -36,7 +36,7 @@ class Clock(Observer):
         self.rounds: list[float] = []
         self.calls: dict[str, list[float]] = {}
 
-    def round_done(self, numbers: Round) -> None:
+    def round_done(self, numbers: RoundReport) -> None:
         self.rounds.append(numbers.seconds)
 
     def timed(self, name: str, work: Callable) -> Callable:

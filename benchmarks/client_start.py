@@ -10,15 +10,15 @@ import subprocess
 import sys
 
 from benchmarks import machine
-from fedinit.compose import compose_config
-from fedinit.run_config import to_run_config
+from fedinit.config.compose import compose_config
+from fedinit.config.flower import to_run_config
 
 STAGES = {
     "interpreter, Flower, the ClientApp": "import clients.client_app",
     "configuration": "config = clients.client_app.from_run_config(json.loads(sys.argv[1]))",
     "torch": "import torch; torch.set_num_threads(1)",
     "timm, torchvision": "import fedinit.models",
-    "the client's own code": "import clients.cohort, clients.site, clients.keeping",
+    "the client's own code": "import clients.cohort, clients.site, clients.state.disk",
     "backbone, from its file": "backbone = fedinit.models.build_backbone(config.model); backbone.digest",
     "site: backbone, partition, data": "site = clients.site.Site(config)",
 }

@@ -31,14 +31,14 @@ from benchmarks import machine
 from benchmarks.bank import read
 from clients.statistics import measure
 from fedinit import wire
-from fedinit.compose import compose_config
-from fedinit.config import ModelConfig, build
+from fedinit.adapters.bank import Bank
+from fedinit.config.compose import compose_config
+from fedinit.config.schema import ModelConfig, build
 from fedinit.data import load_dataset
 from fedinit.data.dataset import Dataset
 from fedinit.initializers import INITIALIZERS, create_initializer
-from fedinit.initializers.initializer import Setting, run
+from fedinit.initializers.initializer import InitContext, run
 from fedinit.initializers.measured import covariance, moments
-from fedinit.lora import Bank
 from fedinit.models import build_backbone, init_head, select_targets, shared_inputs
 from fedinit.models.backbone import Backbone
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, pack, unpack
@@ -112,7 +112,7 @@ def cost(name: str, options: Mapping[str, object], count: int, image_size: int) 
     data = random_images(backbone, count)
     targets = select_targets(backbone.module, None, RANK)
     initializer = create_initializer(name, options)
-    setting = Setting(
+    setting = InitContext(
         targets=targets,
         rank=RANK,
         scale=SCALE,
@@ -161,7 +161,7 @@ def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
     spec = backbone.input
     data = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed)
     targets = select_targets(backbone.module, ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], RANK)
-    setting = Setting(targets=targets, rank=RANK, scale=SCALE, seed=SEED, groups=shared_inputs(backbone, targets))
+    setting = InitContext(targets=targets, rank=RANK, scale=SCALE, seed=SEED, groups=shared_inputs(backbone, targets))
     bank, examples = Bank(backbone, targets, SCALE), (~data.test).nonzero().flatten()
 
     def last(**options: object) -> tuple[Request, Statistics]:

@@ -27,9 +27,9 @@ from fedinit import slots, wire
 from fedinit.factors import Factors, leading
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator, Update
-from strategies.base_ledger import BaseLedger
-from strategies.choosing import Choosing
-from strategies.reinit import Ground, Start, create_reinit
+from strategies.methods.choosing import Choosing
+from strategies.reinit import ReinitContext, Start, create_reinit
+from strategies.server.base_ledger import BaseLedger
 
 MIXED = (4, 8, 16)
 
@@ -121,7 +121,7 @@ def sent_back(update: Update, method: Aggregator, rank: int, largest: int) -> di
     return back
 
 
-def serve(method: Aggregator, updates: Sequence[Update], ground: Ground) -> tuple[Start, BaseLedger]:
+def serve(method: Aggregator, updates: Sequence[Update], ground: ReinitContext) -> tuple[Start, BaseLedger]:
     """One round on the server."""
     previous = Aggregate(layers=_widest(updates).layers)
     start = create_reinit(method.reinits[0]).start(method.aggregate(updates, 1, previous), 1, ground)
@@ -130,7 +130,7 @@ def serve(method: Aggregator, updates: Sequence[Update], ground: Ground) -> tupl
     return start, ledger
 
 
-def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: Ground) -> dict[str, object]:
+def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: ReinitContext) -> dict[str, object]:
     method = create_aggregator(name, diagnostics=False)
     mine = suited(updates, method, ranks)
     seconds = []
@@ -187,7 +187,7 @@ def main() -> None:
     def redraw(round: int) -> dict[str, Factors]:
         return {n: Factors(torch.randn(RANK, k) / k**0.5, torch.zeros(d, RANK)) for n, (d, k) in SHAPES.items()}
 
-    ground = Ground(dict.fromkeys(SHAPES, RANK), 2.0, redraw, frozen.__getitem__)
+    ground = ReinitContext(dict.fromkeys(SHAPES, RANK), 2.0, redraw, frozen.__getitem__)
     rows = []
     for count in (6,) if arguments.quick else (6, 30, 100):
         updates = draw_updates(count)

@@ -31,9 +31,9 @@ from rich.console import Console
 from scipy.stats import t as student
 
 from benchmarks.machine import RESULTS, commit
-from fedinit import run_folder
-from fedinit.compose import compose_config
+from fedinit.config.compose import compose_config
 from fedinit.initializers import INITIALIZERS
+from fedinit.runs import folder as run_folder
 
 SELECT = 1000  # the seed of the runs that choose a rate; no reported run has it
 BATCHES = 3  # a client and round

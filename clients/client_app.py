@@ -1,8 +1,8 @@
 """The Flower ClientApp: a cohort of one.
 
-The configuration comes with the run (fedinit/run_config.py); a site's own paths and device come from its --node-config
-and from nowhere else. In a deployment Flower starts a process for every message: what is heavy is imported once the
-configuration has been read, so that a wrong one is answered at once.
+The configuration comes with the run (fedinit/config/flower.py); a site's own paths and device come from its
+--node-config and from nowhere else. In a deployment Flower starts a process for every message: what is heavy is
+imported once the configuration has been read, so that a wrong one is answered at once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
-from fedinit.config import Config
+from fedinit.config.flower import from_run_config
+from fedinit.config.schema import Config
+from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError
-from fedinit.run_config import from_run_config
-from fedinit.site_settings import with_site_settings
 
 app = ClientApp()
 
@@ -53,7 +53,7 @@ def _answer(message: Message, context: Context) -> Message:
         words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True)
         config, _ = _configured(*words)
         cohort = _cohort(*words, _alone(context, config))
-        from clients.keeping import Kept
+        from clients.state.disk import Kept
 
         kept = Kept.of(context, config)
         if kept is None:

@@ -16,19 +16,21 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.common.constant import ErrorCode
 from torch import Tensor
 
-from clients import guard, own
-from clients.bases import Bases, held_key
+from clients import guard
 from clients.evaluation import sums_record
 from clients.selection import Choice, trained_part
 from clients.site import Site, is_zero
+from clients.state import rounds as own
+from clients.state.base_offset import Bases, held_key
 from clients.statistics import measure
 from clients.training import ClientFailed, Result, StepFailed, Task, train_bank
-from fedinit import digest, slots, wire
-from fedinit.base import EMPTY
-from fedinit.digest import of_tensors
+from fedinit import slots, wire
+from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.factors import PARTS, Factors, difference, distance, norm
-from fedinit.lora import Bank
+from fedinit.state import digest
+from fedinit.state.base_offset import EMPTY
+from fedinit.state.digest import of_tensors
 from fedinit.statistics import Request, create_statistics, pack
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)

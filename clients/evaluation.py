@@ -9,11 +9,11 @@ from flwr.app import MetricRecord
 from torch import Tensor
 
 from clients import batches
-from clients.lanes import Lanes
+from clients.engine.threads import Lanes
+from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
-from fedinit.lora import Bank
-from fedinit.metrics import Score
+from fedinit.scores import Score
 
 
 def judge(

@@ -10,9 +10,10 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 
 from clients.site import Site
-from fedinit import base, wire
+from fedinit import wire
 from fedinit.errors import InputError
 from fedinit.factors import PARTS
+from fedinit.state import base_offset as base
 
 ORTHONORMAL = 1e-3  # how far an entry of QᵀQ may be from the identity's; float32 leaves 1e-6
 RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
@@ -86,6 +87,4 @@ def _shape(name: str, array, expected: tuple[int, ...] | None) -> None:
     if expected is None:
         raise InputError(f"the server sent {name!r}, which is no part of a head")
     if tuple(array.shape) != expected or array.dtype != "float32":
-        raise InputError(
-            f"the server sent {name} as {array.dtype} {tuple(array.shape)}, expected float32 {expected}"
-        )
+        raise InputError(f"the server sent {name} as {array.dtype} {tuple(array.shape)}, expected float32 {expected}")

@@ -15,26 +15,21 @@ from torch import Tensor
 
 from clients import batches
 from clients.site import Site
-from fedinit import disk, wire
-from fedinit.base import EMPTY, NAME
-from fedinit.checkpoint import State
+from fedinit import wire
 from fedinit.diagnostics.capture import Captured, capture
 from fedinit.diagnostics.imbalance import imbalance
 from fedinit.diagnostics.kernel import alignment, directions, gram, jacobian
 from fedinit.diagnostics.loss_drop import adapter_gradients, predicted
-from fedinit.diagnostics.regime import (
-    effective_rank,
-    parameter_change,
-    stable_rank,
-    update_spectrum,
-    weight_change,
-)
+from fedinit.diagnostics.regime import effective_rank, parameter_change, stable_rank, update_spectrum, weight_change
 from fedinit.diagnostics.variance import variances
-from fedinit.digest import of_tensors
 from fedinit.factors import Factors
 from fedinit.losses import choose_loss
-from fedinit.metrics import Observer
+from fedinit.runs.observer import Observer
 from fedinit.seeding import torch_generator
+from fedinit.state import disk
+from fedinit.state.base_offset import EMPTY, NAME
+from fedinit.state.checkpoint import State
+from fedinit.state.digest import of_tensors
 
 FILE = "diagnostics.csv"
 Row = dict[str, float | int | None]

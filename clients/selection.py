@@ -20,9 +20,9 @@ from torch import Tensor
 
 from clients import batches
 from fedinit import slots
-from fedinit.config import ClientConfig
+from fedinit.adapters.bank import Bank
+from fedinit.config.schema import ClientConfig
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.seeding import torch_generator
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def choose(
     settings: ClientConfig,
     seed: int,
 ) -> list[dict[str, Tensor]]:
-    """{layer: places} of each member; all places where one has no choice to make. Members with most steps come first.
-    """
+    """{layer: places} of each member; all places where one has no choice to make. Longest members come first."""
     part = trained_part(members[0])
     moved = [t.adapter for t in members]
     if any(t.choice is not None and t.choice.how == "gradient" for t in members):

@@ -9,21 +9,21 @@ from types import MappingProxyType
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
+from clients.engine.threads import Lanes
 from clients.evaluation import frozen_features, judge, sums_record
-from clients.lanes import Lanes
 from clients.optimizers import OPTIMIZERS
 from fedinit import wire
-from fedinit.base import EMPTY, NAME, Offset
-from fedinit.config import Config
+from fedinit.config.schema import Config
 from fedinit.data import load_dataset
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition, make_partitions, own_domain
-from fedinit.digest import of_tensors
 from fedinit.errors import InputError, choose
 from fedinit.factors import Factors
 from fedinit.losses import choose_loss
-from fedinit.metrics import Accuracy, RecoveryError, Score
 from fedinit.models import Backbone, build_backbone, select_targets
+from fedinit.scores import Accuracy, RecoveryError, Score
+from fedinit.state.base_offset import EMPTY, NAME, Offset
+from fedinit.state.digest import of_tensors
 
 
 class Site:

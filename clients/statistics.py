@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients import batches
+from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
-from fedinit.digest import of_tensors
-from fedinit.lora import Bank
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
+from fedinit.state.digest import of_tensors
 from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, shapes_of
 
 Seen = tuple[str, Tensor, Tensor | None]  # layer, and what its statistic sees

@@ -14,14 +14,14 @@ from clients import batches
 from clients.optimizers import create_optimizer
 from clients.selection import Choice, choose, trained_part
 from fedinit import slots
-from fedinit.base import EMPTY
-from fedinit.config import ClientConfig
+from fedinit.adapters.bank import Bank
+from fedinit.config.schema import ClientConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
 from fedinit.slots import Chosen
+from fedinit.state.base_offset import EMPTY
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fedinit import run_folder, site_settings
-from fedinit.compose import compose_config
-from fedinit.config import Config
+from fedinit.config import site as site_settings
+from fedinit.config.compose import compose_config
+from fedinit.config.schema import Config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server, show
 from fedinit.deploy.local import run_locally
 from fedinit.deploy.processes import DeployFailed
 from fedinit.errors import InputError
-from fedinit.table import print_summary
+from fedinit.runs import folder as run_folder
+from fedinit.runs.table import print_summary
 
 
 class _Parser(argparse.ArgumentParser):
@@ -149,7 +150,7 @@ def _configuration(words: Sequence[str]) -> Config:
     if file and not file.startswith(site_settings.EMBEDDED) and config.model.sha256 is None:
         if not Path(file).is_file():
             raise InputError(f"model.checkpoint={file}: no such file")
-        from fedinit.digest import of_file  # with all of torch
+        from fedinit.state.digest import of_file  # with all of torch
 
         model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
         config = dataclasses.replace(config, model=model)

@@ -13,10 +13,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
-from fedinit import digest
-from fedinit.checkpoint import State
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import StartState
+from fedinit.state import digest
+from fedinit.state.checkpoint import State
+from fedinit.state.start import StartState
 
 STATE = "state"  # the ArrayRecord of factors and head, in both directions
 CONFIG = "config"  # the ConfigRecord that goes down
@@ -31,9 +31,7 @@ def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dic
     return digest.named_parts(layers) | {HEAD + key: value for key, value in head.items()}
 
 
-def trained_names(
-    layers: Mapping[str, Factors], head: Mapping[str, Tensor], trainable: frozenset[str]
-) -> list[str]:
+def trained_names(layers: Mapping[str, Factors], head: Mapping[str, Tensor], trainable: frozenset[str]) -> list[str]:
     """The names of the factors that are trained, and of the head, in order."""
     return sorted(n for n in to_tensors(layers, head) if n.startswith(HEAD) or n[-1] in trainable)
 

@@ -270,9 +270,7 @@ def probe(x: np.ndarray, digits: Dataset) -> dict[str, float]:
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     classifier.fit(x[~test], y[~test])
     right = classifier.predict(x) == y
-    accuracy = {
-        name: 100.0 * float(right[test & (domains == d)].mean()) for d, name in enumerate(digits.domain_names)
-    }
+    accuracy = {name: 100.0 * float(right[test & (domains == d)].mean()) for d, name in enumerate(digits.domain_names)}
     return accuracy | {"mean": float(np.mean(list(accuracy.values())))}
 
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedinit.config import build
+from fedinit.config.schema import build
 from fedinit.errors import choose
 from strategies.aggregator import Aggregator
-from strategies.fed_sb import FedSB
-from strategies.fedex_lora import FedExLoRA
-from strategies.fedit import FedIT
-from strategies.fedrot_lora import FedRotLoRA
-from strategies.fedsa_lora import FedSALoRA
-from strategies.fedsvd import FedSVD
-from strategies.ffa_lora import FFALoRA
-from strategies.flexlora import FlexLoRA
-from strategies.flora import FLoRA
-from strategies.florist import FLoRIST
-from strategies.frlora import FRLoRA
-from strategies.head_alone import HeadAlone
-from strategies.hetlora import HetLoRA
-from strategies.lora_a2 import LoRAA2
-from strategies.lora_fair import LoRAFAIR
-from strategies.ravan import Ravan
-from strategies.rbla import RBLA
-from strategies.rolora import RoLoRA
-from strategies.spectral import Spectral
+from strategies.methods.fed_sb import FedSB
+from strategies.methods.fedex_lora import FedExLoRA
+from strategies.methods.fedit import FedIT
+from strategies.methods.fedrot_lora import FedRotLoRA
+from strategies.methods.fedsa_lora import FedSALoRA
+from strategies.methods.fedsvd import FedSVD
+from strategies.methods.ffa_lora import FFALoRA
+from strategies.methods.flexlora import FlexLoRA
+from strategies.methods.flora import FLoRA
+from strategies.methods.florist import FLoRIST
+from strategies.methods.frlora import FRLoRA
+from strategies.methods.head_alone import HeadAlone
+from strategies.methods.hetlora import HetLoRA
+from strategies.methods.lora_a2 import LoRAA2
+from strategies.methods.lora_fair import LoRAFAIR
+from strategies.methods.ravan import Ravan
+from strategies.methods.rbla import RBLA
+from strategies.methods.rolora import RoLoRA
+from strategies.methods.spectral import Spectral
 
 AGGREGATORS: dict[str, type[Aggregator]] = {
     "fed_sb": FedSB,

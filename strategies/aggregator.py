@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.adapters import KINDS
-from fedinit.config import at_least
+from fedinit.adapters.kinds import KINDS
+from fedinit.config.schema import at_least
 from fedinit.factors import Factors, inner, norm, pad, stack
 from fedinit.threads import server_pool
 from strategies import vera
@@ -64,7 +64,7 @@ class Aggregator(ABC):
     mixed_ranks: ClassVar[bool] = False
     # Whether clients train a core R between A and B; the others get an initialiser's core absorbed into B.
     cores: ClassVar[bool] = False
-    # The kinds of adapters the method goes with (fedinit/adapters.py).
+    # The kinds of adapters the method goes with (fedinit/adapters/kinds.py).
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     # Factors that clients train and keep to themselves; the server never sees them.
     personal: ClassVar[frozenset[str]] = frozenset()
@@ -96,9 +96,7 @@ class Aggregator(ABC):
         """An initialiser's factors of a layer as this method trains them; the product stays as it is."""
         return drawn if self.cores or drawn.R is None else drawn.absorb()
 
-    def aggregate(
-        self, updates: Sequence[Update], round: int, previous: Aggregate | None = None
-    ) -> Aggregate:
+    def aggregate(self, updates: Sequence[Update], round: int, previous: Aggregate | None = None) -> Aggregate:
         """The global state from this round's updates; `previous` is what their clients started from.
 
         Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of the updates.

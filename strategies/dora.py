@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedinit.adapters.row_norms import row_norms
 from fedinit.factors import Factors, norm, stack
-from fedinit.row_norms import row_norms
 from strategies.aggregator import Aggregate, Update
-from strategies.reinit import Ground
+from strategies.reinit import ReinitContext
 
 
 def effective_bias(
-    updates: Sequence[Update], weights: Sequence[float], made: Aggregate, ground: Ground
+    updates: Sequence[Update], weights: Sequence[float], made: Aggregate, ground: ReinitContext
 ) -> Mapping[str, float]:
     """{"effective_bias": ‖W(made) − Σ p_k W_k‖ / ‖Σ p_k W_k − W‖} over all layers, W the weight that clients trained
     over.

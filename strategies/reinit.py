@@ -28,7 +28,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import at_least, build, positive
+from fedinit.config.schema import at_least, build, positive
 from fedinit.errors import InputError, choose
 from fedinit.factors import Factors, stack
 from fedinit.spectra import truncate
@@ -36,7 +36,7 @@ from strategies.aggregator import Aggregate
 
 
 @dataclass(frozen=True)
-class Ground:
+class ReinitContext:
     """What a re-initialiser may need: the rank of each layer, the scale s = α/r, a draw of the run's initialiser for a
     round, and the weight W0 + s·O of a layer, (d, k)."""
 
@@ -46,7 +46,7 @@ class Ground:
     frozen: Callable[[str], Tensor]
     offset: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def over(self, offset: Mapping[str, Tensor]) -> Ground:
+    def over(self, offset: Mapping[str, Tensor]) -> ReinitContext:
         """The same, with this base offset."""
         return replace(self, offset=offset)
 
@@ -78,20 +78,20 @@ class Reinit(ABC):
         for round in self.at or ():
             at_least("reinit.at", round, 1)
 
-    def after(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def after(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         """`start` in the rounds it is done in."""
         if self.at is not None and round not in self.at:
             return Start(aggregate.layers, aggregate.residual)
         return self.start(aggregate, round, ground)
 
     @abstractmethod
-    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         """What clients start from after `round`; the law above holds to the rounding of the factors' dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Average(Reinit):
-    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         return Start(aggregate.layers, aggregate.residual)
 
 
@@ -110,7 +110,7 @@ class Local(Average):
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh(Reinit):
-    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         start = ground.draw(round)
         # A start whose product is zero takes nothing with it; any other is taken out of the base.
         merge = {}
@@ -126,7 +126,7 @@ class Split(Reinit):
 
     gauge: ClassVar[str]
 
-    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
@@ -148,7 +148,7 @@ class Orthonormal(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class Pissa(Reinit):
-    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
@@ -173,7 +173,7 @@ class Gauge(Reinit):
         super().__post_init__()
         positive("reinit.beta", self.beta)
 
-    def start(self, aggregate: Aggregate, round: int, ground: Ground) -> Start:
+    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         fitted = SVD().start(aggregate, round, ground) if aggregate.residual or _too_wide(aggregate, ground) else None
         given = fitted or Start(aggregate.layers, {})
         return Start({name: self.turn(f) for name, f in given.layers.items()}, given.merge)
@@ -212,7 +212,7 @@ def _rest(total: Factors, start: Factors) -> Factors:
     return stack([total, start], [1.0, -1.0])
 
 
-def _too_wide(aggregate: Aggregate, ground: Ground) -> bool:
+def _too_wide(aggregate: Aggregate, ground: ReinitContext) -> bool:
     return any(f.rank > ground.ranks[name] for name, f in aggregate.layers.items())
 
 

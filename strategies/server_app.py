@@ -1,6 +1,6 @@
 """The Flower ServerApp: the same run over whatever Grid Flower gives, in its simulation or in a deployment.
 
-The configuration comes with the run (fedinit/run_config.py); clients evaluate on their own test images, since
+The configuration comes with the run (fedinit/config/flower.py); clients evaluate on their own test images, since
 a server has none. The run's folder is written where the server runs.
 """
 
@@ -10,15 +10,16 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
-from fedinit import run_folder
+from fedinit.config.flower import from_run_config
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
-from fedinit.progress import ProgressObserver
-from fedinit.reporting import open_run
-from fedinit.run_config import from_run_config
-from fedinit.table import print_summary
-from strategies.delivery import WatchedGrid
-from strategies.federation import check_method, federate
+from fedinit.runs import folder as run_folder
+from fedinit.runs.progress import ProgressObserver
+from fedinit.runs.reporting import open_run
+from fedinit.runs.table import print_summary
+from strategies.server.compatibility import check_method
+from strategies.server.delivery import WatchedGrid
+from strategies.server.federation import federate
 
 app = ServerApp()
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedinit.config import build, positive, within
+from fedinit.config.schema import build, positive, within
 from fedinit.errors import choose
 from fedinit.factors import Factors
 from strategies.aggregator import Aggregate

@@ -11,7 +11,7 @@ import torch
 from timm.models import MlpMixer
 from torch import Tensor, nn
 
-from fedinit.config import ClientConfig, ModelConfig
+from fedinit.config.schema import ClientConfig, ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models import Backbone, build_backbone

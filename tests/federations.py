@@ -16,13 +16,13 @@ from pathlib import Path
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import run_folder
-from fedinit.config import Config
+from fedinit.config.schema import Config
 from fedinit.deploy import layout
 from fedinit.deploy.local import LocalFederation
 from fedinit.deploy.processes import DeployFailed, descendants
-from fedinit.engines.local import LocalGrid
-from strategies.federation import federate
+from fedinit.runs import folder as run_folder
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 
 LIMIT = 900.0  # seconds for anything: other work may share the machine

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from clients import batches
 from clients.statistics import SOURCES
+from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
 from fedinit.initializers import INITIALIZERS, create_initializer
-from fedinit.initializers.initializer import Initializer, Setting, StartState, run
+from fedinit.initializers.initializer import InitContext, Initializer, run
 from fedinit.initializers.measured import Measured
-from fedinit.lora import Bank
 from fedinit.models import Backbone, select_targets, shared_inputs
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, shapes_of
 
 Ask = Callable[[Request], Statistics]
@@ -35,10 +36,10 @@ def create(name: str, **options: object) -> Initializer:
 
 def setting_of(
     backbone: Backbone, rank: int, *, scale: float = 2.0, seed: int = 0, head: Mapping[str, Tensor] | None = None
-) -> Setting:
+) -> InitContext:
     """Of the backbone's default targets."""
     targets = select_targets(backbone.module, None, rank)
-    return Setting(
+    return InitContext(
         targets=targets,
         rank=rank,
         scale=scale,
@@ -77,6 +78,6 @@ def asking(backbone: Backbone, targets: Mapping, data: Dataset, clients: Sequenc
     return ask
 
 
-def begun(initializer: Initializer, setting: Setting, ask: Ask) -> StartState:
+def begun(initializer: Initializer, setting: InitContext, ask: Ask) -> StartState:
     """The start that these clients' statistics give."""
     return run(initializer, setting, ask)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from fedinit.compose import compose_config
-from fedinit.config import Config
+from fedinit.config.compose import compose_config
+from fedinit.config.schema import Config
 
 WORDS = (
     "model.checkpoint=null",

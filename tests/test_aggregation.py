@@ -22,7 +22,7 @@ from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator, Update
-from strategies.choosing import Choosing
+from strategies.methods.choosing import Choosing
 from tests import oracles
 from tests.oracles import Clients, as_trained, clients, draw_clients, layer_product, well_posed
 

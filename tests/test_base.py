@@ -10,15 +10,17 @@ from flwr.app import Message
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import base, wire
-from fedinit.engines.local import LocalGrid
+from fedinit import wire
 from fedinit.errors import InputError
 from fedinit.factors import Factors
+from fedinit.state import base_offset as base
+from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.base_ledger import BaseLedger
-from strategies.federation import check_method, client_ranks, federate
-from strategies.reinit import Gauge, Ground, create_reinit
+from strategies.reinit import Gauge, ReinitContext, create_reinit
+from strategies.server.base_ledger import BaseLedger
+from strategies.server.compatibility import check_method
+from strategies.server.federation import client_ranks, federate
 from tests.oracles import as_trained
 from tests.small import small_config
 from tests.test_reinit import Rounds, Tasks, Weights
@@ -58,7 +60,7 @@ def test_the_effective_model_survives_every_allowed_pair(name, reinit, dtype):
         updates.append(Update(i, i + 1, own, {}))
     previous = Aggregate(layers={n: as_trained(name, f, f) for n, f in common.items()})
     made = create_aggregator(name).aggregate(updates, 1, previous)
-    ground = Ground(RANKS, SCALE, lambda round: factors_zero(draw), frozen.__getitem__).over(offset)
+    ground = ReinitContext(RANKS, SCALE, lambda round: factors_zero(draw), frozen.__getitem__).over(offset)
     start = create_reinit(reinit).start(made, 1, ground)
     after = base.advance(offset, start.merge)
     for n in SHAPES:
@@ -82,7 +84,7 @@ def test_dropping_the_merge_breaks_the_law():
     """The negative control: what `fresh` moves into the base is the whole update."""
     draw = torch.Generator().manual_seed(0)
     made = Aggregate(layers=factors(draw))
-    start = create_reinit("fresh").start(made, 1, Ground(RANKS, SCALE, lambda r: factors_zero(draw), None))
+    start = create_reinit("fresh").start(made, 1, ReinitContext(RANKS, SCALE, lambda r: factors_zero(draw), None))
     gone = made.layers["one"].dense() - start.layers["one"].dense()
     assert gone.norm() > 1
     torch.testing.assert_close(start.merge["one"].dense(), made.layers["one"].dense())
@@ -105,7 +107,7 @@ def test_pissa_starts_from_the_principal_components_of_the_weight():
     frozen = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
     made = Aggregate(layers=factors(draw))
     offset = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
-    ground = Ground(RANKS, SCALE, None, frozen.__getitem__).over(offset)
+    ground = ReinitContext(RANKS, SCALE, None, frozen.__getitem__).over(offset)
     start = create_reinit("pissa").start(made, 1, ground)
     for n in SHAPES:
         U, S, Vh = torch.linalg.svd(frozen[n] + SCALE * (offset[n] + made.layers[n].dense()))

@@ -12,7 +12,7 @@ from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
 from fedinit.factors import Factors
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Update
-from strategies.reinit import Ground
+from strategies.reinit import ReinitContext
 
 SHAPES = {"one": (40, 96), "two": (96, 40), "three": (80, 300)}
 RANK = methods.RANK
@@ -33,7 +33,7 @@ def test_the_formula_is_what_is_sent_but_for_headers(name, mixed):
     draw = torch.Generator().manual_seed(0)
     updates = [Update(i, 10 + i, {n: _factors(draw, d, k) for n, (d, k) in SHAPES.items()}, {}) for i in range(6)]
     frozen = {n: torch.randn(shape, generator=draw) for n, shape in SHAPES.items()}
-    ground = Ground(
+    ground = ReinitContext(
         dict.fromkeys(SHAPES, RANK),
         2.0,
         lambda round: {n: Factors(torch.randn(RANK, k), torch.zeros(d, RANK)) for n, (d, k) in SHAPES.items()},

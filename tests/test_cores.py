@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from clients.cohort import Cohort
 from clients.site import Site, is_zero
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
-from fedinit.export import load_adapter, save_adapter
 from fedinit.factors import Factors, norm
+from fedinit.runs.export import load_adapter, save_adapter
+from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.federation import check_method, federate
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from strategies.server_opt import create_server_optimizer
 from tests.small import small_config
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision.datasets import cifar
 
 import fedinit.data.image_folder as image_folder
-from fedinit.config import CONF_DIR, DataConfig, build
+from fedinit.config.schema import CONF_DIR, DataConfig, build
 from fedinit.data import SOURCES, load_dataset
 from fedinit.data.torchvision_sets import resize
 from fedinit.errors import InputError

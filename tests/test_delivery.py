@@ -15,14 +15,14 @@ from flwr.proto.node_pb2 import NodeInfo
 from PIL import Image
 
 from clients.cohort import Cohort
-from clients.keeping import Kept
 from clients.site import Site
-from fedinit.checkpoint import Checkpoints
-from fedinit.engines.local import LocalGrid
+from clients.state.disk import Kept
 from fedinit.errors import InputError, RunFailed
-from strategies import delivery, federated_lora
-from strategies.delivery import WatchedGrid
-from strategies.federation import federate
+from fedinit.state.checkpoint import Checkpoints
+from fedinit.transport.local import LocalGrid
+from strategies.server import delivery, federated_lora
+from strategies.server.delivery import WatchedGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 
 # -- the watched grid ----------------------------------------------------------------------------------------------

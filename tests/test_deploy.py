@@ -25,12 +25,13 @@ from flwr.cli.build import build_fab_from_disk
 from flwr.common.config import parse_config_args
 
 import fedinit
-from fedinit import cli, site_settings
-from fedinit.compose import compose_config
+from fedinit import cli
+from fedinit.config import site as site_settings
+from fedinit.config.compose import compose_config
+from fedinit.config.flower import from_run_config
 from fedinit.deploy import flower, layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import DeployFailed, environment
-from fedinit.run_config import from_run_config
 from tests.small import WORDS
 
 ROOT = Path(fedinit.__file__).resolve().parent.parent
@@ -171,7 +172,7 @@ def test_a_client_imports_no_more_than_it_needs():
 import sys
 import clients.client_app
 assert "torch" not in sys.modules and "timm" not in sys.modules
-import clients.cohort, clients.keeping, clients.site
+import clients.cohort, clients.state.disk, clients.site
 from fedinit.data.digits import load_digits
 load_digits(32)
 print(sorted({"wandb", "sklearn", "hydra", "matplotlib", "ray", "strategies"} & set(sys.modules)))

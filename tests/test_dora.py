@@ -17,22 +17,24 @@ from torch.nn import functional as F
 from clients.cohort import Cohort
 from clients.site import Site, is_zero
 from clients.training import Task, train_bank
-from fedinit import digest, wire
-from fedinit.adapters import KINDS
-from fedinit.engines.local import LocalGrid
+from fedinit import wire
+from fedinit.adapters.bank import Bank
+from fedinit.adapters.kinds import KINDS
+from fedinit.adapters.row_norms import magnitudes, row_norms
 from fedinit.errors import InputError
-from fedinit.export import load_adapter, save_adapter
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models import select_targets
-from fedinit.row_norms import magnitudes, row_norms
+from fedinit.runs.export import load_adapter, save_adapter
+from fedinit.state import digest
+from fedinit.transport.local import LocalGrid
 from run_sim import main
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Update
 from strategies.dora import effective_bias
-from strategies.federated_lora import FederatedLora
-from strategies.federation import check_method, federate
-from strategies.reinit import Ground
+from strategies.reinit import ReinitContext
+from strategies.server.compatibility import check_method
+from strategies.server.federated_lora import FederatedLora
+from strategies.server.federation import federate
 from tests.small import WORDS, small_config
 from tests.test_lora import close64, in_float64, no_head, one_layer, run_layer
 
@@ -213,7 +215,7 @@ def test_the_methods_rule_for_the_direction_and_the_mean_for_m(name: str) -> Non
         mean = sum(w * effective(W, u.layers[n]) for w, u in zip(p, updates, strict=True))
         missed += float((effective(over, f) - mean).square().sum())
         moved += float((mean - W).square().sum())
-    ground = Ground(dict.fromkeys(LAYERS, 3), SCALE, None, weight.__getitem__)
+    ground = ReinitContext(dict.fromkeys(LAYERS, 3), SCALE, None, weight.__getitem__)
     found = effective_bias(updates, list(p), made, ground)["effective_bias"]
     assert found == pytest.approx((missed / moved) ** 0.5, rel=1e-8) and found > 1e-3
 
@@ -221,7 +223,7 @@ def test_the_methods_rule_for_the_direction_and_the_mean_for_m(name: str) -> Non
 def test_equal_clients_have_no_bias() -> None:
     weight = {"l": torch.randn(7, 5, generator=torch.Generator().manual_seed(9))}
     updates = [Update(i, 1, {"l": drawn(7, 5, 3, 0)}, {}) for i in range(3)]
-    ground = Ground({"l": 3}, SCALE, None, weight.__getitem__)
+    ground = ReinitContext({"l": 3}, SCALE, None, weight.__getitem__)
     made = create_aggregator("fedit").aggregate(updates, 1)
     assert effective_bias(updates, [1 / 3] * 3, made, ground)["effective_bias"] < 1e-6
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from clients.statistics import clip, part_of, thin
 from fedinit.initializers import create_initializer
 from fedinit.initializers.eva import redistribute
-from fedinit.initializers.initializer import Setting, StartState, run
+from fedinit.initializers.initializer import InitContext, run
 from fedinit.initializers.measured import Moments, moments
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, pack, unpack
 
 K, RANK, ROWS = 40, 4, 300
@@ -59,7 +60,7 @@ class Clients:
 
     def start(self, rank: int = RANK, d: int = 30, **options: object) -> StartState:
         targets = {name: (d, x.shape[1]) for name, x in self.layers.items()}
-        setting = Setting(targets=targets, rank=rank, scale=2.0, seed=0)
+        setting = InitContext(targets=targets, rank=rank, scale=2.0, seed=0)
         initializer = create_initializer("eva", {"rho": 1.0, "sketch": "exact", **options})
         return run(initializer, setting, self.ask)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from clients import batches
+from clients.engine.threads import Lanes
 from clients.evaluation import frozen_features, judge, sums_record
-from clients.lanes import Lanes
 from clients.training import Task, train_bank
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.metrics import Accuracy
 from fedinit.models import select_targets
+from fedinit.scores import Accuracy
 
 SCALE = 2.0
 

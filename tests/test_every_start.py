@@ -11,12 +11,12 @@ import torch
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
 from fedinit.initializers import INITIALIZERS, create_initializer
-from fedinit.initializers.initializer import Setting
+from fedinit.initializers.initializer import InitContext
 from fedinit.models import init_head
-from strategies.federation import federate
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.measuring import asking, begun, create, setting_of
 from tests.small import small_config
 
@@ -107,7 +107,7 @@ def test_the_order_of_the_replies_changes_no_bit(name):
 def test_a_rank_above_a_layers_is_refused_by_all_alike(name):
     """Before any statistics or decomposition, with the same words as for the adapter's targets."""
     with pytest.raises(InputError, match="adapter.rank=6: layer l is 5x9; expected a rank of 5 or less"):
-        create_initializer(name).plan(Setting(targets={"l": (5, 9)}, rank=6, scale=1.0, seed=0))
+        create_initializer(name).plan(InitContext(targets={"l": (5, 9)}, rank=6, scale=1.0, seed=0))
 
 
 @pytest.mark.parametrize("name", sorted(INITIALIZERS))

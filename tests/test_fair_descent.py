@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedinit.factors import Factors, norm, stack
-from strategies.lora_fair import dense_sgd, gram_sgd, moments
+from strategies.methods.lora_fair import dense_sgd, gram_sgd, moments
 from tests import oracles
 from tests.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients
 

@@ -13,15 +13,16 @@ from flwr.serverapp import Grid
 from clients.client_app import app as client_app
 from clients.cohort import Cohort, split_evenly
 from clients.site import Site
-from fedinit import digest, wire
-from fedinit.engines.local import LocalGrid
+from fedinit import wire
 from fedinit.errors import RunFailed
 from fedinit.factors import Factors
+from fedinit.state import digest
+from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate
-from strategies.federated_lora import FederatedLora
-from strategies.federation import federate
-from strategies.reinit import Ground, create_reinit
+from strategies.reinit import ReinitContext, create_reinit
+from strategies.server.federated_lora import FederatedLora
+from strategies.server.federation import federate
 from tests.small import WORDS, small_config
 
 
@@ -125,7 +126,7 @@ def unmet(**options) -> FederatedLora:
     return FederatedLora(
         aggregator=create_aggregator("fedit"),
         reinit=create_reinit("average"),
-        ground=Ground(ranks={}, scale=1.0, draw=None, frozen=None),
+        ground=ReinitContext(ranks={}, scale=1.0, draw=None, frozen=None),
         seed=options.pop("seed", 0),
         **options,
     )

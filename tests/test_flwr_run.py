@@ -21,8 +21,8 @@ import pytest
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.engines.local import LocalGrid
-from strategies.federation import federate
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import WORDS, small_config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,10 +10,10 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
 from fedinit.errors import RunFailed
-from fedinit.metrics import Observer
-from strategies.federation import federate
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 
 

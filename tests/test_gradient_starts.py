@@ -21,16 +21,18 @@ from clients.batches import normalise
 from clients.cohort import Cohort
 from clients.site import Site
 from clients.statistics import clip_gradients, measure
-from fedinit.engines.local import LocalGrid
+from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.initializers import INITIALIZERS, create_initializer
 from fedinit.initializers.from_gradients import FromGradients
-from fedinit.initializers.initializer import Setting, StartState, run
-from fedinit.lora import Bank
-from fedinit.metrics import Observer
+from fedinit.initializers.initializer import InitContext, run
 from fedinit.models import select_targets
+from fedinit.runs.observer import Observer
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, shapes_of
-from strategies.federation import check_method, federate
+from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from tests.small import small_config
 from tests.test_cores import Watching
 from tests.test_round_zero import Watch, spoilt, with_error
@@ -54,7 +56,7 @@ class Pool:
         self.y = {n: self.x[n] @ mix[n] + 0.1 * rng.standard_normal((images, t, mix[n].shape[1])) for n in self.SHAPES}
         self.cuts, self.images = cuts, images
         weights = {n: torch.tensor(rng.standard_normal(shape)).float() for n, shape in self.SHAPES.items()}
-        self.setting = Setting(targets=self.SHAPES, rank=R, scale=S, seed=0, weight=weights.__getitem__)
+        self.setting = InitContext(targets=self.SHAPES, rank=R, scale=S, seed=0, weight=weights.__getitem__)
 
     def gradient(self, name: str) -> np.ndarray:
         return np.einsum("ntd,ntk->dk", self.y[name], self.x[name]) / self.images
@@ -265,7 +267,7 @@ def test_the_sketch_is_within_a_twentieth_of_the_best():
             self.x = {"l": np.tile(np.eye(k), (clients, 1, 1))}  # k rows, whose gradients are the columns of G_k
             self.y = {"l": np.stack([part.T for part in parts])}
             self.cuts, self.images = range(1, clients), clients
-            self.setting = Setting(targets=self.SHAPES, rank=r, scale=1.0, seed=0)
+            self.setting = InitContext(targets=self.SHAPES, rank=r, scale=1.0, seed=0)
 
     start = Given().start("lora_one", sketch="sketch", normalize="none", gamma=1.0).layers["l"]
     optimal = np.linalg.norm(G - best(G, r))

@@ -8,9 +8,10 @@ from flwr.app import ConfigRecord, MetricRecord
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import base, wire
-from fedinit.engines.local import LocalGrid
-from strategies.federation import federate
+from fedinit import wire
+from fedinit.state import base_offset as base
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 
 

@@ -21,15 +21,15 @@ import run_sim
 from clients.batches import normalise
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.compose import compose_config
-from fedinit.config import CONF_DIR
-from fedinit.engines.local import LocalGrid
+from fedinit.config.compose import compose_config
+from fedinit.config.schema import CONF_DIR
 from fedinit.errors import InputError
 from fedinit.heads import HEADS, create_head
-from fedinit.heads.head import HeadSetting, HeadState, run
+from fedinit.heads.head import HeadContext, HeadState, run
 from fedinit.heads.measured import SCALES, MeasuredHead, best_scale
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, shapes_of
-from strategies.federation import federate
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import WORDS, small_config
 
 quick = settings(deadline=None, max_examples=20)
@@ -48,7 +48,7 @@ class Pool:
         means = 1.5 * rng.standard_normal((classes, features))
         self.z = (means[self.y] + rng.standard_normal((n, features))) @ mix + 2
         self.cuts = cuts
-        self.setting = HeadSetting(classes=[f"class {i}" for i in range(classes)], features=features, seed=0)
+        self.setting = HeadContext(classes=[f"class {i}" for i in range(classes)], features=features, seed=0)
 
     def ask(self, request: Request) -> Statistics:
         parts = []

@@ -12,10 +12,10 @@ from clients.cohort import Cohort
 from clients.site import Site
 from clients.training import train_bank
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
-from fedinit.lora import Bank
-from fedinit.metrics import Observer
-from strategies.federation import federate
+from fedinit.adapters.bank import Bank
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 
 WORDS = ("client.augment=crop_flip", "engine.clients_per_bank=3", "adapter.dropout=0.1", "rounds=1")
@@ -193,7 +193,7 @@ def test_the_bank_keeps_its_shape(site, monkeypatch):
 
 
 def test_the_ledger_says_who_where_and_when(site, tmp_path, monkeypatch):
-    from fedinit.run_folder import RunFolder
+    from fedinit.runs.folder import RunFolder
 
     config = small_config(*WORDS, f"output_dir={tmp_path}")
     folder = RunFolder(config)

@@ -9,12 +9,12 @@ import torch
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.engines.local import LocalGrid
 from fedinit.initializers import create_initializer
+from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.federation import federate
 from strategies.reinit import REINITS
+from strategies.server.federation import federate
 from tests.oracles import as_trained, draw_clients
 from tests.small import small_config
 

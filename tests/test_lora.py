@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from clients.training import Task, train_bank
+from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models import Backbone, InputSpec, select_targets
 
 SCALE = 1.7

@@ -14,7 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from strategies.lora_fair import moments, ridge_correction
+from strategies.methods.lora_fair import moments, ridge_correction
 from tests import oracles
 from tests.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients, well_posed
 

@@ -13,16 +13,16 @@ from flwr.app import MetricRecord
 import run_sim
 from clients.evaluation import sums_record
 from clients.site import Site
-from fedinit.compose import compose_config
+from fedinit.config.compose import compose_config
 from fedinit.data.matrix_sensing import ground_truth, load_matrix_sensing
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers import create_initializer
-from fedinit.initializers.initializer import Setting
+from fedinit.initializers.initializer import InitContext
 from fedinit.losses import choose_loss
-from fedinit.metrics import Accuracy, RecoveryError
-from strategies.gate import admit_counts
-from strategies.replies import Asked
+from fedinit.scores import Accuracy, RecoveryError
+from strategies.server.gate import admit_counts
+from strategies.server.replies import Asked
 
 SMALL = ("experiment=matrix_sensing", "logger=none", "engine.lanes=1", "init.scale=0.3", "client.lr=0.1")
 SHAPE = ("rows: 6", "columns: 5")
@@ -142,7 +142,7 @@ def descent(config, gauge_after: int | None, steps: int) -> float:
     matrix = config.data.matrix
     truth = ground_truth(matrix, config.seed)
     targets = {"weight": (matrix.rows, matrix.columns)}
-    setting = Setting(targets=targets, rank=config.adapter.rank, scale=1.0, seed=config.seed)
+    setting = InitContext(targets=targets, rank=config.adapter.rank, scale=1.0, seed=config.seed)
     start = create_initializer(config.init.name, config.init.options).plan(setting).layers["weight"].to(torch.float64)
     A, B = start.A, start.B
     for step in range(steps):
@@ -186,7 +186,7 @@ def test_clients_recover_what_none_of_them_could(where, tmp_path) -> None:
 
 
 def test_gaussian_pair_is_what_it_says() -> None:
-    setting = Setting(targets={"x": (30, 400)}, rank=20, scale=1.0, seed=0)
+    setting = InitContext(targets={"x": (30, 400)}, rank=20, scale=1.0, seed=0)
     made = create_initializer("gaussian_pair", {"scale": 0.5, "preserve": True}).plan(setting)
     f = made.layers["x"]
     assert float(f.A.std()) == pytest.approx(0.5 * 400**-0.5, rel=0.05)

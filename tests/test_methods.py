@@ -15,19 +15,20 @@ from scipy.integrate import quad
 from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import brentq
 
-from clients import own
 from clients.cohort import Cohort
 from clients.site import Site
+from clients.state import rounds as own
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
 from fedinit.factors import Factors, pad
 from fedinit.spectra import spectrum, truncate
+from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.federation import check_method, federate
-from strategies.fedrot_lora import rotate
-from strategies.spectral import omega, spread
+from strategies.methods.fedrot_lora import rotate
+from strategies.methods.spectral import omega, spread
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from tests import oracles
 from tests.oracles import Clients, as_trained, draw_clients, layer_product
 from tests.small import small_config

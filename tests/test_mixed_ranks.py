@@ -14,12 +14,12 @@ import torch
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.engines.local import LocalGrid
 from fedinit.factors import Factors
-from fedinit.metrics import Observer
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate
-from strategies.federation import federate
+from strategies.server.federation import federate
 from tests import oracles
 from tests.oracles import Clients, as_trained, draw_clients, layer_product
 from tests.small import small_config

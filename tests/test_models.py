@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from fedinit.compose import compose_config
+from fedinit.config.compose import compose_config
 from fedinit.data.digits import load_digits
 from fedinit.errors import InputError
 from fedinit.models import build_backbone

@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients import optimizers, own
+from clients import optimizers
 from clients.cohort import Cohort
 from clients.optimizers import create_optimizer
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.site import Site
+from clients.state import rounds as own
 from clients.training import Task, train_bank
-from fedinit.engines.local import LocalGrid
+from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models import select_targets
-from strategies.federation import check_method, federate
+from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from tests.small import small_config
 
 

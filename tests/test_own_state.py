@@ -9,13 +9,13 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from clients import cohort as cohorts
-from clients import own
 from clients.cohort import Cohort
 from clients.site import Site
+from clients.state import rounds as own
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
-from fedinit.metrics import Observer
-from strategies.federation import federate
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 from tests.test_delivery import keeping
 
@@ -126,7 +126,7 @@ def test_a_task_given_again_gives_the_same_bytes(words, sites):
                 for (m, c), state in zip(deliveries, before, strict=True)
             ]
             fresh = Cohort(site)
-            fresh.bases.known = dict(clients.bases.known)
+            fresh.bases.known = dict(clients.state.base_offset.known)
             for first, second, third in zip(replies, again, fresh(anew), strict=True):
                 mark = wire.to_bytes(first.content)
                 seen.append(mark == wire.to_bytes(second.content) == wire.to_bytes(third.content))

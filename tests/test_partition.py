@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedinit.config import CONF_DIR, PartitionConfig, build
+from fedinit.config.schema import CONF_DIR, PartitionConfig, build
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import METHODS, Partition, make_partitions
 from fedinit.errors import InputError

@@ -14,10 +14,10 @@ from torch import nn
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.engines.local import LocalGrid
-from fedinit.export import save_adapter
 from fedinit.initializers import create_initializer
-from strategies.federation import federate
+from fedinit.runs.export import save_adapter
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.measuring import begun, create
 from tests.small import small_config
 from tests.test_eva import Clients

@@ -7,16 +7,16 @@ import dataclasses
 import pytest
 import torch
 
-from clients import own
 from clients.cohort import Cohort
 from clients.site import Site
+from clients.state import rounds as own
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
+from fedinit.adapters.bank import Bank
 from fedinit.factors import Factors, difference, distance, norm
-from fedinit.lora import Bank
-from fedinit.metrics import Observer
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS
-from strategies.federation import federate
+from strategies.server.federation import federate
 from tests.small import small_config
 
 LOCAL = sorted(name for name, method in AGGREGATORS.items() if "local" in method.reinits)

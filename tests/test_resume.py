@@ -18,13 +18,13 @@ import run_sim
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
-from fedinit.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
-from fedinit.config import Config
-from fedinit.engines.local import LocalGrid
+from fedinit.config.schema import Config
 from fedinit.errors import InputError, RunFailed
-from fedinit.metrics import Observer
-from fedinit.run_folder import RunFolder
-from strategies.federation import federate
+from fedinit.runs.folder import RunFolder
+from fedinit.runs.observer import Observer
+from fedinit.state.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.small import small_config
 
 
@@ -152,7 +152,7 @@ def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypat
         simulate(parted)
     assert [p.name for p in (only(tmp_path / "b") / "checkpoints").iterdir()] == ["round-000000"]
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("fedinit.reporting.save_adapter", lambda *_: (_ for _ in ()).throw(Crash))
+        patch.setattr("fedinit.runs.reporting.save_adapter", lambda *_: (_ for _ in ()).throw(Crash))
         simulate(parted)
     simulate(parted)
     assert_same_run(only(tmp_path / "b"), only(tmp_path / "a"))

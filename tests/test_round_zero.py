@@ -14,12 +14,12 @@ from clients.client_app import app as client_app
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
 from fedinit.errors import RunFailed
-from fedinit.metrics import Observer
+from fedinit.runs.observer import Observer
 from fedinit.statistics import Request, Sampling
+from fedinit.transport.local import LocalGrid
 from run_sim import main
-from strategies.federation import federate
+from strategies.server.federation import federate
 from tests.small import WORDS, small_config
 
 EVA = ("init=eva", "init.examples=32", "init.sketch=exact")

@@ -13,13 +13,13 @@ from flwr.common.serde import user_config_from_proto, user_config_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedinit.compose import compose_config
-from fedinit.digest import of_file
+from fedinit.config.compose import compose_config
+from fedinit.config.flower import flatten, from_run_config, to_run_config, unflatten
+from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
 from fedinit.models.backbone import EMBEDDED_DIR
-from fedinit.run_config import flatten, from_run_config, to_run_config, unflatten
-from fedinit.site_settings import with_site_settings
+from fedinit.state.digest import of_file
 from tests.small import WORDS, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def test_a_resolved_run_needs_no_hydra():
     import sys
 
     flat = json.dumps(to_run_config(small_config()))
-    code = f"import json, sys; from fedinit.run_config import from_run_config as f; f(json.loads({flat!r}))\n"
+    code = f"import json, sys; from fedinit.config.flower import from_run_config as f; f(json.loads({flat!r}))\n"
     code += "import clients.client_app; print(*sorted({'hydra', 'omegaconf', 'torch', 'timm'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -14,11 +14,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import run_sim
-from fedinit import base, digest, wire
-from fedinit.compose import compose_config, groups
-from fedinit.config import CONF_DIR, load, to_dict
-from fedinit.export import load_adapter
-from fedinit.run_config import from_run_config, to_run_config
+from fedinit import wire
+from fedinit.config.compose import compose_config, groups
+from fedinit.config.flower import from_run_config, to_run_config
+from fedinit.config.schema import CONF_DIR, load, to_dict
+from fedinit.runs.export import load_adapter
+from fedinit.state import base_offset as base
+from fedinit.state import digest
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
 from tests.small import WORDS

@@ -9,12 +9,13 @@ from clients.cohort import Cohort
 from clients.optimizers import create_optimizer
 from clients.site import Site
 from fedinit import wire
-from fedinit.engines.local import LocalGrid
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm
+from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS
 from strategies.aggregator import Aggregate
-from strategies.federation import check_method, federate
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from strategies.server_opt import create_server_optimizer
 from tests.small import small_config
 

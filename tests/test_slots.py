@@ -19,16 +19,17 @@ from clients.selection import Choice, choose
 from clients.site import Site
 from clients.training import ClientFailed, Task, train_bank
 from fedinit import slots, wire
-from fedinit.engines.local import LocalGrid
+from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models import select_targets
+from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.federated_lora import FederatedLora
-from strategies.federation import check_method, federate
-from strategies.reinit import Ground, create_reinit
+from strategies.reinit import ReinitContext, create_reinit
+from strategies.server.compatibility import check_method
+from strategies.server.federated_lora import FederatedLora
+from strategies.server.federation import federate
 from tests.small import small_config
 from tests.test_cores import Watching, numbers
 
@@ -341,7 +342,7 @@ def test_the_gate_names_what_is_wrong_with_slots(site, spoil, detail):
     strategy = FederatedLora(
         aggregator=create_aggregator("lora_a2"),
         reinit=create_reinit("average"),
-        ground=Ground(ranks={}, scale=1.0, draw=None, frozen=None),
+        ground=ReinitContext(ranks={}, scale=1.0, draw=None, frozen=None),
         seed=0,
     )
     grid = LocalGrid(Cohort(site), 3)

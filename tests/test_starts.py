@@ -11,18 +11,20 @@ import torch
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import base, wire
-from fedinit.engines.local import LocalGrid
+from fedinit import wire
 from fedinit.errors import InputError
-from fedinit.export import load_adapter, save_adapter
 from fedinit.factors import Factors, norm
 from fedinit.initializers import INITIALIZERS
 from fedinit.initializers.pissa import PiSSA
-from fedinit.metrics import Observer
+from fedinit.runs.export import load_adapter, save_adapter
+from fedinit.runs.observer import Observer
+from fedinit.state import base_offset as base
+from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.federation import check_method, federate
-from strategies.reinit import Ground, create_reinit
+from strategies.reinit import ReinitContext, create_reinit
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from tests.small import small_config
 
 TAKING = ["pissa", "milora", "olora", "corda", "corda init.mode=kpm", "lora_null"]
@@ -113,7 +115,7 @@ def test_fresh_comes_back_to_the_start_and_loses_nothing(start, learned):
     if start == "mica":
         first = Factors(torch.zeros(3, 9), first.B)
     offset = base.advance({}, {"l": Factors(first.A, -first.B)} if start == "pissa" else {})
-    ground = Ground({"l": 3}, 2.0, lambda round: {"l": first}, None)
+    ground = ReinitContext({"l": 3}, 2.0, lambda round: {"l": first}, None)
     total = offset.get("l", torch.zeros(7, 9)).double() + first.to(torch.float64).dense()
     for round in (1, 2, 3):
         more = Factors(torch.randn(3, 9, generator=draw), torch.randn(7, 3, generator=draw)) if learned else first

@@ -14,22 +14,24 @@ import torch
 from flwr.app import Error, Message
 from torch.nn import functional as F
 
-from clients import batches, own
+from clients import batches
 from clients.cohort import Cohort
 from clients.site import Site
+from clients.state import rounds as own
 from fedinit import wire
-from fedinit.config import Config
-from fedinit.engines.local import LocalGrid
+from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import StartState
 from fedinit.initializers.random import Gaussian
-from fedinit.metrics import Observer
 from fedinit.models import Backbone
+from fedinit.runs.observer import Observer
+from fedinit.state.start import StartState
 from fedinit.step_scale import scale_of
+from fedinit.transport.local import LocalGrid
 from run_sim import main
-from strategies import federation, round_zero
-from strategies.federation import check_method, federate
+from strategies.server import federation, round_zero
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from tests.small import WORDS, small_config
 
 ONCE = ("client=sgd_sai", "client.gsnr_scope=global_once", "client.weight_decay=0", "evaluation=none")

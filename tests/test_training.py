@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from clients import batches
 from clients.cohort import split_evenly
+from clients.engine.threads import Lanes
 from clients.evaluation import frozen_features
-from clients.lanes import Lanes
 from clients.optimizers import OPTIMIZERS, create_optimizer
 from clients.training import Result, Task, train_bank
-from fedinit.config import ClientConfig
+from fedinit.adapters.bank import Bank
+from fedinit.config.schema import ClientConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.lora import Bank
 from fedinit.models import Backbone, select_targets
 
 SCALE = 2.0

@@ -21,21 +21,23 @@ import strategies
 from clients.cohort import Cohort
 from clients.site import Site, is_zero
 from clients.training import Task, train_bank
-from fedinit import digest, wire
-from fedinit.adapters import KINDS
-from fedinit.engines.local import LocalGrid
+from fedinit import wire
+from fedinit.adapters.bank import Bank
+from fedinit.adapters.kinds import KINDS
 from fedinit.errors import InputError
-from fedinit.export import load_adapter, save_adapter
 from fedinit.factors import Factors, distance, leading, pad
 from fedinit.initializers import create_initializer
-from fedinit.initializers.initializer import Setting
-from fedinit.lora import Bank
+from fedinit.initializers.initializer import InitContext
 from fedinit.models import select_targets
+from fedinit.runs.export import load_adapter, save_adapter
+from fedinit.state import digest
+from fedinit.transport.local import LocalGrid
 from run_sim import main
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.federation import check_method, federate
-from strategies.gate import Expected, Gate
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
+from strategies.server.gate import Expected, Gate
 from tests.small import WORDS, small_config
 from tests.test_lora import close64, in_float64, no_head, one_layer, run_layer
 
@@ -160,12 +162,12 @@ def test_the_bank_equals_each_client_alone_and_folding(tiny_backbone, tiny_data,
 
 def test_the_start_leaves_the_model_as_it_was_and_shares_its_matrices() -> None:
     targets = {"one": (6, 9), "two": (8, 5)}
-    layers = create_initializer("vera").plan(Setting(targets=targets, rank=4, scale=1.0, seed=3)).layers
+    layers = create_initializer("vera").plan(InitContext(targets=targets, rank=4, scale=1.0, seed=3)).layers
     one, two = layers["one"], layers["two"]
     assert torch.equal(one.A[:, :5], two.A) and torch.equal(one.B, two.B[:6]) and one.shape == (6, 9)
     assert not one.b.any() and bool((one.d == 0.1).all()) and not one.dense().any()
     assert float(one.A.abs().max()) <= (6 / 9) ** 0.5 and float(two.B.abs().max()) <= (6 / 4) ** 0.5
-    other = create_initializer("vera").plan(Setting(targets=targets, rank=4, scale=1.0, seed=4)).layers
+    other = create_initializer("vera").plan(InitContext(targets=targets, rank=4, scale=1.0, seed=4)).layers
     assert not torch.equal(other["one"].A, one.A)
     assert float(two.B.var()) == pytest.approx(2 / 4, rel=0.5)  # Kaiming: variance 2 / fan_in
 

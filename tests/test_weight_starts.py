@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from clients.site import Site
-from fedinit import base
-from fedinit.compose import compose_config
+from fedinit.adapters.bank import Bank
+from fedinit.config.compose import compose_config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers.corda import invert
-from fedinit.initializers.initializer import Setting
-from fedinit.lora import Bank
+from fedinit.initializers.initializer import InitContext
 from fedinit.models import init_head
+from fedinit.state import base_offset as base
 from fedinit.statistics import Statistics
 from fedinit.statistics.gram import pack
 from tests.measuring import asking, begun, create, setting_of
@@ -34,8 +34,8 @@ def weights(seed: int = 0) -> dict[str, torch.Tensor]:
 WEIGHTS = weights()
 
 
-def setting(weight=WEIGHTS.__getitem__, rank=RANK, scale=SCALE) -> Setting:
-    return Setting(targets=SHAPES, rank=rank, scale=scale, seed=0, weight=weight)
+def setting(weight=WEIGHTS.__getitem__, rank=RANK, scale=SCALE) -> InitContext:
+    return InitContext(targets=SHAPES, rank=rank, scale=scale, seed=0, weight=weight)
 
 
 def dense(product: Factors) -> np.ndarray:

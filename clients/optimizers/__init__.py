@@ -10,7 +10,7 @@ from clients.optimizers.adamw import AdamW
 from clients.optimizers.contract import BankOptimizer
 from clients.optimizers.sgd import SGD
 from clients.optimizers.sgd_sai import SGDSaI
-from fedinit.config import ClientConfig
+from fedinit.config.schema import ClientConfig
 from fedinit.errors import choose
 
 OPTIMIZERS: dict[str, type[BankOptimizer]] = {"adamw": AdamW, "sgd": SGD, "sgd_sai": SGDSaI}

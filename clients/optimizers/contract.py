@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedinit.config import ClientConfig
+from fedinit.config.schema import ClientConfig
 
 
 class BankOptimizer(ABC):

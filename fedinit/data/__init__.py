@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedinit.config import DataConfig
+from fedinit.config.schema import DataConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError, choose, did_you_mean
 from fedinit.seeding import torch_generator

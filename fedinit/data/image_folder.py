@@ -31,7 +31,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedinit.config import DataConfig
+from fedinit.config.schema import DataConfig
 from fedinit.data import Catalogue
 from fedinit.errors import InputError
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedinit.config import MatrixConfig
+from fedinit.config.schema import MatrixConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError
 from fedinit.seeding import torch_generator

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedinit.config import PartitionConfig
+from fedinit.config.schema import PartitionConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError, choose
 from fedinit.seeding import numpy_generator

@@ -17,11 +17,11 @@ from typing import Any
 import tomli
 import tomli_w
 
-from fedinit.config import Config
+from fedinit.config.flower import from_run_config
+from fedinit.config.schema import Config
 from fedinit.deploy.layout import PROJECT
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.errors import InputError
-from fedinit.run_config import from_run_config
 
 CONNECTION = "federation"
 KEY_IN_USE = "[code: 23]"  # what Flower answers to a key that it knows

@@ -20,10 +20,10 @@ from pathlib import Path
 import tomli_w
 
 import fedinit
-from fedinit.config import Config
+from fedinit.config.flower import to_run_config
+from fedinit.config.schema import Config
 from fedinit.deploy import certificates
 from fedinit.errors import InputError
-from fedinit.run_config import to_run_config
 
 PROJECT = "pyproject.toml"  # of the app
 WRITTEN = ("cache-dir", "state-dir")  # those of a site's settings that name a folder it writes to

@@ -11,12 +11,12 @@ import signal
 import tempfile
 from pathlib import Path
 
-from fedinit import site_settings
-from fedinit.config import Config
+from fedinit.config import site as site_settings
+from fedinit.config.schema import Config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import Process, check_port_free, environment, free_port, stop_all, wait_for_port
-from fedinit.stopping import SIGNALS, listening, unbroken
+from fedinit.runs.stopping import SIGNALS, listening, unbroken
 
 
 class LocalFederation:

@@ -16,6 +16,7 @@ from fedinit.errors import InputError
 
 STOP_SECONDS = 8.0  # what processes that are asked to end have, all of them together, until they are killed
 
+
 class DeployFailed(RuntimeError):
     """A process or a run of a federation ended badly. The message says which, and holds what it printed last."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedinit.config import ClientConfig
+from fedinit.config.schema import ClientConfig
 from fedinit.factors import Factors
 
 

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import at_least, positive, within
+from fedinit.config.schema import at_least, positive, within
 from fedinit.heads.estimators import nearest_mean, ridge
-from fedinit.heads.head import HeadSetting
+from fedinit.heads.head import HeadContext
 from fedinit.heads.measured import Found, MeasuredHead, Rows
 from fedinit.seeding import torch_generator
 
@@ -46,7 +46,7 @@ class MVN(Completed):
         super().__post_init__()
         within("head.shrinkage", self.shrinkage, 0, 1)
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadSetting) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadContext) -> tuple[Tensor, str]:
         known = rows.joined
         centred = (known - known.mean(0)) / (len(known) - 1) ** 0.5  # S = centredᵀ centred
         spread = (centred.square().sum() / known.shape[1]).sqrt()
@@ -75,7 +75,7 @@ class Convex(Completed):
         at_least("head.neighbours", self.neighbours, 1)
         positive("head.temperature", self.temperature)
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadSetting) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadContext) -> tuple[Tensor, str]:
         similarity = torch.cosine_similarity(found.means, found.means.mean(0, keepdim=True), dim=1)
         nearest = similarity.argsort(descending=True, stable=True)[: self.neighbours]
         weights = (similarity[nearest] / self.temperature).softmax(0)

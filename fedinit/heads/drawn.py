@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedinit.heads.head import Head, HeadSetting, HeadState
+from fedinit.heads.head import Head, HeadContext, HeadState
 from fedinit.models.head import init_head
 
 
@@ -15,7 +15,7 @@ class Zero(Head):
 
     silent: ClassVar[bool] = True
 
-    def plan(self, setting: HeadSetting) -> HeadState:
+    def plan(self, setting: HeadContext) -> HeadState:
         return HeadState(tensors=init_head("zero", *setting.shape, setting.seed))
 
 
@@ -23,7 +23,7 @@ class Zero(Head):
 class Random(Head):
     """U(−1/√D, 1/√D), a linear layer's own start."""
 
-    def plan(self, setting: HeadSetting) -> HeadState:
+    def plan(self, setting: HeadContext) -> HeadState:
         return HeadState(tensors=init_head("random", *setting.shape, setting.seed))
 
 
@@ -33,5 +33,5 @@ class NoHead(Head):
 
     classifies: ClassVar[bool] = False
 
-    def plan(self, setting: HeadSetting) -> HeadState:
+    def plan(self, setting: HeadContext) -> HeadState:
         return HeadState(tensors={})

@@ -17,7 +17,7 @@ from fedinit.statistics import Request, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSetting:
+class HeadContext:
     """classes: their names. features: D."""
 
     classes: Sequence[str]
@@ -45,15 +45,15 @@ class Head(ABC):
     classifies: ClassVar[bool] = True
 
     @abstractmethod
-    def plan(self, setting: HeadSetting) -> Request | HeadState:
+    def plan(self, setting: HeadContext) -> Request | HeadState:
         """The head, or the first thing to ask clients for."""
 
-    def step(self, setting: HeadSetting, asked: Request, found: Statistics) -> Request | HeadState:
+    def step(self, setting: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
         """The head, or the next thing to ask for, from the sum over all clients of what was asked."""
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
 
-def run(head: Head, setting: HeadSetting, ask: Callable[[Request], Statistics]) -> HeadState:
+def run(head: Head, setting: HeadContext, ask: Callable[[Request], Statistics]) -> HeadState:
     """Plan and step until there is a head; `ask` gives the sum over the clients."""
     made = head.plan(setting)
     while isinstance(made, Request):

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import positive
+from fedinit.config.schema import positive
 from fedinit.errors import InputError
-from fedinit.heads.head import Head, HeadSetting, HeadState
+from fedinit.heads.head import Head, HeadContext, HeadState
 from fedinit.statistics import Request, Sampled, Statistics
 from fedinit.statistics.gram import unpack
 
@@ -88,14 +88,14 @@ class MeasuredHead(Head, Sampled):
     def rows(self, found: Found) -> Rows:
         """The head of the classes that somebody has."""
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadSetting) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadContext) -> tuple[Tensor, str]:
         """(len(missing), D + 1), weights and bias of the classes that nobody has, and how they were made."""
         return rows.joined.mean(0).expand(len(missing), -1), "the mean of the other rows"
 
-    def plan(self, setting: HeadSetting) -> Request:
+    def plan(self, setting: HeadContext) -> Request:
         return self._ask(setting, "class_moments" if self.needs_moment else "class_sums")
 
-    def step(self, setting: HeadSetting, asked: Request, found: Statistics) -> Request | HeadState:
+    def step(self, setting: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
         """Raises InputError where the clients' examples do not make a classifier."""
         sums = found.of(LAYER)
         if "losses" in sums:
@@ -115,7 +115,7 @@ class MeasuredHead(Head, Sampled):
         return self._ask(setting, "losses", _tensors(whole), scales=list(SCALES), notes=notes)
 
     def _ask(
-        self, setting: HeadSetting, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
+        self, setting: HeadContext, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
     ) -> Request:
         return Request(
             source="features",
@@ -127,7 +127,7 @@ class MeasuredHead(Head, Sampled):
             head=head,
         )
 
-    def _found(self, sums: Mapping[str, Tensor], setting: HeadSetting) -> tuple[Found, Tensor]:
+    def _found(self, sums: Mapping[str, Tensor], setting: HeadContext) -> tuple[Found, Tensor]:
         """The sums over the classes that somebody has, and the indices (m,) of those classes."""
         counts = sums["counts"].double()
         # Noise makes a count of its own.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fedinit.config import build
+from fedinit.config.schema import build
 from fedinit.errors import choose
 from fedinit.initializers.corda import CorDA
 from fedinit.initializers.eva import EVA

@@ -18,11 +18,12 @@ from typing import Literal
 
 import torch
 
-from fedinit.config import at_least, within
+from fedinit.config.schema import at_least, within
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import Setting, StartState
+from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.measured import Measured, Moments, complete, moments, stand_in
 from fedinit.seeding import torch_generator
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Statistics
 from fedinit.statistics.nystrom import test_matrix
 
@@ -56,17 +57,17 @@ class EVA(Measured):
         if self.width is not None:
             at_least("init.width", self.width, int(self.rho * rank + 0.5), "a sketch must hold the ρ·r directions")
 
-    def plan(self, setting: Setting) -> Request:
+    def plan(self, setting: InitContext) -> Request:
         kinds = self._kinds(setting)
         sketched = {name: kind for name, kind in kinds.items() if kind == "nystrom"}
         if self.pilot and sketched:
             return self.of_inputs(setting, sketched, share=self.pilot, width=self._width(setting), pilot=True)
         return self.of_inputs(setting, kinds, width=self._width(setting))
 
-    def _width(self, setting: Setting) -> int:
+    def _width(self, setting: InitContext) -> int:
         return self.width or int(max(4, self.rho) * setting.rank + 0.5) + 8
 
-    def _kinds(self, setting: Setting) -> dict[str, str]:
+    def _kinds(self, setting: InitContext) -> dict[str, str]:
         return {name: self._kind(k) for name, (_, k) in setting.targets.items()}
 
     def _kind(self, k: int) -> str:
@@ -74,7 +75,7 @@ class EVA(Measured):
             return "gram" if k <= EXACT_UP_TO else "nystrom"
         return "gram" if self.sketch == "exact" else "nystrom"
 
-    def step(self, setting: Setting, asked: Request, found: Statistics) -> Request | StartState:
+    def step(self, setting: InitContext, asked: Request, found: Statistics) -> Request | StartState:
         measured = {name: moments(asked, found, name, self.centred) for name in asked.layers}
         if asked.options.get("pilot"):
             bases = {f"{name}/basis": basis_from(own, setting.seed) for name, own in measured.items()}
@@ -103,7 +104,7 @@ class EVA(Measured):
         }
         return StartState(layers=layers, notes={key: value for key, value in notes.items() if value})
 
-    def _caps(self, setting: Setting) -> dict[str, int]:
+    def _caps(self, setting: InitContext) -> dict[str, int]:
         return {n: min(int(self.rho * setting.rank + 0.5), *shape) for n, shape in setting.targets.items()}
 
     def _size(self, own: Moments, count: int) -> torch.Tensor:

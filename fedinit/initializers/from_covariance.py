@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedinit.factors import Factors
 from fedinit.initializers.from_weights import scaled, without_weight
-from fedinit.initializers.initializer import Setting, StartState, taken_out
+from fedinit.initializers.initializer import InitContext, taken_out
 from fedinit.initializers.measured import Measured, covariance, stand_in
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Statistics
 from fedinit.threads import server_pool
 
@@ -27,10 +28,10 @@ from fedinit.threads import server_pool
 class FromCovariance(Measured):
     """A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so."""
 
-    def plan(self, setting: Setting) -> Request:
+    def plan(self, setting: InitContext) -> Request:
         return self.of_inputs(setting, dict.fromkeys(setting.targets, "gram"))
 
-    def step(self, setting: Setting, asked: Request, found: Statistics) -> StartState:
+    def step(self, setting: InitContext, asked: Request, found: Statistics) -> StartState:
         """Raises ValueError where the setting has no weights, InputError where one is not finite."""
 
         def one(name: str) -> tuple[Factors | None, dict[str, Any]]:

@@ -16,13 +16,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import at_least
+from fedinit.config.schema import at_least
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm
-from fedinit.initializers.initializer import Initializer, Setting, StartState, taken_out
+from fedinit.initializers.initializer import InitContext, Initializer, taken_out
 from fedinit.initializers.measured import complete, stand_in
 from fedinit.seeding import torch_generator
 from fedinit.spectra import Spectrum, matrix_spectrum, spectrum
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampled, Statistics
 from fedinit.threads import server_pool
 
@@ -64,7 +65,7 @@ class FromGradients(Initializer, Sampled):
                     f"and layer {name} is {shape[0]}x{shape[1]}; expected {min(shape) // self.components} or less"
                 )
 
-    def plan(self, setting: Setting) -> Request:
+    def plan(self, setting: InitContext) -> Request:
         """Raises InputError under a head through which no gradient comes."""
         self.fit(setting.targets, setting.rank)
         if setting.head and not setting.head["weight"].any():
@@ -78,7 +79,7 @@ class FromGradients(Initializer, Sampled):
             return all(d * k <= EXACT_UP_TO for d, k in targets.values())
         return self.sketch == "exact"
 
-    def step(self, setting: Setting, asked: Request, found: Statistics) -> Request | StartState:
+    def step(self, setting: InitContext, asked: Request, found: Statistics) -> Request | StartState:
         """Raises InputError when no layer has a gradient."""
         if "gradient_range" in asked.layers.values():
             return self._ask(setting, "gradient_rows", orthonormal(found, setting.targets))
@@ -109,14 +110,14 @@ class FromGradients(Initializer, Sampled):
         return spectrum(gradient) if isinstance(gradient, Factors) else matrix_spectrum(gradient)
 
     @abstractmethod
-    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
         """The factors of a layer in float32, from q components of `decompose`."""
 
-    def replacement(self, setting: Setting, name: str) -> Factors:
+    def replacement(self, setting: InitContext, name: str) -> Factors:
         """The start of a layer without a gradient."""
         return stand_in(setting, name, setting.rank, self.scale)
 
-    def _ask(self, setting: Setting, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
+    def _ask(self, setting: InitContext, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
         return Request(
             source="gradients",
             layers=dict.fromkeys(setting.targets, statistic),
@@ -157,7 +158,7 @@ def filled(own: Spectrum, count: int, generator: torch.Generator) -> tuple[Spect
     return Spectrum(U.T, S, Vh), count - alive
 
 
-def moved(setting: Setting, layers: Mapping[str, Factors]) -> float:
+def moved(setting: InitContext, layers: Mapping[str, Factors]) -> float:
     """How far the start is from the pretrained model, ‖s·B0A0‖ / ‖W0‖ over all layers; 0 without the weights."""
     if setting.weight is None:
         return 0.0

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import Initializer, Setting, StartState, taken_out
+from fedinit.initializers.initializer import InitContext, Initializer, taken_out
 from fedinit.spectra import Spectrum
+from fedinit.state.start import StartState
 from fedinit.threads import server_pool
 
 
@@ -22,7 +23,7 @@ from fedinit.threads import server_pool
 class FromWeights(Initializer):
     """init.scale multiplies what `split` makes; the base gives up the product of the scaled factors."""
 
-    def plan(self, setting: Setting) -> StartState:
+    def plan(self, setting: InitContext) -> StartState:
         """Raises ValueError where the setting has no weights, InputError where one is not finite."""
 
         def one(name: str) -> Factors:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import LayerWise, Setting, StartState, taken_out
+from fedinit.initializers.initializer import InitContext, LayerWise, taken_out
+from fedinit.state.start import StartState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class GaussianPair(LayerWise):
     def indivisible(self) -> str:
         return "whose product is taken out of the base, which such a client would then lack" if self.preserve else ""
 
-    def plan(self, setting: Setting) -> StartState:
+    def plan(self, setting: InitContext) -> StartState:
         layers = super().plan(setting).layers
         return StartState(layers=layers, merge=taken_out(layers) if self.preserve else {})
 

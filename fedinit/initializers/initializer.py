@@ -10,21 +10,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedinit.config import at_least, check_rank, positive
+from fedinit.config.schema import at_least, check_rank, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
+from fedinit.state.start import StartState
 from fedinit.statistics import Request, Statistics
 from fedinit.threads import server_pool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class InitContext:
     """What the server knows before it has asked anyone.
 
     targets: {layer: (d, k)}. rank: of the adapters. scale: s = α/r, which stays the same where a layer has another
@@ -43,7 +44,7 @@ class Setting:
     def __post_init__(self) -> None:
         check_rank(self.targets, self.rank)
 
-    def reseed(self, seed: int) -> Setting:
+    def reseed(self, seed: int) -> InitContext:
         return replace(self, seed=seed)
 
     def frozen(self, name: str) -> Tensor:
@@ -57,21 +58,6 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StartState:
-    """What round 0 gives, and all that the first round needs.
-
-    layers: the start factors. merge: products that go into the base offset before round 1; with −B0A0 the model stays
-    as it was. head: the classifier, where round 0 makes it. notes: plain values for the run's summary: what was capped,
-    completed or replaced, and which ranks the layers have.
-    """
-
-    layers: Mapping[str, Factors]
-    merge: Mapping[str, Factors] = field(default_factory=dict)
-    head: Mapping[str, Tensor] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Initializer(ABC):
     """Makes the start of every adapted layer.
 
@@ -81,7 +67,7 @@ class Initializer(ABC):
 
     # Whether the product has a core, B R A. Methods that train A or B get it absorbed into B.
     cores: ClassVar[bool] = False
-    # The kinds of adapters that this is a start for (fedinit/adapters.py).
+    # The kinds of adapters that this is a start for (fedinit/adapters/kinds.py).
     kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
     # What clients are asked for; "none" needs no round 0.
     needs: ClassVar[str] = "none"
@@ -107,10 +93,10 @@ class Initializer(ABC):
         """Raise InputError for layers {name: (d, k)} that are too small for what this start is made of."""
 
     @abstractmethod
-    def plan(self, setting: Setting) -> Request | StartState:
+    def plan(self, setting: InitContext) -> Request | StartState:
         """The start, or the first thing to ask clients for."""
 
-    def step(self, setting: Setting, asked: Request, found: Statistics) -> Request | StartState:
+    def step(self, setting: InitContext, asked: Request, found: Statistics) -> Request | StartState:
         """The start, or the next thing to ask for, from the sum over all clients of what was asked."""
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
@@ -119,7 +105,7 @@ class Initializer(ABC):
 class LayerWise(Initializer):
     """A start that needs no clients: each layer's from its weight, its shape and a stream of its own."""
 
-    def plan(self, setting: Setting) -> StartState:
+    def plan(self, setting: InitContext) -> StartState:
         return StartState(layers=self.start(setting.targets, setting.rank, setting.seed, setting.weight))
 
     def start(
@@ -153,7 +139,7 @@ def taken_out(layers: Mapping[str, Factors]) -> dict[str, Factors]:
     return {name: Factors(f.A, -f.B) for name, f in layers.items()}
 
 
-def run(initializer: Initializer, setting: Setting, ask: Callable[[Request], Statistics]) -> StartState:
+def run(initializer: Initializer, setting: InitContext, ask: Callable[[Request], Statistics]) -> StartState:
     """Plan and step until there is a start; `ask` gives the sum over the clients."""
     made = initializer.plan(setting)
     while isinstance(made, Request):

@@ -15,10 +15,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedinit.config import positive
+from fedinit.config.schema import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
-from fedinit.initializers.initializer import Setting
+from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.pissa import PiSSA
 from fedinit.spectra import Spectrum
 
@@ -42,7 +42,7 @@ class LoRAGA(FromGradients):
         super().__post_init__()
         positive("init.gamma", self.gamma)
 
-    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
         r = setting.rank
         A, B = own.cut(0, r).Vh, own.cut(r, 2 * r).U
         if self.variant == "peft":
@@ -50,7 +50,7 @@ class LoRAGA(FromGradients):
         on_a, on_b = self._sizes(own, name, setting)
         return Factors((self.scale * on_a * A).float().contiguous(), (self.scale * on_b * B).float().contiguous())
 
-    def _sizes(self, own: Spectrum, name: str, setting: Setting) -> tuple[float, float]:
+    def _sizes(self, own: Spectrum, name: str, setting: InitContext) -> tuple[float, float]:
         """What A and B are multiplied by. Raises ValueError for `weightS` without the weights."""
         both, peft = 1.0, self.variant == "peft"
         if self.size == "stable":

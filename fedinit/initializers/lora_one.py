@@ -13,10 +13,10 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedinit.config import positive
+from fedinit.config.schema import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
-from fedinit.initializers.initializer import Setting
+from fedinit.initializers.initializer import InitContext
 from fedinit.spectra import Spectrum
 
 
@@ -38,7 +38,7 @@ class LoRAOne(FromGradients):
         own = super().decompose(gradient)
         return Spectrum(-own.U, own.S, own.Vh)
 
-    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
         unit = self.gamma * (own.S[0] if self.normalize == "sigma1" else 1.0)
         half = (own.S / unit).sqrt()
         on_a = half.where(own.S > 0, half[0])

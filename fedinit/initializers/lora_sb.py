@@ -21,11 +21,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import positive
+from fedinit.config.schema import positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
-from fedinit.initializers.initializer import Setting
+from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.random_core import RandomCore
 from fedinit.seeding import torch_generator
 from fedinit.spectra import Spectrum, matrix_spectrum
@@ -68,11 +68,11 @@ class LoRASB(FromGradients):
         own = super().decompose(gradient)
         return Spectrum(-own.U, self.eta * own.S, own.Vh)
 
-    def start_of(self, own: Spectrum, name: str, setting: Setting) -> Factors:
+    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
         core = torch.diag(own.S) if self.r_init == "update" else torch.zeros(len(own.S), len(own.S), dtype=own.S.dtype)
         return self._around(own.Vh, own.U, core, setting.scale)
 
-    def replacement(self, setting: Setting, name: str) -> Factors:
+    def replacement(self, setting: InitContext, name: str) -> Factors:
         """Random orthonormal factors around a zero core."""
         drawn = RandomCore().draw(
             *setting.targets[name], setting.rank, torch_generator(setting.seed, "init", name), None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import Initializer, Setting
+from fedinit.initializers.initializer import InitContext, Initializer
 from fedinit.initializers.random import Kaiming
 from fedinit.seeding import torch_generator
 from fedinit.spectra import fix_signs
@@ -34,7 +34,7 @@ class Measured(Initializer, Sampled):
 
     def of_inputs(
         self,
-        setting: Setting,
+        setting: InitContext,
         kinds: Mapping[str, str],
         share: float = 1.0,
         tensors: Mapping[str, Tensor] | None = None,
@@ -120,7 +120,7 @@ def complete(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([rows, fix_signs(drawn)])
 
 
-def stand_in(setting: Setting, layer: str, rank: int, scale: float) -> Factors:
+def stand_in(setting: InitContext, layer: str, rank: int, scale: float) -> Factors:
     """LoRA's own start, for a layer on which nothing could be measured."""
     drawn = Kaiming().draw(*setting.targets[layer], rank, torch_generator(setting.seed, "init", layer), None)
     return Factors(drawn.A * scale, drawn.B)

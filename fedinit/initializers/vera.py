@@ -12,10 +12,11 @@ from typing import ClassVar
 
 import torch
 
-from fedinit.config import positive
+from fedinit.config.schema import positive
 from fedinit.factors import Factors
-from fedinit.initializers.initializer import Initializer, Setting, StartState
+from fedinit.initializers.initializer import InitContext, Initializer
 from fedinit.seeding import torch_generator
+from fedinit.state.start import StartState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class VeRA(Initializer):
         super().__post_init__()
         positive("init.d_initial", self.d_initial)
 
-    def plan(self, setting: Setting) -> StartState:
+    def plan(self, setting: InitContext) -> StartState:
         self.check(setting.rank)
         draw, rank = torch_generator(setting.seed, "init", "vera"), setting.rank
         most_d, most_k = (max(sizes) for sizes in zip(*setting.targets.values(), strict=True))

@@ -3,7 +3,7 @@
 import sys
 
 # timm imports wandb, where it can, for a log writer of its own, and a deployed client pays for that at every message.
-# Who logs with wandb (fedinit/tracking.py) imports it later.
+# Who logs with wandb (fedinit/runs/tracking.py) imports it later.
 _hidden = "wandb" not in sys.modules
 if _hidden:
     sys.modules["wandb"] = None

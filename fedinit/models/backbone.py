@@ -16,11 +16,11 @@ from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fedinit import digest
-from fedinit.config import ModelConfig
+from fedinit.config.schema import ModelConfig
+from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, did_you_mean
 from fedinit.models.matrix import Matrix
-from fedinit.site_settings import EMBEDDED
+from fedinit.state import digest
 
 # By class, for shapes that timm's named models cannot be given: mixer_s32_224 refuses another width.
 CLASSES = {"Matrix": Matrix, "MlpMixer": MlpMixer, "VisionTransformer": VisionTransformer}
@@ -135,7 +135,9 @@ def _load(module: nn.Module, source: str, sha256: str | None) -> None:
         what = (
             f"{wrong[0]} is {tuple(found[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
             if wrong
-            else f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
+            else f"{missing[0]} is missing"
+            if missing
+            else f"{extra[0]} is not in the model"
         )
         raise InputError(
             f"model.checkpoint={source}: does not fit the model: {what} ({len(missing)} missing, {len(extra)} "

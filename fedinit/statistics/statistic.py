@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config import at_least, positive, within
+from fedinit.config.schema import at_least, positive, within
 from fedinit.errors import InputError
 
 Source = Literal["inputs", "gradients", "features", "adapters"]
@@ -129,8 +129,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
-        """What these rows, with the labels or gradients that belong to them, add to each sum, in the dtype of `values`.
-        """
+        """What these rows, with their labels or gradients, add to each sum, in the dtype of `values`."""
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """{key: the most by which one image of `rows` rows of norm `clip` or less changes the sum, in the 2-norm}.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from fedinit import disk
-from fedinit.checkpoint import Checkpoints, State
+from fedinit.state import disk
+from fedinit.state.checkpoint import Checkpoints, State
 
 PAGE = 4096
 
@@ -89,7 +89,7 @@ def flipped(folder: Path, seed: int, count: int) -> Counter:
 
 @contextlib.contextmanager
 def full_after(room: int) -> Iterator[None]:
-    """The disk takes `room` more bytes through fedinit.disk, then has no space left."""
+    """The disk takes `room` more bytes through fedinit.state.disk, then has no space left."""
     left, write = [room], os.write
 
     def limited(file: int, data) -> int:

@@ -12,7 +12,8 @@ import signal
 import pytest
 
 import run_sim
-from fedinit import digest, wire
+from fedinit import wire
+from fedinit.state import digest
 from strategies import create_aggregator
 from tests.faults import checkpoints, processes, updates, workers
 from tests.small import WORDS
@@ -60,7 +61,7 @@ def test_no_bad_answer_to_another_question_is_let_in(kind):
 
 @pytest.mark.parametrize(
     ("kind", "check"),
-    [("query.statistics", "strategies.gate._fault"), ("evaluate", "fedinit.metrics.Accuracy.admits")],
+    [("query.statistics", "strategies.server.gate._fault"), ("evaluate", "fedinit.scores.Accuracy.admits")],
 )
 def test_without_one_of_the_checks_it_is(kind, check, monkeypatch):
     """The control of the test above."""

@@ -14,10 +14,10 @@ from PIL import Image
 import run_sim
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import run_folder
-from fedinit.engines.local import LocalGrid
-from fedinit.metrics import Observer
-from strategies.federation import federate
+from fedinit.runs import folder as run_folder
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.faults.processes import outcome
 from tests.small import WORDS, small_config
 

@@ -22,17 +22,18 @@ from hypothesis import strategies as st
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import digest, wire
-from fedinit.engines.local import LocalGrid
-from fedinit.metrics import Observer
+from fedinit import wire
+from fedinit.runs.observer import Observer
+from fedinit.state import digest
 from fedinit.statistics import Request
-from strategies import federation
+from fedinit.transport.local import LocalGrid
 from strategies.aggregator import Update
-from strategies.federated_lora import FederatedLora
-from strategies.federation import federate
-from strategies.introduction import Introduction
-from strategies.replies import Asked, sift
-from strategies.round_zero import judge_of
+from strategies.server import federation
+from strategies.server.federated_lora import FederatedLora
+from strategies.server.federation import federate
+from strategies.server.introduction import Introduction
+from strategies.server.replies import Asked, sift
+from strategies.server.round_zero import judge_of
 from tests.small import small_config
 
 HUGE = st.floats(1e3, 1e30)

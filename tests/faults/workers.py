@@ -16,9 +16,9 @@ from flwr.proto.message_pb2 import Context as ContextProto
 from flwr.proto.message_pb2 import Message as MessageProto
 
 from clients.cohort import Cohort
-from fedinit.compose import compose_config
-from fedinit.engines.local import LocalGrid
-from strategies.federation import federate
+from fedinit.config.compose import compose_config
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.faults.processes import RUN, context, site
 
 

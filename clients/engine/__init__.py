@@ -1,0 +1,1 @@
+"""Where and when clients' work is done."""

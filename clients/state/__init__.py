@@ -1,0 +1,1 @@
+"""What a client keeps from one round to the next."""

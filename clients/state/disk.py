@@ -1,0 +1,68 @@
+"""A client's state on the site's own disk, by round, so that it outlives the SuperNode and the server's run.
+
+Flower keeps a client's Context in the SuperNode's memory and for one run. With `state-dir` in its --node-config a site
+keeps it itself: what a client held when it answered round t, for the last few rounds. Asked to train round t it goes on
+from what it held before t. So a round that is asked again, by the same server or by one that came back from a
+checkpoint, is trained from the same state and gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from flwr.app import Context, Message, RecordDict
+
+from fedinit import wire
+from fedinit.config.schema import Config
+from fedinit.errors import InputError
+from fedinit.state.checkpoint import KEEP, Checkpoints
+
+SETTING = "state-dir"
+
+
+class Kept:
+    """The states of one client in one run, in a folder whose name is made of hashes and numbers alone."""
+
+    def __init__(self, root: Path, config: Config, client: int) -> None:
+        """config: as the server sent it, before the site's own settings are in it."""
+        if root.is_symlink():
+            raise InputError(f"{SETTING}={root}: is a symbolic link; a site keeps its state in a folder of its own")
+        place = root / f"{config.identity()}-s{config.seed}-client-{client}"
+        # One more than the server keeps: it may come back from the oldest it has, while we are a round ahead.
+        self._rounds = Checkpoints(place, config.computed(), keep=KEEP + 1)
+
+    @staticmethod
+    def of(context: Context, config: Config) -> Kept | None:
+        """None for a site that set no folder, or that has no partition id."""
+        node: Mapping[str, object] = context.node_config
+        client = node.get("partition-id")
+        if SETTING not in node or not isinstance(client, int):
+            return None  # without a partition id the cohort has the answer
+        return Kept(Path(str(node[SETTING])).expanduser(), config, client)
+
+    def recall(self, message: Message, context: Context) -> None:
+        """Put the Context where this message wants it: before the round to be trained, after the one to be evaluated,
+        at the round that the server stands at when it asks who we are (-1: before any), when later ones, which are
+        another past's, are dropped."""
+        round, kind = _round(message), message.metadata.message_type
+        if kind == "query.describe":
+            self._rounds.drop_after(round)
+        loaded = self._rounds.load(last=round - (kind == "train"))
+        for name, why in loaded.passed_over:
+            logging.getLogger(__name__).warning("state of %s is damaged (%s); the one before it is used", name, why)
+        context.state = wire.from_state(loaded.states["client"]) if loaded.states else RecordDict()
+
+    def keep(self, message: Message, context: Context) -> None:
+        """Save what the client holds now, unless that is nothing. Raises InputError when the disk does not take it."""
+        if message.metadata.message_type != "query.describe" and context.state:
+            try:
+                self._rounds.save(_round(message), {"client": wire.to_state(context.state)})
+            except OSError as error:
+                raise InputError(f"{SETTING}: cannot keep this client's state ({error.strerror})") from error
+        context.state = RecordDict()  # not a second time in the SuperNode's memory
+
+
+def _round(message: Message) -> int:
+    return int(message.content[wire.CONFIG].get("round", 0)) if wire.CONFIG in message.content else 0

@@ -1,0 +1,1 @@
+"""Kinds of adapters, and banks of them over one frozen backbone."""

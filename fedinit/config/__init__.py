@@ -1,0 +1,1 @@
+"""The configuration: what may be set, checked and composed."""

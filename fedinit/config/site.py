@@ -1,0 +1,76 @@
+"""What a site sets for itself in a deployment, in its --node-config, and no server sets for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from fedinit.config.schema import Config
+from fedinit.errors import InputError, did_you_mean
+
+EMBEDDED = "embedded:"  # before the name of a checkpoint inside this package
+# The setting, the key it stands for, and what that key is where nobody set it.
+SITE_KEYS = {
+    "data-root": ("data", "root", None),
+    "cache-dir": ("data", "cache_dir", None),
+    "checkpoint": ("model", "checkpoint", None),
+    "checkpoint-sha256": ("model", "sha256", None),
+    "device": ("engine", "device", "auto"),
+}
+
+NEEDS_ROOT = ("cifar10", "cifar100", "image_folder")
+# Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
+# read: how many clients there are is what the run's partition says.
+OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "state-dir")
+
+
+def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
+    """The run's configuration with this site's own paths and device in it.
+
+    A server says what to train, not where this machine keeps its files: raises InputError for a place or device that
+    came with the run and that the site did not set itself, and for a setting that there is not. `simulated`: server and
+    clients are one machine's.
+    """
+    for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
+        known = sorted({*SITE_KEYS, *OTHER_KEYS})
+        near = did_you_mean(key, known)
+        raise InputError(f"--node-config {key}: no such setting of a site{near}; known: {', '.join(known)}")
+    for key, (group, field, unset) in SITE_KEYS.items():
+        given = getattr(getattr(config, group), field)
+        if key in node_config:
+            config = _replace(config, group, field, str(node_config[key]))
+        elif given != unset and not simulated and not _harmless(key, given):
+            raise InputError(
+                f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
+                f"--node-config '{key}=\"…\"'"
+            )
+    if not simulated and config.data.root is None and config.data.name in NEEDS_ROOT:
+        raise InputError(
+            f"this site has no images for data={config.data.name}: start the node with --node-config 'data-root=\"…\"'"
+        )
+    return config
+
+
+def split_off(config: Config) -> tuple[Config, dict[str, str]]:
+    """The configuration as a server may send it, and the settings taken out of it for a site on the same machine.
+
+    The server keeps its own checkpoint, which it holds too: a site that sets one does not look at the server's.
+    """
+    settings = {}
+    for key, (group, field, unset) in SITE_KEYS.items():
+        given = getattr(getattr(config, group), field)
+        if given == unset or _harmless(key, given):
+            continue
+        settings[key] = str(given)
+        if key != "checkpoint":
+            config = _replace(config, group, field, unset)
+    return config, settings
+
+
+def _harmless(key: str, value: object) -> bool:
+    """From anyone: a file inside the package, and a file's expected hash."""
+    return key == "checkpoint-sha256" or (key == "checkpoint" and str(value).startswith(EMBEDDED))
+
+
+def _replace(config: Config, group: str, field: str, value: object) -> Config:
+    return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{field: value})})

@@ -1,1 +1,0 @@
-"""Grids: how a strategy's messages reach the clients."""

@@ -1,0 +1,198 @@
+"""The run's folder: outputs/<name>/<config hash>-s<seed>/, written as the run goes.
+
+config.yaml  the resolved configuration, which run_sim.py takes back word for word
+metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
+ledger.jsonl  refusals, missing replies, warnings
+checkpoints/ the last three states of the run, and of its reference run
+adapter/     the final adapter and head; summary.json; DONE.json, last of all
+
+The folder is locked while a process writes to it. CSV rows belong to checkpoints: a run that goes on from one begins
+with the rows it had then. The ledger only grows.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from fedinit.config.schema import Config, load, to_dict
+from fedinit.errors import InputError
+from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.state import disk
+from fedinit.state.checkpoint import FOLDER, State, refuse_other
+
+DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
+DONE = "DONE.json"
+TABLES = ("metrics.csv", "clients.csv")
+
+
+def place(config: Config) -> Path:
+    """Where this configuration's run is kept: its own place under output_dir, or the folder that `resume` names.
+
+    Raises InputError for a folder that is not there, is a symbolic link, or belongs to another configuration.
+    """
+    if config.resume in ("auto", "never"):
+        path = Path(config.output_dir) / config.name / f"{config.identity()}-s{config.seed}"
+    else:
+        path = Path(config.resume)
+        if not path.is_dir():
+            raise InputError(f"resume={config.resume}: no such folder; expected auto, never or the folder of a run")
+    for link in (path, path / FOLDER):
+        if link.is_symlink():
+            raise InputError(f"{link}: is a symbolic link; a run is only kept in a folder of its own")
+    if config.resume not in ("auto", "never"):
+        refuse_other(configured(path).computed(), config.computed(), f"resume={config.resume}")
+    return path
+
+
+def configured(folder: Path) -> Config:
+    """The configuration that the run in this folder was begun with. Raises InputError when there is none."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+    except (OSError, ValueError, YAMLError) as error:
+        raise InputError(f"resume={folder}: not the folder of a run; it has no readable config.yaml") from error
+    return load(values)
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """The summary of a run that is done, or None."""
+    try:
+        if (folder / DONE).is_file():
+            return json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+class RunFolder(Observer):
+    """Creates the folder, or opens one whose run goes on, and keeps its files.
+
+    An earlier run of the same configuration that does not go on is moved aside to <folder>.1, .2, …, never overwritten.
+    Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
+    holds no checkpoint. `close` it at the end.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.path = place(config)
+        self._lock: int | None = None
+        self._domains: Sequence[str] = ()
+        # Only with magnitudes are the weights that count no product of factors.
+        self._diagnostics = DIAGNOSTICS + (("effective_bias",) if config.adapter.kind == "dora" else ())
+        self._rows: Mapping[str, str] = {}
+        try:
+            if self.path.exists():
+                self._take_lock()
+                begun = any((self.path / FOLDER).rglob("round-*"))
+                if config.resume == "never" or finished(self.path) or not begun:
+                    if config.resume not in ("auto", "never"):
+                        raise InputError(f"resume={config.resume}: there is no checkpoint in it to go on from")
+                    self._make_way(begun)
+            (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._take_lock()
+            if not (self.path / "config.yaml").exists():
+                disk.replace(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))).encode())
+        except OSError as error:
+            self.close()
+            raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
+        except InputError:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{self.path}: another process is at this run; wait for it, or end it") from error
+
+    def _make_way(self, begun: bool) -> None:
+        """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
+        table = self.path / "metrics.csv"
+        rounds = table.read_text().splitlines()[1:] if table.exists() else []
+        if not begun and all(row.startswith("0,") for row in rounds):
+            return
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def snapshot(self) -> State:
+        return State(facts={name: (self.path / name).read_text() for name in TABLES})
+
+    def restore(self, state: State) -> None:
+        self._rows = state.facts
+
+    def resumed(self, round: int) -> None:
+        for name, rows in self._rows.items():
+            disk.replace(self.path / name, rows.encode())
+
+    def started(self, rounds: int, roster: Roster) -> None:
+        self._domains = roster.domain_names
+        self._header(
+            "metrics.csv",
+            ["round", "seconds", "clients", "train_loss", roster.score, *(f"{roster.score}_{d}" for d in self._domains)]
+            + ["bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"],
+        )
+        self._header(
+            "clients.csv",
+            ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"],
+        )
+        (self.path / "ledger.jsonl").touch()
+
+    def round_zero_done(self, numbers: RoundReport) -> None:
+        if numbers.clients:  # a round of its own, where clients measured something
+            self.round_done(numbers)
+
+    def round_done(self, numbers: RoundReport) -> None:
+        score = numbers.score
+        by_domain = score.by_domain if score else {}
+        count = len(numbers.clients)
+        loss = "" if numbers.train_loss is None else numbers.train_loss
+        self._row(
+            "metrics.csv",
+            [numbers.round, f"{numbers.seconds:.3f}", count, loss, score.mean if score else ""]
+            + [by_domain.get(d, "") for d in self._domains]
+            + [numbers.bytes_up, numbers.bytes_down, *(numbers.diagnostics.get(d, "") for d in self._diagnostics)]
+            + [
+                sum(getattr(c, key) for c in numbers.clients) / count if count else ""
+                for key in ("drift_factors", "drift_product")
+            ],
+        )
+        for c in numbers.clients:
+            loss = "" if c.loss is None else c.loss
+            row = [numbers.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
+            self._row("clients.csv", [*row, c.optimizer_state])
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        with open(self.path / "ledger.jsonl", "a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # after a line that a crash cut short
+            file.write(json.dumps({"kind": kind, **facts}).encode() + b"\n")
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        disk.replace_json(self.path / "summary.json", summary)
+        disk.replace_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
+
+    def _header(self, name: str, columns: Sequence[str]) -> None:
+        with open(self.path / name, "w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(columns)
+
+    def _row(self, name: str, values: Sequence[object]) -> None:
+        with open(self.path / name, "a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerow(values)

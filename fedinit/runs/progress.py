@@ -1,0 +1,74 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedinit.runs.observer import Observer, Roster, RoundReport
+
+
+class ProgressObserver(Observer):
+    """label: what is being run, at the start of the line."""
+
+    def __init__(self, console: Console, label: str) -> None:
+        self.console, self.label = console, label
+        self.bar: Progress | None = None
+        self.score = ""
+
+    def started(self, rounds: int, roster: Roster) -> None:
+        self.rounds = rounds
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.label, total=rounds, facts=f"{len(roster.examples)} clients")
+        else:
+            self.console.print(f"{self.label}: {rounds} rounds, {len(roster.examples)} clients")
+
+    def resumed(self, round: int) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=round)
+        else:
+            self.console.print(f"{self.label}: goes on after round {round}")
+
+    def round_done(self, numbers: RoundReport) -> None:
+        if numbers.score is not None:
+            self.score = f", {numbers.score}"
+        loss = f"{numbers.train_loss:.3f}" if numbers.train_loss >= 0.001 else f"{numbers.train_loss:.1e}"
+        facts = f"{len(numbers.clients)} clients, loss {loss}{self.score}"
+        if self.bar is not None:
+            self.bar.update(self.task, advance=1, facts=facts)
+            if numbers.round == self.rounds:
+                self.bar.stop()
+        elif numbers.score is not None:
+            self.console.print(f"{self.label}: round {numbers.round}/{self.rounds}, {facts}, {numbers.seconds:.1f} s")
+
+    def round_zero_done(self, numbers: RoundReport) -> None:
+        if not numbers.clients:  # nobody had anything to measure
+            return
+        facts = f"statistics of {len(numbers.clients)} clients, {numbers.bytes_up / 1e6:.1f} MB up"
+        if self.bar is not None:
+            self.bar.update(self.task, facts=facts)
+        else:
+            self.console.print(f"{self.label}: round 0, {facts}, {numbers.seconds:.1f} s")
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        text = ", ".join(f"{key} {value}" for key, value in facts.items())
+        self.console.print(f"{kind.replace('_', ' ')}: {text}", style="yellow", markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the terminal in order, also after a failure."""
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,66 @@
+"""A run's way out: its folder, its tracker, its final files and its table, the same for every way of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from fedinit.config.schema import Config
+from fedinit.factors import Factors
+from fedinit.runs.export import save_adapter
+from fedinit.runs.folder import RunFolder
+from fedinit.runs.observer import Observer
+from fedinit.runs.table import print_summary
+from fedinit.runs.tracking import create_tracker
+from fedinit.state.checkpoint import FOLDER
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run that is being written. `observers` are to be told of every round."""
+
+    config: Config
+    folder: RunFolder
+    observers: Sequence[Observer]
+    console: Console
+
+    def checkpoints(self, reference: str | None = None) -> Path:
+        """Where this run, or a reference run beside it, is saved."""
+        return self.folder.path / FOLDER / (reference or "")
+
+    def finish(
+        self,
+        layers: Mapping[str, Factors],
+        head: Mapping[str, Tensor],
+        offset: Mapping[str, Tensor],
+        class_names: Sequence[str],
+        summary: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Write adapter and summary, tell the observers, print the table; returns the whole summary."""
+        save_adapter(self.folder.path / "adapter", layers, head, offset, self.config, class_names)
+        whole = {
+            **summary,
+            "strategy": self.config.strategy.name,
+            "data": self.config.data.name,
+            "model": self.config.model.name,
+            "folder": str(self.folder.path),
+        }
+        for observer in self.observers:
+            observer.finished(whole)
+        print_summary(self.console, whole, str(self.folder.path))
+        return whole
+
+
+def open_run(config: Config, console: Console) -> OpenRun:
+    """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
+
+    Raises InputError when it cannot be written.
+    """
+    folder = RunFolder(config)
+    tracker = create_tracker(config, folder.path, console)
+    return OpenRun(config, folder, [folder, *([tracker] if tracker else [])], console)

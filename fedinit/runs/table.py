@@ -1,0 +1,43 @@
+"""The table a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedinit.scores import SCORES
+
+
+def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> None:
+    """The score by domain and on average, the head alone beside it, bytes, seconds, and where the run is."""
+    table = Table(title=f"{summary['strategy']} on {summary['data']}, {summary['model']}")
+    score = SCORES[summary["score"]]
+    domains = list(summary[f"{score.name}_by_domain"])
+    table.add_column(f"test {score.title}")
+    for name in domains:
+        table.add_column(name, justify="right")
+    table.add_column("average", justify="right")
+    rows = [(summary["strategy"], summary)]
+    if summary.get("head_alone"):
+        rows.insert(0, ("head alone", summary["head_alone"]))
+    for label, figures in rows:
+        if figures[score.name] is not None:
+            cells = [score.show(figures[f"{score.name}_by_domain"][name]) for name in domains]
+            table.add_row(label, *cells, score.show(figures[score.name]))
+    if table.row_count:
+        console.print(table)
+    console.print(
+        f"{summary['rounds']} rounds, {summary['clients']} clients, {summary['seconds']:.1f} s; "
+        f"{summary['trainable_parameters']:,} trained parameters; sent {megabytes(summary['bytes_up'])} up, "
+        f"{megabytes(summary['bytes_down'])} down",
+        soft_wrap=True,
+        highlight=False,
+    )
+    console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,91 @@
+"""Weights & Biases, if wanted. Whatever goes wrong there becomes one warning, and the run goes on without it."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fedinit.config.schema import Config, to_dict
+from fedinit.runs.observer import Observer, RoundReport
+
+HOST = "api.wandb.ai"
+
+
+def create_tracker(config: Config, folder: Path, console: Console) -> Observer | None:
+    """`logger=auto` tracks online where a key exists, and nowhere else; `wandb` wants a key; `wandb_offline` needs
+    none and writes into the run's folder."""
+    mode = config.logger.name
+    if mode == "auto":
+        mode = "wandb" if _has_key() else "none"
+    if mode == "none":
+        return None
+    if mode == "wandb" and not _has_key():
+        console.print("warning: logger=wandb, but there is no key (WANDB_API_KEY); writing offline", style="yellow")
+        mode = "wandb_offline"
+    return WandbTracker(config, folder, console, offline=mode == "wandb_offline")
+
+
+class WandbTracker(Observer):
+    def __init__(self, config: Config, folder: Path, console: Console, *, offline: bool) -> None:
+        self.console, self.run = console, None
+        values = to_dict(config)
+
+        def begin() -> None:
+            import wandb  # here, since it takes a second to import and most runs do not use it
+
+            self.run = wandb.init(
+                project=config.logger.project,
+                entity=config.logger.entity,
+                name=folder.name,
+                dir=str(folder),
+                config=values,
+                mode="offline" if offline else "online",
+                settings=wandb.Settings(silent=True, init_timeout=30),
+            )
+
+        self._try(begin)
+
+    def round_zero_done(self, numbers: RoundReport) -> None:
+        if numbers.clients:  # a round of its own, where clients measured something
+            self.round_done(numbers)
+
+    def round_done(self, numbers: RoundReport) -> None:
+        values: dict[str, Any] = {
+            **({} if numbers.train_loss is None else {"train_loss": numbers.train_loss}),
+            "bytes_up": numbers.bytes_up,
+            "bytes_down": numbers.bytes_down,
+            **numbers.diagnostics,
+        }
+        if numbers.score is not None:
+            values[numbers.score.name] = numbers.score.mean
+            values |= {f"{numbers.score.name}/{name}": value for name, value in numbers.score.by_domain.items()}
+        self._try(lambda: self.run and self.run.log(values, step=numbers.round))
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        def end() -> None:
+            if self.run is not None:
+                self.run.summary.update({k: v for k, v in summary.items() if isinstance(v, (int, float, str))})
+                self.run.finish()
+
+        self._try(end)
+
+    def _try(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 (tracking must never stop a run)
+            self.run = None
+            self.console.print(f"warning: wandb is off for this run: {error}", style="yellow", markup=False)
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators(HOST) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,1 @@
+"""Values that outlive a round: the start, the base offset, checkpoints, files, digests."""

@@ -1,0 +1,199 @@
+"""Checkpoints: the whole state of a run after a round, from which it goes on as if it had never stopped.
+
+checkpoints/round-000005/
+  state.safetensors   every tensor, "<part>/<name>"
+  state.json          every other fact by part, and the configuration
+  manifest.json       format; what was written (round, size and sha256 of the two), and its sha256
+
+A folder gets its name only when all of it is on the disk. The last KEEP are kept. Loading verifies every byte, and
+falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors.numpy
+from safetensors.torch import load as tensors_of
+from torch import Tensor
+
+from fedinit.errors import InputError
+from fedinit.state import disk
+
+FORMAT = 2
+KEEP = 3
+FOLDER = "checkpoints"
+TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+NAME = "round-"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a part of a run is made of: named tensors, and facts that are JSON."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Part(Protocol):
+    """Something whose state outlives the process. `restore(snapshot())` changes nothing that is computed later."""
+
+    def snapshot(self) -> State: ...
+
+    def restore(self, state: State) -> None: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """states: by part; none where there is no usable checkpoint. passed_over: (checkpoint, why) of the later ones that
+    are damaged."""
+
+    round: int
+    states: Mapping[str, State]
+    passed_over: Sequence[tuple[str, str]]
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`, the last `keep` of them. config: the values that the run is a function
+    of."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = KEEP) -> None:
+        self.folder, self.config, self.keep = folder, config, keep
+
+    def save(self, round: int, states: Mapping[str, State]) -> None:
+        """Write one, then drop those beyond the last `keep`. Raises OSError; the earlier ones are then untouched."""
+        tensors = {f"{part}/{name}": t for part, state in states.items() for name, t in state.tensors.items()}
+        arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+        # A safetensors file has an order of its own, but sums over layers are taken in the order of the names here.
+        parts = {part: {"facts": state.facts, "tensors": list(state.tensors)} for part, state in states.items()}
+        facts = {"config": self.config, "parts": parts}
+        files = {TENSORS: safetensors.numpy.save(arrays), FACTS: json.dumps(facts).encode()}
+        content = {
+            "format": FORMAT,
+            "round": round,
+            "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
+        }
+        # The format stands first and by itself, where every later one has it, whatever else a manifest may become.
+        manifest = {"format": FORMAT, "content": content, "sha256": _sha256(_canonical(content))}
+        files[MANIFEST] = json.dumps(manifest, indent=1).encode()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        disk.replace_folder(self.folder / f"{NAME}{round:06d}", files)
+        for old in self.there()[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def drop_after(self, round: int) -> None:
+        """Remove those of later rounds."""
+        for path in self.there():
+            if _round_of(path) > round:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def load(self, last: int | None = None) -> Loaded:
+        """The latest that is whole, of the round `last` or before where that is given.
+
+        Raises InputError for one of another format or configuration, and where the folder is a symbolic link.
+        """
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
+        passed_over = []
+        for path in self.there():
+            if last is not None and _round_of(path) > last:
+                continue
+            try:
+                round, states = self._read(path)
+            except Damaged as reason:
+                passed_over.append((path.name, str(reason)))
+                continue
+            return Loaded(round, states, passed_over)
+        return Loaded(0, {}, passed_over)
+
+    def there(self) -> list[Path]:
+        """The folders that have a checkpoint's name, the latest first."""
+        found = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
+        return sorted((p for p in found if p.name[len(NAME) :].isdigit()), reverse=True)
+
+    def _read(self, path: Path) -> tuple[int, dict[str, State]]:
+        if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
+            raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")
+        try:
+            content = _content(json.loads((path / MANIFEST).read_bytes()), path)
+            if f"{NAME}{content['round']:06d}" != path.name:
+                raise Damaged(f"holds round {content['round']}")
+            files = {name: self._verified(path / name, facts) for name, facts in content["files"].items()}
+            facts, tensors = json.loads(files[FACTS]), tensors_of(files[TENSORS])
+            states = {
+                part: State({name: tensors[f"{part}/{name}"] for name in kept["tensors"]}, kept["facts"])
+                for part, kept in facts["parts"].items()
+            }
+        except OSError as error:
+            raise Damaged(f"{Path(error.filename).name if error.filename else path.name}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise Damaged(f"{type(error).__name__}: {error}") from error
+        refuse_other(facts["config"], self.config, f"{path}")
+        return content["round"], states
+
+    @staticmethod
+    def _verified(path: Path, facts: Mapping[str, Any]) -> bytes:
+        data = path.read_bytes()
+        if len(data) != facts["bytes"]:
+            raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
+        if _sha256(data) != facts["sha256"]:
+            raise Damaged(f"{path.name} is not what was written")
+        return data
+
+
+def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """What a manifest says was written. Raises InputError for one of another format, also where its shape is another,
+    and Damaged for one that is not what was written."""
+    told = manifest.get("format")
+    content = manifest.get("content")
+    if _sha256(_canonical(content)) != manifest.get("sha256"):
+        if type(told) is int and told > FORMAT:
+            raise InputError(f"{path}: written by a newer fedinit (format {told}, this one reads {FORMAT})")
+        raise Damaged(f"{MANIFEST} is not what was written")
+    if content["format"] != FORMAT:
+        told, newer = content["format"], content["format"] > FORMAT
+        age, hint = ("a newer", "") if newer else ("an older", "; resume=never begins anew")
+        raise InputError(f"{path}: written by {age} fedinit (format {told}, this one reads {FORMAT}){hint}")
+    if told != FORMAT:  # a manifest of this format that changed on the disk
+        raise Damaged(f"{MANIFEST} is not what was written")
+    return content
+
+
+def _round_of(path: Path) -> int:
+    return int(path.name[len(NAME) :])
+
+
+def refuse_other(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
+    """Raise InputError, naming the first key that differs, when `what` belongs to another configuration."""
+    left, right = _flat(there), _flat(here)
+    for key in [*right, *left]:
+        old, new = left.get(key, "absent"), right.get(key, "absent")
+        if old != new:
+            raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,1 @@
+"""How messages travel where there is no network."""

@@ -1,0 +1,121 @@
+"""A Flower Grid inside this process: the whole list of messages goes to one handler, which may answer them together.
+
+The strategy sees what it sees in a deployment: node ids, messages, replies, an Error where a client failed. Each
+node has a Context of its own, whose `state` lasts for the run.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from flwr.app import Context, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.state.checkpoint import State
+
+Handler = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
+
+FIRST_NODE_ID = 1000  # node ids are arbitrary in Flower; these only must not look like partition ids
+
+
+class LocalGrid(Grid):
+    """Delivers to `num_nodes` nodes with partition ids 0 … num_nodes − 1, by calling `handler`.
+
+    handler: takes (message, context) pairs in the order of the messages, returns one reply each, in the same order.
+    strict: send every record through Flower's protocol buffers, so that what could not go over a network fails here
+    too; otherwise the receiver gets fresh records over the same bytes.
+    """
+
+    def __init__(
+        self, handler: Handler, num_nodes: int, *, run_config: Mapping[str, str] | None = None, strict: bool = False
+    ) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
+        self._handler, self._strict = handler, strict
+        self._run = Run.create_empty(1)
+        self._replies: dict[str, Message] = {}
+        self.contexts = {
+            FIRST_NODE_ID + i: Context(
+                run_id=1,
+                node_id=FIRST_NODE_ID + i,
+                node_config={"partition-id": i, "num-partitions": num_nodes},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for i in range(num_nodes)
+        }
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Deliver and answer at once; the replies wait for `pull_messages`.
+
+        Raises TypeError for a generator: Flower's HttpGrid reads the list twice, so a strategy that yields its
+        messages would work here and fail in deployment.
+        """
+        if not isinstance(messages, Sequence):
+            raise TypeError(f"messages must be a list, got {type(messages).__name__}")
+        ids, deliveries = [], []
+        for message in messages:
+            ids.append(str(uuid.uuid4()))
+            # Flower's own grids set the id the same way; Metadata has no setter for it.
+            message.metadata.__dict__["_message_id"] = ids[-1]
+            inbox = Message(self._carry(message.content), message.metadata.dst_node_id, message.metadata.message_type)
+            inbox.__dict__["_metadata"] = message.metadata
+            deliveries.append((inbox, self.contexts[message.metadata.dst_node_id]))
+        replies = self._handler(deliveries) if deliveries else []
+        for message_id, reply in zip(ids, replies, strict=True):
+            if reply.has_content():
+                reply.content = self._carry(reply.content)
+            reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+            self._replies[message_id] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """`timeout` has no meaning here: the replies are complete when the handler returns."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def snapshot(self) -> State:
+        """What the clients hold: each one's Context.state, under its partition id."""
+        tensors, facts = {}, {}
+        for context in self.contexts.values():
+            client, state = str(context.node_config["partition-id"]), wire.to_state(context.state)
+            tensors |= {f"{client}/{name}": tensor for name, tensor in state.tensors.items()}
+            facts[client] = state.facts
+        return State(tensors, facts)
+
+    def restore(self, state: State) -> None:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.tensors.items():
+            client, _, rest = name.partition("/")
+            parts.setdefault(client, {})[rest] = tensor
+        for context in self.contexts.values():
+            client = str(context.node_config["partition-id"])
+            context.state = wire.from_state(State(parts.get(client, {}), state.facts[client]))
+
+    def _carry(self, content: RecordDict) -> RecordDict:
+        if self._strict:
+            return recorddict_from_proto(recorddict_to_proto(content))
+        return wire.clone(content)

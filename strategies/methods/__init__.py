@@ -1,0 +1,1 @@
+"""The aggregation methods, one a file."""

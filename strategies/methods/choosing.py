@@ -1,0 +1,32 @@
+"""Methods whose clients choose what they train: a number of slots of the trained factor, by a rule of their own data.
+
+What is not chosen stays as it was sent, so a client's factors are whole for the server, which completes the reply from
+the start; an exact method stays exact. Clients of lower rank have fewer slots to choose, of the whole adapter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedinit.config.schema import at_least
+from strategies.aggregator import Aggregator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing(Aggregator):
+    """choice: by the size of a gradient step, by the size of the slots, or at random. probe: batches that the gradient
+    is taken over before a round's training."""
+
+    mixed_ranks: ClassVar[bool] = True
+    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+
+    choice: Literal["gradient", "weight", "random"] = "gradient"
+    probe: int = 1
+
+    def __post_init__(self) -> None:
+        at_least("strategy.probe", self.probe, 1)
+
+    def portion(self, rank: int, whole: int) -> float:
+        """The share of all slots that a client of this rank trains, where `whole` is the largest rank."""
+        return rank / whole

@@ -1,0 +1,1 @@
+"""The conduct of a run at the server."""

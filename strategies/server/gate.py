@@ -1,0 +1,198 @@
+"""Which replies become updates, statistics or counts, and why the others do not.
+
+Every reply is judged on its own before anything is summed: one wrong client must cost its own update and nothing
+else. Stock Flower averages NaN, infinities, broadcastable shapes and negative weights; here each has a reason code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message, MetricRecord
+from torch import Tensor
+
+from fedinit import slots, wire
+from fedinit.factors import norm
+from fedinit.scores import MAX_EXAMPLES, Score
+from fedinit.statistics import Statistic, Statistics, unpack, wire_format
+from strategies.aggregator import Update
+from strategies.server.replies import Asked, Refusal
+
+# What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
+# negative, and what float32 can hold stays finite in sums over clients and examples.
+LARGEST = torch.finfo(torch.float32).max
+METRICS: Mapping[str, tuple[type, float, float]] = {
+    "loss": (float, 0, LARGEST),
+    "steps": (int, 1, MAX_EXAMPLES),
+    "optimizer-state": (int, 0, MAX_EXAMPLES),
+    "drift-factors": (float, 0, LARGEST),
+    "drift-product": (float, 0, LARGEST),
+}
+
+
+@dataclass(frozen=True)
+class Expected(Asked):
+    """What a reply to this round's message must hold. sent: every tensor of the client's start, by wire name;
+    trained: the names that come back; slots: how many slots of the trained factor, chosen by the client, come back at
+    most, or None for all of it."""
+
+    sent: Mapping[str, Tensor]
+    trained: frozenset[str]
+    slots: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What an update may not exceed. Limits, with unit(X) = √min(d, k), the norm of an orthonormal map of X's shape:
+
+    product  ‖B A‖ ≤ max_product_ratio · max(unit, ‖B A‖ at the start)
+    factor   ‖X‖ ≤ max_factor_ratio · max(unit, ‖X‖ at the start); and ‖X‖ ≥ ‖X‖ at the start / max_factor_ratio, where
+             the client trained both factors: (cB, A/c) has the product of (B, A) and wrecks an average of factors; the
+             same for VeRA's b and d
+    head     as a factor, without a lower limit
+
+    A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
+    many clients' factors is small before the next round makes them large again.
+    """
+
+    enabled: bool = True
+    max_factor_ratio: float = 10.0
+    max_product_ratio: float = 10.0
+
+    def admit(self, reply: Message, expected: Expected) -> Update | Refusal:
+        """The reply as an Update, completed by what the client did not train, or the reason it is refused."""
+
+        def refuse(code: str, detail: str) -> Refusal:
+            return Refusal(expected.client, code, detail)
+
+        if reply.has_error():
+            return refuse("client_error", reply.error.reason)
+        try:
+            found = wire.decode(reply.content[wire.STATE])
+            metrics = dict(reply.content[wire.METRICS])
+            examples, round = metrics["num-examples"], metrics["round"]
+        except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
+            return refuse("missing_record", f"{type(error).__name__}: {error}")
+        if expected.slots is not None:
+            (part,) = {name[-1] for name in expected.trained if not name.startswith(wire.HEAD)}
+            found, fault = slots.unpack(found, expected.sent, part, expected.slots)
+            if fault:
+                return refuse("slots", fault)
+        if self.enabled:
+            wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
+            fault = (
+                _fault(found, wanted)
+                or _fault_of_counts(examples, round, expected.round)
+                or _fault_of_metrics(metrics)
+                or self._fault_of_norms(found, expected)
+            )
+            if fault is not None:
+                return refuse(*fault)
+        layers, head = wire.from_tensors({**expected.sent, **found})
+        return Update(client=expected.client, examples=examples, layers=layers, head=head)
+
+    def _fault_of_norms(self, found: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
+        ends = {name[-2:] for name in found}  # of all layers alike
+        both = {end for pair in (("/A", "/B"), ("/b", "/d")) for end in pair if ends.issuperset(pair)}
+        for name, value in found.items():
+            size, start = float(value.norm()), float(expected.sent[name].norm())
+            unit = (value.shape[:-1].numel() if value.ndim == 3 else min(value.shape)) ** 0.5  # 3: blocks of a core
+            high = self.max_factor_ratio * max(unit, start)
+            low = start / self.max_factor_ratio if name[-2:] in both else 0.0
+            if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
+                code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
+                return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
+        starts, _ = wire.from_tensors(expected.sent)
+        for name, product in wire.from_tensors({**expected.sent, **found})[0].items():
+            size, high = norm(product), self.max_product_ratio * min(product.shape) ** 0.5
+            if not size <= high and not size <= self.max_product_ratio * norm(starts[name]):
+                return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
+        return None
+
+
+def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statistic]) -> Statistics | Refusal:
+    """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
+    client = asked.client
+    if reply.has_error():
+        few = ": TooFew: " in reply.error.reason  # as a client says it: who, at what, which error
+        return Refusal(client, "too_few_examples" if few else "client_error", reply.error.reason)
+    try:
+        found = wire.decode(reply.content[wire.STATE])
+        examples, round = reply.content[wire.METRICS]["num-examples"], reply.content[wire.METRICS]["round"]
+    except Exception as error:  # noqa: BLE001 (as in Gate.admit)
+        return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
+    fault = _fault(found, wire_format(wanted)) or _fault_of_counts(examples, round, asked.round)
+    if fault is not None:
+        return Refusal(client, *fault)
+    sums = unpack(wanted, found)
+    for name, value in sums.items():
+        if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
+            return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
+    return Statistics(examples, sums)
+
+
+def admit_counts(
+    reply: Message, asked: Asked, domains: int, score: type[Score], examples: int
+) -> MetricRecord | Refusal:
+    """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused. examples: the
+    test examples that this client said it has."""
+    client = asked.client
+    if reply.has_error():
+        return Refusal(client, "client_error", reply.error.reason)
+    try:
+        counts, round = reply.content[wire.METRICS], reply.content[wire.METRICS]["round"]
+        rows = list(zip(counts["domains"], *(counts[key] for key in score.wire), strict=True))
+    except Exception as error:  # noqa: BLE001 (as in Gate.admit)
+        return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
+    if (fault := _fault_of_round(round, asked.round)) is not None:
+        return Refusal(client, *fault)
+    if not all(type(d) is int and 0 <= d < domains and score.admits(part, whole) for d, part, whole in rows):
+        return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
+    if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
+        return Refusal(client, "metrics", "expected one row for each domain of its test images")
+    if score.counts_examples and (made := sum(whole for _, _, whole in rows)) != examples:
+        return Refusal(client, "metrics", f"sums over {made} examples, of a client with {examples} to test on")
+    return counts
+
+
+def _fault(
+    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+) -> tuple[str, str] | None:
+    """(code, detail) of the first thing that is wrong with named tensors, or None."""
+    if found.keys() != wanted.keys():
+        odd = sorted(found.keys() ^ wanted.keys())
+        return "names", f"{odd[0]} is {'unexpected' if odd[0] in found else 'missing'}"
+    for name, value in found.items():
+        shape, dtype = wanted[name]
+        if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
+            return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
+        if value.dtype != dtype:
+            return "dtype", f"{name} is {value.dtype}, expected {dtype}"
+        if not torch.isfinite(value).all():
+            return "not_finite", f"{name} holds NaN or infinity"
+    return None
+
+
+def _fault_of_metrics(metrics: Mapping[str, object]) -> tuple[str, str] | None:
+    for key, (kind, low, high) in METRICS.items():
+        value = metrics.get(key)
+        if type(value) is not kind or not low <= value <= high:  # NaN is in no interval
+            what = "a whole" if kind is int else "a"
+            return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
+    if odd := sorted(metrics.keys() - METRICS.keys() - {"num-examples", "round"}):
+        return "metrics", f"{odd[0]} is no number that is asked for"
+    return None
+
+
+def _fault_of_counts(examples: object, round: object, now: int) -> tuple[str, str] | None:
+    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
+        return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
+    return _fault_of_round(round, now)
+
+
+def _fault_of_round(round: object, now: int) -> tuple[str, str] | None:
+    if type(round) is not int or round != now:
+        return "round", f"the reply is for round {round!r}, this is round {now}"
+    return None

@@ -1,0 +1,67 @@
+"""What a node says of itself when it is asked who it is, checked before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+
+from fedinit import wire
+from fedinit.scores import MAX_EXAMPLES, SCORES
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """client: its partition id, one of `partitions`. examples, test_examples: images. held: {tensor that it keeps from
+    rounds before: digest}. own_rounds: of which it has factors of its own. base_key: of the base it holds."""
+
+    client: int
+    partitions: int
+    examples: int
+    test_examples: int
+    classes: Sequence[str]
+    domains: Sequence[str]
+    score: str
+    backbone: str
+    held: Mapping[str, str]
+    own_rounds: Sequence[int]
+    base_key: str
+
+    @staticmethod
+    def read(reply: Message) -> Introduction:
+        """Raises ValueError, one line, for a reply that does not say all this."""
+        try:
+            facts = dict(reply.content[wire.CONFIG])
+            made = Introduction(
+                client=facts["partition-id"],
+                partitions=facts["num-partitions"],
+                examples=facts["num-examples"],
+                test_examples=facts["num-test-examples"],
+                classes=list(facts["classes"]),
+                domains=list(facts["domains"]),
+                score=facts["score"],
+                backbone=facts["backbone"],
+                held=dict(zip(facts["held"], facts["held-digests"], strict=True)),
+                own_rounds=list(facts["own-rounds"]),
+                base_key=facts["base-key"],
+            )
+            made._check()
+        except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the node's)
+            raise ValueError(f"what it says of itself cannot be used ({type(error).__name__}: {error})") from error
+        return made
+
+    def _check(self) -> None:
+        for what, value, low, high in (
+            ("num-partitions", self.partitions, 1, MAX_EXAMPLES),
+            ("partition-id", self.client, 0, MAX_EXAMPLES),
+            ("num-examples", self.examples, 0, MAX_EXAMPLES),
+            ("num-test-examples", self.test_examples, 0, MAX_EXAMPLES),
+        ):
+            if type(value) is not int or not low <= value <= high:
+                raise ValueError(f"{what} is {value!r}, expected a whole number from {low} to {high}")
+        words = (*self.classes, *self.domains, *self.held, *self.held.values(), self.backbone, self.base_key)
+        if not all(isinstance(word, str) for word in words) or not all(type(r) is int for r in self.own_rounds):
+            raise TypeError("names, digests or keys that are no text, or rounds that are no whole numbers")
+        if self.score not in SCORES:
+            raise ValueError(f"score is {self.score!r}, expected one of {', '.join(SCORES)}")
