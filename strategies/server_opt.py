@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,42 +22,48 @@ from torch import Tensor
 
 from fedinit.config.schema import build, positive, within
 from fedinit.errors import choose
-from fedinit.factors import Factors
 from strategies.aggregator import Aggregate
+
+Moments = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptimizer(ABC):
-    """`moments` is the state, {"<name>/<tensor>": …} in float64; it changes with every step."""
+    """lr: the server's learning rate. The state, {"<moment>/<tensor>": …} in float64, goes in and comes out."""
 
     lr: float = 1.0
-    moments: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         positive("server_opt.lr", self.lr)
 
-    def step(self, start: Aggregate, aggregate: Aggregate) -> Aggregate:
-        """The aggregate moved on from the start by this optimiser's step. Raises ValueError where the two have other
-        shapes."""
+    def step(self, start: Aggregate, aggregate: Aggregate, moments: Moments) -> tuple[Aggregate, Moments]:
+        """The aggregate moved on from the start by this optimiser's step, and the moments after it. Raises ValueError
+        where the two have other shapes."""
+        after: dict[str, Tensor] = dict(moments)
+
+        def moved(name: str, old: Tensor, reached: Tensor) -> Tensor:
+            if reached.shape != old.shape:  # some would broadcast
+                raise ValueError(f"{name} went from shape {tuple(old.shape)} to {tuple(reached.shape)} in a round")
+            delta = reached.double() - old.double()
+            return (old.double() + self.lr * self.direction(name, delta, after)).to(reached.dtype)
+
         layers = {}
         for name, factors in aggregate.layers.items():
             old = start.layers[name].parts
-            layers[name] = Factors(**{p: self._move(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()})
-        head = {k: self._move(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
-        return dataclasses.replace(aggregate, layers=layers, head=head)
-
-    def _move(self, name: str, start: Tensor, reached: Tensor) -> Tensor:
-        if reached.shape != start.shape:  # some would broadcast
-            raise ValueError(f"{name} went from shape {tuple(start.shape)} to {tuple(reached.shape)} in a round")
-        delta = reached.double() - start.double()
-        return (start.double() + self.lr * self.direction(name, delta)).to(reached.dtype)
-
-    def _moment(self, name: str, value: Tensor, beta: float, share: float) -> Tensor:
-        self.moments[name] = beta * self.moments.get(name, torch.zeros_like(value)) + share * value
-        return self.moments[name]
+            parts = {p: moved(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()}
+            layers[name] = dataclasses.replace(factors, **parts)
+        head = {k: moved(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
+        return dataclasses.replace(aggregate, layers=layers, head=head), after
 
     @abstractmethod
-    def direction(self, name: str, delta: Tensor) -> Tensor: ...
+    def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
+        """Where a tensor goes for its pseudo-gradient; its entries of `moments` are replaced by those after."""
+
+
+def _moment(moments: dict[str, Tensor], name: str, value: Tensor, beta: float, share: float) -> Tensor:
+    """β·(the moment) + share·value, which replaces it."""
+    moments[name] = beta * moments.get(name, torch.zeros_like(value)) + share * value
+    return moments[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +74,8 @@ class Momentum(ServerOptimizer):
         super().__post_init__()
         within("server_opt.beta", self.beta, 0, 1, open_high=True)
 
-    def direction(self, name: str, delta: Tensor) -> Tensor:
-        return self._moment(f"v/{name}", delta, self.beta, 1.0)
+    def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
+        return _moment(moments, f"v/{name}", delta, self.beta, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +91,9 @@ class Adam(ServerOptimizer):
         within("server_opt.beta2", self.beta2, 0, 1, open_high=True)
         positive("server_opt.tau", self.tau)
 
-    def direction(self, name: str, delta: Tensor) -> Tensor:
-        first = self._moment(f"m/{name}", delta, self.beta1, 1 - self.beta1)
-        second = self._moment(f"v/{name}", delta.square(), self.beta2, 1 - self.beta2)
+    def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
+        first = _moment(moments, f"m/{name}", delta, self.beta1, 1 - self.beta1)
+        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2)
         return first / (second.sqrt() + self.tau)
 
 

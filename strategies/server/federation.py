@@ -3,76 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
-from torch import Tensor
 
-from fedinit import wire
 from fedinit.adapters.kinds import KINDS
-from fedinit.adapters.row_norms import magnitudes
 from fedinit.config.schema import Choice, Config
-from fedinit.errors import InputError
-from fedinit.factors import Factors, stack
-from fedinit.heads import create_head
-from fedinit.heads.head import HeadContext
-from fedinit.initializers import create_initializer
-from fedinit.initializers.initializer import InitContext
-from fedinit.models import Backbone, select_targets, shared_inputs
+from fedinit.errors import InputError, RunFailed
+from fedinit.models import Backbone
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
-from fedinit.scores import SCORES, Score
-from fedinit.seeding import derive
 from fedinit.state import digest
-from fedinit.state.checkpoint import Checkpoints, Part, State
-from fedinit.state.start import StartState
-from strategies.aggregator import Aggregate
-from strategies.reinit import ReinitContext
+from fedinit.state.checkpoint import Checkpoints, Part
+from strategies.server.audience import Audience
+from strategies.server.collecting import reconcile
 from strategies.server.compatibility import aggregator_of, fixes_scales, reinit_of
+from strategies.server.evaluating import Schedule
+from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
-from strategies.server.round_zero import begin, step_scales
+from strategies.server.introduction import Introduction
+from strategies.server.method import Method
+from strategies.server.opening import Opening
+from strategies.server.outcome import Outcome, Tally
+from strategies.server.round_zero import fix_step_scales
+from strategies.server.state import ServerState
 from strategies.server_opt import create_server_optimizer
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """aggregate: the final global factors and head. offset: the base offset by layer. score: of the last evaluation,
-    or None. trainable: how many numbers a client that trains every slot sends in a round, head included. start: what
-    round 0 has to say."""
-
-    aggregate: Aggregate
-    offset: Mapping[str, Tensor]
-    roster: Roster
-    score: Score | None
-    rounds: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-    trainable: int
-    final_hash: str
-    start: Mapping[str, Any]
-
-    def summary(self) -> dict[str, Any]:
-        """The figures of summary.json."""
-        return {
-            "final_hash": self.final_hash,
-            "score": self.roster.score,
-            self.roster.score: None if self.score is None else self.score.mean,
-            f"{self.roster.score}_by_domain": {} if self.score is None else self.score.by_domain,
-            "rounds": self.rounds,
-            "clients": len(self.roster.examples),
-            "seconds": self.seconds,
-            "bytes_up": self.bytes_up,
-            "bytes_down": self.bytes_down,
-            "trainable_parameters": self.trainable,
-            "diagnostics": dict(self.aggregate.diagnostics),
-            "start": dict(self.start),
-        }
+Save = Callable[[ServerState], None]
 
 
 def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
@@ -114,157 +76,148 @@ def federate(
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
-    chosen = method or config.strategy
-    aggregator = aggregator_of(config, chosen)
-    watch = _Last()
-    targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
-    initializer = create_initializer(config.init.name, config.init.options)
-    initializer.fit(targets, config.adapter.rank)
-    head = create_head(config.head.name, config.head.options)
-    scale = config.adapter.scale
+    chosen, tally = method or config.strategy, Tally()
+    audience, opening = Audience([*observers, tally]), Opening(config, aggregator_of(config, chosen), backbone)
+    exchange = Exchange(grid, timeout=config.node_timeout, emit=audience.event, reply_timeout=config.reply_timeout)
+    whole = {**parts, "start": opening, "rounds": tally}
+    keeper, saved = None, None
+    if checkpoints is not None:
+        keeper = Checkpoints(checkpoints, {**config.computed(), "method": chosen.name, "backbone": backbone.digest})
+        saved = _restore(keeper, whole, audience)
 
-    def frozen(name: str) -> Tensor:
-        return backbone.module.get_submodule(name).weight.detach().cpu()
+    def save(state: ServerState) -> None:
+        if keeper is not None:
+            with unbroken():
+                keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in whole.items()})
 
-    start = _Start()
-    setting = InitContext(targets=targets, rank=config.adapter.rank, scale=scale, seed=config.seed, weight=frozen)
-    if initializer.needs != "none":
-        setting = dataclasses.replace(setting, groups=shared_inputs(backbone, targets))
-
-    def draw(round: int) -> Mapping[str, Factors]:
-        """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
-        if not initializer.random:
-            return start.state.layers
-        return adopted(initializer.plan(setting.reseed(derive(config.seed, "fresh", round))).layers)
-
-    def adopted(layers: Mapping[str, Factors]) -> dict[str, Factors]:
-        """A start as the method trains it."""
-        return {name: aggregator.adopt(factors) for name, factors in layers.items()}
-
-    def completed(begun: StartState) -> StartState:
-        """What round 0 made, as the method trains it, with magnitudes where the adapters have them."""
-        layers = adopted(begun.layers)
-        if config.adapter.kind == "dora":
-            for name, f in layers.items():
-                whole = f if name not in begun.merge else stack([f, begun.merge[name]], [1.0, 1.0])
-                layers[name] = dataclasses.replace(f, m=magnitudes(frozen(name), whole.A, whole.B, scale).float())
-        return dataclasses.replace(begun, layers=layers)
-
+    done, state = _ready(config, chosen, exchange, opening, saved, audience, save)
     strategy = FederatedLora(
-        aggregator=aggregator,
-        reinit=reinit_of(config, aggregator),
-        kind=KINDS[config.adapter.kind],
-        ground=ReinitContext({name: config.adapter.rank for name in targets}, scale, draw, frozen),
-        server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
+        method=done,
+        exchange=exchange,
+        state=state,
+        schedule=Schedule(
+            by_clients=config.evaluation.where == "clients",
+            every=config.evaluation.every,
+            rounds=config.evaluation.rounds,
+        ),
+        observer=audience,
+        on_checkpoint=save,
+    )
+    strategy.start(grid, ArrayRecord(), config.rounds, evaluate_fn=evaluate_fn)
+    return _outcome(strategy.state, done, tally, opening)
+
+
+def _ready(
+    config: Config,
+    chosen: Choice,
+    exchange: Exchange,
+    opening: Opening,
+    saved: ServerState | None,
+    audience: Audience,
+    save: Save,
+) -> tuple[Method, ServerState]:
+    """The method of every round, and the state that the next one goes on from: after the clients have registered, and
+    round 0 where it was not done before."""
+    began = time.perf_counter()
+    facts = exchange.register_clients(opening.backbone.digest, -1 if saved is None else saved.round)
+    roster, reports = _roster(facts), []
+    if saved is not None:
+        _compare(saved.roster, roster, audience)
+    ranks = client_ranks(config, roster.examples)
+    audience.started(config.rounds, roster)
+    if saved is None:
+        reports = opening.make(exchange, roster)
+    method = Method(
+        aggregator=opening.aggregator,
+        reinit=reinit_of(config, opening.aggregator),
+        context=opening.reinit_context,
         seed=config.seed,
+        kind=KINDS[config.adapter.kind],
+        ranks=ranks,
+        server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
-        evaluate_clients=config.evaluation.where == "clients",
-        evaluate_every=config.evaluation.every,
-        evaluate_rounds=config.evaluation.rounds,
-        timeout=config.node_timeout,
         gate=Gate(**vars(config.gate)),
         quorum=config.quorum,
         resamples=config.resamples,
-        reply_timeout=config.reply_timeout,
-        observers=[*observers, watch],
     )
-    whole = {**parts, "start": start, "server": strategy, "rounds": watch}
-    if checkpoints is not None:
-        values = {**config.computed(), "method": chosen.name, "backbone": backbone.digest}
-        keeper = Checkpoints(checkpoints, values)
-        _restore(keeper, whole, observers)
-
-        def keep(round: int) -> None:
-            with unbroken():
-                keeper.save(round, {name: part.snapshot() for name, part in whole.items()})
-
-        strategy.keep = keep
-    roster = strategy.meet(grid, backbone.digest)
-    strategy.ranks = client_ranks(config, roster.examples)
-    strategy.announce(config.rounds)
-    waiting = config.reply_timeout or config.node_timeout
-    if start.state is None:
-        head_setting = HeadContext(classes=roster.class_names, features=backbone.features, seed=config.seed)
-        start.state = completed(begin(strategy, grid, head, head_setting, initializer, setting, waiting))
-    begun = start.state
-    strategy.ground = dataclasses.replace(strategy.ground, ranks={name: f.rank for name, f in begun.layers.items()})
+    if saved is not None:
+        state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, facts.items())
+        exchange.bytes_up, exchange.bytes_down = state.bytes_up, state.bytes_down
+        audience.resumed(state.round)
+        return method, state
+    state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, facts.items())
     if fixes_scales(config):
-        rounds = range(1, config.rounds + 1)
-        ever = frozenset(part for round in rounds for part in strategy.trainable(round))
-
-        def fix(grid: Grid) -> Mapping[str, float]:
-            scales, notes = step_scales(strategy, grid, ever, config.seed, waiting)
-            start.state = dataclasses.replace(start.state, notes={**start.state.notes, "step_scales": notes})
-            return scales
-
-        strategy.fix_scales = fix
-    initial = wire.encode(wire.start_to_tensors(begun))
-    strategy.start(grid, initial, config.rounds, timeout=config.node_timeout, evaluate_fn=evaluate_fn)
-    final = strategy.final_tensors()
-    return Outcome(
-        aggregate=strategy.state,
-        offset=strategy.holdings.base.offset,
-        roster=roster,
-        score=watch.score,
-        rounds=config.rounds,
-        seconds=watch.seconds,
-        bytes_up=strategy.nodes.bytes_up,
-        bytes_down=strategy.nodes.bytes_down,
-        trainable=sum(final[name].numel() for name in strategy.trained(config.rounds)),
-        final_hash=digest.of_tensors(final),
-        start=start.state.notes,
+        state, notes, reports = fix_step_scales(state, method, exchange, config.rounds)
+        opening.note(step_scales=notes)
+    state = dataclasses.replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
+    audience.round_zero_done(
+        RoundReport(
+            round=0,
+            seconds=time.perf_counter() - began,
+            train_loss=None,
+            score=None,
+            bytes_up=state.bytes_up,
+            bytes_down=state.bytes_down,
+            clients=reports,
+        )
     )
+    audience.model(0, state.tensors())
+    save(state)
+    return method, state
 
 
-def _restore(keeper: Checkpoints, parts: Mapping[str, Part], observers: Sequence[Observer]) -> None:
-    """Put every part where the latest whole checkpoint left it, and say which later ones were passed over."""
+def _restore(keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience) -> ServerState | None:
+    """Put every part where the latest whole checkpoint left it, and say which later ones were passed over; the server's
+    state, None where there is no checkpoint."""
     loaded = keeper.load()
     for name, part in parts.items():
         if name in loaded.states:
             part.restore(loaded.states[name])
-    events = [("checkpoint_damaged", {"checkpoint": name, "detail": why}) for name, why in loaded.passed_over]
-    if loaded.states:
-        events.append(("resumed", {"round": loaded.round}))
-    for kind, facts in events:
-        for observer in observers:
-            observer.event(kind, facts)
+    for name, why in loaded.passed_over:
+        audience.event("checkpoint_damaged", {"checkpoint": name, "detail": why})
+    if not loaded.states:
+        return None
+    audience.event("resumed", {"round": loaded.round})
+    return ServerState.restored(loaded.states["server"])
 
 
-class _Start:
-    """The start that round 0 came to, for what later rounds ask of it; None before it is known."""
-
-    state: StartState | None = None
-
-    def snapshot(self) -> State:
-        return State(wire.to_tensors(self.state.layers, self.state.head), {"notes": self.state.notes})
-
-    def restore(self, state: State) -> None:
-        layers, head = wire.from_tensors(state.tensors)
-        self.state = StartState(layers=layers, head=head, notes=state.facts["notes"])  # its merge is in the base
+def _roster(facts: Mapping[int, Introduction]) -> Roster:
+    first = next(iter(facts.values()))
+    return Roster(
+        examples={client: fact.examples for client, fact in facts.items()},
+        class_names=list(first.classes),
+        domain_names=list(first.domains),
+        score=first.score,
+    )
 
 
-class _Last(Observer):
-    """Keeps the last score and the seconds of all rounds."""
+def _compare(before: Roster, now: Roster, audience: Audience) -> None:
+    """The clients of a run that goes on, against those it was begun with. Raises RunFailed for other classes or
+    domains."""
+    for what, old, new in (
+        ("classes", before.class_names, now.class_names),
+        ("domains", before.domain_names, now.domain_names),
+    ):
+        if old != new:
+            raise RunFailed(f"this run was begun with other {what}: {old}; the clients now have {new}")
+    for client in sorted(before.examples.keys() | now.examples.keys()):
+        was, has = before.examples.get(client, 0), now.examples.get(client, 0)
+        if was != has:
+            audience.event("examples_changed", {"client": client, "before": was, "now": has})
 
-    score: Score | None = None
-    seconds: float = 0.0
 
-    def round_zero_done(self, numbers: RoundReport) -> None:
-        self.seconds += numbers.seconds
-
-    def round_done(self, numbers: RoundReport) -> None:
-        self.seconds += numbers.seconds
-        self.score = numbers.score or self.score
-
-    def snapshot(self) -> State:
-        facts = {"seconds": self.seconds, "score": None}
-        if self.score is not None:
-            facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
-        return State(facts=facts)
-
-    def restore(self, state: State) -> None:
-        self.seconds = state.facts["seconds"]
-        self.score = None
-        if state.facts["score"] is not None:
-            name, part, whole = state.facts["score"]
-            self.score = SCORES[name](part=part, whole=whole)
+def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening) -> Outcome:
+    tensors = state.tensors()
+    return Outcome(
+        aggregate=state.model,
+        offset=state.base.offset,
+        roster=state.roster,
+        score=tally.score,
+        rounds=state.round,
+        seconds=tally.seconds,
+        bytes_up=state.bytes_up,
+        bytes_down=state.bytes_down,
+        trainable=sum(tensors[name].numel() for name in method.returned(state.model, state.round)),
+        final_hash=digest.of_tensors(tensors),
+        start=opening.start.notes,
+    )

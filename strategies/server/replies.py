@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from fedinit import wire
 
@@ -38,16 +37,11 @@ class Asked:
     run: int | None = field(default=None, kw_only=True)
     message: Message | None = field(default=None, kw_only=True)
 
-    @classmethod
-    def over(cls: type[Waiting], grid: Grid, client: int, round: int, message: Message, **facts: object) -> Waiting:
-        """What a client is asked over this grid."""
-        return cls(client, round, run=getattr(grid.run, "run_id", None), message=message, **facts)
-
 
 Waiting = TypeVar("Waiting", bound=Asked)
 
 
-def sift(
+def match_replies(
     replies: Iterable[Message],
     asked: Mapping[int, Waiting],
     client_of: Callable[[Message], int],

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.errors import RunFailed
@@ -27,96 +27,120 @@ from fedinit.runs.observer import ClientReport
 from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
 from fedinit.step_scale import scale_of
-from strategies.server.federated_lora import FederatedLora
+from strategies.server import requests
+from strategies.server.collecting import drop
+from strategies.server.exchange import Exchange
 from strategies.server.gate import admit_statistics
-from strategies.server.replies import Asked, Refusal
+from strategies.server.method import Method, needed
+from strategies.server.replies import Asked, Refusal, match_replies
+from strategies.server.state import ServerState
+
+Answers = tuple[dict[int, Statistics], list[Refusal]]
 
 
-def begin(
-    strategy: FederatedLora,
-    grid: Grid,
-    head: Head,
-    head_setting: HeadContext,
-    initializer: Initializer,
-    setting: InitContext,
-    timeout: float,
-) -> StartState:
-    """The start and its head, with the round's costs in its notes. The strategy has met its clients.
+@dataclass(frozen=True)
+class Survey:
+    """Questions to every client about the bare backbone, and what came of them.
 
-    timeout: seconds that every question waits. Raises RunFailed when fewer clients' statistics can be used than the
-    quorum says.
+    exchange: the way to the clients, which have registered. need: how many answers a question needs. measured: {client:
+    examples of its last answer}. lost: {client: reason code} of those whose answer to some question is missing.
     """
-    began, up = time.perf_counter(), strategy.nodes.bytes_up
-    measured: dict[int, int] = {}  # client -> examples
-    lost: dict[int, str] = {}  # client -> code
 
-    def ask(request: Request) -> Statistics:
-        head = {wire.HEAD + key: value for key, value in request.head.items()}
+    exchange: Exchange
+    need: int
+    measured: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+
+    def __call__(self, request: Request) -> Statistics:
+        """The sum of the clients' answers. Raises RunFailed when fewer can be used than `need`."""
+        exchange = self.exchange
         content = RecordDict(
             {
-                wire.CONFIG: ConfigRecord({"request": request.to_json(), "backbone": strategy.nodes.backbone_digest}),
-                wire.STATE: wire.encode(head),
+                wire.CONFIG: ConfigRecord({"request": request.to_json(), "backbone": exchange.backbone_digest}),
+                wire.STATE: wire.encode({wire.HEAD + key: value for key, value in request.head.items()}),
                 wire.ASKED: wire.encode(request.tensors),
             }
         )
-        answers = strategy.ask(grid, content, "query.statistics", timeout, judge_of(request))
-        found, refusals = _counted(strategy, *answers)
+        messages = {
+            c: Message(wire.clone(content), exchange.by_client[c], "query.statistics") for c in exchange.clients
+        }
+        asked = {exchange.by_client[c]: Asked(c, 0, run=exchange.run_id, message=m) for c, m in messages.items()}
+        found, refusals = _answers(exchange, list(messages.values()), asked, request, self.need)
         for refusal in refusals:
-            if refusal.client in strategy.roster.examples.keys() - found.keys():  # not for a second or a forged answer
-                lost[refusal.client] = refusal.code
-            strategy.refused(0, refusal)
-        measured.update({client: part.examples for client, part in found.items()})
+            if refusal.client in exchange.by_client.keys() - found.keys():  # not for a second or a forged answer
+                self.lost[refusal.client] = refusal.code
+            exchange.log_refusal(0, refusal)
+        self.measured.update({client: part.examples for client, part in found.items()})
         return add_up(list(found.values()))
 
-    found = heads.run(head, head_setting, ask)
-    made = run(initializer, dataclasses.replace(setting, head=found.tensors), ask)
+    @property
+    def counted(self) -> dict[int, int]:
+        """{client: examples} of those who answered every question."""
+        return {client: examples for client, examples in self.measured.items() if client not in self.lost}
+
+
+def make_start(
+    exchange: Exchange,
+    quorum: int | float,
+    head: tuple[Head, HeadContext],
+    initializer: tuple[Initializer, InitContext],
+) -> tuple[StartState, list[ClientReport]]:
+    """The start and its head, with the round's costs in its notes, and who measured for it.
+
+    Raises RunFailed when fewer clients' statistics can be used than the quorum says.
+    """
+    began, up = time.perf_counter(), exchange.bytes_up
+    ask = Survey(exchange, max(needed(quorum, len(exchange.by_client)), 1))
+    found = heads.run(*head, ask)
+    method, context = initializer
+    made = run(method, dataclasses.replace(context, head=found.tensors), ask)
     notes, about = dict(made.notes), dict(found.notes)
-    if initializer.needs == "gradients" and not about:
+    if method.needs == "gradients" and not about:
         about["warning"] = "gradients were measured under a head that no data went into; head=ridge makes one"
-        strategy.tell("warning", {"round": 0, "detail": about["warning"]})
+        exchange.emit("warning", {"round": 0, "detail": about["warning"]})
     if about:
         notes["head"] = about
-    in_all = {client: examples for client, examples in measured.items() if client not in lost}
-    if measured:
-        seconds, up = time.perf_counter() - began, strategy.nodes.bytes_up - up
-        notes |= {"clients": len(in_all), "seconds": seconds, "bytes_up": up}
-    if lost:
-        notes["lost"] = {str(client): code for client, code in sorted(lost.items())}
-    strategy.round_zero_clients = _rows(in_all)
-    return dataclasses.replace(made, head=made.head or found.tensors, notes=notes)
+    if ask.measured:
+        seconds, up = time.perf_counter() - began, exchange.bytes_up - up
+        notes |= {"clients": len(ask.counted), "seconds": seconds, "bytes_up": up}
+    if ask.lost:
+        notes["lost"] = {str(client): code for client, code in sorted(ask.lost.items())}
+    return dataclasses.replace(made, head=made.head or found.tensors, notes=notes), _reports(ask.counted)
 
 
-def step_scales(
-    strategy: FederatedLora, grid: Grid, trainable: frozenset[str], seed: int, timeout: float
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """SGD-SaI's scale of every trained tensor, from the mean gradient of all clients' examples at the start; and what
-    it took, for the notes.
+def fix_step_scales(
+    state: ServerState, method: Method, exchange: Exchange, rounds: int
+) -> tuple[ServerState, dict[str, Any], list[ClientReport]]:
+    """SGD-SaI's scale of every tensor that is trained in some round, from the mean gradient of all clients' examples at
+    the start, put into the state; what it took, for the notes; and who measured.
 
     A tensor whose gradient is exactly zero there, such as A under a zero B, has none: each client fixes it at its own
-    first gradient that is not. trainable: the factors that are trained in some round. Raises RunFailed when fewer
-    clients' gradients can be used than the quorum says.
+    first gradient that is not. Raises RunFailed when fewer clients' gradients can be used than the quorum says.
     """
-    up, whole = strategy.nodes.bytes_up, wire.to_tensors(strategy.state.layers, strategy.state.head)
-    names = wire.trained_names(strategy.state.layers, strategy.state.head, trainable)
+    up, model = exchange.bytes_up, state.model
+    trainable = frozenset(part for round in range(1, rounds + 1) for part in method.trainable(round))
+    names, whole = wire.trained_names(model.layers, model.head, trainable), wire.to_tensors(model.layers, model.head)
     request = Request(
         source="adapters",
         layers=dict.fromkeys(names, "total"),
         shapes={name: tuple(whole[name].shape) for name in names},
-        seed=seed,
+        seed=method.seed,
         sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
     )
-    facts = {"request": request.to_json()}
-    found, refusals = _counted(strategy, *strategy.ask_at_start(grid, facts, trainable, timeout, judge_of(request)))
-    strategy.lost(0, refusals)
+    about = {"request": request.to_json()}
+    state, messages, asked = requests.for_statistics(state, method, exchange, trainable, about)
+    need = max(method.needed(len(exchange.by_client)), 1)
+    found, refusals = _answers(exchange, messages, asked, request, need)
+    state = drop(state, exchange, 0, refusals)
     total = add_up(list(found.values()))
     means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
     scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
-    strategy.round_zero_clients = _rows({client: part.examples for client, part in found.items()})
     left = [name for name in names if name not in scales]
-    notes = {"clients": len(found), "bytes_up": strategy.nodes.bytes_up - up, "left_to_clients": left}
+    notes = {"clients": len(found), "bytes_up": exchange.bytes_up - up, "left_to_clients": left}
     if refusals:
         notes["lost"] = {str(refusal.client): refusal.code for refusal in refusals}
-    return scales, notes
+    rows = _reports({client: part.examples for client, part in found.items()})
+    return dataclasses.replace(state, step_scales=scales), notes, rows
 
 
 def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusal]:
@@ -125,20 +149,22 @@ def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusa
     return lambda reply, asked: admit_statistics(reply, asked, statistics)
 
 
-def _counted(
-    strategy: FederatedLora, found: Mapping[int, Statistics], refusals: Sequence[Refusal]
-) -> tuple[Mapping[int, Statistics], Sequence[Refusal]]:
-    """The same. Raises RunFailed when too few can be counted on."""
-    need = max(strategy.need(len(strategy.roster.examples)), 1)
-    if len(found) < need:
-        for refusal in refusals:
-            strategy.refused(0, refusal)
-        why = f"{refusals[-1].code}: {refusals[-1].detail}" if refusals else "too few clients"
-        if not found:
-            raise RunFailed(f"round 0: no usable statistics from any client ({why})")
-        raise RunFailed(f"round 0: usable statistics of {len(found)} clients, the quorum is {need} ({why})")
-    return found, refusals
+def _answers(
+    exchange: Exchange, messages: list[Message], asked: Mapping[int, Asked], request: Request, need: int
+) -> Answers:
+    """The answers that can be used, by client, and refusals. Raises RunFailed for fewer than `need`, with the refusals
+    in the ledger."""
+    replies = exchange.send(messages, exchange.reply_timeout)
+    found, refusals = match_replies(replies, asked, exchange.client_of, judge_of(request))
+    if len(found) >= need:
+        return found, refusals
+    for refusal in refusals:
+        exchange.log_refusal(0, refusal)
+    why = f"{refusals[-1].code}: {refusals[-1].detail}" if refusals else "too few clients"
+    if not found:
+        raise RunFailed(f"round 0: no usable statistics from any client ({why})")
+    raise RunFailed(f"round 0: usable statistics of {len(found)} clients, the quorum is {need} ({why})")
 
 
-def _rows(measured: Mapping[int, int]) -> list[ClientReport]:
+def _reports(measured: Mapping[int, int]) -> list[ClientReport]:
     return [ClientReport(client, examples, steps=0, loss=None) for client, examples in sorted(measured.items())]

@@ -1,4 +1,4 @@
-"""Which node each client is at, and every exchange with them.
+"""The way to the clients: which node each is at, and every exchange of messages with them, over one grid.
 
 Node ids are random in Flower and change when a node is started again; a client is its partition id.
 """
@@ -15,20 +15,28 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from strategies.server.delivery import AWAY, activations
 from strategies.server.introduction import Introduction
-from strategies.server.replies import Asked, sift
+from strategies.server.replies import Asked, Refusal, match_replies
+
+Emit = Callable[[str, Mapping[str, object]], None]
 
 
-class Nodes:
+class Exchange:
     """by_client: {partition id: node id}. tests: {partition id: test images that it says it has}. bytes_up, bytes_down:
-    of all exchanges, as serialised. timeout: seconds to wait for the clients to appear. tell: of what belongs in the
-    ledger.
+    of all messages, as serialised.
 
     The round that its methods are given is the last that was completed, -1 at the very beginning; a client that keeps
     its states by round goes back to that one.
     """
 
-    def __init__(self, timeout: float, tell: Callable[[str, Mapping[str, object]], None]) -> None:
-        self.timeout, self._tell = timeout, tell
+    def __init__(self, grid: Grid, *, timeout: float, emit: Emit, reply_timeout: float | None = None) -> None:
+        """
+        grid: Flower's, or one in this process.
+        timeout: seconds to wait for the clients to appear.
+        emit: told of what belongs in the ledger, kind and facts.
+        reply_timeout: seconds that one request for replies takes at most; None: as `timeout`.
+        """
+        self.grid, self.timeout, self.emit = grid, timeout, emit
+        self.reply_timeout = reply_timeout or timeout
         self.by_client: dict[int, int] = {}
         self.tests: dict[int, int] = {}
         self.backbone_digest = ""  # of the one backbone of the run
@@ -36,7 +44,17 @@ class Nodes:
         self._greeted: dict[int, str] = {}  # node id -> when it came online, of those that said who they are
         self._first: Introduction | None = None  # what all clients must agree with
 
-    def meet(self, grid: Grid, backbone_digest: str, round: int) -> dict[int, Introduction]:
+    @property
+    def clients(self) -> list[int]:
+        """The partition ids of all clients, in order."""
+        return sorted(self.by_client)
+
+    @property
+    def run_id(self) -> int | None:
+        """Of Flower's run; None for a grid without one."""
+        return getattr(self.grid.run, "run_id", None)
+
+    def register_clients(self, backbone_digest: str, round: int) -> dict[int, Introduction]:
         """Ask every node who it is, until all partitions are there; {partition id: what it says}, in order.
 
         Raises RunFailed after `timeout` seconds, for a partition id given twice, and for clients that disagree on
@@ -46,12 +64,12 @@ class Nodes:
         deadline = time.monotonic() + self.timeout
         facts: dict[int, Introduction] = {}
         while True:
-            for node, reply in self._hello(grid, round, max(deadline - time.monotonic(), 1.0)).items():
+            for node, reply in self._hello(round, max(deadline - time.monotonic(), 1.0)).items():
                 fact = _introduced(reply)
                 if isinstance(fact, str):
                     raise RunFailed(f"a client could not start: {fact}")
                 client = fact.client
-                if self.by_client.get(client, node) != node and self.by_client[client] in activations(grid):
+                if self.by_client.get(client, node) != node and self.by_client[client] in activations(self.grid):
                     raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
                 facts[client], self.by_client[client] = fact, node
             facts = dict(sorted(facts.items()))
@@ -66,8 +84,8 @@ class Nodes:
         self.tests = {client: fact.test_examples for client, fact in facts.items()}
         return facts
 
-    def look_around(
-        self, grid: Grid, deadline: float, round: int, wanted: Collection[int] = (), silent: Collection[int] = ()
+    def discover(
+        self, deadline: float, round: int, wanted: Collection[int] = (), silent: Collection[int] = ()
     ) -> list[tuple[int, Introduction]]:
         """Greet nodes that appeared or were started again in mid-run, and wait until the `wanted` clients' are online,
         or until the `deadline`, a time.monotonic(). A client whose node is gone, or gave no answer (`silent`), moves to
@@ -77,20 +95,20 @@ class Nodes:
         """
         again, back = set(), []
         while True:
-            for node, reply in self._hello(grid, round, max(deadline - time.monotonic(), 0.0)).items():
+            for node, reply in self._hello(round, max(deadline - time.monotonic(), 0.0)).items():
                 fact = _introduced(reply)
                 fault = fact if isinstance(fact, str) else self._misfit(fact)
-                client = -1 if fault else fact.client
-                known = self.by_client.get(client)
-                if not fault and known != node and known in set(grid.get_node_ids()) and client not in silent:
-                    again.add(node)  # it may be this client's new node, and the old one about to be found dead
-                    fault = f"partition-id {client} is another node's"
+                if not isinstance(fact, str) and not fault:
+                    known = self.by_client[fact.client]
+                    if known != node and known in set(self.grid.get_node_ids()) and fact.client not in silent:
+                        again.add(node)  # it may be this client's new node, and the old one about to be found dead
+                        fault = f"partition-id {fact.client} is another node's"
+                    else:
+                        self.by_client[fact.client], self.tests[fact.client] = node, fact.test_examples
+                        back.append((fact.client, fact))
                 if fault:
-                    self._tell("node_refused", {"round": round + 1, "detail": fault})
-                    continue
-                self.by_client[client], self.tests[client] = node, fact.test_examples
-                back.append((client, fact))
-            online = set(grid.get_node_ids()) if wanted else set()
+                    self.emit("node_refused", {"round": round + 1, "detail": fault})
+            online = set(self.grid.get_node_ids()) if wanted else set()
             if all(self.by_client[client] in online for client in wanted) or time.monotonic() >= deadline:
                 for node in again:
                     del self._greeted[node]
@@ -102,26 +120,32 @@ class Nodes:
         node = reply.metadata.src_node_id
         return next((c for c, n in self.by_client.items() if n == node), -1)
 
-    def exchange(self, grid: Grid, messages: list[Message], timeout: float) -> list[Message]:
-        """Send, receive, and count the bytes of both directions."""
+    def send(self, messages: list[Message], timeout: float) -> list[Message]:
+        """Send, receive, and count the bytes of both directions; timeout in seconds."""
         self.bytes_down += wire.nbytes(m.content for m in messages)
-        replies = list(grid.send_and_receive(messages, timeout=timeout)) if messages else []
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout)) if messages else []
         self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content())
         return replies
 
-    def _hello(self, grid: Grid, round: int, timeout: float) -> dict[int, Message]:
+    def log_refusal(self, round: int, refusal: Refusal) -> None:
+        """Put a refusal into the ledger."""
+        self.emit("refused", {"round": round, **vars(refusal)})
+
+    def _hello(self, round: int, timeout: float) -> dict[int, Message]:
         """{node: what it says of itself}, of those that were not asked yet, or came online again since."""
-        online = activations(grid)
+        online = activations(self.grid)
         fresh = [node for node, since in online.items() if self._greeted.get(node) != since]
         hello = ConfigRecord({"backbone": self.backbone_digest, "round": round})
         messages = {node: Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh}
-        asked = {node: Asked.over(grid, node, round, message) for node, message in messages.items()}
-        replies = self.exchange(grid, list(messages.values()), timeout)
-        heard, refusals = sift(replies, asked, lambda reply: reply.metadata.src_node_id, lambda reply, _: reply)
+        asked = {node: Asked(node, round, run=self.run_id, message=message) for node, message in messages.items()}
+        replies = self.send(list(messages.values()), timeout)
+        heard, refusals = match_replies(
+            replies, asked, lambda reply: reply.metadata.src_node_id, lambda reply, _: reply
+        )
         for refusal in refusals:
             if refusal.code != "no_reply":
                 detail = f"{refusal.code}: {refusal.detail}"
-                self._tell("node_refused", {"round": max(round, 0) + 1, "detail": detail})
+                self.emit("node_refused", {"round": max(round, 0) + 1, "detail": detail})
         heard = {node: r for node, r in heard.items() if not (r.has_error() and r.error.code in AWAY)}
         self._greeted |= {node: online[node] for node in heard}
         return heard
@@ -131,7 +155,7 @@ class Nodes:
         first = next(iter(facts.values()), None)
         for client, fact in facts.items():
             for key in ("classes", "domains", "partitions", "score"):
-                if getattr(fact, key) != getattr(first, key):
+                if first is not None and getattr(fact, key) != getattr(first, key):
                     said = f"{key} than client {first.client}: {getattr(fact, key)}"
                     raise RunFailed(f"client {client} has other {said}")
             if fact.backbone != self.backbone_digest:
@@ -142,9 +166,9 @@ class Nodes:
 
     def _misfit(self, fact: Introduction) -> str:
         """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
-        if fact.client not in self.by_client:
-            return f"partition-id {fact.client} is no client of this run"
         first = self._first
+        if first is None or fact.client not in self.by_client:
+            return f"partition-id {fact.client} is no client of this run"
         same = fact.classes, fact.domains, fact.score, fact.backbone
         if same != (first.classes, first.domains, first.score, self.backbone_digest):
             return f"client {fact.client} came back with other classes, domains, score or another backbone"

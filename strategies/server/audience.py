@@ -1,0 +1,45 @@
+"""Several observers as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fedinit.runs.observer import Observer, Roster, RoundReport
+
+
+class Audience(Observer):
+    """Passes everything on, in the order of the observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self.observers = list(observers)
+
+    def started(self, rounds: int, roster: Roster) -> None:
+        for observer in self.observers:
+            observer.started(rounds, roster)
+
+    def round_zero_done(self, report: RoundReport) -> None:
+        for observer in self.observers:
+            observer.round_zero_done(report)
+
+    def resumed(self, round: int) -> None:
+        for observer in self.observers:
+            observer.resumed(round)
+
+    def round_done(self, report: RoundReport) -> None:
+        for observer in self.observers:
+            observer.round_done(report)
+
+    def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
+        for observer in self.observers:
+            observer.model(round, tensors)
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        for observer in self.observers:
+            observer.event(kind, facts)
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        for observer in self.observers:
+            observer.finished(summary)

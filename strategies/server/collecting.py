@@ -1,0 +1,162 @@
+"""The updates of a round: clients are asked, their replies judged, and others asked for what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flwr.app import Message
+
+from fedinit import wire
+from fedinit.errors import RunFailed
+from fedinit.runs.observer import ClientReport
+from fedinit.seeding import numpy_generator
+from strategies.aggregator import Update
+from strategies.server import requests
+from strategies.server.exchange import Exchange
+from strategies.server.gate import Expected, Gate
+from strategies.server.introduction import Introduction
+from strategies.server.method import Method
+from strategies.server.replies import Refusal, match_replies
+from strategies.server.state import ServerState
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What was let in in a round, in client order, and what was refused. reports: what each client says of its
+    training, one an update."""
+
+    updates: Sequence[Update] = ()
+    reports: Sequence[ClientReport] = ()
+    refusals: Sequence[Refusal] = ()
+
+    def __add__(self, other: Admitted) -> Admitted:
+        """Both, in client order."""
+        pairs = zip([*self.updates, *other.updates], [*self.reports, *other.reports], strict=True)
+        ordered = sorted(pairs, key=lambda pair: pair[0].client)
+        updates, reports = [update for update, _ in ordered], [report for _, report in ordered]
+        return Admitted(updates, reports, [*self.refusals, *other.refusals])
+
+    @property
+    def why(self) -> str:
+        """The first refusal, in words; empty where there is none."""
+        return f"{self.refusals[0].code}: {self.refusals[0].detail}" if self.refusals else ""
+
+
+def collect(
+    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
+) -> tuple[ServerState, Admitted]:
+    """The updates of round `state.round + 1`. Without a quorum, clients that were not asked yet take the places of
+    those that failed, then those that gave no answer, each time drawn from (seed, round, attempt).
+
+    extra: settings for every message. Raises RunFailed when there is no quorum after all, or no update.
+    """
+    round = state.round + 1
+    clients = method.sample(round, exchange.clients)
+    need, chosen, asked, admitted = method.needed(len(clients)), clients, set(clients), Admitted()
+    for attempt in range(method.resamples + 1):
+        # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
+        # that those which are there have the other half to answer in.
+        end = time.monotonic() + exchange.reply_timeout
+        found = end - exchange.reply_timeout / 2
+        if attempt:
+            chosen = _others(method, exchange, round, attempt, len(clients), asked, admitted)
+            if not chosen:
+                break
+            asked |= set(chosen)
+            state = _discovered(state, method, exchange, found, chosen, {r.client for r in admitted.refusals})
+        else:
+            state = _discovered(state, method, exchange, found)
+        state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
+        replies = exchange.send(messages, end - time.monotonic())
+        more = admit(method.gate, exchange, replies, expected)
+        state = drop(state, exchange, round, more.refusals)
+        admitted += more
+        if len(admitted.updates) >= need:
+            return state, admitted
+    if admitted.updates:
+        why = admitted.why or "too few clients"
+        raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
+    hint = "; a lower client.lr may help" if admitted.why.startswith("not_finite") else ""
+    why = admitted.why or "no reply came in time"
+    raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
+
+
+def admit(gate: Gate, exchange: Exchange, replies: Iterable[Message], expected: Mapping[int, Expected]) -> Admitted:
+    """The replies that become updates; a client that did not answer is among the refusals. expected: by node id."""
+
+    def one(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
+        judged = gate.admit(reply, wanted)
+        return judged if isinstance(judged, Refusal) else (judged, _report(judged, reply.content[wire.METRICS]))
+
+    made, refusals = match_replies(replies, expected, exchange.client_of, one)
+    return Admitted([update for update, _ in made.values()], [report for _, report in made.values()], refusals)
+
+
+def drop(state: ServerState, exchange: Exchange, round: int, refusals: Sequence[Refusal]) -> ServerState:
+    """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held."""
+    for refusal in refusals:
+        exchange.log_refusal(round, refusal)
+    return state.dropping(refusal.client for refusal in refusals)
+
+
+def reconcile(
+    state: ServerState, method: Method, exchange: Exchange, facts: Iterable[tuple[int, Introduction]]
+) -> ServerState:
+    """Of what clients were sent before, count only on what they say they still hold."""
+    remembers = method.aggregator.personal or method.reinit.own_factors
+    mirrors = {}
+    for client, fact in facts:
+        mirror = state.mirror(client).reconciled(fact.held, fact.base_key, state.base)
+        if remembers and mirror.accepted and mirror.accepted not in fact.own_rounds:
+            mirror = replace(mirror, accepted=0)
+            detail = "it starts from the global factors again"
+            exchange.emit("client_state_lost", {"client": client, "detail": detail})
+        mirrors[client] = mirror
+    return state.mirroring(mirrors)
+
+
+def _discovered(
+    state: ServerState,
+    method: Method,
+    exchange: Exchange,
+    deadline: float,
+    wanted: Collection[int] = (),
+    silent: Collection[int] = (),
+) -> ServerState:
+    """After nodes that appeared or were started again in mid-run were greeted; arguments as of Exchange.discover."""
+    for client, fact in exchange.discover(deadline, state.round, wanted, silent):
+        state = reconcile(state, method, exchange, [(client, fact)])
+        exchange.emit("client_back", {"round": state.round + 1, "client": client})
+    return state
+
+
+def _others(
+    method: Method, exchange: Exchange, round: int, attempt: int, wanted: int, asked: set[int], so_far: Admitted
+) -> list[int]:
+    """Whom to ask for what is missing of `wanted` updates; empty when nobody is left."""
+    silent = {r.client for r in so_far.refusals if r.code in ("no_reply", "client_error")}
+    silent -= {update.client for update in so_far.updates}
+    fresh = sorted(set(exchange.by_client) - asked) or sorted(silent & asked)
+    count = min(len(fresh), wanted - len(so_far.updates))
+    if not count:
+        return []
+    draw = numpy_generator(method.seed, "resampling", round, attempt)
+    chosen = sorted(int(client) for client in draw.choice(fresh, size=count, replace=False))
+    usable = len(so_far.updates)
+    exchange.emit("resampled", {"round": round, "attempt": attempt, "usable": usable, "clients": chosen})
+    return chosen
+
+
+def _report(update: Update, metrics: Mapping[str, float]) -> ClientReport:
+    """What a client says of its training; without the gate a number may be missing."""
+    return ClientReport(
+        client=update.client,
+        examples=update.examples,
+        steps=int(metrics.get("steps", 0)),
+        loss=float(metrics.get("loss", float("nan"))),
+        drift_factors=float(metrics.get("drift-factors", 0.0)),
+        drift_product=float(metrics.get("drift-product", 0.0)),
+        optimizer_state=int(metrics.get("optimizer-state", 0)),
+    )

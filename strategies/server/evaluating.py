@@ -1,0 +1,78 @@
+"""How good the global model is, from the sums that clients count on their own test images."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from flwr.app import Message, MetricRecord
+
+from fedinit.runs.observer import Roster
+from fedinit.scores import SCORES, Score
+from strategies.server import requests
+from strategies.server.exchange import Exchange
+from strategies.server.gate import admit_counts
+from strategies.server.method import Method
+from strategies.server.replies import Asked, Refusal, match_replies
+from strategies.server.state import ServerState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """by_clients: whether the clients evaluate. every: so many rounds, or rounds: which; the last always is."""
+
+    by_clients: bool = False
+    every: int = 1
+    rounds: Collection[int] | None = None
+
+    def is_due(self, round: int, last: int) -> bool:
+        """Whether a round is evaluated, in a run that ends with round `last`."""
+        if round == last:
+            return True
+        return round % self.every == 0 if self.rounds is None else round in self.rounds
+
+
+def evaluate_clients(
+    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
+) -> tuple[ServerState, Score | None]:
+    """The merged sums of all clients that have test images; None where nobody's can be used. Clients that failed are in
+    the ledger."""
+    state, messages, asked = requests.for_evaluation(state, method, exchange, extra)
+    state, score = merge_replies(state, exchange, exchange.send(messages, exchange.reply_timeout), asked)
+    return replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down), score
+
+
+def merge_replies(
+    state: ServerState, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
+) -> tuple[ServerState, Score | None]:
+    """As `evaluate_clients`, from replies that are there; asked: by node id."""
+    counted, refusals = admit(state.roster, exchange, replies, asked)
+    for refusal in refusals:
+        exchange.emit("evaluation_failed", {"round": state.round, **vars(refusal)})
+    state = state.dropping(r.client for r in refusals)  # the message brought its base up to date, if it came
+    return state, score_of(list(counted.values()), state.roster) if counted else None
+
+
+def admit(
+    roster: Roster, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
+) -> tuple[dict[int, MetricRecord], list[Refusal]]:
+    """{client: the sums of its evaluation}, and refusals."""
+    domains, score = len(roster.domain_names), SCORES[roster.score]
+
+    def one(reply: Message, wanted: Asked) -> MetricRecord | Refusal:
+        return admit_counts(reply, wanted, domains, score, exchange.tests[wanted.client])
+
+    return match_replies(replies, asked, exchange.client_of, one)
+
+
+def score_of(counted: Sequence[MetricRecord], roster: Roster) -> Score:
+    """The sums of several evaluations, {"domains": indices, and the score's two lists}, added up by domain."""
+    kind = SCORES[roster.score]
+    part: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    rows = (row for m in counted for row in zip(m["domains"], *(m[key] for key in kind.wire), strict=True))  # type: ignore[arg-type]
+    for domain, *sums in sorted(rows):
+        name = roster.domain_names[domain]
+        part[name] = part.get(name, 0) + sums[0]
+        whole[name] = whole.get(name, 0) + sums[1]
+    return kind(part=part, whole=whole)

@@ -1,0 +1,88 @@
+"""What is done in every round of a run, as one value: the method, its client starts, and whom it asks for how much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedinit import slots, wire
+from fedinit.adapters.kinds import KINDS, Kind
+from fedinit.factors import leading
+from fedinit.seeding import numpy_generator
+from strategies.aggregator import Aggregate, Aggregator
+from strategies.methods.choosing import Choosing
+from strategies.reinit import Reinit, ReinitContext
+from strategies.server.gate import Gate
+from strategies.server_opt import ServerOptimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """aggregator, reinit: what the server makes of the updates, and what clients start from. context: what
+    re-initialisers may need. kind: of the adapters. seed: of the run. ranks: {partition id: rank} of all clients, the
+    largest being the global one, or empty where all have that; lower ones train the leading components. participation:
+    share of the clients in a round. gate: what lets updates in. quorum: the updates a round needs, a number (int) or a
+    share of the clients asked (float). resamples: how often others are asked for what is missing."""
+
+    aggregator: Aggregator
+    reinit: Reinit
+    context: ReinitContext
+    seed: int
+    kind: Kind = KINDS["lora"]
+    ranks: Mapping[int, int] = field(default_factory=dict)
+    server_optimizer: ServerOptimizer | None = None
+    participation: float = 1.0
+    gate: Gate = field(default_factory=Gate)
+    quorum: int | float = 1
+    resamples: int = 0
+
+    def trainable(self, round: int) -> frozenset[str]:
+        """The parts of Factors that clients train in a round."""
+        return self.kind.trained(self.aggregator.trainable(round))
+
+    def returned(self, model: Aggregate, round: int) -> frozenset[str]:
+        """The wire names of what comes back in a round: the method's factors, and the head."""
+        trainable = self.trainable(round) - self.aggregator.personal
+        return frozenset(wire.trained_names(model.layers, model.head, trainable))
+
+    def sample(self, round: int, clients: Sequence[int]) -> list[int]:
+        """The clients of a round, in order: a function of the seed and the round alone. clients: all, in order."""
+        count = max(1, round_half_up(self.participation * len(clients)))
+        draw = numpy_generator(self.seed, "sampling", round)
+        return sorted(int(client) for client in draw.choice(clients, size=count, replace=False))
+
+    def needed(self, asked: int) -> int:
+        """How many of so many clients must give a usable answer."""
+        return needed(self.quorum, asked)
+
+    def start_of(self, client: int, model: Aggregate) -> dict[str, Tensor]:
+        """The global factors at this client's ranks, and the head, by wire name. Of a layer of rank r′, which the start
+        may have dealt, a client of rank r_i of r has ⌈r′·r_i/r⌉."""
+        layers = model.layers
+        if client in self.ranks and not isinstance(self.aggregator, Choosing):
+            rank, whole = self.ranks[client], max(self.ranks.values())
+            layers = {name: leading(f, -(-f.rank * rank // whole)) for name, f in layers.items()}
+        return wire.to_tensors(layers, model.head)
+
+    def budgets(self, clients: Iterable[int], round: int, model: Aggregate) -> dict[int, int]:
+        """{client: slots} of those that train a part of the slots, of their own choice."""
+        if not isinstance(self.aggregator, Choosing):
+            return {}
+        (part,) = self.trainable(round) & set(slots.AXIS)
+        total = sum(slots.count(f, part) for f in model.layers.values())
+        whole = max(self.ranks.values(), default=1)
+        shares = {c: self.aggregator.portion(self.ranks.get(c, whole), whole) for c in clients}
+        return {c: max(1, round_half_up(share * total)) for c, share in shares.items() if share < 1}
+
+
+def needed(quorum: int | float, asked: int) -> int:
+    """How many of so many clients a quorum is: a number as it is, a share rounded up."""
+    return quorum if isinstance(quorum, int) else math.ceil(quorum * asked - 1e-9)
+
+
+def round_half_up(value: float) -> int:
+    """0.5 goes up: half of five clients is three. The small term absorbs the rounding of share × clients."""
+    return int(value + 0.5 + 1e-9)

@@ -1,0 +1,115 @@
+"""The start of a run, as its method trains it, and what later rounds ask of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.adapters.row_norms import magnitudes
+from fedinit.config.schema import Config
+from fedinit.factors import Factors, stack
+from fedinit.heads import create_head
+from fedinit.heads.head import HeadContext
+from fedinit.initializers import create_initializer
+from fedinit.initializers.initializer import InitContext
+from fedinit.models import Backbone, select_targets, shared_inputs
+from fedinit.runs.observer import ClientReport, Roster
+from fedinit.seeding import derive
+from fedinit.state.checkpoint import State
+from fedinit.state.start import StartState
+from strategies.aggregator import Aggregator
+from strategies.reinit import ReinitContext
+from strategies.server.exchange import Exchange
+from strategies.server.round_zero import make_start
+
+
+class Opening:
+    """Makes the start of a run, or takes it from a checkpoint. Raises InputError for options that do not fit."""
+
+    def __init__(self, config: Config, aggregator: Aggregator, backbone: Backbone) -> None:
+        """
+        config: of the run; its init, head and adapter are read.
+        aggregator: the method that will train the start.
+        backbone: whose frozen weights the start may be made of.
+        """
+        self.config, self.aggregator, self.backbone = config, aggregator, backbone
+        self.targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
+        self.initializer = create_initializer(config.init.name, config.init.options)
+        self.initializer.fit(self.targets, config.adapter.rank)
+        self.head = create_head(config.head.name, config.head.options)
+        context = InitContext(
+            targets=self.targets,
+            rank=config.adapter.rank,
+            scale=config.adapter.scale,
+            seed=config.seed,
+            weight=self.frozen,
+        )
+        if self.initializer.needs != "none":
+            context = dataclasses.replace(context, groups=shared_inputs(backbone, self.targets))
+        self.context = context
+        self._start: StartState | None = None
+
+    @property
+    def start(self) -> StartState:
+        """The start of round 1. Raises ValueError before there is one."""
+        if self._start is None:
+            raise ValueError("this run has no start yet")
+        return self._start
+
+    @property
+    def reinit_context(self) -> ReinitContext:
+        """What re-initialisers may need, once there is a start."""
+        ranks = {name: factors.rank for name, factors in self.start.layers.items()}
+        return ReinitContext(ranks, self.config.adapter.scale, self.draw, self.frozen)
+
+    def make(self, exchange: Exchange, roster: Roster) -> list[ClientReport]:
+        """Make the start, with the clients where it is made of their data; returns who measured for it."""
+        head = (
+            self.head,
+            HeadContext(classes=roster.class_names, features=self.backbone.features, seed=self.config.seed),
+        )
+        made, reports = make_start(exchange, self.config.quorum, head, (self.initializer, self.context))
+        self._start = self._completed(made)
+        return reports
+
+    def note(self, **notes: Any) -> None:
+        """Add to what round 0 has to say."""
+        self._start = dataclasses.replace(self.start, notes={**self.start.notes, **notes})
+
+    def frozen(self, name: str) -> Tensor:
+        """The frozen weight of a layer, (d, k), on the CPU."""
+        weight = self.backbone.module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach().cpu()
+
+    def draw(self, round: int) -> Mapping[str, Factors]:
+        """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
+        if not self.initializer.random:
+            return self.start.layers
+        seed = derive(self.config.seed, "fresh", round)
+        return self._adopted(self.initializer.plan(self.context.reseed(seed)).layers)
+
+    def snapshot(self) -> State:
+        return State(wire.to_tensors(self.start.layers, self.start.head), {"notes": self.start.notes})
+
+    def restore(self, state: State) -> None:
+        layers, head = wire.from_tensors(state.tensors)
+        self._start = StartState(layers=layers, head=head, notes=state.facts["notes"])  # its merge is in the base
+
+    def _adopted(self, layers: Mapping[str, Factors]) -> dict[str, Factors]:
+        """A start as the method trains it."""
+        return {name: self.aggregator.adopt(factors) for name, factors in layers.items()}
+
+    def _completed(self, made: StartState) -> StartState:
+        """What round 0 made, as the method trains it, with magnitudes where the adapters have them."""
+        layers = self._adopted(made.layers)
+        if self.config.adapter.kind == "dora":
+            for name, f in layers.items():
+                whole = f if name not in made.merge else stack([f, made.merge[name]], [1.0, 1.0])
+                norms = magnitudes(self.frozen(name), whole.A, whole.B, self.config.adapter.scale)
+                layers[name] = dataclasses.replace(f, m=norms.float())
+        return dataclasses.replace(made, layers=layers)

@@ -1,0 +1,77 @@
+"""What came of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.scores import SCORES, Score
+from fedinit.state.checkpoint import State
+from strategies.aggregator import Aggregate
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """aggregate: the final global factors and head. offset: the base offset by layer. score: of the last evaluation,
+    or None. trainable: how many numbers a client that trains every slot sends in a round, head included. start: what
+    round 0 has to say."""
+
+    aggregate: Aggregate
+    offset: Mapping[str, Tensor]
+    roster: Roster
+    score: Score | None
+    rounds: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    trainable: int
+    final_hash: str
+    start: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of summary.json."""
+        return {
+            "final_hash": self.final_hash,
+            "score": self.roster.score,
+            self.roster.score: None if self.score is None else self.score.mean,
+            f"{self.roster.score}_by_domain": {} if self.score is None else self.score.by_domain,
+            "rounds": self.rounds,
+            "clients": len(self.roster.examples),
+            "seconds": self.seconds,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "trainable_parameters": self.trainable,
+            "diagnostics": dict(self.aggregate.diagnostics),
+            "start": dict(self.start),
+        }
+
+
+class Tally(Observer):
+    """Remembers the last score and the seconds of all rounds, over restarts too."""
+
+    score: Score | None = None
+    seconds: float = 0.0
+
+    def round_zero_done(self, report: RoundReport) -> None:
+        self.seconds += report.seconds
+
+    def round_done(self, report: RoundReport) -> None:
+        self.seconds += report.seconds
+        self.score = report.score or self.score
+
+    def snapshot(self) -> State:
+        facts: dict[str, Any] = {"seconds": self.seconds, "score": None}
+        if self.score is not None:
+            facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
+        return State(facts=facts)
+
+    def restore(self, state: State) -> None:
+        self.seconds = state.facts["seconds"]
+        self.score = None
+        if state.facts["score"] is not None:
+            name, part, whole = state.facts["score"]
+            self.score = SCORES[name](part=part, whole=whole)

@@ -1,0 +1,136 @@
+"""The messages that go to clients: each one's start, less what it holds already, and what of the base it lacks.
+
+Every function takes the state and returns it as it is once the messages have gone, beside the messages: a list, not a
+generator, since Flower's HttpGrid reads it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.state import base_offset, digest
+from strategies.methods.choosing import Choosing
+from strategies.server.exchange import Exchange
+from strategies.server.gate import Expected
+from strategies.server.method import Method
+from strategies.server.replies import Asked
+from strategies.server.state import ServerState
+
+Settings = Mapping[str, object]
+NOTHING: Settings = MappingProxyType({})
+
+
+def for_training(
+    state: ServerState, method: Method, exchange: Exchange, clients: Sequence[int], extra: Settings = NOTHING
+) -> tuple[ServerState, list[Message], dict[int, Expected]]:
+    """A message a client: its start factors, less the frozen ones it holds, and the head; and {node id: what its update
+    must hold}. extra: settings for all of them."""
+    round = state.round + 1
+    trainable, returned = method.trainable(round), method.returned(state.model, round)
+    settings = {**_about(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
+    if state.step_scales:
+        names = wire.trained_names(state.model.layers, state.model.head, trainable)
+        settings["scales"] = [state.step_scales.get(name, 0.0) for name in names]
+    starts = {client: method.start_of(client, state.model) for client in clients}
+    budgets, single = method.budgets(clients, round, state.model), _marks(method, starts)
+    if isinstance(method.aggregator, Choosing):
+        for client, budget in budgets.items():
+            single[client] |= {"slots": budget, "choice": method.aggregator.choice, "probe": method.aggregator.probe}
+    state, messages = _messages(state, exchange, "train", starts, returned, settings, single)
+    expected = {
+        exchange.by_client[client]: Expected(
+            client,
+            round,
+            run=exchange.run_id,
+            message=message,
+            sent=starts[client],
+            trained=returned,
+            slots=budgets.get(client),
+        )
+        for client, message in zip(starts, messages, strict=True)
+    }
+    return state, messages, expected
+
+
+def for_evaluation(
+    state: ServerState, method: Method, exchange: Exchange, extra: Settings = NOTHING
+) -> tuple[ServerState, list[Message], dict[int, Asked]]:
+    """The global factors and head to every client that has test images."""
+    settings = {"round": state.round, "keep": [], "personal": sorted(method.aggregator.personal), **extra}
+    clients = sorted(client for client, images in exchange.tests.items() if images)
+    whole = wire.to_tensors(state.model.layers, state.model.head)
+    starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, whole)
+    single = dict.fromkeys(clients, {"start-digest": digest.of_tensors(whole)})
+    state, messages = _messages(state, exchange, "evaluate", starts, frozenset(whole), settings, single)
+    return state, messages, _asked(exchange, clients, messages, state.round)
+
+
+def for_statistics(
+    state: ServerState, method: Method, exchange: Exchange, trainable: frozenset[str], extra: Settings
+) -> tuple[ServerState, list[Message], dict[int, Asked]]:
+    """A question of round 0 to all clients, which are given the start and what of the base they lack, as in training.
+    trainable: the factors that are trained in some round; the others they keep."""
+    starts = {client: method.start_of(client, state.model) for client in exchange.clients}
+    passing = frozenset(wire.trained_names(state.model.layers, state.model.head, trainable))
+    settings = {**_about(state, method, 0, trainable), **extra}
+    marks = _marks(method, starts)
+    state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, marks)
+    for message in messages:
+        message.content[wire.ASKED] = wire.encode({})
+    return state, messages, _asked(exchange, exchange.clients, messages, 0)
+
+
+def _asked(exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int) -> dict[int, Asked]:
+    pairs = zip(clients, messages, strict=True)
+    return {exchange.by_client[c]: Asked(c, round, run=exchange.run_id, message=message) for c, message in pairs}
+
+
+def _about(state: ServerState, method: Method, round: int, trainable: frozenset[str]) -> dict[str, object]:
+    """What a message says of the factors in it."""
+    parts = {part for factors in state.model.layers.values() for part in factors.parts}
+    personal = method.aggregator.personal
+    return {
+        "round": round,
+        "trainable": sorted(trainable),
+        "keep": sorted(({"A", "B", "R", *parts} - trainable) | personal),
+        "personal": sorted(personal),
+    }
+
+
+def _marks(method: Method, starts: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, str | int]]:
+    """{client: its setting "start-digest"}; clients of one rank have one start."""
+    ranks = method.ranks
+    marks = {rank: digest.of_tensors(starts[c]) for rank, c in {ranks.get(c): c for c in starts}.items()}
+    return {c: {"start-digest": marks[ranks.get(c)]} for c in starts}
+
+
+def _messages(
+    state: ServerState,
+    exchange: Exchange,
+    kind: str,
+    starts: Mapping[int, Mapping[str, Tensor]],
+    passing: frozenset[str],
+    settings: Settings,
+    single: Mapping[int, Settings],
+) -> tuple[ServerState, list[Message]]:
+    """Each client's tensors but those it holds as they are, and what of the base it lacks. Clients keep what they are
+    sent, except for the names in `passing`. single: {client: settings of its own}."""
+    sent, lacking = state.lacking(starts, passing)
+    messages = []
+    for client, tensors in lacking.items():
+        mirror = state.mirror(client)
+        merges, how = state.base.catch_up(mirror.base_version)
+        about = {"backbone": exchange.backbone_digest, "base-key": state.base.key, "base-update": how}
+        # What a client remembers it goes on with from that round, not from one that was refused.
+        about["accepted"] = mirror.accepted
+        config = ConfigRecord({**settings, **about, **single.get(client, {})})  # type: ignore[dict-item]
+        content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: config})
+        if merges:
+            content[base_offset.RECORD] = wire.encode(merges)
+        messages.append(Message(content, exchange.by_client[client], kind))
+    return sent, messages

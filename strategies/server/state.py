@@ -1,0 +1,164 @@
+"""The server's state between two rounds, as one value: all that the next round is made from, besides what the clients
+keep themselves.
+
+A round takes a state and gives the next one (`run_round`); nothing changes a state in place, so the state of a round
+that failed is still there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.runs.observer import Roster
+from fedinit.state import base_offset, digest
+from fedinit.state.checkpoint import State
+from fedinit.state.start import StartState
+from strategies.aggregator import Aggregate
+from strategies.server.base_ledger import UNKNOWN, BaseLedger
+
+
+@dataclass(frozen=True)
+class ClientMirror:
+    """What the server counts on that one client holds, so that nothing is sent twice.
+
+    held: {tensor by wire name: digest} of what it was sent and keeps. base_version: of the base offset it holds.
+    accepted: the last round whose update of it was let in, from which it goes on with what it remembers; 0 for none.
+    """
+
+    held: Mapping[str, str] = field(default_factory=dict)
+    base_version: int = 0
+    accepted: int = 0
+
+    def reconciled(self, held: Mapping[str, str], base_key: str, base: BaseLedger) -> ClientMirror:
+        """Of what the client was sent before, count only on what it says it still holds."""
+        same = {name: mark for name, mark in self.held.items() if held.get(name) == mark}
+        version = self.base_version if base.is_key_of(self.base_version, base_key) else UNKNOWN
+        return replace(self, held=same, base_version=version)
+
+    def dropped(self) -> ClientMirror:
+        """Take nothing that the client was sent for granted any more."""
+        return replace(self, held={}, base_version=UNKNOWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """round: the last that was completed, 0 after the start. model: global factors and head. base: what was merged
+    into the frozen weights. moments: of the server optimiser, by name. step_scales: those of the clients' optimiser
+    that the server fixed, by wire name. mirrors: {partition id: what that client holds}. roster: who takes part.
+    bytes_up, bytes_down: of all messages of the run so far."""
+
+    round: int
+    model: Aggregate
+    base: BaseLedger
+    roster: Roster
+    mirrors: Mapping[int, ClientMirror]
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
+    step_scales: Mapping[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+    @staticmethod
+    def begun(start: StartState, roster: Roster, mirrors: Mapping[int, ClientMirror]) -> ServerState:
+        """What round 1 begins from."""
+        model = Aggregate(layers=start.layers, head=start.head)
+        return ServerState(round=0, model=model, base=BaseLedger().merged(start.merge), roster=roster, mirrors=mirrors)
+
+    def mirror(self, client: int) -> ClientMirror:
+        return self.mirrors.get(client, ClientMirror())
+
+    def mirroring(self, changed: Mapping[int, ClientMirror]) -> ServerState:
+        """With these mirrors in place of the clients' old ones."""
+        return replace(self, mirrors={**self.mirrors, **changed})
+
+    def dropping(self, clients: Iterable[int]) -> ServerState:
+        """With nothing taken for granted of these clients; ids that are no client's are passed over."""
+        known = {client for client in clients if client in self.roster.examples}
+        return self.mirroring({client: self.mirror(client).dropped() for client in known})
+
+    def accepting(self, clients: Iterable[int], round: int) -> ServerState:
+        """After these clients' updates of a round were let in."""
+        return self.mirroring({client: replace(self.mirror(client), accepted=round) for client in clients})
+
+    def lacking(
+        self, starts: Mapping[int, Mapping[str, Tensor]], passing: Collection[str]
+    ) -> tuple[ServerState, dict[int, dict[str, Tensor]]]:
+        """{client: the tensors of its start but those it holds as they are}; in the state the rest counts as held, but
+        for the names in `passing`, which clients send back and do not keep. starts: by wire name."""
+        marks: dict[tuple[str, torch.Size], str] = {}  # by shape: of one rank all have the same
+        lacking: dict[int, dict[str, Tensor]] = {}
+        mirrors = {}
+        for client, start in starts.items():
+            held, lacking[client] = dict(self.mirror(client).held), {}
+            for name, tensor in start.items():
+                if name in held or name not in passing:
+                    place = (name, tensor.shape)
+                    if place not in marks:
+                        marks[place] = digest.of_tensors({name: tensor})
+                    if held.get(name) == marks[place]:
+                        continue
+                    if name not in passing:
+                        held[name] = marks[place]
+                lacking[client][name] = tensor
+            mirrors[client] = replace(self.mirror(client), held=held, base_version=self.base.version)
+        return self.mirroring(mirrors), lacking
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a model is: factors, head, and the base offset under "offset/<layer>"."""
+        offset = {base_offset.NAME + name: value for name, value in self.base.offset.items()}
+        return wire.to_tensors(self.model.layers, self.model.head) | offset
+
+    def snapshot(self) -> State:
+        """As a checkpoint keeps it."""
+        tensors = {f"model/{n}": t for n, t in wire.to_tensors(self.model.layers, self.model.head).items()}
+        base = self.base.snapshot()
+        tensors |= {f"base/{name}": tensor for name, tensor in base.tensors.items()}
+        tensors |= {f"moments/{name}": tensor for name, tensor in self.moments.items()}
+        roster = self.roster
+        facts = {
+            "round": self.round,
+            "diagnostics": dict(self.model.diagnostics),
+            "base": base.facts,
+            "mirrors": {str(client): {**vars(m), "held": dict(m.held)} for client, m in self.mirrors.items()},
+            "scales": dict(self.step_scales),
+            "bytes": [self.bytes_up, self.bytes_down],
+            "roster": {
+                "examples": {str(client): n for client, n in roster.examples.items()},
+                "classes": list(roster.class_names),
+                "domains": list(roster.domain_names),
+                "score": roster.score,
+            },
+        }
+        return State(tensors, facts)
+
+    @staticmethod
+    def restored(state: State) -> ServerState:
+        """The inverse of `snapshot`."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "base": {}, "moments": {}}
+        for name, tensor in state.tensors.items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        facts: Mapping[str, Any] = state.facts
+        layers, head = wire.from_tensors(parts["model"])
+        roster = facts["roster"]
+        return ServerState(
+            round=facts["round"],
+            model=Aggregate(layers=layers, head=head, diagnostics=facts["diagnostics"]),
+            base=BaseLedger.restored(State(parts["base"], facts["base"])),
+            moments=parts["moments"],
+            step_scales=facts["scales"],
+            mirrors={int(client): ClientMirror(**known) for client, known in facts["mirrors"].items()},
+            roster=Roster(
+                examples={int(client): n for client, n in roster["examples"].items()},
+                class_names=roster["classes"],
+                domain_names=roster["domains"],
+                score=roster["score"],
+            ),
+            bytes_up=facts["bytes"][0],
+            bytes_down=facts["bytes"][1],
+        )
