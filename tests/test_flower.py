@@ -22,7 +22,7 @@ from strategies.aggregator import Aggregate
 from strategies.federated_lora import FederatedLora
 from strategies.federation import federate
 from strategies.reinit import Ground, create_reinit
-from tests.small import WORDS, small_config
+from tests.support.small import WORDS, small_config
 
 
 @pytest.fixture(scope="module")

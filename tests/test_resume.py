@@ -25,7 +25,7 @@ from fedinit.errors import InputError, RunFailed
 from fedinit.metrics import Observer
 from fedinit.run_folder import RunFolder
 from strategies.federation import federate
-from tests.small import small_config
+from tests.support.small import small_config
 
 
 class Crash(BaseException):

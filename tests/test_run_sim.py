@@ -21,7 +21,7 @@ from fedinit.export import load_adapter
 from fedinit.run_config import from_run_config, to_run_config
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
-from tests.small import WORDS
+from tests.support.small import WORDS
 
 
 def command(*words: str) -> int:

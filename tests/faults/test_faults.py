@@ -15,7 +15,7 @@ import run_sim
 from fedinit import digest, wire
 from strategies import create_aggregator
 from tests.faults import checkpoints, processes, updates, workers
-from tests.small import WORDS
+from tests.support.small import WORDS
 
 SEEDS = (0, 1, 2, 3)
 STATISTICS = "init=eva init.sketch=exact init.examples=32"

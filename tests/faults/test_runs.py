@@ -19,7 +19,7 @@ from fedinit.engines.local import LocalGrid
 from fedinit.metrics import Observer
 from strategies.federation import federate
 from tests.faults.processes import outcome
-from tests.small import WORDS, small_config
+from tests.support.small import WORDS, small_config
 
 
 class Watch(Observer):

@@ -33,7 +33,7 @@ from strategies.federation import federate
 from strategies.introduction import Introduction
 from strategies.replies import Asked, sift
 from strategies.round_zero import judge_of
-from tests.small import small_config
+from tests.support.small import small_config
 
 HUGE = st.floats(1e3, 1e30)
 STRANGE = st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e308])
