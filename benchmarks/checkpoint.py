@@ -25,8 +25,9 @@ from fedinit.config.compose import compose_config
 from fedinit.runs.observer import Observer, RoundReport
 from fedinit.state.checkpoint import Checkpoints
 from fedinit.transport.local import LocalGrid
-from strategies.server.federated_lora import FederatedLora
+from strategies.server import collecting
 from strategies.server.federation import federate
+from strategies.server.state import ServerState
 
 
 class Clock(Observer):
@@ -56,10 +57,9 @@ def measure(*words: str) -> dict[str, object]:
     site = Site(config)
     cohort = Cohort(site)
     grid = LocalGrid(cohort, len(site.partitions))
-    save, judge = Checkpoints.save, FederatedLora._judge
-    snapshot = FederatedLora.snapshot
-    Checkpoints.save = clock.timed("save", save)
-    FederatedLora._judge, FederatedLora.snapshot = clock.timed("gate", judge), clock.timed("state", snapshot)
+    save, admit, snapshot = Checkpoints.save, collecting.admit, ServerState.snapshot
+    Checkpoints.save, ServerState.snapshot = clock.timed("save", save), clock.timed("state", snapshot)
+    collecting.admit = clock.timed("gate", admit)
     try:
         with tempfile.TemporaryDirectory() as folder:
             parts = {"clients": grid, "bases": cohort.bases}
@@ -67,7 +67,7 @@ def measure(*words: str) -> dict[str, object]:
             federate(config, grid, site.backbone, observers=[clock], evaluate_fn=evaluate,
                      checkpoints=Path(folder), parts=parts)  # fmt: skip
     finally:
-        Checkpoints.save, FederatedLora._judge, FederatedLora.snapshot = save, judge, snapshot
+        Checkpoints.save, collecting.admit, ServerState.snapshot = save, admit, snapshot
     seconds = {name: statistics.median(values) for name, values in clock.calls.items()}
     round, kept = statistics.median(clock.rounds), seconds["save"] + seconds["state"]
     return {

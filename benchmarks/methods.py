@@ -125,9 +125,7 @@ def serve(method: Aggregator, updates: Sequence[Update], ground: ReinitContext) 
     """One round on the server."""
     previous = Aggregate(layers=_widest(updates).layers)
     start = create_reinit(method.reinits[0]).start(method.aggregate(updates, 1, previous), 1, ground)
-    ledger = BaseLedger()
-    ledger.merge(start.merge)
-    return start, ledger
+    return start, BaseLedger().merged(start.merge)
 
 
 def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: ReinitContext) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -15,14 +16,11 @@ from clients.cohort import Cohort, split_evenly
 from clients.site import Site
 from fedinit import wire
 from fedinit.errors import RunFailed
-from fedinit.factors import Factors
 from fedinit.state import digest
 from fedinit.transport.local import LocalGrid
-from strategies import create_aggregator
-from strategies.aggregator import Aggregate
-from strategies.reinit import ReinitContext, create_reinit
-from strategies.server.federated_lora import FederatedLora
+from strategies.server import collecting, requests
 from strategies.server.federation import federate
+from tests.support.serving import exchange_over, method_of, registered
 from tests.support.small import WORDS, small_config
 
 
@@ -121,43 +119,24 @@ def test_a_client_cannot_change_what_the_next_one_is_sent(site):
     assert seen == [None, None, None] and "mark" not in shared["config"]
 
 
-def unmet(**options) -> FederatedLora:
-    """FedIT with averaged starts, before it met anyone."""
-    return FederatedLora(
-        aggregator=create_aggregator("fedit"),
-        reinit=create_reinit("average"),
-        ground=ReinitContext(ranks={}, scale=1.0, draw=None, frozen=None),
-        seed=options.pop("seed", 0),
-        **options,
-    )
+def one_round(site: Site) -> tuple[Callable[[Sequence[Message]], collecting.Admitted], list[Message]]:
+    """What makes updates of replies to round 1, and the clients' replies."""
+    method, (exchange, state) = method_of(), registered(site)
+    clients = method.sample(1, exchange.clients)
+    _, messages, expected = requests.for_training(state, method, exchange, clients)
+    replies = exchange.send(messages, 60.0)
+    return lambda replies: collecting.admit(method.gate, exchange, replies, expected), replies
 
 
-def strategy_for(site: Site, **options) -> tuple[FederatedLora, LocalGrid]:
-    made = unmet(**options)
-    grid = LocalGrid(Cohort(site), len(site.partitions))
-    made.meet(grid, site.backbone.digest)
-    return made, grid
-
-
-def one_round(site: Site) -> tuple[FederatedLora, list[Message]]:
-    """The strategy after it sent round 1, and the clients' replies."""
-    strategy, grid = strategy_for(site)
-    layers = {n: Factors(torch.ones(4, k), torch.zeros(d, 4)) for n, (d, k) in site.targets.items()}
-    strategy.state = Aggregate(layers=layers, head={"weight": torch.zeros(10, 24), "bias": torch.zeros(10)})
-    arrays = wire.encode(wire.to_tensors(strategy.state.layers, strategy.state.head))
-    return strategy, grid.send_and_receive(strategy.configure_train(1, arrays, ConfigRecord(), grid))
-
-
-def test_sampling_is_a_function_of_seed_and_round(site):
+def test_sampling_is_a_function_of_seed_and_round():
     """Partial participation draws partition ids, so random node ids do not matter."""
-    first, _ = strategy_for(site, participation=0.67)
-    second, _ = strategy_for(site, participation=0.67)
-    drawn = [first.sample(r) for r in range(1, 30)]
-    assert drawn == [second.sample(r) for r in range(1, 30)]
+    first, second = (method_of(participation=0.67) for _ in range(2))
+    drawn = [first.sample(r, range(3)) for r in range(1, 30)]
+    assert drawn == [second.sample(r, range(3)) for r in range(1, 30)]
     assert all(len(d) == 2 and d == sorted(d) for d in drawn)
     assert {c for d in drawn for c in d} == {0, 1, 2}
-    other, _ = strategy_for(site, participation=0.67, seed=1)
-    assert drawn != [other.sample(r) for r in range(1, 30)]
+    other = method_of(participation=0.67, seed=1)
+    assert drawn != [other.sample(r, range(3)) for r in range(1, 30)]
 
 
 HEAD = {"t", "s"}  # the last letters of head/weight and head/bias
@@ -222,24 +201,24 @@ def gauge(tensors: dict, c: float, back: float | None = None) -> None:
 )
 def test_the_gate_names_why_it_refuses(site, spoil, code):
     """Each of these is averaged, or ends the run, in stock Flower. The same reply unspoiled is let in."""
-    strategy, replies = one_round(site)
-    updates, refusals = strategy._judge(replies)
-    assert len(updates) == 3 and not refusals
+    judge, replies = one_round(site)
+    admitted = judge(replies)
+    assert len(admitted.updates) == 3 and not admitted.refusals
 
     tensors, metrics = wire.decode(replies[0].content["state"]), dict(replies[0].content["metrics"])
     spoil(tensors, metrics)
     replies[0].content = RecordDict({"state": wire.encode(tensors), "metrics": MetricRecord(metrics)})
-    updates, refusals = strategy._judge(replies)
-    assert [u.client for u, _ in updates] == [1, 2]
-    assert [(r.client, r.code) for r in refusals] == [(0, code)]
+    admitted = judge(replies)
+    assert [u.client for u in admitted.updates] == [1, 2]
+    assert [(r.client, r.code) for r in admitted.refusals] == [(0, code)]
 
 
 def test_a_reply_is_counted_once(site):
-    strategy, replies = one_round(site)
-    updates, refusals = strategy._judge([*replies, replies[1]])
-    assert len(updates) == 3 and [(r.client, r.code) for r in refusals] == [(1, "duplicate")]
-    updates, refusals = strategy._judge(replies[:2])
-    assert len(updates) == 2 and [(r.client, r.code) for r in refusals] == [(2, "no_reply")]
+    judge, replies = one_round(site)
+    admitted = judge([*replies, replies[1]])
+    assert len(admitted.updates) == 3 and [(r.client, r.code) for r in admitted.refusals] == [(1, "duplicate")]
+    admitted = judge(replies[:2])
+    assert len(admitted.updates) == 2 and [(r.client, r.code) for r in admitted.refusals] == [(2, "no_reply")]
 
 
 def test_divergence_ends_with_a_reason(site):
@@ -251,7 +230,7 @@ def test_another_backbone_is_refused_on_both_sides(site):
     """By the client, and by the server where a client says nothing of it."""
     other = digest.of_tensors({})
     with pytest.raises(RunFailed, match="could not start: .*the run is for the backbone .* this client holds"):
-        unmet().meet(LocalGrid(Cohort(site), 3), other)
+        exchange_over(LocalGrid(Cohort(site), 3)).register_clients(other, -1)
 
     def careless(deliveries):
         for message, _ in deliveries:
@@ -259,13 +238,13 @@ def test_another_backbone_is_refused_on_both_sides(site):
         return Cohort(site)(deliveries)
 
     with pytest.raises(RunFailed, match="another backbone"):
-        unmet().meet(LocalGrid(careless, 3), other)
+        exchange_over(LocalGrid(careless, 3)).register_clients(other, -1)
 
 
 def test_more_nodes_than_partitions_is_refused(site):
-    strategy = unmet()
+    exchange = exchange_over(LocalGrid(Cohort(site), 4))
     with pytest.raises(RunFailed, match="this run has 3 partitions, 0 to 2"):
-        strategy.meet(LocalGrid(Cohort(site), 4), site.backbone.digest)
+        exchange.register_clients(site.backbone.digest, -1)
 
 
 def test_clients_that_disagree_end_the_meeting_at_once(site):
@@ -279,11 +258,10 @@ def test_clients_that_disagree_end_the_meeting_at_once(site):
                 reply.content["config"]["num-partitions"] = 1000
         return replies
 
-    strategy = unmet()
-    strategy.nodes.timeout = 60.0
+    exchange = exchange_over(LocalGrid(handler, 3), timeout=60.0)
     began = time.monotonic()
     with pytest.raises(RunFailed, match="client 1 has other partitions than client 0: 1000"):
-        strategy.meet(LocalGrid(handler, 3), site.backbone.digest)
+        exchange.register_clients(site.backbone.digest, -1)
     assert time.monotonic() - began < 30
 
 

@@ -67,7 +67,7 @@ def for_evaluation(
     starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, whole)
     single = dict.fromkeys(clients, {"start-digest": digest.of_tensors(whole)})
     state, messages = _messages(state, exchange, "evaluate", starts, frozenset(whole), settings, single)
-    return state, messages, _asked(exchange, clients, messages, state.round)
+    return state, messages, asked(exchange, clients, messages, state.round)
 
 
 def for_statistics(
@@ -82,10 +82,10 @@ def for_statistics(
     state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, marks)
     for message in messages:
         message.content[wire.ASKED] = wire.encode({})
-    return state, messages, _asked(exchange, exchange.clients, messages, 0)
+    return state, messages, asked(exchange, exchange.clients, messages, 0)
 
 
-def _asked(exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int) -> dict[int, Asked]:
+def asked(exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int) -> dict[int, Asked]:
     pairs = zip(clients, messages, strict=True)
     return {exchange.by_client[c]: Asked(c, round, run=exchange.run_id, message=message) for c, message in pairs}
 

@@ -61,11 +61,10 @@ class Survey:
                 wire.ASKED: wire.encode(request.tensors),
             }
         )
-        messages = {
-            c: Message(wire.clone(content), exchange.by_client[c], "query.statistics") for c in exchange.clients
-        }
-        asked = {exchange.by_client[c]: Asked(c, 0, run=exchange.run_id, message=m) for c, m in messages.items()}
-        found, refusals = _answers(exchange, list(messages.values()), asked, request, self.need)
+        nodes = [exchange.by_client[client] for client in exchange.clients]
+        messages = [Message(wire.clone(content), node, "query.statistics") for node in nodes]
+        asked = requests.asked(exchange, exchange.clients, messages, 0)
+        found, refusals = _answers(exchange, messages, asked, request, self.need)
         for refusal in refusals:
             if refusal.client in exchange.by_client.keys() - found.keys():  # not for a second or a forged answer
                 self.lost[refusal.client] = refusal.code

@@ -33,8 +33,7 @@ def orders(count: int) -> set[str]:
     for _ in range(count):
         replies = [*round.copies("train"), *round.copies("train")[:2]]  # two of them twice
         draw.shuffle(replies)
-        accepted, _ = round.strategy._judge(replies)
-        made = create_aggregator("lora_fair").aggregate([u for u, _ in accepted], 1, round.strategy.state)
+        made = create_aggregator("lora_fair").aggregate(round.admitted(replies), 1, round.strategy.state.model)
         found.add(digest.of_tensors(wire.to_tensors(made.layers, made.head)))
     return found
 

@@ -28,11 +28,11 @@ from fedinit.state import digest
 from fedinit.statistics import Request
 from fedinit.transport.local import LocalGrid
 from strategies.aggregator import Update
-from strategies.server import federation
+from strategies.server import collecting, evaluating, federation, requests
 from strategies.server.federated_lora import FederatedLora
 from strategies.server.federation import federate
 from strategies.server.introduction import Introduction
-from strategies.server.replies import Asked, sift
+from strategies.server.replies import Asked, match_replies
 from strategies.server.round_zero import judge_of
 from tests.support.small import small_config
 
@@ -200,6 +200,7 @@ class Played:
 
     def __init__(self, *words: str) -> None:
         made, played = [], self
+        played.expected: dict[str, dict[int, Asked]] = {}
         played.sent: dict[str, list[Message]] = {}
         played.replies: dict[str, list[Message]] = {}
 
@@ -216,23 +217,41 @@ class Played:
                     played.sent[kind], played.replies[kind] = messages, [_copy(reply) for reply in replies]
                 return replies
 
+        def noting(kind: str, make: Callable) -> Callable:
+            def asking(*args):
+                state, messages, played.expected[kind] = make(*args)
+                return state, messages, played.expected[kind]
+
+            return asking
+
         config = small_config("client.max_steps=1", "evaluation=clients", *words)
         site = Site(config)
-        with mock.patch.object(federation, "FederatedLora", Spied):
+        with (
+            mock.patch.object(federation, "FederatedLora", Spied),
+            mock.patch.object(requests, "for_training", noting("train", requests.for_training)),
+            mock.patch.object(requests, "for_evaluation", noting("evaluate", requests.for_evaluation)),
+        ):
             federate(config, Recording(Cohort(site), len(site.partitions)), site.backbone)
         (self.strategy,) = made
 
     def accepted(self, kind: str, replies: Sequence[Message]) -> dict[int, str]:
         """{client: hash of what counts} of those let in."""
         if kind == "train":
-            return {update.client: _mark(update) for update, _ in self.strategy._judge(replies)[0]}
+            return {update.client: _mark(update) for update in self.admitted(replies)}
         if kind == "evaluate":
-            return {client: repr(dict(counts)) for client, counts in self.strategy._judge_counts(replies)[0].items()}
+            asked = self.expected[kind]
+            counts, _ = evaluating.admit(self.strategy.state.roster, self.strategy.exchange, replies, asked)
+            return {client: repr(dict(found)) for client, found in counts.items()}
         sent = self.sent[kind]
         request = Request.from_json(str(sent[0].content[wire.CONFIG]["request"]), {}, {})
         asked = {m.metadata.dst_node_id: Asked(i, 0, run=1, message=m) for i, m in enumerate(sent)}
-        found, _ = sift(replies, asked, self.strategy.nodes.client_of, judge_of(request))
+        found, _ = match_replies(replies, asked, self.strategy.exchange.client_of, judge_of(request))
         return {client: digest.of_tensors(one.sums) for client, one in found.items()}
+
+    def admitted(self, replies: Sequence[Message]) -> Sequence[Update]:
+        """The updates of the last round that are made of these replies."""
+        strategy = self.strategy
+        return collecting.admit(strategy.method.gate, strategy.exchange, replies, self.expected["train"]).updates
 
     def copies(self, kind: str) -> list[Message]:
         return [_copy(reply) for reply in self.replies[kind]]

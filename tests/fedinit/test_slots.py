@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import MetricRecord, RecordDict
 from torch import nn
 
 from clients import batches
@@ -26,10 +26,10 @@ from fedinit.models import select_targets
 from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
-from strategies.reinit import ReinitContext, create_reinit
+from strategies.server import collecting, requests
 from strategies.server.compatibility import check_method
-from strategies.server.federated_lora import FederatedLora
 from strategies.server.federation import federate
+from tests.support.serving import method_of, registered
 from tests.support.small import small_config
 from tests.support.watching import SentTensors, numbers
 
@@ -339,18 +339,9 @@ def site() -> Site:
 )
 def test_the_gate_names_what_is_wrong_with_slots(site, spoil, detail):
     """The same reply unspoiled is let in (the control), completed by the start."""
-    strategy = FederatedLora(
-        aggregator=create_aggregator("lora_a2"),
-        reinit=create_reinit("average"),
-        ground=ReinitContext(ranks={}, scale=1.0, draw=None, frozen=None),
-        seed=0,
-    )
-    grid = LocalGrid(Cohort(site), 3)
-    strategy.meet(grid, site.backbone.digest)
-    layers = {n: Factors(torch.ones(4, k), torch.zeros(d, 4)) for n, (d, k) in site.targets.items()}
-    strategy.state = Aggregate(layers=layers, head={"weight": torch.zeros(10, 24), "bias": torch.zeros(10)})
-    messages = strategy.configure_train(1, wire.encode(strategy.final_tensors()), ConfigRecord(), grid)
-    replies = grid.send_and_receive(messages)
+    method, (exchange, state) = method_of("lora_a2"), registered(site)
+    _, messages, expected = requests.for_training(state, method, exchange, exchange.clients)
+    replies = exchange.send(messages, 60.0)
     tensors = wire.decode(replies[0].content["state"])
     places = torch.tensor([0, 2], dtype=torch.int32)
     for name in list(tensors):
@@ -361,11 +352,12 @@ def test_the_gate_names_what_is_wrong_with_slots(site, spoil, detail):
     def judged(found: dict) -> tuple:
         metrics = MetricRecord(dict(replies[0].content["metrics"]))
         replies[0].content = RecordDict({"state": wire.encode(found), "metrics": metrics})
-        return strategy._judge(replies)
+        admitted = collecting.admit(method.gate, exchange, replies, expected)
+        return admitted.updates, admitted.refusals
 
     updates, refusals = judged(tensors)
     assert len(updates) == 3 and not refusals
-    assert updates[0][0].layers[LAYER].B.sum(0).tolist() == [24, 0, 24, 0]
+    assert updates[0].layers[LAYER].B.sum(0).tolist() == [24, 0, 24, 0]
     spoil(tensors)
     updates, refusals = judged(tensors)
     assert [(r.client, r.code) for r in refusals] == [(0, "slots")] and detail in refusals[0].detail

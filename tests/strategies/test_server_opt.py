@@ -36,10 +36,10 @@ def state(seed: int) -> Aggregate:
 def test_momentum_against_its_recursion():
     """v ← βv + Δ, next = start + lr·v, in float64, for both factors and the head."""
     optimizer = create_server_optimizer("momentum", {"lr": 0.5, "beta": 0.8})
-    start, velocity = state(0), {}
+    start, velocity, moments = state(0), {}, {}
     for round in range(1, 5):
         reached = state(round)
-        moved = optimizer.step(start, reached)
+        moved, moments = optimizer.step(start, reached, moments)
         for name, old, new, got in (
             ("A", start.layers["l"].A, reached.layers["l"].A, moved.layers["l"].A),
             ("B", start.layers["l"].B, reached.layers["l"].B, moved.layers["l"].B),
@@ -52,10 +52,10 @@ def test_momentum_against_its_recursion():
 
 def test_adam_against_its_recursion():
     optimizer = create_server_optimizer("adam", {"lr": 0.1, "beta1": 0.6, "beta2": 0.7, "tau": 0.01})
-    start, m, v = state(0), 0, 0
+    start, m, v, moments = state(0), 0, 0, {}
     for round in range(1, 5):
         reached = state(round)
-        moved = optimizer.step(start, reached)
+        moved, moments = optimizer.step(start, reached, moments)
         delta = (reached.layers["l"].B - start.layers["l"].B).double()
         m, v = 0.6 * m + 0.4 * delta, 0.7 * v + 0.3 * delta**2
         expected = start.layers["l"].B.double() + 0.1 * m / (v**0.5 + 0.01)
@@ -80,7 +80,7 @@ def test_a_state_of_another_shape_is_refused():
     """A rank of one would broadcast."""
     layer = Factors(torch.ones(1, 5), torch.ones(4, 1))
     with pytest.raises(ValueError, match=r"l/A went from shape \(2, 5\) to \(1, 5\)"):
-        create_server_optimizer("momentum").step(state(0), Aggregate(layers={"l": layer}))
+        create_server_optimizer("momentum").step(state(0), Aggregate(layers={"l": layer}), {})
 
 
 @pytest.mark.parametrize("name", MOVING)

@@ -32,8 +32,8 @@ from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Update
 from strategies.dora import effective_bias
 from strategies.reinit import ReinitContext
+from strategies.server import round as rounds
 from strategies.server.compatibility import check_method
-from strategies.server.federated_lora import FederatedLora
 from strategies.server.federation import federate
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
 from tests.support.small import WORDS, small_config
@@ -293,17 +293,16 @@ def test_re_initialising_leaves_the_effective_weights(reinit: str, monkeypatch) 
             seen.append(own)
         return answers
 
-    made, settle = [], FederatedLora._settle
+    made, restart = [], rounds._restart
 
-    def watch(self, aggregate, round):
+    def watch(aggregate, method, round, over):
         own = {}
         for name, f in aggregate.layers.items():
-            weight = self.ground.over(self.holdings.base.offset).weight(name)
-            own[name] = effective(weight, f.to(torch.float64), self.ground.scale)
+            own[name] = effective(over.weight(name), f.to(torch.float64), over.scale)
         made.append(own)
-        settle(self, aggregate, round)
+        return restart(aggregate, method, round, over)
 
-    monkeypatch.setattr(FederatedLora, "_settle", watch)
+    monkeypatch.setattr(rounds, "_restart", watch)
     federate(config, LocalGrid(handler, 3), site.backbone)
     for name, expected in made[0].items():
         torch.testing.assert_close(seen[1][name], expected, rtol=1e-4, atol=1e-5)

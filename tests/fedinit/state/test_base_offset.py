@@ -17,7 +17,7 @@ from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.reinit import Gauge, ReinitContext, create_reinit
-from strategies.server.base_ledger import BaseLedger
+from strategies.server.base_ledger import UNKNOWN, BaseLedger
 from strategies.server.compatibility import check_method
 from strategies.server.federation import client_ranks, federate
 from tests.support.oracles import as_trained
@@ -132,17 +132,16 @@ def test_the_ledger_sends_what_is_missing_as_factors_or_whole():
     draw = torch.Generator().manual_seed(4)
     ledger = BaseLedger()
     assert ledger.catch_up(0) == ({}, "none")
-    merges = [factors(draw, rank=1) for _ in range(2)]
-    for merge in merges:
-        ledger.merge(merge)
+    for merge in [factors(draw, rank=1) for _ in range(2)]:
+        ledger = ledger.merged(merge)
     tensors, how = ledger.catch_up(0)
     assert how == "merges" and len(tensors) == 8  # two merges, two layers, A and B
-    assert ledger.catch_up(0) == ({}, "none")
-    ledger.merge(factors(draw, rank=7))  # 7·(7 + 12) numbers: more than the 7·12 of the offset itself
-    tensors, how = ledger.catch_up(0)
-    assert how == "dense" and torch.equal(tensors["one"], ledger.offset["one"])
-    ledger.forget(0)
-    assert ledger.catch_up(0)[1] == "dense"
+    assert ledger.catch_up(ledger.version) == ({}, "none")
+    wide = ledger.merged(factors(draw, rank=7))  # 7·(7 + 12) numbers: more than the 7·12 of the offset itself
+    tensors, how = wide.catch_up(ledger.version)
+    assert how == "dense" and torch.equal(tensors["one"], wide.offset["one"])
+    assert wide.catch_up(UNKNOWN)[1] == "dense"
+    assert ledger.version == 2 and ledger.key != wide.key  # a ledger is a value
 
 
 def test_a_refused_client_comes_back_where_nothing_was_merged(site):
