@@ -11,7 +11,7 @@ rising, under "<layer>/slots". A layer without a chosen slot is left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -22,6 +22,12 @@ AXIS = {"A": 0, "B": 1, "R": 0}  # of a factor, along which its slots lie
 PLACES = "slots"
 
 Chosen = Mapping[str, Tensor]  # {layer: places, rising, int64}
+
+
+def part_of(trainable: Collection[str]) -> str:
+    """The one factor, of those that are trained, of which a client may choose slots."""
+    (part,) = set(AXIS).intersection(trainable)
+    return part
 
 
 def count(product: Factors, part: str) -> int:

@@ -7,9 +7,10 @@ Tensors travel in one ArrayRecord under the names "<layer>/A", "<layer>/B", "hea
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
@@ -24,6 +25,48 @@ ASKED = "asked"  # the ArrayRecord of what a statistic needs besides the head: {
 METRICS = "metrics"  # the MetricRecord that comes back
 HEAD = "head/"
 MERGE = "merge/"
+
+Found = TypeVar("Found")
+
+
+class RecordMissing(LookupError):
+    """A message that lacks a record, or has one of another kind under its name."""
+
+
+def config(message: Message) -> ConfigRecord:
+    """The settings that came with a message. Raises RecordMissing."""
+    return _record(message, CONFIG, ConfigRecord)
+
+
+def arrays(message: Message, name: str = STATE) -> ArrayRecord:
+    """The arrays of this name that came with a message. Raises RecordMissing."""
+    return _record(message, name, ArrayRecord)
+
+
+def metrics(message: Message) -> MetricRecord:
+    """The numbers that came with a reply. Raises RecordMissing."""
+    return _record(message, METRICS, MetricRecord)
+
+
+def _record(message: Message, name: str, kind: type[Found]) -> Found:
+    record = message.content.get(name)
+    if not isinstance(record, kind):
+        there = "none" if record is None else type(record).__name__
+        raise RecordMissing(f"the message has no {kind.__name__} {name!r} (there is {there})")
+    return record
+
+
+def value(record: ConfigRecord | MetricRecord, key: str, kind: type[Found]) -> Found:
+    """A record's value, of this type. Raises KeyError for a key that is missing, TypeError for another type."""
+    found = record[key]
+    if not isinstance(found, kind):
+        raise TypeError(f"{key} is {found!r}, expected {kind.__name__}")
+    return found
+
+
+def words(record: ConfigRecord, key: str) -> list[str]:
+    """A record's list of strings. Raises KeyError and TypeError as `value` does."""
+    return [str(word) for word in value(record, key, list)]
 
 
 def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -83,7 +126,8 @@ def clone(content: RecordDict) -> RecordDict:
     """
     copy = RecordDict()
     for key, record in content.items():
-        copy[key] = type(record)({k: list(v) if isinstance(v, list) else v for k, v in record.items()})
+        values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
+        copy[key] = type(record)(values)
     return copy
 
 
@@ -109,7 +153,9 @@ def from_state(state: State) -> RecordDict:
         if kind == "arrays":
             content[key] = encode({name: state.tensors[f"{key}/{name}"] for name in values})
         else:
-            plain = {k: bytes.fromhex(v["hex"]) if isinstance(v, dict) else v for k, v in values.items()}
+            plain: dict[str, Any] = {
+                k: bytes.fromhex(v["hex"]) if isinstance(v, dict) else v for k, v in values.items()
+            }
             content[key] = ConfigRecord(plain) if kind == "config" else MetricRecord(plain)
     return content
 
