@@ -125,7 +125,7 @@ def one_round(site: Site) -> tuple[Callable[[Sequence[Message]], collecting.Admi
     clients = method.sample(1, exchange.clients)
     _, messages, expected = requests.for_training(state, method, exchange, clients)
     replies = exchange.send(messages, 60.0)
-    return lambda replies: collecting.admit(method.gate, exchange, replies, expected), replies
+    return lambda replies: collecting.admit(method, exchange, replies, expected), replies
 
 
 def test_sampling_is_a_function_of_seed_and_round():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flwr.app import Message
 
@@ -15,7 +16,7 @@ from fedinit.seeding import numpy_generator
 from strategies.aggregator import Update
 from strategies.server import requests
 from strategies.server.exchange import Exchange
-from strategies.server.gate import Expected, Gate
+from strategies.server.gate import Expected
 from strategies.server.introduction import Introduction
 from strategies.server.method import Method
 from strategies.server.replies import Refusal, match_replies
@@ -70,7 +71,7 @@ def collect(
             state = _discovered(state, method, exchange, found)
         state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
         replies = exchange.send(messages, end - time.monotonic())
-        more = admit(method.gate, exchange, replies, expected)
+        more = admit(method, exchange, replies, expected)
         state = drop(state, exchange, round, more.refusals)
         admitted += more
         if len(admitted.updates) >= need:
@@ -83,12 +84,12 @@ def collect(
     raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
 
 
-def admit(gate: Gate, exchange: Exchange, replies: Iterable[Message], expected: Mapping[int, Expected]) -> Admitted:
+def admit(method: Method, exchange: Exchange, replies: Iterable[Message], expected: Mapping[int, Expected]) -> Admitted:
     """The replies that become updates; a client that did not answer is among the refusals. expected: by node id."""
 
     def one(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
-        judged = gate.admit(reply, wanted)
-        return judged if isinstance(judged, Refusal) else (judged, _report(judged, reply.content[wire.METRICS]))
+        judged = method.gate.admit(reply, wanted, method.transforms)
+        return judged if isinstance(judged, Refusal) else (judged, _report(judged, wire.metrics(reply)))
 
     made, refusals = match_replies(replies, expected, exchange.client_of, one)
     return Admitted([update for update, _ in made.values()], [report for _, report in made.values()], refusals)
@@ -149,7 +150,7 @@ def _others(
     return chosen
 
 
-def _report(update: Update, metrics: Mapping[str, float]) -> ClientReport:
+def _report(update: Update, metrics: Mapping[str, Any]) -> ClientReport:
     """What a client says of its training; without the gate a number may be missing."""
     return ClientReport(
         client=update.client,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from flwr.app import Message, MetricRecord
 
@@ -70,9 +71,12 @@ def score_of(counted: Sequence[MetricRecord], roster: Roster) -> Score:
     kind = SCORES[roster.score]
     part: dict[str, float] = {}
     whole: dict[str, float] = {}
-    rows = (row for m in counted for row in zip(m["domains"], *(m[key] for key in kind.wire), strict=True))  # type: ignore[arg-type]
-    for domain, *sums in sorted(rows):
-        name = roster.domain_names[domain]
-        part[name] = part.get(name, 0) + sums[0]
-        whole[name] = whole.get(name, 0) + sums[1]
+    rows: list[tuple[Any, ...]] = []
+    for record in counted:
+        lists: dict[str, Any] = dict(record)
+        rows += zip(lists["domains"], *(lists[key] for key in kind.wire), strict=True)
+    for domain, low, high in sorted(rows):
+        name = roster.domain_names[int(domain)]
+        part[name] = part.get(name, 0) + low
+        whole[name] = whole.get(name, 0) + high
     return kind(part=part, whole=whole)

@@ -178,7 +178,7 @@ class Exchange:
 def _introduced(reply: Message) -> Introduction | str:
     """What a node says of itself, or why it cannot be used."""
     if reply.has_error():
-        return reply.error.reason
+        return reply.error.reason or ""
     try:
         return Introduction.read(reply)
     except ValueError as error:

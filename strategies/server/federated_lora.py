@@ -99,7 +99,7 @@ class FederatedLora(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
         """Gate, aggregate, and the new global factors and head."""
-        admitted = collecting.admit(self.method.gate, self.exchange, replies, self.expected)
+        admitted = collecting.admit(self.method, self.exchange, replies, self.expected)
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
         self.state = advance(state, self.method, admitted)
         return wire.encode(self.state.tensors()), MetricRecord(dict(self.state.model.diagnostics))

@@ -6,17 +6,19 @@ else. Stock Flower averages NaN, infinities, broadcastable shapes and negative w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from flwr.app import Message, MetricRecord
 from torch import Tensor
 
-from fedinit import slots, wire
+from fedinit import wire
 from fedinit.factors import norm
 from fedinit.scores import MAX_EXAMPLES, Score
-from fedinit.statistics import Statistic, Statistics, unpack, wire_format
+from fedinit.statistics import Statistic, Statistics, wire_format
+from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
 from strategies.aggregator import Update
 from strategies.server.replies import Asked, Refusal
 
@@ -61,25 +63,27 @@ class Gate:
     max_factor_ratio: float = 10.0
     max_product_ratio: float = 10.0
 
-    def admit(self, reply: Message, expected: Expected) -> Update | Refusal:
-        """The reply as an Update, completed by what the client did not train, or the reason it is refused."""
+    def admit(
+        self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
+    ) -> Update | Refusal:
+        """The reply as an Update, completed by what the client did not train, or the reason it is refused. transforms:
+        the inverses come first of what was done to it on its way out."""
 
         def refuse(code: str, detail: str) -> Refusal:
             return Refusal(expected.client, code, detail)
 
         if reply.has_error():
-            return refuse("client_error", reply.error.reason)
+            return refuse("client_error", reply.error.reason or "")
         try:
-            found = wire.decode(reply.content[wire.STATE])
-            metrics = dict(reply.content[wire.METRICS])
+            found: Mapping[str, Tensor] = wire.decode(wire.arrays(reply))
+            metrics: dict[str, Any] = dict(wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
-        if expected.slots is not None:
-            (part,) = {name[-1] for name in expected.trained if not name.startswith(wire.HEAD)}
-            found, fault = slots.unpack(found, expected.sent, part, expected.slots)
-            if fault:
-                return refuse("slots", fault)
+        try:
+            found = receive(transforms, expected, found)
+        except Malformed as error:
+            return refuse(error.code, error.detail)
         if self.enabled:
             wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
             fault = (
@@ -116,17 +120,19 @@ def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statisti
     """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
     client = asked.client
     if reply.has_error():
-        few = ": TooFew: " in reply.error.reason  # as a client says it: who, at what, which error
-        return Refusal(client, "too_few_examples" if few else "client_error", reply.error.reason)
+        reason = reply.error.reason or ""
+        few = ": TooFew: " in reason  # as a client says it: who, at what, which error
+        return Refusal(client, "too_few_examples" if few else "client_error", reason)
     try:
-        found = wire.decode(reply.content[wire.STATE])
-        examples, round = reply.content[wire.METRICS]["num-examples"], reply.content[wire.METRICS]["round"]
+        found = wire.decode(wire.arrays(reply))
+        metrics: dict[str, Any] = dict(wire.metrics(reply))
+        examples, round = metrics["num-examples"], metrics["round"]
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
     fault = _fault(found, wire_format(wanted)) or _fault_of_counts(examples, round, asked.round)
     if fault is not None:
         return Refusal(client, *fault)
-    sums = unpack(wanted, found)
+    sums = HalfPrecision(wanted).received(None, found)
     for name, value in sums.items():
         if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
             return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
@@ -140,10 +146,12 @@ def admit_counts(
     test examples that this client said it has."""
     client = asked.client
     if reply.has_error():
-        return Refusal(client, "client_error", reply.error.reason)
+        return Refusal(client, "client_error", reply.error.reason or "")
     try:
-        counts, round = reply.content[wire.METRICS], reply.content[wire.METRICS]["round"]
-        rows = list(zip(counts["domains"], *(counts[key] for key in score.wire), strict=True))
+        record = wire.metrics(reply)
+        counts: dict[str, Any] = dict(record)
+        round, (parts, wholes) = counts["round"], (counts[key] for key in score.wire)
+        rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
     if (fault := _fault_of_round(round, asked.round)) is not None:
@@ -154,7 +162,7 @@ def admit_counts(
         return Refusal(client, "metrics", "expected one row for each domain of its test images")
     if score.counts_examples and (made := sum(whole for _, _, whole in rows)) != examples:
         return Refusal(client, "metrics", f"sums over {made} examples, of a client with {examples} to test on")
-    return counts
+    return record
 
 
 def _fault(
@@ -175,10 +183,10 @@ def _fault(
     return None
 
 
-def _fault_of_metrics(metrics: Mapping[str, object]) -> tuple[str, str] | None:
+def _fault_of_metrics(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
     for key, (kind, low, high) in METRICS.items():
         value = metrics.get(key)
-        if type(value) is not kind or not low <= value <= high:  # NaN is in no interval
+        if value is None or type(value) is not kind or not low <= value <= high:  # NaN is in no interval
             what = "a whole" if kind is int else "a"
             return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
     if odd := sorted(metrics.keys() - METRICS.keys() - {"num-examples", "round"}):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message
 
@@ -32,7 +33,7 @@ class Introduction:
     def read(reply: Message) -> Introduction:
         """Raises ValueError, one line, for a reply that does not say all this."""
         try:
-            facts = dict(reply.content[wire.CONFIG])
+            facts: dict[str, Any] = dict(wire.config(reply))
             made = Introduction(
                 client=facts["partition-id"],
                 partitions=facts["num-partitions"],

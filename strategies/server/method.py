@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fedinit import slots, wire
 from fedinit.adapters.kinds import KINDS, Kind
-from fedinit.factors import leading
 from fedinit.seeding import numpy_generator
+from fedinit.transforms import UPDATES, UpdateTransform
+from fedinit.views import LeadingRank, View, Whole
 from strategies.aggregator import Aggregate, Aggregator
 from strategies.methods.choosing import Choosing
 from strategies.reinit import Reinit, ReinitContext
@@ -25,7 +26,8 @@ class Method:
     re-initialisers may need. kind: of the adapters. seed: of the run. ranks: {partition id: rank} of all clients, the
     largest being the global one, or empty where all have that; lower ones train the leading components. participation:
     share of the clients in a round. gate: what lets updates in. quorum: the updates a round needs, a number (int) or a
-    share of the clients asked (float). resamples: how often others are asked for what is missing."""
+    share of the clients asked (float). resamples: how often others are asked for what is missing. transforms: of the
+    updates between training and aggregation, in the order in which they leave a client."""
 
     aggregator: Aggregator
     reinit: Reinit
@@ -38,6 +40,7 @@ class Method:
     gate: Gate = field(default_factory=Gate)
     quorum: int | float = 1
     resamples: int = 0
+    transforms: Sequence[UpdateTransform] = UPDATES
 
     def trainable(self, round: int) -> frozenset[str]:
         """The parts of Factors that clients train in a round."""
@@ -58,20 +61,21 @@ class Method:
         """How many of so many clients must give a usable answer."""
         return needed(self.quorum, asked)
 
+    def view_of(self, client: int) -> View:
+        """The part of the global adapter that a client works on. Those that choose their slots are sent all of it."""
+        if client not in self.ranks or isinstance(self.aggregator, Choosing):
+            return Whole()
+        return LeadingRank(self.ranks[client], max(self.ranks.values()))
+
     def start_of(self, client: int, model: Aggregate) -> dict[str, Tensor]:
-        """The global factors at this client's ranks, and the head, by wire name. Of a layer of rank r′, which the start
-        may have dealt, a client of rank r_i of r has ⌈r′·r_i/r⌉."""
-        layers = model.layers
-        if client in self.ranks and not isinstance(self.aggregator, Choosing):
-            rank, whole = self.ranks[client], max(self.ranks.values())
-            layers = {name: leading(f, -(-f.rank * rank // whole)) for name, f in layers.items()}
-        return wire.to_tensors(layers, model.head)
+        """The global factors as this client sees them, and the head, by wire name."""
+        return wire.to_tensors(self.view_of(client).restrict(model.layers), model.head)
 
     def budgets(self, clients: Iterable[int], round: int, model: Aggregate) -> dict[int, int]:
         """{client: slots} of those that train a part of the slots, of their own choice."""
         if not isinstance(self.aggregator, Choosing):
             return {}
-        (part,) = self.trainable(round) & set(slots.AXIS)
+        part = slots.part_of(self.trainable(round))
         total = sum(slots.count(f, part) for f in model.layers.values())
         whole = max(self.ranks.values(), default=1)
         shares = {c: self.aggregator.portion(self.ranks.get(c, whole), whole) for c in clients}

@@ -90,8 +90,9 @@ class Opening:
         """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
         if not self.initializer.random:
             return self.start.layers
-        seed = derive(self.config.seed, "fresh", round)
-        return self._adopted(self.initializer.plan(self.context.reseed(seed)).layers)
+        drawn = self.initializer.plan(self.context.reseed(derive(self.config.seed, "fresh", round)))
+        assert isinstance(drawn, StartState)  # what is random asks clients for nothing
+        return self._adopted(drawn.layers)
 
     def snapshot(self) -> State:
         return State(wire.to_tensors(self.start.layers, self.start.head), {"notes": self.start.notes})

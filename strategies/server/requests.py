@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
@@ -21,7 +22,7 @@ from strategies.server.method import Method
 from strategies.server.replies import Asked
 from strategies.server.state import ServerState
 
-Settings = Mapping[str, object]
+Settings = Mapping[str, Any]
 NOTHING: Settings = MappingProxyType({})
 
 
@@ -125,10 +126,11 @@ def _messages(
     for client, tensors in lacking.items():
         mirror = state.mirror(client)
         merges, how = state.base.catch_up(mirror.base_version)
-        about = {"backbone": exchange.backbone_digest, "base-key": state.base.key, "base-update": how}
         # What a client remembers it goes on with from that round, not from one that was refused.
-        about["accepted"] = mirror.accepted
-        config = ConfigRecord({**settings, **about, **single.get(client, {})})  # type: ignore[dict-item]
+        about = {"backbone": exchange.backbone_digest, "accepted": mirror.accepted}
+        base = {"base-key": state.base.key, "base-update": how}
+        whole: dict[str, Any] = {**settings, **about, **base, **single.get(client, {})}
+        config = ConfigRecord(whole)
         content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: config})
         if merges:
             content[base_offset.RECORD] = wire.encode(merges)

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 from fedinit.runs.observer import RoundReport
+from fedinit.transforms import settle
 from strategies.aggregator import Aggregate
 from strategies.dora import effective_bias
 from strategies.reinit import ReinitContext, Start
@@ -51,6 +52,7 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     round, updates, moments = state.round + 1, admitted.updates, state.moments
     over = method.context.over(state.base.offset)
     aggregate = method.aggregator.aggregate(updates, round, state.model)
+    aggregate = settle(method.transforms, aggregate, updates)
     aggregate = _with_effective_bias(aggregate, method, admitted, over)
     if method.server_optimizer is not None:
         aggregate, moments = method.server_optimizer.step(state.model, aggregate, moments)

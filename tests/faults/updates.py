@@ -251,7 +251,7 @@ class Played:
     def admitted(self, replies: Sequence[Message]) -> Sequence[Update]:
         """The updates of the last round that are made of these replies."""
         strategy = self.strategy
-        return collecting.admit(strategy.method.gate, strategy.exchange, replies, self.expected["train"]).updates
+        return collecting.admit(strategy.method, strategy.exchange, replies, self.expected["train"]).updates
 
     def copies(self, kind: str) -> list[Message]:
         return [_copy(reply) for reply in self.replies[kind]]

@@ -352,7 +352,7 @@ def test_the_gate_names_what_is_wrong_with_slots(site, spoil, detail):
     def judged(found: dict) -> tuple:
         metrics = MetricRecord(dict(replies[0].content["metrics"]))
         replies[0].content = RecordDict({"state": wire.encode(found), "metrics": metrics})
-        admitted = collecting.admit(method.gate, exchange, replies, expected)
+        admitted = collecting.admit(method, exchange, replies, expected)
         return admitted.updates, admitted.refusals
 
     updates, refusals = judged(tensors)
