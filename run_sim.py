@@ -27,7 +27,8 @@ from fedinit.runs.reporting import OpenRun, open_run
 from fedinit.runs.stopping import listening
 from fedinit.runs.table import print_summary
 from fedinit.transport.local import LocalGrid
-from strategies.server.compatibility import check_method, trained_parts
+from strategies.server.compatibility import check_method
+from strategies.server.components import trained_parts
 from strategies.server.federation import Outcome, client_ranks, federate
 
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"

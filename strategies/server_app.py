@@ -11,7 +11,6 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedinit.config.flower import from_run_config
-from fedinit.errors import InputError
 from fedinit.models import build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
@@ -28,11 +27,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Raises InputError or RunFailed, which Flower shows as the run's failure."""
     config = from_run_config(context.run_config)
-    if config.evaluation.where == "server":
-        raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
-    if config.diagnostics.name != "none":
-        raise InputError(f"diagnostics={config.diagnostics.name}: a Flower server holds no images; use none")
-    check_method(config)
+    check_method(config, under_flower=True)
     folder = run_folder.place(config)
     console, done = Console(), None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:

@@ -1,176 +1,286 @@
-"""Which starts go with which methods and heads (`init=`, `strategy=`, `head=`), from what they say of themselves."""
+"""What goes together: every rule about two settings or more, in one table, which docs/compatibility.md prints.
+
+A rule looks at what the components say of themselves, and objects in one line: what is wrong, why, and what goes
+instead. `scripts/compatibility_table.py` asks the same rules about every pair of choices.
+"""
 
 from __future__ import annotations
 
-from fedinit.adapters.kinds import KINDS
-from fedinit.config.schema import Choice, Config
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fedinit.config.schema import Config
 from fedinit.errors import InputError
-from fedinit.heads import HEADS, create_head
-from fedinit.heads.head import Head
+from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
-from fedinit.initializers import INITIALIZERS, create_initializer
-from fedinit.initializers.initializer import Initializer
-from strategies import AGGREGATORS, create_aggregator
-from strategies.aggregator import Aggregator
+from fedinit.initializers import INITIALIZERS
+from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
-from strategies.reinit import Reinit, create_reinit
-from strategies.server_opt import create_server_optimizer
+from strategies.server.components import Components, fixes_scales
 
 
-def check_start(config: Config, aggregator: Aggregator, initializer: Initializer) -> None:
-    """Raises InputError, one line, for a start that the method cannot learn from or that it would break."""
-    method, start = f"strategy={config.strategy.name}", f"init={config.init.name}"
-    if aggregator.cores and not initializer.cores:
+@dataclass(frozen=True)
+class Objection:
+    """what: the setting that is wrong, key=value. why: the reason, which names the other. instead: what goes."""
+
+    what: str
+    why: str
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}" + (f"; {self.instead}" if self.instead else "")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """about: the settings it compares, by key. judge: its objection to some components, None where they go together."""
+
+    about: tuple[str, ...]
+    judge: Callable[[Components], Objection | None]
+
+
+RULES: list[Rule] = []
+
+
+def rule(*about: str) -> Callable[[Callable[[Components], Objection | None]], Rule]:
+    """Put a function into the table, as the rule about these settings."""
+
+    def put(judge: Callable[[Components], Objection | None]) -> Rule:
+        RULES.append(Rule(about, judge))
+        return RULES[-1]
+
+    return put
+
+
+def check_method(config: Config, under_flower: bool = False) -> None:
+    """Build everything once and ask every rule, so that what is wrong is found before any data is read.
+
+    under_flower: the run's server is a Flower ServerApp. Raises InputError, one line.
+    """
+    chosen = Components.of(config, under_flower)
+    chosen.aggregator.check(config.adapter.rank)
+    chosen.initializer.check(config.adapter.rank)
+    for objection in objections(chosen, RULES):
+        raise InputError(str(objection))
+
+
+def objections(chosen: Components, rules: Iterable[Rule]) -> Iterable[Objection]:
+    """What the rules object to, in their order."""
+    return (found for one in rules if (found := one.judge(chosen)) is not None)
+
+
+def _named(names: Iterable[str], lead: str = "choose one of") -> str:
+    return f"{lead}: {', '.join(names)}"
+
+
+@rule("reinit", "adapter")
+def _reinit_fits_the_kind(c: Components) -> Objection | None:
+    fitting = c.kind.reinits
+    if fitting is None or c.reinit_name in fitting:
+        return None
+    why = f"does not go with adapter={c.config.adapter.kind}, {c.kind.why}"
+    return Objection(f"reinit={c.reinit_name}", why, _named(fitting))
+
+
+@rule("strategy", "reinit")
+def _reinit_fits_the_method(c: Components) -> Objection | None:
+    if c.reinit_name not in c.aggregator.reinits:
+        why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.why}"
+        return Objection(f"reinit={c.reinit_name}", why, _named(c.aggregator.reinits))
+    if c.reinit.at is not None and "average" not in c.aggregator.reinits:
+        why = "after the other rounds clients start from the global factors; this does not go with "
+        return Objection(
+            f"reinit.at={list(c.reinit.at)}", f"{why}strategy={c.config.strategy.name}, {c.aggregator.why}"
+        )
+    return None
+
+
+@rule("deployment", "evaluation")
+def _a_flower_server_has_no_images(c: Components) -> Objection | None:
+    if not c.under_flower or c.config.evaluation.where != "server":
+        return None
+    return Objection("evaluation=server", "a Flower server holds no images", "use evaluation=clients or none")
+
+
+@rule("deployment", "diagnostics")
+def _nor_a_probe_set(c: Components) -> Objection | None:
+    if not c.under_flower or c.config.diagnostics.name == "none":
+        return None
+    return Objection(f"diagnostics={c.config.diagnostics.name}", "a Flower server holds no images", "use none")
+
+
+@rule("strategy", "diagnostics")
+def _diagnostics_need_a_global_model(c: Components) -> Objection | None:
+    if c.config.diagnostics.name == "none" or not c.aggregator.personal:
+        return None
+    why = (
+        f"with strategy={c.config.strategy.name} every client keeps a factor of its own and there is no global model "
+        "to look at"
+    )
+    return Objection(f"diagnostics={c.config.diagnostics.name}", why, "use diagnostics=none")
+
+
+@rule("adapter", "diagnostics")
+def _diagnostics_are_of_lora(c: Components) -> Objection | None:
+    if c.config.diagnostics.name == "none" or c.config.adapter.kind == "lora":
+        return None
+    why = "its kernels and ranks are those of adapter=lora"
+    return Objection(
+        f"diagnostics={c.config.diagnostics.name}", why, f"with adapter={c.config.adapter.kind} use diagnostics=none"
+    )
+
+
+@rule("strategy", "head")
+def _a_head_to_train_alone(c: Components) -> Objection | None:
+    if c.config.head.name != "none" or c.config.strategy.name != "head_alone":
+        return None
+    why = "trains the head alone, and head=none has none"
+    return Objection("strategy=head_alone", why, "choose another strategy")
+
+
+@rule("strategy", "evaluation")
+def _evaluation_needs_a_global_model(c: Components) -> Objection | None:
+    if not c.aggregator.personal or c.config.evaluation.where != "server":
+        return None
+    why = (
+        f"with strategy={c.config.strategy.name} every client keeps a factor of its own and there is no global model "
+        "to evaluate"
+    )
+    return Objection("evaluation=server", why, "use evaluation=clients")
+
+
+@rule("strategy", "adapter")
+def _the_kind_fits_the_method(c: Components) -> Objection | None:
+    name = c.config.adapter.kind
+    if not (why := c.aggregator.objection(name)):
+        return None
+    fitting = sorted(other for other, method in AGGREGATORS.items() if name in method.kinds)
+    why = f"does not go with strategy={c.config.strategy.name}: {why}"
+    return Objection(f"adapter={name}", why, _named(fitting, "these go"))
+
+
+@rule("adapter", "init")
+def _the_start_fits_the_kind(c: Components) -> Objection | None:
+    name = c.config.adapter.kind
+    if name in c.initializer.kinds:
+        return None
+    fitting = sorted(other for other, start in INITIALIZERS.items() if name in start.kinds)
+    return Objection(f"adapter={name}", f"init={c.config.init.name} makes no start for it", _named(fitting))
+
+
+@rule("adapter", "adapter.ranks")
+def _the_kind_has_mixed_ranks(c: Components) -> Objection | None:
+    if c.config.adapter.ranks is None or c.kind.mixed_ranks:
+        return None
+    return Objection("adapter.ranks", f"adapter={c.config.adapter.kind} has one rank for all clients")
+
+
+@rule("adapter", "client.lr_ratio_b")
+def _the_kind_trains_b(c: Components) -> Objection | None:
+    if c.config.client.lr_ratio_b == 1 or "B" not in c.kind.names:
+        return None
+    ratio = f"client.lr_ratio_b={c.config.client.lr_ratio_b}"
+    return Objection(ratio, f"adapter={c.config.adapter.kind} trains no B", "use 1")
+
+
+@rule("strategy", "client.lr_ratio_b")
+def _the_method_trains_b(c: Components) -> Objection | None:
+    if c.config.client.lr_ratio_b == 1 or "B" in c.trained:
+        return None
+    ratio = f"client.lr_ratio_b={c.config.client.lr_ratio_b}"
+    return Objection(ratio, f"strategy={c.config.strategy.name} trains no B", "use 1")
+
+
+@rule("strategy", "init")
+def _the_method_can_learn_from_the_start(c: Components) -> Objection | None:
+    method, start, trained = f"strategy={c.config.strategy.name}", f"init={c.config.init.name}", c.trained
+    if c.aggregator.cores and not c.initializer.cores:
         cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
-        raise InputError(
-            f"{method}: trains a core between frozen factors, and {start} has none; choose one of: {', '.join(cored)}"
+        return Objection(method, f"trains a core between frozen factors, and {start} has none", _named(cored))
+    zero = c.initializer.zero
+    if trained in ({"A"}, {"B"}) and zero not in ("", *trained):
+        why = f"starts with {zero} = 0, which {method} keeps frozen, so nothing could be learned"
+        return Objection(start, why, f"choose a method that trains {zero}")
+    if c.aggregator.cuts and c.initializer.takes_out:
+        why = (
+            f"takes its product out of the base, and {method} drops components by their size, so the model "
+            "would lose a part of its own weights"
         )
-    trained = aggregator.trainable(1) | aggregator.trainable(2)  # methods whose factors take turns do so by round
-    if trained in ({"A"}, {"B"}) and initializer.zero not in ("", *trained):
-        raise InputError(
-            f"{start}: starts with {initializer.zero} = 0, which {method} keeps frozen, so nothing could be learned; "
-            f"choose a method that trains {initializer.zero}"
-        )
-    if aggregator.cuts and initializer.takes_out:
-        raise InputError(
-            f"{start}: takes its product out of the base, and {method} drops components by their size, so the model "
-            "would lose a part of its own weights; choose a start that leaves the base alone"
-        )
+        return Objection(start, why, "choose a start that leaves the base alone")
+    return None
+
+
+@rule("init", "adapter.ranks")
+def _the_start_has_leading_components(c: Components) -> Objection | None:
     # Clients that choose their slots are sent the whole start, whatever their rank.
-    if config.adapter.ranks is not None and initializer.indivisible and not isinstance(aggregator, Choosing):
-        raise InputError(
-            f"adapter.ranks: a client of a lower rank cannot start from the leading components of {start}, "
-            f"{initializer.indivisible}; use another init"
-        )
+    if c.config.adapter.ranks is None or not c.initializer.indivisible or isinstance(c.aggregator, Choosing):
+        return None
+    why = f"a client of a lower rank cannot start from the leading components of init={c.config.init.name}, "
+    return Objection("adapter.ranks", why + c.initializer.indivisible, "use another init")
 
 
-def check_head(config: Config, head: Head, initializer: Initializer) -> None:
-    """Raises InputError, one line, for a head through which no gradient comes, where a start is made of gradients."""
-    if not head.classifies and initializer.needs == "gradients":
-        raise InputError(
-            f"init={config.init.name}: is made of the gradients of a classifier's loss, and head=none leaves no "
-            "classifier; choose an init that needs no gradients"
-        )
-    if head.silent and initializer.needs == "gradients":
-        measured = ", ".join(sorted(name for name, kind in HEADS.items() if issubclass(kind, MeasuredHead)))
-        raise InputError(
-            f"init={config.init.name}: under head.init={config.head.name} every gradient is exactly zero; use one of "
-            f"head.init={measured}"
-        )
+@rule("init", "head")
+def _gradients_come_through_the_head(c: Components) -> Objection | None:
+    if c.initializer.needs != "gradients":
+        return None
+    start = f"init={c.config.init.name}"
+    if not c.head.classifies:
+        why = "is made of the gradients of a classifier's loss, and head=none leaves no classifier"
+        return Objection(start, why, "choose an init that needs no gradients")
+    if c.head.silent:
+        measured = sorted(name for name, kind in HEADS.items() if issubclass(kind, MeasuredHead))
+        why = f"under head.init={c.config.head.name} every gradient is exactly zero"
+        return Objection(start, why, f"use one of head.init={', '.join(measured)}")
+    return None
 
 
-def check_method(config: Config) -> None:
-    """Build the method once, so that a wrong option is found before any data is read. Raises InputError."""
-    aggregator = aggregator_of(config, config.strategy)
-    reinit_of(config, aggregator)
-    aggregator.check(config.adapter.rank)
-    if config.diagnostics.name != "none" and aggregator.personal:
-        raise InputError(
-            f"diagnostics={config.diagnostics.name}: with strategy={config.strategy.name} every client keeps a factor "
-            "of its own and there is no global model to look at; use diagnostics=none"
-        )
-    if config.diagnostics.name != "none" and config.adapter.kind != "lora":
-        raise InputError(
-            f"diagnostics={config.diagnostics.name}: its kernels and ranks are those of adapter=lora; with "
-            f"adapter={config.adapter.kind} use diagnostics=none"
-        )
-    if config.head.name == "none" and config.strategy.name == "head_alone":
-        raise InputError("strategy=head_alone: trains the head alone, and head=none has none; choose another strategy")
-    if aggregator.personal and config.evaluation.where == "server":
-        raise InputError(
-            f"evaluation=server: with strategy={config.strategy.name} every client keeps a factor of its own and there "
-            "is no global model to evaluate; use evaluation=clients"
-        )
-    initializer = create_initializer(config.init.name, config.init.options)
-    initializer.check(config.adapter.rank)
-    _check_kind(config, aggregator, initializer)
-    check_start(config, aggregator, initializer)
-    check_head(config, create_head(config.head.name, config.head.options), initializer)
-    if create_server_optimizer(config.server_opt.name, config.server_opt.options) is not None:
-        if aggregator.unmoved:
-            fitting = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
-            raise InputError(
-                f"server_opt={config.server_opt.name}: does not go with strategy={config.strategy.name}, "
-                f"{aggregator.unmoved}; these go: {', '.join(fitting)}"
-            )
-        if config.reinit.name not in ("auto", "average"):
-            raise InputError(
-                f"server_opt={config.server_opt.name}: needs clients that start from the global factors; "
-                f"got reinit={config.reinit.name}, choose one of: auto, average"
-            )
-    if fixes_scales(config) and (isinstance(aggregator, Choosing) or config.adapter.ranks is not None):
-        who = f"strategy={config.strategy.name}" if isinstance(aggregator, Choosing) else "adapter.ranks"
-        raise InputError(
-            f"client.gsnr_scope=global_once: with {who} clients train blocks of different sizes, which have no one "
-            "scale; use client_once or per_round"
-        )
-    if config.adapter.ranks is None:
-        return
-    if not aggregator.mixed_ranks:
-        mixed = sorted(name for name, kind in AGGREGATORS.items() if kind.mixed_ranks)
-        raise InputError(
-            f"adapter.ranks: {config.strategy.name} has one rank for all clients; these take any: {', '.join(mixed)}"
-        )
-    if config.reinit.name == "pissa":
-        raise InputError(
-            "adapter.ranks: reinit=pissa takes W0's own components out of the base, which a client of a "
-            "lower rank would then lack; use another reinit"
-        )
+@rule("strategy", "server_opt")
+def _the_server_may_move_the_factors(c: Components) -> Objection | None:
+    if c.server_optimizer is None or not c.aggregator.unmoved:
+        return None
+    fitting = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
+    why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.unmoved}"
+    return Objection(f"server_opt={c.config.server_opt.name}", why, _named(fitting, "these go"))
 
 
-def _check_kind(config: Config, aggregator: Aggregator, initializer: Initializer) -> None:
-    """Raise InputError where method, start or settings do not go with the kind of adapters."""
-    name, kind = config.adapter.kind, KINDS[config.adapter.kind]
-    if why := aggregator.objection(name):
-        fitting = sorted(n for n, method in AGGREGATORS.items() if name in method.kinds)
-        raise InputError(
-            f"adapter={name}: does not go with strategy={config.strategy.name}: {why}; these go: {', '.join(fitting)}"
-        )
-    if name not in initializer.kinds:
-        fitting = sorted(n for n, start in INITIALIZERS.items() if name in start.kinds)
-        raise InputError(
-            f"adapter={name}: init={config.init.name} makes no start for it; choose one of: {', '.join(fitting)}"
-        )
-    if not kind.mixed_ranks and config.adapter.ranks is not None:
-        raise InputError(f"adapter.ranks: adapter={name} has one rank for all clients")
-    if config.client.lr_ratio_b != 1 and ("B" in kind.names or "B" not in trained_parts(config)):
-        what = f"adapter={name}" if "B" in kind.names else f"strategy={config.strategy.name}"
-        raise InputError(f"client.lr_ratio_b={config.client.lr_ratio_b}: {what} trains no B; use 1")
+@rule("reinit", "server_opt")
+def _the_server_moves_global_factors(c: Components) -> Objection | None:
+    if c.server_optimizer is None or c.config.reinit.name in ("auto", "average"):
+        return None
+    why = "needs clients that start from the global factors"
+    instead = f"got reinit={c.config.reinit.name}, choose one of: auto, average"
+    return Objection(f"server_opt={c.config.server_opt.name}", why, instead)
 
 
-def fixes_scales(config: Config) -> bool:
-    return config.client.optimizer == "sgd_sai" and config.client.gsnr_scope == "global_once"
+@rule("strategy", "client.gsnr_scope")
+def _one_scale_for_blocks_that_clients_choose(c: Components) -> Objection | None:
+    return _one_scale(c, f"strategy={c.config.strategy.name}") if isinstance(c.aggregator, Choosing) else None
 
 
-def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
-    """The factors that clients train in any of the rounds; in one round or another, where none is given."""
-    aggregator = aggregator_of(config, config.strategy)
-    return frozenset().union(*map(aggregator.trainable, rounds or (1, 2)))
+@rule("adapter.ranks", "client.gsnr_scope")
+def _one_scale_for_ranks(c: Components) -> Objection | None:
+    return _one_scale(c, "adapter.ranks") if c.config.adapter.ranks is not None else None
 
 
-def aggregator_of(config: Config, chosen: Choice) -> Aggregator:
-    weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
-    return create_aggregator(chosen.name, **weighting, **chosen.options)
+def _one_scale(c: Components, who: str) -> Objection | None:
+    if not fixes_scales(c.config):
+        return None
+    why = f"with {who} clients train blocks of different sizes, which have no one scale"
+    return Objection("client.gsnr_scope=global_once", why, "use client_once or per_round")
 
 
-def reinit_of(config: Config, aggregator: Aggregator) -> Reinit:
-    """The configured re-initialiser; `auto` is the method's own. Raises InputError for a pair that makes no sense."""
-    name = aggregator.reinits[0] if config.reinit.name == "auto" else config.reinit.name
-    made = create_reinit(name, config.reinit.options)
-    kind = KINDS[config.adapter.kind]
-    if kind.reinits is not None and name not in kind.reinits:
-        raise InputError(
-            f"reinit={name}: does not go with adapter={config.adapter.kind}, {kind.why}; "
-            f"choose one of: {', '.join(kind.reinits)}"
-        )
-    if name not in aggregator.reinits:
-        raise InputError(
-            f"reinit={name}: does not go with strategy={config.strategy.name}, {aggregator.why}; "
-            f"choose one of: {', '.join(aggregator.reinits)}"
-        )
-    if made.at is not None and "average" not in aggregator.reinits:
-        raise InputError(
-            f"reinit.at={list(made.at)}: after the other rounds clients start from the global factors; this does not "
-            f"go with strategy={config.strategy.name}, {aggregator.why}"
-        )
-    return made
+@rule("strategy", "adapter.ranks")
+def _the_method_has_mixed_ranks(c: Components) -> Objection | None:
+    if c.config.adapter.ranks is None or c.aggregator.mixed_ranks:
+        return None
+    mixed = sorted(name for name, kind in AGGREGATORS.items() if kind.mixed_ranks)
+    why = f"{c.config.strategy.name} has one rank for all clients"
+    return Objection("adapter.ranks", why, _named(mixed, "these take any"))
+
+
+@rule("reinit", "adapter.ranks")
+def _the_base_lacks_nothing(c: Components) -> Objection | None:
+    if c.config.adapter.ranks is None or c.config.reinit.name != "pissa":
+        return None
+    why = "reinit=pissa takes W0's own components out of the base, which a client of a lower rank would then lack"
+    return Objection("adapter.ranks", why, "use another reinit")

@@ -21,7 +21,7 @@ from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
 from strategies.server.audience import Audience
 from strategies.server.collecting import reconcile
-from strategies.server.compatibility import aggregator_of, fixes_scales, reinit_of
+from strategies.server.components import aggregator_of, fixes_scales, reinit_of
 from strategies.server.evaluating import Schedule
 from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora

@@ -1,0 +1,80 @@
+"""The parts that a configuration chooses, built once: what they say of themselves decides what goes together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedinit.adapters.kinds import KINDS, Kind
+from fedinit.config.schema import Choice, Config
+from fedinit.heads import create_head
+from fedinit.heads.head import Head
+from fedinit.initializers import create_initializer
+from fedinit.initializers.initializer import Initializer
+from strategies import create_aggregator
+from strategies.aggregator import Aggregator
+from strategies.reinit import Reinit, create_reinit
+from strategies.server_opt import ServerOptimizer, create_server_optimizer
+
+
+@dataclass(frozen=True)
+class Components:
+    """config, and what its choices build: the method, its re-initialiser (`auto` resolved) and its name, the kind of
+    adapters, the start, the head, the server optimiser. under_flower: whether a Flower server runs it."""
+
+    config: Config
+    aggregator: Aggregator
+    reinit: Reinit
+    reinit_name: str
+    kind: Kind
+    initializer: Initializer
+    head: Head
+    server_optimizer: ServerOptimizer | None
+    under_flower: bool = False
+
+    @staticmethod
+    def of(config: Config, under_flower: bool = False) -> Components:
+        """Raises InputError for an option that its component cannot have."""
+        aggregator = aggregator_of(config, config.strategy)
+        return Components(
+            config=config,
+            aggregator=aggregator,
+            reinit=reinit_of(config, aggregator),
+            reinit_name=reinit_name(config, aggregator),
+            kind=KINDS[config.adapter.kind],
+            initializer=create_initializer(config.init.name, config.init.options),
+            head=create_head(config.head.name, config.head.options),
+            server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
+            under_flower=under_flower,
+        )
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The factors that clients train in some round; methods whose factors take turns do so by round."""
+        return self.aggregator.trainable(1) | self.aggregator.trainable(2)
+
+
+def aggregator_of(config: Config, chosen: Choice) -> Aggregator:
+    """The method that `chosen` names, with the run's weighting. Raises InputError for an option it cannot have."""
+    weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
+    return create_aggregator(chosen.name, **weighting, **chosen.options)
+
+
+def reinit_name(config: Config, aggregator: Aggregator) -> str:
+    """The configured re-initialiser; `auto` is the method's own."""
+    return aggregator.reinits[0] if config.reinit.name == "auto" else config.reinit.name
+
+
+def reinit_of(config: Config, aggregator: Aggregator) -> Reinit:
+    """The configured re-initialiser. Raises InputError for an option it cannot have."""
+    return create_reinit(reinit_name(config, aggregator), config.reinit.options)
+
+
+def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
+    """The factors that clients train in any of the rounds; in one round or another, where none is given."""
+    aggregator = aggregator_of(config, config.strategy)
+    return frozenset().union(*map(aggregator.trainable, rounds or (1, 2)))
+
+
+def fixes_scales(config: Config) -> bool:
+    """Whether the server fixes the step scales of the clients' optimiser before round 1."""
+    return config.client.optimizer == "sgd_sai" and config.client.gsnr_scope == "global_once"
