@@ -9,13 +9,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from fedinit.data.dataset import Dataset
+from fedinit.data.source import DomainSource
+from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from fedinit.data.catalogue import Catalogue
+    from fedinit.data.dataset import Dataset
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (H, W) in [0, 1] -> (H, W)
 
@@ -72,6 +78,34 @@ _TRANSFORMS: dict[str, Transform] = {
 DOMAINS: tuple[str, ...] = tuple(_TRANSFORMS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Digits(DomainSource):
+    name: Literal["digits"] = "digits"
+
+    @property
+    def known_domains(self) -> tuple[str, ...]:
+        return DOMAINS if self.domains is None else self.domains
+
+    def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
+        """Grey whatever the model wants: for three channels the one is shown three times, in the same memory."""
+        from fedinit.data.catalogue import Catalogue
+
+        if size[0] != size[1] or size[0] % 8 or size[0] < 16:
+            raise InputError(
+                f"model.image_size={size[0]}x{size[1]}: data=digits is drawn in squares whose side is a multiple "
+                "of 8, 16 or more; set model.image_size=32 for example"
+            )
+        drawn = load_digits(size[0])
+        return Catalogue(
+            labels=drawn.labels,
+            domains=drawn.domains,
+            test=drawn.test,
+            class_names=drawn.class_names,
+            domain_names=drawn.domain_names,
+            read=lambda rows: drawn.images[rows].expand(-1, channels, -1, -1),
+        )
+
+
 @functools.lru_cache(maxsize=2)  # for the runs of a sweep; a small run takes less time than to draw its images
 def load_digits(size: int = 32) -> Dataset:
     """The digits as (n, 1, size, size) uint8: 1433 training and 6 x 364 test images, the same every time.
@@ -80,6 +114,10 @@ def load_digits(size: int = 32) -> Dataset:
     Law: a digit of the test split is a test image in every domain and a training image in none; a digit of
     the training split occurs once, in one domain.
     """
+    import torch
+
+    from fedinit.data.dataset import Dataset
+
     if size < 16 or size % 8:
         raise ValueError(f"size must be a multiple of 8 and at least 16, got {size}")
     grey, target = _source()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedinit.adapters.kinds import KINDS
+from fedinit.config.client import SGDSaIConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError
 from fedinit.heads import HEADS, create_head
@@ -131,15 +132,13 @@ def _check_kind(config: Config, aggregator: Aggregator, initializer: Initializer
         raise InputError(
             f"adapter={name}: init={config.init.name} makes no start for it; choose one of: {', '.join(fitting)}"
         )
-    if not kind.mixed_ranks and config.adapter.ranks is not None:
-        raise InputError(f"adapter.ranks: adapter={name} has one rank for all clients")
     if config.client.lr_ratio_b != 1 and ("B" in kind.names or "B" not in trained_parts(config)):
         what = f"adapter={name}" if "B" in kind.names else f"strategy={config.strategy.name}"
         raise InputError(f"client.lr_ratio_b={config.client.lr_ratio_b}: {what} trains no B; use 1")
 
 
 def fixes_scales(config: Config) -> bool:
-    return config.client.optimizer == "sgd_sai" and config.client.gsnr_scope == "global_once"
+    return isinstance(config.client, SGDSaIConfig) and config.client.gsnr_scope == "global_once"
 
 
 def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
