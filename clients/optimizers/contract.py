@@ -57,7 +57,8 @@ class BankOptimizer(ABC, Generic[Settings]):
         self.update(values, gradient, active)
         rows = [leaf[:active] for leaf in self.leaves.values()]
         parts = values.split([row[0].numel() for row in rows], dim=1)
-        torch._foreach_copy_(rows, [part.view(row.shape) for row, part in zip(rows, parts, strict=True)])
+        shaped = [part.view(row.shape) for row, part in zip(rows, parts, strict=True)]
+        torch._foreach_copy_(rows, shaped)  # pyright: ignore[reportPrivateImportUsage]
 
     @abstractmethod
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -36,7 +37,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             composed = compose("config", overrides=list(overrides))
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        values = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, overrides)) from error
     return load(values)
@@ -46,7 +47,7 @@ def describe_groups() -> str:
     """The groups and their choices, a line each, and the plain keys, for --help."""
     lines = ["Groups (group=choice):"]
     lines += [f"  {name:<11} {'  '.join(choices)}" for name, choices in groups().items()]
-    values = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml"))
+    values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml")))
     lines += ["", "Keys (key=value), with their defaults:"]
     lines += [f"  {key:<14} {value}" for key, value in values.items() if key not in ("defaults", "hydra")]
     lines += ["", "Keys inside a group: model.checkpoint=  data.root=  adapter.rank=  client.lr=  strategy.lam=  …"]

@@ -62,7 +62,7 @@ def load_images(
     domain_names = _pick("domains", here, listed.domain_names)
     classes = _class_list(source.classes, listed.class_names)
     alone = own is not None and classes is not None
-    class_names = _pick("classes", classes, tuple(classes) if alone else listed.class_names)
+    class_names = _pick("classes", classes, listed.class_names if own is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
 

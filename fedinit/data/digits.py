@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy import ndimage
@@ -149,13 +149,16 @@ def _source() -> tuple[np.ndarray, np.ndarray]:
     Read from scikit-learn's own file where it lies: importing the package takes longer than a deployed client's whole
     evaluation, and every message to such a client meets a new process.
     """
-    file = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise InputError("data=digits: the images are scikit-learn's, which is not installed: pip install scikit-learn")
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
         rows = np.loadtxt(file, delimiter=",")
     else:
         from sklearn import datasets
 
-        bunch = datasets.load_digits()
+        bunch: Any = datasets.load_digits()
         rows = np.column_stack([bunch.data, bunch.target])
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int)
 
@@ -185,7 +188,7 @@ def _upscale(images: np.ndarray, size: int) -> np.ndarray:
     """(n, 8, 8) -> (n, size, size): cubic to 3/4 of the side, and a margin that leaves room to rotate."""
     inner, margin = size * 3 // 4, size // 8
     # Interpolation is linear and separable, so one small matrix does the file: 0.1 s instead of 1 s.
-    weight = ndimage.zoom(np.eye(8), (inner / 8, 1), order=3, mode="grid-constant", grid_mode=True)
+    weight: Any = ndimage.zoom(np.eye(8), (inner / 8, 1), order=3, mode="grid-constant", grid_mode=True)
     zoomed = np.einsum("ui,nij,vj->nuv", weight, images, weight, optimize=True)  # weight: (inner, 8)
     levels = np.round(255.0 * np.clip(zoomed, 0.0, 1.0)) / 255.0  # whole levels, so that 1 - x is exact
     return np.pad(levels, ((0, 0), (margin, margin), (margin, margin)))

@@ -25,7 +25,7 @@ def load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
             images, written = file.get_tensor("images").clone(), (file.metadata() or {}).get("sha256")
         if images.dtype != torch.uint8 or tuple(images.shape) != shape:
             raise ValueError(f"it holds {images.dtype} {tuple(images.shape)}")
-        if hashlib.sha256(memoryview(images.numpy())).hexdigest() != written:
+        if hashlib.sha256(images.numpy().data).hexdigest() != written:
             raise ValueError("its checksum differs")
     except Exception as error:  # whatever is wrong with it, the images are still there
         _log.warning("image cache %s is damaged (%s): decoding again", path, error)
@@ -38,7 +38,7 @@ def save(path: Path, images: Tensor) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        checksum = hashlib.sha256(memoryview(images.numpy())).hexdigest()
+        checksum = hashlib.sha256(images.numpy().data).hexdigest()
         save_file({"images": images}, scratch, metadata={"sha256": checksum})
         os.replace(scratch, path)
     except Exception as error:  # safetensors has an error type of its own beside OSError

@@ -195,8 +195,8 @@ class IID(Partitioner):
             raise InputError("partition=iid needs a number of clients: set partition.clients=10 for example")
         train, test = _indices(dataset, None)
         _refuse_shortage(len(train), self.clients, self.min_examples, "the data set")
-        dealt = (_deal(part, self.clients, seed, key, "all") for part, key in ((train, "train"), (test, "test")))
-        return _partitions(dataset, *dealt)
+        shares = _deal(train, self.clients, seed, "train", "all")
+        return _partitions(dataset, shares, _deal(test, self.clients, seed, "test", "all"))
 
 
 @dataclass(frozen=True, kw_only=True)
