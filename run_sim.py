@@ -19,6 +19,7 @@ from clients.cohort import Cohort
 from clients.probe import Probe
 from clients.site import Site
 from fedinit.config import compose
+from fedinit.config.adapter import plain_lora
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
 from fedinit.runs import folder as run_folder
@@ -66,7 +67,7 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
     # The adapters stay as they start, so their start must be none that clients measure for.
     plain = {"reinit": Choice(name="auto"), "weighting": "auto", "server_opt": Choice(name="none")}
     plain["init"] = Choice(name="kaiming")
-    plain["adapter"] = dataclasses.replace(config.adapter, kind="lora")
+    plain["adapter"] = plain_lora(config.adapter)
     short = dataclasses.replace(config, evaluation=last_only, **plain)
     return run(short, site, opened, console, Choice(name="head_alone")).summary()
 

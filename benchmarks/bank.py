@@ -29,7 +29,9 @@ from clients.cohort import split_evenly
 from clients.engine.threads import Lanes
 from clients.training import Task, train_bank
 from fedinit.adapters.bank import Bank
-from fedinit.config.schema import CONF_DIR, ClientConfig, ModelConfig, build
+from fedinit.config.build import build, create
+from fedinit.config.client import CLIENTS
+from fedinit.config.schema import CONF_DIR, ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models import build_backbone, init_head, select_targets
@@ -52,7 +54,7 @@ class Setting:
         self.clients, self.batch, self.cores = clients, batch, machine.cores()
         model = build(ModelConfig, read("model", "glyph_vit") | {"checkpoint": None}, "model")
         changes = {"batch_size": batch, "epochs": 1, "max_steps": STEPS}
-        self.settings = build(ClientConfig, read("client", "sgd") | changes, "client")
+        self.settings = create("client", CLIENTS, "sgd", changes)
         self.backbone = build_backbone(model)
         self.targets = select_targets(self.backbone.module, None, RANK)
         self.lanes = Lanes(self.backbone, self.targets, scale=2.0, device="cpu", lanes=self.cores)

@@ -32,9 +32,9 @@ from benchmarks.bank import read
 from clients.statistics import measure
 from fedinit import wire
 from fedinit.adapters.bank import Bank
+from fedinit.config.build import build
 from fedinit.config.compose import compose_config
-from fedinit.config.schema import ModelConfig, build
-from fedinit.data import load_dataset
+from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.initializers import INITIALIZERS, create_initializer
 from fedinit.initializers.initializer import InitContext, run
@@ -159,7 +159,7 @@ def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
     config = compose_config(["experiment=pacs_vit_tiny", f"data.root={data_root}", f"model.checkpoint={checkpoint}"])
     backbone = build_backbone(config.model)
     spec = backbone.input
-    data = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed)
+    data = config.data.load(spec.channels, (spec.height, spec.width), config.seed)
     targets = select_targets(backbone.module, ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"], RANK)
     setting = InitContext(targets=targets, rank=RANK, scale=SCALE, seed=SEED, groups=shared_inputs(backbone, targets))
     bank, examples = Bank(backbone, targets, SCALE), (~data.test).nonzero().flatten()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import ClientConfig
+from fedinit.config.client import ClientConfig
 from fedinit.losses import choose_loss
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import torch_generator

@@ -26,6 +26,7 @@ from clients.statistics import measure
 from clients.training import ClientFailed, Result, StepFailed, Task, train_bank
 from fedinit import slots, wire
 from fedinit.adapters.bank import Bank
+from fedinit.config.client import SGDSaIConfig
 from fedinit.errors import InputError
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
@@ -293,7 +294,8 @@ class Cohort:
         config, made = message.content[wire.CONFIG], {}
         if config["own-factors"] or config["personal"]:
             made[own.FACTORS] = wire.encode(wire.to_tensors(result.adapter, {}))
-        if result.scales and self.site.config.client.gsnr_scope != "per_round":
+        own_client = self.site.config.client
+        if result.scales and isinstance(own_client, SGDSaIConfig) and own_client.gsnr_scope != "per_round":
             made[own.SCALES] = MetricRecord({**task.scales, **result.scales})
         own.keep(message, context, made)
         trained = {

@@ -48,7 +48,7 @@ def judge(
             logits = bank.forward(batches.normalise(data.images[chunk], lanes.input, device), 1)
         return score(logits[0].cpu(), data.labels[chunk])
 
-    score = sums_of_numbers if data.numbers else sums_of_classes
+    score = sums_of_numbers if data.is_regression else sums_of_classes
     sums = torch.cat(lanes.map(work, indices.split(batch_size)), dim=1)  # (2, n)
     domains = data.domains[indices]
     return {int(d): tuple(sums[:, domains == d].sum(1).tolist()) for d in domains.unique(sorted=True)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from clients import batches
 from clients.site import Site
 from fedinit import wire
+from fedinit.config.schema import InitDiagnostics
 from fedinit.diagnostics.capture import Captured, capture
 from fedinit.diagnostics.imbalance import imbalance
 from fedinit.diagnostics.kernel import alignment, directions, gram, jacobian
@@ -43,11 +44,12 @@ class Probe(Observer):
         self.site, self.parts, self.at_first = site, parts & {"A", "B", "R"}, at_first & {"A", "B", "R"}
         self.path = folder / FILE
         train = torch.cat([part.train for part in site.partitions])
-        seed, settings = site.config.seed, site.config.diagnostics
+        seed, self.settings = site.config.seed, site.config.diagnostics
+        assert isinstance(self.settings, InitDiagnostics)
         order = torch.randperm(len(train), generator=torch_generator(seed, "probe"))
-        self.examples = train[order[: settings.examples]].sort().values
+        self.examples = train[order[: self.settings.examples]].sort().values
         labels = site.data.labels[self.examples]
-        targets = labels if site.data.numbers else torch.nn.functional.one_hot(labels, len(site.data.class_names))
+        targets = labels if site.data.is_regression else torch.nn.functional.one_hot(labels, len(site.data.class_names))
         self.of_labels = gram(targets)
         self.first: dict[str, Tensor] = {}  # of round 0: "kernel", "features", "model/<wire name>"
         self.rows: list[Row] = []
@@ -86,7 +88,7 @@ class Probe(Observer):
             here = {name: _on(device, factors) for name, factors in layers.items()}
             kernels = self._kernels(seen, here)
             labels = site.data.labels[self.examples].to(device)
-            loss = choose_loss(site.config.client.loss, site.data.numbers)(seen.outputs, labels).mean()
+            loss = choose_loss(site.config.client.loss, site.data.is_regression)(seen.outputs, labels).mean()
             steps = seen.gradients(loss)
             by_head = {}
             if bank.head:
@@ -115,7 +117,7 @@ class Probe(Observer):
         site, n = self.site, len(self.examples)
         draw = torch_generator(site.config.seed, "probe.outputs")
         made = {part: torch.zeros(n, n, dtype=torch.float64) for part in self.parts}
-        for row in directions(seen.outputs.shape[1], site.config.diagnostics.outputs, draw).to(seen.outputs):
+        for row in directions(seen.outputs.shape[1], self.settings.outputs, draw).to(seen.outputs):
             gradients = seen.gradients((seen.outputs @ row).sum())
             for name, product in layers.items():
                 X = seen.inputs[name]

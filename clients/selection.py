@@ -21,7 +21,7 @@ from torch import Tensor
 from clients import batches
 from fedinit import slots
 from fedinit.adapters.bank import Bank
-from fedinit.config.schema import ClientConfig
+from fedinit.config.client import ClientConfig
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
 

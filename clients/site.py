@@ -11,13 +11,11 @@ from torch import Tensor
 
 from clients.engine.threads import Lanes
 from clients.evaluation import frozen_features, judge, sums_record
-from clients.optimizers import OPTIMIZERS
 from fedinit import wire
 from fedinit.config.schema import Config
-from fedinit.data import load_dataset
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition, make_partitions, own_domain
-from fedinit.errors import InputError, choose
+from fedinit.data.partition import Partition
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.losses import choose_loss
 from fedinit.models import Backbone, build_backbone, select_targets
@@ -34,15 +32,14 @@ class Site:
     """
 
     def __init__(self, config: Config, client: int | None = None) -> None:
-        choose("client.optimizer", config.client.optimizer, OPTIMIZERS)
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
-        own = None if client is None else own_domain(config.data.domains, config.partition, client)
-        self.data: Dataset = load_dataset(config.data, spec.channels, (spec.height, spec.width), config.seed, own)
+        own = None if client is None else config.partition.domain_of(client, config.data.known_domains)
+        self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, own)
         _check_task(config, self.data, self.backbone.features)
-        self.partitions: tuple[Partition, ...] = make_partitions(self.data, config.partition, config.seed)
+        self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
         self.lanes = Lanes(
             self.backbone,
             self.targets,
@@ -64,7 +61,7 @@ class Site:
     @property
     def score(self) -> type[Score]:
         """What models are judged by."""
-        return RecoveryError if self.data.numbers else Accuracy
+        return RecoveryError if self.data.is_regression else Accuracy
 
     @cached_property
     def features(self) -> Tensor:
@@ -99,10 +96,10 @@ class Site:
 
 def _check_task(config: Config, data: Dataset, features: int) -> None:
     """Raise InputError for a loss, a head or an augmentation that the data's targets do not go with."""
-    choose_loss(config.client.loss, data.numbers)
-    if data.numbers and config.head.name != "none":
+    choose_loss(config.client.loss, data.is_regression)
+    if data.is_regression and config.head.name != "none":
         raise InputError(f"head={config.head.name}: data={config.data.name} is about the model's output; use head=none")
-    if data.numbers and config.client.augment != "none":
+    if data.is_regression and config.client.augment != "none":
         raise InputError(f"client.augment={config.client.augment}: data={config.data.name} has no images; use none")
     if config.head.name == "none" and features != len(data.class_names):
         raise InputError(

@@ -15,7 +15,7 @@ from clients.optimizers import create_optimizer
 from clients.selection import Choice, choose, trained_part
 from fedinit import slots
 from fedinit.adapters.bank import Bank
-from fedinit.config.schema import ClientConfig
+from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models.backbone import InputSpec

@@ -160,27 +160,12 @@ def _configuration(words: Sequence[str]) -> Config:
 def _sites(config: Config, given: int | None) -> int:
     """How many sites there are to be: a client each. Raises InputError where `given` (--sites) is not what the
     configuration says, as far as it says so itself, and where neither says it."""
-    said = _clients(config)
+    said = config.partition.count(config.data.known_domains)
     if given is None and said is None:
         raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
     if None not in (given, said) and given != said:
         raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
     return said if given is None else given
-
-
-def _clients(config: Config) -> int | None:
-    if config.partition.clients is not None:
-        return config.partition.clients
-    if config.partition.name == "pooled":
-        return 1
-    if config.partition.name in ("domain", "dirichlet"):
-        if config.data.domains is not None:
-            return len(config.data.domains)
-        if config.data.name == "digits":
-            from fedinit.data.digits import DOMAINS  # with all of scikit-learn
-
-            return len(DOMAINS)
-    return None
 
 
 def _show_result(config: Config, folder: Path, console: Console) -> None:

@@ -6,9 +6,12 @@ So a resumed run, a run on other lanes and a run in another order of replies dra
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(root: int, purpose: str, *keys: int | str) -> int:
@@ -23,6 +26,8 @@ def derive(root: int, purpose: str, *keys: int | str) -> int:
 
 def torch_generator(root: int, purpose: str, *keys: int | str) -> torch.Generator:
     """A CPU generator for `derive(root, purpose, *keys)`. Draws are made on the CPU on every device."""
+    import torch  # here: what the configuration is made of draws by numpy alone, and torch takes a second to import
+
     return torch.Generator().manual_seed(derive(root, purpose, *keys))
 
 

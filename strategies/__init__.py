@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedinit.config.schema import build
-from fedinit.errors import choose
+from fedinit.config.build import create
 from strategies.aggregator import Aggregator
 from strategies.methods.fed_sb import FedSB
 from strategies.methods.fedex_lora import FedExLoRA
@@ -55,4 +54,4 @@ def create_aggregator(name: str, **options: Any) -> Aggregator:
 
     Raises InputError for an unknown name or option, or a value out of range.
     """
-    return build(AGGREGATORS[choose("strategy", name, AGGREGATORS)], options, "strategy")
+    return create("strategy", AGGREGATORS, name, options)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.kinds import KINDS
-from fedinit.config.schema import at_least
+from fedinit.config.checks import at_least
 from fedinit.factors import Factors, inner, norm, pad, stack
 from fedinit.threads import server_pool
 from strategies import vera

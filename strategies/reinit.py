@@ -23,13 +23,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import at_least, build, positive
-from fedinit.errors import InputError, choose
+from fedinit.config.build import create
+from fedinit.config.checks import at_least, positive
+from fedinit.errors import InputError
 from fedinit.factors import Factors, stack
 from fedinit.spectra import truncate
 from strategies.aggregator import Aggregate
@@ -226,7 +228,4 @@ REINITS: dict[str, type[Reinit]] = {
     "svd": SVD,
 }
 
-
-def create_reinit(name: str, options: Mapping[str, Any] | None = None) -> Reinit:
-    """A re-initialiser by name. Raises InputError for an unknown name or option."""
-    return build(REINITS[choose("reinit", name, REINITS)], options or {}, "reinit")
+create_reinit = partial(create, "reinit", REINITS)  # create_reinit("gauge", {"beta": 2.0})

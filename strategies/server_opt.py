@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import build, positive, within
-from fedinit.errors import choose
+from fedinit.config.build import NOTHING, create
+from fedinit.config.checks import positive, within
 from strategies.aggregator import Aggregate
 
 Moments = Mapping[str, Tensor]
@@ -97,12 +97,19 @@ class Adam(ServerOptimizer):
         return first / (second.sqrt() + self.tau)
 
 
-SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {"adam": Adam, "momentum": Momentum}
+@dataclass(frozen=True, kw_only=True)
+class NoServerOptimizer:
+    """The aggregate as it is."""
 
 
-def create_server_optimizer(name: str, options: Mapping[str, Any] | None = None) -> ServerOptimizer | None:
+SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer | NoServerOptimizer]] = {
+    "adam": Adam,
+    "momentum": Momentum,
+    "none": NoServerOptimizer,
+}
+
+
+def create_server_optimizer(name: str, options: Mapping[str, Any] = NOTHING) -> ServerOptimizer | None:
     """A server optimiser by name, None for `none`. Raises InputError for an unknown name or option."""
-    if name == "none":
-        return None
-    known = SERVER_OPTIMIZERS
-    return build(known[choose("server_opt", name, [*known, "none"])], options or {}, "server_opt")
+    made = create("server_opt", SERVER_OPTIMIZERS, name, options)
+    return made if isinstance(made, ServerOptimizer) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import pytest
@@ -11,7 +10,8 @@ import torch
 from timm.models import MlpMixer
 from torch import Tensor, nn
 
-from fedinit.config.schema import ClientConfig, ModelConfig
+from fedinit.config.client import CLIENTS, ClientConfig
+from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models import Backbone, build_backbone
@@ -71,23 +71,9 @@ def tiny_data() -> Dataset:
 
 @pytest.fixture(scope="session")
 def client_config() -> Callable[..., ClientConfig]:
-    """ClientConfig with the given fields changed."""
-    base = ClientConfig(
-        optimizer="sgd",
-        lr=0.05,
-        lr_ratio_b=1.0,
-        momentum=0.9,
-        betas=(0.9, 0.999),
-        weight_decay=0.01,
-        gsnr_scope="client_once",
-        clip_norm=None,
-        prox=0.0,
-        batch_size=4,
-        epochs=2,
-        max_steps=None,
-        augment="none",
-    )
-    return lambda **changes: dataclasses.replace(base, **changes)
+    """What a client with this optimiser reads, with the given fields changed."""
+    common = {"lr": 0.05, "weight_decay": 0.01, "clip_norm": None, "batch_size": 4}
+    return lambda optimizer="sgd", **changes: CLIENTS[optimizer](**{**common, **changes})
 
 
 @pytest.fixture(scope="session")

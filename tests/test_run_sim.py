@@ -202,7 +202,7 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["rounds"], "rounds: expected key=value"),
         (["client.lr=0"], "client.lr=0.0: expected a number in (0, inf)"),
         (["participation=1.5"], "participation=1.5: expected a number in (0, 1]"),
-        (["client.optimizer=sdg"], "client.optimizer=sdg: no such choice (did you mean 'sgd'?)"),
+        (["client.optimizer=sdg"], "client=sdg: no such choice (did you mean 'sgd'?)"),
         (["adapter.rank=25"], "adapter.rank=25: layer blocks.0.attn.proj is 24x24; expected a rank of 24 or less"),
         (["adapter.targets=[attn.pro]"], "'attn.pro' matches no linear layer (did you mean 'attn.proj'?)"),
         (["adapter.targets=[]"], "adapter.targets=[]: expected one pattern or more"),

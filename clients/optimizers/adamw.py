@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from clients.optimizers.contract import BankOptimizer
+from fedinit.config.client import AdamWConfig
 
 
-class AdamW(BankOptimizer):
+class AdamW(BankOptimizer[AdamWConfig]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)

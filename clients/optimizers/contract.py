@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import ClientConfig
+from clients.optimizers.clipping import clip
+from clients.optimizers.lora_plus import ratios
+from clients.optimizers.proximal import pull
+from fedinit.config.client import ClientConfig
+
+Settings = TypeVar("Settings", bound=ClientConfig)
 
 
-class BankOptimizer(ABC):
+class BankOptimizer(ABC, Generic[Settings]):
     """Updates leaves {name: (K, …)} in place.
 
     Works on all leaves side by side, a row a client, so that a step is a few operations whatever their number:
@@ -28,15 +34,14 @@ class BankOptimizer(ABC):
     def __init__(
         self,
         leaves: Mapping[str, Tensor],
-        settings: ClientConfig,
+        settings: Settings,
         owned: Mapping[str, Tensor] | None = None,
         scales: Sequence[Mapping[str, float]] = (),
     ) -> None:
         self.leaves, self.settings = dict(leaves), settings
         self.values = _side_by_side(leaves.values())
-        self.start = self.values.clone() if settings.prox else None  # FedProx's anchor (arXiv 1812.06127)
-        # LoRA+ (Hayou et al. 2024, arXiv 2402.12354): the B factors' learning rate is a multiple of the others'.
-        self.ratio = _ratios(self.leaves, settings.lr_ratio_b).to(self.values) if settings.lr_ratio_b != 1 else None
+        self.start = self.values.clone() if settings.prox else None
+        self.ratio = ratios(self.leaves, settings.lr_ratio_b).to(self.values) if settings.lr_ratio_b != 1 else None
         self.steps = 0
 
     @torch.no_grad()
@@ -44,7 +49,7 @@ class BankOptimizer(ABC):
         """One step of the first `active` clients, with gradients of the leaves' shapes (more rows are ignored)."""
         gradient = _side_by_side(gradients[name][:active] for name in self.leaves)
         if self.start is not None:
-            gradient.add_(self.values[:active] - self.start[:active], alpha=self.settings.prox)
+            pull(gradient, self.values[:active], self.start[:active], self.settings.prox)
         if self.settings.clip_norm is not None:
             clip(gradient, self.settings.clip_norm)
         self.steps += 1
@@ -52,7 +57,8 @@ class BankOptimizer(ABC):
         self.update(values, gradient, active)
         rows = [leaf[:active] for leaf in self.leaves.values()]
         parts = values.split([row[0].numel() for row in rows], dim=1)
-        torch._foreach_copy_(rows, [part.view(row.shape) for row, part in zip(rows, parts, strict=True)])
+        shaped = [part.view(row.shape) for row, part in zip(rows, parts, strict=True)]
+        torch._foreach_copy_(rows, shaped)  # pyright: ignore[reportPrivateImportUsage]
 
     @abstractmethod
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
@@ -70,21 +76,6 @@ class BankOptimizer(ABC):
     def fixed_scales(self, row: int) -> dict[str, float]:
         """The step scales {leaf: number} that client `row` has fixed; empty for an optimiser without any."""
         return {}
-
-
-def clip(gradient: Tensor, max_norm: float) -> None:
-    """Scale each row of `gradient` (clients, P), in place, so that its norm is at most `max_norm`.
-
-    As torch.nn.utils.clip_grad_norm_ for every client alone, with its 1e-6 in the denominator.
-    """
-    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-    gradient.mul_((max_norm / (norms + 1e-6)).clamp(max=1.0))
-
-
-def _ratios(leaves: Mapping[str, Tensor], of_b: float) -> Tensor:
-    """(P,): the learning rate of every number, as a multiple of client.lr."""
-    parts = [torch.full((leaf[0].numel(),), of_b if n.endswith("/B") else 1.0) for n, leaf in leaves.items()]
-    return torch.cat(parts)
 
 
 def _side_by_side(leaves: Iterable[Tensor]) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from clients.optimizers.contract import BankOptimizer
+from fedinit.config.client import SGDConfig
 
 
-class SGD(BankOptimizer):
+class SGD(BankOptimizer[SGDConfig]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.velocity = torch.zeros_like(self.values) if self.settings.momentum else None

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from clients.optimizers.contract import BankOptimizer
+from fedinit.config.client import SGDSaIConfig
 from fedinit.step_scale import step_scale
 
 
-class SGDSaI(BankOptimizer):
+class SGDSaI(BankOptimizer[SGDSaIConfig]):
     """scales: (K, blocks), 0 where not fixed yet."""
 
     def __init__(self, leaves: Any, settings: Any, owned: Any = None, scales: Any = ()) -> None:

@@ -18,7 +18,6 @@ SITE_KEYS = {
     "device": ("engine", "device", "auto"),
 }
 
-NEEDS_ROOT = ("cifar10", "cifar100", "image_folder")
 # Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
 # read: how many clients there are is what the run's partition says.
 OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "state-dir")
@@ -36,6 +35,8 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
         near = did_you_mean(key, known)
         raise InputError(f"--node-config {key}: no such setting of a site{near}; known: {', '.join(known)}")
     for key, (group, field, unset) in SITE_KEYS.items():
+        if not hasattr(getattr(config, group), field):
+            continue  # what this run chose does not read it
         given = getattr(getattr(config, group), field)
         if key in node_config:
             config = _replace(config, group, field, str(node_config[key]))
@@ -44,7 +45,7 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
                 f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
                 f"--node-config '{key}=\"…\"'"
             )
-    if not simulated and config.data.root is None and config.data.name in NEEDS_ROOT:
+    if not simulated and getattr(config.data, "root", "none needed") is None:
         raise InputError(
             f"this site has no images for data={config.data.name}: start the node with --node-config 'data-root=\"…\"'"
         )
@@ -58,7 +59,7 @@ def split_off(config: Config) -> tuple[Config, dict[str, str]]:
     """
     settings = {}
     for key, (group, field, unset) in SITE_KEYS.items():
-        given = getattr(getattr(config, group), field)
+        given = getattr(getattr(config, group), field, unset)
         if given == unset or _harmless(key, given):
             continue
         settings[key] = str(given)

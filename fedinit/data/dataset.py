@@ -32,7 +32,7 @@ class Dataset:
                 f"images must be uint8 or float32 (n, C, H, W), got {self.images.dtype} {tuple(self.images.shape)}"
             )
         shape = (len(self),)
-        label = (torch.float32, (*shape, len(self.class_names))) if self.numbers else (torch.int64, shape)
+        label = (torch.float32, (*shape, len(self.class_names))) if self.is_regression else (torch.int64, shape)
         for field, dtype, wanted in (
             ("labels", *label),
             ("domains", torch.int64, shape),
@@ -41,7 +41,7 @@ class Dataset:
             column = getattr(self, field)
             if column.dtype != dtype or tuple(column.shape) != wanted:
                 raise ValueError(f"{field} must be {dtype} {wanted}, got {column.dtype} {tuple(column.shape)}")
-        named = [("domains", self.domain_names), *([] if self.numbers else [("labels", self.class_names)])]
+        named = [("domains", self.domain_names), *([] if self.is_regression else [("labels", self.class_names)])]
         for field, names in named:
             column = getattr(self, field)
             if column.numel() and not 0 <= int(column.min()) <= int(column.max()) < len(names):
@@ -50,7 +50,7 @@ class Dataset:
                 )
 
     @property
-    def numbers(self) -> bool:
+    def is_regression(self) -> bool:
         """Whether the targets are numbers, not classes."""
         return self.labels.is_floating_point()
 

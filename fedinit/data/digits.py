@@ -9,13 +9,19 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from fedinit.data.dataset import Dataset
+from fedinit.data.source import DomainSource
+from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from fedinit.data.catalogue import Catalogue
+    from fedinit.data.dataset import Dataset
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (H, W) in [0, 1] -> (H, W)
 
@@ -72,6 +78,34 @@ _TRANSFORMS: dict[str, Transform] = {
 DOMAINS: tuple[str, ...] = tuple(_TRANSFORMS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Digits(DomainSource):
+    name: Literal["digits"] = "digits"
+
+    @property
+    def known_domains(self) -> tuple[str, ...]:
+        return DOMAINS if self.domains is None else self.domains
+
+    def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
+        """Grey whatever the model wants: for three channels the one is shown three times, in the same memory."""
+        from fedinit.data.catalogue import Catalogue
+
+        if size[0] != size[1] or size[0] % 8 or size[0] < 16:
+            raise InputError(
+                f"model.image_size={size[0]}x{size[1]}: data=digits is drawn in squares whose side is a multiple "
+                "of 8, 16 or more; set model.image_size=32 for example"
+            )
+        drawn = load_digits(size[0])
+        return Catalogue(
+            labels=drawn.labels,
+            domains=drawn.domains,
+            test=drawn.test,
+            class_names=drawn.class_names,
+            domain_names=drawn.domain_names,
+            read=lambda rows: drawn.images[rows].expand(-1, channels, -1, -1),
+        )
+
+
 @functools.lru_cache(maxsize=2)  # for the runs of a sweep; a small run takes less time than to draw its images
 def load_digits(size: int = 32) -> Dataset:
     """The digits as (n, 1, size, size) uint8: 1433 training and 6 x 364 test images, the same every time.
@@ -80,6 +114,10 @@ def load_digits(size: int = 32) -> Dataset:
     Law: a digit of the test split is a test image in every domain and a training image in none; a digit of
     the training split occurs once, in one domain.
     """
+    import torch
+
+    from fedinit.data.dataset import Dataset
+
     if size < 16 or size % 8:
         raise ValueError(f"size must be a multiple of 8 and at least 16, got {size}")
     grey, target = _source()
@@ -111,13 +149,16 @@ def _source() -> tuple[np.ndarray, np.ndarray]:
     Read from scikit-learn's own file where it lies: importing the package takes longer than a deployed client's whole
     evaluation, and every message to such a client meets a new process.
     """
-    file = Path(importlib.util.find_spec("sklearn").origin).parent / "datasets" / "data" / "digits.csv.gz"
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise InputError("data=digits: the images are scikit-learn's, which is not installed: pip install scikit-learn")
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
         rows = np.loadtxt(file, delimiter=",")
     else:
         from sklearn import datasets
 
-        bunch = datasets.load_digits()
+        bunch: Any = datasets.load_digits()
         rows = np.column_stack([bunch.data, bunch.target])
     return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int)
 
@@ -147,7 +188,7 @@ def _upscale(images: np.ndarray, size: int) -> np.ndarray:
     """(n, 8, 8) -> (n, size, size): cubic to 3/4 of the side, and a margin that leaves room to rotate."""
     inner, margin = size * 3 // 4, size // 8
     # Interpolation is linear and separable, so one small matrix does the file: 0.1 s instead of 1 s.
-    weight = ndimage.zoom(np.eye(8), (inner / 8, 1), order=3, mode="grid-constant", grid_mode=True)
+    weight: Any = ndimage.zoom(np.eye(8), (inner / 8, 1), order=3, mode="grid-constant", grid_mode=True)
     zoomed = np.einsum("ui,nij,vj->nuv", weight, images, weight, optimize=True)  # weight: (inner, 8)
     levels = np.round(255.0 * np.clip(zoomed, 0.0, 1.0)) / 255.0  # whole levels, so that 1 - x is exact
     return np.pad(levels, ((0, 0), (margin, margin), (margin, margin)))

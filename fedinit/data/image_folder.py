@@ -9,33 +9,32 @@ it have the same split. Names that begin with a dot, and macOS's __MACOSX, are p
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
-import logging
 import os
 import threading
 import zipfile
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import PIL
-import torch
 from PIL import Image, ImageOps
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from fedinit.config.schema import DataConfig
-from fedinit.data import Catalogue
+from fedinit.config.checks import within
+from fedinit.data.source import DomainSource
 from fedinit.errors import InputError
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedinit.data.catalogue import Catalogue
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 INDEX = "index.csv"
@@ -46,36 +45,51 @@ _CHUNK = 32  # images a task of the pool
 _SHAPE = "expected data.root/domain/class/image.jpg (or .jpeg, .png)"
 
 
-def list_image_folder(settings: DataConfig, channels: int, size: tuple[int, int]) -> Catalogue:
-    """The images under settings.root, sorted by path; domains and classes are numbered in sorted order.
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(DomainSource):
+    name: Literal["image_folder"] = "image_folder"
+    root: str | None = None  # must be given: the folder or zip
+    test_fraction: float = 0.2  # where there is no index.csv
+    cache_dir: str | None = None  # where decoded images are kept between runs; null: kept in memory only
 
-    The catalogue's `read` gives (m, channels, H, W) uint8 by `decode`, kept in settings.cache_dir if set.
-    Raises InputError on a root that is missing or of another shape, a link out of it, an empty class folder
-    of a domain that is used, an index that does not fit; `read` raises it on images that cannot be decoded,
-    naming them.
-    """
-    tree = _open_tree(settings.root)
-    _refuse_shape(tree)
-    used = [f for f in tree.folders if settings.domains is None or f.split("/")[0] in settings.domains]
-    filled = {name.rpartition("/")[0] for name in tree.images}
-    for folder in used:
-        if folder.count("/") == 1 and folder not in filled:
-            raise InputError(
-                f"data.root={tree.root}: class folder {folder!r} holds no images; add jpg or png files, or delete it"
-            )
-    domain_names = sorted({f.split("/")[0] for f in tree.folders})
-    class_names = sorted({f.split("/")[1] for f in tree.folders if "/" in f})
-    parts = [name.split("/") for name in tree.images]
-    domain_index = {name: d for d, name in enumerate(domain_names)}
-    class_index = {name: c for c, name in enumerate(class_names)}
-    return Catalogue(
-        labels=torch.tensor([class_index[c] for _, c, _ in parts], dtype=torch.int64),
-        domains=torch.tensor([domain_index[d] for d, _, _ in parts], dtype=torch.int64),
-        test=torch.tensor(_split(tree, settings.test_fraction), dtype=torch.bool),
-        class_names=tuple(class_names),
-        domain_names=tuple(domain_names),
-        read=lambda rows: _read(tree, [tree.images[i] for i in rows.tolist()], channels, size, settings.cache_dir),
-    )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
+
+    def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
+        """The images under the root, sorted by path; domains and classes are numbered in sorted order.
+
+        Its `read` gives (m, channels, H, W) uint8 by `decode`, kept in cache_dir if set.
+        Raises InputError on a root that is missing or of another shape, a link out of it, an empty class folder of a
+        domain that is used, an index that does not fit; `read` raises it on images that cannot be decoded, naming them.
+        """
+        import torch
+
+        from fedinit.data.catalogue import Catalogue
+
+        tree = _open_tree(self.root)
+        _refuse_shape(tree)
+        used = [f for f in tree.folders if self.domains is None or f.split("/")[0] in self.domains]
+        filled = {name.rpartition("/")[0] for name in tree.images}
+        for folder in used:
+            if folder.count("/") == 1 and folder not in filled:
+                raise InputError(
+                    f"data.root={tree.root}: class folder {folder!r} holds no images; add jpg or png files, or delete "
+                    "it"
+                )
+        domain_names = sorted({f.split("/")[0] for f in tree.folders})
+        class_names = sorted({f.split("/")[1] for f in tree.folders if "/" in f})
+        parts = [name.split("/") for name in tree.images]
+        domain_index = {name: d for d, name in enumerate(domain_names)}
+        class_index = {name: c for c, name in enumerate(class_names)}
+        return Catalogue(
+            labels=torch.tensor([class_index[c] for _, c, _ in parts], dtype=torch.int64),
+            domains=torch.tensor([domain_index[d] for d, _, _ in parts], dtype=torch.int64),
+            test=torch.tensor(_split(tree, self.test_fraction), dtype=torch.bool),
+            class_names=tuple(class_names),
+            domain_names=tuple(domain_names),
+            read=lambda rows: _read(tree, [tree.images[i] for i in rows.tolist()], channels, size, self.cache_dir),
+        )
 
 
 def decode(content: bytes, channels: int, size: tuple[int, int]) -> np.ndarray:
@@ -246,21 +260,25 @@ def _read(
     tree: _Folder | _Zip, names: list[str], channels: int, size: tuple[int, int], cache_dir: str | None
 ) -> Tensor:
     """(len(names), channels, H, W) uint8, from the cache where there is one that holds."""
+    from fedinit.data import image_cache
+
     if cache_dir is None:
         return _decode_all(tree, names, channels, size)
     # Pillow's version is in the key, since another libjpeg may round otherwise.
     key = [_CACHE_VERSION, PIL.__version__, str(tree.root), channels, *size, tree.stamps(names)]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = Path(cache_dir).expanduser() / f"images-{digest[:32]}.safetensors"
-    images = _load_cache(path, (len(names), channels, *size))
+    images = image_cache.load(path, (len(names), channels, *size))
     if images is None:
         images = _decode_all(tree, names, channels, size)
-        _save_cache(path, images)
+        image_cache.save(path, images)
     return images
 
 
 def _decode_all(tree: _Folder | _Zip, names: list[str], channels: int, size: tuple[int, int]) -> Tensor:
     """Decoded in a few threads (Pillow frees the GIL). InputError comes when all bad images are found."""
+    import torch
+
     images = np.empty((len(names), channels, *size), dtype=np.uint8)
 
     def fill(start: int) -> list[str]:
@@ -287,34 +305,3 @@ def _decode_all(tree: _Folder | _Zip, names: list[str], channels: int, size: tup
             "images: replace or delete these files"
         )
     return torch.from_numpy(images)
-
-
-def _load_cache(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The images kept at `path`, or None where there are none or they are not what was written."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            images, written = file.get_tensor("images").clone(), (file.metadata() or {}).get("sha256")
-        if images.dtype != torch.uint8 or tuple(images.shape) != shape:
-            raise ValueError(f"it holds {images.dtype} {tuple(images.shape)}")
-        if hashlib.sha256(images.numpy()).hexdigest() != written:
-            raise ValueError("its checksum differs")
-    except Exception as error:  # whatever is wrong with it, the images are still there
-        _log.warning("image cache %s is damaged (%s): decoding again", path, error)
-        return None
-    return images
-
-
-def _save_cache(path: Path, images: Tensor) -> None:
-    """Written beside its name, then renamed: a reader sees all or nothing. A full disk is only a warning."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checksum = hashlib.sha256(images.numpy()).hexdigest()
-        save_file({"images": images}, scratch, metadata={"sha256": checksum})
-        os.replace(scratch, path)
-    except Exception as error:  # safetensors has an error type of its own beside OSError
-        _log.warning("image cache %s could not be written (%s): the run goes on without it", path, error)
-        with contextlib.suppress(OSError):
-            scratch.unlink()

@@ -1,82 +1,57 @@
-"""Measurements of one low-rank matrix X*: a task with a known answer, on which starts show what theory says of them.
-
-    y_i = ⟨M_i, X*⟩ + noise         X* = U diag(σ) Vᵀ, (rows, columns), σ evenly spaced from 1 down to 1/condition
-
-observe=gaussian: entries of M_i are N(0, 1). observe=full: the matrix itself by columns, √k·X* e_j at inputs √k·e_j.
-Either way the mean ℓ2 loss is ½‖W − X*‖² (its expectation, for gaussian ones), so a learning rate means the same.
-The test split is a whole orthogonal set of measurements without noise, so its error is ‖W − X*‖/‖X*‖.
-"""
+"""Measurements of one low-rank matrix X*: a task with a known answer, on which starts show what theory says of them."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from fedinit.config.schema import MatrixConfig
-from fedinit.data.dataset import Dataset
+from fedinit.config.checks import at_least, within
+from fedinit.data.source import Source
 from fedinit.errors import InputError
-from fedinit.seeding import torch_generator
 
-LARGEST = 2**25  # numbers in the inputs: 128 MB
+if TYPE_CHECKING:
+    from fedinit.data.dataset import Dataset
 
 
-def load_matrix_sensing(settings: MatrixConfig, channels: int, size: tuple[int, int], seed: int) -> Dataset:
-    """The measurements as a Dataset of one domain: float32 inputs (n, 1, 1 or rows, columns), targets (n, rows or 1).
+@dataclass(frozen=True, kw_only=True)
+class MatrixConfig:
+    rows: int = 40
+    columns: int = 40
+    rank: int = 3  # of the truth
+    symmetric: bool = False
+    condition: float = 1.5  # largest over smallest singular value
+    observe: Literal["gaussian", "full"] = "gaussian"
+    measurements: int = 1200
+    noise: float = 0.0  # both in units of the targets' root mean square
+    outlier: float = 10.0
+    corrupted: float = 0.0  # share of the training targets that are outliers
 
-    Drawn from the seed: X*, the sensing matrices, noise and outliers each have a stream of their own.
-    Raises InputError for a model that takes something else, and for more than fits.
-    """
-    rows, columns, full = settings.rows, settings.columns, settings.observe == "full"
-    wanted = (1, 1 if full else rows, columns)
-    if (channels, *size) != wanted:
-        raise InputError(
-            f"data=matrix_sensing: its inputs are {wanted}, the model takes {(channels, *size)}; use model=matrix with "
-            f"model.kwargs={{rows: {rows}, columns: {columns}, observe: {settings.observe}}}"
-        )
-    truth = ground_truth(settings, seed)
-    if full:
-        train = columns**0.5 * torch.eye(columns, dtype=torch.float64)[:, None]  # (n, 1, columns)
-        test, targets, exact = train, train[:, 0] @ truth.T, train[:, 0] @ truth.T
-    else:
-        count = settings.measurements
-        if (count + rows * columns) * rows * columns > LARGEST:
+    def __post_init__(self) -> None:
+        for key in ("rows", "columns"):
+            at_least(f"data.matrix.{key}", getattr(self, key), 2)
+        at_least("data.matrix.rank", self.rank, 1)
+        if self.rank > min(self.rows, self.columns):
             raise InputError(
-                f"data.matrix.measurements={count}: with {rows}x{columns} the sensing matrices would have more than "
-                f"{LARGEST} numbers; take fewer, or smaller ones"
+                f"data.matrix.rank={self.rank}: the matrix is {self.rows}x{self.columns}; expected "
+                f"{min(self.rows, self.columns)} or less"
             )
-        draw = torch_generator(seed, "matrix.sensing")
-        train = torch.randn(count, rows, columns, generator=draw, dtype=torch.float64)
-        test = torch.eye(rows * columns, dtype=torch.float64).view(-1, rows, columns)
-        targets, exact = ((m * truth).sum((1, 2))[:, None] for m in (train, test))
-    targets = disturbed(targets, settings, seed)
-    total = len(train) + len(test)
-    return Dataset(
-        images=torch.cat([train, test]).float()[:, None],
-        labels=torch.cat([targets, exact]).float(),
-        domains=torch.zeros(total, dtype=torch.int64),
-        test=torch.arange(total) >= len(train),
-        class_names=tuple(f"row {i}" for i in range(rows)) if full else ("measurement",),
-        domain_names=("matrix",),
-    )
+        if self.symmetric and self.rows != self.columns:
+            shape = f"{self.rows}x{self.columns}"
+            raise InputError(f"data.matrix.symmetric=true: the matrix is {shape}; expected a square one")
+        within("data.matrix.condition", self.condition, 1, math.inf, open_high=True)
+        at_least("data.matrix.measurements", self.measurements, 1)
+        for key in ("noise", "outlier"):
+            within(f"data.matrix.{key}", getattr(self, key), 0, math.inf, open_high=True)
+        within("data.matrix.corrupted", self.corrupted, 0, 1, open_high=True)
 
 
-def ground_truth(settings: MatrixConfig, seed: int) -> Tensor:
-    """X*, (rows, columns) in float64 and of rank r*; symmetric and positive semidefinite where that is asked for."""
-    draw = torch_generator(seed, "matrix.truth")
-    shapes = [(n, settings.rank) for n in (settings.rows, settings.columns)]
-    left, right = (torch.linalg.qr(torch.randn(shape, generator=draw, dtype=torch.float64)).Q for shape in shapes)
-    values = torch.linspace(1.0, 1 / settings.condition, settings.rank, dtype=torch.float64)
-    return (left * values) @ (left if settings.symmetric else right).T
+@dataclass(frozen=True, kw_only=True)
+class MatrixSensing(Source):
+    name: Literal["matrix_sensing"] = "matrix_sensing"
+    matrix: MatrixConfig = MatrixConfig()
 
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+        from fedinit.data.measurements import load_measurements
 
-def disturbed(targets: Tensor, settings: MatrixConfig, seed: int) -> Tensor:
-    """Targets (n, outputs) with N(0, noise²) on all, and N(0, outlier²) on a share of the numbers; both in units of the
-    targets' root mean square."""
-    draw = torch_generator(seed, "matrix.noise")
-    unit = targets.square().mean().sqrt()
-    noise = settings.noise * torch.randn(targets.shape, generator=draw, dtype=torch.float64)
-    hit = torch.rand(targets.shape, generator=draw, dtype=torch.float64).flatten().argsort()
-    outliers = torch.zeros_like(targets).flatten()
-    chosen = hit[: round(settings.corrupted * targets.numel())]
-    outliers[chosen] = settings.outlier * torch.randn(len(chosen), generator=draw, dtype=torch.float64)
-    return targets + unit * (noise + outliers.view(targets.shape))
+        return load_measurements(self.matrix, channels, size, seed)

@@ -1,23 +1,26 @@
-"""Who holds which images: methods that cut a `Dataset` into clients, looked up by name.
+"""Who holds which images (`partition=`): the ways to cut a `Dataset` into clients, each with the options that it reads.
 
-Every draw comes from fedinit.seeding with the purpose "partition", so a partition is a function of the data
-set, the settings and the root seed. Clients are numbered domain by domain: with one client a domain, client
-d is domain d.
+Every draw comes from fedinit.seeding with the purpose "partition", so a partition is a function of the data set, the
+options and the root seed. Clients are numbered domain by domain: with one client a domain, client d is domain d.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fedinit.config.schema import PartitionConfig
-from fedinit.data.dataset import Dataset
-from fedinit.errors import InputError, choose
+from fedinit.config.checks import at_least, positive
+from fedinit.errors import InputError
 from fedinit.seeding import numpy_generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedinit.data.dataset import Dataset
 
 _REDRAWS = 50  # Dirichlet draws tried for one domain before examples are moved
 
@@ -39,128 +42,179 @@ class Partition:
     test: Tensor
 
 
-def make_partitions(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[Partition, ...]:
-    """Cut `dataset` by the method settings.name, a key of METHODS.
+@dataclass(frozen=True, kw_only=True)
+class Partitioner(ABC):
+    """name: its key in `PARTITIONS`, the one value of a Literal. Every field is a key, `partition.<field>=`."""
 
-    Law: every training index is in exactly one client's train, every test index in exactly one client's test.
-    Raises InputError on an unknown method, and on numbers of clients or examples that cannot be had.
-    """
-    return METHODS[choose("partition", settings.name, METHODS)](dataset, settings, seed)
+    name: str
+    min_examples: int = 1  # smallest training set of a client
 
+    def __post_init__(self) -> None:
+        at_least("partition.min_examples", self.min_examples, 1)
 
-def own_domain(names: Sequence[str] | None, settings: PartitionConfig, client: int) -> str | None:
-    """The one of the named domains that this client's images are of; None where that cannot be said beforehand, or the
-    partition mixes domains."""
-    if names is None or settings.name not in ("domain", "dirichlet"):
+    @abstractmethod
+    def count(self, domains: Sequence[str] | None) -> int | None:
+        """How many clients there are, where that can be said beforehand. domains: their names, where they are known."""
+
+    def domain_of(self, client: int, domains: Sequence[str] | None) -> str | None:
+        """The one of the named domains that this client's images are of; None where that cannot be said beforehand, or
+        the partition mixes domains."""
         return None
-    clients = len(names) if settings.clients is None else settings.clients
-    each = clients // len(names)
-    return names[client // each] if each and 0 <= client < each * len(names) else None
+
+    @abstractmethod
+    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+        """Law: every training index is in exactly one client's train, every test index in exactly one client's test.
+
+        Raises InputError on numbers of clients or examples that cannot be had.
+        """
 
 
-def _by_domain(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[Partition, ...]:
+@dataclass(frozen=True, kw_only=True)
+class InsideDomains(Partitioner):
+    """As many clients in each domain; a subclass says how its training images are divided."""
+
+    clients: int | None = None  # a multiple of the number of domains; null: one a domain
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clients is not None:
+            at_least("partition.clients", self.clients, 1)
+
+    def count(self, domains: Sequence[str] | None) -> int | None:
+        return len(domains) if self.clients is None and domains is not None else self.clients
+
+    def domain_of(self, client: int, domains: Sequence[str] | None) -> str | None:
+        if domains is None:
+            return None
+        clients = len(domains) if self.clients is None else self.clients
+        each = clients // len(domains)
+        return domains[client // each] if each and 0 <= client < each * len(domains) else None
+
+    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+        num_domains = len(dataset.domain_names)
+        clients = num_domains if self.clients is None else self.clients
+        if clients < num_domains or clients % num_domains:
+            raise InputError(
+                f"partition.clients={clients}: partition={self.name} gives every domain as many clients, "
+                f"so expected a multiple of the {num_domains} domains; set "
+                f"{num_domains * max(1, round(clients / num_domains))}, or take partition=iid"
+            )
+        each = clients // num_domains
+        made: list[Partition] = []
+        for d, name in enumerate(dataset.domain_names):
+            train, test = _indices(dataset, d)
+            if not len(train) and not len(test):  # another site's: a source lets no other domain be without images
+                made += _partitions(dataset, [train] * each, [test] * each, d, d * each)
+                continue
+            _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
+            shares = self.share(dataset, train, each, seed, d)
+            made += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, d * each)
+        return tuple(made)
+
+    @abstractmethod
+    def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
+        """A domain's training indices (n,) as one array a client."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByDomain(InsideDomains):
     """One client a domain, or each domain dealt at random to as many clients as each other domain."""
-    return _inside_domains(dataset, settings, seed, lambda train, clients, d: _deal(train, clients, seed, "train", d))
+
+    name: Literal["domain"] = "domain"
+
+    def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
+        return _deal(train, clients, seed, "train", domain)
 
 
-def _dirichlet(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[Partition, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Dirichlet(InsideDomains):
     """Inside a domain, each class is shared among its clients in proportions ~ Dirichlet(alpha).
 
     Hsu et al. 2019, arXiv:1909.06335, draws for every client a mixture of classes; here every class draws a
     mixture of clients, so that each example is used once. A small alpha gives a class to few clients.
     """
-    if dataset.numbers:
-        raise InputError("partition=dirichlet: divides classes, and this data has none; take partition=iid or pooled")
-    labels = dataset.labels.numpy()
 
-    def share(train: np.ndarray, clients: int, domain: int) -> Shares:
-        return _dirichlet_shares(train, labels[train], clients, settings, seed, domain)
+    name: Literal["dirichlet"] = "dirichlet"
+    alpha: float = 0.5
+    min_examples: int = 10
 
-    return _inside_domains(dataset, settings, seed, share)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("partition.alpha", self.alpha)
+
+    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+        if dataset.is_regression:
+            raise InputError(
+                "partition=dirichlet: divides classes, and this data has none; take partition=iid or pooled"
+            )
+        return super().cut(dataset, seed)
+
+    def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
+        """Each of min_examples or more, of which there are enough.
+
+        A draw that leaves a client short is thrown away; after _REDRAWS of them the one whose smallest client is
+        largest is mended.
+        """
+        labels = dataset.labels.numpy()[train]
+        alphas = np.full(clients, min(self.alpha, 1e12))  # equal shares by then; their sum must not overflow
+        best: Shares = []
+        for attempt in range(_REDRAWS):
+            rng = numpy_generator(seed, "partition", "dirichlet", domain, attempt)
+            parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+            for label in np.unique(labels):
+                members = rng.permutation(train[labels == label])
+                edges = np.cumsum(rng.dirichlet(alphas))[:-1]  # (clients - 1,), on [0, 1]
+                pieces = np.split(members, np.rint(edges * len(members)).astype(int))
+                for part, piece in zip(parts, pieces, strict=True):
+                    part.append(piece)
+            shares = [np.concatenate(part) for part in parts]
+            if not best or min(map(len, shares)) > min(map(len, best)):
+                best = shares
+            if min(map(len, best)) >= self.min_examples:
+                return best
+        return _mend(best, self.min_examples)
 
 
-def _iid(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[Partition, ...]:
+@dataclass(frozen=True, kw_only=True)
+class IID(Partitioner):
     """All domains in one pool, shuffled and dealt."""
-    if settings.clients is None:
-        raise InputError("partition=iid needs a number of clients: set partition.clients=10 for example")
-    train, test = _indices(dataset, None)
-    _refuse_shortage(len(train), settings.clients, settings.min_examples, "the data set")
-    return _partitions(
-        dataset,
-        _deal(train, settings.clients, seed, "train", "all"),
-        _deal(test, settings.clients, seed, "test", "all"),
-    )
+
+    name: Literal["iid"] = "iid"
+    clients: int | None = None  # must be given
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clients is not None:
+            at_least("partition.clients", self.clients, 1)
+
+    def count(self, domains: Sequence[str] | None) -> int | None:
+        return self.clients
+
+    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+        if self.clients is None:
+            raise InputError("partition=iid needs a number of clients: set partition.clients=10 for example")
+        train, test = _indices(dataset, None)
+        _refuse_shortage(len(train), self.clients, self.min_examples, "the data set")
+        shares = _deal(train, self.clients, seed, "train", "all")
+        return _partitions(dataset, shares, _deal(test, self.clients, seed, "test", "all"))
 
 
-def _pooled(dataset: Dataset, settings: PartitionConfig, seed: int) -> tuple[Partition, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Pooled(Partitioner):
     """One client with everything: the centralised reference."""
-    if settings.clients not in (None, 1):
-        raise InputError(
-            f"partition.clients={settings.clients}: partition=pooled is one client; leave it null, or take "
-            "partition=iid"
-        )
-    train, test = _indices(dataset, None)
-    _refuse_shortage(len(train), 1, settings.min_examples, "the data set")
-    return _partitions(dataset, [train], [test])
+
+    name: Literal["pooled"] = "pooled"
+
+    def count(self, domains: Sequence[str] | None) -> int | None:
+        return 1
+
+    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+        train, test = _indices(dataset, None)
+        _refuse_shortage(len(train), 1, self.min_examples, "the data set")
+        return _partitions(dataset, [train], [test])
 
 
-METHODS: dict[str, Callable[[Dataset, PartitionConfig, int], tuple[Partition, ...]]] = {
-    "dirichlet": _dirichlet,
-    "domain": _by_domain,
-    "iid": _iid,
-    "pooled": _pooled,
-}
-
-
-def _inside_domains(
-    dataset: Dataset, settings: PartitionConfig, seed: int, share: Callable[[np.ndarray, int, int], Shares]
-) -> tuple[Partition, ...]:
-    """As many clients in each domain; `share(train, clients, domain)` divides its training images."""
-    num_domains = len(dataset.domain_names)
-    clients = num_domains if settings.clients is None else settings.clients
-    if clients < num_domains or clients % num_domains:
-        raise InputError(
-            f"partition.clients={clients}: partition={settings.name} gives every domain as many clients, "
-            f"so expected a multiple of the {num_domains} domains; set "
-            f"{num_domains * max(1, round(clients / num_domains))}, or take partition=iid"
-        )
-    each = clients // num_domains
-    made: list[Partition] = []
-    for d, name in enumerate(dataset.domain_names):
-        train, test = _indices(dataset, d)
-        if not len(train) and not len(test):  # another site's: `load_dataset` lets no other domain be without images
-            made += _partitions(dataset, [train] * each, [test] * each, d, d * each)
-            continue
-        _refuse_shortage(len(train), each, settings.min_examples, f"domain '{name}'")
-        made += _partitions(dataset, share(train, each, d), _deal(test, each, seed, "test", d), d, d * each)
-    return tuple(made)
-
-
-def _dirichlet_shares(
-    train: np.ndarray, labels: np.ndarray, clients: int, settings: PartitionConfig, seed: int, domain: int
-) -> Shares:
-    """`train` (n,) with its labels (n,) -> one array a client, each of settings.min_examples or more.
-
-    A draw that leaves a client short is thrown away; after _REDRAWS of them the one whose smallest client
-    is largest is mended. Needs n >= clients * min_examples.
-    """
-    alphas = np.full(clients, min(settings.alpha, 1e12))  # equal shares by then; their sum must not overflow
-    best: Shares = []
-    for attempt in range(_REDRAWS):
-        rng = numpy_generator(seed, "partition", "dirichlet", domain, attempt)
-        parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
-        for label in np.unique(labels):
-            members = rng.permutation(train[labels == label])
-            edges = np.cumsum(rng.dirichlet(alphas))[:-1]  # (clients - 1,), on [0, 1]
-            pieces = np.split(members, np.rint(edges * len(members)).astype(int))
-            for part, piece in zip(parts, pieces, strict=True):
-                part.append(piece)
-        shares = [np.concatenate(part) for part in parts]
-        if not best or min(map(len, shares)) > min(map(len, best)):
-            best = shares
-        if min(map(len, best)) >= settings.min_examples:
-            return best
-    return _mend(best, settings.min_examples)
+PARTITIONS: dict[str, type[Partitioner]] = {"dirichlet": Dirichlet, "domain": ByDomain, "iid": IID, "pooled": Pooled}
 
 
 def _mend(shares: Shares, min_examples: int) -> Shares:
@@ -191,6 +245,8 @@ def _indices(dataset: Dataset, domain: int | None) -> tuple[np.ndarray, np.ndarr
 def _partitions(
     dataset: Dataset, train: Shares, test: Shares, domain: int | None = None, first: int = 0
 ) -> tuple[Partition, ...]:
+    import torch  # by now it is there: `dataset` holds tensors
+
     if domain is None:
         domain = 0 if len(dataset.domain_names) == 1 else -1
     return tuple(

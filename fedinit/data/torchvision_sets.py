@@ -7,54 +7,80 @@ its source.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torchvision import datasets
 
-from fedinit.data import Catalogue
+from fedinit.data.source import ImageSource
 from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedinit.data.catalogue import Catalogue
 
 _CHUNK = 512  # images resized at a time: bounds the float32 copy
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
 
 
-def list_cifar(
-    name: Literal["CIFAR10", "CIFAR100"], root: str | None, channels: int, size: tuple[int, int]
-) -> Catalogue:
-    """The set as one domain, "all": training images first, then test images, split as published.
+@dataclass(frozen=True, kw_only=True)
+class Cifar(ImageSource):
+    """The set as one domain, "all": training images first, then test images, split as published."""
 
-    root: the folder that holds cifar-10-batches-py or cifar-100-python.  The catalogue's `read` gives
-    (m, channels, H, W) uint8 by `resize`; channels 3 is RGB, 1 grey.
-    Raises InputError, with the call that downloads the set, on a missing root or missing or changed files.
-    """
-    kind = getattr(datasets, name)
-    if root is None:
-        raise InputError(
-            f"data.root is not set: expected the folder that holds {kind.base_folder}; give it on the "
-            f"command line as data.root=..., after {_download_call(name, '<folder>')}"
+    kind: ClassVar[str]  # torchvision's class
+
+    root: str | None = None  # must be given: the folder that holds cifar-10-batches-py or cifar-100-python
+
+    def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
+        """Its `read` gives (m, channels, H, W) uint8 by `resize`; channels 3 is RGB, 1 grey.
+
+        Raises InputError, with the call that downloads the set, on a missing root or missing or changed files.
+        """
+        import torch
+        from torchvision import datasets
+
+        from fedinit.data.catalogue import Catalogue
+
+        kind = getattr(datasets, self.kind)
+        if self.root is None:
+            raise InputError(
+                f"data.root is not set: expected the folder that holds {kind.base_folder}; give it on the "
+                f"command line as data.root=..., after {_download_call(self.kind, '<folder>')}"
+            )
+        folder = Path(self.root).expanduser()
+        try:
+            train, test = (kind(str(folder), train=part, download=False) for part in (True, False))
+        except (RuntimeError, OSError) as error:
+            raise InputError(
+                f"data.root={self.root}: no whole {self.kind} there, expected its files in "
+                f"{folder / kind.base_folder}; place them there, or download them with: "
+                f"{_download_call(self.kind, str(folder))}"
+            ) from error
+        pixels = torch.from_numpy(np.concatenate([train.data, test.data]))  # (n, 32, 32, 3)
+        return Catalogue(
+            labels=torch.tensor(train.targets + test.targets, dtype=torch.int64),
+            domains=torch.zeros(len(pixels), dtype=torch.int64),
+            test=torch.arange(len(pixels)) >= len(train.data),
+            class_names=tuple(train.classes),
+            domain_names=("all",),
+            read=lambda rows: resize(pixels[rows].permute(0, 3, 1, 2), channels, size),
         )
-    folder = Path(root).expanduser()
-    try:
-        train, test = (kind(str(folder), train=part, download=False) for part in (True, False))
-    except (RuntimeError, OSError) as error:
-        raise InputError(
-            f"data.root={root}: no whole {name} there, expected its files in {folder / kind.base_folder}; "
-            f"place them there, or download them with: {_download_call(name, str(folder))}"
-        ) from error
-    pixels = torch.from_numpy(np.concatenate([train.data, test.data]))  # (n, 32, 32, 3)
-    return Catalogue(
-        labels=torch.tensor(train.targets + test.targets, dtype=torch.int64),
-        domains=torch.zeros(len(pixels), dtype=torch.int64),
-        test=torch.arange(len(pixels)) >= len(train.data),
-        class_names=tuple(train.classes),
-        domain_names=("all",),
-        read=lambda rows: resize(pixels[rows].permute(0, 3, 1, 2), channels, size),
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(Cifar):
+    kind: ClassVar[str] = "CIFAR10"
+
+    name: Literal["cifar10"] = "cifar10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar100(Cifar):
+    kind: ClassVar[str] = "CIFAR100"
+
+    name: Literal["cifar100"] = "cifar100"
 
 
 def resize(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
@@ -62,6 +88,9 @@ def resize(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
 
     The proportions follow the target's. At the size they have, images keep their bytes.
     """
+    import torch
+    import torch.nn.functional as F
+
     resized = torch.empty(len(images), channels, *size, dtype=torch.uint8)
     luma = torch.tensor(_LUMA).reshape(1, 3, 1, 1)
     for start in range(0, len(images), _CHUNK):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fedinit.config.schema import ClientConfig
+from fedinit.config.client import ClientConfig, SGDConfig
 from fedinit.factors import Factors
 
 
@@ -26,7 +26,7 @@ def predicted(gradients: Mapping[str, Tensor], settings: ClientConfig, steps: fl
     With momentum μ step t has moved η(1 − μᵗ)/(1 − μ). A norm over `client.clip_norm` is cut to it in one of the two
     factors ‖g‖; client.lr_ratio_b multiplies the part of B. Weight decay and FedProx are left out.
     """
-    if settings.optimizer != "sgd":
+    if not isinstance(settings, SGDConfig):
         return None
     squares = {name: float(value.double().square().sum()) for name, value in gradients.items()}
     size = sum(squares.values()) ** 0.5

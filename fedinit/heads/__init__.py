@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
-from fedinit.config.schema import build
-from fedinit.errors import choose
+from fedinit.config.build import create
 from fedinit.heads.completed import MVN, Convex
 from fedinit.heads.drawn import NoHead, Random, Zero
 from fedinit.heads.head import Head
@@ -23,7 +21,4 @@ HEADS: dict[str, type[Head]] = {
     "zero": Zero,
 }
 
-
-def create_head(name: str, options: Mapping[str, Any] | None = None) -> Head:
-    """A head by name. Raises InputError for an unknown name or option."""
-    return build(HEADS[choose("head.init", name, HEADS)], options or {}, "head")
+create_head = partial(create, "head", HEADS)  # create_head("ridge", {"lam": 0.01})

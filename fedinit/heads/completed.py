@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import at_least, positive, within
+from fedinit.config.checks import at_least, positive, within
 from fedinit.heads.estimators import nearest_mean, ridge
 from fedinit.heads.head import HeadContext
 from fedinit.heads.measured import Found, MeasuredHead, Rows

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from fedinit.errors import InputError
 from fedinit.heads.head import Head, HeadContext, HeadState
 from fedinit.statistics import Request, Sampled, Statistics

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from functools import partial
 
-from fedinit.config.schema import build
-from fedinit.errors import choose
+from fedinit.config.build import create
 from fedinit.initializers.corda import CorDA
 from fedinit.initializers.eva import EVA
 from fedinit.initializers.gaussian_pair import GaussianPair
@@ -44,7 +42,4 @@ INITIALIZERS: dict[str, type[Initializer]] = {
     "vera": VeRA,
 }
 
-
-def create_initializer(name: str, options: Mapping[str, Any] | None = None) -> Initializer:
-    """An initialiser by name. Raises InputError for an unknown name or option."""
-    return build(INITIALIZERS[choose("init", name, INITIALIZERS)], options or {}, "init")
+create_initializer = partial(create, "init", INITIALIZERS)  # create_initializer("eva", {"rho": 2.0})

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_covariance import FromCovariance
 from fedinit.initializers.from_weights import share

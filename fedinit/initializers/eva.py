@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from fedinit.config.schema import at_least, within
+from fedinit.config.checks import at_least, within
 from fedinit.factors import Factors
 from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.measured import Measured, Moments, complete, moments, stand_in

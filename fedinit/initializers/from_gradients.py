@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import at_least
+from fedinit.config.checks import at_least
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm
 from fedinit.initializers.initializer import InitContext, Initializer, taken_out

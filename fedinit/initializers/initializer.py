@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import at_least, check_rank, positive
+from fedinit.config.checks import at_least, check_rank, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator

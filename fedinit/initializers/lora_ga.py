@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
 from fedinit.initializers.initializer import InitContext

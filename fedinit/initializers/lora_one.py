@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
 from fedinit.initializers.initializer import InitContext

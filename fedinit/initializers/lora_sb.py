@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import within
+from fedinit.config.checks import within
 from fedinit.factors import Factors
 from fedinit.initializers.initializer import LayerWise
 from fedinit.spectra import matrix_spectrum

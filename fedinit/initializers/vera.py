@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from fedinit.factors import Factors
 from fedinit.initializers.initializer import InitContext, Initializer
 from fedinit.seeding import torch_generator

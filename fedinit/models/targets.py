@@ -10,7 +10,7 @@ from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from fedinit.config.schema import check_rank
+from fedinit.config.checks import check_rank
 from fedinit.errors import InputError, did_you_mean
 from fedinit.models.backbone import Backbone
 from fedinit.models.matrix import Matrix

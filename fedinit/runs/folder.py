@@ -27,7 +27,7 @@ from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state import disk
-from fedinit.state.checkpoint import FOLDER, State, refuse_other
+from fedinit.state.checkpoint import FOLDER, State, refuse_other, refuse_other_format
 
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
 DONE = "DONE.json"
@@ -54,11 +54,13 @@ def place(config: Config) -> Path:
 
 
 def configured(folder: Path) -> Config:
-    """The configuration that the run in this folder was begun with. Raises InputError when there is none."""
+    """The configuration that the run in this folder was begun with. Raises InputError when there is none, and for a run
+    of another format."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except (OSError, ValueError, YAMLError) as error:
         raise InputError(f"resume={folder}: not the folder of a run; it has no readable config.yaml") from error
+    refuse_other_format(folder / FOLDER)  # first: it may have had other keys
     return load(values)
 
 

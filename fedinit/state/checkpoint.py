@@ -26,7 +26,7 @@ from torch import Tensor
 from fedinit.errors import InputError
 from fedinit.state import disk
 
-FORMAT = 2
+FORMAT = 3  # raise it when the shape of anything here changes, the configuration's keys too
 KEEP = 3
 FOLDER = "checkpoints"
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -151,6 +151,20 @@ class Checkpoints:
         if _sha256(data) != facts["sha256"]:
             raise Damaged(f"{path.name} is not what was written")
         return data
+
+
+def refuse_other_format(folder: Path) -> None:
+    """Raise InputError where the latest checkpoint under `folder` that can be read is of another format."""
+    for path in Checkpoints(folder, {}).there():
+        try:
+            _content(json.loads((path / MANIFEST).read_bytes()), path)
+        except (OSError, Damaged, LookupError, TypeError, AttributeError):
+            continue
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            continue
+        return
 
 
 def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

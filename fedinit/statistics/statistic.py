@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import at_least, positive, within
+from fedinit.config.checks import at_least, positive, within
 from fedinit.errors import InputError
 
 Source = Literal["inputs", "gradients", "features", "adapters"]

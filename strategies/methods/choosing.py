@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from fedinit.config.schema import at_least
+from fedinit.config.checks import at_least
 from strategies.aggregator import Aggregator
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import within
+from fedinit.config.checks import within
 from fedinit.factors import Factors, stack
 from fedinit.spectra import spectrum
 from strategies.aggregator import Aggregator

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedinit.config.schema import within
+from fedinit.config.checks import within
 from strategies.methods.choosing import Choosing
 from strategies.methods.rolora import RoLoRA
 

@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import at_least, positive, within
+from fedinit.config.checks import at_least, positive, within
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
 from strategies.aggregator import Aggregator, mean_factors

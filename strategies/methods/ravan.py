@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedinit.config.schema import at_least
+from fedinit.config.checks import at_least
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies.methods.choosing import Choosing

@@ -21,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fedinit.config.schema import positive
+from fedinit.config.checks import positive
 from strategies.methods.florist import Cut
 
 

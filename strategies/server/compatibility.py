@@ -168,13 +168,6 @@ def _the_start_fits_the_kind(c: Components) -> Objection | None:
     return Objection(f"adapter={name}", f"init={c.config.init.name} makes no start for it", _named(fitting))
 
 
-@rule("adapter", "adapter.ranks")
-def _the_kind_has_mixed_ranks(c: Components) -> Objection | None:
-    if c.config.adapter.ranks is None or c.kind.mixed_ranks:
-        return None
-    return Objection("adapter.ranks", f"adapter={c.config.adapter.kind} has one rank for all clients")
-
-
 @rule("adapter", "client.lr_ratio_b")
 def _the_kind_trains_b(c: Components) -> Objection | None:
     if c.config.client.lr_ratio_b == 1 or "B" not in c.kind.names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedinit.adapters.kinds import KINDS, Kind
+from fedinit.config.client import SGDSaIConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.heads import create_head
 from fedinit.heads.head import Head
@@ -77,4 +78,4 @@ def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
 
 def fixes_scales(config: Config) -> bool:
     """Whether the server fixes the step scales of the clients' optimiser before round 1."""
-    return config.client.optimizer == "sgd_sai" and config.client.gsnr_scope == "global_once"
+    return isinstance(config.client, SGDSaIConfig) and config.client.gsnr_scope == "global_once"

@@ -189,7 +189,7 @@ def test_a_client_that_does_not_answer_costs_its_own_part():
 def test_blocks_of_several_sizes_have_no_one_scale(words):
     with pytest.raises(InputError, match="global_once: with .* blocks of different sizes, which have no one scale"):
         check_method(small_config(*ONCE, *words))
-    check_method(small_config("client=sgd", "client.gsnr_scope=global_once", *words))  # which is not used then
+    check_method(small_config("client=sgd", *words))
 
 
 def test_the_scale_of_a_block_that_does_not_vary():

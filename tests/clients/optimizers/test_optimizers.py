@@ -222,7 +222,8 @@ def test_one_scale_for_all(word: str, expected: float) -> None:
 def test_state_is_counted(name: str, momentum: float, prox: float, numbers: int, client_config) -> None:
     """Of 18 numbers in two blocks a client."""
     leaves = {"l/A": torch.zeros(3, 2, 5), "l/B": torch.zeros(3, 4, 2)}
-    settings = client_config(optimizer=name, momentum=momentum, prox=prox)
+    own = {} if name == "adamw" else {"momentum": momentum}
+    settings = client_config(optimizer=name, prox=prox, **own)
     assert create_optimizer(leaves, settings).state_numbers == numbers
 
 
@@ -230,13 +231,13 @@ def test_state_is_counted(name: str, momentum: float, prox: float, numbers: int,
     ("word", "said"),
     [
         ("client.lr_ratio_b=0", "client.lr_ratio_b=0.0: expected a number in"),
-        ("client.gsnr_scope=once", "client.gsnr_scope=once: no such choice"),
+        ("client=sgd_sai client.gsnr_scope=once", "client.gsnr_scope=once: no such choice"),
         ("adapter.scaling=rs_lora", r"adapter.scaling=rs_lora: no such choice \(did you mean 'rslora'\?\)"),
     ],
 )
 def test_wrong_words(word: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        small_config(word)
+        small_config(*word.split())
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def test_every_method_goes_with_it_or_says_why_not(name: str) -> None:
         (["adapter=lora"], "adapter=lora: init=vera makes no start for it"),
         (["reinit=svd"], "reinit=svd: does not go with adapter=vera"),
         (["reinit=local"], "reinit=local: does not go with adapter=vera"),
-        (["adapter.ranks=[4,8]"], "adapter.ranks: adapter=vera has one rank for all clients"),
+        (["adapter.ranks=[4,8]"], "adapter.ranks: adapter=vera does not read it; adapter=dora, lora do"),
         (["client.lr_ratio_b=4"], "client.lr_ratio_b=4.0: adapter=vera trains no B; use 1"),
         (["strategy.solver=gram_sgd"], "b is corrected in closed form"),
         (["strategy.side=A"], "b is corrected in closed form"),

@@ -109,12 +109,12 @@ def test_a_wrong_key_of_the_flat_form_is_named():
     ],
 )
 def test_a_server_cannot_set_what_is_the_sites(word, key):
-    config = small_config(word)
+    config, images = small_config("data=image_folder", word), {} if key == "data-root" else {"data-root": "/srv"}
     with pytest.raises(InputError) as caught:
-        with_site_settings(config, {"partition-id": 0})
+        with_site_settings(config, {"partition-id": 0, **images})
     assert "came from the server" in str(caught.value) and f"--node-config '{key}=" in str(caught.value)
-    own = with_site_settings(config, {key: "cpu"})
-    assert own == with_site_settings(small_config(), {key: "cpu"}) != config
+    own = with_site_settings(config, {key: "cpu", **images})
+    assert own == with_site_settings(small_config("data=image_folder"), {key: "cpu", **images}) != config
     assert with_site_settings(config, {}, simulated=True) == config
 
 
@@ -124,8 +124,9 @@ def test_a_site_without_data_and_a_setting_that_there_is_not():
         with_site_settings(config, {"partition-id": 0})
     with pytest.raises(InputError, match="data_root: no such setting of a site .did you mean 'data-root'"):
         with_site_settings(config, {"partition-id": 0, "data_root": "/srv"})
-    own = {"data-root": "/srv", "state-dir": "state", "noise-secret": "s"}
+    own = {"data-root": "/srv", "cache-dir": "/var/tmp", "state-dir": "state", "noise-secret": "s"}
     assert with_site_settings(config, own).data.root == "/srv"
+    assert with_site_settings(small_config(), own) == small_config()  # digits reads neither
 
 
 def test_a_site_takes_embedded_weights_by_name_and_checks_the_hash():

@@ -14,7 +14,7 @@ import run_sim
 from clients.evaluation import sums_record
 from clients.site import Site
 from fedinit.config.compose import compose_config
-from fedinit.data.matrix_sensing import ground_truth, load_matrix_sensing
+from fedinit.data.measurements import ground_truth, load_measurements
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers import create_initializer
@@ -88,11 +88,11 @@ def test_targets_are_measurements_and_the_test_split_is_the_recovery_error(obser
 
 
 def test_a_share_of_the_targets_is_wrong_and_the_others_are_not() -> None:
-    clean, wrong = (load_matrix_sensing(settings(corrupted=share), 1, (6, 5), 0) for share in (0.0, 0.25))
+    clean, wrong = (load_measurements(settings(corrupted=share), 1, (6, 5), 0) for share in (0.0, 0.25))
     off = (clean.labels - wrong.labels).flatten().abs() > 1e-6
     assert off.sum() == 10 and not off[wrong.test].any() and torch.equal(clean.images, wrong.images)
-    noisy = load_matrix_sensing(settings(noise=0.5, measurements=4000), 1, (6, 5), 0)
-    silent = load_matrix_sensing(settings(measurements=4000), 1, (6, 5), 0)
+    noisy = load_measurements(settings(noise=0.5, measurements=4000), 1, (6, 5), 0)
+    silent = load_measurements(settings(measurements=4000), 1, (6, 5), 0)
     rest = (noisy.labels - silent.labels)[~noisy.test]
     assert float(rest.std() / silent.labels[~silent.test].square().mean().sqrt()) == pytest.approx(0.5, rel=0.05)
 
@@ -209,7 +209,7 @@ def test_gaussian_pair_is_what_it_says() -> None:
         (["data.matrix.corrupted=1"], "data.matrix.corrupted=1.0: expected a number in [0, 1)"),
         (["data.matrix.measurements=900000"], "take fewer, or smaller ones"),
         (["data.matrix.symmetric=true", "data.matrix.columns=9"], "expected a square one"),
-        (["data.classes=2"], "data.classes: data=matrix_sensing has none of these"),
+        (["data.classes=2"], "data.classes: data=matrix_sensing does not read it; data=cifar10"),
         (["partition=dirichlet", "partition.clients=4"], "partition=dirichlet: divides classes"),
         (["client.augment=flip"], "client.augment=flip: data=matrix_sensing has no images"),
         (["strategy=head_alone"], "strategy=head_alone: trains the head alone, and head=none has none"),

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torchvision.datasets import cifar
 
 import fedinit.data.image_folder as image_folder
-from fedinit.config.schema import CONF_DIR, DataConfig, build
-from fedinit.data import SOURCES, load_dataset
+from fedinit.config.build import create
+from fedinit.data import SOURCES
+from fedinit.data.source import Source
 from fedinit.data.torchvision_sets import resize
 from fedinit.errors import InputError
 
@@ -27,13 +27,13 @@ PACS = Path(__file__).resolve().parents[4] / "shared" / "data" / "pacs" / "pacs_
 COLOURS = {"red": (250, 5, 5), "blue": (5, 5, 250)}
 
 
-def settings(root: Path | str | None, **changes: object) -> DataConfig:
-    values = dict(name="image_folder", root=root and str(root), domains=None, classes=None, test_fraction=0.5)
-    return DataConfig(**{**values, "validation_fraction": None, "cache_dir": None, **changes})
+def source(root: Path | str | None, name: str = "image_folder", **options: object) -> Source:
+    own = {} if name == "digits" else {"root": root and str(root)}
+    return create("data", SOURCES, name, own | ({"test_fraction": 0.5} if name == "image_folder" else {}) | options)
 
 
 def load(root: Path | None, channels: int = 3, size: tuple[int, int] = (8, 8), **changes: object):
-    return load_dataset(settings(root, **changes), channels, size)
+    return source(root, **changes).load(channels, size)
 
 
 def is_test(name: str, fraction: float = 0.5) -> bool:
@@ -353,7 +353,7 @@ def test_a_site_with_its_own_domain_alone_reads_what_the_whole_has_of_it(tree: P
         for d, name in enumerate(names["domains"]):
             alone = tmp_path / f"{name}-{fraction}"
             shutil.copytree(tree / name, alone / name)
-            own = load_dataset(settings(alone, **names), 3, (8, 8), own=name)
+            own = source(alone, **names).load(3, (8, 8), own=name)
             rows = whole.domains == d
             assert own.domain_names == whole.domain_names and own.class_names == whole.class_names
             for column in ("images", "labels", "domains", "test"):
@@ -365,12 +365,12 @@ def test_a_site_with_its_own_domain_alone_reads_what_the_whole_has_of_it(tree: P
 def test_a_site_may_lack_a_class_that_the_run_names_and_not_its_domain(tree: Path) -> None:
     shutil.rmtree(tree / "photo" / "red")
     shutil.rmtree(tree / "art" / "red")
-    names = settings(tree, domains=("photo", "art"), classes=("red", "blue"))
-    own = load_dataset(names, 3, (8, 8), own="photo")
+    asked = source(tree, domains=("photo", "art"), classes=("red", "blue"))
+    own = asked.load(3, (8, 8), own="photo")
     assert own.class_names == ("red", "blue") and own.labels.unique().tolist() == [1]
     shutil.rmtree(tree / "photo")
     with pytest.raises(InputError, match="data.domains: no 'photo' in the source"):
-        load_dataset(names, 3, (8, 8), own="photo")
+        asked.load(3, (8, 8), own="photo")
 
 
 def test_wrong_names_get_a_suggestion(tree: Path) -> None:
@@ -468,13 +468,6 @@ def test_resize_is_pillows_bicubic_to_a_level() -> None:
 
 
 # The config files and the real set
-
-
-@pytest.mark.parametrize("name", sorted(SOURCES))
-def test_every_source_has_its_config(name: str) -> None:
-    values = yaml.safe_load((CONF_DIR / "data" / f"{name}.yaml").read_text())
-    assert build(DataConfig, values, "data").name == name
-    assert {p.stem for p in (CONF_DIR / "data").glob("*.yaml")} >= set(SOURCES)
 
 
 @pytest.mark.skipif(not PACS.exists(), reason="needs ../shared/data/pacs/pacs_cap200.zip")

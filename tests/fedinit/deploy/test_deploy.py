@@ -34,6 +34,7 @@ from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import DeployFailed, environment
 from tests.support.small import WORDS
 
+IMAGES = (*WORDS, "data=image_folder")  # a source with places of its own
 ROOT = Path(fedinit.__file__).resolve().parent.parent
 
 
@@ -137,7 +138,7 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
 
 def test_a_sites_settings_survive_into_its_node_config(tmp_path):
     """What the operator gave for sites on this machine goes into their scripts, and is not in what the server sends."""
-    sent, own = site_settings.split_off(compose_config([*WORDS, "data.root='/my images/a=b'", "engine.device=cpu"]))
+    sent, own = site_settings.split_off(compose_config([*IMAGES, "data.root='/my images/a=b'", "engine.device=cpu"]))
     assert sent.data.root is None and sent.engine.device == "auto"
     federation = layout.Federation(hosts=["127.0.0.1"], port=1, node_ports=[2], secure=False)
     layout.make(tmp_path / "f", federation, sent, own)
@@ -182,8 +183,9 @@ print(sorted({"wandb", "sklearn", "hydra", "matplotlib", "ray", "strategies"} & 
 
 
 def test_the_units_let_programs_write_where_they_were_told_to(tmp_path):
-    words = [f"data.cache_dir={tmp_path}/decoded images", f"output_dir={tmp_path}/runs"]
-    assert init(tmp_path / "a", *words) == init(tmp_path / "b", "data.cache_dir=cache", "output_dir=outputs") == 0
+    words = ["data=image_folder", f"data.cache_dir={tmp_path}/decoded images", f"output_dir={tmp_path}/runs"]
+    inside = ["data=image_folder", "data.cache_dir=cache", "output_dir=outputs"]
+    assert init(tmp_path / "a", *words) == init(tmp_path / "b", *inside) == 0
 
     def writable(unit: str) -> str:
         return next(x for x in (tmp_path / unit).read_text().splitlines() if x.startswith("ReadWritePaths="))
@@ -199,7 +201,8 @@ def test_the_units_let_programs_write_where_they_were_told_to(tmp_path):
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_takes_the_units(tmp_path):
     folder = tmp_path / "federation"
-    assert init(folder, "--installed", str(folder), f"data.cache_dir={tmp_path}/decoded images") == 0
+    cache = f"data.cache_dir={tmp_path}/decoded images"
+    assert init(folder, "--installed", str(folder), "data=image_folder", cache) == 0
     for unit in folder.rglob("*.service"):
         done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
         said = [x for x in done.stderr.splitlines() if unit.name in x and "no such" not in x.lower()]
@@ -217,7 +220,7 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
         (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
         (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
-        (["deploy", "init", "{new}", "data.root='a\"b'"], "a setting of a site can hold no quote"),
+        (["deploy", "init", "{new}", "engine.device='a\"b'"], "a setting of a site can hold no quote"),
         (["deploy", "init", "{new}", "--sites", "0"], "--sites 0: the configuration makes 6 clients"),
         (["deploy", "init", "{new}", "--sites", "1", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
         (["deploy", "init", "{new}", "--sites", "9", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
@@ -260,7 +263,7 @@ def test_a_port_in_use_is_one_line_and_starts_nothing(capsys):
 
 def test_a_federation_that_cannot_be_made_leaves_no_part_of_it(tmp_path, monkeypatch, capsys):
     """The same words again, once they are right, are not refused for what the first left."""
-    assert cli.main(["deploy", "init", str(tmp_path / "f"), *WORDS, "data.root='a\"b'"]) == 2
+    assert cli.main(["deploy", "init", str(tmp_path / "f"), *WORDS, "engine.device='a\"b'"]) == 2
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "f").mkdir()
     with monkeypatch.context() as patch:

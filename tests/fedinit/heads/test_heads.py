@@ -288,9 +288,9 @@ def test_noise_moves_the_head_and_a_phantom_class_is_none():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("ridg", {}, r"head.init=ridg: no such choice \(did you mean 'ridge'\?\)"),
+        ("ridg", {}, r"head=ridg: no such choice \(did you mean 'ridge'\?\)"),
         ("ridge", {"lam": 0.0}, "head.lam=0.0"),
-        ("ncm", {"temperature": 1.0}, "head.temperature: no such key"),
+        ("ncm", {"temperature": 1.0}, "head.temperature: head=ncm does not read it; head=convex does"),
         ("ncm", {"scale": -1.0}, "head.scale=-1.0"),
         ("ncm", {"scale": "big"}, "head.scale=big: no such choice. Choices: auto"),
         ("ncm", {"noise": 1.0}, "head.noise=1.0: needs head.clip"),

@@ -1,0 +1,144 @@
+"""Dataclasses from plain values, and back: what a field's type says is checked here, what its value must be in the
+dataclass itself.
+
+A component that is chosen by name has a dataclass of its own options and nothing else, so a key that the choice does
+not read is refused, with the choices that do read it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, cast
+
+from fedinit.errors import InputError, choose, did_you_mean
+
+T = TypeVar("T")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def create(group: str, registry: Mapping[str, type[T] | str], name: str, options: Mapping[str, Any] = NOTHING) -> T:
+    """The choice `name` of a group from its own options: ``create("reinit", REINITS, "gauge", {"beta": 2.0})``.
+
+    registry: {name: its dataclass}, or where that is found, "package.module:Class", which is then imported for this.
+    Raises InputError for an unknown name, an unknown option, one that only other choices of the group read, or a value
+    out of range.
+    """
+    chosen = _resolve(registry[choose(group, name, registry)])
+    for key in options:
+        if key not in _fields(chosen):
+            others = [other for other, cls in sorted(registry.items()) if key in _fields(_resolve(cls))]
+            if others:
+                raise InputError(not_read(group, key, name, others))
+    return build(chosen, options, group)
+
+
+def not_read(group: str, key: str, name: str, others: Iterable[str]) -> str:
+    """What is said of an option that the choice `name` does not read, and `others` do."""
+    others = list(others)
+    does = "does" if len(others) == 1 else "do"
+    return f"{group}.{key}: {group}={name} does not read it; {group}={', '.join(others)} {does}"
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a mapping, with its field types checked; a value that is a dataclass already is taken as it is.
+
+    Fields without a default must be given; unknown keys are refused with the nearest known one. `where` is the
+    dotted place that messages begin with. Raises InputError.
+    """
+    hints, fields = typing.get_type_hints(cls), _fields(cls)
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in fields:
+            known = f" Known here: {', '.join(sorted(fields))}." if fields else ""
+            raise InputError(f"{prefix}{key}: no such key{did_you_mean(key, fields)}.{known}")
+    given = {}
+    for key, spec in fields.items():
+        if key in values:
+            given[key] = _convert(hints[key], values[key], prefix + key)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise InputError(f"{prefix}{key}: not set, and it has no default")
+    return cls(**given)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, all the way down."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value
+
+
+def _resolve(choice: type[T] | str) -> type[T]:
+    return cast("type[T]", pkgutil.resolve_name(choice)) if isinstance(choice, str) else choice
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """The value as the type `hint` has it. Raises InputError."""
+    if dataclasses.is_dataclass(value):
+        return value
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return _one_of(typing.get_args(hint), value, where)
+    if origin is Literal:
+        return value if value in typing.get_args(hint) else choose(where, value, typing.get_args(hint))
+    if origin is tuple:
+        return _tuple(typing.get_args(hint), value, where)
+    if dataclasses.is_dataclass(hint):
+        return build(cast(type, hint), _mapping(value, where), where)
+    if origin is not None:  # Mapping[str, Any]
+        return dict(_mapping(value, where))
+    return _scalar(hint, value, where)
+
+
+def _one_of(hints: tuple[Any, ...], value: Any, where: str) -> Any:
+    """By the first of the types that takes the value; the last one's refusal where none does."""
+    if value is None and type(None) in hints:
+        return None
+    options = [hint for hint in hints if hint is not type(None)]
+    # A list is meant for an option that takes lists, so that its fault is the one that is told.
+    options = [h for h in options if (typing.get_origin(h) is tuple) == isinstance(value, (list, tuple))] or options
+    for option in options[:-1]:
+        try:
+            return _convert(option, value, where)
+        except InputError:
+            continue
+    return _convert(options[-1], value, where)
+
+
+def _tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{where}={value}: expected a list such as [a,b]")
+    if hints[-1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if len(hints) != len(value):
+        raise InputError(f"{where}={list(value)}: expected {len(hints)} values")
+    return tuple(_convert(hint, v, where) for hint, v in zip(hints, value, strict=True))
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}={value}: expected key: value pairs")
+    return value
+
+
+def _scalar(hint: type, value: Any, where: str) -> Any:
+    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # a name made of digits reads as a number in YAML
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise InputError(f"{where}={value}: expected {expected}")
+    return value

@@ -1,0 +1,146 @@
+"""What a source of images has, before any pixel is read, and what is chosen of it.
+
+A source lists what it has as a `Catalogue`, cheaply; names and counts are judged on that list, and pixels are read only
+for the rows that a run uses. So wrong input ends in a second, also where decoding would take an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedinit.data.dataset import Dataset
+from fedinit.data.source import DomainSource, ImageSource
+from fedinit.errors import InputError, did_you_mean
+from fedinit.seeding import torch_generator
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """A data set before its pixels: row i of every column speaks of image i.
+
+    labels, domains: (n,) int64, indices into the names.  test: (n,) bool.
+    read: rows (m,) int64 -> (m, C, H, W) uint8; called once, with the rows kept, in increasing order.
+    """
+
+    labels: Tensor
+    domains: Tensor
+    test: Tensor
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    read: Callable[[Tensor], Tensor]
+
+
+def load_images(
+    source: ImageSource, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None
+) -> Dataset:
+    """The images that `source` is asked for, as (n, channels, H, W) uint8 with size = (H, W) in pixels.
+
+    With source.validation_fraction, for choosing settings: the test images are left out, and that share of each
+    domain's training images, drawn from `seed`, is the test split of what is returned.
+
+    Domains are numbered in the order of source.domains, classes in the order of source.classes, where these are lists
+    of names; else as the source numbers them. A number n of classes is the first n names in sorted order.
+    own: for a site that holds one of source.domains: only its images are read; the names of the other domains, and of
+    classes that are listed, need not be there. The images of `own` are the same, in the same order, as in the whole.
+    Raises InputError on an unknown name, a domain or class without images, a domain without test images, fewer than two
+    classes, and on whatever the source cannot read.
+    """
+    if channels not in (1, 3):
+        raise InputError(
+            f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
+        )
+    named = source.domains if isinstance(source, DomainSource) else None
+    here, first = named, 0  # the domains that are read, and the number of the first of them
+    if own is not None and named is not None and isinstance(source, DomainSource):
+        here, first = (own,), named.index(own)
+        source = replace(source, domains=here)
+    listed = source.catalogue(channels, size)
+    domain_names = _pick("domains", here, listed.domain_names)
+    classes = _class_list(source.classes, listed.class_names)
+    alone = own is not None and classes is not None
+    class_names = _pick("classes", classes, listed.class_names if own is None or classes is None else classes)
+    if len(class_names) < 2:
+        raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
+
+    domains = _renumber(listed.domains, listed.domain_names, domain_names)
+    labels = _renumber(listed.labels, listed.class_names, class_names)
+    rows = ((domains >= 0) & (labels >= 0)).nonzero().flatten()
+    domains, labels, test = domains[rows], labels[rows], listed.test[rows]
+    if source.validation_fraction is not None:
+        kept = (~test).nonzero().flatten()
+        rows, domains, labels = rows[kept], domains[kept], labels[kept]
+        test = _held_out(domains, source.validation_fraction, seed, first)
+    _refuse_gaps(domains, labels, test, () if alone else class_names, domain_names)
+    if own is not None:
+        domains, domain_names = domains + first, named or domain_names
+    return Dataset(listed.read(rows), labels, domains, test, class_names, domain_names)
+
+
+def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:
+    if not isinstance(classes, int):
+        return classes
+    if classes > len(known):
+        raise InputError(
+            f"data.classes={classes}: the source has only {len(known)} classes; ask for that many or fewer"
+        )
+    return tuple(sorted(known)[:classes])
+
+
+def _pick(key: str, asked: tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names asked for, each checked against the known ones; all of them for None."""
+    if asked is None:
+        return known
+    if not asked:
+        raise InputError(f"data.{key}=[]: expected one name or more, or null for all; known: {', '.join(known)}")
+    for name in asked:
+        if name not in known:
+            raise InputError(
+                f"data.{key}: no '{name}' in the source{did_you_mean(name, known)}. Known: {', '.join(known)}."
+            )
+        if asked.count(name) > 1:
+            raise InputError(f"data.{key}: '{name}' is named {asked.count(name)} times; name it once")
+    return tuple(asked)
+
+
+def _renumber(indices: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:
+    """(n,) indices into `old` -> indices into `new`, -1 for a name that `new` leaves out."""
+    table = torch.tensor([new.index(name) if name in new else -1 for name in old], dtype=torch.int64)
+    return table[indices]
+
+
+def _held_out(domains: Tensor, share: float, seed: int, first: int = 0) -> Tensor:
+    """(n,) bool: a share of every domain's rows, one at least, drawn from the seed and the domain's number, `first` and
+    up."""
+    test = torch.zeros(len(domains), dtype=torch.bool)
+    for domain in domains.unique().tolist():
+        rows = (domains == domain).nonzero().flatten()
+        order = torch.randperm(len(rows), generator=torch_generator(seed, "validation", first + domain))
+        test[rows[order[: max(1, round(share * len(rows)))]]] = True
+    return test
+
+
+def _refuse_gaps(
+    domains: Tensor, labels: Tensor, test: Tensor, class_names: tuple[str, ...], domain_names: tuple[str, ...]
+) -> None:
+    images = torch.bincount(domains, minlength=len(domain_names))
+    for name, count in zip(domain_names, images.tolist(), strict=True):
+        if not count:
+            raise InputError(f"domain '{name}' has no images: add some, or leave it out with data.domains=[...]")
+    members = torch.bincount(labels, minlength=len(class_names)).tolist()
+    for name, count in zip(class_names, members[: len(class_names)], strict=True):
+        if not count:
+            raise InputError(
+                f"class '{name}' has no images in {', '.join(domain_names)}: add some, or leave it out with "
+                "data.classes=[...]"
+            )
+    held_out = torch.bincount(domains[test], minlength=len(domain_names))
+    for name, count, total in zip(domain_names, held_out.tolist(), images.tolist(), strict=True):
+        if not count:
+            raise InputError(
+                f"domain '{name}' has {total} images and none in its test split, so it cannot be evaluated: "
+                "raise data.test_fraction, add images, or mark some as test in index.csv"
+            )

@@ -1,0 +1,73 @@
+"""The contract of a data source: a dataclass of the options that it reads, which loads what they ask for.
+
+A source is a file here with a subclass, a line in `SOURCES` and conf/data/<name>.yaml. Its file is read together with
+the configuration, in processes that may never load any data: what takes a second to import, torch too, is imported
+inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedinit.config.checks import at_least, within
+
+if TYPE_CHECKING:
+    from fedinit.data.catalogue import Catalogue
+    from fedinit.data.dataset import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """name: its key in `SOURCES`, the one value of a Literal. Every field is a key, `data.<field>=`."""
+
+    name: str
+
+    @property
+    def known_domains(self) -> tuple[str, ...] | None:
+        """The names of the domains, in their order, where they are known before anything is read."""
+        return None
+
+    @abstractmethod
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+        """The data, for a model that takes `channels` and size = (H, W) in pixels.
+
+        own: for a site that holds one of the domains that the configuration names: the others need not be there.
+        Raises InputError for what cannot be had.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSource(Source):
+    """Labelled images, of which classes may be chosen."""
+
+    classes: tuple[str, ...] | int | None = None  # names, or the first n in sorted order; null: all
+    validation_fraction: float | None = None  # set: evaluate on this share of the training images, leave the test out
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, int):
+            at_least("data.classes", self.classes, 2, "a classifier needs two classes")
+        if self.validation_fraction is not None:
+            within("data.validation_fraction", self.validation_fraction, 0, 1, open_low=True, open_high=True)
+
+    @abstractmethod
+    def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
+        """All that the source has, before its pixels are read. Raises InputError for what cannot be read."""
+
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+        """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.load_images`."""
+        from fedinit.data.catalogue import load_images
+
+        return load_images(self, channels, size, seed, own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainSource(ImageSource):
+    """Images in several domains, of which some may be chosen."""
+
+    domains: tuple[str, ...] | None = None  # null: all
+
+    @property
+    def known_domains(self) -> tuple[str, ...] | None:
+        return self.domains
