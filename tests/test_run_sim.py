@@ -18,7 +18,6 @@ from fedinit import base, digest, wire
 from fedinit.compose import compose_config, groups
 from fedinit.config import CONF_DIR, load, to_dict
 from fedinit.export import load_adapter
-from fedinit.run_config import from_run_config, to_run_config
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
 from tests.support.small import WORDS
@@ -92,14 +91,6 @@ def test_lanes_and_logging_are_not_part_of_a_runs_identity_but_bank_size_is():
 def test_config_round_trips_through_plain_values():
     config = compose_config(["adapter.targets=[attn.qkv]", "data.classes=5", "strategy.solver=gram_sgd"])
     assert load(json.loads(json.dumps(to_dict(config)))) == config
-
-
-@pytest.mark.parametrize("group", sorted(groups()))
-def test_every_choice_of_every_group_composes(group):
-    """And comes back whole from the flat form that a Flower run carries."""
-    for choice in groups()[group]:
-        config = compose_config([f"{group}={choice}"])
-        assert from_run_config(to_run_config(config)) == config
 
 
 def test_every_method_has_its_config_with_the_same_fields():
