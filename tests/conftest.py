@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 import torch
@@ -18,6 +18,16 @@ from fedinit.models import Backbone, build_backbone
 
 pytest.register_assert_rewrite("tests.support")
 torch.set_num_threads(1)  # layers of width 24: a second thread costs more than it computes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cheap_compositions() -> Iterator[None]:
+    """Configurations in a tenth of Hydra's time, for the hundreds that the tests ask for."""
+    from tests.support import composing  # here, so that its assertions are pytest's as well
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedinit.config.compose.compose", composing.compose)
+        yield
 
 
 @pytest.fixture(scope="session")

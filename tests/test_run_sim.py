@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 import run_sim
 from fedinit import wire
 from fedinit.config.compose import compose_config, groups
-from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.schema import CONF_DIR, load, to_dict
 from fedinit.runs.export import load_adapter
 from fedinit.state import base_offset as base
@@ -94,14 +93,6 @@ def test_lanes_and_logging_are_not_part_of_a_runs_identity_but_bank_size_is():
 def test_config_round_trips_through_plain_values():
     config = compose_config(["adapter.targets=[attn.qkv]", "data.classes=5", "strategy.solver=gram_sgd"])
     assert load(json.loads(json.dumps(to_dict(config)))) == config
-
-
-@pytest.mark.parametrize("group", sorted(groups()))
-def test_every_choice_of_every_group_composes(group):
-    """And comes back whole from the flat form that a Flower run carries."""
-    for choice in groups()[group]:
-        config = compose_config([f"{group}={choice}"])
-        assert from_run_config(to_run_config(config)) == config
 
 
 def test_every_method_has_its_config_with_the_same_fields():

@@ -1,0 +1,63 @@
+"""Configurations as the tests compose them (tests/support/composing.py) are those that Hydra composes."""
+
+from __future__ import annotations
+
+import hydra
+import pytest
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+
+from fedinit.config.compose import compose_config, groups
+from fedinit.config.flower import from_run_config, to_run_config
+from fedinit.config.schema import CONF_DIR
+from fedinit.errors import InputError
+from tests.support import composing
+from tests.support.small import WORDS
+
+
+@pytest.mark.parametrize("group", sorted(groups()))
+def test_every_choice_of_every_group_composes(group, monkeypatch):
+    """And comes back whole from the flat form that a Flower run carries."""
+    for choice in groups()[group]:
+        cheap = compose_config([f"{group}={choice}"])
+        with monkeypatch.context() as patch:
+            patch.setattr("fedinit.config.compose.compose", hydra.compose)
+            config = compose_config([f"{group}={choice}"])
+        assert from_run_config(to_run_config(config)) == config == cheap
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*WORDS, "seed=3"],
+        ["strategy=flora", "rounds=4", "strategy=fed_sb", "rounds=5", "init=lora_xs"],
+        ["client.lr=0.5", "experiment=matrix_sensing", "adapter.rank=5", "client=adamw"],
+        ["data.domains=[north,'a b']", "data.classes=null", "++adapter.rank=3", "logger=none"],
+        ["partition=dirichlet", "output_dir='${name}/x'", "name=one", "evaluation=none"],
+        ["adapter.rank=5", "adapter=dora", "model.kwargs={img_size: 32}", "model=glyph_mixer"],
+    ],
+    ids=" ".join,
+)
+def test_the_same_as_hydra_composes(words):
+    """Also from what was composed before, and then changed."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        expected = hydra.compose("config", words)
+        for _ in range(2):
+            found = composing.compose("config", words)
+            assert OmegaConf.to_container(found, resolve=True) == OmegaConf.to_container(expected, resolve=True)
+            for made in (found, expected):
+                with pytest.raises(Exception, match="not in struct"):
+                    made.adapter.unknown = 1
+            found.rounds = found.adapter.rank = 99
+
+
+@pytest.mark.parametrize(
+    "words", [["rounds=3", "runds=4"], ["client.rate=1"], ["rounds=[1"], ["model@x=glyph_vit"], ["strategy=null"]]
+)
+def test_refused_in_hydras_words(words, monkeypatch):
+    with pytest.raises(InputError) as cheap:
+        compose_config(words)
+    monkeypatch.setattr("fedinit.config.compose.compose", hydra.compose)
+    with pytest.raises(InputError) as dear:
+        compose_config(words)
+    assert str(cheap.value) == str(dear.value)
