@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fedinit.config.schema import build, positive, within
 from fedinit.errors import choose
-from fedinit.factors import Factors
 from strategies.aggregator import Aggregate
 
 
@@ -42,7 +41,8 @@ class ServerOptimizer(ABC):
         layers = {}
         for name, factors in aggregate.layers.items():
             old = start.layers[name].parts
-            layers[name] = Factors(**{p: self._move(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()})
+            moved = {p: self._move(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()}
+            layers[name] = dataclasses.replace(factors, **moved)
         head = {k: self._move(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
         return dataclasses.replace(aggregate, layers=layers, head=head)
 

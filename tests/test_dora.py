@@ -19,8 +19,8 @@ from clients.site import Site, is_zero
 from clients.training import Task, train_bank
 from fedinit import wire
 from fedinit.adapters.bank import Bank
+from fedinit.adapters.dora import DoRAFactors, magnitudes, row_norms
 from fedinit.adapters.kinds import KINDS
-from fedinit.adapters.row_norms import magnitudes, row_norms
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -44,7 +44,7 @@ SCALE = 2.0
 def drawn(d: int, k: int, rank: int, seed: int) -> Factors:
     draw = torch.Generator().manual_seed(seed)
     A, B = (torch.randn(s, generator=draw, dtype=torch.float64) / 3 for s in ((rank, k), (d, rank)))
-    return Factors(A, B, m=torch.rand(d, generator=draw, dtype=torch.float64) + 0.5)
+    return DoRAFactors(A, B, m=torch.rand(d, generator=draw, dtype=torch.float64) + 0.5)
 
 
 def effective(weight: Tensor, f: Factors, scale: float = SCALE) -> Tensor:
@@ -91,7 +91,7 @@ def test_forward_and_gradients(trainable: str, dropout: float, merged: bool) -> 
     grads = torch.autograd.grad((y * out).sum(), [x, *(leaves[f"0/{part}"] for part in trainable)])
     for i, f in enumerate(adapters):
         own = {part: getattr(f, part).clone().requires_grad_(True) for part in trainable}
-        whole = Factors(**(f.parts | own))
+        whole = DoRAFactors(**(f.parts | own))
         mine = x.detach()[i * t : (i + 1) * t].clone().requires_grad_(True)
         mask = torch.ones(t, k, dtype=torch.float64)
         if dropout:

@@ -12,7 +12,7 @@ from torch import Tensor
 from clients.statistics import clip, part_of, thin
 from fedinit.initializers import create_initializer
 from fedinit.initializers.eva import redistribute
-from fedinit.initializers.initializer import InitContext, run
+from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.measured import Moments, moments
 from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics, pack, unpack
@@ -62,7 +62,7 @@ class Clients:
         targets = {name: (d, x.shape[1]) for name, x in self.layers.items()}
         setting = InitContext(targets=targets, rank=rank, scale=2.0, seed=0)
         initializer = create_initializer("eva", {"rho": 1.0, "sketch": "exact", **options})
-        return run(initializer, setting, self.ask)
+        return initializer.run(setting, self.ask)
 
 
 def principal(x: Tensor, centred: bool = True) -> tuple[Tensor, Tensor]:

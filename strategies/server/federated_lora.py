@@ -514,13 +514,9 @@ class FederatedLora(Strategy):
         if round == self._last_round:
             start = Start(aggregate.layers, aggregate.residual)
         else:
-            # Magnitudes are of the whole weight, which a start leaves as it is.
-            plain = {name: dataclasses.replace(f, m=None) for name, f in aggregate.layers.items()}
-            bare = dataclasses.replace(aggregate, layers=plain)
-            start = self.reinit.after(bare, round, self.ground.over(self.holdings.base.offset))
+            start = self.reinit.after(aggregate, round, self.ground.over(self.holdings.base.offset))
         self.holdings.base.merge(start.merge)
-        layers = {name: dataclasses.replace(f, m=aggregate.layers[name].m) for name, f in start.layers.items()}
-        self.state = dataclasses.replace(aggregate, layers=layers, residual={})
+        self.state = dataclasses.replace(aggregate, layers=start.layers, residual={})
 
     def _report_round_zero(self) -> None:
         numbers = RoundReport(

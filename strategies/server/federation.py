@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.adapters.kinds import KINDS
-from fedinit.adapters.row_norms import magnitudes
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors, stack
@@ -142,12 +141,13 @@ def federate(
         return {name: aggregator.adopt(factors) for name, factors in layers.items()}
 
     def completed(begun: StartState) -> StartState:
-        """What round 0 made, as the method trains it, with magnitudes where the adapters have them."""
-        layers = adopted(begun.layers)
-        if config.adapter.kind == "dora":
-            for name, f in layers.items():
-                whole = f if name not in begun.merge else stack([f, begun.merge[name]], [1.0, 1.0])
-                layers[name] = dataclasses.replace(f, m=magnitudes(frozen(name), whole.A, whole.B, scale).float())
+        """What round 0 made, as the method trains it and clients of this kind of adapters start from it."""
+
+        def started(name: str, f: Factors) -> Factors:
+            whole = f if name not in begun.merge else stack([f, begun.merge[name]], [1.0, 1.0])
+            return KINDS[config.adapter.kind].begin(f, whole, frozen(name), scale)
+
+        layers = {name: started(name, f) for name, f in adopted(begun.layers).items()}
         return dataclasses.replace(begun, layers=layers)
 
     strategy = FederatedLora(

@@ -19,10 +19,9 @@ from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.errors import RunFailed
-from fedinit.heads import head as heads
 from fedinit.heads.head import Head, HeadContext
 from fedinit.initializers import Initializer
-from fedinit.initializers.initializer import InitContext, run
+from fedinit.initializers.initializer import InitContext
 from fedinit.runs.observer import ClientReport
 from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
@@ -68,8 +67,8 @@ def begin(
         measured.update({client: part.examples for client, part in found.items()})
         return add_up(list(found.values()))
 
-    found = heads.run(head, head_setting, ask)
-    made = run(initializer, dataclasses.replace(setting, head=found.tensors), ask)
+    found = head.run(head_setting, ask)
+    made = initializer.run(dataclasses.replace(setting, head=found.tensors), ask)
     notes, about = dict(made.notes), dict(found.notes)
     if initializer.needs == "gradients" and not about:
         about["warning"] = "gradients were measured under a head that no data went into; head=ridge makes one"
