@@ -37,7 +37,7 @@ from fedinit.config.compose import compose_config
 from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.initializers import INITIALIZERS, create_initializer
-from fedinit.initializers.initializer import InitContext, run
+from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.measured import covariance, moments
 from fedinit.models import build_backbone, init_head, select_targets, shared_inputs
 from fedinit.models.backbone import Backbone
@@ -123,7 +123,7 @@ def cost(name: str, options: Mapping[str, object], count: int, image_size: int) 
     )
     client = Client(backbone, data, targets, 8)
     held, began = _peak(), time.perf_counter()
-    run(initializer, setting, lambda request: client.ask(request, setting.head))
+    initializer.run(setting, lambda request: client.ask(request, setting.head))
     server = time.perf_counter() - began - client.seconds
     memory, forward = _peak() - held, client.forward()
     return {

@@ -24,6 +24,7 @@ from flwr.app import RecordDict
 from benchmarks import machine
 from benchmarks.aggregation import RANK, SEED, SHAPES, draw_updates
 from fedinit import slots, wire
+from fedinit.adapters.core import CoreFactors
 from fedinit.factors import Factors, leading
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Aggregator, Update
@@ -103,7 +104,8 @@ def suited(updates: Sequence[Update], method: Aggregator, ranks: Sequence[int]) 
         layers = {}
         for name, f in update.layers.items():
             A, B = (getattr(f if p in trained else first[name], p) for p in ("A", "B"))
-            own = method.adopt(Factors(A, B, f.A[:, :RANK].contiguous() if method.cores else None))
+            own = CoreFactors(A, B, f.A[:, :RANK].contiguous()) if method.cores else Factors(A, B)
+            own = method.adopt(own)
             layers[name] = own if isinstance(method, Choosing) else leading(own, rank)
         made.append(dataclasses.replace(update, layers=layers, head={}))
     return made

@@ -85,7 +85,7 @@ class Probe(Observer):
 
         images = batches.normalise(site.data.images[self.examples], site.lanes.input, device)
         with torch.enable_grad(), capture(forward, images, bank.layers, blocks) as seen:
-            here = {name: _on(device, factors) for name, factors in layers.items()}
+            here = {name: factors.to(device) for name, factors in layers.items()}
             kernels = self._kernels(seen, here)
             labels = site.data.labels[self.examples].to(device)
             loss = choose_loss(site.config.client.loss, site.data.is_regression)(seen.outputs, labels).mean()
@@ -170,10 +170,6 @@ class Probe(Observer):
             plans = [batches.plan(p.train, settings, seed, 1, p.client) for p in self.site.partitions]
             row["loss_drop_predicted"] = predicted(own, settings, sum(map(len, plans)) / len(plans))
         return row
-
-
-def _on(device: torch.device, product: Factors) -> Factors:
-    return Factors(*(None if t is None else t.to(device) for t in (product.A, product.B, product.R)))
 
 
 def _parted(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]:

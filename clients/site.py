@@ -109,6 +109,5 @@ def _check_task(config: Config, data: Dataset, features: int) -> None:
 
 
 def is_zero(adapter: Mapping[str, Factors]) -> bool:
-    """Whether every layer is as it was for want of a factor, as it is before the first training. With magnitudes it is
-    not looked into."""
-    return all(f.m is None and any(not part.any() for part in f.parts.values()) for f in adapter.values())
+    """Whether every layer is as it was for want of a factor, as it is before the first training."""
+    return all(f.is_zero for f in adapter.values())

@@ -50,20 +50,10 @@ class Task:
 
     def stand_in(self, like: Task) -> Task:
         """A mute task in this one's place: its ranks and steps, and for the rest the shapes of a task that works."""
-
-        def blank(name: str, own: Mapping[str, Factors], other: Factors) -> Factors:
-            if other.b is not None:  # A and B are one for the whole bank
-                return replace(other, b=torch.zeros_like(other.b), d=torch.zeros_like(other.d))
-            kept = own.get(name, other)
-            shaped = kept if (kept.R is None) == (other.R is None) else other
-            (d, k), core = other.shape, None if shaped.R is None else torch.zeros_like(shaped.R)
-            m = None if other.m is None else torch.zeros_like(other.m)
-            return Factors(torch.zeros(shaped.rank, k), torch.zeros(d, shaped.rank), core, m=m)
-
         return replace(
             self,
-            adapter={name: blank(name, self.adapter, f) for name, f in like.adapter.items()},
-            offset={name: blank(name, self.offset, f) for name, f in like.offset.items()},
+            adapter={name: f.blank(self.adapter.get(name, f)) for name, f in like.adapter.items()},
+            offset={name: f.blank(self.offset.get(name, f)) for name, f in like.offset.items()},
             head={name: torch.zeros_like(value) for name, value in like.head.items()},
             trainable=like.trainable,
             scales={},

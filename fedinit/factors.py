@@ -7,53 +7,38 @@ R = Σ r_i; norms and inner products follow from R×R Gram matrices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 PANEL = 256  # wide enough for the matrix product's full speed
-PARTS = ("A", "B", "R", "b", "d", "m")  # the fields of Factors, which are one letter on the wire too
+PARTS = ("A", "B", "R", "b", "d", "m")  # the tensors that one kind of adapter or another has; their names on the wire
+
+Product = TypeVar("Product", bound="Factors")
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The product B @ A, B @ R @ A, or diag(b) @ B @ diag(d) @ A, without the scale α/r.
+    """The product B @ A of a layer, without the scale α/r. A: (r, k). B: (d, r).
 
-    A: (r, k). B: (d, r). R: the core, (r, r); or (h, r/h, r/h), the h blocks of one that is block diagonal; or None for
-    the identity. b: (d,) and d: (r,), VeRA's vectors, both or neither. m: (d,), DoRA's magnitudes of the rows of the
-    weight that the product is added to; no part of the product. Raises ValueError when the shapes do not chain.
+    Kinds of adapters with more tensors are subclasses, each in the file of its kind (fedinit/adapters/); their product
+    is of all their tensors, and what they do otherwise is in the methods below. Raises ValueError when the shapes do
+    not chain.
     """
 
     A: Tensor
     B: Tensor
-    R: Tensor | None = None
-    b: Tensor | None = None
-    d: Tensor | None = None
-    m: Tensor | None = None
 
     def __post_init__(self) -> None:
-        shapes = [tuple(self.B.shape), None if self.R is None else tuple(self.R.shape), tuple(self.A.shape)]
-        rank = self.A.shape[0] if self.A.ndim == 2 else -1
-        core = self.R is None or (
-            self.R.ndim in (2, 3)
-            and self.R.shape[-1] == self.R.shape[-2]
-            and self.R.shape[:-1].numel() == rank  # (r,) or (h, r/h)
-        )
-        if self.B.ndim != 2 or self.B.shape[1] != rank or not core:
-            raise ValueError(f"factors do not chain: B, R, A have shapes {shapes}")
-        if self.m is not None and (self.m.shape != self.B.shape[:1] or self.b is not None):
-            raise ValueError(f"magnitudes of {tuple(self.m.shape)} do not fit B and A, {shapes}")
-        if self.b is None and self.d is None:
-            return
-        if self.b is None or self.d is None or self.R is not None:
-            raise ValueError("the vectors b and d come together, and without a core")
-        if self.b.shape != self.B.shape[:1] or self.d.shape != self.A.shape[:1]:
-            raise ValueError(f"vectors of {tuple(self.b.shape)} and {tuple(self.d.shape)} do not fit B and A, {shapes}")
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
+            raise ValueError(f"factors do not chain: {self.shapes}")
 
     @property
     def rank(self) -> int:
+        """r"""
         return self.A.shape[0]
 
     @property
@@ -62,32 +47,104 @@ class Factors:
         return self.B.shape[0], self.A.shape[1]
 
     @property
-    def blocks(self) -> Tensor:
-        """The core as blocks (h, r/h, r/h); one that is not block diagonal is one block. Needs a core."""
-        return self.R if self.R.ndim == 3 else self.R[None]
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors by name, in the order of PARTS."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
-    def parts(self) -> dict[str, Tensor]:
-        """The tensors that are there, by field."""
-        return {name: value for name in PARTS if (value := getattr(self, name)) is not None}
+    def shapes(self) -> str:
+        """The shapes of the parts, for messages."""
+        return ", ".join(f"{name} {tuple(value.shape)}" for name, value in self.parts.items())
+
+    def map(self: Product, change: Callable[[Tensor], Tensor]) -> Product:
+        """The same kind of product with every tensor changed."""
+        return replace(self, **{name: change(value) for name, value in self.parts.items()})
+
+    def to(self: Product, target: torch.dtype | torch.device) -> Product:
+        """The same in another dtype, or on another device."""
+        return self.map(lambda value: value.to(target))
+
+    # -- what subclasses do otherwise --------------------------------------------------------------------------------
 
     def absorb(self) -> Factors:
-        """The same product with R, or b and d, multiplied into B."""
-        if self.b is not None:
-            return Factors(self.A, self.b[:, None] * self.B * self.d)
-        if self.R is None:
-            return self
-        blocks = self.blocks
-        wide = self.B.unflatten(1, blocks.shape[:2]).transpose(0, 1) @ blocks  # (h, d, r/h)
-        return Factors(self.A, wide.transpose(0, 1).reshape(self.B.shape))
+        """The same product as two factors alone; what stands between or around them is multiplied into B."""
+        return self
 
-    def to(self, dtype: torch.dtype) -> Factors:
-        return Factors(**{name: value.to(dtype) for name, value in self.parts.items()})
+    def at_rank(self: Product, rank: int) -> Product:
+        """The first `rank` components, with zeros for those that are not there. The tensors are views where they can
+        be."""
+        return replace(self, A=resized(self.A, 0, rank), B=resized(self.B, 1, rank))
+
+    def completed(self, other: Factors) -> dict[str, Tensor]:
+        """The other's parts, and what stands for a part that this one has and the other has not."""
+        return other.parts
+
+    def blank(self, like: Factors) -> Factors:
+        """Factors of zeros of this kind and layer, at the rank of `like`."""
+        d, k = self.shape
+        return Factors(torch.zeros(like.rank, k), torch.zeros(d, like.rank))
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether the layer is as it is without an adapter, for want of a factor: before anything was trained."""
+        return any(not part.any() for part in self.parts.values())
+
+    def fold(self, weight: Tensor, scale: float) -> Tensor:
+        """The effective weight (d, k) over a frozen one, W + s·BA."""
+        return torch.add(weight, self.dense().to(weight.device), alpha=scale)
+
+    # What aggregation methods work on, and back. `self` is what the round started from, or its first client's.
+
+    def as_product(self) -> Factors:
+        """The product that an aggregation method's own rule, or a re-initialiser, works on."""
+        return self
+
+    def as_products(self, clients: Sequence[Factors]) -> Sequence[Factors]:
+        """Those of the clients of a round. Raises ValueError where they do not share what this kind keeps frozen."""
+        return [client.as_product() for client in clients]
+
+    def from_product(self, made: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
+        """The inverse of `as_product`, for what a method has made of it. clients, weights: whose tensors beside the
+        product are averaged; without them those of this one stay."""
+        return made
+
+    def lift(self, made: Factors) -> Factors:
+        """What a product of `as_product`'s kind is as an update of the layer's weight, ΔW = B A."""
+        return made
+
+    def correctable2(self, average: Factors, missed: Factors) -> float:
+        """‖·‖² of the part of what averaging missed that a change of B can repair, C P_A with P_A the projector on the
+        row space of Ā. average: Ā, B̄; missed: C, both in float64 and as `as_product` has them."""
+        basis = torch.linalg.svd(average.A, full_matrices=False)
+        kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
+        return float((missed.B @ (missed.A @ kept.T)).square().sum())  # C Vᵀ, (d, r), whose norm is ‖C P_A‖
+
+    def with_product(self, product: Factors) -> Factors:
+        """Factors of another, plain product, with those of this one's tensors that are no part of its product."""
+        return product
+
+    # ----------------------------------------------------------------------------------------------------------------
 
     def dense(self) -> Tensor:
         """The (d, k) product. For folding into a weight and for tests; the server never calls it."""
         f = self.absorb()
         return f.B @ f.A
+
+
+def resized(value: Tensor, axis: int, size: int) -> Tensor:
+    """The tensor with `size` entries along an axis: the first ones, or zeros behind them."""
+    missing = size - value.shape[axis]
+    if missing <= 0:
+        return value.narrow(axis, 0, size)
+    return torch.nn.functional.pad(value, (0, 0) * (value.ndim - 1 - axis) + (0, missing))
+
+
+def mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Σ w_i x_i in float64, summed in the given order."""
+    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    for value, weight in zip(tensors, weights, strict=True):
+        total.add_(value, alpha=weight)
+    return total
 
 
 def stack(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -119,36 +176,17 @@ def norm(product: Factors) -> float:
     return max(total, 0.0) ** 0.5
 
 
-def pad(product: Factors, rank: int) -> Factors:
+def pad(product: Product, rank: int) -> Product:
     """The same product at a higher rank, with zero rows in A and zero columns in B (exact)."""
-    extra = rank - product.rank
-    if extra < 0:
+    if rank < product.rank:
         raise ValueError(f"cannot pad rank {product.rank} down to {rank}")
-    if extra == 0:
-        return product
-    widen = torch.nn.functional.pad
-    core = product.R
-    if core is not None and core.ndim == 2:
-        core = widen(core, (0, extra, 0, extra))
-    elif core is not None:
-        core = widen(core, (0, 0, 0, 0, 0, _whole_blocks(core, rank) - len(core)))
-    d = None if product.d is None else widen(product.d, (0, extra))
-    return replace(product, A=widen(product.A, (0, 0, 0, extra)), B=widen(product.B, (0, extra)), R=core, d=d)
+    return product if rank == product.rank else product.at_rank(rank)
 
 
-def leading(product: Factors, rank: int) -> Factors:
-    """The first `rank` components: what a client of a lower rank is given. Whole blocks of a block-diagonal core."""
-    core = product.R
-    if core is not None:
-        core = core[:rank, :rank] if core.ndim == 2 else core[: _whole_blocks(core, rank)]
-    d = None if product.d is None else product.d[:rank]
-    return replace(product, A=product.A[:rank], B=product.B[:, :rank], R=core, d=d)
-
-
-def _whole_blocks(core: Tensor, rank: int) -> int:
-    if rank % core.shape[-1]:
-        raise ValueError(f"rank {rank} is not a whole number of the core's blocks of {core.shape[-1]}")
-    return rank // core.shape[-1]
+def leading(product: Product, rank: int) -> Product:
+    """The first `rank` components, or all there are: what a client of a lower rank is given. Whole blocks of a
+    block-diagonal core."""
+    return product.at_rank(min(rank, product.rank))
 
 
 def difference(left: Factors, right: Factors) -> Factors:
@@ -157,16 +195,10 @@ def difference(left: Factors, right: Factors) -> Factors:
 
 
 def distance(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> float:
-    """‖(A, B, R)_left − (A, B, R)_right‖_F over all layers: of the factors themselves, not of their products."""
+    """‖left − right‖_F over all tensors of all layers: of the factors themselves, not of their products. A core that
+    only one side has is the identity on the other."""
     total = 0.0
     for name, one in left.items():
-        mine, other = _with_core(one, right[name]), _with_core(right[name], one)
+        mine, other = right[name].completed(one), one.completed(right[name])
         total += sum(float((mine[part] - other[part]).double().square().sum()) for part in mine)
     return total**0.5
-
-
-def _with_core(product: Factors, other: Factors) -> dict[str, Tensor]:
-    """The parts of a product, with a core where the other has one."""
-    if product.R is not None or other.R is None:
-        return product.parts
-    return product.parts | {"R": torch.eye(product.rank, dtype=product.A.dtype)}

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.factors import Factors
 
 AXIS = {"A": 0, "B": 1, "R": 0}  # of a factor, along which its slots lie
@@ -32,16 +33,16 @@ def part_of(trainable: Collection[str]) -> str:
 
 def count(product: Factors, part: str) -> int:
     """How many slots a factor has."""
-    return getattr(product, part).shape[AXIS[part]]
+    return product.parts[part].shape[AXIS[part]]
 
 
 def take(product: Factors, part: str, places: Tensor) -> Factors:
     """The product of these slots alone."""
-    if part != "R":
+    if not isinstance(product, CoreFactors):
         return Factors(product.A[places], product.B[:, places])
     width = product.R.shape[-1]
     rows = (places[:, None] * width + torch.arange(width)).flatten()
-    return Factors(product.A[rows], product.B[:, rows], product.R[places])
+    return CoreFactors(product.A[rows], product.B[:, rows], product.R[places])
 
 
 def others(product: Factors, part: str, places: Tensor) -> Tensor:
@@ -53,14 +54,14 @@ def others(product: Factors, part: str, places: Tensor) -> Tensor:
 
 def fill(product: Factors, part: str, places: Tensor, values: Tensor) -> Factors:
     """The product with `values` at these slots of the factor."""
-    whole = getattr(product, part).clone().index_copy_(AXIS[part], places, values)
+    whole = product.parts[part].clone().index_copy_(AXIS[part], places, values)
     return dataclasses.replace(product, **{part: whole})
 
 
 def norms(product: Factors, part: str) -> Tensor:
     """(slots,) the Frobenius norm of each slot's own product, in float64."""
     whole = product.to(torch.float64)
-    if part != "R":
+    if not isinstance(whole, CoreFactors):
         return whole.B.norm(dim=0) * whole.A.norm(dim=1)
     heads, width = whole.R.shape[:2]
     left = whole.B.unflatten(1, (heads, width)).transpose(0, 1) @ whole.R  # (h, d, r/h)

@@ -14,6 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.common.serde import recorddict_to_proto
 from torch import Tensor
 
+from fedinit.adapters.kinds import of_parts
 from fedinit.factors import Factors
 from fedinit.state import digest
 from fedinit.state.checkpoint import State
@@ -80,7 +81,8 @@ def trained_names(layers: Mapping[str, Factors], head: Mapping[str, Tensor], tra
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """The inverse of `to_tensors`. Raises KeyError naming a factor that is missing, ValueError for shapes."""
+    """The inverse of `to_tensors`. Raises KeyError naming a factor that is missing, ValueError for shapes
+    or for tensors that make no kind of factors together."""
     layers: dict[str, dict[str, Tensor]] = {}
     head: dict[str, Tensor] = {}
     for name, value in tensors.items():
@@ -93,7 +95,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dic
         for part in ("A", "B"):
             if part not in parts:
                 raise KeyError(f"{layer}/{part}")
-    return {layer: Factors(**parts) for layer, parts in layers.items()}, head
+    return {layer: of_parts(parts) for layer, parts in layers.items()}, head
 
 
 def start_to_tensors(state: StartState) -> dict[str, Tensor]:

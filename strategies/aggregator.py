@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedinit.adapters.kinds import KINDS
+from fedinit.adapters.core import CoreFactors
+from fedinit.adapters.kinds import KINDS, PRODUCT_KINDS
 from fedinit.config.checks import at_least
-from fedinit.factors import Factors, inner, norm, pad, stack
+from fedinit.factors import Factors, mean, norm, stack
 from fedinit.threads import server_pool
-from strategies import vera
+from strategies.bias import measure_bias, summarise
+from strategies.means import at_rank_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Aggregator(ABC):
     # Whether clients train a core R between A and B; the others get an initialiser's core absorbed into B.
     cores: ClassVar[bool] = False
     # The kinds of adapters the method goes with (fedinit/adapters/kinds.py).
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
+    kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     # Factors that clients train and keep to themselves; the server never sees them.
     personal: ClassVar[frozenset[str]] = frozenset()
     # Whether components of the start may be dropped for their size, however little was learned.
@@ -75,6 +77,8 @@ class Aggregator(ABC):
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = ""
+    # Why the rule is no function of `sums`, which are then none; "": it is one.
+    no_sum: ClassVar[str] = ""
 
     weighting: Literal["examples", "uniform", "norm"] = "examples"
     diagnostics: bool = True
@@ -83,6 +87,17 @@ class Aggregator(ABC):
         """Which of "A", "B" and "R" the clients train in this round, and send unless they are `personal`. The head is
         always trained and sent."""
         return frozenset({"A", "B"})
+
+    @abstractmethod
+    def sums(self, round: int) -> tuple[str, ...]:
+        """Of what the rule takes sums over clients, Σ p_i ·, in this round: all that it must know of their adapters, so
+        that a secure summation is enough, or noise on the sums.
+
+        "A", "B", "R": of that factor, as it is sent. "BA": of the products, a d×k matrix; the rule is then one of
+        ΔW. "B(AĀᵀ)": of these d×r matrices, in a second phase when Ā is known; "(B̄ᵀB)A": the same, r×k. Of factors that
+        are stacked, or left for the base, the product is a function of the sums. With weighting=norm clients send their
+        norms first. Of VeRA's vectors b is B and dᵀ is A; DoRA's magnitudes and the head are plain sums always.
+        """
 
     def objection(self, kind: str) -> str:
         """Why this method does not go with a kind of adapters; empty where it does."""
@@ -94,7 +109,7 @@ class Aggregator(ABC):
 
     def adopt(self, drawn: Factors) -> Factors:
         """An initialiser's factors of a layer as this method trains them; the product stays as it is."""
-        return drawn if self.cores or drawn.R is None else drawn.absorb()
+        return drawn.absorb() if isinstance(drawn, CoreFactors) and not self.cores else drawn
 
     def aggregate(self, updates: Sequence[Update], round: int, previous: Aggregate | None = None) -> Aggregate:
         """The global state from this round's updates; `previous` is what their clients started from.
@@ -108,60 +123,38 @@ class Aggregator(ABC):
         weights = self.weights(updates)
 
         def one(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
-            products = [self.adopt(u.layers[name]) for u in updates]
-            if not self.mixed_ranks and len({p.rank for p in products}) > 1:
-                raise ValueError(f"layer {name}: clients have ranks {sorted({p.rank for p in products})}; expected one")
+            own = [self.adopt(u.layers[name]) for u in updates]
+            if not self.mixed_ranks and len({f.rank for f in own}) > 1:
+                raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in own})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            make = self._layer if products[0].b is None else self._layer_of_vectors
-            merged, left_out, measured = make(products, weights, start)
-            if products[0].m is not None:
-                # Not the mean where nobody trains: equal values have one that may be rounded.
-                own = [p.m for p in products]
-                merged = replace(merged, m=mean(own, weights) if self.trainable(round) else own[0].double())
-            dtype = products[0].A.dtype
-            return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
+            return self._layer(own, weights, start, round)
 
         made = dict(zip(updates[0].layers, server_pool().map(one, updates[0].layers), strict=True))
         layers = {name: merged for name, (merged, _, _) in made.items()}
         residual = {name: left_out for name, (_, left_out, _) in made.items() if left_out is not None}
         measured = [facts for _, _, facts in made.values() if facts]
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
-        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=_summarise(measured))
+        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=summarise(measured))
 
     def _layer(
-        self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
+        self, own: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int
     ) -> tuple[Factors, Factors | None, dict[str, float]]:
         """What a layer's global factors are, what goes into the base, and the figures of the diagnostics."""
-        merged = self.merge(products, weights, start)
-        if start is not None:
-            merged = at_rank_of(start, merged)
-        left_out = self.left_out(products, weights, merged)
-        whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
-        measured = measure_bias(self.averaged(products, merged), weights, whole) if self.diagnostics else {}
-        return merged, left_out, measured
-
-    def _layer_of_vectors(
-        self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
-    ) -> tuple[Factors, Factors | None, dict[str, float]]:
-        """The same for VeRA (strategies/vera.py)."""
-        frozen, pairs = vera.frame(products, start), [vera.pair(p) for p in products]
-        made = self.merge_pairs(pairs, weights, None if start is None else vera.pair(start), frozen)
-        rest = self.left_out(pairs, weights, made)
-        merged, left_out = vera.dressed(frozen, made), None if rest is None else vera.lifted(frozen, rest)
+        frame, begun = (own[0], None) if start is None else (start, start.as_product())
+        products = frame.as_products(own)
+        product = self.merge(products, weights, begun)
+        if begun is not None:
+            product = at_rank_of(begun, product)
+        rest = self.left_out(products, weights, product)
+        # What nobody trains is not averaged either: the mean of equal values may be rounded.
+        merged = frame.from_product(product, own if self.trainable(round) else (), weights)
+        left_out = None if rest is None else frame.lift(rest)
         measured = {}
         if self.diagnostics:
-            average = mean_factors(pairs, weights)
-            missed = centred(pairs, weights, average)
             whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
-            correctable2 = vera.correctable2(frozen, average, missed)
-            measured = _figures(vera.lifted(frozen, average), vera.lifted(frozen, missed), correctable2, whole)
-        return merged, left_out, measured
-
-    def merge_pairs(
-        self, pairs: Sequence[Factors], weights: Sequence[float], start: Factors | None, frozen: Factors
-    ) -> Factors:
-        """`merge` of VeRA's vectors as products of rank one; frozen: the layer's A and B, in float64."""
-        return self.merge(pairs, weights, start)
+            measured = measure_bias(self.averaged(products, product), weights, whole, frame)
+        dtype = own[0].A.dtype
+        return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 
     @abstractmethod
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
@@ -187,91 +180,6 @@ class Aggregator(ABC):
         if self.weighting == "uniform" or not any(shares):
             shares = [1.0] * len(updates)
         return [share / sum(shares) for share in shares]
-
-
-def mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Σ w_i x_i in float64, summed in the given order."""
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
-    for value, weight in zip(tensors, weights, strict=True):
-        total.add_(value, alpha=weight)
-    return total
-
-
-def mean_factors(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """(Ā, B̄) in float64, with lower ranks padded with zeros."""
-    products = at_one_rank(products)
-    return Factors(mean([p.A for p in products], weights), mean([p.B for p in products], weights))
-
-
-def at_one_rank(products: Sequence[Factors]) -> list[Factors]:
-    """All products at the highest rank among them, padded with zeros."""
-    rank = max(p.rank for p in products)
-    return [pad(p, rank) for p in products]
-
-
-def at_rank_of(start: Factors, merged: Factors) -> Factors:
-    """The same product at the rank of the start at least, in float64.
-
-    Where all clients of a round have lower ranks, nobody returns the last components. They have no weight then, but
-    keep the start's row of A over a zero column of B, or its column of B where that row is zero: of two zeros neither
-    would ever get a gradient, and the layer would have lost its rank for good.
-    """
-    low = merged.rank
-    if low >= start.rank:
-        return merged
-    A, B = start.A[low:].double(), start.B[:, low:].double()
-    return Factors(torch.cat([merged.A, A]), torch.cat([merged.B, B.masked_fill(A.any(dim=1), 0)], dim=1))
-
-
-def centred(products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Factors:
-    """C = ΔW − B̄Ā as Σ p_i (B_i − B̄)(A_i − Ā), of rank K·r, in float64; lower ranks are padded with zeros.
-
-    Formed from centred factors, so that a small bias does not drown in the rounding of two large terms.
-    """
-    whole = [p.to(torch.float64) for p in at_one_rank(products)]
-    return stack([Factors(p.A - average.A, p.B - average.B) for p in whole], weights)
-
-
-def measure_bias(products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> dict[str, float]:
-    """How far plain factor averaging is from the ideal update in one layer, and how far `merged` is.
-
-    All squared where a norm is summed over layers later:
-    ideal2 = ‖ΔW‖²; bias2 = ‖C‖², C = ΔW − B̄Ā = Σ p_i (B_i − B̄)(A_i − Ā), formed from centred factors so that a
-    small bias does not drown in rounding; correctable2 = ‖C P_A‖², the part inside the row space of Ā, which a change
-    of B can repair; merged2 = ‖merged‖²; dot = ⟨ΔW, merged⟩. Only ‖C‖² costs O(R²(d + k)); what holds ΔW is had
-    from ΔW = C + B̄Ā.
-    """
-    average = mean_factors(products, weights)
-    bias = centred(products, weights, average)
-    basis = torch.linalg.svd(average.A, full_matrices=False)
-    kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
-    correctable = bias.B @ (bias.A @ kept.T)  # (d, r): C Vᵀ, whose norm is ‖C P_A‖
-    return _figures(average, bias, float(correctable.square().sum()), merged)
-
-
-def _figures(average: Factors, bias: Factors, correctable2: float, merged: Factors) -> dict[str, float]:
-    bias2 = norm(bias) ** 2
-    return {
-        "ideal2": max(bias2 + 2 * inner(bias, average) + norm(average) ** 2, 0.0),
-        "bias2": bias2,
-        "correctable2": correctable2,
-        "merged2": norm(merged) ** 2,
-        "dot": inner(bias, merged) + inner(average, merged),
-    }
-
-
-def _summarise(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Over all layers together, as if they were one block-diagonal matrix."""
-    if not measured:
-        return {}
-    total = {key: sum(m[key] for m in measured) for key in measured[0]}
-    ideal, merged = total["ideal2"] ** 0.5, total["merged2"] ** 0.5
-    return {
-        "bias": (total["bias2"] ** 0.5 / ideal) if ideal else 0.0,
-        "correctable": total["correctable2"] / total["bias2"] if total["bias2"] else 0.0,
-        "cosine": total["dot"] / (ideal * merged) if ideal and merged else 0.0,
-        "norm_ratio": merged / ideal if ideal else 0.0,
-    }
 
 
 def _check(updates: Sequence[Update]) -> None:

@@ -7,12 +7,13 @@ off that is, is measured here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fedinit.adapters.row_norms import row_norms
+from fedinit.adapters.dora import row_norms
 from fedinit.factors import Factors, norm, stack
 from strategies.aggregator import Aggregate, Update
 from strategies.reinit import ReinitContext
@@ -38,11 +39,11 @@ def effective_bias(
             c = m.double() / row_norms(weight, squares, whole.A, whole.B, ground.scale)
             return c, Factors(whole.A, c[:, None] * whole.B)
 
-        own = [turned(u.layers[name], u.layers[name].m) for u in updates]
+        own = [turned(u.layers[name], u.layers[name].parts["m"]) for u in updates]
         rest = [made.residual[name]] if name in made.residual else []
         total = stack([f.to(torch.float64) for f in (layer, *rest)], [1.0] * (1 + len(rest)))
-        c, product = turned(total, layer.m)
-        mean_c = sum(w * own_c for w, (own_c, _) in zip(weights, own, strict=True))
+        c, product = turned(total, layer.parts["m"])
+        mean_c = functools.reduce(torch.add, [w * own_c for w, (own_c, _) in zip(weights, own, strict=True)])
         mean = stack([f for _, f in own], weights)
         missed += _square(weight, squares, c - mean_c, stack([product, mean], [1.0, -1.0]), ground.scale)
         moved += _square(weight, squares, mean_c - 1, mean, ground.scale)

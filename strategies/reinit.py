@@ -29,11 +29,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedinit import spectra
 from fedinit.config.build import create
 from fedinit.config.checks import at_least, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors, stack
-from fedinit.spectra import truncate
 from strategies.aggregator import Aggregate
 
 
@@ -81,10 +81,13 @@ class Reinit(ABC):
             at_least("reinit.at", round, 1)
 
     def after(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
-        """`start` in the rounds it is done in."""
+        """`start` in the rounds it is done in; it works on the layers' products (Factors.as_product). What is no part
+        of them stays, such as the magnitudes of a weight that stays as it was."""
         if self.at is not None and round not in self.at:
             return Start(aggregate.layers, aggregate.residual)
-        return self.start(aggregate, round, ground)
+        plain = {name: f.as_product() for name, f in aggregate.layers.items()}
+        start = self.start(replace(aggregate, layers=plain), round, ground)
+        return replace(start, layers={n: aggregate.layers[n].from_product(f) for n, f in start.layers.items()})
 
     @abstractmethod
     def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
@@ -126,13 +129,13 @@ class Fresh(Reinit):
 class Split(Reinit):
     """The best rank-r part of what was learned, in a gauge, and the rest to the base."""
 
-    gauge: ClassVar[str]
+    gauge: ClassVar[spectra.Gauge]
 
     def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
-            layers[name] = truncate(total, ground.ranks[name], self.gauge).to(total.A.dtype)
+            layers[name] = spectra.truncate(total, ground.ranks[name], self.gauge).to(total.A.dtype)
             if total.rank > ground.ranks[name]:
                 merge[name] = _rest(total, layers[name])
         return Start(layers, merge)
@@ -140,12 +143,12 @@ class Split(Reinit):
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Split):
-    gauge: ClassVar[str] = "balanced"
+    gauge: ClassVar[spectra.Gauge] = "balanced"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Orthonormal(Split):
-    gauge: ClassVar[str] = "right"
+    gauge: ClassVar[spectra.Gauge] = "right"
 
 
 @dataclass(frozen=True, kw_only=True)

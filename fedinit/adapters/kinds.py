@@ -1,46 +1,42 @@
-"""Kinds of adapters (`adapter=`): what a kind trains where a method speaks of A and B, and what goes with it.
-
-lora  ΔW = s·B A (Hu et al. 2022, arXiv 2106.09685), and every product with a core.
-vera  ΔW = diag(b) B diag(d) A with A and B random, frozen and shared by all layers, which take their leading rows and
-      columns; the vectors b and d are trained (Kopiczko et al., ICLR 2024, arXiv 2310.11454). It has no scale, s = 1.
-dora  W' = m/‖V‖ ∘ V by rows with V = W + s·B A: LoRA for the direction of a row, and a magnitude m that is trained
-      beside it (Liu et al., ICML 2024, arXiv 2402.09353). The norm counts as a constant in the gradient.
-"""
+"""The kinds of adapters: which `adapter=` names, and which a bank trains given factors as."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedinit.adapters.contract import Kind
+from fedinit.adapters.core import Core, CoreFactors
+from fedinit.adapters.dora import DoRA
+from fedinit.adapters.lora import LoRA
+from fedinit.adapters.vera import VeRA
+from fedinit.factors import Factors
+
+KINDS: dict[str, Kind] = {"dora": DoRA(), "lora": LoRA(), "vera": VeRA()}
+EVERY_KIND = tuple(KINDS)
+PRODUCT_KINDS = ("lora", "dora")  # of those a method gets B A, of rank r, which it can stack, split, cut or rotate
+LORA_ALONE = ("lora",)
+CORE, BLOCKS = Core(full=True), Core(full=False)  # `adapter=lora` under methods that train a core
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """names: {what a method says it trains: what clients train of this kind}; what is absent is itself. beside: what
-    clients train in every round in which they train anything. reinits: the re-initialisers it goes with, None for all.
-    mixed_ranks: whether clients may have ranks of their own. why: what stands against the others, for the refusal."""
-
-    names: Mapping[str, str] = field(default_factory=dict)
-    beside: frozenset[str] = frozenset()
-    reinits: tuple[str, ...] | None = None
-    mixed_ranks: bool = True
-    why: str = ""
-
-    def trained(self, parts: frozenset[str]) -> frozenset[str]:
-        """The parts of Factors that clients train, from those that the method names."""
-        return frozenset(self.names.get(part, part) for part in parts) | (self.beside if parts else frozenset())
+def kind_of(factors: Factors) -> Kind:
+    """The kind that factors are of."""
+    if isinstance(factors, CoreFactors):
+        return CORE if factors.R.ndim == 2 else BLOCKS
+    return next(kind for kind in KINDS.values() if kind.product is type(factors))
 
 
-KINDS: dict[str, Kind] = {
-    "dora": Kind(
-        beside=frozenset({"m"}),
-        reinits=("average", "fresh", "svd", "orthonormal", "pissa", "gauge"),
-        why="whose magnitudes belong to one global product B A",
-    ),
-    "lora": Kind(),
-    "vera": Kind(
-        names={"A": "d", "B": "b"},
-        reinits=("average",),
-        mixed_ranks=False,
-        why="whose A and B are frozen and the same in all layers",
-    ),
-}
+def trained_kind(factors: Factors, trainable: frozenset[str]) -> Kind:
+    """The kind that a bank trains factors as: their own, or LoRA with the rest absorbed, where that does not learn."""
+    kind = kind_of(factors)
+    return kind if kind.learns(trainable) else KINDS["lora"]
+
+
+def of_parts(parts: Mapping[str, Tensor]) -> Factors:
+    """Factors from their tensors by name (fedinit.factors.PARTS). Raises ValueError for tensors that make no kind of
+    factors together, or whose shapes do not fit."""
+    for kind in (*KINDS.values(), CORE):
+        if set(kind.product.__dataclass_fields__) == set(parts):
+            return kind.product(**parts)
+    raise ValueError(f"no kind of adapters has the tensors {', '.join(parts)} together")

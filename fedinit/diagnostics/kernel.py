@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.factors import Factors
 
 
@@ -27,7 +28,7 @@ def jacobian(part: str, inputs: Tensor, gradients: Tensor, product: Factors, sca
         found = gradients.mT @ (inputs @ _turned(product).mT)  # (n, d, t) @ (n, t, r)
     else:
         found = (gradients @ product.B).mT @ (inputs @ product.A.mT)  # (n, r, t) @ (n, t, r)
-        if product.R.ndim == 3:
+        if isinstance(product, CoreFactors) and product.R.ndim == 3:
             count, width = product.R.shape[:2]
             blocks = found.unflatten(2, (count, width)).unflatten(1, (count, width))  # (n, h, w, h, w)
             found = torch.einsum("nhahb->nhab", blocks)
@@ -36,9 +37,7 @@ def jacobian(part: str, inputs: Tensor, gradients: Tensor, product: Factors, sca
 
 def _turned(product: Factors) -> Tensor:
     """R A, (r, k)."""
-    if product.R is None:
-        return product.A
-    return torch.block_diag(*product.blocks) @ product.A
+    return torch.block_diag(*product.blocks) @ product.A if isinstance(product, CoreFactors) else product.A
 
 
 def gram(rows: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from fedinit.spectra import matrix_spectrum, spectrum
 def parameter_change(start: Mapping[str, Factors], now: Mapping[str, Factors]) -> float | None:
     """‖θ − θ0‖/‖θ0‖ of all factors together; None for a start of zero. A change of gauge counts, since it is a change
     of the parameters."""
-    parts = [t for f in start.values() for t in (f.A, f.B, f.R) if t is not None]
+    parts = [t for f in start.values() for t in f.parts.values()]
     size = sum(float(t.double().square().sum()) for t in parts) ** 0.5
     return distance(now, start) / size if size > 0 else None
 

@@ -6,14 +6,13 @@ pooled features; from their sum it is made, or asks again.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from fedinit.statistics import Request, Statistics
+from fedinit.statistics.planner import Planner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +37,10 @@ class HeadState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(ABC):
+class Head(Planner[HeadContext, HeadState]):
+    """Makes the classifier that a run starts from."""
+
     # Whether every logit is zero, so that no gradient gets past the head.
     silent: ClassVar[bool] = False
     # Whether there is a classifier at all.
     classifies: ClassVar[bool] = True
-
-    @abstractmethod
-    def plan(self, setting: HeadContext) -> Request | HeadState:
-        """The head, or the first thing to ask clients for."""
-
-    def step(self, setting: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
-        """The head, or the next thing to ask for, from the sum over all clients of what was asked."""
-        raise NotImplementedError(f"{type(self).__name__} asks for nothing")
-
-
-def run(head: Head, setting: HeadContext, ask: Callable[[Request], Statistics]) -> HeadState:
-    """Plan and step until there is a head; `ask` gives the sum over the clients."""
-    made = head.plan(setting)
-    while isinstance(made, Request):
-        made = head.step(setting, made, ask(made))
-    return made

@@ -50,15 +50,22 @@ class Rows:
 @dataclass(frozen=True)
 class Found:
     """The clients' sums over the m classes that somebody has: counts (m,), means (m, D), mean (D,) of all examples,
-    and, where it was asked for, scatter (D, D) about that mean."""
+    and, where it was asked for, the second moment (D, D)."""
 
     counts: Tensor
     means: Tensor
-    scatter: Tensor | None
+    moment: Tensor | None = None
 
     @property
     def mean(self) -> Tensor:
         return self.counts @ self.means / self.counts.sum()
+
+    @property
+    def scatter(self) -> Tensor:
+        """(D, D) of the features about their mean. Raises ValueError where the moment was not asked for."""
+        if self.moment is None:
+            raise ValueError("a head that is made of the second moment must ask for it")
+        return self.moment - self.counts.sum() * torch.outer(self.mean, self.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,11 +144,10 @@ class MeasuredHead(Head, Sampled):
                 f"head.init={self._name}: the clients' examples are of {len(seen)} of {len(counts)} classes, and it "
                 "takes two or more; use head.init=random"
             )
-        found = Found(counts[seen], sums["sums"].double()[seen] / counts[seen, None], None)
+        found = Found(counts[seen], sums["sums"].double()[seen] / counts[seen, None])
         if not self.needs_moment:
             return found, seen
-        moment = unpack(sums["gram"].double(), setting.features)
-        return replace(found, scatter=moment - found.counts.sum() * torch.outer(found.mean, found.mean)), seen
+        return replace(found, moment=unpack(sums["gram"].double(), setting.features)), seen
 
     def _gap(self, rows: Rows, found: Found) -> float:
         """The mean over pairs of classes a ≠ b of logit a less logit b at the mean of a."""

@@ -12,7 +12,7 @@ batch with what; here C is the plain second moment, the same for any split.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from fedinit.config.checks import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_covariance import FromCovariance
 from fedinit.initializers.from_weights import share
-from fedinit.initializers.pissa import PiSSA
 from fedinit.spectra import matrix_spectrum
 
 CLOSE = 0.05  # ‖C̃C̃⁻¹ − I‖_F of an inverse that is good enough: the authors'
@@ -32,16 +31,16 @@ class CorDA(FromCovariance):
     """damping: δ to begin with, in units of the mean of C's diagonal. It is doubled until C̃ is positive definite, which
     noise on the statistic may take from it, and inverts; the notes say where."""
 
-    takes_out: ClassVar[bool] = True
-    zero: ClassVar[str] = ""
-    indivisible: ClassVar[str] = PiSSA.indivisible
-
     mode: Literal["ipm", "kpm"] = "ipm"
     damping: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("init.damping", self.damping)
+
+    @property
+    def takes_out(self) -> bool:
+        return True
 
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
         damped, inverse, damping = invert(moment, self.damping)

@@ -37,7 +37,6 @@ class FromGradients(Initializer, Sampled):
     width: l; None is 2q + 8 for the q components that a start is made of."""
 
     needs: ClassVar[str] = "gradients"
-    zero: ClassVar[str] = ""
     # Its own name, for messages.
     key: ClassVar[str]
     # Components of the gradient that a start of rank one is made of.
@@ -51,6 +50,10 @@ class FromGradients(Initializer, Sampled):
         self.sampling.check()
         if self.width is not None:
             at_least("init.width", self.width, 1)
+
+    @property
+    def zero(self) -> str:
+        return ""
 
     def check(self, rank: int) -> None:
         super().check(rank)

@@ -25,7 +25,6 @@ class GaussianPair(LayerWise):
     """
 
     random: ClassVar[bool] = True
-    zero: ClassVar[str] = ""
 
     preserve: bool = False
 
@@ -34,8 +33,8 @@ class GaussianPair(LayerWise):
         return self.preserve
 
     @property
-    def indivisible(self) -> str:
-        return "whose product is taken out of the base, which such a client would then lack" if self.preserve else ""
+    def zero(self) -> str:
+        return ""
 
     def plan(self, setting: InitContext) -> StartState:
         layers = super().plan(setting).layers

@@ -7,7 +7,7 @@ leaves open can differ nowhere; they are fixed all the same: the largest entry o
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -15,12 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedinit.adapters.kinds import PRODUCT_KINDS
 from fedinit.config.checks import at_least, check_rank, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
 from fedinit.state.start import StartState
-from fedinit.statistics import Request, Statistics
+from fedinit.statistics.planner import Planner
 from fedinit.threads import server_pool
 
 
@@ -58,7 +59,7 @@ class InitContext:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initializer(ABC):
+class Initializer(Planner[InitContext, StartState]):
     """Makes the start of every adapted layer.
 
     scale: multiplies both factors, so the product B0A0 by its square; what a start takes out of the base is the scaled
@@ -68,22 +69,32 @@ class Initializer(ABC):
     # Whether the product has a core, B R A. Methods that train A or B get it absorbed into B.
     cores: ClassVar[bool] = False
     # The kinds of adapters that this is a start for (fedinit/adapters/kinds.py).
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
+    kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     # What clients are asked for; "none" needs no round 0.
     needs: ClassVar[str] = "none"
     # Whether a re-drawn start (reinit=fresh) differs from the first.
     random: ClassVar[bool] = False
-    # Whether the start's product is taken out of the base, so that a model without it lacks a part of W0.
-    takes_out: ClassVar[bool] = False
-    # The factor that starts at zero, "A" or "B", or "" for neither: a method that freezes it can learn nothing.
-    zero: ClassVar[str] = "B"
-    # Why the leading components of the start are no start for a client of a lower rank; "": they are.
-    indivisible: ClassVar[str] = ""
 
     scale: float = 1.0
 
     def __post_init__(self) -> None:
         positive("init.scale", self.scale)
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether the start's product is taken out of the base, so that a model without it lacks a part of W0."""
+        return False
+
+    @property
+    def zero(self) -> str:
+        """The factor that starts at zero, "A" or "B", or "" for neither: a method that freezes it can learn nothing."""
+        return "" if self.takes_out else "B"
+
+    @property
+    def indivisible(self) -> str:
+        """Why the leading components of the start are no start for a client of a lower rank; "": they are."""
+        lacking = "whose components are taken out of the base, which such a client would then lack"
+        return lacking if self.takes_out else ""
 
     def check(self, rank: int) -> None:
         """Raise InputError for a rank this start cannot have. Any will do, unless a start says otherwise."""
@@ -91,14 +102,6 @@ class Initializer(ABC):
 
     def fit(self, targets: Mapping[str, tuple[int, int]], rank: int) -> None:  # noqa: B027 (most starts fit any layer)
         """Raise InputError for layers {name: (d, k)} that are too small for what this start is made of."""
-
-    @abstractmethod
-    def plan(self, setting: InitContext) -> Request | StartState:
-        """The start, or the first thing to ask clients for."""
-
-    def step(self, setting: InitContext, asked: Request, found: Statistics) -> Request | StartState:
-        """The start, or the next thing to ask for, from the sum over all clients of what was asked."""
-        raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +128,7 @@ class LayerWise(Initializer):
         def one(name: str) -> Factors:
             generator = torch_generator(seed, "init", name)
             drawn = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
-            return Factors(drawn.A * self.scale, drawn.B * self.scale, drawn.R)
+            return replace(drawn, A=drawn.A * self.scale, B=drawn.B * self.scale)
 
         return dict(zip(targets, server_pool().map(one, targets), strict=True))
 
@@ -137,11 +140,3 @@ class LayerWise(Initializer):
 def taken_out(layers: Mapping[str, Factors]) -> dict[str, Factors]:
     """−B0A0 of every layer, from the factors as they are sent, so that their rounding is made up for."""
     return {name: Factors(f.A, -f.B) for name, f in layers.items()}
-
-
-def run(initializer: Initializer, setting: InitContext, ask: Callable[[Request], Statistics]) -> StartState:
-    """Plan and step until there is a start; `ask` gives the sum over the clients."""
-    made = initializer.plan(setting)
-    while isinstance(made, Request):
-        made = initializer.step(setting, made, ask(made))
-    return made

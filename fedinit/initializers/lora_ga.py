@@ -19,7 +19,6 @@ from fedinit.config.checks import positive
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
 from fedinit.initializers.initializer import InitContext
-from fedinit.initializers.pissa import PiSSA
 from fedinit.spectra import Spectrum
 
 
@@ -30,8 +29,6 @@ class LoRAGA(FromGradients):
     σ_1(W0)/S_{r+1}, on B."""
 
     key: ClassVar[str] = "lora_ga"
-    takes_out: ClassVar[bool] = True
-    indivisible: ClassVar[str] = PiSSA.indivisible
     components: ClassVar[int] = 2
 
     variant: Literal["paper", "peft"] = "paper"
@@ -41,6 +38,10 @@ class LoRAGA(FromGradients):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("init.gamma", self.gamma)
+
+    @property
+    def takes_out(self) -> bool:
+        return True
 
     def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
         r = setting.rank

@@ -18,7 +18,6 @@ from torch import Tensor
 from fedinit.factors import Factors
 from fedinit.initializers.from_covariance import FromCovariance, emptiest
 from fedinit.initializers.from_weights import share
-from fedinit.initializers.pissa import PiSSA
 from fedinit.spectra import spectrum
 
 
@@ -29,14 +28,6 @@ class LoRANull(FromCovariance):
     @property
     def takes_out(self) -> bool:
         return self.variant == "v1"
-
-    @property
-    def zero(self) -> str:
-        return "" if self.takes_out else "B"
-
-    @property
-    def indivisible(self) -> str:
-        return PiSSA.indivisible if self.takes_out else ""
 
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
         directions, empty = emptiest(moment, rank)

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.config.checks import positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors
@@ -61,7 +62,7 @@ class LoRASB(FromGradients):
         return self.update == "sign" or super().whole(targets)
 
     def decompose(self, gradient: Tensor | Factors) -> Spectrum:
-        if self.update == "sign":
+        if self.update == "sign" and isinstance(gradient, Tensor):
             # What float32 cannot tell from zero has no sign, so that rounding cannot choose one.
             floor = torch.finfo(torch.float32).eps * gradient.abs().max()
             return matrix_spectrum(-self.eta * gradient.sign().where(gradient.abs() > floor, 0))
@@ -79,7 +80,7 @@ class LoRASB(FromGradients):
         )
         return self._around(drawn.A, drawn.B, drawn.R, setting.scale)
 
-    def _around(self, A: Tensor, B: Tensor, core: Tensor, s: float) -> Factors:
+    def _around(self, A: Tensor, B: Tensor, core: Tensor, s: float) -> CoreFactors:
         """The factors of the weight update B core A, for products that are multiplied by s."""
         size, core = (self.scale, core / s) if self.gauge == "paper" else (self.scale * s**-0.5, core)
-        return Factors((size * A).float().contiguous(), (size * B).float().contiguous(), core.float())
+        return CoreFactors((size * A).float().contiguous(), (size * B).float().contiguous(), core.float())

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.config.checks import within
-from fedinit.factors import Factors
 from fedinit.initializers.initializer import LayerWise
 from fedinit.spectra import matrix_spectrum
 
@@ -38,7 +38,7 @@ class LoRAXS(LayerWise):
         """A core of zero, multiplied into B, makes B zero."""
         return "" if self.std else "B"
 
-    def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
+    def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> CoreFactors:
         """Raises ValueError without the weight."""
         if weight is None:
             raise ValueError("init=lora_xs is made from the frozen weights, and start() was given none")
@@ -46,4 +46,4 @@ class LoRAXS(LayerWise):
         A, B, S = found.Vh[:rank], found.U[:, :rank], found.S[:rank]
         A, B = (A * S[:, None], B) if self.sigma_side == "A" else (A, B * S)
         R = self.std * torch.randn(rank, rank, generator=generator)
-        return Factors(A.float().contiguous(), B.float().contiguous(), R)
+        return CoreFactors(A.float().contiguous(), B.float().contiguous(), R)

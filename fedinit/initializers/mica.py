@@ -8,7 +8,6 @@ strategy=ffa_lora strategy.frozen=B this is FFA-LoRA with the roles of the facto
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +19,9 @@ from fedinit.spectra import matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class MiCA(FromWeights):
-    zero: ClassVar[str] = "A"
+    @property
+    def zero(self) -> str:
+        return "A"
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
         minor = matrix_spectrum(weight).U[:, -rank:].flip(1)

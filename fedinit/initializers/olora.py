@@ -8,22 +8,20 @@ BA is no best approximation; and the part taken out grows with s.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
 from fedinit.initializers.from_weights import FromWeights
-from fedinit.initializers.pissa import PiSSA
 from fedinit.spectra import signs
 
 
 @dataclass(frozen=True, kw_only=True)
 class OLoRA(FromWeights):
-    takes_out: ClassVar[bool] = True
-    zero: ClassVar[str] = ""
-    indivisible: ClassVar[str] = PiSSA.indivisible
+    @property
+    def takes_out(self) -> bool:
+        return True
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
         whole = weight.to(torch.float64)

@@ -8,7 +8,6 @@ was. The paper's fast variant takes a randomised SVD; here the decomposition is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,9 +18,9 @@ from fedinit.spectra import Spectrum, matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class PiSSA(FromWeights):
-    takes_out: ClassVar[bool] = True
-    zero: ClassVar[str] = ""
-    indivisible: ClassVar[str] = "whose components are taken out of the base, which such a client would then lack"
+    @property
+    def takes_out(self) -> bool:
+        return True
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
         found = matrix_spectrum(weight)

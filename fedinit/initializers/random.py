@@ -46,8 +46,14 @@ class Orthogonal(LayerWise):
     """
 
     random: ClassVar[bool] = True
-    zero: ClassVar[str] = ""
-    indivisible: ClassVar[str] = "whose product is zero only as a whole"
+
+    @property
+    def zero(self) -> str:
+        return ""
+
+    @property
+    def indivisible(self) -> str:
+        return "whose product is zero only as a whole"
 
     def check(self, rank: int) -> None:
         if rank % 2:

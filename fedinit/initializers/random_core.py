@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.factors import Factors
+from fedinit.adapters.core import CoreFactors
 from fedinit.initializers.initializer import LayerWise
 
 
@@ -26,10 +26,10 @@ class RandomCore(LayerWise):
 
     kind: Literal["orthonormal", "gaussian"] = "orthonormal"
 
-    def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
+    def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> CoreFactors:
         A, B = (torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in (k, d))
         if self.kind == "orthonormal":
             A, B = torch.linalg.qr(A).Q, torch.linalg.qr(B).Q
         else:
             A, B = A * k**-0.5, B * d**-0.5
-        return Factors(A.T.float().contiguous(), B.float().contiguous(), torch.zeros(rank, rank))
+        return CoreFactors(A.T.float().contiguous(), B.float().contiguous(), torch.zeros(rank, rank))

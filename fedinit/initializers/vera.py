@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import torch
 
+from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.checks import positive
-from fedinit.factors import Factors
 from fedinit.initializers.initializer import InitContext, Initializer
 from fedinit.seeding import torch_generator
 from fedinit.state.start import StartState
@@ -41,7 +41,7 @@ class VeRA(Initializer):
             for shape in ((rank, most_k), (most_d, rank))
         )
         layers = {
-            name: Factors(
+            name: VeRAFactors(
                 A[:, :k].contiguous(), B[:d].contiguous(), b=torch.zeros(d), d=torch.full((rank,), self.d_initial)
             )
             for name, (d, k) in setting.targets.items()

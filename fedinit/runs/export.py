@@ -10,17 +10,17 @@ with O by layer, (d, k), the weight these sit on being W0 + s·O.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from fedinit.adapters.contract import Kind
+from fedinit.adapters.kinds import KINDS, kind_of, of_parts
 from fedinit.config.schema import Config
 from fedinit.factors import Factors
 from fedinit.spectra import matrix_spectrum
@@ -59,26 +59,16 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    disk.replace_json(folder / "adapter_config.json", _settings(layers, config) | common)
+    ranks = {name: factors.rank for name, factors in layers.items()}
+    told = _kind(layers).peft_settings(ranks, config.adapter.scale, config.adapter.dropout)
+    disk.replace_json(folder / "adapter_config.json", told | common)
     disk.replace_json(folder / "classes.json", {"classes": list(class_names)})
 
 
-def _settings(layers: Mapping[str, Factors], config: Config) -> dict[str, Any]:
-    """What PEFT's configuration says of these factors."""
-    ranks = {name: factors.rank for name, factors in layers.items()}
-    rank = max(ranks.values())
-    if _by_vectors(layers):
-        return {"peft_type": "VERA", "r": rank, "save_projection": True, "vera_dropout": config.adapter.dropout}
-    # Readers scale by alpha / r; s stays what the run had, whatever the rank of a layer.
-    return {
-        "peft_type": "LORA",
-        "r": rank,
-        "lora_alpha": config.adapter.scale * rank,
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {name: config.adapter.scale * r for name, r in ranks.items() if r != rank},
-        "lora_dropout": config.adapter.dropout,
-        "use_dora": any(factors.m is not None for factors in layers.values()),
-    }
+def _kind(layers: Mapping[str, Factors]) -> Kind:
+    """The kind that a file's layers are all of, or LoRA, in which any product can be written."""
+    kinds = {kind_of(factors) for factors in layers.values()}
+    return kinds.pop() if len(kinds) == 1 else KINDS["lora"]
 
 
 def with_offset(product: Factors, offset: Tensor) -> Factors:
@@ -93,31 +83,20 @@ def with_offset(product: Factors, offset: Tensor) -> Factors:
     rounding = torch.finfo(torch.float32).eps * float(exact.norm()) * (d**-0.5 + k**-0.5)
     part = found.cut(0, max(int((found.S > rounding).sum()), 1))
     root = part.S.sqrt()
-    made = Factors(root[:, None] * part.Vh, part.U * root).to(torch.float32)
-    return dataclasses.replace(made, m=product.m)
-
-
-def _by_vectors(layers: Mapping[str, Factors]) -> bool:
-    return all(factors.b is not None for factors in layers.values())
+    return product.with_product(Factors(root[:, None] * part.Vh, part.U * root).to(torch.float32))
 
 
 def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
+    kind = _kind(layers)
     tensors, about = {}, None
-    if _by_vectors(layers):
+    if not {"A", "B"} <= kind.files.keys():
         # The layers' A and B are the leading columns and rows of one pair, which the largest of them are.
         tensors[SHARED_A] = max((f.A for f in layers.values()), key=lambda a: a.shape[1]).contiguous()
         tensors[SHARED_B] = max((f.B for f in layers.values()), key=len).contiguous()
-        for name, factors in layers.items():
-            tensors[f"{PREFIX}{name}.vera_lambda_b"] = factors.b.contiguous()
-            tensors[f"{PREFIX}{name}.vera_lambda_d"] = factors.d.contiguous()
         about = {INPUTS: json.dumps({name: factors.shape[1] for name, factors in layers.items()})}
-    else:
-        for name, factors in layers.items():
-            plain = factors.absorb()
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = plain.A.contiguous()
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = plain.B.contiguous()
-            if factors.m is not None:
-                tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.m.contiguous()
+    for name, factors in layers.items():
+        own = {**factors.parts, "B": factors.absorb().B}
+        tensors |= {f"{PREFIX}{name}.{key}": own[part].contiguous() for part, key in kind.files.items()}
     disk.replace(path, save(tensors, about))
 
 
@@ -127,18 +106,12 @@ def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], d
     with safe_open(own if own.exists() else folder / "adapter_model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         inputs = json.loads((file.metadata() or {}).get(INPUTS, "{}"))
-    suffix = ".lora_A.weight"
-    names = [n[len(PREFIX) : -len(suffix)] for n in tensors if n.endswith(suffix)]
-    layers = {
-        n: Factors(
-            tensors[f"{PREFIX}{n}.lora_A.weight"],
-            tensors[f"{PREFIX}{n}.lora_B.weight"],
-            m=tensors.get(f"{PREFIX}{n}.lora_magnitude_vector"),
-        )
-        for n in names
-    }
-    for n, k in inputs.items():
-        b, d = (tensors[f"{PREFIX}{n}.vera_lambda_{part}"] for part in "bd")
-        layers[n] = Factors(tensors[SHARED_A][:, :k], tensors[SHARED_B][: len(b)], b=b, d=d)
+    found: dict[str, dict[str, Tensor]] = {}
+    for part, key in ((part, f".{key}") for kind in KINDS.values() for part, key in kind.files.items()):
+        for name in [n for n in tensors if n.endswith(key)]:
+            found.setdefault(name[len(PREFIX) : -len(key)], {})[part] = tensors[name]
+    for name, k in inputs.items():
+        found[name] |= {"A": tensors[SHARED_A][:, :k], "B": tensors[SHARED_B][: len(found[name]["b"])]}
+    layers = {name: of_parts(found[name]) for name in inputs or found}
     merged = folder / "base_offset.safetensors"
     return layers, load_file(folder / "head.safetensors"), load_file(merged) if merged.exists() else {}

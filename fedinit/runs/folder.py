@@ -23,6 +23,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from fedinit.adapters.kinds import KINDS
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.runs.observer import Observer, Roster, RoundReport
@@ -87,7 +88,7 @@ class RunFolder(Observer):
         self._lock: int | None = None
         self._domains: Sequence[str] = ()
         # Only with magnitudes are the weights that count no product of factors.
-        self._diagnostics = DIAGNOSTICS + (("effective_bias",) if config.adapter.kind == "dora" else ())
+        self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         self._rows: Mapping[str, str] = {}
         try:
             if self.path.exists():

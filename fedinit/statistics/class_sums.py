@@ -20,7 +20,7 @@ class ClassSums(Statistic):
         return {"count": (), "counts": self.shape[:1], "sums": self.shape}
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
-        member = torch.nn.functional.one_hot(other.to(values.device), self.shape[0]).to(values)  # (n, C)
+        member = torch.nn.functional.one_hot(self.beside(other).to(values.device), self.shape[0]).to(values)  # (n, C)
         count = torch.tensor(len(values), dtype=torch.float64)
         return {"count": count, "counts": member.sum(0), "sums": member.T @ values}
 

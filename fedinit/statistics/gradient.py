@@ -28,7 +28,7 @@ class Gradient(Statistic):
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         count = torch.tensor(len(values), dtype=torch.float64)
-        return {"count": count, self.key: self.product(values.flatten(0, 1), other.flatten(0, 1))}
+        return {"count": count, self.key: self.product(values.flatten(0, 1), self.beside(other).flatten(0, 1))}
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
         """What rows x (n, k) and y (n, d) add."""

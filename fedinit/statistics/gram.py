@@ -16,7 +16,7 @@ class Gram(Statistic):
         k = self.shape[1]
         return {"count": (), "sum": (k,), "gram": (k * (k + 1) // 2,)}
 
-    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         count = torch.tensor(len(values), dtype=torch.float64)
         return {"count": count, "sum": values.sum(0, dtype=torch.float64), "gram": pack(values.T @ values)}
 

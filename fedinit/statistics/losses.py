@@ -20,7 +20,7 @@ class Losses(Statistic):
         return {"count": (), "correct": (), "losses": (len(self.request.options["scales"]),)}
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
-        labels = other.to(values.device)
+        labels = self.beside(other).to(values.device)
         logits = F.linear(values, self.request.head["weight"].to(values), self.request.head["bias"].to(values))
         scales = self.request.options["scales"]
         return {

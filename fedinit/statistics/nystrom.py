@@ -29,7 +29,7 @@ class Nystrom(Statistic):
         k = self.shape[1]
         return {"count": (), "trace": (), "sum": (k,), "sketch": (k, min(int(self.request.options["width"]), k))}
 
-    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         basis = basis_of(self.request, self.layer, *self.shapes()["sketch"]).to(values)
         return {
             "count": torch.tensor(len(values), dtype=torch.float64),

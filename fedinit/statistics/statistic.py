@@ -86,13 +86,14 @@ class Sampled:
 class Request:
     """One pass over the clients' examples.
 
-    layers: {name: statistic}; shapes: {name: (d, k)}; options: plain values for the statistics; tensors: what clients
-    need besides, {"<layer>/<key>": (d or k, width)} in float32; head: the classifier, where a loss is to be measured.
+    layers: {name: statistic}; shapes: {name: (d, k), or a trained tensor's own}; options: plain values for the
+    statistics; tensors: what clients need besides, {"<layer>/<key>": (d or k, width)} in float32; head: the classifier,
+    where a loss is to be measured.
     """
 
     source: Source
     layers: Mapping[str, str]
-    shapes: Mapping[str, tuple[int, int]]
+    shapes: Mapping[str, tuple[int, ...]]
     seed: int
     sampling: Sampling = Sampling()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +118,7 @@ class Statistic(ABC):
     """What is summed over one layer of shape (d, k) = `shape`."""
 
     layer: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     request: Request
 
     # The keys of matrices that travel in half precision, each column in units of its largest entry.
@@ -130,6 +131,12 @@ class Statistic(ABC):
     @abstractmethod
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         """What these rows, with their labels or gradients, add to each sum, in the dtype of `values`."""
+
+    def beside(self, other: Tensor | None) -> Tensor:
+        """The labels or gradients that come with the rows. Raises ValueError where there are none."""
+        if other is None:
+            raise ValueError(f"{self.layer}: a pass over {self.request.source} gives rows without labels or gradients")
+        return other
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """{key: the most by which one image of `rows` rows of norm `clip` or less changes the sum, in the 2-norm}.

@@ -15,5 +15,5 @@ class Total(Statistic):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"count": (), "total": self.shape}
 
-    def measure(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        return {"count": torch.tensor(len(labels), dtype=torch.float64), "total": values}
+    def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
+        return {"count": torch.tensor(len(self.beside(other)), dtype=torch.float64), "total": values}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from fedinit.adapters.kinds import LORA_ALONE
 from fedinit.config.checks import at_least
 from strategies.aggregator import Aggregator
 
@@ -19,7 +20,7 @@ class Choosing(Aggregator):
     is taken over before a round's training."""
 
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
 
     choice: Literal["gradient", "weight", "random"] = "gradient"
     probe: int = 1

@@ -14,14 +14,16 @@ from typing import ClassVar
 
 import torch
 
-from fedinit.factors import Factors, leading, pad
-from strategies.aggregator import Aggregator, mean
+from fedinit.adapters.core import CoreFactors
+from fedinit.adapters.kinds import LORA_ALONE
+from fedinit.factors import Factors, leading, mean, pad
+from strategies.aggregator import Aggregator
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedSB(Aggregator):
     cores: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
     mixed_ranks: ClassVar[bool] = True
     reinits: ClassVar[tuple[str, ...]] = ("average", "local")
     why: ClassVar[str] = "which keeps A and B frozen and the same on all clients"
@@ -29,15 +31,18 @@ class FedSB(Aggregator):
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset({"R"})
 
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("R",)
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         shared = max(products, key=lambda p: p.rank) if start is None else start
         for product in products:
             own = leading(shared, product.rank)
-            if product.R is None or not torch.equal(product.A, own.A) or not torch.equal(product.B, own.B):
+            if "R" not in product.parts or not torch.equal(product.A, own.A) or not torch.equal(product.B, own.B):
                 raise ValueError("a client's A and B are not the frozen ones that all clients share, around a core")
-        core = mean([pad(p, shared.rank).R for p in products], weights)
-        return Factors(shared.A.to(torch.float64), shared.B.to(torch.float64), core)
+        core = mean([pad(p, shared.rank).parts["R"] for p in products], weights)
+        return CoreFactors(shared.A.to(torch.float64), shared.B.to(torch.float64), core)
 
     def averaged(self, products: Sequence[Factors], merged: Factors) -> Sequence[Factors]:
-        whole = [pad(p, merged.rank).R.to(torch.float64) for p in products]
-        return [Factors(merged.A, merged.B, R).absorb() for R in whole]
+        cores = [pad(p, merged.rank).parts["R"].to(torch.float64) for p in products]
+        return [CoreFactors(merged.A, merged.B, R).absorb() for R in cores]

@@ -10,15 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedinit.adapters.kinds import EVERY_KIND
 from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, centred, mean_factors
+from strategies.aggregator import Aggregator
+from strategies.means import centred, mean_factors
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Aggregator):
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     reinits: ClassVar[tuple[str, ...]] = ("average", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = "whose residual clients' own factors still hold when it is merged, so each round adds it anew"
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("A", "B", "BA")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)

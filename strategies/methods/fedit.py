@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedinit.adapters.kinds import EVERY_KIND
 from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean_factors
+from strategies.aggregator import Aggregator
+from strategies.means import mean_factors
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedIT(Aggregator):
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("A", "B")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return mean_factors(products, weights)

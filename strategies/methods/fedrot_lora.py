@@ -14,13 +14,19 @@ from typing import ClassVar
 import torch
 
 from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean_factors
+from strategies.aggregator import Aggregator
+from strategies.means import mean_factors
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedRotLoRA(Aggregator):
     reinits: ClassVar[tuple[str, ...]] = ("average", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = "which rotates towards the factors that all clients started from, and these have their own"
+
+    no_sum: ClassVar[str] = "each client's factors are turned by a rotation of their own before they are added"
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ()
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         goal = products[0] if start is None else start

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedinit.adapters.kinds import LORA_ALONE
 from fedinit.errors import InputError
-from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean
+from fedinit.factors import Factors, mean
+from strategies.aggregator import Aggregator
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedSALoRA(Aggregator):
-    kinds: ClassVar[tuple[str, ...]] = ("lora",)
+    kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
     personal: ClassVar[frozenset[str]] = frozenset({"B"})
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "whose clients keep a factor of their own"
@@ -31,6 +32,9 @@ class FedSALoRA(Aggregator):
                 "weighting=norm: fedsa_lora's server sees no B, so no product to take the norm of; choose one of: "
                 "auto, examples, uniform"
             )
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("A",)
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         B = (products[0] if start is None else start).B

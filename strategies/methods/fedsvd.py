@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from fedinit.adapters.kinds import PRODUCT_KINDS
 from fedinit.factors import Factors
 from fedinit.spectra import truncate
-from strategies.methods.ffa_lora import FFALoRA
+from strategies.methods.ffa_lora import OneFrozen
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedSVD(FFALoRA):
+class FedSVD(OneFrozen):
     reinits: ClassVar[tuple[str, ...]] = ("average",)
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
+    kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     why: ClassVar[str] = "which splits the product itself"
     unmoved: ClassVar[str] = "whose A would lose its orthonormal rows"
-    frozen: ClassVar[str] = "A"  # no option here: the split makes the rows of A orthonormal
+
+    @property
+    def frozen_factor(self) -> Literal["A", "B"]:
+        """A, and no option: the split makes its rows orthonormal."""
+        return "A"
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         frozen_a = super().merge(products, weights, start)

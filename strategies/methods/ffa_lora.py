@@ -6,33 +6,53 @@ factor differs from the others' would make it silently wrong (public code redraw
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 
-from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean
+from fedinit.adapters.kinds import EVERY_KIND
+from fedinit.factors import Factors, mean
+from strategies.aggregator import Aggregator
 
 
 @dataclass(frozen=True, kw_only=True)
-class FFALoRA(Aggregator):
+class OneFrozen(Aggregator):
+    """One factor is the same on all clients in all rounds, the other is averaged."""
+
+    @property
+    @abstractmethod
+    def frozen_factor(self) -> Literal["A", "B"]:
+        """Which one is frozen."""
+
+    def trainable(self, round: int) -> frozenset[str]:
+        return frozenset({"A", "B"} - {self.frozen_factor})
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return tuple(self.trainable(round))
+
+    def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
+        part = self.frozen_factor
+        shared = (products[0] if start is None else start).parts[part]
+        if not all(torch.equal(p.parts[part], shared) for p in products):
+            raise ValueError(f"a client's {part} is not the frozen {part} that all clients share")
+        if part == "A":
+            return Factors(shared.to(torch.float64), mean([p.B for p in products], weights))
+        return Factors(mean([p.A for p in products], weights), shared.to(torch.float64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FFALoRA(OneFrozen):
     """frozen: A, or B for starts with a B to keep and A = 0 (init=mica)."""
 
     reinits: ClassVar[tuple[str, ...]] = ("average", "local")
     why: ClassVar[str] = "which keeps a factor frozen and the same on all clients"
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
 
     frozen: Literal["A", "B"] = "A"
 
-    def trainable(self, round: int) -> frozenset[str]:
-        return frozenset({"A", "B"} - {self.frozen})
-
-    def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        shared = getattr(products[0] if start is None else start, self.frozen)
-        if not all(torch.equal(getattr(p, self.frozen), shared) for p in products):
-            raise ValueError(f"a client's {self.frozen} is not the frozen {self.frozen} that all clients share")
-        if self.frozen == "A":
-            return Factors(shared.to(torch.float64), mean([p.B for p in products], weights))
-        return Factors(mean([p.A for p in products], weights), shared.to(torch.float64))
+    @property
+    def frozen_factor(self) -> Literal["A", "B"]:
+        return self.frozen

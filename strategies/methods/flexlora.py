@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 
+from fedinit.adapters.kinds import EVERY_KIND
 from fedinit.factors import Factors, stack
 from fedinit.spectra import truncate
 from strategies.aggregator import Aggregator
@@ -22,7 +23,10 @@ from strategies.aggregator import Aggregator
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(Aggregator):
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("BA",)
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         rank = max(p.rank for p in products) if start is None else start.rank

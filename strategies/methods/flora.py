@@ -24,5 +24,8 @@ class FLoRA(Aggregator):
     unmoved: ClassVar[str] = "whose clients do not start from the global factors"
     why: ClassVar[str] = "whose global factors have the rank of all clients together"
 
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("BA",)
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         return stack([p.to(torch.float64) for p in products], weights)

@@ -30,6 +30,9 @@ class Cut(Aggregator):
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "gauge")
     why: ClassVar[str] = "which drops components by their size, and with these would drop parts of W0"
 
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("BA",)
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         ideal = stack([p.to(torch.float64) for p in products], weights)
         found = spectrum(ideal)

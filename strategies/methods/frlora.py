@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedinit.adapters.kinds import PRODUCT_KINDS
 from strategies.methods.fedit import FedIT
 
 
 @dataclass(frozen=True, kw_only=True)
 class FRLoRA(FedIT):
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora")
+    kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     mixed_ranks: ClassVar[bool] = False
     reinits: ClassVar[tuple[str, ...]] = ("pissa",)
     unmoved: ClassVar[str] = "whose clients do not start from the global factors"

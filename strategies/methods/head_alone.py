@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from fedinit.adapters.kinds import EVERY_KIND
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies.aggregator import Aggregator
@@ -19,7 +20,7 @@ from strategies.aggregator import Aggregator
 @dataclass(frozen=True, kw_only=True)
 class HeadAlone(Aggregator):
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     why: ClassVar[str] = "which leaves the adapters as they start"
 
@@ -32,6 +33,9 @@ class HeadAlone(Aggregator):
 
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset()
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ()
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         # Without a start, the widest: the others are its leading components.

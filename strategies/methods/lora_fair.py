@@ -12,7 +12,7 @@ gram_sgd     the paper's objective by SGD, with loss and gradient evaluated from
 dense_sgd    the paper's way, on d×k matrices: the baseline that benchmarks compare with.
 
 `side` chooses the corrected factor. A is corrected as B of the transposed problem; ``both`` corrects B first, then A
-against the corrected B.
+against the corrected B. With VeRA (fedinit/adapters/vera.py) b is corrected for the averaged d, row by row.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedinit.adapters.kinds import EVERY_KIND, KINDS
+from fedinit.adapters.vera import Pair
 from fedinit.config.checks import at_least, positive, within
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
-from strategies.aggregator import Aggregator, mean_factors
-from strategies.vera import corrected_b
+from strategies.aggregator import Aggregator
+from strategies.means import mean_factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class LoRAFAIR(Aggregator):
     """
 
     mixed_ranks: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
 
     solver: Literal["closed_form", "gram_sgd", "dense_sgd"] = "closed_form"
     side: Literal["B", "A", "both"] = "B"
@@ -56,25 +58,27 @@ class LoRAFAIR(Aggregator):
         positive("strategy.lr", self.lr)
 
     def objection(self, kind: str) -> str:
-        if kind == "vera" and (self.solver != "closed_form" or self.side != "B"):
+        if KINDS[kind].rank_one and (self.solver != "closed_form" or self.side != "B"):
             return "VeRA's b is corrected in closed form: solver=closed_form, side=B"
         return super().objection(kind)
 
+    def sums(self, round: int) -> tuple[str, ...]:
+        if self.solver != "closed_form":  # the cosine's own ‖ΔW‖
+            return ("A", "B", "BA")
+        second = {"B": ("B(AĀᵀ)",), "A": ("(B̄ᵀB)A",), "both": ("B(AĀᵀ)", "(B̄ᵀB)A")}
+        return ("A", "B", *second[self.side])
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        average = mean_factors(products, weights)
+        average, first = mean_factors(products, weights), products[0]
+        if isinstance(first, Pair):
+            relative = self.lam_scale != "absolute"
+            return Factors(average.A, corrected_b(first.frame, products, weights, average, self.lam, relative))
         if self.side != "A":
             average = Factors(average.A, self._correct(products, weights, average))
         if self.side != "B":
             turned = [Factors(p.B.T, p.A.T) for p in products]
             average = Factors(self._correct(turned, weights, Factors(average.B.T, average.A.T)).T, average.B)
         return average
-
-    def merge_pairs(
-        self, pairs: Sequence[Factors], weights: Sequence[float], start: Factors | None, frozen: Factors
-    ) -> Factors:
-        average = mean_factors(pairs, weights)
-        relative = self.lam_scale != "absolute"
-        return Factors(average.A, corrected_b(frozen, pairs, weights, average, self.lam, relative))
 
     def _correct(self, products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Tensor:
         """B̄′ (d, r) in float64, for fixed Ā."""
@@ -124,6 +128,27 @@ def ridge_correction(M: Tensor, G: Tensor, B: Tensor, lam: float) -> Tensor:
     floor = values[-1].clamp(min=0) * G.shape[0] * torch.finfo(G.dtype).eps
     inverse = torch.where(shifted > floor, 1 / shifted, 0)
     return ((M - B @ G) @ vectors * inverse) @ vectors.T
+
+
+def corrected_b(
+    frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors, lam: float, relative: bool
+) -> Tensor:
+    """b̄ + Δb (d, 1) of the least ‖ΔW − diag(b̄ + Δb) B diag(d̄) A‖² + λ‖Δb‖² for the averaged d̄.
+
+    frozen: A and B of the layer, in float64; pairs: the clients' b and dᵀ, average: b̄ and d̄ᵀ, as products of rank one.
+    Row j of the model is b_j·v_j with v_j = (B_j ∘ d̄) A, so each b_j has a least-squares problem of its own:
+    Δb_j = (⟨ΔW_j, v_j⟩ − b̄_j‖v_j‖²)/(‖v_j‖² + λ); `relative` makes it λ‖v_j‖². A row of zeros keeps its b̄_j.
+    """
+    G = frozen.A @ frozen.A.T
+    V = frozen.B * average.A[0]  # (d, r): v_j without A
+    VG = V @ G
+    size2 = (VG * V).sum(1)
+    found = torch.zeros_like(size2)
+    for one, weight in zip(pairs, weights, strict=True):
+        found += weight * one.B[:, 0] * ((frozen.B * one.A[0]) * VG).sum(1)
+    shifted = size2 * (1 + lam) if relative else size2 + lam
+    step = torch.where(shifted > 0, (found - average.B[:, 0] * size2) / shifted.clamp(min=1e-300), 0.0)
+    return average.B + step[:, None]
 
 
 def gram_sgd(

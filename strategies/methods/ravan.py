@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fedinit.adapters.core import BLOCK_SCALES, CoreFactors
 from fedinit.config.checks import at_least
 from fedinit.errors import InputError
 from fedinit.factors import Factors
@@ -36,16 +37,16 @@ class Ravan(Choosing, FedSB):
             raise InputError(f"strategy.heads={self.heads}: does not divide the rank {rank}, which all heads share")
 
     def trainable(self, round: int) -> frozenset[str]:
-        return frozenset({"R", "scales"})
+        return frozenset({"R", BLOCK_SCALES})
 
     def adopt(self, drawn: Factors) -> Factors:
         """The diagonal blocks of a full core; what lies off them is dropped."""
-        if drawn.R is None or drawn.R.ndim == 3:
+        if not isinstance(drawn, CoreFactors) or drawn.R.ndim == 3:
             return drawn
         self.check(drawn.rank)
         width = drawn.rank // self.heads
         blocks = drawn.R.view(self.heads, width, self.heads, width).diagonal(dim1=0, dim2=2)  # (width, width, h)
-        return Factors(drawn.A, drawn.B, blocks.permute(2, 0, 1).contiguous())
+        return CoreFactors(drawn.A, drawn.B, blocks.permute(2, 0, 1).contiguous())
 
     def portion(self, rank: int, whole: int) -> float:
         return max(1, rank * self.heads // whole) / self.heads

@@ -13,13 +13,18 @@ from typing import ClassVar
 
 import torch
 
-from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean
+from fedinit.factors import Factors, mean
+from strategies.aggregator import Aggregator
 
 
 @dataclass(frozen=True, kw_only=True)
 class RBLA(Aggregator):
     mixed_ranks: ClassVar[bool] = True
+
+    no_sum: ClassVar[str] = "each slice of rank has weights of its own, p_i over those of the clients that own it"
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ()
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         rows, columns, low = [], [], 0

@@ -12,18 +12,23 @@ from typing import ClassVar
 
 import torch
 
+from fedinit.adapters.kinds import EVERY_KIND
 from fedinit.factors import Factors
-from strategies.aggregator import Aggregator, mean_factors
+from strategies.aggregator import Aggregator
+from strategies.means import mean_factors
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoLoRA(Aggregator):
     reinits: ClassVar[tuple[str, ...]] = ("average", "svd", "orthonormal", "gauge")
-    kinds: ClassVar[tuple[str, ...]] = ("lora", "dora", "vera")
+    kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     why: ClassVar[str] = "whose frozen factor must be the same on all clients and hold what was learned"
 
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset({"B" if round % 2 else "A"})
+
+    def sums(self, round: int) -> tuple[str, ...]:
+        return ("B" if round % 2 else "A",)
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         widest, average = max(products, key=lambda p: p.rank), mean_factors(products, weights)

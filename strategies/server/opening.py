@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fedinit import wire
-from fedinit.adapters.row_norms import magnitudes
+from fedinit.adapters.kinds import KINDS
 from fedinit.config.schema import Config
 from fedinit.factors import Factors, stack
 from fedinit.heads import create_head
@@ -106,11 +106,12 @@ class Opening:
         return {name: self.aggregator.adopt(factors) for name, factors in layers.items()}
 
     def _completed(self, made: StartState) -> StartState:
-        """What round 0 made, as the method trains it, with magnitudes where the adapters have them."""
-        layers = self._adopted(made.layers)
-        if self.config.adapter.kind == "dora":
-            for name, f in layers.items():
-                whole = f if name not in made.merge else stack([f, made.merge[name]], [1.0, 1.0])
-                norms = magnitudes(self.frozen(name), whole.A, whole.B, self.config.adapter.scale)
-                layers[name] = dataclasses.replace(f, m=norms.float())
+        """What round 0 made, as the method trains it and clients of this kind of adapters start from it."""
+        kind, scale = KINDS[self.config.adapter.kind], self.config.adapter.scale
+
+        def started(name: str, f: Factors) -> Factors:
+            whole = f if name not in made.merge else stack([f, made.merge[name]], [1.0, 1.0])
+            return kind.begin(f, whole, self.frozen(name), scale)
+
+        layers = {name: started(name, f) for name, f in self._adopted(made.layers).items()}
         return dataclasses.replace(made, layers=layers)

@@ -56,7 +56,8 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     aggregate = _with_effective_bias(aggregate, method, admitted, over)
     if method.server_optimizer is not None:
         aggregate, moments = method.server_optimizer.step(state.model, aggregate, moments)
-    start = Start(aggregate.layers, aggregate.residual) if last else _restart(aggregate, method, round, over)
+    ended = Start(aggregate.layers, aggregate.residual)
+    start = ended if last else method.reinit.after(aggregate, round, over)
     return replace(
         state.accepting([update.client for update in updates], round),
         round=round,
@@ -64,14 +65,6 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
         base=state.base.merged(start.merge),
         moments=moments,
     )
-
-
-def _restart(aggregate: Aggregate, method: Method, round: int, over: ReinitContext) -> Start:
-    """What clients start from, and what goes into the base. The effective model stays as it is; magnitudes are of the
-    whole weight, which a start leaves alone."""
-    plain = {name: replace(f, m=None) for name, f in aggregate.layers.items()}
-    start = method.reinit.after(replace(aggregate, layers=plain), round, over)
-    return Start({name: replace(f, m=aggregate.layers[name].m) for name, f in start.layers.items()}, start.merge)
 
 
 def _with_effective_bias(aggregate: Aggregate, method: Method, admitted: Admitted, over: ReinitContext) -> Aggregate:

@@ -19,10 +19,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedinit import wire
 from fedinit.errors import RunFailed
-from fedinit.heads import head as heads
 from fedinit.heads.head import Head, HeadContext
 from fedinit.initializers import Initializer
-from fedinit.initializers.initializer import InitContext, run
+from fedinit.initializers.initializer import InitContext
 from fedinit.runs.observer import ClientReport
 from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
@@ -90,9 +89,9 @@ def make_start(
     """
     began, up = time.perf_counter(), exchange.bytes_up
     ask = Survey(exchange, max(needed(quorum, len(exchange.by_client)), 1))
-    found = heads.run(*head, ask)
+    found = head[0].run(head[1], ask)
     method, context = initializer
-    made = run(method, dataclasses.replace(context, head=found.tensors), ask)
+    made = method.run(dataclasses.replace(context, head=found.tensors), ask)
     notes, about = dict(made.notes), dict(found.notes)
     if method.needs == "gradients" and not about:
         about["warning"] = "gradients were measured under a head that no data went into; head=ridge makes one"

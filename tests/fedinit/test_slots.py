@@ -20,6 +20,7 @@ from clients.site import Site
 from clients.training import ClientFailed, Task, train_bank
 from fedinit import slots, wire
 from fedinit.adapters.bank import Bank
+from fedinit.adapters.core import CoreFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -41,7 +42,7 @@ def product(part: str, seed: int = 0, heads: int = 4) -> Factors:
     draw = torch.Generator().manual_seed(seed)
     A, B = (torch.randn(*s, generator=draw, dtype=torch.float64) for s in [(8, 12), (7, 8)])
     R = torch.randn(heads, 8 // heads, 8 // heads, generator=draw, dtype=torch.float64)
-    return Factors(A, B, R if part == "R" else None)
+    return CoreFactors(A, B, R) if part == "R" else Factors(A, B)
 
 
 # -- the algebra -----------------------------------------------------------------------------------------------------
@@ -95,8 +96,8 @@ def tasks(targets, random_adapter, random_head, features, part, choice, count=2)
         adapter = random_adapter(targets, 4, 0)
         if part == "R":
             draw = torch.Generator().manual_seed(0)
-            adapter = {n: Factors(f.A, f.B, torch.randn(2, 2, 2, generator=draw)) for n, f in adapter.items()}
-        trainable = frozenset({"R", "scales"}) if part == "R" else frozenset(part)
+            adapter = {n: CoreFactors(f.A, f.B, torch.randn(2, 2, 2, generator=draw)) for n, f in adapter.items()}
+        trainable = frozenset({"R", "block_scales"}) if part == "R" else frozenset(part)
         head = random_head(5, features, 0)
         examples = torch.arange(20 * i, 20 * i + 12)
         made.append(
@@ -283,7 +284,7 @@ def test_ravan_is_the_mean_of_scaled_heads():
         R = start.R.clone()
         for h in heads:
             R[h] = torch.tensor(rng.standard_normal() * rng.standard_normal((2, 2)))  # s_h H_h, as a client sends it
-        updates.append(Update(i, (1, 3)[i], {"layer": Factors(start.A, start.B, R)}, {}))
+        updates.append(Update(i, (1, 3)[i], {"layer": CoreFactors(start.A, start.B, R)}, {}))
         B, A = start.B.numpy(), start.A.numpy()
         for h in range(4):
             at = slice(2 * h, 2 * h + 2)
@@ -295,7 +296,7 @@ def test_ravan_is_the_mean_of_scaled_heads():
 
 def test_ravan_takes_the_blocks_of_a_full_core():
     full = torch.arange(64.0).view(8, 8)
-    made = create_aggregator("ravan", heads=2).adopt(Factors(torch.zeros(8, 12), torch.zeros(7, 8), full))
+    made = create_aggregator("ravan", heads=2).adopt(CoreFactors(torch.zeros(8, 12), torch.zeros(7, 8), full))
     assert torch.equal(made.R, torch.stack([full[:4, :4], full[4:, 4:]]))
 
 
@@ -308,7 +309,7 @@ def test_a_round_of_ravan_is_its_heads():
     layers = len(site.targets)
     for (down, up), share in zip(grid.rounds[2], (1, 0.5, 1), strict=True):
         assert numbers(down, "R") == 8 * layers and numbers(down, "A") == numbers(down, "B") == 0
-        assert numbers(up, "R") == 8 * layers * share and not any(n.endswith("/scales") for n in up)
+        assert numbers(up, "R") == 8 * layers * share and not any(n.endswith("/block_scales") for n in up)
         assert numbers(up, "slots") == (0 if share == 1 else 2 * layers * share)
     assert all(f.R.shape == (2, 2, 2) and f.R.any() for f in outcome.aggregate.layers.values())
 

@@ -14,7 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from strategies import create_aggregator
-from strategies.aggregator import Aggregate, Update, measure_bias
+from strategies.aggregator import Aggregate, Update
+from strategies.bias import measure_bias
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, layer_product, well_posed
 
@@ -114,7 +115,7 @@ def test_the_ideal_update_does_not_see_a_gauge_of_each_client(c: Clients, seed: 
     rank, (d, k) = len(c.A[0]), (len(c.B[0]), c.A[0].shape[1])
     cores = [np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.5, 2) for _ in c.A]
     any_matrix = draw_clients(seed, d, k, [rank]).factors()[0]
-    ours, theirs = (measure_bias(x.factors(), list(x.p), any_matrix) for x in (c, c.regauged(cores)))
+    ours, theirs = (measure_bias(x.factors(), list(x.p), any_matrix, any_matrix) for x in (c, c.regauged(cores)))
     size = ours["ideal2"] ** 0.5 * ours["merged2"] ** 0.5
     assert ours["ideal2"] == pytest.approx(theirs["ideal2"], rel=1e-9)
     assert ours["dot"] == pytest.approx(theirs["dot"], rel=1e-9, abs=1e-9 * size)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedinit.initializers import create_initializer
-from fedinit.initializers.initializer import InitContext, run
+from fedinit.initializers.initializer import InitContext
 from fedinit.state.start import StartState
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, pack, unpack
 
@@ -57,4 +57,4 @@ class Clients:
         targets = {name: (d, x.shape[1]) for name, x in self.layers.items()}
         setting = InitContext(targets=targets, rank=rank, scale=2.0, seed=0)
         initializer = create_initializer("eva", {"rho": 1.0, "sketch": "exact", **options})
-        return run(initializer, setting, self.ask)
+        return initializer.run(setting, self.ask)

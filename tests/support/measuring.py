@@ -18,7 +18,7 @@ from clients.statistics import SOURCES
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
 from fedinit.initializers import INITIALIZERS, create_initializer
-from fedinit.initializers.initializer import InitContext, Initializer, run
+from fedinit.initializers.initializer import InitContext, Initializer
 from fedinit.initializers.measured import Measured
 from fedinit.models import Backbone, select_targets, shared_inputs
 from fedinit.state.start import StartState
@@ -80,4 +80,4 @@ def asking(backbone: Backbone, targets: Mapping, data: Dataset, clients: Sequenc
 
 def begun(initializer: Initializer, setting: InitContext, ask: Ask) -> StartState:
     """The start that these clients' statistics give."""
-    return run(initializer, setting, ask)
+    return initializer.run(setting, ask)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.factors import Factors, leading
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
@@ -71,7 +72,7 @@ def as_trained(name: str, own: Factors, start: Factors, round: int = 1, **option
     if method.cores:
         core = torch.zeros(start.rank, start.rank, dtype=own.A.dtype)
         core[: own.rank, : own.rank] = own.A[:, : own.rank]
-        return leading(method.adopt(Factors(start.A, start.B, core)), own.rank)
+        return leading(method.adopt(CoreFactors(start.A, start.B, core)), own.rank)
     A = own.A if "A" in trained else start.A[: own.rank]
     B = own.B if "B" in trained else start.B[:, : own.rank]
     return Factors(A, B)

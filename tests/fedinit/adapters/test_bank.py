@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clients.training import Task, train_bank
 from fedinit.adapters.bank import Bank
+from fedinit.adapters.core import CoreFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -159,7 +160,7 @@ def test_padding_stays_exactly_zero(
     assert rows == [2, 1, 0]  # the bank's rows are the longest first
     for name, layer in bank.layers.items():
         for row, i in enumerate(rows):
-            assert not layer.A[row, ranks[i] :].any() and not layer.B[row, :, ranks[i] :].any()
+            assert not layer.leaves["A"][row, ranks[i] :].any() and not layer.leaves["B"][row, :, ranks[i] :].any()
             assert not torch.equal(results[i].adapter[name].B, tasks[i].adapter[name].B)  # it did train
 
 
@@ -288,7 +289,7 @@ def test_unload_returns_what_was_loaded(tiny_backbone, random_adapter, random_he
 def test_load_absorbs_the_core_of_three_factor_products(random_adapter) -> None:
     bank, _ = one_layer(6, 5)
     plain = doubled(random_adapter({"0": (6, 5)}, 3, 0))["0"]
-    cored = Factors(plain.A, plain.B, torch.randn(3, 3, dtype=torch.float64))
+    cored = CoreFactors(plain.A, plain.B, torch.randn(3, 3, dtype=torch.float64))
     bank.load([{"0": cored}], no_head(1))
     close64(bank.unload()[0][0]["0"].dense(), cored.B @ cored.R @ cored.A)
 
@@ -316,12 +317,13 @@ class TestCores:
             draw = torch.Generator().manual_seed(seed)
             shapes = [(rank, self.K), (self.D, rank), (rank, rank) if blocks is None else (rank // 2, 2, 2)]
             A, B, R = (torch.randn(*s, generator=draw, dtype=torch.float64) for s in shapes)
-            made.append({"0": Factors(A, B, R)})
+            made.append({"0": CoreFactors(A, B, R)})
         return made
 
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
     @pytest.mark.parametrize(
-        ("blocks", "trainable"), [(None, "R"), (2, "R"), (2, "R scales"), (None, "A B R"), (2, "A B R scales")]
+        ("blocks", "trainable"),
+        [(None, "R"), (2, "R"), (2, "R block_scales"), (None, "A B R"), (2, "A B R block_scales")],
     )
     def test_forward_and_gradients(self, blocks: int | None, trainable: str, dropout: float) -> None:
         bank, linear = one_layer(self.D, self.K, dropout=dropout)
@@ -330,9 +332,9 @@ class TestCores:
         generators = [torch.Generator().manual_seed(s) for s in seeds] if dropout else ()
         leaves = bank.load(adapters, no_head(2), frozenset(trainable.split()), generators=generators)
         assert {n for n in leaves if n.startswith("0/")} == {f"0/{part}" for part in trainable.split()}
-        if "scales" in trainable:
+        if "block_scales" in trainable:
             with torch.no_grad():
-                leaves["0/scales"].copy_(torch.tensor([[0.5, 3.0], [2.0, 1.0]]))
+                leaves["0/block_scales"].copy_(torch.tensor([[0.5, 3.0], [2.0, 1.0]]))
         x = torch.randn(2 * self.T, self.K, dtype=torch.float64, requires_grad=True)
         out_weight = torch.randn(2 * self.T, self.D, dtype=torch.float64)
         y = run_layer(bank, x, 2)
@@ -342,9 +344,9 @@ class TestCores:
             own = {p: getattr(adapters[i]["0"], p).clone().requires_grad_(True) for p in "ABR"}
             heads = rank // 2 if blocks else 1
             scales = torch.ones(heads, dtype=torch.float64)
-            if "scales" in trainable:
-                scales = leaves["0/scales"][i, :heads].detach().clone()
-            own["scales"] = scales.requires_grad_(True)
+            if "block_scales" in trainable:
+                scales = leaves["0/block_scales"][i, :heads].detach().clone()
+            own["block_scales"] = scales.requires_grad_(True)
             core = torch.block_diag(*own["R"] * scales[:, None, None]) if blocks else own["R"]
             mine = x.detach()[i * self.T : (i + 1) * self.T].requires_grad_(True)
             mask = torch.ones_like(mine)
@@ -360,7 +362,7 @@ class TestCores:
                 got = ours[part][i]
                 if part == "R" and not blocks:
                     got = got[0, :rank, :rank]
-                elif part in ("R", "scales"):
+                elif part in ("R", "block_scales"):
                     assert not got[heads:].any()  # the padding of a client with fewer blocks
                     got = got[:heads]
                 else:
@@ -376,9 +378,9 @@ class TestCores:
         for mine, theirs in zip(bank.unload()[0], adapters, strict=True):
             assert all(torch.equal(getattr(mine["0"], p), getattr(theirs["0"], p)) for p in "ABR")
         if blocks:
-            leaves = bank.load(adapters, no_head(2), frozenset({"R", "scales"}))
+            leaves = bank.load(adapters, no_head(2), frozenset({"R", "block_scales"}))
             with torch.no_grad():
-                leaves["0/scales"][0, 1] = 3.0
+                leaves["0/block_scales"][0, 1] = 3.0
             assert torch.equal(bank.unload()[0][0]["0"].R, adapters[0]["0"].R * torch.tensor([1.0, 3.0])[:, None, None])
 
     @pytest.mark.parametrize("blocks", [None, 2])
@@ -386,12 +388,12 @@ class TestCores:
         """The numbers a client owns are those of the factors it came with."""
         bank, _ = one_layer(self.D, self.K)
         adapters = self.clients(blocks)
-        parts = ["A", "B", "R", *(["scales"] if blocks else [])]
+        parts = ["A", "B", "R", *(["block_scales"] if blocks else [])]
         owned = bank.owned(bank.load(adapters, no_head(2), frozenset(parts)))
         for part in "ABR":
             assert owned[f"0/{part}"].tolist() == [getattr(a["0"], part).numel() for a in adapters]
         if blocks:
-            assert owned["0/scales"].tolist() == [2, 1]
+            assert owned["0/block_scales"].tolist() == [2, 1]
         assert owned["head/weight"].tolist() == [1, 1]
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -408,11 +410,11 @@ class TestCores:
                 round=1,
                 examples=torch.arange(20 * i, 20 * i + 12),
                 adapter={
-                    n: Factors(f.A, f.B, torch.randn(rank // 2, 2, 2, generator=draw))
+                    n: CoreFactors(f.A, f.B, torch.randn(rank // 2, 2, 2, generator=draw))
                     for n, f in random_adapter(targets, rank, i).items()
                 },
                 head=random_head(5, tiny_backbone.features, i),
-                trainable=frozenset({"R", "scales"}),
+                trainable=frozenset({"R", "block_scales"}),
             )
             for i, rank in enumerate((4, 2))
         ]
@@ -424,7 +426,8 @@ class TestCores:
                 assert torch.equal(after.A, before.A) and torch.equal(after.B, before.B)
                 assert after.R.shape == before.R.shape and not torch.equal(after.R, before.R)
         for layer in bank.layers.values():
-            assert not layer.R[1, 1].any() and not layer.A[1, 2:].any() and not layer.B[1, :, 2:].any()
+            A, B, R = (layer.leaves[part] for part in "ABR")
+            assert not R[1, 1].any() and not A[1, 2:].any() and not B[1, :, 2:].any()
 
 
 class TestTargets:

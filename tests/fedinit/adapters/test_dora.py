@@ -19,8 +19,8 @@ from clients.site import Site, is_zero
 from clients.training import Task, train_bank
 from fedinit import wire
 from fedinit.adapters.bank import Bank
+from fedinit.adapters.dora import DoRAFactors, magnitudes, row_norms
 from fedinit.adapters.kinds import KINDS
-from fedinit.adapters.row_norms import magnitudes, row_norms
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -31,8 +31,7 @@ from run_sim import main
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Update
 from strategies.dora import effective_bias
-from strategies.reinit import ReinitContext
-from strategies.server import round as rounds
+from strategies.reinit import Reinit, ReinitContext
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
@@ -44,7 +43,7 @@ SCALE = 2.0
 def drawn(d: int, k: int, rank: int, seed: int) -> Factors:
     draw = torch.Generator().manual_seed(seed)
     A, B = (torch.randn(s, generator=draw, dtype=torch.float64) / 3 for s in ((rank, k), (d, rank)))
-    return Factors(A, B, m=torch.rand(d, generator=draw, dtype=torch.float64) + 0.5)
+    return DoRAFactors(A, B, m=torch.rand(d, generator=draw, dtype=torch.float64) + 0.5)
 
 
 def effective(weight: Tensor, f: Factors, scale: float = SCALE) -> Tensor:
@@ -91,7 +90,7 @@ def test_forward_and_gradients(trainable: str, dropout: float, merged: bool) -> 
     grads = torch.autograd.grad((y * out).sum(), [x, *(leaves[f"0/{part}"] for part in trainable)])
     for i, f in enumerate(adapters):
         own = {part: getattr(f, part).clone().requires_grad_(True) for part in trainable}
-        whole = Factors(**(f.parts | own))
+        whole = DoRAFactors(**(f.parts | own))
         mine = x.detach()[i * t : (i + 1) * t].clone().requires_grad_(True)
         mask = torch.ones(t, k, dtype=torch.float64)
         if dropout:
@@ -293,16 +292,16 @@ def test_re_initialising_leaves_the_effective_weights(reinit: str, monkeypatch) 
             seen.append(own)
         return answers
 
-    made, restart = [], rounds._restart
+    made, restart = [], Reinit.after
 
-    def watch(aggregate, method, round, over):
+    def watch(reinit, aggregate, round, over):
         own = {}
         for name, f in aggregate.layers.items():
             own[name] = effective(over.weight(name), f.to(torch.float64), over.scale)
         made.append(own)
-        return restart(aggregate, method, round, over)
+        return restart(reinit, aggregate, round, over)
 
-    monkeypatch.setattr(rounds, "_restart", watch)
+    monkeypatch.setattr(Reinit, "after", watch)
     federate(config, LocalGrid(handler, 3), site.backbone)
     for name, expected in made[0].items():
         torch.testing.assert_close(seen[1][name], expected, rtol=1e-4, atol=1e-5)

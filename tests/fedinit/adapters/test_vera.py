@@ -23,7 +23,8 @@ from clients.site import Site, is_zero
 from clients.training import Task, train_bank
 from fedinit import wire
 from fedinit.adapters.bank import Bank
-from fedinit.adapters.kinds import KINDS
+from fedinit.adapters.kinds import KINDS, of_parts
+from fedinit.adapters.vera import VeRAFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors, distance, leading, pad
 from fedinit.initializers import create_initializer
@@ -50,7 +51,7 @@ def drawn(shape: tuple[int, int], rank: int, seed: int, frame: int = 99) -> Fact
     (d, k), own, common = shape, torch.Generator().manual_seed(seed), torch.Generator().manual_seed(frame)
     A, B = (torch.randn(s, generator=common, dtype=torch.float64) for s in ((rank, k), (d, rank)))
     b, v = (torch.randn(n, generator=own, dtype=torch.float64) for n in (d, rank))
-    return Factors(A, B, b=b, d=v)
+    return VeRAFactors(A, B, b=b, d=v)
 
 
 def dense(f: Factors) -> np.ndarray:
@@ -73,14 +74,14 @@ def test_factors_are_the_product_of_four() -> None:
     other = drawn((7, 5), 3, 1)
     expected = float((f.b - other.b).square().sum() + (f.d - other.d).square().sum()) ** 0.5
     assert distance({"l": f}, {"l": other}) == pytest.approx(expected)
-    assert not is_zero({"l": f}) and is_zero({"l": Factors(f.A, f.B, b=torch.zeros(7), d=f.d)})
+    assert not is_zero({"l": f}) and is_zero({"l": VeRAFactors(f.A, f.B, b=torch.zeros(7), d=f.d)})
 
 
 @pytest.mark.parametrize("bad", [{"b": torch.zeros(7)}, {"b": torch.zeros(6), "d": torch.zeros(3)}])
 def test_vectors_that_do_not_fit_are_refused(bad) -> None:
     f = drawn((7, 5), 3, 0)
-    with pytest.raises(ValueError, match="vectors|come together"):
-        Factors(f.A, f.B, **bad)
+    with pytest.raises(ValueError, match="vectors|no kind of adapters has the tensors A, B, b together"):
+        of_parts({"A": f.A, "B": f.B, **bad})
 
 
 # -- the bank --------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def test_forward_and_gradients(trainable: str, dropout: float) -> None:
             close64(ours[i], his)
     back, _ = bank.unload()
     assert all(torch.equal(getattr(back[i]["0"], p), getattr(f, p)) for i, f in enumerate(adapters) for p in "ABbd")
-    assert bank.layers["0"].A.shape == (1, 3, k)  # one A for all clients
+    assert bank.layers["0"].leaves["A"].shape == (1, 3, k)  # one A for all clients
     with pytest.raises(ValueError, match="around different A or B"):
         bank.load([{"0": adapters[0]}, {"0": drawn((d, k), 3, 1, frame=7)}], no_head(2), frozenset("bd"))
 
@@ -141,7 +142,7 @@ def test_the_bank_equals_each_client_alone_and_folding(tiny_backbone, tiny_data,
             client=i,
             round=1,
             examples=torch.arange(10 * i, 10 * i + 5 + 3 * i),
-            adapter={n: Factors(f.A, f.B, b=0.1 * f.b, d=0.1 * f.d) for n, f in small[i].items()},
+            adapter={n: VeRAFactors(f.A, f.B, b=0.1 * f.b, d=0.1 * f.d) for n, f in small[i].items()},
             head=random_head(5, tiny_backbone.features, i),
             trainable=frozenset("bd"),
         )
@@ -255,7 +256,7 @@ def test_one_vector_at_a_time_is_exact(name: str, part: str) -> None:
     """With the other vector frozen the mean is the ideal update; with both trained it is refused."""
     start, round = drawn((7, 12), 4, 0), 1 if part == "b" else 2
     found = [
-        Factors(start.A, start.B, **({"b": start.b, "d": start.d} | {part: getattr(f, part)}))
+        VeRAFactors(start.A, start.B, **({"b": start.b, "d": start.d} | {part: getattr(f, part)}))
         for f in (drawn((7, 12), 4, i) for i in (1, 2, 3))
     ]
     updates = [Update(i, i + 1, {"layer": f}, {}) for i, f in enumerate(found)]
@@ -307,7 +308,7 @@ def test_only_the_vectors_travel(strategy: str, site) -> None:
         assert all(reply == up for _, reply in grid.sent[round])
         assert all(("/A" in down) == (round == 1) and ("/B" in down) == (round == 1) for down, _ in grid.sent[round])
     layers = outcome.aggregate.layers
-    assert all(f.b.abs().max() > 1e-4 and f.R is None for f in layers.values())
+    assert all(f.b.abs().max() > 1e-4 and "R" not in f.parts for f in layers.values())
     assert bool(outcome.offset) == (strategy == "fedex_lora")
     per_round = {part: sum(getattr(f, part).numel() for f in layers.values()) for part in "bd"}
     assert outcome.trainable == sum(per_round[n[1]] for n in vectors[-1]) + 10 * 24 + 10
@@ -345,7 +346,9 @@ def test_a_run_leaves_an_adapter_that_peft_reads(tmp_path) -> None:
     body = nn.ModuleDict({"one": nn.Linear(9, 6), "two": nn.Linear(5, 8)})
     found = {n: drawn((6, 9) if n == "one" else (8, 5), 4, i) for i, n in enumerate(("one", "two"))}
     A, B = torch.randn(4, 9), torch.randn(8, 4)
-    layers = {n: Factors(A[:, : f.shape[1]], B[: f.shape[0]], b=f.b.float(), d=f.d.float()) for n, f in found.items()}
+    layers = {
+        n: VeRAFactors(A[:, : f.shape[1]], B[: f.shape[0]], b=f.b.float(), d=f.d.float()) for n, f in found.items()
+    }
     merged = {n: torch.randn(*f.shape) for n, f in found.items()}
     for kind, offset in (("VERA", {}), ("LORA", merged)):  # with something in the base, a LoRA adapter on W0
         place, plain = tmp_path / kind, copy.deepcopy(body)

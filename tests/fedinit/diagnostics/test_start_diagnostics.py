@@ -10,6 +10,7 @@ import torch
 from torch.func import functional_call, jacrev
 
 import run_sim
+from fedinit.adapters.core import CoreFactors
 from fedinit.diagnostics.capture import capture
 from fedinit.diagnostics.imbalance import imbalance
 from fedinit.diagnostics.kernel import alignment, directions, gram, jacobian
@@ -92,10 +93,10 @@ def test_the_jacobians_of_a_core(blocks) -> None:
     """Of B R A with a full core or one of two blocks, against autograd on the bare layer."""
     X, G = normal(3, 5, 6), normal(3, 5, 7)
     R = normal(4, 4) if blocks is None else normal(2, 2, 2)
-    product = Factors(normal(4, 6), normal(7, 4), R)
+    product = CoreFactors(normal(4, 6), normal(7, 4), R)
 
     def value(A, B, R, x, g):
-        return SCALE * ((x @ Factors(A, B, R).absorb().A.T @ Factors(A, B, R).absorb().B.T) * g).sum()
+        return SCALE * ((x @ CoreFactors(A, B, R).absorb().A.T @ CoreFactors(A, B, R).absorb().B.T) * g).sum()
 
     for part, place in (("A", 0), ("B", 1), ("R", 2)):
         ours = jacobian(part, X, G, product, SCALE)

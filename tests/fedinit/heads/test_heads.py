@@ -25,7 +25,7 @@ from fedinit.config.compose import compose_config
 from fedinit.config.schema import CONF_DIR
 from fedinit.errors import InputError
 from fedinit.heads import HEADS, create_head
-from fedinit.heads.head import HeadContext, HeadState, run
+from fedinit.heads.head import HeadContext, HeadState
 from fedinit.heads.measured import SCALES, MeasuredHead, best_scale
 from fedinit.statistics import Request, Statistics, add_up, create_statistics, shapes_of
 from fedinit.transport.local import LocalGrid
@@ -62,7 +62,7 @@ class Pool:
         return add_up(parts)
 
     def head(self, name: str, **options) -> HeadState:
-        return run(create_head(name, options), self.setting, self.ask)
+        return create_head(name, options).run(self.setting, self.ask)
 
     def logits(self, state: HeadState) -> np.ndarray:
         return self.z @ state.tensors["weight"].double().numpy().T + state.tensors["bias"].double().numpy()

@@ -25,7 +25,7 @@ from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.initializers import INITIALIZERS, create_initializer
 from fedinit.initializers.from_gradients import FromGradients
-from fedinit.initializers.initializer import InitContext, run
+from fedinit.initializers.initializer import InitContext
 from fedinit.models import select_targets
 from fedinit.runs.observer import Observer
 from fedinit.state.start import StartState
@@ -73,7 +73,7 @@ class Pool:
         return add_up(parts)
 
     def start(self, name: str, **options) -> StartState:
-        return run(create_initializer(name, options), self.setting, self.ask)
+        return create_initializer(name, options).run(self.setting, self.ask)
 
     def direction(self, layer: str, update: str) -> np.ndarray:
         G = self.gradient(layer)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from clients.cohort import Cohort
 from clients.site import Site, is_zero
 from fedinit import wire
+from fedinit.adapters.core import CoreFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm
 from fedinit.runs.export import load_adapter, save_adapter
@@ -53,7 +54,7 @@ class Around:
     def updates(self) -> list[Update]:
         A, B = torch.tensor(self.A), torch.tensor(self.B)
         return [
-            Update(i, n, {"layer": Factors(A[: len(R)], B[:, : len(R)], torch.tensor(R))}, {})
+            Update(i, n, {"layer": CoreFactors(A[: len(R)], B[:, : len(R)], torch.tensor(R))}, {})
             for i, (n, R) in enumerate(zip(self.examples, self.R, strict=True))
         ]
 
@@ -91,18 +92,22 @@ def test_fed_sb_refuses_factors_that_are_not_shared():
     updates = Around(0, 7, 12, [3, 3], [1, 1]).updates()
     method = create_aggregator("fed_sb")
     layer = updates[1].layers["layer"]
-    for bad in (Factors(layer.A + 1, layer.B, layer.R), Factors(layer.A, -layer.B, layer.R), Factors(layer.A, layer.B)):
+    for bad in (
+        CoreFactors(layer.A + 1, layer.B, layer.R),
+        CoreFactors(layer.A, -layer.B, layer.R),
+        Factors(layer.A, layer.B),
+    ):
         with pytest.raises(ValueError, match="not the frozen ones that all clients share, around a core"):
             method.aggregate([updates[0], Update(1, 1, {"layer": bad}, {})], 1)
     with pytest.raises(ValueError, match="not the frozen ones"):  # nor may all of them differ from what was sent
-        sent = Factors(layer.A, layer.B + 1, layer.R)
+        sent = CoreFactors(layer.A, layer.B + 1, layer.R)
         method.aggregate(updates, 1, Aggregate(layers={"layer": sent}))
 
 
 def test_the_server_optimizer_moves_the_core_alone():
     """With momentum β = 0 and lr ½ the core goes half of its way."""
     start, reached = (Around(seed, 7, 12, [3], [1]).updates()[0].layers["layer"] for seed in (0, 1))
-    reached = Factors(start.A, start.B, reached.R)
+    reached = CoreFactors(start.A, start.B, reached.R)
     optimizer = create_server_optimizer("momentum", {"lr": 0.5, "beta": 0.0})
     moved, _ = optimizer.step(Aggregate(layers={"l": start}), Aggregate(layers={"l": reached}), {})
     made = moved.layers["l"]
@@ -146,25 +151,25 @@ def test_a_core_that_a_method_does_not_train_is_absorbed(site):
     plain, _ = wire.from_tensors(grid.rounds[1][0][0])
     whole, _ = wire.from_tensors(cored.rounds[1][0][0])
     for name in site.targets:
-        assert plain[name].R is None and whole[name].R is not None and norm(whole[name]) > 0
+        assert type(plain[name]) is Factors and isinstance(whole[name], CoreFactors) and norm(whole[name]) > 0
         torch.testing.assert_close(plain[name].dense(), whole[name].dense())
 
 
 def test_a_zero_core_is_a_zero_adapter(site):
     """So that the features of the bare backbone serve until the first training."""
     draw = torch.Generator().manual_seed(0)
-    product = Factors(torch.randn(2, 5, generator=draw), torch.randn(4, 2, generator=draw), torch.zeros(2, 2))
-    assert is_zero({"l": product}) and not is_zero({"l": Factors(product.A, product.B, torch.eye(2))})
+    product = CoreFactors(torch.randn(2, 5, generator=draw), torch.randn(4, 2, generator=draw), torch.zeros(2, 2))
+    assert is_zero({"l": product}) and not is_zero({"l": CoreFactors(product.A, product.B, torch.eye(2))})
 
 
 @pytest.mark.parametrize("blocks", [False, True])
 def test_export_folds_the_core_in(tmp_path, blocks):
     draw = torch.Generator().manual_seed(0)
     core = torch.randn(2, 2, 2, generator=draw) if blocks else torch.randn(4, 4, generator=draw)
-    product = Factors(torch.randn(4, 9, generator=draw), torch.randn(7, 4, generator=draw), core)
+    product = CoreFactors(torch.randn(4, 9, generator=draw), torch.randn(7, 4, generator=draw), core)
     save_adapter(tmp_path, {"l": product}, {"weight": torch.zeros(2, 3)}, {}, small_config(), ["a", "b"])
     back = load_adapter(tmp_path)[0]["l"]
-    assert back.R is None and back.rank == 4
+    assert type(back) is Factors and back.rank == 4
     torch.testing.assert_close(back.dense(), product.dense())
 
 

@@ -18,6 +18,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies import AGGREGATORS, create_aggregator
@@ -189,7 +190,7 @@ def test_a_core_is_absorbed(method: str) -> None:
     cored, plain = [], []
     for u in sent(draw_clients(3, 6, 9, [3, 3, 3]), method):
         A, B = u.layers["layer"].A, u.layers["layer"].B
-        cored.append(dataclasses.replace(u, layers={"layer": Factors(A, B, core)}))
+        cored.append(dataclasses.replace(u, layers={"layer": CoreFactors(A, B, core)}))
         plain.append(dataclasses.replace(u, layers={"layer": Factors(A, B @ core)}))
     ours, theirs = make(method).aggregate(cored, 1), make(method).aggregate(plain, 1)
     assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs), strict=True))

@@ -1,0 +1,40 @@
+"""LoRA: a product of two thin matrices beside a frozen weight.
+
+    y = x Wᵀ + bias + s · (x Aᵀ) Bᵀ          ΔW = s·B A          A: (r, k)  B: (d, r)  s = α/r
+
+Hu et al., ICLR 2022, arXiv 2106.09685; s = α/√r is rsLoRA (Kalajdzievski 2023, arXiv 2312.03732). Its factors are plain
+`Factors`. In a bank A is (K, r, k) and B (K, d, r). A client of a lower rank is padded with zeros: a zero row of A and
+a zero column of B give each other no gradient, so they stay exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedinit.adapters.adapted import Adapted
+from fedinit.adapters.contract import Frozen, Kind, Leaves, side_by_side
+from fedinit.factors import Factors
+
+
+class LoRA(Kind):
+    """`adapter=lora`; also what clients train in place of factors whose core or vectors do not learn."""
+
+    product: ClassVar[type[Factors]] = Factors
+    files: ClassVar[Mapping[str, str]] = MappingProxyType({"A": "lora_A.weight", "B": "lora_B.weight"})
+
+    def stack(self, products: Sequence[Factors], room: int, trainable: frozenset[str]) -> dict[str, Tensor]:
+        return side_by_side([p.absorb() for p in products], room, "A", "B")
+
+    def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
+        n = len(x)
+        return Adapted.apply(x, mask, frozen.weight, frozen.bias, leaves["A"][:n], leaves["B"][:n], None, scale)
+
+    def client(self, leaves: Leaves, i: int) -> Factors:
+        return Factors(leaves["A"][i], leaves["B"][i])
+
+    def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
+        return rank * (leaves["A"].shape[2] if part == "A" else leaves["B"].shape[1])
