@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("fedinit", "strategies", "clients")
 FRAMEWORKS = {"flwr", "hydra", "omegaconf", "wandb", "rich"}
 # The conduct of a run and the apps are where Flower comes in; everything else is a method or a value.
 FOLDERS = ("adapters", "diagnostics", "heads", "initializers", "models", "statistics")
@@ -55,6 +56,49 @@ def test_methods_and_algebra_import_no_framework():
 def test_the_check_sees_an_import():
     """The negative control: the folder that may import Flower does, and is seen to."""
     assert any("flwr" in imports(path) for path in files("strategies/server"))
+
+
+def graph() -> dict[str, set[str]]:
+    """{module: the project's modules that it imports}, those for types alone and those inside functions too."""
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for f in PACKAGES for p in files(f)}
+    names = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    return {name: {found for found in named(path.read_text()) if found in names} for name, path in names.items()}
+
+
+def named(text: str) -> set[str]:
+    """The modules that a source may mean by its imports: `from a import b` is of a, and of a.b if that is a module."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def circles(imported: dict[str, set[str]]) -> list[str]:
+    """The modules that come back to themselves by way of others."""
+
+    def reached(module: str) -> set[str]:
+        seen, ahead = set(), [module]
+        while ahead:
+            fresh = imported[ahead.pop()] - seen
+            seen |= fresh
+            ahead += fresh
+        return seen
+
+    return sorted(module for module in imported if module in reached(module))
+
+
+def test_no_circle_of_imports():
+    assert circles(graph()) == []
+
+
+def test_a_circle_for_types_alone_is_seen():
+    """The negative control."""
+    ours = "from __future__ import annotations\nif TYPE_CHECKING:\n    from pack.theirs import Task\n"
+    imported = {"pack.ours": named(ours) & {"pack.theirs"}, "pack.theirs": {"pack.ours"}, "pack.alone": {"pack.ours"}}
+    assert circles(imported) == ["pack.ours", "pack.theirs"]
 
 
 def test_no_pickles_are_read():

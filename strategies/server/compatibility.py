@@ -191,7 +191,7 @@ def _the_method_can_learn_from_the_start(c: Components) -> Objection | None:
         cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
         return Objection(method, f"trains a core between frozen factors, and {start} has none", _named(cored))
     zero = c.initializer.zero
-    if trained in ({"A"}, {"B"}) and zero not in ("", *trained):
+    if trained in (frozenset("A"), frozenset("B")) and zero and zero not in trained:
         why = f"starts with {zero} = 0, which {method} keeps frozen, so nothing could be learned"
         return Objection(start, why, f"choose a method that trains {zero}")
     if c.aggregator.cuts and c.initializer.takes_out:
