@@ -1,6 +1,6 @@
 """Whether two states of this code compute the same: ``python scripts/same_results.py BASE [HEAD]``.
 
-BASE and HEAD (default: .) are each a directory with a checkout, or a git revision. Every configuration of
+BASE and HEAD (default: .) are each a directory with a checkout or a git revision. Every configuration of
 same_results_cases.yaml is run from both, each side in a process of its own (same_results_side.py), and all that the
 runs leave is compared to the last bit: final hashes, every figure of summary.json and of the tables, the ledgers, the
 adapters' tensors; not what a clock says. A line is printed for every configuration that differs or fails, then one
@@ -155,14 +155,14 @@ def git(*words: str) -> bytes:
 
 
 def commit_of(side: str) -> str | None:
-    """None for a directory. Raises ValueError for what is neither that nor a revision."""
-    if Path(side).is_dir():
+    """None for a checkout. Raises ValueError for what is neither that nor a revision."""
+    if (Path(side) / "run_sim.py").is_file():
         return None
     return git("rev-parse", "--verify", f"{side}^{{commit}}").decode().strip()
 
 
 def results_of(side: str, cases: Sequence[Case], cache: Path) -> dict[str, Result]:
-    """{case: result} of a directory, or of a revision, whose results are kept."""
+    """{case: result} of a checkout, or of a revision, whose results are kept."""
     commit = commit_of(side)
     if commit is None:
         return computed(Path(side).resolve(), cases, side)
@@ -204,8 +204,8 @@ def computed(checkout: Path, cases: Sequence[Case], side: str) -> dict[str, Resu
 
 def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", nargs="?", help="a directory or a git revision")
-    parser.add_argument("head", nargs="?", default=".", help="a directory or a git revision; default: .")
+    parser.add_argument("base", nargs="?", help="a checkout or a git revision")
+    parser.add_argument("head", nargs="?", default=".", help="a checkout or a git revision; default: .")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="configurations whose name has this in it")
     parser.add_argument("--jobs", type=int, default=2, choices=(1, 2), help="sides that run at the same time")
     parser.add_argument("--list", action="store_true", help="show the configurations and end")
@@ -217,7 +217,7 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         for side in () if given.list else (given.base, given.head):
             commit_of(side)
     except ValueError as error:
-        parser.error(f"{side}: neither a directory nor a revision ({error})")
+        parser.error(f"{side}: neither a checkout nor a revision ({error})")
     return given
 
 

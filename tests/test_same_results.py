@@ -134,7 +134,8 @@ def test_every_choice_is_run(group):
     assert choices and choices <= run
 
 
-def test_what_is_no_revision_is_refused(capsys):
+@pytest.mark.parametrize("named", ["no-such-revision", "conf"])
+def test_what_is_no_checkout_and_no_revision_is_refused(named, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["no-such-revision"])
-    assert ended.value.code == 2 and "neither a directory nor a revision" in capsys.readouterr().err
+        main([named])
+    assert ended.value.code == 2 and "neither a checkout nor a revision" in capsys.readouterr().err
