@@ -16,6 +16,7 @@ from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models import Backbone, build_backbone
 
+pytest.register_assert_rewrite("tests.support")
 torch.set_num_threads(1)  # layers of width 24: a second thread costs more than it computes
 
 

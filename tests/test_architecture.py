@@ -1,4 +1,4 @@
-"""Imports run one way, and the mathematics knows no framework (docs/architecture.md)."""
+"""Imports run one way, the mathematics knows no framework (docs/architecture.md), and test modules stand alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMEWORKS = {"flwr", "hydra", "omegaconf", "wandb", "rich"}
+# The conduct of a run and the apps are where Flower comes in; everything else is a method or a value.
+FOLDERS = ("adapters", "diagnostics", "heads", "initializers", "models", "statistics")
+PLAIN = ["strategies/methods", *(f"fedinit/{name}" for name in FOLDERS)]
+PLAIN_FILES = ["strategies/aggregator.py", "strategies/reinit.py", "strategies/server_opt.py"]
+PLAIN_FILES += ["fedinit/factors.py", "fedinit/seeding.py", "fedinit/state/digest.py"]
 
 
 def imports(path: Path) -> set[str]:
@@ -40,13 +45,6 @@ def test_packages_import_one_way(folder, banned):
         assert not imports(path) & banned, path.name
 
 
-# The conduct of a run and the apps are where Flower comes in; everything else is a method or a value.
-FOLDERS = ("adapters", "diagnostics", "heads", "initializers", "models", "statistics")
-PLAIN = ["strategies/methods", *(f"fedinit/{name}" for name in FOLDERS)]
-PLAIN_FILES = ["strategies/aggregator.py", "strategies/reinit.py", "strategies/server_opt.py"]
-PLAIN_FILES += ["fedinit/factors.py", "fedinit/seeding.py", "fedinit/state/digest.py"]
-
-
 def test_methods_and_algebra_import_no_framework():
     checked = [*(ROOT / name for name in PLAIN_FILES), *(path for name in PLAIN for path in files(name))]
     assert len(checked) > 60
@@ -65,3 +63,38 @@ def test_no_pickles_are_read():
         for path in files(folder):
             text = path.read_text()
             assert "torch.load(" not in text and "pickle.load" not in text, path.name
+
+
+def modules_of_tests(text: str) -> list[str]:
+    """What this source imports of test modules, `test_*`, by full name, wherever in it."""
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    return [name for name in names if any(part.startswith("test_") for part in name.split("."))]
+
+
+def test_no_test_module_imports_another():
+    """What two of them need is in tests/support/ or tests/faults/."""
+    modules = files("tests")
+    assert len(modules) > 50
+    for path in modules:
+        assert not modules_of_tests(path.read_text()), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("from tests.fedinit.test_factors import product", "tests.fedinit.test_factors.product"),
+        ("from tests.fedinit import oracles, test_factors", "tests.fedinit.test_factors"),
+        ("def f():\n    import tests.test_resume", "tests.test_resume"),
+        ("from .test_resume import run", "test_resume.run"),
+        ("from . import test_resume", ".test_resume"),
+    ],
+)
+def test_the_check_sees_a_test_module(text, seen):
+    """The negative control; a module of tests/support is none."""
+    assert modules_of_tests(text) == [seen]
+    assert not modules_of_tests("from tests.support.small import WORDS\nimport torch.testing")

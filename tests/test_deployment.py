@@ -23,9 +23,18 @@ import fedinit
 from fedinit.deploy import certificates
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.models import build_backbone
-from tests import federations
-from tests.federations import asked_to_train, config_of, federation, finish, kill, rounds_saved, simulated, summary
-from tests.small import WORDS
+from tests.support import federations
+from tests.support.federations import (
+    asked_to_train,
+    config_of,
+    federation,
+    finish,
+    kill,
+    rounds_saved,
+    simulated,
+    summary,
+)
+from tests.support.small import WORDS
 
 ROOT = Path(fedinit.__file__).resolve().parent.parent
 

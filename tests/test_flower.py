@@ -23,7 +23,7 @@ from strategies.aggregator import Aggregate
 from strategies.reinit import ReinitContext, create_reinit
 from strategies.server.federated_lora import FederatedLora
 from strategies.server.federation import federate
-from tests.small import WORDS, small_config
+from tests.support.small import WORDS, small_config
 
 
 @pytest.fixture(scope="module")

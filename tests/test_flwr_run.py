@@ -23,7 +23,7 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
-from tests.small import WORDS, small_config
+from tests.support.small import WORDS, small_config
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent

@@ -25,7 +25,7 @@ from fedinit.runs.observer import Observer
 from fedinit.state.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
-from tests.small import small_config
+from tests.support.small import small_config
 
 
 class Crash(BaseException):

@@ -23,7 +23,7 @@ from fedinit.state import base_offset as base
 from fedinit.state import digest
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
-from tests.small import WORDS
+from tests.support.small import WORDS
 
 
 def command(*words: str) -> int:

@@ -22,7 +22,7 @@ import run_sim
 from clients.site import Site
 from fedinit.config.compose import compose_config
 from fedinit.runs import stopping
-from tests.small import WORDS
+from tests.support.small import WORDS
 
 RUN = [*WORDS, "rounds=4", "client.max_steps=1", "evaluation.every=2", "strategy=flora", "evaluation=clients"]
 

@@ -16,7 +16,7 @@ from fedinit import wire
 from fedinit.state import digest
 from strategies import create_aggregator
 from tests.faults import checkpoints, processes, updates, workers
-from tests.small import WORDS
+from tests.support.small import WORDS
 
 SEEDS = (0, 1, 2, 3)
 STATISTICS = "init=eva init.sketch=exact init.examples=32"

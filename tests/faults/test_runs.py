@@ -19,7 +19,7 @@ from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.faults.processes import outcome
-from tests.small import WORDS, small_config
+from tests.support.small import WORDS, small_config
 
 
 class Watch(Observer):

@@ -34,7 +34,7 @@ from strategies.server.federation import federate
 from strategies.server.introduction import Introduction
 from strategies.server.replies import Asked, sift
 from strategies.server.round_zero import judge_of
-from tests.small import small_config
+from tests.support.small import small_config
 
 HUGE = st.floats(1e3, 1e30)
 STRANGE = st.sampled_from([float("nan"), float("inf"), float("-inf"), 1e308])

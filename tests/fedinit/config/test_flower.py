@@ -1,0 +1,157 @@
+"""One configuration: the resolved form as Flower's flat run config, and what of it a site takes from a server."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import tomli
+import tomli_w
+from flwr.common.config import flatten_dict, fuse_dicts
+from flwr.common.serde import user_config_from_proto, user_config_to_proto
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedinit.config.compose import compose_config
+from fedinit.config.flower import flatten, from_run_config, to_run_config, unflatten
+from fedinit.config.site import with_site_settings
+from fedinit.errors import InputError
+from fedinit.models import build_backbone
+from fedinit.models.backbone import EMBEDDED_DIR
+from fedinit.state.digest import of_file
+from tests.support.small import WORDS, small_config
+
+ROOT = Path(__file__).resolve().parents[3]
+# What a key may hold, and the words that would be taken for something else were they sent as they are.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
+    ["null", "true", "[1,2]", "{}", "1e3", "-0", "NaN", '"quoted"', "", " 5", "0x10", "é", "\\", "a b=c"]
+)
+numbers = st.integers(-(2**70), 2**70) | st.floats(allow_nan=False)
+scalars = st.none() | st.booleans() | numbers | texts
+plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=6)
+keys = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="-_"), min_size=1, max_size=8)
+nested = st.dictionaries(keys, st.recursive(plain, lambda v: st.dictionaries(keys, v, max_size=3), max_leaves=8))
+
+
+def over_flower(flat):
+    """The flat form as it reaches an app: through the project file's TOML and Flower's protocol buffers."""
+    project = flatten_dict(tomli.loads(tomli_w.dumps({"config": flat}))["config"])
+    return fuse_dicts(project, user_config_from_proto(user_config_to_proto(flat)), check_keys=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(nested)
+def test_flat_form_round_trips_through_flower(values):
+    arrived = unflatten(over_flower(flatten(values)))
+    assert arrived == values
+    # == holds between 1, 1.0 and True: the types must be the same too.
+    assert repr(arrived) == repr(values)
+
+
+def test_words_and_the_flat_form_are_one_configuration():
+    words = " ".join(f'"{w}"' for w in WORDS)
+    config = from_run_config({"overrides": words})
+    flat = to_run_config(config)
+    assert config == small_config("evaluation=clients") == from_run_config(over_flower(flat))
+    assert all(type(v) in (bool, int, float, str) for v in flat.values())
+    # The project file itself, as `flwr run .` reads it, is the default configuration.
+    shipped = tomli.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert from_run_config(shipped) == compose_config(["evaluation=clients"])
+
+
+def test_a_resolved_run_needs_no_hydra():
+    """A client's process is started for every message; composing would cost it time, and tie it to its own conf/."""
+    import json
+    import subprocess
+    import sys
+
+    flat = json.dumps(to_run_config(small_config()))
+    code = f"import json, sys; from fedinit.config.flower import from_run_config as f; f(json.loads({flat!r}))\n"
+    code += "import clients.client_app; print(*sorted({'hydra', 'omegaconf', 'torch', 'timm'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("flat", "expected"),
+    [
+        ({"overrides": "rounds=2", "rounds": 3}, "overrides: this run's configuration is resolved; set rounds=2"),
+        ({"model": 1, "model.name": "x"}, "model.name: model is a value and a group at once"),
+        ({"rounds": 3}, "name: not set"),
+        ({"overrides": "round=2"}, "round: no such key (did you mean 'rounds'?)"),
+    ],
+)
+def test_wrong_run_configs(flat, expected):
+    with pytest.raises(InputError) as caught:
+        from_run_config(flat)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_wrong_key_of_the_flat_form_is_named():
+    flat = to_run_config(small_config()) | {"client.lrr": 0.1}
+    with pytest.raises(InputError, match="client.lrr: no such key"):
+        from_run_config(flat)
+    with pytest.raises(InputError, match="a key in a Flower run config has no dot"):
+        flatten({"a": {"b.c": 1}})
+
+
+# -- a site's own settings -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("data.root=/etc", "data-root"),
+        ("data.cache_dir=/var/tmp", "cache-dir"),
+        ("model.checkpoint=/srv/weights.safetensors", "checkpoint"),
+        ("engine.device=cuda:3", "device"),
+    ],
+)
+def test_a_server_cannot_set_what_is_the_sites(word, key):
+    config, images = small_config("data=image_folder", word), {} if key == "data-root" else {"data-root": "/srv"}
+    with pytest.raises(InputError) as caught:
+        with_site_settings(config, {"partition-id": 0, **images})
+    assert "came from the server" in str(caught.value) and f"--node-config '{key}=" in str(caught.value)
+    own = with_site_settings(config, {key: "cpu", **images})
+    assert own == with_site_settings(small_config("data=image_folder"), {key: "cpu", **images}) != config
+    assert with_site_settings(config, {}, simulated=True) == config
+
+
+def test_a_site_without_data_and_a_setting_that_there_is_not():
+    config = small_config("data=image_folder", "data.domains=[a,b]")
+    with pytest.raises(InputError, match="this site has no images for data=image_folder: start the node .*data-root"):
+        with_site_settings(config, {"partition-id": 0})
+    with pytest.raises(InputError, match="data_root: no such setting of a site .did you mean 'data-root'"):
+        with_site_settings(config, {"partition-id": 0, "data_root": "/srv"})
+    own = {"data-root": "/srv", "cache-dir": "/var/tmp", "state-dir": "state", "noise-secret": "s"}
+    assert with_site_settings(config, own).data.root == "/srv"
+    assert with_site_settings(small_config(), own) == small_config()  # digits reads neither
+
+
+def test_a_site_takes_embedded_weights_by_name_and_checks_the_hash():
+    file = EMBEDDED_DIR / "glyph_vit.safetensors"
+    config = compose_config([f"model.sha256={of_file(file)}"])
+    model = with_site_settings(config, {}).model
+    assert build_backbone(model).digest == build_backbone(compose_config([]).model).digest
+    pinned = with_site_settings(config, {"checkpoint": str(file), "checkpoint-sha256": "0" * 64}).model
+    with pytest.raises(InputError, match="expected 000000000000….*not the file that the run was made for"):
+        build_backbone(pinned)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model.checkpoint=embedded:../backbone.py"],
+        ["model.checkpoint=null", "+model.kwargs.checkpoint_path=/srv/weights.pth"],
+        ["model.checkpoint=null", "+model.kwargs.pretrained_cfg={file: /srv/weights.pth}", "model.pretrained=true"],
+        ["model.sha256=abc"],
+    ],
+)
+def test_weights_come_by_no_other_way(words):
+    with pytest.raises(InputError, match="no such file|weights come from|64 hexadecimal digits"):
+        build_backbone(compose_config(words).model)
+
+
+def test_infinities_and_nan_survive():
+    assert math.isnan(unflatten(over_flower(flatten({"a": math.nan})))["a"])

@@ -1,0 +1,327 @@
+"""`fedinit deploy` without a Flower process: what `init` writes, and that wrong input ends in one line.
+
+With processes: tests/test_deployment.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import shutil
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import tomli
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.config import parse_config_args
+
+import fedinit
+from fedinit import cli
+from fedinit.config import site as site_settings
+from fedinit.config.compose import compose_config
+from fedinit.config.flower import from_run_config
+from fedinit.deploy import flower, layout
+from fedinit.deploy.flower import Server
+from fedinit.deploy.processes import DeployFailed, environment
+from tests.support.small import WORDS
+
+IMAGES = (*WORDS, "data=image_folder")  # a source with places of its own
+ROOT = Path(fedinit.__file__).resolve().parent.parent
+
+
+def init(folder: Path, *words: str) -> int:
+    return cli.main(["deploy", "init", str(folder), *WORDS, *words])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A federation of three sites under two names and an address."""
+    folder = tmp_path_factory.mktemp("deploy") / "federation"
+    assert init(folder, "--host", "server.example.org", "--host", "192.0.2.7", "--host", "::1", "--port", "8443") == 0
+    return folder
+
+
+def test_init_gives_each_machine_its_folder(made):
+    assert {p.name for p in made.iterdir()} == {"ca", "server", "site-0", "site-1", "site-2"}
+    assert {p.name for p in (made / "site-1").iterdir()} == {
+        "ca.crt",
+        "node.key",
+        "node.pub",
+        "supernode.sh",
+        "fedinit-supernode.service",
+    }
+    # No private key lies where it is not needed, and those that are there are their owner's alone.
+    private = sorted(str(p.relative_to(made)) for p in made.rglob("*.key"))
+    assert private == ["ca/ca.key", "server/server.key", *(f"site-{i}/node.key" for i in range(3))]
+    assert all(stat.S_IMODE((made / p).stat().st_mode) == 0o600 for p in private)
+
+
+def test_a_sites_key_pair_belongs_together_and_is_the_registered_one(made):
+    seen = set()
+    for i in range(3):
+        private = load_ssh_private_key((made / f"site-{i}/node.key").read_bytes(), None)
+        public = (made / f"server/sites/site-{i}.pub").read_bytes()
+        assert private.public_key() == load_ssh_public_key(public)
+        seen.add(public)
+    assert len(seen) == 3
+
+
+def shake_hands(server: Path, trusted: Path, name: str) -> None:
+    """One TLS connection; raises ssl.SSLError where the client does not accept the server."""
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(server / "server.crt", server / "server.key")
+    theirs = ssl.create_default_context(cafile=str(trusted))
+    theirs.verify_flags |= ssl.VERIFY_X509_STRICT
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            try:
+                ours.wrap_socket(connection, server_side=True).close()
+            except (ssl.SSLError, OSError):
+                connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=20) as plain:
+                theirs.wrap_socket(plain, server_hostname=name).close()
+        finally:
+            thread.join()
+
+
+def test_certificates_hold_for_the_names_given_and_for_no_other_authority(made, tmp_path):
+    for name in ("server.example.org", "192.0.2.7", "::1", "localhost", "127.0.0.1"):
+        shake_hands(made / "server", made / "site-0/ca.crt", name)
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch|doesn't match"):
+        shake_hands(made / "server", made / "site-0/ca.crt", "other.example.org")
+    assert init(tmp_path / "other") == 0
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(made / "server", tmp_path / "other/site-0/ca.crt", "localhost")
+
+
+def test_the_app_is_the_whole_configuration_and_nothing_else(made):
+    bundle = build_fab_from_disk(made / "server/app")
+    assert len(bundle) < 10_000
+    project = tomli.loads((made / "server/app/pyproject.toml").read_text())
+    sent = from_run_config(project["tool"]["flwr"]["app"]["config"])
+    assert sent == compose_config(["evaluation=clients", *WORDS]) == Server.at(made).config()
+
+
+def test_scripts_say_what_flower_reads(made):
+    script = (made / "site-2/supernode.sh").read_text()
+    setting = next(line for line in script.splitlines() if line.startswith("NODE_CONFIG="))
+    (value,) = shlex.split(setting.removeprefix("NODE_CONFIG="))
+    assert parse_config_args([value]) == {"partition-id": 2, "state-dir": "state"}
+    assert "--superlink server.example.org:8443" in script and "--insecure" not in script
+    superlink = (made / "server/superlink.sh").read_text()
+    for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
+        assert f"--{word}" in superlink
+    for path in made.rglob("*.sh"):
+        assert subprocess.run(["sh", "-n", str(path)]).returncode == 0 and path.stat().st_mode & stat.S_IXUSR
+
+
+def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
+    assert init(tmp_path / "a", "--insecure") == 0
+    text = (tmp_path / "a/server/superlink.sh").read_text()
+    assert "--host 127.0.0.1" in text and "--insecure" in text and not (tmp_path / "a/ca").exists()
+
+
+def test_a_sites_settings_survive_into_its_node_config(tmp_path):
+    """What the operator gave for sites on this machine goes into their scripts, and is not in what the server sends."""
+    sent, own = site_settings.split_off(compose_config([*IMAGES, "data.root='/my images/a=b'", "engine.device=cpu"]))
+    assert sent.data.root is None and sent.engine.device == "auto"
+    federation = layout.Federation(hosts=["127.0.0.1"], port=1, node_ports=[2], secure=False)
+    layout.make(tmp_path / "f", federation, sent, own)
+    line = next(x for x in (tmp_path / "f/site-0/supernode.sh").read_text().splitlines() if x.startswith("NODE_CONFIG"))
+    read = parse_config_args([shlex.split(line.partition("=")[2])[0]])
+    places = {"state-dir": "state", "data-root": "/my images/a=b"}
+    assert read == {"partition-id": 0, **places, "device": "cpu"}
+    assert site_settings.with_site_settings(sent, read).data.root == "/my images/a=b"
+
+
+def test_no_secret_leaves_its_file(tmp_path, monkeypatch):
+    """Not one of the environment, and not a private key's, lies in any other file that `init` makes or bundles."""
+    canary = "c0ffee" * 6 + "1234"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "SOME_PASSWORD"):
+        monkeypatch.setenv(name, canary)
+    monkeypatch.setenv("PATH", "")  # neither openssl nor ssh-keygen is needed
+    assert init(tmp_path / "f") == 0
+    files = {p: p.read_bytes() for p in (tmp_path / "f").rglob("*") if p.is_file()}
+    keys = [p for p in files if p.suffix == ".key"]
+    secrets = [canary.encode(), *(files[p].splitlines()[2] for p in keys)]
+    assert len(keys) == 5 and len(files) > 15
+    for secret in secrets:
+        assert sum(secret in content for content in files.values()) == (secret != canary.encode())
+    bundle = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "f/server/app")))
+    bundled = b"".join(bundle.read(name) for name in bundle.namelist())
+    assert not [secret for secret in secrets if secret in bundled]
+
+
+def test_a_client_imports_no_more_than_it_needs():
+    """Every message starts a process: the app itself is there before torch, and a ready client without the rest."""
+    code = """
+import sys
+import clients.client_app
+assert "torch" not in sys.modules and "timm" not in sys.modules
+import clients.cohort, clients.state.disk, clients.site
+from fedinit.data.digits import load_digits
+load_digits(32)
+print(sorted({"wandb", "sklearn", "hydra", "matplotlib", "ray", "strategies"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(ROOT), capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_the_units_let_programs_write_where_they_were_told_to(tmp_path):
+    words = ["data=image_folder", f"data.cache_dir={tmp_path}/decoded images", f"output_dir={tmp_path}/runs"]
+    inside = ["data=image_folder", "data.cache_dir=cache", "output_dir=outputs"]
+    assert init(tmp_path / "a", *words) == init(tmp_path / "b", *inside) == 0
+
+    def writable(unit: str) -> str:
+        return next(x for x in (tmp_path / unit).read_text().splitlines() if x.startswith("ReadWritePaths="))
+
+    assert writable("a/site-1/fedinit-supernode.service") == (
+        f'ReadWritePaths=/opt/fedinit/site-1 "-{tmp_path}/decoded images"'
+    )
+    assert writable("a/server/fedinit-superlink.service") == f'ReadWritePaths=/opt/fedinit/server "-{tmp_path}/runs"'
+    assert writable("b/site-1/fedinit-supernode.service") == "ReadWritePaths=/opt/fedinit/site-1"
+    assert writable("b/server/fedinit-superlink.service") == "ReadWritePaths=/opt/fedinit/server"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_units(tmp_path):
+    folder = tmp_path / "federation"
+    cache = f"data.cache_dir={tmp_path}/decoded images"
+    assert init(folder, "--installed", str(folder), "data=image_folder", cache) == 0
+    for unit in folder.rglob("*.service"):
+        done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+        said = [x for x in done.stderr.splitlines() if unit.name in x and "no such" not in x.lower()]
+        assert not said, said
+
+
+# -- wrong input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["deploy", "init"], "folder; see fedinit --help"),
+        (["deploy", "init", "{made}"], "is there already; keys are not overwritten"),
+        (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
+        (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
+        (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
+        (["deploy", "init", "{new}", "engine.device='a\"b'"], "a setting of a site can hold no quote"),
+        (["deploy", "init", "{new}", "--sites", "0"], "--sites 0: the configuration makes 6 clients"),
+        (["deploy", "init", "{new}", "--sites", "1", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
+        (["deploy", "init", "{new}", "--sites", "9", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
+        (["deploy", "init", "{new}", "--sites", "2", "partition.clients=12"], "--sites 2: the configuration makes 12"),
+        (["deploy", "up", "--sites", "3", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
+        (["deploy", "init", "{new}", "--sites", "0", "data=image_folder"], "--sites and --days: expected 1 or more"),
+        (["deploy", "init", "{new}", "--days", "0"], "--days"),
+        (["deploy", "init", "{new}", "partition=iid", "partition.clients=null", "--hosts", "x"], "--hosts"),
+        (["deploy", "init", "{new}", "round=3"], "round: no such key (did you mean 'rounds'?)"),
+        (["deploy", "init", "{new}", "evaluation=server"], "a Flower server holds no images"),
+        (["deploy", "init", "{new}", "data=image_folder"], "how many sites?"),
+        (["deploy", "init", "{new}", "model.checkpoint=absent.safetensors"], "no such file"),
+        (["deploy", "init", "{new}", "--port", "9094"], "--port 9094: --node-port 9094 gives it to a site"),
+        (["deploy", "init", "{new}", "--port", "9099", "--host", "x.org"], "--port 9099: --node-port 9094 gives it to"),
+        (["deploy", "init", "{new}", "--installed", "opt"], "--installed opt: expected an absolute path"),
+        (["deploy", "init", "{new}", "--installed", "/a b"], "--installed /a b: expected an absolute path"),
+        (["deploy", "up", "--port", "70000"], "--port 70000: expected 1 to 65535"),
+        (["deploy", "up", "--prt", "7000"], "--prt: not an option of fedinit deploy up"),
+        (["deploy", "run", "{new}"], "no federation.json there"),
+        (["deploy", "status", "{new}"], "no federation.json there"),
+        (["deploy", "run", "{made}", "rounds=2"], "edit server/app/pyproject.toml"),
+        (["deploy", "down"], "invalid choice"),
+        (["depoly"], "invalid choice"),
+    ],
+)
+def test_wrong_words(argv, expected, made, tmp_path, capsys):
+    new = tmp_path / "new"
+    assert cli.main([word.format(made=made, new=new) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and expected in said
+    assert not new.exists()
+
+
+def test_a_port_in_use_is_one_line_and_starts_nothing(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["deploy", "up", *WORDS, "--port", str(port)]) == 2
+    assert f"something else listens on 127.0.0.1:{port}; choose another port" in capsys.readouterr().err
+
+
+def test_a_federation_that_cannot_be_made_leaves_no_part_of_it(tmp_path, monkeypatch, capsys):
+    """The same words again, once they are right, are not refused for what the first left."""
+    assert cli.main(["deploy", "init", str(tmp_path / "f"), *WORDS, "engine.device='a\"b'"]) == 2
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "f").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(layout.certificates, "write_node_key", lambda folder: (folder / "node.key" / "x").read_text())
+        assert init(tmp_path / "f") == 1  # as where the disk is full
+    assert list((tmp_path / "f").iterdir()) == []
+    assert capsys.readouterr().err.splitlines()[1].startswith("failed: No such file or directory")
+    assert init(tmp_path / "f") == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"port": 8000}', '{"port": "x", "secure": true}', "\udcff"])
+def test_facts_edited_into_something_wrong_are_named(made, tmp_path, capsys, text):
+    server = tmp_path / "server"
+    shutil.copytree(made / "server", server)
+    (server / "federation.json").write_text(text, errors="surrogateescape")
+    for command in ("register", "run", "status"):
+        assert cli.main(["deploy", command, str(server)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {server / 'federation.json'}: ") and said.count("\n") == 1
+
+
+def test_a_key_is_registered_once_and_its_node_is_called_by_its_site(made, tmp_path, monkeypatch):
+    """With the answers that flwr 1.41 gives: a list without names, and no return code for a refusal."""
+    server = Server(shutil.copytree(made / "server", tmp_path / "server"))
+    known = {}
+
+    def flwr(self, *words):
+        if words[1] == "list":
+            answer = {"nodes": [{"node-id": str(node), "status": "registered"} for node in known.values()]}
+        elif (key := Path(words[2]).read_text()) in known or "broken" in key:
+            code = "code: 23] Public key already in use" if key in known else "code: 22] Invalid public key"
+            text = json.dumps({"success": False, "error-message": f"Using SuperLink: f (127.0.0.1:1)\n\n[{code}."})
+            return subprocess.CompletedProcess(words, 0, stdout=text, stderr="")
+        else:
+            answer = {"node-id": known.setdefault(key, 2**63 + len(known))}
+        return subprocess.CompletedProcess(words, 0, stdout=json.dumps({"success": True, **answer}), stderr="")
+
+    monkeypatch.setattr(Server, "_flwr", flwr)
+    assert server.register() == ["site-0", "site-1", "site-2"] and server.register() == []
+    (server.folder / "sites/site-1.pub").write_text("another key")
+    assert server.register() == ["site-1"]
+    names = [(node["node-id"], node["name"]) for node in server.nodes()]
+    assert names == [(str(2**63 + i), name) for i, name in enumerate(["site-0", "", "site-2", "site-1"])]
+    (server.folder / "sites/site-3.pub").write_text("broken")
+    with pytest.raises(DeployFailed, match="Invalid public key"):
+        server.register()
+
+
+def test_a_server_that_does_not_answer_is_one_line(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "server", tmp_path / "server")
+    monkeypatch.setattr(flower, "ANSWER_SECONDS", 0.01)
+    assert cli.main(["deploy", "status", str(tmp_path / "server")]) == 1
+    assert capsys.readouterr().err == "failed: flwr supernode: no answer in 0.01 s; does the SuperLink run?\n"
+
+
+def test_an_app_edited_into_something_wrong_is_named(made, tmp_path):
+    folder = tmp_path / "server"
+    shutil.copytree(made / "server", folder)
+    project = folder / "app/pyproject.toml"
+    project.write_text(project.read_text().replace("rounds = 2", "rounds = 0"))
+    assert cli.main(["deploy", "run", str(folder)]) == 2

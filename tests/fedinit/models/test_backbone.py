@@ -1,0 +1,93 @@
+"""Backbones: the embedded checkpoints, real weights where they are, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fedinit.config.compose import compose_config
+from fedinit.data.digits import load_digits
+from fedinit.errors import InputError
+from fedinit.models import build_backbone
+from fedinit.models.backbone import EMBEDDED_DIR
+
+VIT_TINY = Path(__file__).resolve().parents[4] / "shared/data/vit_tiny_patch16_224/vit_tiny_patch16_224.safetensors"
+
+embedded = pytest.mark.parametrize("name", ["glyph_vit", "glyph_mixer"])
+
+
+def settings(name: str, **changes):
+    return dataclasses.replace(compose_config([f"model={name}"]).model, **changes)
+
+
+@embedded
+def test_embedded_checkpoints_are_small_half_precision_and_say_how_they_were_made(name):
+    path = EMBEDDED_DIR / f"{name}.safetensors"
+    assert path.stat().st_size < 2_000_000
+    with safe_open(path, framework="pt") as file:
+        assert {file.get_tensor(k).dtype for k in file.keys()} == {torch.float16}  # noqa: SIM118
+        assert {"command", "provenance", "probe_trained", "probe_untrained"} <= file.metadata().keys()
+
+
+@embedded
+def test_embedded_features_know_glyphs(name):
+    """Nearest class mean on plain digits: at least 20 points above the same network untrained (measured: 40 and 26)."""
+    digits = load_digits()
+    plain = digits.domains == 0
+    accuracy = {}
+    for label, checkpoint in (("trained", settings(name).checkpoint), ("untrained", None)):
+        backbone = build_backbone(settings(name, checkpoint=checkpoint))
+        with torch.inference_mode():
+            x = backbone.module((digits.images[plain].float() / 255 - 0.5) / 0.5)
+        y, test = digits.labels[plain], digits.test[plain]
+        means = torch.stack([x[~test & (y == c)].mean(0) for c in range(10)])
+        accuracy[label] = float((torch.cdist(x[test], means).argmin(1) == y[test]).float().mean())
+    assert accuracy["trained"] > accuracy["untrained"] + 0.2, accuracy
+
+
+@embedded
+def test_a_backbone_is_frozen_and_its_digest_is_its_weights(name):
+    one, again = build_backbone(settings(name)), build_backbone(settings(name))
+    other = build_backbone(settings(name, checkpoint=None))
+    assert one.digest == again.digest != other.digest
+    assert not any(p.requires_grad for p in one.module.parameters()) and not one.module.training
+    assert one.module(torch.zeros(2, 1, 32, 32)).shape == (2, one.features)
+
+
+def test_untrained_weights_do_not_depend_on_what_was_drawn_before():
+    torch.manual_seed(1)
+    one = build_backbone(settings("glyph_vit", checkpoint=None)).digest
+    torch.manual_seed(2)
+    assert build_backbone(settings("glyph_vit", checkpoint=None)).digest == one
+
+
+@pytest.mark.skipif(not VIT_TINY.exists(), reason="needs the ViT-Tiny weights beside the checkout, which a clone lacks")
+def test_real_weights_load_and_their_positions_are_resampled():
+    """At 224 px every tensor is the file's; at 128 px the position grid shrinks from 14×14 to 8×8 and the class
+    token's position stays. Mean and std are the augreg weights' own, 0.5."""
+    from safetensors.torch import load_file
+
+    words = settings("vit_tiny", checkpoint=str(VIT_TINY))
+    whole = build_backbone(words)
+    found = load_file(VIT_TINY)
+    assert all(torch.equal(value, found[key]) for key, value in whole.module.state_dict().items())
+    small = build_backbone(dataclasses.replace(words, image_size=128))
+    assert small.input.height == 128 and small.input.mean == (0.5, 0.5, 0.5) == small.input.std
+    assert small.module.pos_embed.shape == (1, 65, 192)
+    torch.testing.assert_close(small.module.pos_embed[:, 0], found["pos_embed"][:, 0])
+
+
+def test_a_pretrained_name_without_a_network_is_refused_in_one_line(monkeypatch):
+    """timm's own weights come from a hub; where it cannot be reached, the message says what to give instead."""
+    import timm
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("cannot reach the hub\nand more lines")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(InputError, match=r"weights of vit_tiny.* could not be fetched \(cannot reach the hub\); give"):
+        build_backbone(settings("vit_tiny"))

@@ -1,0 +1,281 @@
+"""Quorum, resampling and replies that are not what they say: a round goes on without them, or the run ends clearly."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from flwr.app import Error, Message, MetricRecord, RecordDict
+
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit import wire
+from fedinit.errors import RunFailed
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
+from tests.support.small import small_config
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config())
+
+
+class Ledger(Observer):
+    def __init__(self):
+        self.lines = []
+
+    def event(self, kind, facts):
+        self.lines.append((kind, facts))
+
+
+class Lossy(LocalGrid):
+    """Loses the replies that `lost(client, how often it was asked to train)` names."""
+
+    lost = staticmethod(lambda client, time: False)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.asked = getattr(self, "asked", {})
+        kept = []
+        for message, reply in zip(messages, super().send_and_receive(messages, timeout=timeout), strict=True):
+            client = self.contexts[message.metadata.dst_node_id].node_config["partition-id"]
+            if message.metadata.message_type == "train":
+                self.asked[client] = self.asked.get(client, 0) + 1
+                if self.lost(client, self.asked[client]):
+                    continue
+            kept.append(reply)
+        return kept
+
+
+def run(site: Site, lost, *words: str):
+    grid, ledger = Lossy(Cohort(site), 3), Ledger()
+    grid.lost = lost
+    config = small_config("client.max_steps=1", *words)
+    return federate(config, grid, site.backbone, observers=[ledger]), ledger.lines, grid.asked
+
+
+def test_other_clients_take_the_places_of_those_that_failed(site):
+    """One of three is sampled; whoever it is, the first is lost, and one that was not asked yet takes its place."""
+    words = ("participation=0.34", "rounds=4", "quorum=1")
+    outcome, lines, asked = run(site, lambda client, time: client == 1, *words)
+    resampled = [facts for kind, facts in lines if kind == "resampled"]
+    assert resampled and all(1 not in facts["clients"] for facts in resampled)
+    again, same, _ = run(site, lambda client, time: client == 1, *words)
+    assert again.final_hash == outcome.final_hash and same == lines
+
+
+def test_who_gave_no_answer_is_asked_again_with_the_same_result(site):
+    """Where nobody else is left. The task given again gives the same bytes, so the run is the one without the loss."""
+    whole, _, _ = run(site, lambda client, time: False, "quorum=3", "rounds=1")
+    outcome, lines, asked = run(site, lambda client, time: client == 2 and time < 3, "quorum=3", "rounds=1")
+    assert outcome.final_hash == whole.final_hash and asked == {0: 1, 1: 1, 2: 3}
+    assert [kind for kind, _ in lines] == ["refused", "resampled", "refused", "resampled"]
+
+
+def test_no_quorum_ends_the_run_with_the_numbers(site):
+    with pytest.raises(RunFailed, match="round 1: 1 usable updates, the quorum is 2 .no_reply: nothing came in time"):
+        run(site, lambda client, time: client != 1, "quorum=0.5")
+    with pytest.raises(RunFailed, match="no usable update from any client .no_reply"):
+        run(site, lambda client, time: True)
+    outcome, _, _ = run(site, lambda client, time: client != 1, "quorum=1")
+    assert outcome.rounds == 2
+
+
+def test_of_two_replies_of_a_client_the_order_does_not_choose(site):
+    """A replayed reply with other content: one of the two counts, the same one whichever came first."""
+
+    class Doubling(LocalGrid):
+        shuffle = random.Random(0)
+
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if messages and messages[0].metadata.message_type == "train":
+                other = Message(replies[0].content.copy(), reply_to=messages[0])
+                other.content["metrics"] = MetricRecord({**other.content["metrics"], "num-examples": 7})
+                replies.append(other)
+                self.shuffle.shuffle(replies)
+            return replies
+
+    hashes = set()
+    for _ in range(4):
+        ledger = Ledger()
+        outcome = federate(small_config("rounds=1"), Doubling(Cohort(site), 3), site.backbone, observers=[ledger])
+        hashes.add(outcome.final_hash)
+        assert [(facts["client"], facts["code"]) for _, facts in ledger.lines] == [(0, "duplicate")]
+    assert len(hashes) == 1
+
+
+def test_a_reply_of_another_run_or_to_another_message_is_refused(site):
+    class Misled(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            if messages[0].metadata.message_type == "train":
+                replies[0].metadata.__dict__["_run_id"] = 99
+                replies[1].metadata.__dict__["_reply_to_message_id"] = "of another time"
+                replies.append(Message(Error(0, "who?"), reply_to=messages[2]))
+                replies[-1].metadata.__dict__["_src_node_id"] = 5
+            return replies
+
+    ledger = Ledger()
+    config = small_config("rounds=1", "quorum=1")
+    federate(config, Misled(Cohort(site), 3), site.backbone, observers=[ledger])
+    found = [(facts["client"], facts["code"]) for _, facts in ledger.lines]
+    assert found == [(-1, "not_asked"), (0, "run"), (1, "misdirected")]
+
+
+def test_evaluations_are_judged_too(site):
+    def spoiling(deliveries):
+        replies = cohort(deliveries)
+        for reply in replies:
+            if reply.metadata.message_type == "evaluate" and reply.metadata.src_node_id == 1000:
+                reply.content["metrics"]["correct"] = [10**6]
+            if reply.metadata.message_type == "evaluate" and reply.metadata.src_node_id == 1001:
+                del reply.content["metrics"]["domains"]
+        return replies
+
+    config, ledger = small_config("rounds=1", "evaluation=clients"), Ledger()
+    cohort = Cohort(site)
+    outcome = federate(config, LocalGrid(spoiling, 3), site.backbone, observers=[ledger])
+    assert [(kind, f["client"], f["code"]) for kind, f in ledger.lines] == [
+        ("evaluation_failed", 0, "metrics"),
+        ("evaluation_failed", 1, "missing_record"),
+    ]
+    assert list(outcome.score.whole) == ["thick"]
+
+
+class Adding(LocalGrid):
+    """Adds what `more(messages, replies)` makes to the replies of messages of one kind."""
+
+    kind, more = "evaluate", staticmethod(lambda messages, replies: [])
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if messages and messages[0].metadata.message_type == self.kind:
+            replies = [*replies, *self.more(messages, replies)]
+        return replies
+
+
+def counting(site: Site, more) -> tuple:
+    grid, ledger = Adding(Cohort(site), 3), Ledger()
+    grid.more = more
+    outcome = federate(small_config("rounds=1", "evaluation=clients"), grid, site.backbone, observers=[ledger])
+    return outcome.score, [(kind, facts["client"], facts["code"]) for kind, facts in ledger.lines]
+
+
+def test_an_evaluation_is_counted_once_and_of_those_that_were_asked(site):
+    """A second answer, a stranger's, and one to another question: the score is that of the honest ones."""
+
+    def claim(message: Message, node: int | None = None, **about) -> Message:
+        """That a million of a million are right."""
+        made = Message(RecordDict(), reply_to=message)
+        rows = {"domains": [0], "correct": [10**6], "num-examples": [10**6], "round": 1}
+        made.content["metrics"] = MetricRecord(rows)
+        made.metadata.__dict__.update({"_src_node_id": node or message.metadata.dst_node_id, **about})
+        return made
+
+    honest, lines = counting(site, lambda messages, replies: [])
+    assert honest is not None and not lines
+    score, lines = counting(
+        site,
+        lambda messages, replies: [
+            claim(messages[0], node=77),
+            claim(messages[1], _run_id=9),
+            claim(messages[1], _reply_to_message_id="of another time"),
+            replies[2],
+        ],
+    )
+    assert score == honest
+    assert sorted(lines) == [
+        ("evaluation_failed", -1, "not_asked"),
+        ("evaluation_failed", 1, "misdirected"),
+        ("evaluation_failed", 1, "run"),
+        ("evaluation_failed", 2, "duplicate"),
+    ]
+
+
+@pytest.mark.parametrize("more", [-1, 1, 10**6])
+def test_an_evaluation_is_over_the_test_images_that_its_client_has(site, more):
+    """A client's own reply, with the sums of fewer or more images than it said it has: refused, not averaged."""
+
+    def inflate(messages, replies):
+        rows = replies[0].content["metrics"]
+        rows["num-examples"] = [rows["num-examples"][0] + more]
+        rows["correct"] = rows["num-examples"]
+        return []
+
+    score, lines = counting(site, inflate)
+    assert score is not None and lines == [("evaluation_failed", 0, "metrics")]
+
+
+def test_evaluations_of_nothing_leave_a_run_without_a_score(site):
+    def empty(deliveries):
+        replies = cohort(deliveries)
+        for reply in replies:
+            if reply.metadata.message_type == "evaluate":
+                reply.content["metrics"] = MetricRecord({"domains": [], "correct": [], "num-examples": [], "round": 1})
+        return replies
+
+    config, ledger = small_config("rounds=1", "evaluation=clients"), Ledger()
+    cohort = Cohort(site)
+    outcome = federate(config, LocalGrid(empty, 3), site.backbone, observers=[ledger])
+    assert outcome.score is None and outcome.rounds == 1
+    assert [facts["code"] for _, facts in ledger.lines] == ["metrics"] * 3
+
+
+def test_a_lost_evaluation_costs_no_update(site):
+    """It carried the base: the client is taken to hold nothing of it, and the next round sends it whole."""
+
+    class Losing(LocalGrid):
+        def push_messages(self, messages):
+            if messages[0].metadata.message_type == "evaluate" and messages[0].content["config"]["round"] == 1:
+                self.kept = super().push_messages(messages[1:])
+                return ["lost", *self.kept]
+            return super().push_messages(messages)
+
+    config, ledger = small_config("strategy=flora", "rounds=2", "evaluation=clients"), Ledger()
+    outcome = federate(config, Losing(Cohort(site), 3), site.backbone, observers=[ledger])
+    assert [(kind, facts["client"], facts["code"]) for kind, facts in ledger.lines] == [
+        ("evaluation_failed", 0, "no_reply")
+    ]
+    assert outcome.final_hash == federate(config, LocalGrid(Cohort(site), 3), site.backbone).final_hash
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda reply: reply.content.clear(),
+        lambda reply: reply.content["config"].pop("num-examples"),
+        lambda reply: reply.content["config"].__setitem__("partition-id", -1),
+        lambda reply: reply.content["config"].__setitem__("classes", 7),
+        lambda reply: reply.content["config"].__setitem__("score", "beauty"),
+    ],
+    ids=["nothing", "short", "negative", "number", "score"],
+)
+def test_who_cannot_say_who_it_is_ends_the_run_in_one_line(site, spoil):
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        if deliveries[0][0].metadata.message_type == "query.describe":
+            spoil(replies[1])
+        return replies
+
+    cohort = Cohort(site)
+    with pytest.raises(RunFailed, match="a client could not start: what it says of itself cannot be used") as caught:
+        federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["twice", "stranger"])
+def test_a_second_introduction_and_a_strangers_change_nothing(site, twice):
+    def more(messages, replies):
+        other = Message(wire.clone(replies[1].content), reply_to=messages[1])
+        other.content["config"]["num-examples"] = 10**6
+        other.metadata.__dict__["_src_node_id"] = 1001 if twice else 77
+        return [other] if twice else [other, other]
+
+    plain = federate(small_config("rounds=1"), LocalGrid(Cohort(site), 3), site.backbone)
+    grid, ledger = Adding(Cohort(site), 3), Ledger()
+    grid.kind, grid.more = "query.describe", more
+    outcome = federate(small_config("rounds=1"), grid, site.backbone, observers=[ledger])
+    assert outcome.final_hash == plain.final_hash
+    assert {kind for kind, _ in ledger.lines} == {"node_refused"}
