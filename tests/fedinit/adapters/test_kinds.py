@@ -9,7 +9,7 @@ from torch import Tensor
 from fedinit.adapters.contract import Frozen, Kind
 from fedinit.adapters.core import BLOCK_SCALES, CoreFactors
 from fedinit.adapters.dora import DoRAFactors
-from fedinit.adapters.kinds import KINDS, kind_of, of_parts, trained_kind
+from fedinit.adapters.kinds import KINDS, kind_of, of_parts, trained_as
 from fedinit.adapters.vera import VeRAFactors
 from fedinit.factors import PARTS, Factors, leading
 
@@ -37,7 +37,7 @@ def bank_of(name: str) -> tuple[Kind, list[Factors], dict[str, Tensor], frozense
     """A kind, its clients, and their leaves in a bank that trains all there is."""
     clients = [drawn(name, rank, 10 * i) for i, rank in enumerate(RANKS)]
     trainable = frozenset(clients[0].parts) | ({BLOCK_SCALES} if name == "blocks" else set())
-    kind = trained_kind(clients[0], trainable)
+    kind, _ = trained_as(clients, trainable)
     return kind, clients, kind.stack(clients, 0, trainable), trainable
 
 
@@ -109,8 +109,9 @@ def test_a_blank_has_the_shapes_of_its_kind_at_the_rank_of_another(name: str) ->
 
 def test_what_does_not_learn_is_absorbed() -> None:
     for name in ("core", "blocks", "vera"):
-        assert trained_kind(drawn(name, 4, 0), frozenset({"A", "B"})) is KINDS["lora"]
-    assert trained_kind(drawn("dora", 4, 0), frozenset()) is KINDS["dora"]  # its magnitudes count all the same
+        kind, (plain,) = trained_as([drawn(name, 4, 0)], frozenset({"A", "B"}))
+        assert kind is KINDS["lora"] and type(plain) is Factors
+    assert trained_as([drawn("dora", 4, 0)], frozenset())[0] is KINDS["dora"]  # its magnitudes count all the same
 
 
 def test_tensors_that_make_no_factors_together_are_refused() -> None:
