@@ -82,7 +82,7 @@ class Factors:
     def blank(self, like: Factors) -> Factors:
         """Factors of zeros of this kind and layer, at the rank of `like`."""
         d, k = self.shape
-        return Factors(torch.zeros(like.rank, k), torch.zeros(d, like.rank))
+        return Factors(self.A.new_zeros(like.rank, k), self.B.new_zeros(d, like.rank))
 
     @property
     def is_zero(self) -> bool:

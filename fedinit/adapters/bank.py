@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedinit.adapters.contract import Frozen, Kind, side_by_side
-from fedinit.adapters.kinds import KINDS, trained_kind
+from fedinit.adapters.contract import Frozen, Kind
+from fedinit.adapters.kinds import KINDS, trained_as
 from fedinit.factors import Factors, leading
 from fedinit.models.backbone import Backbone
 
@@ -43,15 +43,18 @@ class BankLinear(nn.Module):
         """Leave out the clients' adapters. folded: the weight (d, k) in place of the base's."""
         self.folded, self.leaves, self.offset = folded, {}, ()
 
-    def load(self, products: Sequence[Factors], offsets: Sequence[Factors], trainable: frozenset[str], room: int):
+    def load(
+        self, products: Sequence[Factors], offsets: Sequence[Factors], trainable: frozenset[str], room: int
+    ) -> None:
         """Take K clients' factors, and products that belong to their bases, K or none."""
         self.clear()
         device = self.weight.device
-        self.kind, self.ranks = trained_kind(products[0], trainable), [p.rank for p in products]
+        self.kind, products = trained_as(products, trainable)
+        self.ranks = [p.rank for p in products]
         self.leaves = {part: leaf.to(device) for part, leaf in self.kind.stack(products, room, trainable).items()}
         if offsets:
-            pair = side_by_side([o.absorb() for o in offsets], room, "A", "B")
-            self.offset = (pair["A"].to(device), pair["B"].to(device))
+            under = KINDS["lora"].stack([o.absorb() for o in offsets], room, trainable)
+            self.offset = (under["A"].to(device), under["B"].to(device))
 
     def client(self, i: int) -> Factors:
         """Client i's factors, at its own rank."""

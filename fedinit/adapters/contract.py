@@ -68,19 +68,21 @@ class Kind(ABC):
 
     # -- K clients in a bank -----------------------------------------------------------------------------------------
 
-    @abstractmethod
     def stack(self, products: Sequence[Factors], room: int, trainable: frozenset[str]) -> dict[str, Tensor]:
         """The clients' tensors side by side, at the highest rank among them, or `room`, padded with zeros; and what
         else of `trainable` there is in a bank alone."""
+        rank = max(room, *(p.rank for p in products))
+        padded = [pad(p, rank).parts for p in products]
+        return {part: torch.stack([own[part] for own in padded]) for part in products[0].parts}
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
         """(n, t, d), the layer's outputs of the first n clients for their inputs x (n, t, k). mask: of x's shape,
         dropout on the adapters' input. scale: s."""
 
-    @abstractmethod
     def client(self, leaves: Leaves, i: int) -> Factors:
         """The factors of client i, padding included; views where they can be."""
+        return self.product(**{part: leaf[i] for part, leaf in leaves.items()})
 
     @abstractmethod
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
@@ -101,10 +103,3 @@ class Kind(ABC):
             "lora_dropout": dropout,
             "use_dora": False,
         }
-
-
-def side_by_side(products: Sequence[Factors], room: int, *parts: str) -> dict[str, Tensor]:
-    """{part: (K, …)} at the highest rank of the clients, or `room`."""
-    rank = max(room, *(p.rank for p in products))
-    padded = [pad(p, rank).parts for p in products]
-    return {part: torch.stack([own[part] for own in padded]) for part in parts}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.adapted import Adapted
-from fedinit.adapters.contract import Frozen, Leaves, side_by_side
+from fedinit.adapters.contract import Frozen, Leaves
 from fedinit.adapters.lora import LoRA
 from fedinit.factors import Factors, resized
 
@@ -80,7 +80,7 @@ class Core(LoRA):
         return "R" in trainable
 
     def stack(self, products: Sequence[Factors], room: int, trainable: frozenset[str]) -> dict[str, Tensor]:
-        leaves = side_by_side(products, room, "A", "B", "R")
+        leaves = super().stack(products, room, trainable)
         if self.full:
             leaves["R"] = leaves["R"][:, None]
         if BLOCK_SCALES in trainable:

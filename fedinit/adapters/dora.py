@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.adapted import Adapted
-from fedinit.adapters.contract import Frozen, Leaves, side_by_side
+from fedinit.adapters.contract import Frozen, Leaves
 from fedinit.adapters.lora import LoRA
 from fedinit.factors import Factors, mean
 
@@ -79,9 +79,6 @@ class DoRA(LoRA):
         """m = ‖W + s·B0A0‖, which leaves the model as it was."""
         return DoRAFactors(drawn.A, drawn.B, m=magnitudes(weight, whole.A, whole.B, scale).float())
 
-    def stack(self, products: Sequence[Factors], room: int, trainable: frozenset[str]) -> dict[str, Tensor]:
-        return side_by_side(products, room, "A", "B", "m")
-
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
         n = len(x)
         A, B = leaves["A"][:n], leaves["B"][:n]
@@ -90,9 +87,6 @@ class DoRA(LoRA):
             norms = row_norms(frozen.weight, frozen.squares, A, B, scale)  # (n, d)
         y = y * (leaves["m"][:n] / norms)[:, None]
         return y if frozen.bias is None else y + frozen.bias
-
-    def client(self, leaves: Leaves, i: int) -> Factors:
-        return DoRAFactors(leaves["A"][i], leaves["B"][i], m=leaves["m"][i])
 
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
         return leaves["m"].shape[1] if part == "m" else super().parameter_count(part, rank, leaves)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -27,10 +27,10 @@ def kind_of(factors: Factors) -> Kind:
     return next(kind for kind in KINDS.values() if kind.product is type(factors))
 
 
-def trained_kind(factors: Factors, trainable: frozenset[str]) -> Kind:
-    """The kind that a bank trains factors as: their own, or LoRA with the rest absorbed, where that does not learn."""
-    kind = kind_of(factors)
-    return kind if kind.learns(trainable) else KINDS["lora"]
+def trained_as(clients: Sequence[Factors], trainable: frozenset[str]) -> tuple[Kind, Sequence[Factors]]:
+    """What a bank trains clients' factors as: themselves, or LoRA with the rest absorbed, where that does not learn."""
+    kind = kind_of(clients[0])
+    return (kind, clients) if kind.learns(trainable) else (KINDS["lora"], [f.absorb() for f in clients])
 
 
 def of_parts(parts: Mapping[str, Tensor]) -> Factors:

@@ -9,14 +9,14 @@ a zero column of B give each other no gradient, so they stay exactly zero.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
 from torch import Tensor
 
 from fedinit.adapters.adapted import Adapted
-from fedinit.adapters.contract import Frozen, Kind, Leaves, side_by_side
+from fedinit.adapters.contract import Frozen, Kind, Leaves
 from fedinit.factors import Factors
 
 
@@ -26,15 +26,9 @@ class LoRA(Kind):
     product: ClassVar[type[Factors]] = Factors
     files: ClassVar[Mapping[str, str]] = MappingProxyType({"A": "lora_A.weight", "B": "lora_B.weight"})
 
-    def stack(self, products: Sequence[Factors], room: int, trainable: frozenset[str]) -> dict[str, Tensor]:
-        return side_by_side([p.absorb() for p in products], room, "A", "B")
-
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
         n = len(x)
         return Adapted.apply(x, mask, frozen.weight, frozen.bias, leaves["A"][:n], leaves["B"][:n], None, scale)
-
-    def client(self, leaves: Leaves, i: int) -> Factors:
-        return Factors(leaves["A"][i], leaves["B"][i])
 
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
         return rank * (leaves["A"].shape[2] if part == "A" else leaves["B"].shape[1])

@@ -63,6 +63,8 @@ class LoRAFAIR(Aggregator):
         return super().objection(kind)
 
     def sums(self, round: int) -> tuple[str, ...]:
+        """B̄ in "(B̄ᵀB)A" is the corrected one with side=both. With VeRA the second phase is of d numbers, ⟨ΔW_j, v_j⟩ of
+        `corrected_b`."""
         if self.solver != "closed_form":  # the cosine's own ‖ΔW‖
             return ("A", "B", "BA")
         second = {"B": ("B(AĀᵀ)",), "A": ("(B̄ᵀB)A",), "both": ("B(AĀᵀ)", "(B̄ᵀB)A")}

@@ -21,10 +21,9 @@ from strategies.aggregator import Aggregator
 class RBLA(Aggregator):
     mixed_ranks: ClassVar[bool] = True
 
-    no_sum: ClassVar[str] = "each slice of rank has weights of its own, p_i over those of the clients that own it"
-
     def sums(self, round: int) -> tuple[str, ...]:
-        return ()
+        """Row j of a padded sum is that of its owners; their weight, by which it is divided, follows from the ranks."""
+        return ("A", "B")
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         rows, columns, low = [], [], 0
