@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ from fedinit.errors import InputError, RunFailed
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run
+from fedinit.runs.result import Run
 from fedinit.runs.stopping import listening
 from fedinit.runs.table import print_summary
 from fedinit.transport.local import LocalGrid
@@ -35,7 +37,20 @@ from strategies.server.federation import Outcome, client_ranks, federate
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
 
-def simulate(config: Config, console: Console) -> dict:
+def run(*words: str, quiet: bool = True) -> Run:
+    """One run from the words of the command line, ``run("strategy=lora_fair", "rounds=3")``: ``fedinit.run``.
+
+    The same words give the same run in the same folder: one that is done is only read, one that was stopped goes on.
+    quiet: nothing is printed. Raises InputError for wrong words, RunFailed for a run that cannot go on.
+    """
+    if {"-m", "--multirun"} & set(words):
+        raise InputError("-m: a sweep is the command line's, python run_sim.py -m …; here, call run for each")
+    (config,) = configurations(words, multirun=False)
+    simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))
+    return Run(run_folder.place(config))
+
+
+def simulate(config: Config, console: Console) -> dict[str, Any]:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown."""
     check_method(config)
     folder = run_folder.place(config)
@@ -50,7 +65,7 @@ def simulate(config: Config, console: Console) -> dict:
     opened = open_run(config, console)
     try:
         head_alone = reference(config, site, opened, console)
-        outcome = run(config, site, opened, console)
+        outcome = federated(config, site, opened, console)
         final = outcome.aggregate
         summary = outcome.summary() | {"head_alone": head_alone}
         return opened.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, summary)
@@ -58,7 +73,7 @@ def simulate(config: Config, console: Console) -> dict:
         opened.folder.close()
 
 
-def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict | None:
+def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:
     """The same budget with the adapters frozen, where that is wanted; its figures."""
     without = config.strategy.name == "head_alone" or config.head.name == "none"
     if without or not config.evaluation.head_alone:
@@ -69,10 +84,10 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
     plain["init"] = Choice(name="kaiming")
     plain["adapter"] = plain_lora(config.adapter)
     short = dataclasses.replace(config, evaluation=last_only, **plain)
-    return run(short, site, opened, console, Choice(name="head_alone")).summary()
+    return federated(short, site, opened, console, Choice(name="head_alone")).summary()
 
 
-def run(config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None) -> Outcome:
+def federated(config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None) -> Outcome:
     """One federated run over the in-process grid, with a progress display; `method` makes it a reference run, which
     leaves nothing but its checkpoints."""
     cohort = Cohort(site)

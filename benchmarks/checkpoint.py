@@ -37,8 +37,8 @@ class Clock(Observer):
         self.rounds: list[float] = []
         self.calls: dict[str, list[float]] = {}
 
-    def round_done(self, numbers: RoundReport) -> None:
-        self.rounds.append(numbers.seconds)
+    def round_done(self, report: RoundReport) -> None:
+        self.rounds.append(report.seconds)
 
     def timed(self, name: str, work: Callable) -> Callable:
         def measured(*args, **kwargs):

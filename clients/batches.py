@@ -50,17 +50,13 @@ def losses(logits: Tensor, labels: Tensor, now: Step, loss: str) -> Tensor:
     """(active,) each client's mean loss of a step, from logits (active, b, outputs); labels: (n, …) of the data set;
     loss: its name, `client.loss`."""
     own = labels[now.indices].to(logits.device)  # (active, b) or (active, b, outputs)
-    each = choose_loss(loss, numbers=own.is_floating_point())(logits.flatten(0, 1), own.flatten(0, 1))
+    each = choose_loss(loss, own.is_floating_point())(logits.flatten(0, 1), own.flatten(0, 1))
     return (each.view(now.weight.shape) * now.weight.to(logits.device)).sum(1)
 
 
 def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
     """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel; what is float32 stays as it is."""
-    if images.is_floating_point():
-        return images.to(device)
-    mean = torch.tensor(spec.mean, device=device).view(1, -1, 1, 1) * 255
-    std = torch.tensor(spec.std, device=device).view(1, -1, 1, 1) * 255
-    return images.to(device).float().sub_(mean).div_(std)
+    return spec.normalise(images, device)
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:

@@ -18,8 +18,9 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn, cast
 
 from rich.console import Console
 
@@ -36,7 +37,7 @@ from fedinit.runs.table import print_summary
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see fedinit --help")
 
 
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _init(options: argparse.Namespace, words: Sequence[str], say) -> None:
+def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> None:
     config = _configuration(words)
     sites = _sites(config, options.sites)
     federation = layout.Federation(
@@ -165,7 +166,7 @@ def _sites(config: Config, given: int | None) -> int:
         raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
     if None not in (given, said) and given != said:
         raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
-    return said if given is None else given
+    return cast(int, said if given is None else given)
 
 
 def _show_result(config: Config, folder: Path, console: Console) -> None:

@@ -28,13 +28,13 @@ def l1(outputs: Tensor, targets: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": cross_entropy, "l1": l1, "l2": l2}
 
 
-def choose_loss(name: str, numbers: bool) -> Callable[[Tensor, Tensor], Tensor]:
+def choose_loss(name: str, is_regression: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss by name; `auto` is cross_entropy for classes and l2 for numbers. Raises InputError for a loss of the
     other kind."""
-    fitting = ("l2", "l1") if numbers else ("cross_entropy",)
+    fitting = ("l2", "l1") if is_regression else ("cross_entropy",)
     if name == "auto":
         name = fitting[0]
     if name not in fitting:
-        kind = "numbers" if numbers else "classes"
+        kind = "numbers" if is_regression else "classes"
         raise InputError(f"client.loss={name}: the data's targets are {kind}; expected auto or {' or '.join(fitting)}")
     return LOSSES[name]

@@ -96,8 +96,7 @@ class RecoveryError(Score):
 
     @staticmethod
     def admits(part: object, whole: object) -> bool:
-        numbers = type(part) is float and type(whole) is float
-        return numbers and 0 <= part < math.inf and 0 < whole < math.inf
+        return type(part) is float and type(whole) is float and 0 <= part < math.inf and 0 < whole < math.inf
 
     @staticmethod
     def show(value: float) -> str:

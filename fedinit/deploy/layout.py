@@ -32,9 +32,15 @@ ALWAYS = ("localhost", "127.0.0.1")  # the operator's own tools reach the server
 
 @dataclass(frozen=True, kw_only=True)
 class Federation:
-    """hosts: the server's names and addresses, the first of which the sites connect to. node_ports: one a site, for
-    Flower's own use between a SuperNode and the processes that it starts. secure: TLS and node authentication.
-    installed: where server/ or a site's folder will lie, for the systemd units. days: how long certificates hold."""
+    """How a federation is laid out.
+
+    hosts: the server's names and addresses, the first of which the sites connect to.
+    port: TCP, of the server.
+    node_ports: TCP, one a site, for Flower's own use between a SuperNode and the processes that it starts.
+    secure: TLS and node authentication.
+    installed: the absolute path that server/ or a site's folder will lie in, for the systemd units.
+    days: how long certificates hold.
+    """
 
     hosts: Sequence[str]
     port: int

@@ -9,6 +9,7 @@ import contextlib
 import shutil
 import signal
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from fedinit.config import site as site_settings
@@ -23,7 +24,15 @@ class LocalFederation:
     """The processes of a federation in `folder`. `start` brings all of them up, `stop` ends what is left."""
 
     def __init__(self, folder: Path, config: Config, sites: int, secure: bool, port: int | None = None) -> None:
-        """Raises InputError for a port that is in use."""
+        """
+        folder: a new one, which the keys, scripts and logs go into.
+        config: of the run, with places that are this machine's.
+        sites: how many SuperNodes there are.
+        secure: TLS and registered keys.
+        port: TCP, of the SuperLink; None: one that is free.
+
+        Raises InputError for a port that is in use.
+        """
         if port is not None:
             check_port_free(port)
         self.folder, self.port = folder, port or free_port()
@@ -70,7 +79,7 @@ class LocalFederation:
         return Process(name, ["/bin/sh", str(script)], log, environment(script.parent / "flwr"))
 
 
-def run_locally(config: Config, sites: int, secure: bool, port: int | None, say) -> None:
+def run_locally(config: Config, sites: int, secure: bool, port: int | None, say: Callable[[str], None]) -> None:
     """One run in a federation that is taken down again, whatever happens. Its logs are kept where it failed.
 
     config: with an absolute output_dir, since the ServerApp runs in a folder of its own.

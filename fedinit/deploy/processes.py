@@ -35,9 +35,15 @@ def environment(flwr_home: Path) -> dict[str, str]:
 
 
 class Process:
-    """A program that runs until `stop`. Its output goes to a file, whose end is shown when it fails."""
+    """A program that runs until `stop`, with all that it starts."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        """
+        name: for messages.
+        command: the program and its words.
+        log: the file that its output is appended to, whose end is shown when it fails.
+        env: all of its variables; None: those of this process.
+        """
         self.name, self.log = name, log
         with open(log, "ab") as out:
             # A session of its own: Ctrl-C goes to whoever started this, who then ends its processes in order.

@@ -6,12 +6,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.data import resolve_model_data_config
-from timm.layers import resample_abs_pos_embed
+from timm.data.config import resolve_model_data_config
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -38,6 +39,24 @@ class InputSpec:
     width: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def normalise(self, images: Tensor, device: torch.device) -> Tensor:
+        """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel; what is float32 stays as it is."""
+        if images.is_floating_point():
+            return images.to(device)
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        return images.to(device).float().sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class TakesImages:
+    """A forward pre-hook by which a model takes images as data sources have them, on whichever device."""
+
+    input: InputSpec
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.input.normalise(args[0], next(module.parameters()).device), *args[1:]
 
 
 @dataclass(frozen=True)
@@ -88,10 +107,10 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     if settings.checkpoint:
         _load(module, settings.checkpoint, settings.sha256)
     module.eval().requires_grad_(False)
-    return Backbone(module=module, features=module.num_features, input=_input_spec(module, settings, kwargs))
+    return Backbone(module=module, features=cast(int, module.num_features), input=_input_spec(module, settings, kwargs))
 
 
-def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, object]) -> InputSpec:
+def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, Any]) -> InputSpec:
     own = resolve_model_data_config(module)
     channels = int(kwargs.get("in_chans", own["input_size"][0]))
     size = kwargs.get("img_size", own["input_size"][1:])
@@ -148,10 +167,10 @@ def _load(module: nn.Module, source: str, sha256: str | None) -> None:
 
 def _resample_positions(module: nn.Module, found: dict[str, Tensor]) -> None:
     position = found.get("pos_embed")
-    own = getattr(module, "pos_embed", None)
+    own: Tensor | None = getattr(module, "pos_embed", None)
     if position is None or own is None or position.shape == own.shape or position.shape[-1] != own.shape[-1]:
         return
-    grid = module.patch_embed.grid_size
+    grid: tuple[int, int] = cast(Any, module.patch_embed).grid_size
     prefix = own.shape[1] - grid[0] * grid[1]
     if prefix >= 0 and int((position.shape[1] - prefix) ** 0.5) ** 2 == position.shape[1] - prefix:
         found["pos_embed"] = resample_abs_pos_embed(position, new_size=list(grid), num_prefix_tokens=prefix)

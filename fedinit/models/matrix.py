@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 
 class Matrix(nn.Module):
-    """W: (rows, columns), frozen at zero, in a linear layer named "weight".
-
-    observe: ``full`` maps an input (n, 1, 1, columns) to the product W x, (n, rows); ``gaussian`` maps a sensing matrix
-    (n, 1, rows, columns) to the one number ⟨M, W⟩, (n, 1). num_classes is timm's, and not used.
-    """
+    """W: (rows, columns), frozen at zero, in a linear layer named "weight"."""
 
     def __init__(self, rows: int, columns: int, observe: Literal["full", "gaussian"], num_classes: int = 0) -> None:
+        """
+        rows, columns: of W, two or more each.
+        observe: ``full`` maps an input (n, 1, 1, columns) to the product W x, (n, rows); ``gaussian`` maps a sensing
+            matrix (n, 1, rows, columns) to the one number ⟨M, W⟩, (n, 1).
+        num_classes: timm's, and not used.
+
+        Raises ValueError for other values.
+        """
         super().__init__()
         if min(rows, columns) < 2 or observe not in ("full", "gaussian"):
             raise ValueError(f"expected rows and columns of 2 or more, and observe full or gaussian; got {observe!r}")

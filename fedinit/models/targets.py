@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -60,10 +60,11 @@ def shared_inputs(backbone: Backbone, targets: Iterable[str]) -> dict[str, str]:
     """
     seen: dict[str, torch.Tensor] = {}  # kept, so that no memory is used twice and the addresses tell tensors apart
     module, spec = backbone.module, backbone.input
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
-        for name in targets
-    ]
+
+    def remember(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+        return lambda _, args: seen.__setitem__(name, args[0])
+
+    hooks = [module.get_submodule(name).register_forward_pre_hook(remember(name)) for name in targets]
     try:
         module(torch.zeros(1, spec.channels, spec.height, spec.width, device=next(module.parameters()).device))
     finally:

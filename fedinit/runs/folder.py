@@ -18,7 +18,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -54,15 +54,16 @@ def place(config: Config) -> Path:
     return path
 
 
-def configured(folder: Path) -> Config:
-    """The configuration that the run in this folder was begun with. Raises InputError when there is none, and for a run
-    of another format."""
+def configured(folder: Path, named: str | None = None) -> Config:
+    """The configuration that the run in this folder was begun with. Raises InputError when there is none, and for a run of
+    another format. named: what the error calls the folder; None: as `resume` names it."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except (OSError, ValueError, YAMLError) as error:
-        raise InputError(f"resume={folder}: not the folder of a run; it has no readable config.yaml") from error
+        what = f"resume={folder}" if named is None else named
+        raise InputError(f"{what}: not the folder of a run; it has no readable config.yaml") from error
     refuse_other_format(folder / FOLDER)  # first: it may have had other keys
-    return load(values)
+    return load(cast("dict[str, Any]", values))
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -79,11 +80,16 @@ class RunFolder(Observer):
     """Creates the folder, or opens one whose run goes on, and keeps its files.
 
     An earlier run of the same configuration that does not go on is moved aside to <folder>.1, .2, …, never overwritten.
-    Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
-    holds no checkpoint. `close` it at the end.
+    `close` it at the end.
     """
 
     def __init__(self, config: Config) -> None:
+        """
+        config: what is to be run; `place` says where.
+
+        Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
+        holds no checkpoint.
+        """
         self.path = place(config)
         self._lock: int | None = None
         self._domains: Sequence[str] = ()
@@ -158,28 +164,28 @@ class RunFolder(Observer):
         )
         (self.path / "ledger.jsonl").touch()
 
-    def round_zero_done(self, numbers: RoundReport) -> None:
-        if numbers.clients:  # a round of its own, where clients measured something
-            self.round_done(numbers)
+    def round_zero_done(self, report: RoundReport) -> None:
+        if report.clients:  # a round of its own, where clients measured something
+            self.round_done(report)
 
-    def round_done(self, numbers: RoundReport) -> None:
-        score = numbers.score
+    def round_done(self, report: RoundReport) -> None:
+        score = report.score
         by_domain = score.by_domain if score else {}
-        count = len(numbers.clients)
-        loss = "" if numbers.train_loss is None else numbers.train_loss
+        count = len(report.clients)
+        loss = "" if report.train_loss is None else report.train_loss
         self._row(
             "metrics.csv",
-            [numbers.round, f"{numbers.seconds:.3f}", count, loss, score.mean if score else ""]
+            [report.round, f"{report.seconds:.3f}", count, loss, score.mean if score else ""]
             + [by_domain.get(d, "") for d in self._domains]
-            + [numbers.bytes_up, numbers.bytes_down, *(numbers.diagnostics.get(d, "") for d in self._diagnostics)]
+            + [report.bytes_up, report.bytes_down, *(report.diagnostics.get(d, "") for d in self._diagnostics)]
             + [
-                sum(getattr(c, key) for c in numbers.clients) / count if count else ""
+                sum(getattr(c, key) for c in report.clients) / count if count else ""
                 for key in ("drift_factors", "drift_product")
             ],
         )
-        for c in numbers.clients:
+        for c in report.clients:
             loss = "" if c.loss is None else c.loss
-            row = [numbers.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
+            row = [report.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
             self._row("clients.csv", [*row, c.optimizer_state])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:

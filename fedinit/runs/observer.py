@@ -59,13 +59,13 @@ class Observer:
 
     def started(self, rounds: int, roster: Roster) -> None: ...
 
-    def round_zero_done(self, numbers: RoundReport) -> None:
+    def round_zero_done(self, report: RoundReport) -> None:
         """What comes before training is done; round 0."""
 
     def resumed(self, round: int) -> None:
         """After `started`, in a run that goes on from the checkpoint of `round`."""
 
-    def round_done(self, numbers: RoundReport) -> None: ...
+    def round_done(self, report: RoundReport) -> None: ...
 
     def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
         """The global model, by wire name: what round 1 starts from (0), after round 1 and every evaluated round."""

@@ -12,9 +12,13 @@ from fedinit.runs.observer import Observer, Roster, RoundReport
 
 
 class ProgressObserver(Observer):
-    """label: what is being run, at the start of the line."""
+    """Shows a run's rounds while they pass."""
 
     def __init__(self, console: Console, label: str) -> None:
+        """
+        console: where it prints.
+        label: what is being run, at the start of every line.
+        """
         self.console, self.label = console, label
         self.bar: Progress | None = None
         self.score = ""
@@ -43,26 +47,26 @@ class ProgressObserver(Observer):
         else:
             self.console.print(f"{self.label}: goes on after round {round}")
 
-    def round_done(self, numbers: RoundReport) -> None:
-        if numbers.score is not None:
-            self.score = f", {numbers.score}"
-        loss = f"{numbers.train_loss:.3f}" if numbers.train_loss >= 0.001 else f"{numbers.train_loss:.1e}"
-        facts = f"{len(numbers.clients)} clients, loss {loss}{self.score}"
+    def round_done(self, report: RoundReport) -> None:
+        if report.score is not None:
+            self.score = f", {report.score}"
+        loss = "" if report.train_loss is None else f", loss {_shown(report.train_loss)}"
+        facts = f"{len(report.clients)} clients{loss}{self.score}"
         if self.bar is not None:
             self.bar.update(self.task, advance=1, facts=facts)
-            if numbers.round == self.rounds:
+            if report.round == self.rounds:
                 self.bar.stop()
-        elif numbers.score is not None:
-            self.console.print(f"{self.label}: round {numbers.round}/{self.rounds}, {facts}, {numbers.seconds:.1f} s")
+        elif report.score is not None:
+            self.console.print(f"{self.label}: round {report.round}/{self.rounds}, {facts}, {report.seconds:.1f} s")
 
-    def round_zero_done(self, numbers: RoundReport) -> None:
-        if not numbers.clients:  # nobody had anything to measure
+    def round_zero_done(self, report: RoundReport) -> None:
+        if not report.clients:  # nobody had anything to measure
             return
-        facts = f"statistics of {len(numbers.clients)} clients, {numbers.bytes_up / 1e6:.1f} MB up"
+        facts = f"statistics of {len(report.clients)} clients, {report.bytes_up / 1e6:.1f} MB up"
         if self.bar is not None:
             self.bar.update(self.task, facts=facts)
         else:
-            self.console.print(f"{self.label}: round 0, {facts}, {numbers.seconds:.1f} s")
+            self.console.print(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         text = ", ".join(f"{key} {value}" for key, value in facts.items())
@@ -72,3 +76,7 @@ class ProgressObserver(Observer):
         """Leave the terminal in order, also after a failure."""
         if self.bar is not None:
             self.bar.stop()
+
+
+def _shown(loss: float) -> str:
+    return f"{loss:.3f}" if loss >= 0.001 else f"{loss:.1e}"

@@ -31,7 +31,15 @@ def create_tracker(config: Config, folder: Path, console: Console) -> Observer |
 
 
 class WandbTracker(Observer):
+    """Sends every round's figures to wandb."""
+
     def __init__(self, config: Config, folder: Path, console: Console, *, offline: bool) -> None:
+        """
+        config: the run's, which wandb is told whole; its `logger` says the project and the entity.
+        folder: of the run, which names it there, and which wandb writes into.
+        console: where a warning goes.
+        offline: write into the folder alone.
+        """
         self.console, self.run = console, None
         values = to_dict(config)
 
@@ -50,21 +58,21 @@ class WandbTracker(Observer):
 
         self._try(begin)
 
-    def round_zero_done(self, numbers: RoundReport) -> None:
-        if numbers.clients:  # a round of its own, where clients measured something
-            self.round_done(numbers)
+    def round_zero_done(self, report: RoundReport) -> None:
+        if report.clients:  # a round of its own, where clients measured something
+            self.round_done(report)
 
-    def round_done(self, numbers: RoundReport) -> None:
+    def round_done(self, report: RoundReport) -> None:
         values: dict[str, Any] = {
-            **({} if numbers.train_loss is None else {"train_loss": numbers.train_loss}),
-            "bytes_up": numbers.bytes_up,
-            "bytes_down": numbers.bytes_down,
-            **numbers.diagnostics,
+            **({} if report.train_loss is None else {"train_loss": report.train_loss}),
+            "bytes_up": report.bytes_up,
+            "bytes_down": report.bytes_down,
+            **report.diagnostics,
         }
-        if numbers.score is not None:
-            values[numbers.score.name] = numbers.score.mean
-            values |= {f"{numbers.score.name}/{name}": value for name, value in numbers.score.by_domain.items()}
-        self._try(lambda: self.run and self.run.log(values, step=numbers.round))
+        if report.score is not None:
+            values[report.score.name] = report.score.mean
+            values |= {f"{report.score.name}/{name}": value for name, value in report.score.by_domain.items()}
+        self._try(lambda: self.run and self.run.log(values, step=report.round))
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         def end() -> None:

@@ -64,10 +64,14 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run in `folder`, the last `keep` of them. config: the values that the run is a function
-    of."""
+    """The checkpoints of one run."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = KEEP) -> None:
+        """
+        folder: where they are.
+        config: the values that the run is a function of.
+        keep: how many are kept, the last ones.
+        """
         self.folder, self.config, self.keep = folder, config, keep
 
     def save(self, round: int, states: Mapping[str, State]) -> None:
@@ -170,8 +174,7 @@ def refuse_other_format(folder: Path) -> None:
 def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     """What a manifest says was written. Raises InputError for one of another format, also where its shape is another,
     and Damaged for one that is not what was written."""
-    told = manifest.get("format")
-    content = manifest.get("content")
+    told, content = manifest.get("format"), manifest.get("content", {})
     if _sha256(_canonical(content)) != manifest.get("sha256"):
         if type(told) is int and told > FORMAT:
             raise InputError(f"{path}: written by a newer fedinit (format {told}, this one reads {FORMAT})")

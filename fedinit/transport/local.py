@@ -26,16 +26,18 @@ FIRST_NODE_ID = 1000  # node ids are arbitrary in Flower; these only must not lo
 
 
 class LocalGrid(Grid):
-    """Delivers to `num_nodes` nodes with partition ids 0 … num_nodes − 1, by calling `handler`.
-
-    handler: takes (message, context) pairs in the order of the messages, returns one reply each, in the same order.
-    strict: send every record through Flower's protocol buffers, so that what could not go over a network fails here
-    too; otherwise the receiver gets fresh records over the same bytes.
-    """
+    """Delivers to nodes with partition ids 0 … num_nodes − 1, by calling one handler."""
 
     def __init__(
         self, handler: Handler, num_nodes: int, *, run_config: Mapping[str, str] | None = None, strict: bool = False
     ) -> None:
+        """
+        handler: takes (message, context) pairs in the order of the messages, returns one reply each, in the same order.
+        num_nodes: how many nodes there are, a client each.
+        run_config: what every node's Context says of the run.
+        strict: send every record through Flower's protocol buffers, so that what could not go over a network fails here
+            too; otherwise the receiver gets fresh records over the same bytes.
+        """
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
         self._handler, self._strict = handler, strict
         self._run = Run.create_empty(1)

@@ -176,7 +176,7 @@ assert "torch" not in sys.modules and "timm" not in sys.modules
 import clients.cohort, clients.state.disk, clients.site
 from fedinit.data.digits import load_digits
 load_digits(32)
-print(sorted({"wandb", "sklearn", "hydra", "matplotlib", "ray", "strategies"} & set(sys.modules)))
+print(sorted({"sklearn", "hydra", "matplotlib", "ray", "strategies"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(ROOT), capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stdout + done.stderr

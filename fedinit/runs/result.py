@@ -1,0 +1,157 @@
+"""A run's folder as an object: what it computed, how it went, and the model that came of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from fedinit.adapters.bank import Bank
+from fedinit.config.schema import Config
+from fedinit.errors import InputError
+from fedinit.models import build_backbone
+from fedinit.models.backbone import TakesImages
+from fedinit.runs import folder as run_folder
+from fedinit.runs.export import load_adapter
+from fedinit.runs.table import print_summary
+from fedinit.scores import SCORES
+
+WIDTH = 1000  # columns: no table is cut to the width of whoever reads it
+
+
+def load(folder: str | PathLike[str]) -> Run:
+    """The run that is kept in a folder, done or not. Raises InputError for a folder that no run was begun in."""
+    return Run(folder)
+
+
+class Run:
+    """A run in its folder. What is read from it is read when asked for, so a run that goes on can be watched.
+
+    folder: where it is. config: what it was begun with.
+    """
+
+    folder: Path
+    config: Config
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        """
+        folder: of a run, as `run_sim.py` prints it and `Run.folder` has it.
+
+        Raises InputError, one line, for one that no run was begun in.
+        """
+        self.folder = Path(folder)
+        self.config = run_folder.configured(self.folder, str(folder))
+
+    @property
+    def done(self) -> bool:
+        """Whether it ran to its end."""
+        return run_folder.finished(self.folder) is not None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The figures of summary.json: the score by domain and on average, bytes, seconds, final_hash. Raises
+        InputError for a run that is not done."""
+        return self._finished()
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The columns of metrics.csv by name, a row a round: int64 where all are whole numbers, else float64 with NaN
+        where there is none. As far as the run came; empty before its first."""
+        return _columns(self.folder / "metrics.csv")
+
+    @property
+    def clients(self) -> dict[str, np.ndarray]:
+        """The columns of clients.csv by name, a row a client and round, as `metrics` has them."""
+        return _columns(self.folder / "clients.csv")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
+        self._finished()
+        return tuple(json.loads((self.folder / "adapter" / "classes.json").read_text())["classes"])
+
+    def table(self) -> Table:
+        """The table that the run ended with, as text. Raises InputError for a run that is not done."""
+        console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, force_jupyter=False)
+        with console.capture() as captured:
+            print_summary(console, self.summary, str(self.folder))
+        return Table(captured.get())
+
+    def model(self) -> nn.Module:
+        """The timm model that the run ended with, a new one each time: the adapter folded into the weights of its
+        layers, W0 + s·(O + B A), and the head, where there is one, as its classifier. In eval mode, on the CPU,
+        without gradients.
+
+        ``run.model()(images)`` takes (n, channels, height, width), uint8 from 0 to 255, or floats that are normalised
+        already, and gives logits (n, classes), in the order of `class_names`. A method whose clients keep factors of
+        their own (fedsa_lora) has no such model; there it is what the server holds.
+        Raises InputError for a run that is not done, or a checkpoint of the backbone that is not there any more.
+        """
+        self._finished()
+        layers, head, offset = load_adapter(self.folder / "adapter")
+        backbone = build_backbone(self.config.model)
+        scale = self.config.adapter.scale
+        module: Any = backbone.module  # with what timm adds to a module
+        bank = Bank(backbone, {name: factors.shape for name, factors in layers.items()}, scale)
+        frozen = {name: layer.weight for name, layer in bank.layers.items()}
+        bank.rebase({name: torch.add(frozen[name], merged, alpha=scale) for name, merged in offset.items()})
+        bank.fold(layers, head)
+        folded = {f"{name}.weight": layer.folded for name, layer in bank.layers.items() if layer.folded is not None}
+        module.load_state_dict({**module.state_dict(), **folded})
+        if head:
+            with torch.random.fork_rng(devices=[]):  # the new classifier is drawn, and then filled
+                module.reset_classifier(len(head["bias"]))
+            module.get_classifier().load_state_dict(head)
+        module.register_forward_pre_hook(TakesImages(backbone.input))
+        return module.eval().requires_grad_(False)
+
+    def _finished(self) -> dict[str, Any]:
+        """The summary. Raises InputError for a run that is not done."""
+        done = run_folder.finished(self.folder)
+        if done is None:
+            last_round = max(self.metrics.get("round", ()), default=0)
+            raise InputError(
+                f"{self.folder}: this run is not done, it came to round {last_round} of {self.config.rounds}; "
+                f"resume={self.folder} goes on with it"
+            )
+        return done
+
+    def __repr__(self) -> str:
+        what = f"{self.config.strategy.name} on {self.config.data.name}, {self.config.model.name}"
+        if not self.done:
+            return f"Run({str(self.folder)!r}): {what}, not done"
+        summary = self.summary
+        score = SCORES[summary["score"]]
+        figure = summary[score.name]
+        scored = "" if figure is None else f", {score.title} {score.show(figure)}"
+        return f"Run({str(self.folder)!r}): {what}, {summary['rounds']} rounds{scored}"
+
+
+class Table(str):
+    """Text that shows itself as it is where a notebook or the interpreter shows a value."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    """A table's columns by name; a last row that is being written, or was cut short, is left out."""
+    text = path.read_text() if path.is_file() else ""
+    lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+    header, rows = next(lines, []), list(lines)
+    return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
+
+
+def _column(cells: list[str]) -> np.ndarray:
+    try:
+        return np.array([int(cell) for cell in cells], dtype=np.int64)
+    except ValueError:
+        return np.array([float(cell or "nan") for cell in cells])

@@ -1,0 +1,103 @@
+"""A method's rule on one layer's plain tensors: ``fedinit.aggregate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedinit.errors import InputError
+from fedinit.factors import Factors
+from strategies import create_aggregator
+from strategies.aggregator import Aggregate, Update
+
+LAYER = "W"
+ArrayLike = Tensor | np.ndarray | Sequence[Any]
+
+
+class Aggregated(NamedTuple):
+    """What the server makes of a layer. A: (r, k) and B: (d, r), the global factors; residual: (A′, B′), what goes into
+    the frozen weight instead of the factors, or None."""
+
+    A: Tensor
+    B: Tensor
+    residual: tuple[Tensor, Tensor] | None
+
+    @property
+    def delta(self) -> Tensor:
+        """(d, k): all that is added to the frozen weight, B A + B′ A′, without the scale α/r."""
+        rest = 0.0 if self.residual is None else self.residual[1] @ self.residual[0]
+        return self.B @ self.A + rest
+
+
+def aggregate(
+    method: str,
+    A: Sequence[ArrayLike],
+    B: Sequence[ArrayLike],
+    weights: Sequence[float] | None = None,
+    *,
+    R: Sequence[ArrayLike] | None = None,
+    start: tuple[ArrayLike, ArrayLike] | None = None,
+    round: int = 1,
+    **options: Any,
+) -> Aggregated:
+    """One layer's factors of all clients to the global ones, ``A, B, residual = aggregate("lora_fair", [A1, A2],
+    [B1, B2], [3, 1], lam=0.01)``.
+
+    method, options: as `strategy=` names them. A: of client i (r, k); B: (d, r); both in float, of one rank unless the
+    method mixes ranks. weights: numbers of training examples, of which the shares count; None: all the same. R: the
+    cores (r, r) of the methods that train one, which the returned B has in it. start: the factors A, B that the clients
+    started from, for methods that look at them. round: the first is 1.
+    Sums run in float64 in the order given; what is returned has the dtype of A. Raises InputError, one line, for an
+    unknown method or option, and for tensors that are no clients' factors of one layer.
+    """
+    aggregator = create_aggregator(method, **{"diagnostics": False, **options})
+    given = {"A": A, "B": B, "weights": weights, "R": R}
+    counts = {name: len(values) for name, values in given.items() if values is not None}
+    if len(set(counts.values())) > 1 or not counts["A"]:
+        counted = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        raise InputError(f"aggregate: expected one or more clients, and one entry a client in each; got {counted}")
+    shares = [1.0] * len(A) if weights is None else [float(weight) for weight in weights]
+    cores = [None] * len(A) if R is None else R
+    for i, share in enumerate(shares):
+        if not 0 < share < float("inf"):
+            raise InputError(f"weights[{i}]={share:g}: expected a finite number above zero")
+    clients = [_factors(f"[{i}]", a, b, core) for i, (a, b, core) in enumerate(zip(A, B, cores, strict=True))]
+    aggregator.check(max(factors.rank for factors in clients))
+    before = None if start is None else Aggregate(layers={LAYER: _factors(" of start", *start, None)})
+    # A share may be a fraction; a run's are numbers of examples.
+    updates = [
+        Update(client=i, examples=cast(int, share), layers={LAYER: factors}, head={})
+        for i, (share, factors) in enumerate(zip(shares, clients, strict=True))
+    ]
+    try:
+        aggregated = aggregator.aggregate(updates, round, before)
+    except ValueError as error:
+        raise InputError(f"{method}: {error}") from error
+    merged, rest = aggregated.layers[LAYER].absorb(), aggregated.residual.get(LAYER)
+    return Aggregated(merged.A, merged.B, None if rest is None else (rest.A, rest.absorb().B))
+
+
+def _factors(which: str, A: ArrayLike, B: ArrayLike, R: ArrayLike | None) -> Factors:
+    """The factors of a client, or of the start, on the CPU."""
+    given = {"A": A, "B": B} if R is None else {"A": A, "B": B, "R": R}
+    parts = {}
+    for name, value in given.items():
+        try:
+            tensor = torch.as_tensor(value).detach().cpu()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{name}{which}: no tensor ({' '.join(str(error).split())})") from error
+        tensor = tensor if tensor.is_floating_point() else tensor.float()
+        if tensor.ndim != 2 and name != "R":
+            shape = "(r, k)" if name == "A" else "(d, r)"
+            raise InputError(f"{name}{which}: has shape {tuple(tensor.shape)}, expected {shape}")
+        if not tensor.isfinite().all():
+            raise InputError(f"{name}{which}: holds NaN or infinity")
+        parts[name] = tensor
+    try:
+        return Factors(**parts)
+    except ValueError as error:
+        raise InputError(f"A{which} and B{which}: {error}; expected (r, k) and (d, r)") from error
