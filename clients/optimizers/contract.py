@@ -51,8 +51,8 @@ class BankOptimizer(ABC):
         values = self.values[:active]
         self.update(values, gradient, active)
         rows = [leaf[:active] for leaf in self.leaves.values()]
-        parts = values.split([row[0].numel() for row in rows], dim=1)
-        torch._foreach_copy_(rows, [part.view(row.shape) for row, part in zip(rows, parts, strict=True)])
+        parts = zip(rows, values.split([row[0].numel() for row in rows], dim=1), strict=True)
+        torch._foreach_copy_(rows, [part.view(row.shape) for row, part in parts])  # pyright: ignore[reportPrivateImportUsage]
 
     @abstractmethod
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
@@ -63,7 +63,7 @@ class BankOptimizer(ABC):
         return (self.start,)
 
     @property
-    def state_numbers(self) -> int:
+    def state_size(self) -> int:
         """How many numbers the state of one client holds."""
         return sum(kept[0].numel() for kept in self.state() if kept is not None)
 
