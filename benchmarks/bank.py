@@ -25,9 +25,11 @@ from torch import Tensor
 
 from benchmarks import machine
 from clients import batches
-from clients.cohort import split_evenly
-from clients.engine.threads import Lanes
-from clients.training import Task, train_bank
+from clients.engine.plan import plan
+from clients.engine.threads import ThreadEngine
+from clients.engine.worker import Settings, make_workers
+from clients.task import Task
+from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.config.build import build, create
 from fedinit.config.client import CLIENTS
@@ -35,6 +37,7 @@ from fedinit.config.schema import CONF_DIR, ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models import build_backbone, init_head, select_targets
+from fedinit.threads import make_pool
 
 RANK, CLASSES, STEPS, SEED = 8, 10, 5, 0
 BANK_SIZES = (1, 3, 5, 16)
@@ -57,7 +60,6 @@ class Setting:
         self.settings = create("client", CLIENTS, "sgd", changes)
         self.backbone = build_backbone(model)
         self.targets = select_targets(self.backbone.module, None, RANK)
-        self.lanes = Lanes(self.backbone, self.targets, scale=2.0, device="cpu", lanes=self.cores)
         self.spec = self.backbone.input
         draw = torch.Generator().manual_seed(SEED)
         n = clients * batch * STEPS
@@ -75,6 +77,10 @@ class Setting:
             name: Factors(torch.randn(RANK, k, generator=draw) / k**0.5, torch.zeros(d, RANK))
             for name, (d, k) in self.targets.items()
         }
+        settings = Settings(client=self.settings, seed=0, scale=2.0)
+        workers = make_workers(self.backbone, self.targets, self.data, settings, "cpu", self.cores)
+        self.engine, self.banks = ThreadEngine(workers), [worker.bank for worker in workers]
+        self.pool = make_pool(self.cores, "lane")
         self.tasks = [
             Task(i, 1, part, self.adapter, self.head, frozenset("AB"))
             for i, part in enumerate(torch.arange(n).split(batch * STEPS))
@@ -84,15 +90,13 @@ class Setting:
     def images(self) -> int:
         return len(self.data)
 
-    def train(self, bank: Bank, tasks: list[Task]) -> None:
-        train_bank(bank, tasks, self.data, self.spec, self.settings, 0)
-
     def banks_on_lanes(self, size: int) -> None:
-        self.lanes.map(self.train, split_evenly(self.tasks, size))
+        for _ in self.engine.run(plan(self.tasks, size)):
+            pass
 
     def one_by_one(self) -> None:
         for task in self.tasks:
-            self.train(self.lanes.banks[0], [task])
+            train_bank(self.banks[0], [task], self.data, self.spec, self.settings, 0)
 
     def forward_backward(self, bank: Bank, images: Tensor, labels: Tensor, steps: int = STEPS) -> None:
         leaves = list(bank.load([self.adapter], [self.head]).values())
@@ -105,12 +109,12 @@ class Setting:
         return batches.normalise(self.data.images[:count], self.spec, torch.device("cpu")), self.data.labels[:count]
 
     def limit_in_one_batch(self) -> None:
-        self.forward_backward(self.lanes.banks[0], *self.step_images())
+        self.forward_backward(self.banks[0], *self.step_images())
 
     def limit_on_lanes(self) -> None:
         images, labels = self.step_images()
-        parts = list(zip(images.chunk(self.cores), labels.chunk(self.cores), strict=True))
-        self.lanes.map(lambda bank, part: self.forward_backward(bank, *part), parts)
+        parts = list(zip(self.banks, images.chunk(self.cores), labels.chunk(self.cores), strict=False))
+        list(self.pool.map(lambda part: self.forward_backward(*part), parts))
 
 
 def best_seconds(contestants: dict[str, Callable[[], None]], turns: int) -> dict[str, float]:

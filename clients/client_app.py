@@ -47,10 +47,10 @@ def simulated() -> bool:
 
 
 def _answer(message: Message, context: Context) -> Message:
-    # These are a client's own: clients that share a process share the data and the backbone.
-    own = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
+    # The two are a client's own: clients that share a process share the data and the backbone.
+    shared = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
     try:
-        words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(own, sort_keys=True)
+        words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(shared, sort_keys=True)
         config, _ = _configured(*words)
         cohort = _cohort(*words, _alone(context, config))
         from clients.state.disk import Kept
@@ -61,7 +61,7 @@ def _answer(message: Message, context: Context) -> Message:
         kept.recall(message, context)
         reply = cohort([(message, context)])[0]
         if reply.has_content():
-            kept.keep(message, context)
+            kept.remember(message, context)
         return reply
     except InputError as error:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)

@@ -2,56 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from flwr.app import MetricRecord
 from torch import Tensor
 
 from clients import batches
-from clients.engine.threads import Lanes
+from clients.engine import Engine
+from clients.engine.plan import plan
+from clients.task import Answer, ClientFailed, Measured, Task
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
-from fedinit.factors import Factors
+from fedinit.models.backbone import InputSpec
 from fedinit.scores import Score
 
+Sums = dict[int, tuple[float, float]]  # {domain: the two sums of a score}
 
-def judge(
-    lanes: Lanes,
-    data: Dataset,
-    indices: Tensor,
-    adapter: Mapping[str, Factors],
-    head: Mapping[str, Tensor],
-    batch_size: int,
-    features: Tensor | None = None,
-) -> dict[int, tuple[float, float]]:
-    """{domain: the two sums of a score} over `indices` (n,) of the data set, its batches spread over the lanes: correct
-    predictions and images, or Σ‖ŷ − y‖² and Σ‖y‖² where the targets are numbers.
 
-    features: (len(data), D) of the frozen backbone, used instead of the images when no adapter is in play.
+def judge(engine: Engine, data: Dataset, task: Task, size: int) -> Sums:
+    """{domain: the two sums of a score} over the task's examples, in batches of `size` images: correct predictions and
+    images, or Σ‖ŷ − y‖² and Σ‖y‖² where the targets are those of a regression. The engine holds the task's base.
+
+    With the task's features, (n, D) of the frozen backbone, those stand for the images.
     """
-    folded: dict[torch.device, Bank] = {}
-    for bank in lanes.banks:
-        device = next(bank.module.parameters()).device
-        if device in folded:
-            bank.fold_like(folded[device])
-        else:
-            bank.fold(adapter, head)
-            folded[device] = bank
+    answers = itertools.chain.from_iterable(engine.run(plan(split(task, size), 1)))
+    return by_domain(data, task.examples, list(answers))
 
-    @torch.inference_mode()
-    def work(bank: Bank, chunk: Tensor) -> Tensor:
-        device = next(bank.module.parameters()).device
-        if features is not None:
-            logits = bank.classify(features[chunk].to(device), 1)
-        else:
-            logits = bank.forward(batches.normalise(data.images[chunk], lanes.input, device), 1)
-        return score(logits[0].cpu(), data.labels[chunk])
 
-    score = sums_of_numbers if data.is_regression else sums_of_classes
-    sums = torch.cat(lanes.map(work, indices.split(batch_size)), dim=1)  # (2, n)
-    domains = data.domains[indices]
-    return {int(d): tuple(sums[:, domains == d].sum(1).tolist()) for d in domains.unique(sorted=True)}
+def frozen_features(engine: Engine, data: Dataset, size: int) -> Tensor:
+    """(len(data), D) pooled features of the backbone without any adapter, in batches of `size` images."""
+    whole = Task(-1, 0, torch.arange(len(data)), {}, {}, frozenset(), work="features")
+    answers = itertools.chain.from_iterable(engine.run(plan(split(whole, size), 1)))
+    # A clone, since an inference tensor could not take part in training the heads.
+    return torch.cat([measured(answer).tensors["features"] for answer in answers]).clone()
+
+
+def split(task: Task, size: int) -> list[Task]:
+    """The task in batches of `size` images, where its images do not depend on each other."""
+    if task.work not in ("evaluate", "features"):
+        return [task]
+    parts = task.examples.split(size)
+    features = [None] * len(parts) if task.features is None else task.features.split(size)
+    return [replace(task, examples=own, features=f) for own, f in zip(parts, features, strict=True)]
+
+
+def measured(answer: Answer) -> Measured:
+    """What was measured. Raises the failure that the answer may be, as what caused it where that is known."""
+    if isinstance(answer, ClientFailed):
+        raise answer.__cause__ or answer
+    if not isinstance(answer, Measured):
+        raise TypeError(f"expected a measurement, got {type(answer).__name__}")
+    return answer
+
+
+def by_domain(data: Dataset, examples: Tensor, answers: Sequence[Answer]) -> Sums:
+    """The sums of consecutive batches of the examples (n,), by the domain of the image. Raises a batch's failure."""
+    sums = torch.cat([measured(answer).tensors["sums"] for answer in answers], dim=1)  # (2, n)
+    domains = data.domains[examples]
+    found = {int(d): sums[:, domains == d].sum(1).tolist() for d in domains.unique(sorted=True)}
+    return {domain: (part, whole) for domain, (part, whole) in found.items()}
+
+
+@torch.inference_mode()
+def score_sums(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
+    """(2, n): each example's part of the two sums, by a bank into which an adapter and a head are folded."""
+    device = next(bank.module.parameters()).device
+    if task.features is not None:
+        logits = bank.classify(task.features.to(device), 1)
+    else:
+        logits = bank.forward(batches.normalise(data.images[task.examples], spec, device), 1)
+    score = sums_of_regression if data.is_regression else sums_of_classes
+    return score(logits[0].cpu(), data.labels[task.examples])
+
+
+@torch.inference_mode()
+def features_of(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
+    """(n, D) pooled features of the examples, by a bank without adapters."""
+    device = next(bank.module.parameters()).device
+    return bank.module(batches.normalise(data.images[task.examples], spec, device)).cpu()
 
 
 def sums_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +91,7 @@ def sums_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([hits, torch.ones_like(hits)])
 
 
-def sums_of_numbers(outputs: Tensor, targets: Tensor) -> Tensor:
+def sums_of_regression(outputs: Tensor, targets: Tensor) -> Tensor:
     """(2, n) float64: ‖ŷ − y‖² and ‖y‖² of each; both (n, outputs)."""
     outputs, targets = outputs.double(), targets.double()
     return torch.stack([(outputs - targets).square().sum(-1), targets.square().sum(-1)])
@@ -70,17 +101,3 @@ def sums_record(sums: Mapping[int, tuple[float, float]], score: type[Score]) -> 
     """{domain: two sums} as it travels: three lists of numbers."""
     part, whole = ([row[i] for row in sums.values()] for i in range(2))
     return MetricRecord({"domains": list(sums), score.wire[0]: part, score.wire[1]: whole})
-
-
-def frozen_features(lanes: Lanes, data: Dataset, batch_size: int) -> Tensor:
-    """(len(data), D) pooled features of the backbone without any adapter."""
-    for bank in lanes.banks:
-        bank.bare()
-
-    @torch.inference_mode()
-    def work(bank: Bank, chunk: Tensor) -> Tensor:
-        device = next(bank.module.parameters()).device
-        return bank.module(batches.normalise(data.images[chunk], lanes.input, device)).cpu()
-
-    # A clone, since an inference tensor could not take part in training the heads.
-    return torch.cat(lanes.map(work, torch.arange(len(data)).split(batch_size))).clone()

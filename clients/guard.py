@@ -6,8 +6,10 @@ means. Weights that a message might carry for it are refused, not loaded.
 
 from __future__ import annotations
 
+from collections.abc import ItemsView
+
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import Array, ArrayRecord, Message
 
 from clients.site import Site
 from fedinit import wire
@@ -23,7 +25,7 @@ def check(message: Message, site: Site) -> None:
     """Raises InputError, one line, for another backbone, and for a record, tensor or shape that is no part of a run."""
     for name in message.content.keys() - RECORDS:
         raise InputError(f"the server sent a record {name!r}, which is no part of a run")
-    meant = str(message.content[wire.CONFIG]["backbone"]) if wire.CONFIG in message.content else ""
+    meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
     if meant != site.backbone.digest:
         raise InputError(
             f"the run is for the backbone {meant[:12] or '(none named)'}, this client holds "
@@ -31,7 +33,7 @@ def check(message: Message, site: Site) -> None:
         )
     for name, array in _arrays(message, wire.STATE):
         if name.startswith(wire.HEAD):
-            known = {"weight": (len(site.data.class_names), site.backbone.features)}
+            known: dict[str, tuple[int, ...]] = {"weight": (len(site.data.class_names), site.backbone.features)}
             known["bias"] = known["weight"][:1]
             _shape(name, array, known.get(name[len(wire.HEAD) :]))
         else:
@@ -45,14 +47,14 @@ def check(message: Message, site: Site) -> None:
             _factor(name.partition("/")[2], array, site)  # "<version>/<layer>/A"
 
 
-def _arrays(message: Message, record: str):
+def _arrays(message: Message, record: str) -> ItemsView[str, Array]:
     content = message.content.get(record, ArrayRecord())
     if not isinstance(content, ArrayRecord):
         raise InputError(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
     return content.items()
 
 
-def _basis(name: str, array, site: Site) -> None:
+def _basis(name: str, array: Array, site: Site) -> None:
     """What a statistic is projected on: orthonormal columns for the inputs or the outputs of an adapted layer. A longer
     one would carry more of an image than the noise is made for, and one that repeats would have noise averaged out."""
     layer = name.rpartition("/")[0]
@@ -70,7 +72,7 @@ def _off_orthonormal(basis: np.ndarray) -> float:
     return np.abs(basis.T @ basis - np.eye(basis.shape[1])).max(initial=0.0)
 
 
-def _factor(name: str, array, site: Site) -> None:
+def _factor(name: str, array: Array, site: Site) -> None:
     layer, _, part = name.rpartition("/")
     if layer not in site.targets or part not in PARTS:
         raise InputError(
@@ -83,7 +85,7 @@ def _factor(name: str, array, site: Site) -> None:
     _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core, "b": (d,), "d": (rank,), "m": (d,)}[part])
 
 
-def _shape(name: str, array, expected: tuple[int, ...] | None) -> None:
+def _shape(name: str, array: Array, expected: tuple[int, ...] | None) -> None:
     if expected is None:
         raise InputError(f"the server sent {name!r}, which is no part of a head")
     if tuple(array.shape) != expected or array.dtype != "float32":

@@ -6,8 +6,9 @@ It watches and changes nothing: the probe is drawn from a stream of its own, and
 from __future__ import annotations
 
 import csv
+import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from clients import batches
 from clients.site import Site
 from fedinit import wire
+from fedinit.adapters.bank import Bank
 from fedinit.config.schema import InitDiagnostics
 from fedinit.diagnostics.capture import Captured, capture
 from fedinit.diagnostics.imbalance import imbalance
@@ -37,10 +39,9 @@ Row = dict[str, float | int | None]
 
 
 class Probe(Observer):
-    """parts: the factors that clients train, and those of them that they train in round 1. folder: where
-    diagnostics.csv is kept."""
-
     def __init__(self, site: Site, parts: frozenset[str], at_first: frozenset[str], folder: Path) -> None:
+        """parts: the factors that clients train. at_first: those of them that they train in round 1.
+        folder: where diagnostics.csv is kept."""
         self.site, self.parts, self.at_first = site, parts & {"A", "B", "R"}, at_first & {"A", "B", "R"}
         self.path = folder / FILE
         train = torch.cat([part.train for part in site.partitions])
@@ -70,20 +71,29 @@ class Probe(Observer):
 
     def measure(self, round: int, tensors: Mapping[str, Tensor]) -> Row:
         """The row of a model given by wire name."""
-        site, bank = self.site, self.site.lanes.banks[0]
         layers, head, offset = _parted(tensors)
-        site.lanes.set_base(of_tensors(offset) if offset else EMPTY, offset)
-        bank.fold(layers, head)
-        device = next(bank.module.parameters()).device
-        for value in bank.head.values():
-            value.requires_grad_(True)
+        base = of_tensors(offset) if offset else EMPTY
+        self.site.engine.hold(base, offset)
+        with self.site.engine.borrow(base) as bank:
+            bank.fold(layers, head)
+            for value in bank.head.values():
+                value.requires_grad_(True)
+            row = self._measured(bank, round, tensors)
+            for value in bank.head.values():
+                value.requires_grad_(False)
+        return row
+
+    def _measured(self, bank: Bank, round: int, tensors: Mapping[str, Tensor]) -> Row:
+        """The row of the model that is folded into the bank, its head with gradients."""
+        layers, _, offset = _parted(tensors)
+        site, device = self.site, next(bank.module.parameters()).device
         blocks = dict(getattr(bank.module, "blocks", torch.nn.Module()).named_children())
 
         def forward(images: Tensor) -> tuple[Tensor, Tensor]:
             features = bank.module(images)
             return features, bank.classify(features, 1)[0]
 
-        images = batches.normalise(site.data.images[self.examples], site.lanes.input, device)
+        images = batches.normalise(site.data.images[self.examples], site.backbone.input, device)
         with torch.enable_grad(), capture(forward, images, bank.layers, blocks) as seen:
             here = {name: factors.to(device) for name, factors in layers.items()}
             kernels = self._kernels(seen, here)
@@ -94,9 +104,7 @@ class Probe(Observer):
             if bank.head:
                 found = torch.autograd.grad(loss, list(bank.head.values()))
                 by_head = dict(zip(bank.head, found, strict=True))
-        for value in bank.head.values():
-            value.requires_grad_(False)
-        total, features = sum(kernels.values()).cpu(), seen.features.double().cpu()
+        total, features = functools.reduce(torch.add, kernels.values()), seen.features.double().cpu()
         if not self.first:
             kept = {f"model/{name}": value for name, value in tensors.items()}
             self.first = {"kernel": total, "features": features, **kept}
@@ -105,9 +113,9 @@ class Probe(Observer):
         row["ntk_alignment"] = alignment(total, self.of_labels)
         row["ntk_drift"] = 1 - alignment(total, self.first["kernel"])
         row["representation_change"] = 1 - alignment(gram(features), gram(self.first["features"]))
-        row |= self._update(layers, offset)
+        row |= self._update(layers, offset, [bank.layers[name].weight for name in layers])
         row["imbalance"] = imbalance(layers.values())
-        row |= self._loss_drop(round, row["loss"], seen, here, steps, by_head)
+        row |= self._loss_drop(round, loss.item(), seen, here, steps, by_head)
         row |= {f"forward_variance_{n}": v for n, v in variances(seen.activations).items()}
         row |= {f"backward_variance_{n}": v for n, v in variances({n: steps[n] for n in blocks}).items()}
         return row
@@ -123,11 +131,12 @@ class Probe(Observer):
                 X = seen.inputs[name]
                 G = gradients[name].reshape(n, X.shape[1], -1)
                 for part in self.parts:
-                    made[part] += gram(jacobian(part, X, G, product, site.lanes.scale)).cpu()
+                    made[part] += gram(jacobian(part, X, G, product, site.config.adapter.scale)).cpu()
         return made
 
-    def _update(self, layers: Mapping[str, Factors], offset: Mapping[str, Tensor]) -> Row:
-        """How far the model went from round 0, and the ranks of the update, averaged over layers."""
+    def _update(self, layers: Mapping[str, Factors], offset: Mapping[str, Tensor], weights: Sequence[Tensor]) -> Row:
+        """How far the model went from round 0, and the ranks of the update, averaged over layers. weights: the frozen
+        ones, in the layers' order."""
         first = {name[len("model/") :]: value for name, value in self.first.items() if name.startswith("model/")}
         start, _, before = _parted(first)
         spectra = []
@@ -137,11 +146,9 @@ class Probe(Observer):
                 zero = torch.zeros(layers[name].shape)
                 moved = offset.get(name, zero) - before.get(name, zero)
             spectra.append(update_spectrum(start[name], layers[name], moved))
-        bank = self.site.lanes.banks[0]
-        weights = [bank.layers[name].weight for name in layers]
         return {
             "parameter_change": parameter_change(start, layers),
-            "weight_change": weight_change(spectra, weights, self.site.lanes.scale),
+            "weight_change": weight_change(spectra, weights, self.site.config.adapter.scale),
             "effective_rank": sum(map(effective_rank, spectra)) / len(spectra),
             "stable_rank": sum(map(stable_rank, spectra)) / len(spectra),
         }
@@ -158,17 +165,18 @@ class Probe(Observer):
         """Predicted at round 0 for a client's mean number of steps, measured at round 1."""
         row: Row = {"loss_drop_predicted": None, "loss_drop_measured": None}
         if round == 1:
-            row["loss_drop_measured"] = self.rows[0]["loss"] - loss
+            before = self.rows[0]["loss"]
+            row["loss_drop_measured"] = None if before is None else before - loss
         if round == 0 and "R" not in self.parts:
-            own = {f"head/{key}": value for key, value in by_head.items()}
+            gradients_of = {f"head/{key}": value for key, value in by_head.items()}
             for name, product in layers.items():
                 X = seen.inputs[name]
                 G = gradients[name].reshape(len(X), X.shape[1], -1)
-                found = adapter_gradients(self.at_first, X, G, product, self.site.lanes.scale)
-                own |= {f"{name}/{part}": value for part, value in found.items()}
+                found = adapter_gradients(self.at_first, X, G, product, self.site.config.adapter.scale)
+                gradients_of |= {f"{name}/{part}": value for part, value in found.items()}
             settings, seed = self.site.config.client, self.site.config.seed
             plans = [batches.plan(p.train, settings, seed, 1, p.client) for p in self.site.partitions]
-            row["loss_drop_predicted"] = predicted(own, settings, sum(map(len, plans)) / len(plans))
+            row["loss_drop_predicted"] = predicted(gradients_of, settings, sum(map(len, plans)) / len(plans))
         return row
 
 

@@ -11,91 +11,54 @@ All layers' slots compete, so a layer may get many and another none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
-from clients import batches
+from clients.loader import BankLoader
+from clients.task import Task
 from fedinit import slots
 from fedinit.adapters.bank import Bank
-from fedinit.config.client import ClientConfig
 from fedinit.factors import Factors
 from fedinit.seeding import torch_generator
-
-if TYPE_CHECKING:
-    from clients.training import Task
+from fedinit.views import Slots
 
 
-Images = Callable[[batches.Step, int, int, str], Tensor]  # (step's batches, its number, active, augmentation)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """budget: slots of all layers together. how: gradient, weight or random. probe: batches, for gradient."""
-
-    budget: int
-    how: str
-    probe: int
-
-
-def trained_part(task: Task) -> str:
-    """The one factor of which a client may choose slots."""
-    (part,) = task.trainable & set(slots.AXIS)
-    return part
-
-
-def choose(
-    bank: Bank,
-    members: Sequence[Task],
-    plans: Mapping[int, Sequence[Tensor]],
-    labels: Tensor,
-    images_of: Images,
-    settings: ClientConfig,
-    seed: int,
-) -> list[dict[str, Tensor]]:
-    """{layer: places} of each member; all places where one has no choice to make. Longest members come first."""
-    part = trained_part(members[0])
-    moved = [t.adapter for t in members]
+def choose(bank: Bank, loader: BankLoader, seed: int) -> list[Slots]:
+    """What each member of the bank trains, in their order; all slots where one has no choice to make."""
+    members = loader.members
+    part = slots.part_of(members[0].trainable)
+    gradients: list[Mapping[str, Factors]] = [t.adapter for t in members]
     if any(t.choice is not None and t.choice.how == "gradient" for t in members):
-        moved = _gradients(bank, members, plans, labels, images_of, settings, part)
-    made = []
-    for task, gradient in zip(members, moved, strict=True):
-        counts = {name: slots.count(f, part) for name, f in task.adapter.items()}
-        if task.choice is None:
-            made.append({name: torch.arange(n) for name, n in counts.items()})
-            continue
-        if task.choice.how == "random":
-            draw = torch_generator(seed, "slots", task.round, task.client)
-            scores = {name: torch.rand(n, generator=draw) for name, n in counts.items()}
-        else:
-            judged = gradient if task.choice.how == "gradient" else task.adapter
-            scores = {name: slots.norms(f, part) for name, f in judged.items()}
-        made.append(slots.leading(scores, task.choice.budget))
-    return made
+        gradients = _gradients(bank, loader, part)
+    return [Slots(part, _places(t, part, moved, seed)) for t, moved in zip(members, gradients, strict=True)]
 
 
-def _gradients(
-    bank: Bank,
-    members: Sequence[Task],
-    plans: Mapping[int, Sequence[Tensor]],
-    labels: Tensor,
-    images_of: Images,
-    settings: ClientConfig,
-    part: str,
-) -> list[dict[str, Factors]]:
+def _places(task: Task, part: str, gradient: Mapping[str, Factors], seed: int) -> Mapping[str, torch.Tensor]:
+    counts = {name: slots.count(f, part) for name, f in task.adapter.items()}
+    if task.choice is None:
+        return {name: torch.arange(n) for name, n in counts.items()}
+    if task.choice.how == "random":
+        draw = torch_generator(seed, "slots", task.round, task.client)
+        scores = {name: torch.rand(n, generator=draw) for name, n in counts.items()}
+    else:
+        judged = gradient if task.choice.how == "gradient" else task.adapter
+        scores = {name: slots.norms(f, part) for name, f in judged.items()}
+    return slots.leading(scores, task.choice.budget)
+
+
+def _gradients(bank: Bank, loader: BankLoader, part: str) -> list[Mapping[str, Factors]]:
     """Each member's factors with the trained one replaced by its gradient; images as they are, without dropout."""
+    members = loader.members
     leaves = bank.load([t.adapter for t in members], [t.head for t in members], frozenset({part}))
     wanted = {name: leaves[f"{name}/{part}"] for name in members[0].adapter}
     total = {name: torch.zeros_like(leaf) for name, leaf in wanted.items()}
-    counts = [min(len(plans[t.client]), t.choice.probe if t.choice else 1) for t in members]
-    for step in range(max(counts)):
-        active = sum(len(plans[t.client]) > step for t in members)
-        now = batches.join([plans[t.client][step] for t in members[:active]], settings.batch_size)
-        loss = batches.losses(bank.forward(images_of(now, step, active, "none"), active), labels, now, settings.loss)
-        for name, gradient in zip(wanted, torch.autograd.grad(loss.sum(), list(wanted.values())), strict=True):
+    probes = [t.choice.probe if t.choice else 1 for t in members]
+    for step in range(max(map(min, loader.counts, probes))):
+        batch = loader.batch(step)
+        logits = bank.forward(loader.images(batch, step, "none"), len(batch.indices))
+        loss = loader.losses(logits, batch).sum()
+        for name, gradient in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
             total[name] += gradient
     return [
         {n: dataclasses.replace(f, **{part: total[n][row].detach().cpu()}) for n, f in task.adapter.items()}

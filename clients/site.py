@@ -1,16 +1,21 @@
-"""What a client process holds besides its messages: data, partition, backbone, lanes. Built once, then shared."""
+"""What a client process holds besides its messages: data, partition, backbone, engine. Built once, then shared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
 
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord, Context, MetricRecord
 from torch import Tensor
 
-from clients.engine.threads import Lanes
-from clients.evaluation import frozen_features, judge, sums_record
+from clients.engine import Engine
+from clients.engine.inline import InlineEngine
+from clients.engine.threads import ThreadEngine
+from clients.engine.worker import Settings, make_workers
+from clients.evaluation import Sums, frozen_features, judge, sums_record
+from clients.task import Task
 from fedinit import wire
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
@@ -25,13 +30,15 @@ from fedinit.state.digest import of_tensors
 
 
 class Site:
-    """Data, backbone and lanes for one configuration. Raises InputError for what cannot be used.
+    """Data, partitions, backbone and engine for one configuration.
 
-    client: of a site that is one client's: where the partition goes by domain and the domains are named, it reads, and
-    need hold, the images of its own domain alone.
+    targets: {layer: (d, k)} of the layers with adapters.
     """
 
-    def __init__(self, config: Config, client: int | None = None) -> None:
+    def __init__(self, config: Config, client: int | None = None, engine: str = "threads") -> None:
+        """client: of a site that is one client's: where the partition goes by domain and the domains are named, it
+        reads, and need hold, the images of its own domain alone.
+        engine: "threads" or "inline" (clients/engine). Raises InputError for what cannot be used."""
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
@@ -40,17 +47,19 @@ class Site:
         self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, own)
         _check_task(config, self.data, self.backbone.features)
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
-        self.lanes = Lanes(
-            self.backbone,
-            self.targets,
-            scale=config.adapter.scale,
-            dropout=config.adapter.dropout,
-            device=config.engine.device,
-            lanes=config.engine.lanes,
-        )
+        made = self.backbone, self.targets, self.data, Settings.of(config)
+        workers = make_workers(*made, config.engine.device, 1 if engine == "inline" else config.engine.lanes)
+        self.engine: Engine = InlineEngine(workers[0]) if engine == "inline" else ThreadEngine(workers)
 
-    def partition(self, index: int) -> Partition:
-        """The data of partition id `index`; raises InputError when there are fewer partitions."""
+    def partition_of(self, context: Context) -> Partition:
+        """The data of the client whose Context this is. Raises InputError for a node without a partition id, or with
+        one that is not there."""
+        index = context.node_config.get("partition-id")
+        if type(index) is not int:
+            what = (
+                "this node has no partition-id" if index is None else f"partition-id={index}: expected a whole number"
+            )
+            raise InputError(f"{what}; start it with --node-config 'partition-id=0 …'")
         if not 0 <= index < len(self.partitions):
             raise InputError(
                 f"partition-id={index}: this run has {len(self.partitions)} partitions, 0 to "
@@ -66,8 +75,17 @@ class Site:
     @cached_property
     def features(self) -> Tensor:
         """(n, D) pooled features of every image under the bare backbone, for rounds without adapters."""
-        self.lanes.set_base(EMPTY, {})
-        return frozen_features(self.lanes, self.data, self.config.evaluation.batch_size)
+        return frozen_features(self.engine, self.data, self.config.evaluation.batch_size)
+
+    def with_features(self, tasks: Sequence[Task]) -> list[Task]:
+        """The tasks with the features of their images, where no adapter is in play: those are constants then, and
+        computed once for all rounds. Clients that train in one bank have them all or none."""
+        plain = [t for t in tasks if t.base == EMPTY and not t.mute]
+        training = [t for t in plain if t.work == "train"]
+        still = self.config.client.augment == "none" and all(_is_still(t) for t in training)
+        featured = {id(t) for t in training if still}
+        featured |= {id(t) for t in plain if t.work == "evaluate" and is_zero(t.adapter)}
+        return [replace(t, features=self.features[t.examples]) if id(t) in featured else t for t in tasks]
 
     def judge(
         self,
@@ -76,13 +94,12 @@ class Site:
         head: Mapping[str, Tensor],
         key: str = EMPTY,
         offset: Offset = MappingProxyType({}),
-    ) -> dict[int, tuple[float, float]]:
+    ) -> Sums:
         """{domain: the score's two sums} over `indices` (n,) of an adapter and head over the base W + s·O, where `key`
         names O; from cached features where adapter and offset are still zero."""
-        features = self.features if is_zero(adapter) and key == EMPTY else None
-        self.lanes.set_base(key, offset)
-        size = self.config.evaluation.batch_size
-        return judge(self.lanes, self.data, indices, adapter, head, size, features)
+        (task,) = self.with_features([Task(-1, 0, indices, adapter, head, frozenset(), key, work="evaluate")])
+        self.engine.hold(key, offset)
+        return judge(self.engine, self.data, task, self.config.evaluation.batch_size)
 
     def evaluate_round(self, round: int, arrays: ArrayRecord) -> MetricRecord:
         """Every domain's test split in one pass; the evaluate_fn of a strategy in this process."""
@@ -111,3 +128,7 @@ def _check_task(config: Config, data: Dataset, features: int) -> None:
 def is_zero(adapter: Mapping[str, Factors]) -> bool:
     """Whether every layer is as it was for want of a factor, as it is before the first training."""
     return all(f.is_zero for f in adapter.values())
+
+
+def _is_still(task: Task) -> bool:
+    return not task.trainable and not task.offset and is_zero(task.adapter)

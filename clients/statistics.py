@@ -56,7 +56,7 @@ def measure(
                 values = clip(values.flatten(0, 1), sampling.clip)
             elif request.source == "features":
                 values = clip(values, sampling.clip)
-            elif request.source == "gradients":
+            elif request.source == "gradients" and other is not None:
                 other = clip_gradients(values, other, sampling.clip)
             for key, value in statistics[layer].measure(values, other).items():
                 sums[f"{layer}/{key}"] += value.double().cpu()
@@ -122,7 +122,12 @@ def disturb(
     sampling: Sampling,
     draw: torch.Generator,
 ) -> None:
-    """Add N(0, (noise · sensitivity)²) to every sum that has one, in place, in a fixed order."""
+    """Add N(0, (noise · sensitivity)²) to every sum that has one, in place, in a fixed order.
+
+    Raises ValueError without a clip: one image may then change a sum by anything.
+    """
+    if sampling.clip is None:
+        raise ValueError("noise needs a clip")
     for layer, statistic in statistics.items():
         for key, size in sorted(statistic.sensitivity(sampling.clip, rows[layer]).items()):
             total = sums[f"{layer}/{key}"]
@@ -133,10 +138,14 @@ def disturb(
 def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
     """The inputs (b, …, k) of the layers, in the request's order."""
     seen: dict[str, Tensor] = {}
-    hooks = [
-        bank.layers[name].register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0]))
-        for name in request.layers
-    ]
+
+    def watch(name: str):
+        def hook(_, args) -> None:
+            seen[name] = args[0]
+
+        return hook
+
+    hooks = [bank.layers[name].register_forward_pre_hook(watch(name)) for name in request.layers]
     try:
         bank.module(images)
     finally:

@@ -31,43 +31,44 @@ Found = TypeVar("Found")
 
 
 class RecordMissing(LookupError):
-    """A message that lacks a record, or has one of another kind under its name."""
+    """A message or a state that lacks a record, or has one of another kind under its name."""
 
 
 def config(message: Message) -> ConfigRecord:
     """The settings that came with a message. Raises RecordMissing."""
-    return _record(message, CONFIG, ConfigRecord)
+    return record(message.content, CONFIG, ConfigRecord)
 
 
 def arrays(message: Message, name: str = STATE) -> ArrayRecord:
     """The arrays of this name that came with a message. Raises RecordMissing."""
-    return _record(message, name, ArrayRecord)
+    return record(message.content, name, ArrayRecord)
 
 
 def metrics(message: Message) -> MetricRecord:
     """The numbers that came with a reply. Raises RecordMissing."""
-    return _record(message, METRICS, MetricRecord)
+    return record(message.content, METRICS, MetricRecord)
 
 
-def _record(message: Message, name: str, kind: type[Found]) -> Found:
-    record = message.content.get(name)
-    if not isinstance(record, kind):
-        there = "none" if record is None else type(record).__name__
-        raise RecordMissing(f"the message has no {kind.__name__} {name!r} (there is {there})")
-    return record
+def record(content: RecordDict, name: str, kind: type[Found]) -> Found:
+    """The record of this name and kind. Raises RecordMissing."""
+    found = content.get(name)
+    if not isinstance(found, kind):
+        there = "none" if found is None else type(found).__name__
+        raise RecordMissing(f"there is no {kind.__name__} {name!r} (there is {there})")
+    return found
 
 
-def value(record: ConfigRecord | MetricRecord, key: str, kind: type[Found]) -> Found:
+def value(values: ConfigRecord | MetricRecord, key: str, kind: type[Found]) -> Found:
     """A record's value, of this type. Raises KeyError for a key that is missing, TypeError for another type."""
-    found = record[key]
+    found = values[key]
     if not isinstance(found, kind):
         raise TypeError(f"{key} is {found!r}, expected {kind.__name__}")
     return found
 
 
-def words(record: ConfigRecord, key: str) -> list[str]:
+def words(values: ConfigRecord, key: str) -> list[str]:
     """A record's list of strings. Raises KeyError and TypeError as `value` does."""
-    return [str(word) for word in value(record, key, list)]
+    return [str(word) for word in value(values, key, list)]
 
 
 def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,9 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fedinit", "strategies", "clients")
 FRAMEWORKS = {"flwr", "hydra", "omegaconf", "wandb", "rich"}
 # The conduct of a run and the apps are where Flower comes in; everything else is a method or a value.
-FOLDERS = ("adapters", "diagnostics", "heads", "initializers", "models", "statistics")
+FOLDERS = ("adapters", "diagnostics", "heads", "initializers", "models", "statistics", "transforms")
 PLAIN = ["strategies/methods", *(f"fedinit/{name}" for name in FOLDERS)]
 PLAIN_FILES = ["strategies/aggregator.py", "strategies/reinit.py", "strategies/server_opt.py"]
+PLAIN_FILES += ["clients/task.py", "fedinit/views.py"]
 PLAIN_FILES += ["fedinit/factors.py", "fedinit/seeding.py", "fedinit/state/digest.py"]
 
 

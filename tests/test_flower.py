@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from clients.client_app import app as client_app
-from clients.cohort import Cohort, split_evenly
+from clients.cohort import Cohort
+from clients.engine.plan import split_evenly
 from clients.site import Site
 from fedinit import wire
 from fedinit.errors import RunFailed

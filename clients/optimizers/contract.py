@@ -69,7 +69,7 @@ class BankOptimizer(ABC, Generic[Settings]):
         return (self.start,)
 
     @property
-    def state_numbers(self) -> int:
+    def state_size(self) -> int:
         """How many numbers the state of one client holds."""
         return sum(kept[0].numel() for kept in self.state() if kept is not None)
 

@@ -1,1 +1,1 @@
-"""What a client keeps from one round to the next."""
+"""What a client remembers from one round to the next."""

@@ -6,7 +6,7 @@ keys mean equal offsets. In a deployment each message meets a new process, and t
 
 from __future__ import annotations
 
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from torch import Tensor
 
 from fedinit import wire
@@ -19,13 +19,17 @@ OFFSET = "base-offset"  # in the Context, where it must outlive the process: the
 
 def held_key(context: Context) -> str:
     """The key of the base that this client holds."""
-    return str(context.state[KEY]["key"]) if KEY in context.state else base.EMPTY
+    return wire.value(wire.record(context.state, KEY, ConfigRecord), "key", str) if KEY in context.state else base.EMPTY
 
 
 class Bases:
-    """persistent: keep each client's offset in its Context too."""
+    """The base offsets that this process's clients hold.
+
+    known: {key: offset}, of every base that a client holds.
+    """
 
     def __init__(self, persistent: bool) -> None:
+        """persistent: keep each client's offset in its Context too."""
         self.persistent = persistent
         self.known: dict[str, dict[str, Tensor]] = {base.EMPTY: {}}
         self._held: dict[int, str] = {}  # node id -> key
@@ -47,17 +51,17 @@ class Bases:
         Raises LookupError when what was sent does not lead from the base this client holds to the one it should have;
         the server then sends it whole.
         """
-        config = message.content[wire.CONFIG]
-        wanted, how = str(config["base-key"]), str(config["base-update"])
+        config = wire.config(message)
+        wanted, how = wire.value(config, "base-key", str), wire.value(config, "base-update", str)
         key = held = held_key(context)
         if wanted == base.EMPTY:  # of a server that starts anew
             context.state.pop(KEY, None)
             key = wanted
         elif how == "dense":
-            self.known[wanted] = wire.decode(message.content[base.RECORD])
+            self.known[wanted] = wire.decode(wire.arrays(message, base.RECORD))
             key = wanted
         elif how == "merges" and key != wanted:  # it is there when the message is given again
-            key = self._advance(held, wire.decode(message.content[base.RECORD]), context)
+            key = self._advance(held, wire.decode(wire.arrays(message, base.RECORD)), context)
         if key != wanted:
             raise LookupError("this client's base is out of step with the server's")
         self._keep(key, context)
@@ -80,7 +84,7 @@ class Bases:
         if key in self.known:
             return self.known[key]
         if OFFSET in context.state:
-            return wire.decode(context.state[OFFSET])
+            return wire.decode(wire.record(context.state, OFFSET, ArrayRecord))
         raise LookupError("this client lost its base")
 
     def _keep(self, key: str, context: Context) -> None:
@@ -88,7 +92,7 @@ class Bases:
             return
         if key not in self.known:
             self.known[key] = self._offset(key, context)
-        if self.persistent and (KEY not in context.state or context.state[KEY]["key"] != key):
+        if self.persistent and held_key(context) != key:
             context.state[OFFSET] = wire.encode(self.known[key])
         context.state[KEY] = ConfigRecord({"key": key})
         self._held[context.node_id] = key

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedinit import wire
 from fedinit.config.schema import Config
@@ -26,7 +26,9 @@ class Kept:
     """The states of one client in one run, in a folder whose name is made of hashes and numbers alone."""
 
     def __init__(self, root: Path, config: Config, client: int) -> None:
-        """config: as the server sent it, before the site's own settings are in it."""
+        """root: the site's folder for all its clients and runs.
+        config: as the server sent it, before the site's own settings are in it.
+        client: the partition id. Raises InputError for a root that is a symbolic link."""
         if root.is_symlink():
             raise InputError(f"{SETTING}={root}: is a symbolic link; a site keeps its state in a folder of its own")
         place = root / f"{config.identity()}-s{config.seed}-client-{client}"
@@ -54,7 +56,7 @@ class Kept:
             logging.getLogger(__name__).warning("state of %s is damaged (%s); the one before it is used", name, why)
         context.state = wire.from_state(loaded.states["client"]) if loaded.states else RecordDict()
 
-    def keep(self, message: Message, context: Context) -> None:
+    def remember(self, message: Message, context: Context) -> None:
         """Save what the client holds now, unless that is nothing. Raises InputError when the disk does not take it."""
         if message.metadata.message_type != "query.describe" and context.state:
             try:
@@ -65,4 +67,5 @@ class Kept:
 
 
 def _round(message: Message) -> int:
-    return int(message.content[wire.CONFIG].get("round", 0)) if wire.CONFIG in message.content else 0
+    config = wire.config(message) if wire.CONFIG in message.content else ConfigRecord()
+    return wire.value(config, "round", int) if "round" in config else 0

@@ -1,4 +1,5 @@
-"""What a client made itself and keeps: factors of its own, the step scales of its optimiser; by the round it made them.
+"""What a client made itself and remembers, by the round in which it made it: factors of its own, the step scales of its
+optimiser.
 
 A client cannot know whether its update will be let in. So it keeps what a round made beside what it went into the round
 with, and every message says which round its last accepted update was of ("accepted", 0 for none): that is what it goes
@@ -8,6 +9,7 @@ on from. A round that is asked again starts from the same state, and so does the
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 
@@ -16,30 +18,30 @@ from fedinit import wire
 FACTORS = "own"  # the factors this client ended the round with
 SCALES = "scales"  # its optimiser's step scales by leaf, fixed once
 
-Record = ArrayRecord | ConfigRecord | MetricRecord
+Record = TypeVar("Record", ArrayRecord, MetricRecord)
 
 
-def held(context: Context, kind: str) -> dict[int, Record]:
-    """{round: what this client made in it}, in the order they were made."""
-    names = [name.partition("@") for name in context.state]
-    return {int(round): context.state[f"{kind}@{round}"] for own, _, round in names if own == kind and round}
+def remembered(context: Context, name: str) -> dict[int, ArrayRecord | ConfigRecord | MetricRecord]:
+    """{round: what this client made in it}, in the order in which they were made."""
+    keys = [key.partition("@") for key in context.state]
+    return {int(round): context.state[f"{name}@{round}"] for own, _, round in keys if own == name and round}
 
 
-def recall(message: Message, context: Context, kind: str) -> Record | None:
-    """What this client goes on from: of the round of its last accepted update."""
-    return held(context, kind).get(_accepted(message))
+def recall(message: Message, context: Context, name: str, kind: type[Record]) -> Record | None:
+    """What this client goes on from: of the round of its last accepted update; None where it has nothing."""
+    key = f"{name}@{_accepted(message)}"
+    return wire.record(context.state, key, kind) if key in context.state else None
 
 
-def keep(message: Message, context: Context, made: Mapping[str, Record]) -> None:
-    """Keep what this round made, by kind, beside what it was made from, and nothing else."""
-    rounds = {kind: held(context, kind) for kind in (FACTORS, SCALES)}
-    for kind, known in rounds.items():
-        for round in known:
+def remember(message: Message, context: Context, made: Mapping[str, ArrayRecord | MetricRecord]) -> None:
+    """Remember what this round made, {name: record}, beside what it was made from, and nothing else."""
+    for name in (FACTORS, SCALES):
+        for round in remembered(context, name):
             if round != _accepted(message):
-                del context.state[f"{kind}@{round}"]
-    for kind, record in made.items():
-        context.state[f"{kind}@{int(message.content[wire.CONFIG]['round'])}"] = record
+                del context.state[f"{name}@{round}"]
+    for name, record in made.items():
+        context.state[f"{name}@{wire.value(wire.config(message), 'round', int)}"] = record
 
 
 def _accepted(message: Message) -> int:
-    return int(message.content[wire.CONFIG]["accepted"])
+    return wire.value(wire.config(message), "accepted", int)

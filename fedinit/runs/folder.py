@@ -55,8 +55,8 @@ def place(config: Config) -> Path:
 
 
 def configured(folder: Path, named: str | None = None) -> Config:
-    """The configuration that the run in this folder was begun with. Raises InputError when there is none, and for a run of
-    another format. named: what the error calls the folder; None: as `resume` names it."""
+    """The configuration that the run in this folder was begun with. Raises InputError when there is none, and for a run
+    of another format. named: what the error calls the folder; None: as `resume` names it."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
     except (OSError, ValueError, YAMLError) as error:

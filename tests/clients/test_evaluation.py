@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from clients import batches
-from clients.engine.threads import Lanes
+from clients.engine.threads import ThreadEngine
+from clients.engine.worker import Settings, make_workers
 from clients.evaluation import frozen_features, judge, sums_record
-from clients.training import Task, train_bank
-from fedinit.errors import InputError
+from clients.task import Job, Task
 from fedinit.factors import Factors
 from fedinit.models import select_targets
 from fedinit.scores import Accuracy
@@ -24,8 +24,21 @@ def made(tiny_backbone, random_adapter, random_head):
     return tiny_backbone, targets, random_adapter(targets, 3, 0), random_head(5, tiny_backbone.features, 0)
 
 
-def lanes_of(backbone, targets, count: int = 2) -> Lanes:
-    return Lanes(backbone, targets, scale=SCALE, device="cpu", lanes=count)
+@pytest.fixture
+def engine_of(tiny_data, client_config):
+    """engine_of(backbone, targets, lanes)"""
+
+    def make(backbone, targets, lanes: int = 2) -> ThreadEngine:
+        settings = Settings(client=client_config(), seed=0, scale=SCALE)
+        return ThreadEngine(make_workers(backbone, targets, tiny_data, settings, "cpu", lanes))
+
+    return make
+
+
+def evaluated(engine, data, indices, adapter, head, size, features=None) -> dict[int, tuple[float, float]]:
+    features = None if features is None else features[indices]
+    task = Task(0, 1, indices, adapter, head, frozenset(), work="evaluate", features=features)
+    return judge(engine, data, task, size)
 
 
 def by_hand(model, data, indices, spec) -> dict[int, tuple[int, int]]:
@@ -39,61 +52,62 @@ def by_hand(model, data, indices, spec) -> dict[int, tuple[int, int]]:
     return {domain: (correct, images) for domain, (correct, images) in sorted(counts.items())}
 
 
-def test_counts_equal_a_direct_evaluation(made, tiny_data, plain_client) -> None:
+def test_counts_equal_a_direct_evaluation(made, tiny_data, plain_client, engine_of) -> None:
     backbone, targets, adapter, head = made
     model = plain_client(backbone, adapter, head, SCALE).double()
     for indices in (tiny_data.test.nonzero().flatten(), torch.tensor([59, 3, 3, 17]), torch.arange(60)):
-        ours = judge(lanes_of(backbone, targets), tiny_data, indices, adapter, head, 8)
+        ours = evaluated(engine_of(backbone, targets), tiny_data, indices, adapter, head, 8)
         assert ours == by_hand(model, tiny_data, indices, backbone.input)
     assert sum(images for _, images in ours.values()) == 60
     assert 0 < sum(correct for correct, _ in ours.values()) < 60
 
 
-def test_adapter_and_head_both_count(made, tiny_data, random_adapter, random_head) -> None:
+def test_adapter_and_head_both_count(made, tiny_data, random_adapter, random_head, engine_of) -> None:
     """Negative control: with another adapter or another head, other counts."""
     backbone, targets, adapter, head = made
-    lanes, indices = lanes_of(backbone, targets), torch.arange(60)
-    base = judge(lanes, tiny_data, indices, adapter, head, 8)
-    assert judge(lanes, tiny_data, indices, random_adapter(targets, 3, 1, 3.0), head, 8) != base
-    assert judge(lanes, tiny_data, indices, adapter, random_head(5, backbone.features, 1), 8) != base
-    assert judge(lanes, tiny_data, indices, adapter, head, 8) == base
+    engine, indices = engine_of(backbone, targets), torch.arange(60)
+    base = evaluated(engine, tiny_data, indices, adapter, head, 8)
+    assert evaluated(engine, tiny_data, indices, random_adapter(targets, 3, 1, 3.0), head, 8) != base
+    assert evaluated(engine, tiny_data, indices, adapter, random_head(5, backbone.features, 1), 8) != base
+    assert evaluated(engine, tiny_data, indices, adapter, head, 8) == base
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
-def test_batches_and_lanes_change_nothing(lanes: int, made, tiny_data) -> None:
+def test_batches_and_lanes_change_nothing(lanes: int, made, tiny_data, engine_of) -> None:
     backbone, targets, adapter, head = made
-    pool, indices = lanes_of(backbone, targets, lanes), torch.arange(60)
-    counts = [judge(pool, tiny_data, indices, adapter, head, size) for size in (1, 7, 60, 1000)]
-    assert counts == [judge(lanes_of(backbone, targets, 1), tiny_data, indices, adapter, head, 16)] * 4
+    pool, indices = engine_of(backbone, targets, lanes), torch.arange(60)
+    counts = [evaluated(pool, tiny_data, indices, adapter, head, size) for size in (1, 7, 60, 1000)]
+    assert counts == [evaluated(engine_of(backbone, targets, 1), tiny_data, indices, adapter, head, 16)] * 4
 
 
-def test_cached_features_give_the_same_logits(made, tiny_data) -> None:
+def test_cached_features_give_the_same_logits(made, tiny_data, engine_of) -> None:
     """With B = 0: logits to 1e-5 of their size (the cache was made in other batches), counts exactly."""
     backbone, targets, adapter, head = made
     zero = {name: Factors(f.A, torch.zeros_like(f.B)) for name, f in adapter.items()}
-    lanes, indices = lanes_of(backbone, targets), torch.arange(60)
-    features = frozen_features(lanes, tiny_data, batch_size=9)
+    engine, indices = engine_of(backbone, targets), torch.arange(60)
+    features = frozen_features(engine, tiny_data, 9)
     assert features.shape == (60, backbone.features) and not features.is_inference()
-    bank = lanes.banks[0]
-    bank.fold(zero, head)
-    direct = bank.forward(batches.normalise(tiny_data.images, lanes.input, torch.device("cpu")), 1)
-    assert (bank.classify(features, 1) - direct).norm() <= 1e-5 * direct.norm()
-    slow = judge(lanes, tiny_data, indices, zero, head, 8)
-    assert judge(lanes, tiny_data, indices, zero, head, 8, features) == slow
-    assert judge(lanes, tiny_data, indices, adapter, head, 8) != slow  # negative: features ignore adapters
+    with engine.borrow() as bank:
+        bank.fold(zero, head)
+        direct = bank.forward(batches.normalise(tiny_data.images, backbone.input, torch.device("cpu")), 1)
+        assert (bank.classify(features, 1) - direct).norm() <= 1e-5 * direct.norm()
+    slow = evaluated(engine, tiny_data, indices, zero, head, 8)
+    assert evaluated(engine, tiny_data, indices, zero, head, 8, features) == slow
+    assert evaluated(engine, tiny_data, indices, adapter, head, 8) != slow  # negative: features ignore adapters
 
 
-def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) -> None:
+def test_evaluation_leaves_no_trace_in_training(made, tiny_data, engine_of) -> None:
     """A lane that evaluated, or computed features, trains to the same bits as a fresh one; and the other way round."""
     backbone, targets, adapter, head = made
     task = Task(0, 1, torch.arange(9), adapter, head, frozenset("AB"))
 
-    def train(lanes: Lanes):
-        return train_bank(lanes.banks[0], [task], tiny_data, lanes.input, client_config(), 0)[0]
+    def train(engine: ThreadEngine):
+        ((result,),) = engine.run([Job("train", "", "", (task,))])
+        return result
 
-    fresh = train(lanes_of(backbone, targets))
-    used = lanes_of(backbone, targets)
-    counts = judge(used, tiny_data, torch.arange(60), adapter, head, 8)
+    fresh = train(engine_of(backbone, targets, 1))
+    used = engine_of(backbone, targets, 1)
+    counts = evaluated(used, tiny_data, torch.arange(60), adapter, head, 8)
     after_counts = train(used)
     features = frozen_features(used, tiny_data, 8)
     after_features = train(used)
@@ -101,31 +115,10 @@ def test_evaluation_leaves_no_trace_in_training(made, tiny_data, client_config) 
         for name in targets:
             assert torch.equal(again.adapter[name].A, fresh.adapter[name].A)
             assert torch.equal(again.adapter[name].B, fresh.adapter[name].B)
-    assert judge(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
+    assert evaluated(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
     assert torch.equal(frozen_features(used, tiny_data, 8), features)
 
 
 def test_sums_record_lists_domains_side_by_side() -> None:
     record = sums_record({0: (3, 5), 2: (0, 4)}, Accuracy)
     assert dict(record) == {"domains": [0, 2], "correct": [3, 0], "num-examples": [5, 4]}
-
-
-class TestLanes:
-    def test_results_keep_the_order_of_the_items(self, made) -> None:
-        backbone, targets, *_ = made
-        lanes = lanes_of(backbone, targets, 3)
-        assert lanes.map(lambda bank, item: item * item, range(20)) == [i * i for i in range(20)]
-        assert len({id(bank) for bank in lanes.banks}) == 3
-
-    def test_a_failure_reaches_the_caller_and_frees_its_lane(self, made) -> None:
-        backbone, targets, *_ = made
-        lanes = lanes_of(backbone, targets, 1)
-        with pytest.raises(ZeroDivisionError):
-            lanes.map(lambda bank, item: 1 / item, [1, 0])
-        assert lanes.map(lambda bank, item: item, [1, 2]) == [1, 2]
-
-    @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
-    def test_a_device_that_is_not_there(self, device: str, made) -> None:
-        backbone, targets, *_ = made
-        with pytest.raises(InputError, match=f"engine.device={device}"):
-            Lanes(backbone, targets, scale=1.0, device=device)

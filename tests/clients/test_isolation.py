@@ -7,8 +7,9 @@ import json
 import pytest
 from flwr.app import Message
 
-from clients import batches, cohort
+from clients import batches, replies
 from clients.cohort import Cohort
+from clients.engine import worker
 from clients.site import Site
 from clients.training import train_bank
 from fedinit import wire
@@ -138,37 +139,37 @@ def test_a_failure_of_the_whole_bank_says_in_which_step(site, healthy, monkeypat
 
 
 def test_a_reply_that_cannot_be_made(site, healthy, monkeypatch):
-    make = Cohort._reply
+    leave = replies.transforms.leave
 
-    def failing(self, task, *args):
-        if task.client == 1:
+    def failing(chain, task, payload):
+        if task.client == 1 and task.work == "train":
             raise MemoryError("no room for the reply")
-        return make(self, task, *args)
+        return leave(chain, task, payload)
 
-    monkeypatch.setattr(Cohort, "_reply", failing)
+    monkeypatch.setattr(replies.transforms, "leave", failing)
     check(*train(site), healthy, "reply: MemoryError: no room for the reply")
 
 
 def test_other_questions_say_who_and_at_what_too(site, monkeypatch):
     """An evaluation and statistics that fail cost their client's part, and are told as training is."""
-    judge, measure, told = Site.judge, cohort.measure, []
+    sums_of, measure, told = worker.score_sums, worker.measure, []
 
     class Telling(Observer):
         def event(self, kind, facts):
             told.append((kind, facts["client"], facts["detail"].partition(" (")[0]))
 
-    def failing(self, indices, *args):
-        if indices is self.partitions[1].test:
+    def failing(bank, task, *args):
+        if task.client == 1:
             raise OSError("gone")
-        return judge(self, indices, *args)
+        return sums_of(bank, task, *args)
 
     def unmeasured(bank, request, examples, client, *args):
         if client == 2:
             raise OSError("gone too")
         return measure(bank, request, examples, client, *args)
 
-    monkeypatch.setattr(Site, "judge", failing)
-    monkeypatch.setattr(cohort, "measure", unmeasured)
+    monkeypatch.setattr(worker, "score_sums", failing)
+    monkeypatch.setattr(worker, "measure", unmeasured)
     config = small_config("rounds=1", "evaluation=clients", "init=eva", "init.examples=32")
     federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[Telling()])
     assert told[-1] == ("evaluation_failed", 1, "client 1, evaluate: OSError: gone")
@@ -187,7 +188,7 @@ def test_the_bank_keeps_its_shape(site, monkeypatch):
         if client == 1:
             del message.content["state"]["blocks.0.mlp.fc2/A"]
 
-    monkeypatch.setattr(cohort, "train_bank", spying)
+    monkeypatch.setattr(worker, "train_bank", spying)
     train(site, spoil=spoil)
     assert seen == [[(0, False), (1, True), (2, False)]]
 

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from clients import batches
-from clients.cohort import split_evenly
-from clients.engine.threads import Lanes
+from clients.engine.plan import split_evenly
+from clients.engine.threads import ThreadEngine
+from clients.engine.worker import Settings, make_workers
 from clients.evaluation import frozen_features
 from clients.optimizers import create_optimizer
-from clients.training import Result, Task, train_bank
+from clients.task import Job, Result, Task
+from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
@@ -118,9 +120,9 @@ def test_lanes_change_no_bit(optimizer: str, tiny_backbone, tiny_data, client_co
     assert [len(b) for b in banks] == [2, 1, 2]
 
     def run(count: int) -> list[Result]:
-        lanes = Lanes(tiny_backbone, targets, scale=SCALE, dropout=0.2, device="cpu", lanes=count)
-        done = lanes.map(lambda bank, t: train_bank(bank, t, tiny_data, lanes.input, settings, 1), banks)
-        return [r for results in done for r in results]
+        worker = Settings(client=settings, seed=1, scale=SCALE, dropout=0.2)
+        engine = ThreadEngine(make_workers(tiny_backbone, targets, tiny_data, worker, "cpu", count))
+        return [r for results in engine.run([Job("train", "", "", tuple(bank)) for bank in banks]) for r in results]
 
     one = run(1)
     assert [r.client for r in one] == list(CLIENTS)
@@ -316,12 +318,12 @@ def test_cached_features_train_the_heads_alike(tiny_backbone, tiny_data, client_
     zero = {name: Factors(torch.ones(RANK, k), torch.zeros(d, RANK)) for name, (d, k) in targets.items()}
     head = random_head(5, tiny_backbone.features, 0)
     tasks = [Task(c, 1, torch.arange(9 + 4 * c), zero, head, frozenset()) for c in range(3)]
-    lanes = Lanes(tiny_backbone, targets, scale=SCALE, device="cpu", lanes=2)
-    features = frozen_features(lanes, tiny_data, batch_size=7)
-    args = (tasks, tiny_data, lanes.input, client_config(), 1)
-    for ours, theirs in zip(
-        train_bank(lanes.banks[0], *args, features), train_bank(lanes.banks[1], *args), strict=True
-    ):
+    settings = Settings(client=client_config(), seed=1, scale=SCALE)
+    engine = ThreadEngine(make_workers(tiny_backbone, targets, tiny_data, settings, "cpu", 2))
+    features = frozen_features(engine, tiny_data, 7)
+    featured = [dataclasses.replace(t, features=features[t.examples]) for t in tasks]
+    both = engine.run([Job("train", "", "", tuple(group)) for group in (featured, tasks)])
+    for ours, theirs in zip(*both, strict=True):
         assert gap(ours, theirs) < 1e-5
         assert all(torch.equal(f.B, zero[name].B) for name, f in ours.adapter.items())
 

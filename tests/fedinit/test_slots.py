@@ -15,9 +15,11 @@ from torch import nn
 
 from clients import batches
 from clients.cohort import Cohort
-from clients.selection import Choice, choose
+from clients.loader import BankLoader
+from clients.selection import choose
 from clients.site import Site
-from clients.training import ClientFailed, Task, train_bank
+from clients.task import ClientFailed, SlotChoice, Task
+from clients.training import train_bank
 from fedinit import slots, wire
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.core import CoreFactors
@@ -106,13 +108,6 @@ def tasks(targets, random_adapter, random_head, features, part, choice, count=2)
     return made
 
 
-def images(data, backbone):
-    """The images of a step's batches, as training hands them to the choice."""
-    return lambda now, step, active, augment: batches.normalise(
-        data.images[now.indices.flatten()], backbone.input, torch.device("cpu")
-    )
-
-
 @pytest.mark.parametrize("part", ["A", "B"])
 def test_the_choice_is_the_largest_gradient_step(
     part, tiny_backbone, tiny_data, client_config, random_adapter, random_head, plain_client
@@ -121,15 +116,18 @@ def test_the_choice_is_the_largest_gradient_step(
     first batch's loss. A client chooses the same alone and in company."""
     backbone = tiny_backbone
     targets = select_targets(backbone.module, None, 4)
-    members = tasks(targets, random_adapter, random_head, backbone.features, part, Choice(7, "gradient", 1))
+    members = tasks(targets, random_adapter, random_head, backbone.features, part, SlotChoice(7, "gradient", 1))
     settings = client_config()
-    plans = {t.client: batches.plan(t.examples, settings, 3, t.round, t.client) for t in members}
     bank = Bank(backbone, targets, SCALE)
-    common = (tiny_data.labels, images(tiny_data, backbone), settings, 3)
-    ours = choose(bank, members, plans, *common)
+
+    def chosen_by(tasks) -> list[dict]:
+        loader = BankLoader(tasks, tiny_data, backbone.input, settings, 3, torch.device("cpu"))
+        return [view.places for view in choose(bank, loader, 3)]
+
+    ours = chosen_by(members)
     for task, chosen in zip(members, ours, strict=True):
         model = plain_client(backbone, task.adapter, task.head, SCALE)
-        first = plans[task.client][0]
+        first = batches.plan(task.examples, settings, 3, task.round, task.client)[0]
         inputs = batches.normalise(tiny_data.images[first], backbone.input, torch.device("cpu"))
         nn.functional.cross_entropy(model(inputs), tiny_data.labels[first]).backward()
         scores = {}
@@ -140,7 +138,7 @@ def test_the_choice_is_the_largest_gradient_step(
                 scores[name, j] = float(torch.outer(b, a).detach().norm())
         best = sorted(scores, key=scores.get, reverse=True)[:7]
         assert {(n, int(j)) for n, places in chosen.items() for j in places} == set(best)
-        (alone,) = choose(bank, [task], plans, *common)
+        (alone,) = chosen_by([task])
         assert all(torch.equal(alone[n], chosen[n]) for n in chosen)
     assert any(not torch.equal(ours[0][n], ours[1][n]) for n in targets)  # each by its own data
 
@@ -150,12 +148,10 @@ def test_a_random_choice_is_the_clients_own(tiny_vit, tiny_data, client_config, 
     bank, settings = Bank(tiny_vit, targets, SCALE), client_config()
 
     def drawn(seed: int, round: int) -> list[dict]:
-        members = tasks(targets, random_adapter, random_head, tiny_vit.features, "B", Choice(7, "random", 1))
+        members = tasks(targets, random_adapter, random_head, tiny_vit.features, "B", SlotChoice(7, "random", 1))
         members = [dataclasses.replace(t, round=round) for t in members]
-        return [
-            {n: p.tolist() for n, p in own.items()}
-            for own in choose(bank, members, {}, tiny_data.labels, None, settings, seed)
-        ]
+        loader = BankLoader(members, tiny_data, tiny_vit.input, settings, seed, torch.device("cpu"))
+        return [{n: p.tolist() for n, p in view.places.items()} for view in choose(bank, loader, seed)]
 
     first = drawn(0, 1)
     assert first == drawn(0, 1) and first != drawn(1, 1) and first != drawn(0, 2) and first[0] != first[1]
@@ -169,7 +165,7 @@ def test_only_the_chosen_slots_move(part, optimizer, tiny_vit, tiny_data, client
     is that of a client that trains all. One member has no choice to make, and trains everything."""
     targets = select_targets(tiny_vit.module, None, 4)
     bank = Bank(tiny_vit, targets, SCALE)
-    first, second = tasks(targets, random_adapter, random_head, tiny_vit.features, part, Choice(3, "gradient", 2))
+    first, second = tasks(targets, random_adapter, random_head, tiny_vit.features, part, SlotChoice(3, "gradient", 2))
     second = dataclasses.replace(second, choice=None)
     settings = client_config(optimizer=optimizer, weight_decay=0.1, clip_norm=1.0)
     common = (tiny_data, tiny_vit.input, settings)
@@ -196,9 +192,9 @@ def test_a_mate_that_fails_changes_no_bit(part, tiny_vit, tiny_data, client_conf
     """A client chooses and trains the same whether its mate works, fails, or chooses other slots."""
     targets = select_targets(tiny_vit.module, None, 4)
     bank = Bank(tiny_vit, targets, SCALE)
-    first, second = tasks(targets, random_adapter, random_head, tiny_vit.features, part, Choice(3, "gradient", 1))
+    first, second = tasks(targets, random_adapter, random_head, tiny_vit.features, part, SlotChoice(3, "gradient", 1))
     lost = dataclasses.replace(second, examples=torch.full((12,), 1000))
-    other = dataclasses.replace(second, choice=Choice(2, "random", 1))
+    other = dataclasses.replace(second, choice=SlotChoice(2, "random", 1))
     made = []
     for mate in (second, lost, other):
         results = train_bank(bank, [first, mate], tiny_data, tiny_vit.input, client_config(), seed=3)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from clients import batches
 from clients.cohort import Cohort
 from clients.site import Site
-from clients.state import rounds as own
+from clients.state import rounds
 from fedinit import wire
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
@@ -134,11 +134,11 @@ def test_a_zero_gradient_at_the_start_freezes_nothing(deferred, monkeypatch):
         moved = float((layer.A - start[name].A).norm() / start[name].A.norm())
         assert layer.B.any() and (moved > 1e-5 if deferred else moved < 1e-6)
     if deferred:
-        fixed = [dict(own.held(context, own.SCALES)[2]) for context in grid.contexts.values()]
+        fixed = [dict(rounds.remembered(context, rounds.SCALES)[2]) for context in grid.contexts.values()]
         assert all(scales[name] > 1 for scales in fixed for name in left)
         assert any(fixed[0][name] != fixed[1][name] for name in left)
         federate(dataclasses.replace(config, rounds=1), again := LocalGrid(Cohort(site), 3), site.backbone)
-        assert [dict(own.held(context, own.SCALES)[1]) for context in again.contexts.values()] == fixed
+        assert [dict(rounds.remembered(context, rounds.SCALES)[1]) for context in again.contexts.values()] == fixed
 
 
 def test_what_is_frozen_goes_down_once_and_round_0_counts_it(tmp_path):

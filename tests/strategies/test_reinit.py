@@ -9,9 +9,10 @@ import torch
 
 from clients.cohort import Cohort
 from clients.site import Site
-from clients.state import rounds as own
+from clients.state import rounds
 from fedinit import wire
 from fedinit.adapters.bank import Bank
+from fedinit.config.schema import ClientConfig
 from fedinit.factors import Factors, difference, distance, norm
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
@@ -72,7 +73,7 @@ def test_a_client_starts_from_its_own_last_factors(site):
     config = small_config("reinit=local", "rounds=1")
     grid = LocalGrid(Cohort(site), 3)
     outcome = federate(config, grid, site.backbone)
-    states = {c.node_config["partition-id"]: own.held(c, own.FACTORS)[1] for c in grid.contexts.values()}
+    states = {c.node_config["partition-id"]: rounds.remembered(c, rounds.FACTORS)[1] for c in grid.contexts.values()}
     held = {client: wire.from_tensors(wire.decode(record))[0] for client, record in states.items()}
     mean = {
         n: sum(site.partitions[i].train.numel() * held[i][n].A for i in held)
@@ -106,15 +107,21 @@ class Asleep(Observer):
 
     def round_done(self, numbers):
         if numbers.round == 2:
-            still = dataclasses.replace(self.site.config.client, lr=1e-20, weight_decay=0.0)
-            self.monkeypatch.setattr(self.site, "config", dataclasses.replace(self.site.config, client=still))
+            client = self.site.engine.workers[0].settings.client
+            set_client(self.site, self.monkeypatch, dataclasses.replace(client, lr=1e-20, weight_decay=0.0))
+
+
+def set_client(site: Site, monkeypatch: pytest.MonkeyPatch, client: ClientConfig) -> None:
+    """Change how the site's clients train."""
+    for worker in site.engine.workers:
+        monkeypatch.setattr(worker, "settings", dataclasses.replace(worker.settings, client=client))
 
 
 def moved_while_asleep(site: Site, monkeypatch: pytest.MonkeyPatch, name: str) -> float:
     """The largest relative change of a layer's effective weight over two rounds in which nobody learns."""
     init = ["init=random_core"] if AGGREGATORS[name].cores else []
     config = small_config(f"strategy={name}", *init, "reinit=local", "rounds=4", "client.lr=0.05", "evaluation.every=1")
-    monkeypatch.setattr(site, "config", config)
+    set_client(site, monkeypatch, config.client)
     watch = Weights(site)
     federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[Asleep(site, monkeypatch), watch])
     assert all(before.norm() > 0 for before in watch.after[2].values())

@@ -18,7 +18,7 @@ def keeping(config, cohort: Cohort, root: Path):
             kept = Kept.of(context, config)
             kept.recall(message, context)
             replies += cohort([(message, context)])
-            kept.keep(message, context)
+            kept.remember(message, context)
             assert not context.state
         return replies
 

@@ -58,10 +58,11 @@ class Tasks(Cohort):
         super().__init__(site)
         self.seen = {}
 
-    def _results(self, tasks):
+    def answers(self, tasks):
         for t in tasks:
-            self.seen[t.round, t.client] = (self.bases.known[t.base], dict(t.offset), dict(t.adapter))
-        return super()._results(tasks)
+            if t.work == "train":
+                self.seen[t.round, t.client] = (self.bases.known[t.base], dict(t.offset), dict(t.adapter))
+        return super().answers(tasks)
 
 
 class SentTensors(LocalGrid):

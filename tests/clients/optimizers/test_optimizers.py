@@ -14,8 +14,9 @@ from clients.cohort import Cohort
 from clients.optimizers import create_optimizer
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.site import Site
-from clients.state import rounds as own
-from clients.training import Task, train_bank
+from clients.state import rounds
+from clients.task import Task
+from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.factors import Factors
@@ -119,14 +120,14 @@ def test_a_client_keeps_its_scales_between_rounds(scope: str) -> None:
     """Under client_once a second round changes no scale; under per_round nothing is kept."""
     torch.set_default_dtype(torch.float32)
     kept, hashes = [], []
-    for rounds in (1, 2):
+    for count in (1, 2):
         config = small_config(
-            "client=sgd_sai", "client.lr=0.002", f"client.gsnr_scope={scope}", f"rounds={rounds}", "evaluation=none"
+            "client=sgd_sai", "client.lr=0.002", f"client.gsnr_scope={scope}", f"rounds={count}", "evaluation=none"
         )
         site = Site(config)
         grid = LocalGrid(Cohort(site), 3)
         hashes.append(federate(config, grid, site.backbone).final_hash)
-        kept.append([dict(own.held(c, own.SCALES).get(rounds, {})) for c in grid.contexts.values()])
+        kept.append([dict(rounds.remembered(c, rounds.SCALES).get(count, {})) for c in grid.contexts.values()])
     assert hashes[0] != hashes[1]
     assert kept[0] == kept[1]
     assert all(bool(scales) == (scope == "client_once") for scales in kept[0])
@@ -206,7 +207,7 @@ def test_one_scale_for_all(word: str, expected: float) -> None:
     """adapter.scaling reaches the clients' banks; the server's scale is the same property."""
     config = small_config(f"adapter.scaling={word}")
     assert config.adapter.scale == expected
-    assert Site(config).lanes.scale == expected
+    assert [w.settings.scale for w in Site(config, engine="inline").engine.workers] == [expected]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +225,7 @@ def test_state_is_counted(name: str, momentum: float, prox: float, numbers: int,
     leaves = {"l/A": torch.zeros(3, 2, 5), "l/B": torch.zeros(3, 4, 2)}
     own = {} if name == "adamw" else {"momentum": momentum}
     settings = client_config(optimizer=name, prox=prox, **own)
-    assert create_optimizer(leaves, settings).state_numbers == numbers
+    assert create_optimizer(leaves, settings).state_size == numbers
 
 
 @pytest.mark.parametrize(

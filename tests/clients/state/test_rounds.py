@@ -8,10 +8,10 @@ import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 
-from clients import cohort as cohorts
 from clients.cohort import Cohort
+from clients.engine import worker
 from clients.site import Site
-from clients.state import rounds as own
+from clients.state import rounds
 from fedinit import wire
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
@@ -61,7 +61,7 @@ def spoilt(answer, client: int, round: int, spoil):
 
 def diverge(monkeypatch, client: int, round: int) -> None:
     """This client's training of this round ends in NaN, also in what it keeps."""
-    train = cohorts.train_bank
+    train = worker.train_bank
 
     def diverging(bank, tasks, *args):
         made = train(bank, tasks, *args)
@@ -69,11 +69,11 @@ def diverge(monkeypatch, client: int, round: int) -> None:
             if (task.client, task.round) == (client, round):
                 adapter = {n: dataclasses.replace(f, A=f.A * torch.nan, B=f.B * torch.nan)
                            for n, f in made[i].adapter.items()}  # fmt: skip
-                scales = dict.fromkeys(made[i].scales, float("nan"))
-                made[i] = dataclasses.replace(made[i], adapter=adapter, scales=scales)
+                scales = dict.fromkeys(made[i].step_scales, float("nan"))
+                made[i] = dataclasses.replace(made[i], adapter=adapter, step_scales=scales)
         return made
 
-    monkeypatch.setattr(cohorts, "train_bank", diverging)
+    monkeypatch.setattr(worker, "train_bank", diverging)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_an_update_that_was_refused_leaves_nothing_behind(words, round, kept, si
 def test_a_client_that_went_on_from_what_was_refused_would_be_refused_for_ever(sites, monkeypatch):
     """The control of the test above."""
     config, site = settings("strategy=fedsa_lora"), site_of(sites, "")
-    monkeypatch.setattr(own, "_accepted", lambda message: int(message.content["config"]["round"]) - 1)
+    monkeypatch.setattr(rounds, "_accepted", lambda message: int(message.content["config"]["round"]) - 1)
     diverge(monkeypatch, 1, 2)
     ledger = Ledger()
     federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[ledger])
@@ -126,7 +126,7 @@ def test_a_task_given_again_gives_the_same_bytes(words, sites):
                 for (m, c), state in zip(deliveries, before, strict=True)
             ]
             fresh = Cohort(site)
-            fresh.bases.known = dict(clients.state.base_offset.known)
+            fresh.bases.known = dict(clients.bases.known)
             for first, second, third in zip(replies, again, fresh(anew), strict=True):
                 mark = wire.to_bytes(first.content)
                 seen.append(mark == wire.to_bytes(second.content) == wire.to_bytes(third.content))
@@ -141,7 +141,7 @@ def test_a_task_given_again_gives_the_same_bytes(words, sites):
 @pytest.mark.parametrize("words", ["strategy=fedsa_lora", "strategy=flora"])
 def test_a_task_that_fails_leaves_the_state_as_it_was(words, sites, monkeypatch):
     config, site, clients, held = settings(words), site_of(sites, words), Cohort(site_of(sites, words)), []
-    monkeypatch.setattr(cohorts, "train_bank", lambda *_: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(worker, "train_bank", lambda *_: (_ for _ in ()).throw(OSError("gone")))
 
     def handler(deliveries):
         before = [wire.to_bytes(context.state) for _, context in deliveries]

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients.training import Task, train_bank
+from clients.task import Task
+from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.core import CoreFactors
 from fedinit.errors import InputError

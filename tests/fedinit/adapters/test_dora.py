@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from clients.cohort import Cohort
 from clients.site import Site, is_zero
-from clients.training import Task, train_bank
+from clients.task import Task
+from clients.training import train_bank
 from fedinit import wire
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.dora import DoRAFactors, magnitudes, row_norms
@@ -173,7 +174,7 @@ def test_the_start_leaves_the_model_as_it_was(init: str) -> None:
     federate(config, Watching(Cohort(site), 3), site.backbone)
     layers, head = wire.from_tensors(first)
     images = torch.randn(4, 1, 32, 32)
-    bank, scale = site.lanes.banks[0], config.adapter.scale
+    bank, scale = site.engine.workers[0].bank, config.adapter.scale
     for name, f in layers.items():
         weight = site.backbone.module.get_submodule(name).weight
         torch.testing.assert_close(f.m, (weight + scale * f.B @ f.A).norm(dim=1), rtol=1e-5, atol=1e-6)

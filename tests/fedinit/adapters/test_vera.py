@@ -20,7 +20,8 @@ from torch.nn import functional as F
 import strategies
 from clients.cohort import Cohort
 from clients.site import Site, is_zero
-from clients.training import Task, train_bank
+from clients.task import Task
+from clients.training import train_bank
 from fedinit import wire
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.kinds import KINDS, of_parts

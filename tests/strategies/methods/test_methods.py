@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 
 from clients.cohort import Cohort
 from clients.site import Site
-from clients.state import rounds as own
+from clients.state import rounds
 from fedinit import wire
 from fedinit.errors import InputError
 from fedinit.factors import Factors, pad
@@ -474,7 +474,7 @@ def test_fedsa_keeps_B_on_the_clients_and_averages_A():
     grid = Watching(Cohort(site), 3)
     outcome = federate(config, grid, site.backbone)
     assert up == {"A", "t", "s"} and outcome.score is not None  # A, head/weight, head/bias
-    records = [own.held(context, own.FACTORS)[3] for context in grid.contexts.values()]
+    records = [rounds.remembered(context, rounds.FACTORS)[3] for context in grid.contexts.values()]
     kept = [wire.from_tensors(wire.decode(record))[0]["blocks.0.attn.proj"] for record in records]
     assert (kept[0].B - kept[1].B).norm() > 0 and kept[0].B.norm() > 0
     n = torch.tensor([len(p.train) for p in site.partitions], dtype=torch.float64)

@@ -391,7 +391,7 @@ def test_a_round_is_trained_from_what_was_held_before_it(tmp_path):
     kept = Kept.of(context, config)
     for round in (1, 2, 3, 5, 6, 7):
         context.state = RecordDict({"mark": ConfigRecord({"round": round})})
-        kept.keep(message("train", round), context)
+        kept.remember(message("train", round), context)
 
     def held(kind, round):
         kept.recall(message(kind, round), context)
@@ -402,7 +402,7 @@ def test_a_round_is_trained_from_what_was_held_before_it(tmp_path):
     assert held("train", 3) is None  # four are kept, one more than the server keeps
     assert held("query.describe", 5) == 5 and held("train", 9) == 5  # of a server that came back from round 5
     context.state = RecordDict({"mark": ConfigRecord({"round": 0})})
-    kept.keep(message("query.statistics", 0), context)
+    kept.remember(message("query.statistics", 0), context)
     assert held("query.describe", 0) == 0 and held("train", 1) == 0
     assert held("query.describe", -1) is None and held("train", 9) is None  # of one that begins anew
 
@@ -413,7 +413,7 @@ def test_two_runs_and_two_clients_keep_apart(tmp_path):
     for settings_, client in ((config, 0), (config, 1), (other, 0)):
         context = Context(1, 1, {"state-dir": str(tmp_path), "partition-id": client}, RecordDict(), {})
         context.state["mark"] = ConfigRecord({"x": 1})
-        Kept.of(context, settings_).keep(message("train", 1), context)
+        Kept.of(context, settings_).remember(message("train", 1), context)
         names.add(len(list(tmp_path.iterdir())))
     assert names == {1, 2, 3}
 
@@ -432,13 +432,11 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", full)
     with pytest.raises(InputError, match="cannot keep this client's state .No space left on device"):
-        Kept.of(context, small_config()).keep(message("train", 1), context)
+        Kept.of(context, small_config()).remember(message("train", 1), context)
 
 
 @pytest.mark.parametrize("given", [None, "one", True])
 def test_a_site_without_a_usable_partition_id_is_told_so(given):
-    from clients.cohort import _partition_id
-
     node = {} if given is None else {"partition-id": given}
     with pytest.raises(InputError, match="no partition-id|expected a whole number"):
-        _partition_id(types.SimpleNamespace(node_config=node))
+        Site.partition_of(types.SimpleNamespace(partitions=()), types.SimpleNamespace(node_config=node))

@@ -1,0 +1,44 @@
+"""The inline engine: one job after another in the calling thread. The reference that the other engines are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from clients.engine.worker import Worker
+from clients.task import Answer, Job
+from fedinit.adapters.bank import Bank
+from fedinit.state.base_offset import EMPTY, Offset
+
+
+class InlineEngine:
+    def __init__(self, worker: Worker) -> None:
+        self.workers = [worker]
+
+    def hold(self, base: str, offset: Offset) -> None:
+        self.workers[0].replica.hold(base, offset)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Answer, ...]]:
+        self.workers[0].replica.prepare(jobs)
+        for job in jobs:
+            with _one_thread():
+                answers = self.workers[0].do(job)
+            yield answers
+
+    @contextmanager
+    def borrow(self, base: str = EMPTY) -> Iterator[Bank]:
+        self.workers[0].replica.put(self.workers[0].bank, base)
+        yield self.workers[0].bank
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One intra-op thread, as in a lane: a matrix product that is split among threads may round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,65 @@
+"""The frozen backbone on one device, once for all the workers there, and the weights that are made from it."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from clients.task import Job, Task
+from fedinit.adapters.bank import Bank
+from fedinit.models.backbone import Backbone
+from fedinit.state.base_offset import EMPTY, Offset
+
+
+class Replica:
+    """Weights are made by whoever needs them first, under a lock, and shared by the others."""
+
+    def __init__(
+        self, backbone: Backbone, targets: Mapping[str, tuple[int, int]], scale: float, device: torch.device
+    ) -> None:
+        """targets: {layer: (d, k)}. scale: s, of the base offsets and the adapters."""
+        module = backbone.module if device.type == "cpu" else copy.deepcopy(backbone.module).to(device)
+        self.backbone = Backbone(module=module, features=backbone.features, input=backbone.input)
+        self.device, self.scale = device, scale
+        self._lock = threading.RLock()
+        self._offsets: dict[str, Offset] = {EMPTY: {}}
+        self._merged: dict[str, dict[str, Tensor]] = {EMPTY: {}}
+        self._folding = Bank(self.backbone, targets, scale)  # its folded weights are the others'
+        self._folded: tuple[object, ...] = ()
+
+    def hold(self, base: str, offset: Offset) -> None:
+        self._offsets.setdefault(base, offset)
+
+    def prepare(self, jobs: Sequence[Job]) -> None:
+        """Forget what none of these jobs needs."""
+        needed = {EMPTY, *(job.base for job in jobs)}
+        self._offsets = {base: offset for base, offset in self._offsets.items() if base in needed}
+        self._merged = {base: weights for base, weights in self._merged.items() if base in needed}
+        self._folded = ()
+        self._folding.bare()
+
+    def put(self, bank: Bank, base: str) -> None:
+        """Set the bank on W + s·O, where `base` names O. Raises LookupError for a base that is not held."""
+        with self._lock:
+            if base not in self._offsets:
+                raise LookupError(f"the base {base[:12]} is not held by this worker")
+            if base not in self._merged:
+                self._merged[base] = {
+                    name: torch.add(bank.layers[name].weight, value.to(self.device), alpha=self.scale)
+                    for name, value in self._offsets[base].items()
+                }
+            bank.rebase(self._merged[base])
+
+    def fold(self, bank: Bank, task: Task) -> None:
+        """Fold the task's adapter and head into the bank, made once for consecutive tasks with the same ones."""
+        with self._lock:
+            now = (task.base, task.adapter, task.head)
+            if not (self._folded and all(a is b for a, b in zip(self._folded, now, strict=True))):
+                self.put(self._folding, task.base)
+                self._folding.fold(task.adapter, task.head)
+                self._folded = now
+            bank.fold_like(self._folding)

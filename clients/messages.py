@@ -1,0 +1,206 @@
+"""From messages to values: what a server sent, completed by what the client holds, as a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from torch import Tensor
+
+from clients import guard
+from clients.replies import HELD, description, held, refusal
+from clients.site import Site
+from clients.state import rounds
+from clients.state.base_offset import Bases
+from clients.task import ClientFailed, SlotChoice, Task
+from fedinit import wire
+from fedinit.errors import InputError
+from fedinit.factors import PARTS, Factors, difference, distance, norm
+from fedinit.state import digest
+from fedinit.state.base_offset import EMPTY
+from fedinit.statistics import Request
+
+# Message types, and the stage at which a message of this type may fail before there is a task.
+STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train": "start", "evaluate": "evaluate"}
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a message comes to.
+
+    task: what is to be done for it; of a training that cannot begin, its mute place in the bank.
+    reply: the answer, where it is known without doing anything.
+    """
+
+    task: Task | None
+    reply: Message | None = None
+
+
+class Decoder:
+    """Reads messages for the clients of a site."""
+
+    def __init__(self, site: Site, bases: Bases, deployed: bool) -> None:
+        """bases: the base offsets of the clients, which messages bring up to date.
+        deployed: the server is another's, so noise is drawn with a secret of the client's or not at all."""
+        self.site, self.bases, self.deployed = site, bases, deployed
+
+    def decode(self, message: Message, context: Context) -> Decoded:
+        """The message as a task, or as the reply that it has already. Changes the Context."""
+        kind = message.metadata.message_type
+        try:
+            guard.check(message, self.site)
+            if kind == "query.describe":
+                return Decoded(None, Message(description(self.site, context), reply_to=message))
+            read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}[kind]
+            return Decoded(read(message, context))
+        except Exception as error:  # noqa: BLE001 (what a server may send is anything)
+            given = context.node_config.get("partition-id", -1)
+            failed = ClientFailed.of(given if isinstance(given, int) else -1, STAGES[kind], error)
+            return Decoded(self._place(message, context) if kind == "train" else None, refusal(message, failed))
+
+    def _training(self, message: Message, context: Context) -> Task:
+        config, part = wire.config(message), self.site.partition_of(context)
+        adapter, head = self._start(message, context)
+        offset: Mapping[str, Factors] = {}
+        drift = 0.0
+        mine = _own_factors(message, context) if config["own-factors"] else None
+        if mine is not None:
+            drift = distance(mine, adapter)
+            # The base takes up what the start leaves out, so the client still starts from the global model.
+            adapter, offset = mine, {name: difference(adapter[name], mine[name]) for name in adapter}
+        return Task(
+            client=part.client,
+            round=wire.value(config, "round", int),
+            examples=part.train,
+            adapter=adapter,
+            head=head,
+            trainable=frozenset(wire.words(config, "trainable")),
+            base=self.bases.receive(message, context),
+            offset=offset,
+            step_scales=_step_scales(message, context, adapter, head),
+            choice=_slot_choice(message),
+            personal=frozenset(wire.words(config, "personal")),
+            notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
+        )
+
+    def _evaluation(self, message: Message, context: Context) -> Task:
+        part = self.site.partition_of(context)
+        adapter, head = self._start(message, context)
+        base, round = self.bases.receive(message, context), wire.value(wire.config(message), "round", int)
+        return Task(part.client, round, part.test, adapter, head, frozenset(), base, work="evaluate")
+
+    def _measurement(self, message: Message, context: Context) -> Task:
+        """On the bare backbone; or, where trained factors are named, at the start that is sent along.
+
+        Raises InputError for noise that the server could draw again, and take off.
+        """
+        config, part = wire.config(message), self.site.partition_of(context)
+        adapter, trainable, base = {}, frozenset(), EMPTY
+        if "trainable" in config:
+            adapter, head = self._start(message, context)
+            trainable, base = frozenset(wire.words(config, "trainable")), self.bases.receive(message, context)
+        else:
+            sent = wire.decode(wire.arrays(message))
+            head = {name[len(wire.HEAD) :]: value for name, value in sent.items()}
+        asked = wire.decode(wire.arrays(message, wire.ASKED))
+        request = Request.from_json(wire.value(config, "request", str), asked, head)
+        secret = str(context.node_config.get("noise-secret", ""))
+        if self.deployed and request.sampling.noise and not secret:
+            raise InputError(
+                "the run asks for noise, and this site has no secret to draw it with: start the node with "
+                "--node-config 'noise-secret=\"…\"'"
+            )
+        return Task(
+            client=part.client,
+            round=0,
+            examples=part.train,
+            adapter=adapter,
+            head=head,
+            trainable=trainable,
+            base=base,
+            work="measure",
+            request=request,
+            secret=secret,
+        )
+
+    def _start(self, message: Message, context: Context) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+        """The adapter and head that the message is about: what was sent, and what this client holds already.
+
+        Raises LookupError where that is not the start that the server made.
+        """
+        config, tensors, known = wire.config(message), wire.decode(wire.arrays(message)), held(context)
+        keep = {f"/{part}" for part in wire.words(config, "keep")}
+        known |= {
+            name: value for name, value in tensors.items() if name[-2:] in keep and not name.startswith(wire.HEAD)
+        }
+        if known:
+            context.state[HELD] = wire.encode(known)
+        complete = known | tensors
+        names = {f"{layer}/{part}" for layer in self.site.targets for part in ("A", "B")}
+        absent = sorted(names - complete.keys())
+        if absent:
+            raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
+        names |= {f"{layer}/{part}" for layer in self.site.targets for part in PARTS}
+        whole = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
+        if digest.of_tensors(whole) != config["start-digest"]:
+            raise LookupError("the start that this client put together is not the one the server made")
+        layers, head = wire.from_tensors(whole)
+        return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
+
+    def _place(self, message: Message, context: Context) -> Task | None:
+        """The place in a bank of a client whose task could not be made; None when not even that is known of it.
+
+        Banks are made of all who were asked: one that fails keeps its place, so that its mates' rounding is the same.
+        """
+        try:
+            config, part = wire.config(message), self.site.partition_of(context)
+            sent = wire.arrays(message).items()
+            ranks = {n[:-2]: array.shape[n[-1] == "B"] for n, array in sent if n[-2:] in ("/A", "/B")}
+            blank = {
+                name: Factors(torch.zeros(ranks[name], k), torch.zeros(d, ranks[name]))
+                for name, (d, k) in self.site.targets.items()
+                if name in ranks
+            }
+            base, round = wire.value(config, "base-key", str), wire.value(config, "round", int)
+            return Task(part.client, round, part.train, blank, {}, frozenset(), base, mute=True)
+        except Exception:  # noqa: BLE001 (its failure is answered already)
+            return None
+
+
+def _slot_choice(message: Message) -> SlotChoice | None:
+    config = wire.config(message)
+    if "slots" not in config:
+        return None
+    budget, probe = (wire.value(config, key, int) for key in ("slots", "probe"))
+    return SlotChoice(budget, wire.value(config, "choice", str), probe)
+
+
+def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
+    """The factors with the ones this client keeps to itself in their place, once it has any."""
+    personal = wire.words(wire.config(message), "personal")
+    mine = _own_factors(message, context) if personal else None
+    if mine is None:
+        return layers
+    return {n: replace(f, **{p: getattr(mine[n], p) for p in personal}) for n, f in layers.items()}
+
+
+def _own_factors(message: Message, context: Context) -> dict[str, Factors] | None:
+    """What this client ended the round of its last accepted update with; None where it has nothing of its own."""
+    record = rounds.recall(message, context, rounds.FACTORS, ArrayRecord)
+    return None if record is None else wire.from_tensors(wire.decode(record))[0]
+
+
+def _step_scales(
+    message: Message, context: Context, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """The step scales that are fixed already: this client's own, and before them those of the server, a number a
+    trained tensor in the order of the names, 0 where it has none."""
+    config, mine = wire.config(message), rounds.recall(message, context, rounds.SCALES, MetricRecord)
+    fixed: dict[str, float] = {name: scale for name, scale in (mine or {}).items() if not isinstance(scale, list)}
+    if "scales" not in config:
+        return fixed
+    names = wire.trained_names(adapter, head, frozenset(wire.words(config, "trainable")))
+    given = zip(names, wire.value(config, "scales", list), strict=True)
+    return fixed | {name: float(scale) for name, scale in given if scale}

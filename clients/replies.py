@@ -1,0 +1,118 @@
+"""From values to messages: what clients answer. An update goes through its transforms here, on its way out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from torch import Tensor
+
+from clients.evaluation import by_domain, measured, sums_record
+from clients.site import Site
+from clients.state import rounds
+from clients.state.base_offset import held_key
+from clients.task import Answer, ClientFailed, Result, Task
+from fedinit import transforms, wire
+from fedinit.config.client import SGDSaIConfig
+from fedinit.state.digest import of_tensors
+from fedinit.statistics import create_statistics
+from fedinit.transforms import HalfPrecision, Payload, UpdateTransform
+
+HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
+
+
+def encode(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> Message:
+    """The reply to a message from the answers to its task, which may be several; an Error where one is a failure."""
+    kind, stage = {
+        "train": (update, "reply"),
+        "measure": (statistics, "statistics"),
+        "evaluate": (scores, "evaluate"),
+    }[task.work]
+    for answer in answers:
+        if isinstance(answer, ClientFailed):
+            return refusal(message, answer)
+    try:
+        return Message(kind(site, task, answers, message, context), reply_to=message)
+    except Exception as error:  # noqa: BLE001 (this client's: the other clients' round goes on)
+        return refusal(message, ClientFailed.of(task.client, stage, error))
+
+
+def refusal(message: Message, failed: ClientFailed) -> Message:
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(failed)), reply_to=message)
+
+
+def description(site: Site, context: Context) -> RecordDict:
+    """Who a client is: its partition and how many there are, examples, classes, domains, hash of its backbone; and what
+    it holds from rounds before, by hash, for a server that was started again."""
+    part, tensors = site.partition_of(context), held(context)
+    facts = {
+        "partition-id": part.client,
+        "num-partitions": len(site.partitions),
+        "num-examples": len(part.train),
+        "num-test-examples": len(part.test),
+        "classes": list(site.data.class_names),
+        "domains": list(site.data.domain_names),
+        "score": site.score.name,
+        "backbone": site.backbone.digest,
+        "held": list(tensors),
+        "held-digests": [of_tensors({name: tensor}) for name, tensor in tensors.items()],
+        "own-rounds": list(rounds.remembered(context, rounds.FACTORS)),
+        "base-key": held_key(context),
+    }
+    return RecordDict({wire.CONFIG: ConfigRecord(facts)})
+
+
+def held(context: Context) -> dict[str, Tensor]:
+    """The factors that this client was sent once and keeps."""
+    return wire.decode(wire.record(context.state, HELD, ArrayRecord)) if HELD in context.state else {}
+
+
+def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:
+    """What a client trained; what it goes on from itself is remembered in its Context."""
+    (result,) = answers
+    if not isinstance(result, Result):
+        raise TypeError(f"expected the result of a training, got {type(result).__name__}")
+    config, made = wire.config(message), {}
+    if config["own-factors"] or task.personal:
+        made[rounds.FACTORS] = wire.encode(wire.to_tensors(result.adapter, {}))
+    optimizer = site.config.client
+    if result.step_scales and isinstance(optimizer, SGDSaIConfig) and optimizer.gsnr_scope != "per_round":
+        made[rounds.SCALES] = MetricRecord({**task.step_scales, **result.step_scales})
+    rounds.remember(message, context, made)
+    trained = {
+        name: value
+        for name, value in wire.to_tensors(result.adapter, result.head).items()
+        if name.startswith(wire.HEAD) or name[-1] in task.trainable
+    }
+    metrics = {
+        "num-examples": len(task.examples),
+        "round": task.round,
+        "loss": result.loss,
+        "steps": result.steps,
+        "optimizer-state": result.optimizer_state,
+        **task.notes,
+    }
+    return _sent(transforms.UPDATES, task, Payload(trained, result.chosen), MetricRecord(metrics))
+
+
+def statistics(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:
+    """The sums that round 0 asked for."""
+    found = measured(*answers)
+    if task.request is None:
+        raise ValueError("a measurement without a request")
+    chain = [HalfPrecision(create_statistics(task.request))]
+    metrics = MetricRecord({"num-examples": found.examples, "round": task.round})
+    return _sent(chain, task, Payload(found.tensors), metrics)
+
+
+def scores(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:
+    """The sums of the score over a client's own test split, to be merged."""
+    record = sums_record(by_domain(site.data, task.examples, answers), site.score)
+    record["round"] = task.round
+    return RecordDict({wire.METRICS: record})
+
+
+def _sent(chain: Sequence[UpdateTransform], task: Task, payload: Payload, metrics: MetricRecord) -> RecordDict:
+    tensors = transforms.leave(chain, task, payload).tensors
+    return RecordDict({wire.STATE: wire.encode(tensors), wire.METRICS: metrics})
