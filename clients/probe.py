@@ -45,8 +45,10 @@ class Probe(Observer):
         self.site, self.parts, self.at_first = site, parts & {"A", "B", "R"}, at_first & {"A", "B", "R"}
         self.path = folder / FILE
         train = torch.cat([part.train for part in site.partitions])
-        seed, self.settings = site.config.seed, site.config.diagnostics
-        assert isinstance(self.settings, InitDiagnostics)
+        seed, settings = site.config.seed, site.config.diagnostics
+        if not isinstance(settings, InitDiagnostics):
+            raise ValueError(f"diagnostics={settings.name}: there is nothing to measure")
+        self.settings: InitDiagnostics = settings
         order = torch.randperm(len(train), generator=torch_generator(seed, "probe"))
         self.examples = train[order[: self.settings.examples]].sort().values
         labels = site.data.labels[self.examples]

@@ -7,13 +7,12 @@ for the rows that a run uses. So wrong input ends in a second, also where decodi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
-from fedinit.data.source import DomainSource, ImageSource
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import torch_generator
 
@@ -34,50 +33,49 @@ class Catalogue:
     read: Callable[[Tensor], Tensor]
 
 
-def load_images(
-    source: ImageSource, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None
+def choose_images(
+    listed: Catalogue,
+    domains: tuple[str, ...] | None,
+    classes: tuple[str, ...] | int | None,
+    validation_fraction: float | None,
+    seed: int = 0,
+    own: str | None = None,
 ) -> Dataset:
-    """The images that `source` is asked for, as (n, channels, H, W) uint8 with size = (H, W) in pixels.
+    """The images of the named domains and classes, None for all there are.
 
-    With source.validation_fraction, for choosing settings: the test images are left out, and that share of each
-    domain's training images, drawn from `seed`, is the test split of what is returned.
+    With a validation_fraction, for choosing settings: the test images are left out, and that share of each domain's
+    training images, drawn from `seed`, is the test split of what is returned.
 
-    Domains are numbered in the order of source.domains, classes in the order of source.classes, where these are lists
-    of names; else as the source numbers them. A number n of classes is the first n names in sorted order.
-    own: for a site that holds one of source.domains: only its images are read; the names of the other domains, and of
-    classes that are listed, need not be there. The images of `own` are the same, in the same order, as in the whole.
-    Raises InputError on an unknown name, a domain or class without images, a domain without test images, fewer than two
-    classes, and on whatever the source cannot read.
+    Domains are numbered in their order, classes in theirs, where these are lists of names; else as the source numbers
+    them. A number n of classes is the first n names in sorted order.
+    own: for a site that holds one of the domains: only its images are listed; the names of the other domains, and of
+    classes that are named, need not be there. The images of `own` are the same, in the same order, as in the whole.
+    Raises InputError on an unknown name, a domain or class without images, a domain without test images, and fewer than
+    two classes.
     """
-    if channels not in (1, 3):
-        raise InputError(
-            f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
-        )
-    named = source.domains if isinstance(source, DomainSource) else None
+    named = domains
     here, first = named, 0  # the domains that are read, and the number of the first of them
-    if own is not None and named is not None and isinstance(source, DomainSource):
+    if own is not None and named is not None:
         here, first = (own,), named.index(own)
-        source = replace(source, domains=here)
-    listed = source.catalogue(channels, size)
     domain_names = _pick("domains", here, listed.domain_names)
-    classes = _class_list(source.classes, listed.class_names)
+    classes = _class_list(classes, listed.class_names)
     alone = own is not None and classes is not None
     class_names = _pick("classes", classes, listed.class_names if own is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
 
-    domains = _renumber(listed.domains, listed.domain_names, domain_names)
+    places = _renumber(listed.domains, listed.domain_names, domain_names)
     labels = _renumber(listed.labels, listed.class_names, class_names)
-    rows = ((domains >= 0) & (labels >= 0)).nonzero().flatten()
-    domains, labels, test = domains[rows], labels[rows], listed.test[rows]
-    if source.validation_fraction is not None:
+    rows = ((places >= 0) & (labels >= 0)).nonzero().flatten()
+    places, labels, test = places[rows], labels[rows], listed.test[rows]
+    if validation_fraction is not None:
         kept = (~test).nonzero().flatten()
-        rows, domains, labels = rows[kept], domains[kept], labels[kept]
-        test = _held_out(domains, source.validation_fraction, seed, first)
-    _refuse_gaps(domains, labels, test, () if alone else class_names, domain_names)
+        rows, places, labels = rows[kept], places[kept], labels[kept]
+        test = _held_out(places, validation_fraction, seed, first)
+    _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
     if own is not None:
-        domains, domain_names = domains + first, named or domain_names
-    return Dataset(listed.read(rows), labels, domains, test, class_names, domain_names)
+        places, domain_names = places + first, named or domain_names
+    return Dataset(listed.read(rows), labels, places, test, class_names, domain_names)
 
 
 def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
-from fedinit.data.matrix_sensing import MatrixConfig
+from fedinit.data.matrix import MatrixConfig
 from fedinit.errors import InputError
 from fedinit.seeding import torch_generator
 

@@ -8,10 +8,11 @@ inside the functions that need it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fedinit.config.checks import at_least, within
+from fedinit.errors import InputError
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
@@ -55,11 +56,20 @@ class ImageSource(Source):
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """All that the source has, before its pixels are read. Raises InputError for what cannot be read."""
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
-        """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.load_images`."""
-        from fedinit.data.catalogue import load_images
+    def reading(self, own: str | None) -> ImageSource:
+        """This source, of which one domain alone is read, where that can be chosen; None: all of it."""
+        return self
 
-        return load_images(self, channels, size, seed, own)
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+        """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.choose_images`."""
+        from fedinit.data.catalogue import choose_images
+
+        if channels not in (1, 3):
+            raise InputError(
+                f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
+            )
+        listed = self.reading(own).catalogue(channels, size)
+        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, own)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,3 +81,6 @@ class DomainSource(ImageSource):
     @property
     def known_domains(self) -> tuple[str, ...] | None:
         return self.domains
+
+    def reading(self, own: str | None) -> ImageSource:
+        return self if own is None or self.domains is None else replace(self, domains=(own,))
