@@ -102,7 +102,7 @@ def _unknown(key: str, overrides: Sequence[str]) -> str:
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         composed = compose("config", overrides=choosing, return_hydra_config=True)
     group, _, inside = key.partition(".")
-    if inside and group in known:
+    if inside and group in GROUPS:
         readers = [name for name in known[group] if inside in _keys(OmegaConf.load(CONF_DIR / group / f"{name}.yaml"))]
         if readers:
             return not_read(group, inside, composed.hydra.runtime.choices[group], readers)

@@ -70,15 +70,23 @@ class Partitioner(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InsideDomains(Partitioner):
-    """As many clients in each domain; a subclass says how its training images are divided."""
+class Counted(Partitioner):
+    """As many clients as one asks for."""
 
-    clients: int | None = None  # a multiple of the number of domains; null: one a domain
+    clients: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clients is not None:
             at_least("partition.clients", self.clients, 1)
+
+    def count(self, domains: Sequence[str] | None) -> int | None:
+        return self.clients
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsideDomains(Counted):
+    """As many clients in each domain, one where nobody says; a subclass says how its training images are divided."""
 
     def count(self, domains: Sequence[str] | None) -> int | None:
         return len(domains) if self.clients is None and domains is not None else self.clients
@@ -176,19 +184,10 @@ class Dirichlet(InsideDomains):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IID(Partitioner):
+class IID(Counted):
     """All domains in one pool, shuffled and dealt."""
 
     name: Literal["iid"] = "iid"
-    clients: int | None = None  # must be given
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.clients is not None:
-            at_least("partition.clients", self.clients, 1)
-
-    def count(self, domains: Sequence[str] | None) -> int | None:
-        return self.clients
 
     def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
         if self.clients is None:

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source(ABC):
-    """name: its key in `SOURCES`, the one value of a Literal. Every field is a key, `data.<field>=`."""
+    """name: its key in `SOURCES`, the one value of a Literal. Every field is a key, `data.<field>=`.
+
+    A place on this machine is called `root` or `cache_dir`: in a deployment those are the site's to set and no
+    server's (fedinit/config/site.py).
+    """
 
     name: str
 
