@@ -113,11 +113,11 @@ class Bank:
     ) -> dict[str, Tensor]:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
-        trainable: which parts of the factors learn, and "block_scales" for a scale a block of R, which starts at one
-        and is multiplied into R in the end; the head always learns. A core, or vectors, that do not learn are absorbed
-        into B. Raises ValueError for vectors around different A or B. offsets: factors that belong to each client's
-        base. generators: one a client for dropout, none for no dropout. room: ranks to pad each layer's factors and
-        offsets to, where the largest of the clients' is below.
+        trainable: which parts of the factors learn, and BLOCK_SCALES (core.py) for a scale a block of R, which starts
+        at one and is multiplied into R in the end; the head always learns. A core, or vectors, that do not learn are
+        absorbed into B. Raises ValueError for vectors around different A or B. offsets: factors that belong to each
+        client's base. generators: one a client for dropout, none for no dropout. room: ranks to pad each layer's
+        factors and offsets to, where the largest of the clients' is below.
         """
         leaves: dict[str, Tensor] = {}
         for name, layer in self.layers.items():

@@ -10,7 +10,7 @@ in LoRA: with zero rows of A and zero columns of B around it, what pads R has no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -22,7 +22,7 @@ from fedinit.adapters.contract import Frozen, Leaves
 from fedinit.adapters.lora import LoRA
 from fedinit.factors import Factors, resized
 
-BLOCK_SCALES = "block_scales"  # the leaf that is trained beside R and never sent
+BLOCK_SCALES = "scales"  # what messages call the blocks' scales, which are trained beside R and never sent
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class Core(LoRA):
 
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
         n = len(x)
-        A, B, R = leaves["A"][:n], leaves["B"][:n], scaled(leaves, slice(n))
+        A, B, R = leaves["A"][:n], leaves["B"][:n], scaled(leaves)[:n]
         return Adapted.apply(x, mask, frozen.weight, frozen.bias, A, B, R, scale)
 
     def client(self, leaves: Leaves, i: int) -> Factors:
-        blocks = scaled(leaves, i)
+        blocks = scaled(leaves)[i]
         return CoreFactors(leaves["A"][i], leaves["B"][i], blocks[0] if self.full else blocks)
 
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
@@ -103,7 +103,6 @@ class Core(LoRA):
         return rank * width if part == "R" else rank // width
 
 
-def scaled(leaves: Mapping[str, Tensor], which: slice | int) -> Tensor:
-    """What stands between A and B of some clients: R, each block times its scale where these are trained."""
-    R = leaves["R"][which]
-    return R * leaves[BLOCK_SCALES][which][..., None, None] if BLOCK_SCALES in leaves else R
+def scaled(leaves: Leaves) -> Tensor:
+    """(K, h, r/h, r/h), what stands between A and B: R, each block times its scale where these are trained."""
+    return leaves["R"] * leaves[BLOCK_SCALES][..., None, None] if BLOCK_SCALES in leaves else leaves["R"]

@@ -99,7 +99,7 @@ def tasks(targets, random_adapter, random_head, features, part, choice, count=2)
         if part == "R":
             draw = torch.Generator().manual_seed(0)
             adapter = {n: CoreFactors(f.A, f.B, torch.randn(2, 2, 2, generator=draw)) for n, f in adapter.items()}
-        trainable = frozenset({"R", "block_scales"}) if part == "R" else frozenset(part)
+        trainable = frozenset({"R", "scales"}) if part == "R" else frozenset(part)
         head = random_head(5, features, 0)
         examples = torch.arange(20 * i, 20 * i + 12)
         made.append(
@@ -305,7 +305,7 @@ def test_a_round_of_ravan_is_its_heads():
     layers = len(site.targets)
     for (down, up), share in zip(grid.rounds[2], (1, 0.5, 1), strict=True):
         assert numbers(down, "R") == 8 * layers and numbers(down, "A") == numbers(down, "B") == 0
-        assert numbers(up, "R") == 8 * layers * share and not any(n.endswith("/block_scales") for n in up)
+        assert numbers(up, "R") == 8 * layers * share and not any(n.endswith("/scales") for n in up)
         assert numbers(up, "slots") == (0 if share == 1 else 2 * layers * share)
     assert all(f.R.shape == (2, 2, 2) and f.R.any() for f in outcome.aggregate.layers.values())
 

@@ -324,7 +324,7 @@ class TestCores:
     @pytest.mark.parametrize("dropout", [0.0, 0.3])
     @pytest.mark.parametrize(
         ("blocks", "trainable"),
-        [(None, "R"), (2, "R"), (2, "R block_scales"), (None, "A B R"), (2, "A B R block_scales")],
+        [(None, "R"), (2, "R"), (2, "R scales"), (None, "A B R"), (2, "A B R scales")],
     )
     def test_forward_and_gradients(self, blocks: int | None, trainable: str, dropout: float) -> None:
         bank, linear = one_layer(self.D, self.K, dropout=dropout)
@@ -333,9 +333,9 @@ class TestCores:
         generators = [torch.Generator().manual_seed(s) for s in seeds] if dropout else ()
         leaves = bank.load(adapters, no_head(2), frozenset(trainable.split()), generators=generators)
         assert {n for n in leaves if n.startswith("0/")} == {f"0/{part}" for part in trainable.split()}
-        if "block_scales" in trainable:
+        if "scales" in trainable:
             with torch.no_grad():
-                leaves["0/block_scales"].copy_(torch.tensor([[0.5, 3.0], [2.0, 1.0]]))
+                leaves["0/scales"].copy_(torch.tensor([[0.5, 3.0], [2.0, 1.0]]))
         x = torch.randn(2 * self.T, self.K, dtype=torch.float64, requires_grad=True)
         out_weight = torch.randn(2 * self.T, self.D, dtype=torch.float64)
         y = run_layer(bank, x, 2)
@@ -345,9 +345,9 @@ class TestCores:
             own = {p: getattr(adapters[i]["0"], p).clone().requires_grad_(True) for p in "ABR"}
             heads = rank // 2 if blocks else 1
             scales = torch.ones(heads, dtype=torch.float64)
-            if "block_scales" in trainable:
-                scales = leaves["0/block_scales"][i, :heads].detach().clone()
-            own["block_scales"] = scales.requires_grad_(True)
+            if "scales" in trainable:
+                scales = leaves["0/scales"][i, :heads].detach().clone()
+            own["scales"] = scales.requires_grad_(True)
             core = torch.block_diag(*own["R"] * scales[:, None, None]) if blocks else own["R"]
             mine = x.detach()[i * self.T : (i + 1) * self.T].requires_grad_(True)
             mask = torch.ones_like(mine)
@@ -363,7 +363,7 @@ class TestCores:
                 got = ours[part][i]
                 if part == "R" and not blocks:
                     got = got[0, :rank, :rank]
-                elif part in ("R", "block_scales"):
+                elif part in ("R", "scales"):
                     assert not got[heads:].any()  # the padding of a client with fewer blocks
                     got = got[:heads]
                 else:
@@ -379,9 +379,9 @@ class TestCores:
         for mine, theirs in zip(bank.unload()[0], adapters, strict=True):
             assert all(torch.equal(getattr(mine["0"], p), getattr(theirs["0"], p)) for p in "ABR")
         if blocks:
-            leaves = bank.load(adapters, no_head(2), frozenset({"R", "block_scales"}))
+            leaves = bank.load(adapters, no_head(2), frozenset({"R", "scales"}))
             with torch.no_grad():
-                leaves["0/block_scales"][0, 1] = 3.0
+                leaves["0/scales"][0, 1] = 3.0
             assert torch.equal(bank.unload()[0][0]["0"].R, adapters[0]["0"].R * torch.tensor([1.0, 3.0])[:, None, None])
 
     @pytest.mark.parametrize("blocks", [None, 2])
@@ -389,12 +389,12 @@ class TestCores:
         """The numbers a client owns are those of the factors it came with."""
         bank, _ = one_layer(self.D, self.K)
         adapters = self.clients(blocks)
-        parts = ["A", "B", "R", *(["block_scales"] if blocks else [])]
+        parts = ["A", "B", "R", *(["scales"] if blocks else [])]
         owned = bank.owned(bank.load(adapters, no_head(2), frozenset(parts)))
         for part in "ABR":
             assert owned[f"0/{part}"].tolist() == [getattr(a["0"], part).numel() for a in adapters]
         if blocks:
-            assert owned["0/block_scales"].tolist() == [2, 1]
+            assert owned["0/scales"].tolist() == [2, 1]
         assert owned["head/weight"].tolist() == [1, 1]
 
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -415,7 +415,7 @@ class TestCores:
                     for n, f in random_adapter(targets, rank, i).items()
                 },
                 head=random_head(5, tiny_backbone.features, i),
-                trainable=frozenset({"R", "block_scales"}),
+                trainable=frozenset({"R", "scales"}),
             )
             for i, rank in enumerate((4, 2))
         ]
