@@ -167,7 +167,7 @@ def measure(name: str, updates: Sequence[Update], ranks: Sequence[int], ground: 
 def _changed(start: Start, updates: Sequence[Update], part: str) -> bool:
     """Whether a factor differs from what the clients trained with, so that it has to be sent."""
     name = next(iter(start.layers))
-    given, held = getattr(start.layers[name], part), getattr(_widest(updates).layers[name], part)
+    given, held = start.layers[name].parts.get(part), _widest(updates).layers[name].parts.get(part)
     if given is None or held is None:
         return False  # no core
     return given.shape != held.shape or not torch.equal(given, held)
