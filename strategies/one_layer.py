@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedinit.adapters.kinds import of_parts
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies import create_aggregator
@@ -98,6 +99,6 @@ def _factors(which: str, A: ArrayLike, B: ArrayLike, R: ArrayLike | None) -> Fac
             raise InputError(f"{name}{which}: holds NaN or infinity")
         parts[name] = tensor
     try:
-        return Factors(**parts)
+        return of_parts(parts)
     except ValueError as error:
         raise InputError(f"A{which} and B{which}: {error}; expected (r, k) and (d, r)") from error

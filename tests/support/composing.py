@@ -26,9 +26,10 @@ CHOICES = {group: choices for group, choices in groups().items() if group != "ex
 OTHERS = ("+", "~", "hydra", "experiment")
 
 
-def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """`hydra.compose(name, overrides)`, which does it alone for all but choices and values, and where it refuses."""
-    if not any(word.startswith(OTHERS) for word in overrides):
+def compose(name: str, overrides: Sequence[str] = (), **options: bool) -> DictConfig:
+    """`hydra.compose(name, overrides)`, which does it alone for all but choices and values, with
+    options, and where it refuses."""
+    if not options and not any(word.startswith(OTHERS) for word in overrides):
         made, values = copy.deepcopy(_defaults(name)), []
         for word in overrides:
             group, _, choice = word.partition("=")
@@ -42,7 +43,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
             pass  # Hydra says it in its own words
         else:
             return made
-    return hydra.compose(name, list(overrides))
+    return hydra.compose(name, list(overrides), **options)
 
 
 @functools.cache
