@@ -19,6 +19,8 @@ from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, devices, make_workers
 from clients.evaluation import split
 from clients.task import Answer, ClientFailed, Job, SlotChoice, Task
+from fedinit.adapters.dora import DoRAFactors
+from fedinit.adapters.vera import VeRAFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -69,12 +71,12 @@ def cases(tiny_vit, targets, random_adapter, random_head) -> dict[str, list[Task
     def with_vectors(c: int) -> dict[str, Factors]:
         draw = torch.Generator().manual_seed(c)
         return {
-            n: dataclasses.replace(f, b=torch.randn(len(f.B), generator=draw), d=torch.randn(RANK, generator=draw))
+            n: VeRAFactors(f.A, f.B, torch.randn(len(f.B), generator=draw), torch.randn(RANK, generator=draw))
             for n, f in same.items()
         }
 
     def magnitudes(f: Factors) -> Factors:
-        return dataclasses.replace(f, m=torch.ones(len(f.B)))
+        return DoRAFactors(f.A, f.B, torch.ones(len(f.B)))
 
     plain = made([random_adapter(targets, RANK, c) for c in range(5)], "AB")
     lost = torch.full((5,), 1000)
@@ -205,7 +207,7 @@ class TestBases:
                 for layer, frozen in bank.layers.items():
                     weight = tiny_vit.module.get_submodule(layer).weight
                     expected = torch.add(weight, offset[layer], alpha=1.5) if offset else weight
-                    assert torch.equal(frozen.base, expected)
+                    assert torch.equal(frozen.base.weight, expected)
 
 
 def test_lanes_share_what_is_made_of_the_backbone(make_engine, cases) -> None:
@@ -217,8 +219,9 @@ def test_lanes_share_what_is_made_of_the_backbone(make_engine, cases) -> None:
     for name in engine.workers[0].bank.layers:
         layers = [worker.bank.layers[name] for worker in engine.workers]
         assert len({layer.weight.data_ptr() for layer in layers}) == 1
-        assert len({layer.merged.data_ptr() for layer in layers if layer.merged is not None}) == 1
-        assert len({layer.folded.data_ptr() for layer in layers if layer.folded is not None}) == 1
+        at_work = [layer for layer in layers if layer.folded is not None]  # the others had no job
+        assert len({layer.base.weight.data_ptr() for layer in at_work}) == 1
+        assert len({layer.folded.data_ptr() for layer in at_work}) == 1
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
