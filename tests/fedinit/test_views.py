@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fedinit.adapters.core import CoreFactors
 from fedinit.factors import Factors
 from fedinit.views import LeadingRank, Slots, View, Whole
 
@@ -15,7 +16,7 @@ def adapter(seed: int = 0, core: bool = False) -> dict[str, Factors]:
     made = {}
     for name, rank in (("one", 8), ("two", 4)):
         A, B, R = (torch.randn(*s, generator=draw).double() for s in [(rank, 12), (7, rank), (rank // 2, 2, 2)])
-        made[name] = Factors(A, B, R if core else None)
+        made[name] = CoreFactors(A, B, R) if core else Factors(A, B)
     return made
 
 

@@ -219,9 +219,9 @@ def test_lanes_share_what_is_made_of_the_backbone(make_engine, cases) -> None:
     for name in engine.workers[0].bank.layers:
         layers = [worker.bank.layers[name] for worker in engine.workers]
         assert len({layer.weight.data_ptr() for layer in layers}) == 1
-        assert len({layer.base.weight.data_ptr() for layer in layers}) == 1
-        assert layers[0].base.weight.data_ptr() != layers[0].weight.data_ptr()
-        assert len({layer.folded.data_ptr() for layer in layers if layer.folded is not None}) == 1
+        at_work = [layer for layer in layers if layer.folded is not None]  # the others had no job
+        assert len({layer.base.weight.data_ptr() for layer in at_work}) == 1
+        assert len({layer.folded.data_ptr() for layer in at_work}) == 1
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
