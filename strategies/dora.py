@@ -20,7 +20,7 @@ from strategies.reinit import ReinitContext
 
 
 def effective_bias(
-    updates: Sequence[Update], weights: Sequence[float], made: Aggregate, ground: ReinitContext
+    updates: Sequence[Update], weights: Sequence[float], made: Aggregate, context: ReinitContext
 ) -> Mapping[str, float]:
     """{"effective_bias": ‖W(made) − Σ p_k W_k‖ / ‖Σ p_k W_k − W‖} over all layers, W the weight that clients trained
     over.
@@ -30,13 +30,13 @@ def effective_bias(
     """
     missed = moved = 0.0
     for name, layer in made.layers.items():
-        weight = ground.weight(name)
+        weight = context.weight(name)
         squares = weight.square().sum(1)
 
         def turned(product: Factors, m: Tensor, weight=weight, squares=squares) -> tuple[Tensor, Factors]:
             """(c, diag(c) B A) in float64."""
             whole = product.absorb().to(torch.float64)
-            c = m.double() / row_norms(weight, squares, whole.A, whole.B, ground.scale)
+            c = m.double() / row_norms(weight, squares, whole.A, whole.B, context.scale)
             return c, Factors(whole.A, c[:, None] * whole.B)
 
         own = [turned(u.layers[name], u.layers[name].parts["m"]) for u in updates]
@@ -45,8 +45,8 @@ def effective_bias(
         c, product = turned(total, layer.parts["m"])
         mean_c = functools.reduce(torch.add, [w * own_c for w, (own_c, _) in zip(weights, own, strict=True)])
         mean = stack([f for _, f in own], weights)
-        missed += _square(weight, squares, c - mean_c, stack([product, mean], [1.0, -1.0]), ground.scale)
-        moved += _square(weight, squares, mean_c - 1, mean, ground.scale)
+        missed += _square(weight, squares, c - mean_c, stack([product, mean], [1.0, -1.0]), context.scale)
+        moved += _square(weight, squares, mean_c - 1, mean, context.scale)
     return {"effective_bias": (missed / moved) ** 0.5 if moved else 0.0}
 
 

@@ -80,23 +80,23 @@ class Reinit(ABC):
         for round in self.at or ():
             at_least("reinit.at", round, 1)
 
-    def after(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
+    def after(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         """`start` in the rounds it is done in; it works on the layers' products (Factors.as_product). What is no part
         of them stays, such as the magnitudes of a weight that stays as it was."""
         if self.at is not None and round not in self.at:
             return Start(aggregate.layers, aggregate.residual)
         plain = {name: f.as_product() for name, f in aggregate.layers.items()}
-        start = self.start(replace(aggregate, layers=plain), round, ground)
+        start = self.start(replace(aggregate, layers=plain), round, context)
         return replace(start, layers={n: aggregate.layers[n].from_product(f) for n, f in start.layers.items()})
 
     @abstractmethod
-    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
+    def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         """What clients start from after `round`; the law above holds to the rounding of the factors' dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Average(Reinit):
-    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
+    def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         return Start(aggregate.layers, aggregate.residual)
 
 
@@ -115,8 +115,8 @@ class Local(Average):
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh(Reinit):
-    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
-        start = ground.draw(round)
+    def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
+        start = context.draw(round)
         # A start whose product is zero takes nothing with it; any other is taken out of the base.
         merge = {}
         for name in aggregate.layers:
@@ -131,12 +131,12 @@ class Split(Reinit):
 
     gauge: ClassVar[spectra.Gauge]
 
-    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
+    def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
-            layers[name] = spectra.truncate(total, ground.ranks[name], self.gauge).to(total.A.dtype)
-            if total.rank > ground.ranks[name]:
+            layers[name] = spectra.truncate(total, context.ranks[name], self.gauge).to(total.A.dtype)
+            if total.rank > context.ranks[name]:
                 merge[name] = _rest(total, layers[name])
         return Start(layers, merge)
 
@@ -153,13 +153,13 @@ class Orthonormal(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class Pissa(Reinit):
-    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
+    def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
-            whole = ground.weight(name) + ground.scale * total.to(torch.float64).dense()
-            top = principal(whole, ground.ranks[name])
-            half = ground.scale**-0.5
+            whole = context.weight(name) + context.scale * total.to(torch.float64).dense()
+            top = principal(whole, context.ranks[name])
+            half = context.scale**-0.5
             layers[name] = Factors(top.A * half, top.B * half).to(total.A.dtype)
             merge[name] = _rest(total, layers[name])
         return Start(layers, merge)
@@ -178,8 +178,8 @@ class Gauge(Reinit):
         super().__post_init__()
         positive("reinit.beta", self.beta)
 
-    def start(self, aggregate: Aggregate, round: int, ground: ReinitContext) -> Start:
-        fitted = SVD().start(aggregate, round, ground) if aggregate.residual or _too_wide(aggregate, ground) else None
+    def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
+        fitted = SVD().start(aggregate, round, context) if aggregate.residual or _too_wide(aggregate, context) else None
         given = fitted or Start(aggregate.layers, {})
         return Start({name: self.turn(f) for name, f in given.layers.items()}, given.merge)
 
@@ -217,8 +217,8 @@ def _rest(total: Factors, start: Factors) -> Factors:
     return stack([total, start], [1.0, -1.0])
 
 
-def _too_wide(aggregate: Aggregate, ground: ReinitContext) -> bool:
-    return any(f.rank > ground.ranks[name] for name, f in aggregate.layers.items())
+def _too_wide(aggregate: Aggregate, context: ReinitContext) -> bool:
+    return any(f.rank > context.ranks[name] for name, f in aggregate.layers.items())
 
 
 REINITS: dict[str, type[Reinit]] = {

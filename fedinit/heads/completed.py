@@ -46,13 +46,13 @@ class MVN(Completed):
         super().__post_init__()
         within("head.shrinkage", self.shrinkage, 0, 1)
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadContext) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
         known = rows.joined
         centred = (known - known.mean(0)) / (len(known) - 1) ** 0.5  # S = centredᵀ centred
         spread = (centred.square().sum() / known.shape[1]).sqrt()
         made = []
         for index in missing:
-            draw = torch_generator(setting.seed, "head", index)
+            draw = torch_generator(context.seed, "head", index)
             inside = torch.randn(len(known), generator=draw, dtype=torch.float64) @ centred
             outside = torch.randn(known.shape[1], generator=draw, dtype=torch.float64) * spread
             made.append((1 - self.shrinkage) ** 0.5 * inside + self.shrinkage**0.5 * outside)
@@ -75,7 +75,7 @@ class Convex(Completed):
         at_least("head.neighbours", self.neighbours, 1)
         positive("head.temperature", self.temperature)
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadContext) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
         similarity = torch.cosine_similarity(found.means, found.means.mean(0, keepdim=True), dim=1)
         nearest = similarity.argsort(descending=True, stable=True)[: self.neighbours]
         weights = (similarity[nearest] / self.temperature).softmax(0)

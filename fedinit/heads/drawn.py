@@ -15,16 +15,16 @@ class Zero(Head):
 
     silent: ClassVar[bool] = True
 
-    def plan(self, setting: HeadContext) -> HeadState:
-        return HeadState(tensors=init_head("zero", *setting.shape, setting.seed))
+    def plan(self, context: HeadContext) -> HeadState:
+        return HeadState(tensors=init_head("zero", *context.shape, context.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Head):
     """U(−1/√D, 1/√D), a linear layer's own start."""
 
-    def plan(self, setting: HeadContext) -> HeadState:
-        return HeadState(tensors=init_head("random", *setting.shape, setting.seed))
+    def plan(self, context: HeadContext) -> HeadState:
+        return HeadState(tensors=init_head("random", *context.shape, context.seed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +33,5 @@ class NoHead(Head):
 
     classifies: ClassVar[bool] = False
 
-    def plan(self, setting: HeadContext) -> HeadState:
+    def plan(self, context: HeadContext) -> HeadState:
         return HeadState(tensors={})

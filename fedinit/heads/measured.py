@@ -95,46 +95,46 @@ class MeasuredHead(Head, Sampled):
     def rows(self, found: Found) -> Rows:
         """The head of the classes that somebody has."""
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], setting: HeadContext) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
         """(len(missing), D + 1), weights and bias of the classes that nobody has, and how they were made."""
         return rows.joined.mean(0).expand(len(missing), -1), "the mean of the other rows"
 
-    def plan(self, setting: HeadContext) -> Request:
-        return self._ask(setting, "class_moments" if self.needs_moment else "class_sums")
+    def plan(self, context: HeadContext) -> Request:
+        return self._ask(context, "class_moments" if self.needs_moment else "class_sums")
 
-    def step(self, setting: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
+    def step(self, context: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
         """Raises InputError where the clients' examples do not make a classifier."""
         sums = found.of(LAYER)
         if "losses" in sums:
             return self._finish(asked, sums)
-        own, seen = self._found(sums, setting)
+        own, seen = self._found(sums, context)
         rows = self.rows(own)
         rows = rows.times(1 / self._gap(rows, own))
-        whole = torch.empty(len(setting.classes), setting.features + 1, dtype=torch.float64)
-        missing = [i for i in range(len(setting.classes)) if i not in set(seen.tolist())]
+        whole = torch.empty(len(context.classes), context.features + 1, dtype=torch.float64)
+        missing = [i for i in range(len(context.classes)) if i not in set(seen.tolist())]
         whole[seen] = rows.joined
         notes: dict[str, Any] = {}
         if missing:
-            whole[missing], how = self.fill(rows, own, missing, setting)
-            notes["missing"] = {setting.classes[i]: how for i in missing}
+            whole[missing], how = self.fill(rows, own, missing, context)
+            notes["missing"] = {context.classes[i]: how for i in missing}
         if self.scale != "auto":
             return HeadState(tensors=_tensors(whole * self.scale), notes={"scale": self.scale, **notes})
-        return self._ask(setting, "losses", _tensors(whole), scales=list(SCALES), notes=notes)
+        return self._ask(context, "losses", _tensors(whole), scales=list(SCALES), notes=notes)
 
     def _ask(
-        self, setting: HeadContext, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
+        self, context: HeadContext, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
     ) -> Request:
         return Request(
             source="features",
             layers={LAYER: statistic},
-            shapes={LAYER: setting.shape},
-            seed=setting.seed,
+            shapes={LAYER: context.shape},
+            seed=context.seed,
             sampling=self.sampling,
             options=options,
             head=head,
         )
 
-    def _found(self, sums: Mapping[str, Tensor], setting: HeadContext) -> tuple[Found, Tensor]:
+    def _found(self, sums: Mapping[str, Tensor], context: HeadContext) -> tuple[Found, Tensor]:
         """The sums over the classes that somebody has, and the indices (m,) of those classes."""
         counts = sums["counts"].double()
         # Noise makes a count of its own.
@@ -147,7 +147,7 @@ class MeasuredHead(Head, Sampled):
         found = Found(counts[seen], sums["sums"].double()[seen] / counts[seen, None])
         if not self.needs_moment:
             return found, seen
-        return replace(found, moment=unpack(sums["gram"].double(), setting.features)), seen
+        return replace(found, moment=unpack(sums["gram"].double(), context.features)), seen
 
     def _gap(self, rows: Rows, found: Found) -> float:
         """The mean over pairs of classes a ≠ b of logit a less logit b at the mean of a."""

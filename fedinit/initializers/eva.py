@@ -57,42 +57,42 @@ class EVA(Measured):
         if self.width is not None:
             at_least("init.width", self.width, int(self.rho * rank + 0.5), "a sketch must hold the ρ·r directions")
 
-    def plan(self, setting: InitContext) -> Request:
-        kinds = self._kinds(setting)
+    def plan(self, context: InitContext) -> Request:
+        kinds = self._kinds(context)
         sketched = {name: kind for name, kind in kinds.items() if kind == "nystrom"}
         if self.pilot and sketched:
-            return self.of_inputs(setting, sketched, share=self.pilot, width=self._width(setting), pilot=True)
-        return self.of_inputs(setting, kinds, width=self._width(setting))
+            return self.of_inputs(context, sketched, share=self.pilot, width=self._width(context), pilot=True)
+        return self.of_inputs(context, kinds, width=self._width(context))
 
-    def _width(self, setting: InitContext) -> int:
-        return self.width or int(max(4, self.rho) * setting.rank + 0.5) + 8
+    def _width(self, context: InitContext) -> int:
+        return self.width or int(max(4, self.rho) * context.rank + 0.5) + 8
 
-    def _kinds(self, setting: InitContext) -> dict[str, str]:
-        return {name: self._kind(k) for name, (_, k) in setting.targets.items()}
+    def _kinds(self, context: InitContext) -> dict[str, str]:
+        return {name: self._kind(k) for name, (_, k) in context.targets.items()}
 
     def _kind(self, k: int) -> str:
         if self.sketch == "auto":
             return "gram" if k <= EXACT_UP_TO else "nystrom"
         return "gram" if self.sketch == "exact" else "nystrom"
 
-    def step(self, setting: InitContext, asked: Request, found: Statistics) -> Request | StartState:
+    def step(self, context: InitContext, asked: Request, found: Statistics) -> Request | StartState:
         measured = {name: moments(asked, found, name, self.centred) for name in asked.layers}
         if asked.options.get("pilot"):
-            bases = {f"{name}/basis": basis_from(own, setting.seed) for name, own in measured.items()}
-            return self.of_inputs(setting, self._kinds(setting), tensors=bases, width=self._width(setting))
-        own = {name: measured[setting.groups.get(name, name)] for name in setting.targets}
-        living = [name for name in setting.targets if own[name].alive]
-        ranks = dict.fromkeys(setting.targets, setting.rank)
-        ranks |= redistribute({n: own[n] for n in living}, {n: ranks[n] for n in living}, self._caps(setting))
+            bases = {f"{name}/basis": basis_from(own, context.seed) for name, own in measured.items()}
+            return self.of_inputs(context, self._kinds(context), tensors=bases, width=self._width(context))
+        own = {name: measured[context.groups.get(name, name)] for name in context.targets}
+        living = [name for name in context.targets if own[name].alive]
+        ranks = dict.fromkeys(context.targets, context.rank)
+        ranks |= redistribute({n: own[n] for n in living}, {n: ranks[n] for n in living}, self._caps(context))
         layers, completed = {}, {}
-        for name, (d, _) in setting.targets.items():
+        for name, (d, _) in context.targets.items():
             if name not in living:
-                layers[name] = stand_in(setting, name, ranks[name], self.scale)
+                layers[name] = stand_in(context, name, ranks[name], self.scale)
                 continue
             alive = min(own[name].alive, ranks[name])
             if alive < ranks[name]:
                 completed[name] = ranks[name] - alive
-            A = complete(own[name].vectors[:alive], ranks[name], torch_generator(setting.seed, "init", name))
+            A = complete(own[name].vectors[:alive], ranks[name], torch_generator(context.seed, "init", name))
             if self.whiten != "none":
                 A[:alive] /= self._size(own[name], alive)[:, None]
             layers[name] = Factors((A * self.scale).float().contiguous(), torch.zeros(d, ranks[name]))
@@ -100,12 +100,12 @@ class EVA(Measured):
             "ranks": ranks if len(set(ranks.values())) > 1 else {},
             "explained": {n: float(own[n].values[: ranks[n]].sum() / own[n].total) for n in living},
             "completed": completed,
-            "replaced": {n: "its input does not vary: kaiming" for n in setting.targets if n not in living},
+            "replaced": {n: "its input does not vary: kaiming" for n in context.targets if n not in living},
         }
         return StartState(layers=layers, notes={key: value for key, value in notes.items() if value})
 
-    def _caps(self, setting: InitContext) -> dict[str, int]:
-        return {n: min(int(self.rho * setting.rank + 0.5), *shape) for n, shape in setting.targets.items()}
+    def _caps(self, context: InitContext) -> dict[str, int]:
+        return {n: min(int(self.rho * context.rank + 0.5), *shape) for n, shape in context.targets.items()}
 
     def _size(self, own: Moments, count: int) -> torch.Tensor:
         values = own.values[:count]

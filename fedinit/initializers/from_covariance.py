@@ -28,24 +28,24 @@ from fedinit.threads import server_pool
 class FromCovariance(Measured):
     """A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so."""
 
-    def plan(self, setting: InitContext) -> Request:
-        return self.of_inputs(setting, dict.fromkeys(setting.targets, "gram"))
+    def plan(self, context: InitContext) -> Request:
+        return self.of_inputs(context, dict.fromkeys(context.targets, "gram"))
 
-    def step(self, setting: InitContext, asked: Request, found: Statistics) -> StartState:
-        """Raises ValueError where the setting has no weights, InputError where one is not finite."""
+    def step(self, context: InitContext, asked: Request, found: Statistics) -> StartState:
+        """Raises ValueError where the context has no weights, InputError where one is not finite."""
 
         def one(name: str) -> tuple[Factors | None, dict[str, Any]]:
-            k = setting.targets[name][1]
-            moment = covariance(found.of(setting.groups.get(name, name)), k, centred=False)
+            k = context.targets[name][1]
+            moment = covariance(found.of(context.groups.get(name, name)), k, centred=False)
             trace = float(moment.trace())
             if not trace > 0:
                 return None, {"replaced": "its input was zero everywhere: kaiming"}
-            made, notes = self.split(setting.frozen(name), moment * (k / trace), setting.rank, setting.scale)
+            made, notes = self.split(context.frozen(name), moment * (k / trace), context.rank, context.scale)
             return scaled(made, self.scale), notes
 
-        made = dict(zip(setting.targets, server_pool().map(one, setting.targets), strict=True))
+        made = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
         living = {name: factors for name, (factors, _) in made.items() if factors is not None}
-        layers = {name: living.get(name) or stand_in(setting, name, setting.rank, self.scale) for name in made}
+        layers = {name: living.get(name) or stand_in(context, name, context.rank, self.scale) for name in made}
         notes = by_kind({name: facts for name, (_, facts) in made.items()})
         if not self.takes_out:
             return StartState(layers=layers, notes=notes)

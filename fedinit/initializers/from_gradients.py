@@ -68,13 +68,13 @@ class FromGradients(Initializer, Sampled):
                     f"and layer {name} is {shape[0]}x{shape[1]}; expected {min(shape) // self.components} or less"
                 )
 
-    def plan(self, setting: InitContext) -> Request:
+    def plan(self, context: InitContext) -> Request:
         """Raises InputError under a head through which no gradient comes."""
-        self.fit(setting.targets, setting.rank)
-        if setting.head and not setting.head["weight"].any():
+        self.fit(context.targets, context.rank)
+        if context.head and not context.head["weight"].any():
             raise InputError(f"init={self.key}: under a head of zeros every gradient is zero; use head.init=ridge")
-        kind = "gradient" if self.whole(setting.targets) else "gradient_range"
-        return self._ask(setting, kind, {})
+        kind = "gradient" if self.whole(context.targets) else "gradient_range"
+        return self._ask(context, kind, {})
 
     def whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
         """Whether clients send whole gradients."""
@@ -82,29 +82,29 @@ class FromGradients(Initializer, Sampled):
             return all(d * k <= EXACT_UP_TO for d, k in targets.values())
         return self.sketch == "exact"
 
-    def step(self, setting: InitContext, asked: Request, found: Statistics) -> Request | StartState:
+    def step(self, context: InitContext, asked: Request, found: Statistics) -> Request | StartState:
         """Raises InputError when no layer has a gradient."""
         if "gradient_range" in asked.layers.values():
-            return self._ask(setting, "gradient_rows", orthonormal(found, setting.targets))
-        q = self.components * setting.rank
+            return self._ask(context, "gradient_rows", orthonormal(found, context.targets))
+        q = self.components * context.rank
 
         def one(name: str) -> tuple[Factors, int] | None:
             own = self.decompose(mean_gradient(name, asked, found))
             if not own.S[0] > 0:
                 return None
-            whole, missing = filled(own, q, torch_generator(setting.seed, "init", name))
-            return self.start_of(whole, name, setting), missing
+            whole, missing = filled(own, q, torch_generator(context.seed, "init", name))
+            return self.start_of(whole, name, context), missing
 
-        made = dict(zip(setting.targets, server_pool().map(one, setting.targets), strict=True))
+        made = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
         if not any(made.values()):
             raise InputError(f"init={self.key}: every gradient is exactly zero under this head; use head.init=ridge")
         replaced = [name for name, start in made.items() if start is None]
-        layers = {n: self.replacement(setting, n) if start is None else start[0] for n, start in made.items()}
+        layers = {n: self.replacement(context, n) if start is None else start[0] for n, start in made.items()}
         merge = taken_out({n: layers[n] for n in made if n not in replaced}) if self.takes_out else {}
         notes = {
             "replaced": dict.fromkeys(replaced, "its gradient was zero"),
             "completed": {n: start[1] for n, start in made.items() if start is not None and start[1]},
-            "moved": {} if self.takes_out else moved(setting, layers),
+            "moved": {} if self.takes_out else moved(context, layers),
         }
         return StartState(layers=layers, merge=merge, notes={key: value for key, value in notes.items() if value})
 
@@ -113,23 +113,23 @@ class FromGradients(Initializer, Sampled):
         return spectrum(gradient) if isinstance(gradient, Factors) else matrix_spectrum(gradient)
 
     @abstractmethod
-    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
+    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
         """The factors of a layer in float32, from q components of `decompose`."""
 
-    def replacement(self, setting: InitContext, name: str) -> Factors:
+    def replacement(self, context: InitContext, name: str) -> Factors:
         """The start of a layer without a gradient."""
-        return stand_in(setting, name, setting.rank, self.scale)
+        return stand_in(context, name, context.rank, self.scale)
 
-    def _ask(self, setting: InitContext, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
+    def _ask(self, context: InitContext, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
         return Request(
             source="gradients",
-            layers=dict.fromkeys(setting.targets, statistic),
-            shapes=dict(setting.targets),
-            seed=setting.seed,
+            layers=dict.fromkeys(context.targets, statistic),
+            shapes=dict(context.targets),
+            seed=context.seed,
             sampling=self.sampling,
-            options={"width": self.width or 2 * self.components * setting.rank + 8},
+            options={"width": self.width or 2 * self.components * context.rank + 8},
             tensors=tensors,
-            head=setting.head,
+            head=context.head,
         )
 
 
@@ -161,10 +161,10 @@ def filled(own: Spectrum, count: int, generator: torch.Generator) -> tuple[Spect
     return Spectrum(U.T, S, Vh), count - alive
 
 
-def moved(setting: InitContext, layers: Mapping[str, Factors]) -> float:
+def moved(context: InitContext, layers: Mapping[str, Factors]) -> float:
     """How far the start is from the pretrained model, ‖s·B0A0‖ / ‖W0‖ over all layers; 0 without the weights."""
-    if setting.weight is None:
+    if context.weight is None:
         return 0.0
-    weights = sum(float(setting.weight(name).double().square().sum()) for name in layers)
+    weights = sum(float(context.weight(name).double().square().sum()) for name in layers)
     products = sum(norm(f.to(torch.float64)) ** 2 for f in layers.values())
-    return setting.scale * (products / weights) ** 0.5
+    return context.scale * (products / weights) ** 0.5

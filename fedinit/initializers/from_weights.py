@@ -23,13 +23,13 @@ from fedinit.threads import server_pool
 class FromWeights(Initializer):
     """init.scale multiplies what `split` makes; the base gives up the product of the scaled factors."""
 
-    def plan(self, setting: InitContext) -> StartState:
-        """Raises ValueError where the setting has no weights, InputError where one is not finite."""
+    def plan(self, context: InitContext) -> StartState:
+        """Raises ValueError where the context has no weights, InputError where one is not finite."""
 
         def one(name: str) -> Factors:
-            return scaled(self.split(setting.frozen(name), setting.rank, setting.scale), self.scale)
+            return scaled(self.split(context.frozen(name), context.rank, context.scale), self.scale)
 
-        layers = dict(zip(setting.targets, server_pool().map(one, setting.targets), strict=True))
+        layers = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
         if not self.takes_out:
             return StartState(layers=layers)
         return StartState(layers=layers, merge=taken_out(layers), notes=without_weight(layers))

@@ -36,8 +36,8 @@ class GaussianPair(LayerWise):
     def zero(self) -> str:
         return ""
 
-    def plan(self, setting: InitContext) -> StartState:
-        layers = super().plan(setting).layers
+    def plan(self, context: InitContext) -> StartState:
+        layers = super().plan(context).layers
         return StartState(layers=layers, merge=taken_out(layers) if self.preserve else {})
 
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:

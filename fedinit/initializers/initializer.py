@@ -108,8 +108,8 @@ class Initializer(Planner[InitContext, StartState]):
 class LayerWise(Initializer):
     """A start that needs no clients: each layer's from its weight, its shape and a stream of its own."""
 
-    def plan(self, setting: InitContext) -> StartState:
-        return StartState(layers=self.start(setting.targets, setting.rank, setting.seed, setting.weight))
+    def plan(self, context: InitContext) -> StartState:
+        return StartState(layers=self.start(context.targets, context.rank, context.seed, context.weight))
 
     def start(
         self,

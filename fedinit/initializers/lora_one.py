@@ -38,7 +38,7 @@ class LoRAOne(FromGradients):
         own = super().decompose(gradient)
         return Spectrum(-own.U, own.S, own.Vh)
 
-    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
+    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
         unit = self.gamma * (own.S[0] if self.normalize == "sigma1" else 1.0)
         half = (own.S / unit).sqrt()
         on_a = half.where(own.S > 0, half[0])

@@ -69,16 +69,16 @@ class LoRASB(FromGradients):
         own = super().decompose(gradient)
         return Spectrum(-own.U, self.eta * own.S, own.Vh)
 
-    def start_of(self, own: Spectrum, name: str, setting: InitContext) -> Factors:
+    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
         core = torch.diag(own.S) if self.r_init == "update" else torch.zeros(len(own.S), len(own.S), dtype=own.S.dtype)
-        return self._around(own.Vh, own.U, core, setting.scale)
+        return self._around(own.Vh, own.U, core, context.scale)
 
-    def replacement(self, setting: InitContext, name: str) -> Factors:
+    def replacement(self, context: InitContext, name: str) -> Factors:
         """Random orthonormal factors around a zero core."""
         drawn = RandomCore().draw(
-            *setting.targets[name], setting.rank, torch_generator(setting.seed, "init", name), None
+            *context.targets[name], context.rank, torch_generator(context.seed, "init", name), None
         )
-        return self._around(drawn.A, drawn.B, drawn.R, setting.scale)
+        return self._around(drawn.A, drawn.B, drawn.R, context.scale)
 
     def _around(self, A: Tensor, B: Tensor, core: Tensor, s: float) -> CoreFactors:
         """The factors of the weight update B core A, for products that are multiplied by s."""

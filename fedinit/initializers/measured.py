@@ -34,19 +34,19 @@ class Measured(Initializer, Sampled):
 
     def of_inputs(
         self,
-        setting: InitContext,
+        context: InitContext,
         kinds: Mapping[str, str],
         share: float = 1.0,
         tensors: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Request:
         """A pass over the inputs of one layer of each group, of those in `kinds` = {layer: statistic}."""
-        layers = {n: kinds[n] for n in setting.targets if setting.groups.get(n, n) == n and n in kinds}
+        layers = {n: kinds[n] for n in context.targets if context.groups.get(n, n) == n and n in kinds}
         return Request(
             source="inputs",
             layers=layers,
-            shapes={n: setting.targets[n] for n in layers},
-            seed=setting.seed,
+            shapes={n: context.targets[n] for n in layers},
+            seed=context.seed,
             sampling=replace(self.sampling, share=share),
             options=options,
             tensors=tensors or {},
@@ -120,7 +120,7 @@ def complete(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.cat([rows, fix_signs(drawn)])
 
 
-def stand_in(setting: InitContext, layer: str, rank: int, scale: float) -> Factors:
+def stand_in(context: InitContext, layer: str, rank: int, scale: float) -> Factors:
     """LoRA's own start, for a layer on which nothing could be measured."""
-    drawn = Kaiming().draw(*setting.targets[layer], rank, torch_generator(setting.seed, "init", layer), None)
+    drawn = Kaiming().draw(*context.targets[layer], rank, torch_generator(context.seed, "init", layer), None)
     return Factors(drawn.A * scale, drawn.B)

@@ -32,10 +32,10 @@ class VeRA(Initializer):
         super().__post_init__()
         positive("init.d_initial", self.d_initial)
 
-    def plan(self, setting: InitContext) -> StartState:
-        self.check(setting.rank)
-        draw, rank = torch_generator(setting.seed, "init", "vera"), setting.rank
-        most_d, most_k = (max(sizes) for sizes in zip(*setting.targets.values(), strict=True))
+    def plan(self, context: InitContext) -> StartState:
+        self.check(context.rank)
+        draw, rank = torch_generator(context.seed, "init", "vera"), context.rank
+        most_d, most_k = (max(sizes) for sizes in zip(*context.targets.values(), strict=True))
         A, B = (
             torch.empty(shape).uniform_(-1, 1, generator=draw) * (self.scale * (6 / shape[1]) ** 0.5)
             for shape in ((rank, most_k), (most_d, rank))
@@ -44,6 +44,6 @@ class VeRA(Initializer):
             name: VeRAFactors(
                 A[:, :k].contiguous(), B[:d].contiguous(), b=torch.zeros(d), d=torch.full((rank,), self.d_initial)
             )
-            for name, (d, k) in setting.targets.items()
+            for name, (d, k) in context.targets.items()
         }
         return StartState(layers=layers)

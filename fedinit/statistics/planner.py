@@ -16,16 +16,16 @@ class Planner(ABC, Generic[Context, Made]):
     """Makes something from what the server knows, and from what it asks the clients."""
 
     @abstractmethod
-    def plan(self, setting: Context) -> Request | Made:
+    def plan(self, context: Context) -> Request | Made:
         """What is made, or the first thing to ask clients for."""
 
-    def step(self, setting: Context, asked: Request, found: Statistics) -> Request | Made:
+    def step(self, context: Context, asked: Request, found: Statistics) -> Request | Made:
         """What is made, or the next thing to ask for, from the sum over all clients of what was asked."""
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
-    def run(self, setting: Context, ask: Callable[[Request], Statistics]) -> Made:
+    def run(self, context: Context, ask: Callable[[Request], Statistics]) -> Made:
         """Plan and step until it is made; `ask` gives the sum over the clients."""
-        made = self.plan(setting)
+        made = self.plan(context)
         while isinstance(made, Request):
-            made = self.step(setting, made, ask(made))
+            made = self.step(context, made, ask(made))
         return made
