@@ -17,12 +17,12 @@ from clients.engine.worker import Settings, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.task import Task
 from fedinit import wire
+from fedinit.config.compatibility import CONFIG_RULES, refuse
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.losses import choose_loss
 from fedinit.models import Backbone, build_backbone, select_targets
 from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
@@ -39,13 +39,17 @@ class Site:
         """client: of a site that is one client's: where the partition goes by domain and the domains are named, it
         reads, and need hold, the images of its own domain alone.
         engine: "threads" or "inline" (clients/engine). Raises InputError for what cannot be used."""
+        refuse(config, CONFIG_RULES)
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
         own = None if client is None else config.partition.domain_of(client, config.data.known_domains)
         self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, own)
-        _check_task(config, self.data, self.backbone.features)
+        classes, outputs = len(self.data.class_names), self.backbone.features
+        if config.head.name == "none" and outputs != classes:
+            hint = "use head=random, or a model with as many"
+            raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
         made = self.backbone, self.targets, self.data, Settings.of(config)
         workers = make_workers(*made, config.engine.device, 1 if engine == "inline" else config.engine.lanes)
@@ -109,20 +113,6 @@ class Site:
         key = of_tensors(offset) if offset else EMPTY
         indices = self.data.test.nonzero().flatten()
         return sums_record(self.judge(indices, adapter, head, key, offset), self.score)
-
-
-def _check_task(config: Config, data: Dataset, features: int) -> None:
-    """Raise InputError for a loss, a head or an augmentation that the data's targets do not go with."""
-    choose_loss(config.client.loss, data.is_regression)
-    if data.is_regression and config.head.name != "none":
-        raise InputError(f"head={config.head.name}: data={config.data.name} is about the model's output; use head=none")
-    if data.is_regression and config.client.augment != "none":
-        raise InputError(f"client.augment={config.client.augment}: data={config.data.name} has no images; use none")
-    if config.head.name == "none" and features != len(data.class_names):
-        raise InputError(
-            f"head=none: the model has {features} outputs, the data {len(data.class_names)}; use head=random, or a "
-            "model with as many"
-        )
 
 
 def is_zero(adapter: Mapping[str, Factors]) -> bool:

@@ -10,12 +10,13 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
+from fedinit.config.compatibility import objections
 from fedinit.config.compose import compose_config, groups
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
-from strategies.server.compatibility import RULES, objections
+from strategies.server.compatibility import RULES
 from strategies.server.components import Components
 
 # {the key that rules are about: its choices, as words of a command line}
@@ -28,6 +29,9 @@ AXES: dict[str, list[str]] = {
     "diagnostics": ["diagnostics=init"],
     "client.lr_ratio_b": ["client.lr_ratio_b=4"],
     "client.gsnr_scope": ["client=sgd_sai client.gsnr_scope=global_once"],
+    "client.loss": [f"client.loss={name}" for name in ("cross_entropy", "l1", "l2")],
+    "client.augment": ["client.augment=flip"],
+    "data": [f"data={name}" for name in groups()["data"]],
     "deployment": ["flwr run"],
 }
 TABLES: list[tuple[str, Sequence[str]]] = [
@@ -39,6 +43,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("reinit", ("adapter", "adapter.ranks", "server_opt")),
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
     ("adapter.ranks", ("client.gsnr_scope",)),
+    ("data", ("head", "client.loss", "client.augment")),
     ("deployment", ("evaluation", "diagnostics")),
 ]
 
@@ -73,7 +78,7 @@ def reason(rows: str, left: str, column: str, right: str) -> str:
 
 def label(word: str, axis: str) -> str:
     value = word.partition("=")[2] or word
-    return value if axis in ("strategy", "reinit", "init", "adapter") else word.split()[-1]
+    return value if axis in ("strategy", "reinit", "init", "adapter", "data") else word.split()[-1]
 
 
 def table(rows: str, columns: Sequence[str], notes: dict[str, int]) -> Iterable[str]:

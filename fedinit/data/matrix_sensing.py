@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedinit.data.matrix import MatrixConfig
 from fedinit.data.source import Source
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSensing(Source):
+    is_regression: ClassVar[bool] = True
+
     name: Literal["matrix_sensing"] = "matrix_sensing"
     matrix: MatrixConfig = MatrixConfig()
 

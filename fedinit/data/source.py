@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fedinit.config.checks import at_least, within
 from fedinit.errors import InputError
@@ -26,6 +26,8 @@ class Source(ABC):
     A place on this machine is called `root` or `cache_dir`: in a deployment those are the site's to set and no
     server's (fedinit/config/site.py).
     """
+
+    is_regression: ClassVar[bool] = False  # whether the targets are numbers, not classes
 
     name: str
 

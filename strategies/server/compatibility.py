@@ -7,10 +7,9 @@ instead. `scripts/compatibility_table.py` asks the same rules about every pair o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from fedinit.config.compatibility import CONFIG_RULES, Objection, Rule, refuse
 from fedinit.config.schema import Config
-from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS
@@ -19,33 +18,20 @@ from strategies.methods.choosing import Choosing
 from strategies.server.components import Components, fixes_scales
 
 
-@dataclass(frozen=True)
-class Objection:
-    """what: the setting that is wrong, key=value. why: the reason, which names the other. instead: what goes."""
-
-    what: str
-    why: str
-    instead: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.why}" + (f"; {self.instead}" if self.instead else "")
+def _of_config(one: Rule[Config]) -> Rule[Components]:
+    return Rule(one.about, lambda components: one.judge(components.config))
 
 
-@dataclass(frozen=True)
-class Rule:
-    """about: the settings it compares, by key. judge: its objection to some components, None where they go together."""
-
-    about: tuple[str, ...]
-    judge: Callable[[Components], Objection | None]
+RULES: list[Rule[Components]] = [_of_config(one) for one in CONFIG_RULES]
 
 
-RULES: list[Rule] = []
+Judge = Callable[[Components], Objection | None]
 
 
-def rule(*about: str) -> Callable[[Callable[[Components], Objection | None]], Rule]:
+def rule(*about: str) -> Callable[[Judge], Rule[Components]]:
     """Put a function into the table, as the rule about these settings."""
 
-    def put(judge: Callable[[Components], Objection | None]) -> Rule:
+    def put(judge: Judge) -> Rule[Components]:
         RULES.append(Rule(about, judge))
         return RULES[-1]
 
@@ -60,13 +46,7 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     chosen = Components.of(config, under_flower)
     chosen.aggregator.check(config.adapter.rank)
     chosen.initializer.check(config.adapter.rank)
-    for objection in objections(chosen, RULES):
-        raise InputError(str(objection))
-
-
-def objections(chosen: Components, rules: Iterable[Rule]) -> Iterable[Objection]:
-    """What the rules object to, in their order."""
-    return (found for one in rules if (found := one.judge(chosen)) is not None)
+    refuse(chosen, RULES)
 
 
 def _named(names: Iterable[str], lead: str = "choose one of") -> str:

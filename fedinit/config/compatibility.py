@@ -1,0 +1,75 @@
+"""Rules about settings that do not always go together, and those of them that the configuration alone decides.
+
+The whole table is strategies/server/compatibility.py, which knows the methods; a client checks what is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from fedinit.config.schema import Config
+from fedinit.errors import InputError
+from fedinit.losses import LOSSES
+
+Judged = TypeVar("Judged")
+
+
+@dataclass(frozen=True)
+class Objection:
+    """what: the setting that is wrong, key=value. why: the reason, which names the other. instead: what goes."""
+
+    what: str
+    why: str
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.why}" + (f"; {self.instead}" if self.instead else "")
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Judged]):
+    """about: the settings it compares, by key. judge: its objection, None where they go together."""
+
+    about: tuple[str, ...]
+    judge: Callable[[Judged], Objection | None]
+
+
+def objections(judged: Judged, rules: Iterable[Rule[Judged]]) -> Iterable[Objection]:
+    """What the rules object to, in their order."""
+    return (found for rule in rules if (found := rule.judge(judged)) is not None)
+
+
+def refuse(judged: Judged, rules: Iterable[Rule[Judged]]) -> None:
+    """Raises InputError, one line, for the first objection."""
+    for objection in objections(judged, rules):
+        raise InputError(str(objection))
+
+
+def _the_loss_fits_the_targets(c: Config) -> Objection | None:
+    fitting = [name for name in LOSSES if (name == "cross_entropy") != c.data.is_regression]
+    if c.client.loss in ("auto", *fitting):
+        return None
+    targets = "numbers" if c.data.is_regression else "classes"
+    instead = f"expected auto or {' or '.join(sorted(fitting, reverse=True))}"
+    return Objection(f"client.loss={c.client.loss}", f"the data's targets are {targets}", instead)
+
+
+def _the_head_fits_the_targets(c: Config) -> Objection | None:
+    if not c.data.is_regression or c.head.name == "none":
+        return None
+    return Objection(f"head={c.head.name}", f"data={c.data.name} is about the model's output", "use head=none")
+
+
+def _there_are_images_to_augment(c: Config) -> Objection | None:
+    if not c.data.is_regression or c.client.augment == "none":
+        return None
+    return Objection(f"client.augment={c.client.augment}", f"data={c.data.name} has no images", "use none")
+
+
+CONFIG_RULES: Sequence[Rule[Config]] = (
+    Rule(("data", "client.loss"), _the_loss_fits_the_targets),
+    Rule(("data", "head"), _the_head_fits_the_targets),
+    Rule(("data", "client.augment"), _there_are_images_to_augment),
+)
