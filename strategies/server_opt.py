@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,13 @@ from strategies.aggregator import Aggregate
 Moments = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Moved(Aggregate):
+    """An aggregate after the server optimiser's step. moments: of the optimiser after it."""
+
+    moments: Moments = field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerOptimizer(ABC):
     """lr: the server's learning rate. The state, {"<moment>/<tensor>": …} in float64, goes in and comes out."""
@@ -36,9 +43,9 @@ class ServerOptimizer(ABC):
     def __post_init__(self) -> None:
         positive("server_opt.lr", self.lr)
 
-    def step(self, start: Aggregate, aggregate: Aggregate, moments: Moments) -> tuple[Aggregate, Moments]:
-        """The aggregate moved on from the start by this optimiser's step, and the moments after it. Raises ValueError
-        where the two have other shapes."""
+    def step(self, start: Aggregate, aggregate: Aggregate, moments: Moments = NOTHING) -> Moved:
+        """The aggregate moved on from the start by this optimiser's step, with the moments after it; moments: those
+        before it. Raises ValueError where the two have other shapes."""
         after: dict[str, Tensor] = dict(moments)
 
         def moved(name: str, old: Tensor, reached: Tensor) -> Tensor:
@@ -53,7 +60,7 @@ class ServerOptimizer(ABC):
             parts = {p: moved(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()}
             layers[name] = dataclasses.replace(factors, **parts)
         head = {k: moved(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
-        return dataclasses.replace(aggregate, layers=layers, head=head), after
+        return Moved(layers, aggregate.residual, head, aggregate.diagnostics, moments=after)
 
     @abstractmethod
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:

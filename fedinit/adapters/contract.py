@@ -43,8 +43,6 @@ class Kind(ABC):
     beside: ClassVar[frozenset[str]] = frozenset()
     # The re-initialisers it goes with; None: all.
     reinits: ClassVar[tuple[str, ...] | None] = None
-    # Whether clients may have ranks of their own.
-    mixed_ranks: ClassVar[bool] = True
     # Whether a method works on products of rank one that the layer's update is not, but is linear in.
     rank_one: ClassVar[bool] = False
     # What stands against other methods and re-initialisers, for the refusal.

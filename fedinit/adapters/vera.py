@@ -104,7 +104,6 @@ class VeRA(Kind):
     product: ClassVar[type[Factors]] = VeRAFactors
     names: ClassVar[Mapping[str, str]] = MappingProxyType({"A": "d", "B": "b"})
     reinits: ClassVar[tuple[str, ...] | None] = ("average",)
-    mixed_ranks: ClassVar[bool] = False
     rank_one: ClassVar[bool] = True
     why: ClassVar[str] = "whose A and B are frozen and the same in all layers"
     files: ClassVar[Mapping[str, str]] = MappingProxyType({"b": "vera_lambda_b", "d": "vera_lambda_d"})

@@ -55,13 +55,14 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     aggregate = settle(method.transforms, aggregate, updates)
     aggregate = _with_effective_bias(aggregate, method, admitted, over)
     if method.server_optimizer is not None:
-        aggregate, moments = method.server_optimizer.step(state.model, aggregate, moments)
+        aggregate = moved = method.server_optimizer.step(state.model, aggregate, state.moments)
+        moments = moved.moments
     ended = Start(aggregate.layers, aggregate.residual)
     start = ended if last else method.reinit.after(aggregate, round, over)
     return replace(
         state.accepting([update.client for update in updates], round),
         round=round,
-        model=replace(aggregate, layers=start.layers, residual={}),
+        model=Aggregate(layers=start.layers, head=aggregate.head, diagnostics=aggregate.diagnostics),
         base=state.base.merged(start.merge),
         moments=moments,
     )
