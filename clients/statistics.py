@@ -16,6 +16,7 @@ from torch import Tensor
 from clients import batches
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
+from fedinit.losses import choose_loss
 from fedinit.models.backbone import InputSpec
 from fedinit.seeding import derive, torch_generator
 from fedinit.state.digest import of_tensors
@@ -157,9 +158,10 @@ def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iter
 
 
 def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """The gradients of the loss, summed over the images, in the tensors that the bank was loaded to train."""
+    """The gradients of the request's loss, summed over the images, in the tensors that the bank was loaded to train."""
     leaves = {name: bank.leaf(name) for name in request.layers}
-    loss = F.cross_entropy(bank.forward(images, 1)[0], labels.to(images.device), reduction="sum")
+    outputs, targets = bank.forward(images, 1)[0], labels.to(images.device)
+    loss = choose_loss(request.options.get("loss", "auto"), targets.is_floating_point())(outputs, targets).sum()
     for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
         yield name, gradient[0], labels
 

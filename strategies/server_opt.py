@@ -3,8 +3,8 @@
 Reddi et al., ICLR 2021, arXiv 2003.00295. The round's pseudo-gradient is Δ = aggregate − start, taken factor by factor:
 
 momentum  v ← βv + Δ;                              next = start + lr·v          (FedAvgM)
-adam      m ← β₁m + (1−β₁)Δ, v ← β₂v + (1−β₂)Δ²;   next = start + lr·m/(√v + τ)  (FedAdam, without bias correction,
-          as the paper has it)
+adam      m ← β₁m + (1−β₁)Δ, v ← β₂v + (1−β₂)Δ²;   next = start + lr·m/(√v + τ)  (FedAdam, Algorithm 2), where v begins
+          at τ²: that keeps first steps small, and is why there is no bias correction
 
 lr = 1 and β = 0 is the method itself. It needs starts that are the global factors, so it goes with reinit=average only.
 """
@@ -67,9 +67,11 @@ class ServerOptimizer(ABC):
         """Where a tensor goes for its pseudo-gradient; its entries of `moments` are replaced by those after."""
 
 
-def _moment(moments: dict[str, Tensor], name: str, value: Tensor, beta: float, share: float) -> Tensor:
-    """β·(the moment) + share·value, which replaces it."""
-    moments[name] = beta * moments.get(name, torch.zeros_like(value)) + share * value
+def _moment(
+    moments: dict[str, Tensor], name: str, value: Tensor, beta: float, share: float, first: float = 0.0
+) -> Tensor:
+    """β·(the moment) + share·value, which replaces it; first: every entry of it before there is one."""
+    moments[name] = beta * moments.get(name, torch.full_like(value, first)) + share * value
     return moments[name]
 
 
@@ -100,7 +102,7 @@ class Adam(ServerOptimizer):
 
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
         first = _moment(moments, f"m/{name}", delta, self.beta1, 1 - self.beta1)
-        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2)
+        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2, first=self.tau**2)
         return first / (second.sqrt() + self.tau)
 
 

@@ -147,7 +147,7 @@ def _ready(
         return method, state
     state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, facts.items())
     if fixes_scales(config):
-        state, notes, reports = fix_step_scales(state, method, exchange, config.rounds)
+        state, notes, reports = fix_step_scales(state, method, exchange, config.rounds, config.client.loss)
         opening.note(step_scales=notes)
     state = dataclasses.replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     audience.round_zero_done(

@@ -13,6 +13,7 @@ from fedinit.adapters.kinds import KINDS, Kind
 from fedinit.seeding import numpy_generator
 from fedinit.transforms import UPDATES, UpdateTransform
 from fedinit.views import LeadingRank, View, Whole
+from strategies import AGGREGATORS
 from strategies.aggregator import Aggregate, Aggregator
 from strategies.methods.choosing import Choosing
 from strategies.reinit import Reinit, ReinitContext
@@ -41,6 +42,11 @@ class Method:
     quorum: int | float = 1
     resamples: int = 0
     transforms: Sequence[UpdateTransform] = UPDATES
+
+    @property
+    def name(self) -> str:
+        """Of the aggregator, as `strategy=` has it."""
+        return next((name for name, kind in AGGREGATORS.items() if kind is type(self.aggregator)), "")
 
     def trainable(self, round: int) -> frozenset[str]:
         """The parts of Factors that clients train in a round."""

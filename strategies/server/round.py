@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import torch
+
+from fedinit import wire
+from fedinit.errors import RunFailed
 from fedinit.runs.observer import RoundReport
 from fedinit.transforms import settle
 from strategies.aggregator import Aggregate
@@ -53,12 +57,16 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     over = method.context.over(state.base.offset)
     aggregate = method.aggregator.aggregate(updates, round, state.model)
     aggregate = settle(method.transforms, aggregate, updates)
+    refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
     aggregate = _with_effective_bias(aggregate, method, admitted, over)
     if method.server_optimizer is not None:
         aggregate = moved = method.server_optimizer.step(state.model, aggregate, state.moments)
         moments = moved.moments
+        refuse_not_finite(aggregate, f"round {round}: what server_opt makes of the aggregate")
     ended = Start(aggregate.layers, aggregate.residual)
     start = ended if last else method.reinit.after(aggregate, round, over)
+    begun = Aggregate(layers=start.layers, residual=start.merge)
+    refuse_not_finite(begun, f"round {round}: what reinit makes of it")
     return replace(
         state.accepting([update.client for update in updates], round),
         round=round,
@@ -66,6 +74,17 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
         base=state.base.merged(start.merge),
         moments=moments,
     )
+
+
+def refuse_not_finite(aggregate: Aggregate, what: str) -> None:
+    """Raises RunFailed, naming the tensor, before NaN or infinity is sent to anybody: every update was finite, so it is
+    the server's own arithmetic that failed, not the clients' training."""
+    named = [*wire.to_tensors(aggregate.layers, aggregate.head).items()]
+    named += wire.to_tensors(aggregate.residual, {}).items()
+    for name, tensor in named:
+        if not torch.isfinite(tensor).all():
+            why = f"{what} holds NaN or infinity in {name}, though every update is finite"
+            raise RunFailed(f"{why}; change its options")
 
 
 def _with_effective_bias(aggregate: Aggregate, method: Method, admitted: Admitted, over: ReinitContext) -> Aggregate:

@@ -107,13 +107,14 @@ def make_start(
 
 
 def fix_step_scales(
-    state: ServerState, method: Method, exchange: Exchange, rounds: int
+    state: ServerState, method: Method, exchange: Exchange, rounds: int, loss: str = "auto"
 ) -> tuple[ServerState, dict[str, Any], list[ClientReport]]:
     """SGD-SaI's scale of every tensor that is trained in some round, from the mean gradient of all clients' examples at
     the start, put into the state; what it took, for the notes; and who measured.
 
     A tensor whose gradient is exactly zero there, such as A under a zero B, has none: each client fixes it at its own
-    first gradient that is not. Raises RunFailed when fewer clients' gradients can be used than the quorum says.
+    first gradient that is not. rounds: of the run. loss: what clients minimise, `client.loss`. Raises RunFailed when
+    fewer clients' gradients can be used than the quorum says.
     """
     up, model = exchange.bytes_up, state.model
     trainable = frozenset(part for round in range(1, rounds + 1) for part in method.trainable(round))
@@ -123,6 +124,7 @@ def fix_step_scales(
         layers=dict.fromkeys(names, "total"),
         shapes={name: tuple(whole[name].shape) for name in names},
         seed=method.seed,
+        options={"loss": loss},
         sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
     )
     about = {"request": request.to_json()}

@@ -52,8 +52,9 @@ def test_momentum_against_its_recursion():
 
 
 def test_adam_against_its_recursion():
+    """Algorithm 2 of Reddi et al., from v = τ²; from v = 0 first steps are larger (the control)."""
     optimizer = create_server_optimizer("adam", {"lr": 0.1, "beta1": 0.6, "beta2": 0.7, "tau": 0.01})
-    start, m, v, moments = state(0), 0, 0, {}
+    start, m, v, moments = state(0), 0, 0.01**2, {}
     for round in range(1, 5):
         reached = state(round)
         moved = optimizer.step(start, reached, moments)
@@ -62,6 +63,9 @@ def test_adam_against_its_recursion():
         m, v = 0.6 * m + 0.4 * delta, 0.7 * v + 0.3 * delta**2
         expected = start.layers["l"].B.double() + 0.1 * m / (v**0.5 + 0.01)
         torch.testing.assert_close(moved.layers["l"].B.double(), expected, rtol=1e-6, atol=1e-6)
+        if round == 1:
+            naive = 0.1 * m / ((0.3 * delta**2) ** 0.5 + 0.01)
+            assert (naive.abs() > (expected - start.layers["l"].B.double()).abs()).all()
         start = moved
 
 
