@@ -21,7 +21,10 @@ from strategies.server.components import Components, fixes_scales
 
 @dataclass(frozen=True)
 class Objection:
-    """what: the setting that is wrong, key=value. why: the reason, which names the other. instead: what goes."""
+    """Why two settings do not go together, in one line.
+
+    what: the setting that is wrong, as key=value. why: the reason, which names the other. instead: what goes.
+    """
 
     what: str
     why: str
@@ -33,7 +36,8 @@ class Objection:
 
 @dataclass(frozen=True)
 class Rule:
-    """about: the settings it compares, by key. judge: its objection to some components, None where they go together."""
+    """about: the keys of the settings that it compares.
+    judge: its objection to the components of a run, None where they go together."""
 
     about: tuple[str, ...]
     judge: Callable[[Components], Objection | None]
@@ -66,7 +70,7 @@ def check_method(config: Config, under_flower: bool = False) -> None:
 
 def objections(chosen: Components, rules: Iterable[Rule]) -> Iterable[Objection]:
     """What the rules object to, in their order."""
-    return (found for one in rules if (found := one.judge(chosen)) is not None)
+    return (objection for r in rules if (objection := r.judge(chosen)) is not None)
 
 
 def _named(names: Iterable[str], lead: str = "choose one of") -> str:
