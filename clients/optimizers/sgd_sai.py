@@ -23,7 +23,8 @@ from fedinit.step_scale import step_scale
 
 
 class SGDSaI(BankOptimizer[SGDSaIConfig]):
-    """scales: (K, blocks), 0 where not fixed yet."""
+    """scales: (K, blocks) step scales in float64, 0 where not fixed yet.
+    counts: (K, blocks) numbers that are a client's own, without padding. buffer: buf (K, P)."""
 
     def __init__(self, leaves: Any, settings: Any, owned: Any = None, scales: Any = ()) -> None:
         super().__init__(leaves, settings, owned, scales)
@@ -35,7 +36,7 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
             for name, size in zip(self.leaves, self.sizes, strict=True)
         ]
         self.counts = torch.stack(counts, dim=1).to(device, torch.float64)  # (K, blocks)
-        given = [[own.get(name, 0.0) for name in self.leaves] for own in scales or [{}] * rows]
+        given = [[fixed.get(name, 0.0) for name in self.leaves] for fixed in scales or [{}] * rows]
         self.scales = torch.tensor(given, device=device, dtype=torch.float64).reshape(rows, len(self.sizes))
         self.begun = torch.zeros_like(self.scales, dtype=torch.bool)  # blocks that have had a gradient in this round
         self.buffer = torch.zeros_like(self.values)
