@@ -37,13 +37,13 @@ class BankOptimizer(ABC, Generic[Settings]):
         leaves: Mapping[str, Tensor],
         settings: Settings,
         owned: Mapping[str, Tensor] | None = None,
-        scales: Sequence[Mapping[str, float]] = (),
+        step_scales: Sequence[Mapping[str, float]] = (),
     ) -> None:
         """leaves: the tensors that are trained.
         settings: the options of `client=<name>`.
         owned: {leaf: (K,) how many of its numbers are each client's own}, the rest being zero padding of a lower rank;
         None: all are.
-        scales: per client the step scales {leaf: number} fixed in an earlier round, for optimisers that have them.
+        step_scales: per client those {leaf: number} fixed in an earlier round, for optimisers that have them.
         """
         self.leaves, self.settings = dict(leaves), settings
         self.values = _side_by_side(leaves.values())
