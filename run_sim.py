@@ -88,8 +88,11 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
 
 
 def federated(config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None) -> Outcome:
-    """One federated run over the in-process grid, with a progress display; `method` makes it a reference run, which
-    leaves nothing but its checkpoints."""
+    """One federated run over the in-process grid, with a progress display.
+
+    site: the data and backbone of the clients, and of the server where it evaluates. opened: the run's folder.
+    method: instead of the configured strategy, for a reference run, which leaves nothing but its checkpoints.
+    """
     cohort = Cohort(site)
     grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict)
     progress = ProgressObserver(console, (method or config.strategy).name.replace("head_alone", "head alone"))

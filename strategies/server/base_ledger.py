@@ -75,6 +75,7 @@ class BaseLedger:
         return 0 <= version <= self.version and self.keys[version] == key
 
     def snapshot(self) -> State:
+        """The ledger as a checkpoint keeps it."""
         tensors = {base_offset.NAME + name: value for name, value in self.offset.items()}
         for version, merge in self.merges.items():
             tensors |= {f"merge/{version}/{name}": t for name, t in digest.named_parts(merge).items()}

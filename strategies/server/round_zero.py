@@ -137,13 +137,13 @@ def fix_step_scales(
     state = drop(state, exchange, 0, refusals)
     total = add_up(list(answers.values()))
     means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
-    scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
-    left = [name for name in names if name not in scales]
+    step_scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
+    left = [name for name in names if name not in step_scales]
     notes = {"clients": len(answers), "bytes_up": exchange.bytes_up - up, "left_to_clients": left}
     if refusals:
         notes["lost"] = {str(refusal.client): refusal.code for refusal in refusals}
     rows = _reports({client: part.examples for client, part in answers.items()})
-    return dataclasses.replace(state, step_scales=scales), notes, rows
+    return dataclasses.replace(state, step_scales=step_scales), notes, rows
 
 
 def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusal]:
