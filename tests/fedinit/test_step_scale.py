@@ -29,7 +29,7 @@ from fedinit.state.start import StartState
 from fedinit.step_scale import scale_of
 from fedinit.transport.local import LocalGrid
 from run_sim import main
-from strategies.server import federation, round_zero
+from strategies.server import opening, round_zero
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
@@ -93,7 +93,7 @@ def oracle(site: Site, start: dict[str, torch.Tensor], plain_client, taken: bool
 def test_the_scales_are_those_of_one_model_with_all_images(start, plain_client, monkeypatch):
     """Also over a base that gave the start up; every client gets the same ones, and none where a gradient is zero."""
     if start == "taken":
-        monkeypatch.setattr(federation, "create_initializer", lambda *_: TakenOut())
+        monkeypatch.setattr(opening, "create_initializer", lambda *_: TakenOut())
     config = small_config(*ONCE, f"init={start if start != 'taken' else 'gaussian'}")
     site = Site(config)
     grid = started(config, site)
