@@ -53,11 +53,11 @@ class Spectrum:
 
 def spectrum(product: Factors) -> Spectrum:
     """The decomposition of a product of any rank R."""
-    whole = product.absorb().to(torch.float64)
-    if whole.rank > min(whole.shape):
-        return matrix_spectrum(whole.dense())
-    left, core_left = torch.linalg.qr(whole.B)  # (d, R), (R, R)
-    right, core_right = torch.linalg.qr(whole.A.T)  # (k, R), (R, R)
+    exact = product.absorb().to(torch.float64)
+    if exact.rank > min(exact.shape):
+        return matrix_spectrum(exact.dense())
+    left, core_left = torch.linalg.qr(exact.B)  # (d, R), (R, R)
+    right, core_right = torch.linalg.qr(exact.A.T)  # (k, R), (R, R)
     U, S, Vh = torch.linalg.svd(core_left @ core_right.T)
     return _signed(left @ U, S, Vh @ right.T)
 

@@ -39,7 +39,7 @@ def choose_images(
     classes: tuple[str, ...] | int | None,
     validation_fraction: float | None,
     seed: int = 0,
-    own: str | None = None,
+    domain: str | None = None,
 ) -> Dataset:
     """The images of the named domains and classes, None for all there are.
 
@@ -53,14 +53,13 @@ def choose_images(
     Raises InputError on an unknown name, a domain or class without images, a domain without test images, and fewer than
     two classes.
     """
-    named = domains
-    here, first = named, 0  # the domains that are read, and the number of the first of them
-    if own is not None and named is not None:
-        here, first = (own,), named.index(own)
-    domain_names = _pick("domains", here, listed.domain_names)
+    wanted, first = domains, 0  # the domains that are read, and the number of the first of them
+    if domain is not None and domains is not None:
+        wanted, first = (domain,), domains.index(domain)
+    domain_names = _pick("domains", wanted, listed.domain_names)
     classes = _class_list(classes, listed.class_names)
-    alone = own is not None and classes is not None
-    class_names = _pick("classes", classes, listed.class_names if own is None or classes is None else classes)
+    alone = domain is not None and classes is not None
+    class_names = _pick("classes", classes, listed.class_names if domain is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
 
@@ -73,8 +72,8 @@ def choose_images(
         rows, places, labels = rows[kept], places[kept], labels[kept]
         test = _held_out(places, validation_fraction, seed, first)
     _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
-    if own is not None:
-        places, domain_names = places + first, named or domain_names
+    if domain is not None:
+        places, domain_names = places + first, domains or domain_names
     return Dataset(listed.read(rows), labels, places, test, class_names, domain_names)
 
 

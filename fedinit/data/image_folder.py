@@ -164,8 +164,8 @@ class _Folder:
 
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
         """What changes when a file does: its path, size and time of change."""
-        found = [(name, (self.root / name).stat()) for name in names]
-        return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
+        statuses = [(name, (self.root / name).stat()) for name in names]
+        return [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
 
 
 class _Zip:
@@ -297,7 +297,7 @@ def _decode_all(tree: _Folder | _Zip, names: list[str], channels: int, size: tup
         return faults
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = [fault for found in pool.map(fill, range(0, len(names), _CHUNK)) for fault in found]
+        faults = [fault for chunk in pool.map(fill, range(0, len(names), _CHUNK)) for fault in chunk]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError(

@@ -17,7 +17,7 @@ class MatrixSensing(Source):
     name: Literal["matrix_sensing"] = "matrix_sensing"
     matrix: MatrixConfig = MatrixConfig()
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
         from fedinit.data.measurements import load_measurements
 
         return load_measurements(self.matrix, channels, size, seed)

@@ -108,16 +108,16 @@ class InsideDomains(Counted):
                 f"{num_domains * max(1, round(clients / num_domains))}, or take partition=iid"
             )
         each = clients // num_domains
-        made: list[Partition] = []
+        partitions: list[Partition] = []
         for d, name in enumerate(dataset.domain_names):
             train, test = _indices(dataset, d)
             if not len(train) and not len(test):  # another site's: a source lets no other domain be without images
-                made += _partitions(dataset, [train] * each, [test] * each, d, d * each)
+                partitions += _partitions(dataset, [train] * each, [test] * each, d, d * each)
                 continue
             _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
             shares = self.share(dataset, train, each, seed, d)
-            made += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, d * each)
-        return tuple(made)
+            partitions += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, d * each)
+        return tuple(partitions)
 
     @abstractmethod
     def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
@@ -249,8 +249,8 @@ def _partitions(
     if domain is None:
         domain = 0 if len(dataset.domain_names) == 1 else -1
     return tuple(
-        Partition(first + i, domain, torch.from_numpy(np.sort(mine)), torch.from_numpy(np.sort(held_out)))
-        for i, (mine, held_out) in enumerate(zip(train, test, strict=True))
+        Partition(first + i, domain, torch.from_numpy(np.sort(rows)), torch.from_numpy(np.sort(held_out)))
+        for i, (rows, held_out) in enumerate(zip(train, test, strict=True))
     )
 
 

@@ -118,8 +118,8 @@ class Server:
     def nodes(self) -> list[dict[str, Any]]:
         """node-id, status and more of every SuperNode, and its site's name where it was registered here."""
         names = {file.read_text().strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
-        found = self._ask("supernode", "list", CONNECTION)["nodes"]
-        return [node | {"name": names.get(str(node["node-id"]), "")} for node in found]
+        nodes = self._ask("supernode", "list", CONNECTION)["nodes"]
+        return [node | {"name": names.get(str(node["node-id"]), "")} for node in nodes]
 
     def _ask(self, *words: str) -> dict[str, Any]:
         done = self._flwr(*words, "--format", "json")

@@ -101,12 +101,12 @@ def descendants(*pids: int) -> list[int]:
         except (OSError, ValueError, IndexError):
             continue  # it ended while we looked
         children.setdefault(parent, []).append(int(entry.parent.name))
-    found, open_ = [], list(pids)
+    started, open_ = [], list(pids)
     while open_:
         below = children.get(open_.pop(), [])
-        found += below
+        started += below
         open_ += below
-    return found
+    return started
 
 
 def free_port() -> int:

@@ -25,8 +25,8 @@ class Captured:
 
     def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
         """{layer or block: ∂scalar/∂output}, of the outputs' shapes; zero where the scalar does not depend on it."""
-        found = torch.autograd.grad(scalar, list(self.taps.values()), retain_graph=True, materialize_grads=True)
-        return dict(zip(self.taps, found, strict=True))
+        gradients = torch.autograd.grad(scalar, list(self.taps.values()), retain_graph=True, materialize_grads=True)
+        return dict(zip(self.taps, gradients, strict=True))
 
 
 @contextmanager

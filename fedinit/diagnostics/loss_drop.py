@@ -16,8 +16,8 @@ def adapter_gradients(
     """{part: gradient} of the loss by A and B of a layer, from inputs (n, t, k) and the loss's output gradients
     (n, t, d). Factors with a core are not in here."""
     total = gradients.flatten(0, 1).T @ inputs.flatten(0, 1)  # (d, k): the gradient by the weight
-    made = {"A": scale * product.B.T @ total, "B": scale * total @ product.A.T}
-    return {part: value for part, value in made.items() if part in parts}
+    by_part = {"A": scale * product.B.T @ total, "B": scale * total @ product.A.T}
+    return {part: value for part, value in by_part.items() if part in parts}
 
 
 def predicted(gradients: Mapping[str, Tensor], settings: ClientConfig, steps: float) -> float | None:
@@ -33,7 +33,7 @@ def predicted(gradients: Mapping[str, Tensor], settings: ClientConfig, steps: fl
     weighted = sum(s * (settings.lr_ratio_b if name.endswith("/B") else 1.0) for name, s in squares.items())
     if settings.clip_norm is not None and size > settings.clip_norm:
         weighted *= settings.clip_norm / size
-    decay, whole = settings.momentum, int(steps)
-    moved = sum((1 - decay**t) / (1 - decay) for t in range(1, whole + 1))
-    moved += (steps - whole) * (1 - decay ** (whole + 1)) / (1 - decay)
+    decay, full_steps = settings.momentum, int(steps)
+    moved = sum((1 - decay**t) / (1 - decay) for t in range(1, full_steps + 1))
+    moved += (steps - full_steps) * (1 - decay ** (full_steps + 1)) / (1 - decay)
     return settings.lr * moved * weighted

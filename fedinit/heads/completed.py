@@ -17,7 +17,7 @@ from torch import Tensor
 from fedinit.config.checks import at_least, positive, within
 from fedinit.heads.estimators import nearest_mean, ridge
 from fedinit.heads.head import HeadContext
-from fedinit.heads.measured import Found, MeasuredHead, Rows
+from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 from fedinit.seeding import torch_generator
 
 
@@ -31,8 +31,8 @@ class Completed(MeasuredHead):
     def needs_moment(self) -> bool:
         return self.base == "ridge"
 
-    def rows(self, found: Found) -> Rows:
-        return ridge(found, self.lam) if self.base == "ridge" else nearest_mean(found, None)
+    def rows(self, known: KnownClasses) -> Rows:
+        return ridge(known, self.lam) if self.base == "ridge" else nearest_mean(known, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +46,17 @@ class MVN(Completed):
         super().__post_init__()
         within("head.shrinkage", self.shrinkage, 0, 1)
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
-        known = rows.joined
-        centred = (known - known.mean(0)) / (len(known) - 1) ** 0.5  # S = centredᵀ centred
-        spread = (centred.square().sum() / known.shape[1]).sqrt()
-        made = []
+    def fill(self, rows: Rows, known: KnownClasses, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
+        joined = rows.joined
+        centred = (joined - joined.mean(0)) / (len(joined) - 1) ** 0.5  # S = centredᵀ centred
+        spread = (centred.square().sum() / joined.shape[1]).sqrt()
+        drawn = []
         for index in missing:
             draw = torch_generator(context.seed, "head", index)
-            inside = torch.randn(len(known), generator=draw, dtype=torch.float64) @ centred
-            outside = torch.randn(known.shape[1], generator=draw, dtype=torch.float64) * spread
-            made.append((1 - self.shrinkage) ** 0.5 * inside + self.shrinkage**0.5 * outside)
-        return known.mean(0) + torch.stack(made), "drawn from the normal distribution of the other rows"
+            inside = torch.randn(len(joined), generator=draw, dtype=torch.float64) @ centred
+            outside = torch.randn(joined.shape[1], generator=draw, dtype=torch.float64) * spread
+            drawn.append((1 - self.shrinkage) ** 0.5 * inside + self.shrinkage**0.5 * outside)
+        return joined.mean(0) + torch.stack(drawn), "drawn from the normal distribution of the other rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class Convex(Completed):
         at_least("head.neighbours", self.neighbours, 1)
         positive("head.temperature", self.temperature)
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
-        similarity = torch.cosine_similarity(found.means, found.means.mean(0, keepdim=True), dim=1)
+    def fill(self, rows: Rows, known: KnownClasses, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
+        similarity = torch.cosine_similarity(known.means, known.means.mean(0, keepdim=True), dim=1)
         nearest = similarity.argsort(descending=True, stable=True)[: self.neighbours]
         weights = (similarity[nearest] / self.temperature).softmax(0)
         row = weights @ rows.joined[nearest]

@@ -48,7 +48,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Found:
+class KnownClasses:
     """The clients' sums over the m classes that somebody has: counts (m,), means (m, D), mean (D,) of all examples,
     and, where it was asked for, the second moment (D, D)."""
 
@@ -92,34 +92,34 @@ class MeasuredHead(Head, Sampled):
         return False
 
     @abstractmethod
-    def rows(self, found: Found) -> Rows:
+    def rows(self, known: KnownClasses) -> Rows:
         """The head of the classes that somebody has."""
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
+    def fill(self, rows: Rows, known: KnownClasses, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
         """(len(missing), D + 1), weights and bias of the classes that nobody has, and how they were made."""
         return rows.joined.mean(0).expand(len(missing), -1), "the mean of the other rows"
 
     def plan(self, context: HeadContext) -> Request:
         return self._ask(context, "class_moments" if self.needs_moment else "class_sums")
 
-    def step(self, context: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
+    def step(self, context: HeadContext, asked: Request, statistics: Statistics) -> Request | HeadState:
         """Raises InputError where the clients' examples do not make a classifier."""
-        sums = found.of(LAYER)
+        sums = statistics.of(LAYER)
         if "losses" in sums:
             return self._finish(asked, sums)
-        own, seen = self._found(sums, context)
-        rows = self.rows(own)
-        rows = rows.times(1 / self._gap(rows, own))
-        whole = torch.empty(len(context.classes), context.features + 1, dtype=torch.float64)
+        known, seen = self._known_classes(sums, context)
+        rows = self.rows(known)
+        rows = rows.times(1 / self._gap(rows, known))
+        joined = torch.empty(len(context.classes), context.features + 1, dtype=torch.float64)
         missing = [i for i in range(len(context.classes)) if i not in set(seen.tolist())]
-        whole[seen] = rows.joined
+        joined[seen] = rows.joined
         notes: dict[str, Any] = {}
         if missing:
-            whole[missing], how = self.fill(rows, own, missing, context)
+            joined[missing], how = self.fill(rows, known, missing, context)
             notes["missing"] = {context.classes[i]: how for i in missing}
         if self.scale != "auto":
-            return HeadState(tensors=_tensors(whole * self.scale), notes={"scale": self.scale, **notes})
-        return self._ask(context, "losses", _tensors(whole), scales=list(SCALES), notes=notes)
+            return HeadState(tensors=_tensors(joined * self.scale), notes={"scale": self.scale, **notes})
+        return self._ask(context, "losses", _tensors(joined), scales=list(SCALES), notes=notes)
 
     def _ask(
         self, context: HeadContext, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
@@ -134,7 +134,7 @@ class MeasuredHead(Head, Sampled):
             head=head,
         )
 
-    def _found(self, sums: Mapping[str, Tensor], context: HeadContext) -> tuple[Found, Tensor]:
+    def _known_classes(self, sums: Mapping[str, Tensor], context: HeadContext) -> tuple[KnownClasses, Tensor]:
         """The sums over the classes that somebody has, and the indices (m,) of those classes."""
         counts = sums["counts"].double()
         # Noise makes a count of its own.
@@ -144,14 +144,14 @@ class MeasuredHead(Head, Sampled):
                 f"head.init={self._name}: the clients' examples are of {len(seen)} of {len(counts)} classes, and it "
                 "takes two or more; use head.init=random"
             )
-        found = Found(counts[seen], sums["sums"].double()[seen] / counts[seen, None])
+        known = KnownClasses(counts[seen], sums["sums"].double()[seen] / counts[seen, None])
         if not self.needs_moment:
-            return found, seen
-        return replace(found, moment=unpack(sums["gram"].double(), context.features)), seen
+            return known, seen
+        return replace(known, moment=unpack(sums["gram"].double(), context.features)), seen
 
-    def _gap(self, rows: Rows, found: Found) -> float:
+    def _gap(self, rows: Rows, known: KnownClasses) -> float:
         """The mean over pairs of classes a ≠ b of logit a less logit b at the mean of a."""
-        logits = found.means @ rows.weight.T + rows.bias
+        logits = known.means @ rows.weight.T + rows.bias
         m = len(logits)
         gap = float((m * logits.trace() - logits.sum()) / (m * (m - 1)))
         if not gap > 0:
@@ -174,16 +174,16 @@ class MeasuredHead(Head, Sampled):
         return type(self).__name__.lower()
 
 
-def best_scale(scales: Sequence[float], losses: Sequence[float]) -> float:
+def best_scale(gains: Sequence[float], losses: Sequence[float]) -> float:
     """Where the loss is least: the lowest of a parabola in the logarithm through the best of equally spaced points and
     its neighbours; the best itself where it is the first or the last."""
     best = min(range(len(losses)), key=losses.__getitem__)
     if best in (0, len(losses) - 1):
-        return scales[best]
+        return gains[best]
     left, middle, right = losses[best - 1 : best + 2]
     curvature = left - 2 * middle + right
     shift = 0.5 * (left - right) / curvature if curvature > 0 else 0.0
-    return scales[best] * (scales[best + 1] / scales[best]) ** shift
+    return gains[best] * (gains[best + 1] / gains[best]) ** shift
 
 
 def _tensors(joined: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedinit.heads.estimators import nearest_mean
-from fedinit.heads.measured import Found, MeasuredHead, Rows
+from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,5 +24,5 @@ class NCM(MeasuredHead):
     def needs_moment(self) -> bool:
         return self.covariance == "shared"
 
-    def rows(self, found: Found) -> Rows:
-        return nearest_mean(found, self.lam if self.needs_moment else None)
+    def rows(self, known: KnownClasses) -> Rows:
+        return nearest_mean(known, self.lam if self.needs_moment else None)

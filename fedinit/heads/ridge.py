@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedinit.heads.estimators import ridge
-from fedinit.heads.measured import Found, MeasuredHead, Rows
+from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,5 +21,5 @@ class Ridge(MeasuredHead):
     def needs_moment(self) -> bool:
         return True
 
-    def rows(self, found: Found) -> Rows:
-        return ridge(found, self.lam)
+    def rows(self, known: KnownClasses) -> Rows:
+        return ridge(known, self.lam)

@@ -31,22 +31,22 @@ class FromCovariance(Measured):
     def plan(self, context: InitContext) -> Request:
         return self.of_inputs(context, dict.fromkeys(context.targets, "gram"))
 
-    def step(self, context: InitContext, asked: Request, found: Statistics) -> StartState:
+    def step(self, context: InitContext, asked: Request, statistics: Statistics) -> StartState:
         """Raises ValueError where the context has no weights, InputError where one is not finite."""
 
-        def one(name: str) -> tuple[Factors | None, dict[str, Any]]:
+        def of_layer(name: str) -> tuple[Factors | None, dict[str, Any]]:
             k = context.targets[name][1]
-            moment = covariance(found.of(context.groups.get(name, name)), k, centred=False)
+            moment = covariance(statistics.of(context.groups.get(name, name)), k, centred=False)
             trace = float(moment.trace())
             if not trace > 0:
                 return None, {"replaced": "its input was zero everywhere: kaiming"}
-            made, notes = self.split(context.frozen(name), moment * (k / trace), context.rank, context.scale)
-            return scaled(made, self.scale), notes
+            factors, notes = self.split(context.frozen(name), moment * (k / trace), context.rank, context.scale)
+            return scaled(factors, self.scale), notes
 
-        made = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
-        living = {name: factors for name, (factors, _) in made.items() if factors is not None}
-        layers = {name: living.get(name) or stand_in(context, name, context.rank, self.scale) for name in made}
-        notes = by_kind({name: facts for name, (_, facts) in made.items()})
+        starts = dict(zip(context.targets, server_pool().map(of_layer, context.targets), strict=True))
+        living = {name: factors for name, (factors, _) in starts.items() if factors is not None}
+        layers = {name: living.get(name) or stand_in(context, name, context.rank, self.scale) for name in starts}
+        notes = by_kind({name: facts for name, (_, facts) in starts.items()})
         if not self.takes_out:
             return StartState(layers=layers, notes=notes)
         return StartState(layers=layers, merge=taken_out(living), notes=notes | without_weight(living))
@@ -59,8 +59,8 @@ class FromCovariance(Measured):
 
 def by_kind(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{layer: {kind: fact}} as {kind: {layer: fact}}."""
-    kinds = sorted({kind for own in facts.values() for kind in own})
-    return {kind: {name: own[kind] for name, own in facts.items() if kind in own} for kind in kinds}
+    kinds = sorted({kind for noted in facts.values() for kind in noted})
+    return {kind: {name: noted[kind] for name, noted in facts.items() if kind in noted} for kind in kinds}
 
 
 def emptiest(moment: Tensor, count: int) -> tuple[Tensor, int]:

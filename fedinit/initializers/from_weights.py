@@ -26,10 +26,10 @@ class FromWeights(Initializer):
     def plan(self, context: InitContext) -> StartState:
         """Raises ValueError where the context has no weights, InputError where one is not finite."""
 
-        def one(name: str) -> Factors:
+        def of_layer(name: str) -> Factors:
             return scaled(self.split(context.frozen(name), context.rank, context.scale), self.scale)
 
-        layers = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
+        layers = dict(zip(context.targets, server_pool().map(of_layer, context.targets), strict=True))
         if not self.takes_out:
             return StartState(layers=layers)
         return StartState(layers=layers, merge=taken_out(layers), notes=without_weight(layers))
@@ -50,13 +50,13 @@ def share(part: Spectrum, scale: float, largest: float) -> Factors:
     return Factors(torch.where(dead, 1.0, root)[:, None] * part.Vh, torch.where(dead, 0.0, root) * part.U)
 
 
-def scaled(made: Factors, scale: float) -> Factors:
+def scaled(factors: Factors, scale: float) -> Factors:
     """Both factors times init.scale, in float32, as they are sent."""
-    return Factors((scale * made.A).float().contiguous(), (scale * made.B).float().contiguous())
+    return Factors((scale * factors.A).float().contiguous(), (scale * factors.B).float().contiguous())
 
 
 def without_weight(layers: dict[str, Factors]) -> dict[str, dict[str, int]]:
     """The note on components that had no weight to take out: how many, by layer."""
     counts = {name: int((~f.B.any(0)).sum()) for name, f in layers.items()}
-    found = {name: count for name, count in counts.items() if count}
-    return {"without_weight": found} if found else {}
+    lacking = {name: count for name, count in counts.items() if count}
+    return {"without_weight": lacking} if lacking else {}

@@ -125,12 +125,12 @@ class LayerWise(Initializer):
         self.check(rank)
         check_rank(targets, rank)
 
-        def one(name: str) -> Factors:
+        def of_layer(name: str) -> Factors:
             generator = torch_generator(seed, "init", name)
             drawn = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
             return replace(drawn, A=drawn.A * self.scale, B=drawn.B * self.scale)
 
-        return dict(zip(targets, server_pool().map(one, targets), strict=True))
+        return dict(zip(targets, server_pool().map(of_layer, targets), strict=True))
 
     @abstractmethod
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:

@@ -43,26 +43,26 @@ class LoRAGA(FromGradients):
     def takes_out(self) -> bool:
         return True
 
-    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
+    def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
         r = context.rank
-        A, B = own.cut(0, r).Vh, own.cut(r, 2 * r).U
+        A, B = spectrum.cut(0, r).Vh, spectrum.cut(r, 2 * r).U
         if self.variant == "peft":
-            B = B * own.S[r:]
-        on_a, on_b = self._sizes(own, name, context)
+            B = B * spectrum.S[r:]
+        on_a, on_b = self._sizes(spectrum, name, context)
         return Factors((self.scale * on_a * A).float().contiguous(), (self.scale * on_b * B).float().contiguous())
 
-    def _sizes(self, own: Spectrum, name: str, context: InitContext) -> tuple[float, float]:
+    def _sizes(self, spectrum: Spectrum, name: str, context: InitContext) -> tuple[float, float]:
         """What A and B are multiplied by. Raises ValueError for `weightS` without the weights."""
         both, peft = 1.0, self.variant == "peft"
         if self.size == "stable":
-            both = len(own.U) ** 0.25 / self.gamma**0.5
+            both = len(spectrum.U) ** 0.25 / self.gamma**0.5
         elif self.size == "gd":
             return 1 / context.scale, 1 / context.scale
         elif self.size == "weightS":
             if context.weight is None:
                 raise ValueError("init.size=weightS is made from the frozen weights, and there are none")
             sizes = torch.linalg.svdvals(context.weight(name).double())
-            tail = float(own.S[context.rank])
+            tail = float(spectrum.S[context.rank])
             if peft:
                 both = float(sizes[0]) / tail if tail > 0 else 1.0
             else:

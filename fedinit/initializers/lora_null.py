@@ -31,9 +31,9 @@ class LoRANull(FromCovariance):
 
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
         directions, empty = emptiest(moment, rank)
-        found = spectrum(Factors(directions.T, weight @ directions))  # of W0 P
-        part = found.cut(0, rank)
+        projected = spectrum(Factors(directions.T, weight @ directions))  # of W0 P
+        part = projected.cut(0, rank)
         notes = {"empty_directions": empty} if empty > rank else {}
         if self.takes_out:
-            return share(part, scale, float(found.S[0])), notes
+            return share(part, scale, float(projected.S[0])), notes
         return Factors(part.Vh, torch.zeros(len(weight), rank, dtype=weight.dtype)), notes

@@ -35,12 +35,12 @@ class LoRAOne(FromGradients):
         positive("init.gamma", self.gamma)
 
     def decompose(self, gradient: Tensor | Factors) -> Spectrum:
-        own = super().decompose(gradient)
-        return Spectrum(-own.U, own.S, own.Vh)
+        spectrum = super().decompose(gradient)
+        return Spectrum(-spectrum.U, spectrum.S, spectrum.Vh)
 
-    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
-        unit = self.gamma * (own.S[0] if self.normalize == "sigma1" else 1.0)
-        half = (own.S / unit).sqrt()
-        on_a = half.where(own.S > 0, half[0])
-        A, B = self.scale * on_a[:, None] * own.Vh, self.scale * half * own.U
+    def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
+        unit = self.gamma * (spectrum.S[0] if self.normalize == "sigma1" else 1.0)
+        half = (spectrum.S / unit).sqrt()
+        on_a = half.where(spectrum.S > 0, half[0])
+        A, B = self.scale * on_a[:, None] * spectrum.Vh, self.scale * half * spectrum.U
         return Factors(A.float().contiguous(), B.float().contiguous())

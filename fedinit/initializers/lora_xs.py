@@ -42,8 +42,8 @@ class LoRAXS(LayerWise):
         """Raises ValueError without the weight."""
         if weight is None:
             raise ValueError("init=lora_xs is made from the frozen weights, and start() was given none")
-        found = matrix_spectrum(weight)
-        A, B, S = found.Vh[:rank], found.U[:, :rank], found.S[:rank]
+        spectrum = matrix_spectrum(weight)
+        A, B, S = spectrum.Vh[:rank], spectrum.U[:, :rank], spectrum.S[:rank]
         A, B = (A * S[:, None], B) if self.sigma_side == "A" else (A, B * S)
         R = self.std * torch.randn(rank, rank, generator=generator)
         return CoreFactors(A.float().contiguous(), B.float().contiguous(), R)

@@ -89,9 +89,9 @@ def covariance(sums: Mapping[str, Tensor], k: int, centred: bool) -> Tensor:
     return moment
 
 
-def moments(asked: Request, found: Statistics, layer: str, centred: bool) -> Moments:
+def moments(asked: Request, statistics: Statistics, layer: str, centred: bool) -> Moments:
     """The leading directions of a layer's inputs from a Gram statistic, exactly, or from a sketch."""
-    sums, k = found.of(layer), asked.shapes[layer][1]
+    sums, k = statistics.of(layer), asked.shapes[layer][1]
     count = float(sums["count"])
     mean = float(sums["sum"].double().square().sum()) / count if centred and count else 0.0  # its part of the trace
     if "gram" in sums:

@@ -24,8 +24,8 @@ class OLoRA(FromWeights):
         return True
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
-        whole = weight.to(torch.float64)
-        Q = torch.linalg.qr(whole[:, :rank]).Q  # the first r columns of W0's own Q
-        A = Q.T @ whole
+        exact = weight.to(torch.float64)
+        Q = torch.linalg.qr(exact[:, :rank]).Q  # the first r columns of W0's own Q
+        A = Q.T @ exact
         sign = signs(A)
         return Factors(A * sign, Q * sign.T)

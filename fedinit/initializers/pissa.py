@@ -23,9 +23,9 @@ class PiSSA(FromWeights):
         return True
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
-        found = matrix_spectrum(weight)
-        return share(self.part(found, rank), scale, float(found.S[0]))
+        spectrum = matrix_spectrum(weight)
+        return share(self.part(spectrum, rank), scale, float(spectrum.S[0]))
 
-    def part(self, found: Spectrum, rank: int) -> Spectrum:
+    def part(self, spectrum: Spectrum, rank: int) -> Spectrum:
         """The components that become the adapter."""
-        return found.cut(0, rank)
+        return spectrum.cut(0, rank)

@@ -43,7 +43,7 @@ class OpenRun:
     ) -> dict[str, Any]:
         """Write adapter and summary, tell the observers, print the table; returns the whole summary."""
         save_adapter(self.folder.path / "adapter", layers, head, offset, self.config, class_names)
-        whole = {
+        figures = {
             **summary,
             "strategy": self.config.strategy.name,
             "data": self.config.data.name,
@@ -51,9 +51,9 @@ class OpenRun:
             "folder": str(self.folder.path),
         }
         for observer in self.observers:
-            observer.finished(whole)
-        print_summary(self.console, whole, str(self.folder.path))
-        return whole
+            observer.finished(figures)
+        print_summary(self.console, figures, str(self.folder.path))
+        return figures
 
 
 def open_run(config: Config, console: Console) -> OpenRun:

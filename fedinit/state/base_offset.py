@@ -27,13 +27,13 @@ Merge = Mapping[str, Factors]  # {layer: product}
 
 def advance(offset: Offset, merge: Merge) -> dict[str, Tensor]:
     """O + B A for every layer of the merge, in float32, from a float64 sum."""
-    made = dict(offset)
+    advanced = dict(offset)
     for name, product in merge.items():
         total = product.to(torch.float64).dense()
-        if name in made:
-            total += made[name]
-        made[name] = total.float()
-    return made
+        if name in advanced:
+            total += advanced[name]
+        advanced[name] = total.float()
+    return advanced
 
 
 def next_key(key: str, merge: Merge) -> str:

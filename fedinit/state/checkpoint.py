@@ -122,8 +122,8 @@ class Checkpoints:
 
     def there(self) -> list[Path]:
         """The folders that have a checkpoint's name, the latest first."""
-        found = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
-        return sorted((p for p in found if p.name[len(NAME) :].isdigit()), reverse=True)
+        folders = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
+        return sorted((p for p in folders if p.name[len(NAME) :].isdigit()), reverse=True)
 
     def _read(self, path: Path) -> tuple[int, dict[str, State]]:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
@@ -192,9 +192,9 @@ def _round_of(path: Path) -> int:
     return int(path.name[len(NAME) :])
 
 
-def refuse_other(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
+def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
     """Raise InputError, naming the first key that differs, when `what` belongs to another configuration."""
-    left, right = _flat(there), _flat(here)
+    left, right = _flat(written), _flat(wanted)
     for key in [*right, *left]:
         old, new = left.get(key, "absent"), right.get(key, "absent")
         if old != new:

@@ -34,7 +34,7 @@ def pack(symmetric: Tensor) -> Tensor:
 def unpack(triangle: Tensor, k: int) -> Tensor:
     """The inverse of `pack`."""
     rows, columns = torch.triu_indices(k, k)
-    whole = torch.empty(k, k, dtype=triangle.dtype)
-    whole[rows, columns] = triangle
-    whole[columns, rows] = triangle
-    return whole
+    symmetric = torch.empty(k, k, dtype=triangle.dtype)
+    symmetric[rows, columns] = triangle
+    symmetric[columns, rows] = triangle
+    return symmetric

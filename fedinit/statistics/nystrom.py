@@ -88,7 +88,7 @@ def decompose(sketch: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     alive = values > values[-1] * 1e-12
     half = shifted @ (vectors[:, alive] / values[alive].sqrt())
     U, S, _ = torch.linalg.svd(half, full_matrices=False)
-    found = torch.zeros(sketch.shape[1], dtype=sketch.dtype)
+    eigenvalues = torch.zeros(sketch.shape[1], dtype=sketch.dtype)
     rows = torch.zeros_like(sketch.T)
-    found[: len(S)], rows[: len(S)] = (S.square() - shift).clamp(min=0), U.T
-    return found, rows
+    eigenvalues[: len(S)], rows[: len(S)] = (S.square() - shift).clamp(min=0), U.T
+    return eigenvalues, rows

@@ -9,23 +9,23 @@ from typing import Generic, TypeVar
 from fedinit.statistics.statistic import Request, Statistics
 
 Context = TypeVar("Context")
-Made = TypeVar("Made")
+Outcome = TypeVar("Outcome")
 
 
-class Planner(ABC, Generic[Context, Made]):
+class Planner(ABC, Generic[Context, Outcome]):
     """Makes something from what the server knows, and from what it asks the clients."""
 
     @abstractmethod
-    def plan(self, context: Context) -> Request | Made:
+    def plan(self, context: Context) -> Request | Outcome:
         """What is made, or the first thing to ask clients for."""
 
-    def step(self, context: Context, asked: Request, found: Statistics) -> Request | Made:
+    def step(self, context: Context, asked: Request, statistics: Statistics) -> Request | Outcome:
         """What is made, or the next thing to ask for, from the sum over all clients of what was asked."""
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
-    def run(self, context: Context, ask: Callable[[Request], Statistics]) -> Made:
+    def run(self, context: Context, ask: Callable[[Request], Statistics]) -> Outcome:
         """Plan and step until it is made; `ask` gives the sum over the clients."""
-        made = self.plan(context)
-        while isinstance(made, Request):
-            made = self.step(context, made, ask(made))
-        return made
+        outcome = self.plan(context)
+        while isinstance(outcome, Request):
+            outcome = self.step(context, outcome, ask(outcome))
+        return outcome
