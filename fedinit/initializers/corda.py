@@ -28,8 +28,12 @@ CLOSE = 0.05  # ‖C̃C̃⁻¹ − I‖_F of an inverse that is good enough: the
 
 @dataclass(frozen=True, kw_only=True)
 class CorDA(FromCovariance):
-    """damping: δ to begin with, in units of the mean of C's diagonal. It is doubled until C̃ is positive definite, which
-    noise on the statistic may take from it, and inverts; the notes say where."""
+    """The start from W0 C̃.
+
+    mode: ``ipm`` takes the first r components as the adapter, ``kpm`` the last r.
+    damping: δ to begin with, in units of the mean of C's diagonal. It is doubled until C̃ is positive definite, which
+        noise on the statistic may keep it from, and its inverse is good; the notes name the layers where it was.
+    """
 
     mode: Literal["ipm", "kpm"] = "ipm"
     damping: float = 0.01
@@ -51,7 +55,10 @@ class CorDA(FromCovariance):
 
 
 def invert(moment: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
-    """C̃ = C + δ·I, its inverse, and δ, the least damping·2ⁿ at which C̃ is positive definite and its inverse good."""
+    """(C̃ = C + δ·I, C̃⁻¹, δ), for the least δ = damping·2ⁿ at which C̃ is positive definite and C̃C̃⁻¹ − I within CLOSE.
+
+    moment: C, (k, k) in float64.
+    """
     identity = torch.eye(len(moment), dtype=moment.dtype)
     while True:
         damped = moment + damping * identity

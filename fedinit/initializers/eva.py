@@ -32,11 +32,17 @@ EXACT_UP_TO = 256  # inputs of a layer up to which `auto` sends the exact moment
 
 @dataclass(frozen=True, kw_only=True)
 class EVA(Measured):
-    """rho: ρ ≥ 1; 1 leaves every layer its rank. centred: directions of the variance, not of the raw second moment.
+    """The start from the directions in which a layer's inputs vary.
+
+    rho: ρ ≥ 1, how many times its rank a layer may be dealt; 1 leaves every layer its rank.
+    centred: take directions of the variance, not of the raw second moment.
     whiten: ``peft`` divides a row of A by √σ with σ the singular value of the pooled inputs, ``std`` by the standard
-    deviation along it. sketch: ``exact`` sends the k×k moment, ``nystrom`` k×width sketches, ``auto`` the former up to
-    256 inputs. width: of a sketch; None is max(4r, ρr) + 8. pilot: the share of the images that the first sketch is
-    made of; 0 leaves it out, and the second has the seeded basis."""
+        deviation along it, ``none`` leaves it at length one.
+    sketch: ``exact`` sends the k×k moment, ``nystrom`` sends k×width sketches, ``auto`` the moment up to 256 inputs.
+    width: columns of a sketch; None: max(4r, ρr) + 8.
+    pilot: the share of the images that the first sketch is made of; 0 leaves that sketch out, and the only one has the
+        seeded basis.
+    """
 
     rho: float = 2.0
     centred: bool = True
@@ -113,16 +119,20 @@ class EVA(Measured):
 
 
 def basis_from(directions: Moments, seed: int) -> torch.Tensor:
-    """(k, l) in float32: the directions that a sketch of l columns found, and seeded ones where it found fewer."""
+    """(k, l) orthonormal columns in float32: the directions of a sketch of l columns, and seeded ones in place of those
+    without weight."""
     width, k = directions.vectors.shape
     known = directions.vectors[directions.values > 0].T
     return torch.linalg.qr(torch.cat([known, test_matrix(seed, k, width)], 1)).Q[:, :width].float().contiguous()
 
 
 def redistribute(layers: Mapping[str, Moments], ranks: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
-    """Ranks with the sum of `ranks`: one a layer, and the rest to the components with the largest explained share.
+    """{layer: rank}, with the sum of `ranks`: one a layer, and the rest to the components with the largest share of
+    their layer's variance. Shares fall within a layer, so the components that it keeps are its leading ones.
 
-    A layer gets `caps` at most. Shares fall within a layer, so what it keeps are its leading components.
+    layers: {layer: the directions of its inputs}.
+    ranks: {layer: rank} to be dealt anew.
+    caps: {layer: the rank it gets at most}.
     """
     dealt = {name: 1 for name in ranks}
     offers = [

@@ -26,7 +26,10 @@ from fedinit.threads import server_pool
 
 @dataclass(frozen=True, kw_only=True)
 class FromCovariance(Measured):
-    """A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so."""
+    """A start from W0 and C of each layer.
+
+    A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so.
+    """
 
     def plan(self, context: InitContext) -> Request:
         return self.of_inputs(context, dict.fromkeys(context.targets, "gram"))
@@ -53,8 +56,13 @@ class FromCovariance(Measured):
 
     @abstractmethod
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
-        """The factors of a layer in float64, and notes on it. weight: (d, k); moment: C, (k, k) with trace k; scale: s,
-        by which the product is multiplied."""
+        """(the factors of a layer in float64, {kind of note: fact} about it).
+
+        weight: W0, (d, k) in float64.
+        moment: C, (k, k) in float64, with trace k.
+        rank: r of the factors.
+        scale: s, by which the product is multiplied.
+        """
 
 
 def by_kind(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -64,7 +72,7 @@ def by_kind(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def emptiest(moment: Tensor, count: int) -> tuple[Tensor, int]:
-    """(k, m) orthonormal columns, the directions with the least of the inputs, and how many directions hold none.
+    """((k, m) orthonormal columns, the directions in which C is least; how many directions the inputs leave empty).
 
     m is `count`, or the number of directions without any input where these are more: float32's rounding, in which
     clients measured, would choose among them.

@@ -32,12 +32,16 @@ EXACT_UP_TO = 2**16  # numbers in a layer's weight up to which `auto` sends whol
 
 @dataclass(frozen=True, kw_only=True)
 class FromGradients(Initializer, Sampled):
-    """examples, weighting, min_examples, clip, noise: as in `Sampling`. sketch: ``exact`` sends whole gradients,
-    ``sketch`` two sketches of l columns and rows, ``auto`` the former where no layer has more than 65,536 weights.
-    width: l; None is 2q + 8 for the q components that a start is made of."""
+    """A start from q = components·r components of every layer's gradient.
+
+    examples, weighting, min_examples, clip, noise: as in `Sampling`.
+    sketch: ``exact`` sends whole gradients, ``sketch`` sends two sketches of l columns and l rows, ``auto`` whole ones
+        where no layer has more than 65,536 weights.
+    width: l; None: 2q + 8.
+    """
 
     needs: ClassVar[str] = "gradients"
-    # Its own name, for messages.
+    # The name that `init=` calls it by, for messages.
     key: ClassVar[str]
     # Components of the gradient that a start of rank one is made of.
     components: ClassVar[int] = 1
@@ -77,7 +81,7 @@ class FromGradients(Initializer, Sampled):
         return self._ask(context, kind, {})
 
     def sends_whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether clients send whole gradients."""
+        """Whether clients send whole gradients of these layers {name: (d, k)}, not sketches."""
         if self.sketch == "auto":
             return all(d * k <= EXACT_UP_TO for d, k in targets.values())
         return self.sketch == "exact"
@@ -109,15 +113,18 @@ class FromGradients(Initializer, Sampled):
         return StartState(layers=layers, merge=merge, notes={key: value for key, value in notes.items() if value})
 
     def decompose(self, gradient: Tensor | Factors) -> Spectrum:
-        """The singular values and vectors that a start is made of, of a whole gradient or of one from sketches."""
+        """The singular values and vectors that a start is made of.
+
+        gradient: G (d, k) in float64, or its approximation QT from the sketches, as factors.
+        """
         return spectrum(gradient) if isinstance(gradient, Factors) else matrix_spectrum(gradient)
 
     @abstractmethod
     def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
-        """The factors of a layer in float32, from q components of `decompose`."""
+        """The factors of a layer in float32. spectrum: the first q components of `decompose`."""
 
     def replacement(self, context: InitContext, name: str) -> Factors:
-        """The start of a layer without a gradient."""
+        """The factors of a layer whose gradient is zero: LoRA's own start."""
         return stand_in(context, name, context.rank, self.scale)
 
     def _ask(self, context: InitContext, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
@@ -141,7 +148,7 @@ def orthonormal(sketches: Statistics, targets: Mapping[str, tuple[int, int]]) ->
 
 
 def mean_gradient(name: str, asked: Request, statistics: Statistics) -> Tensor | Factors:
-    """G in float64, or its approximation QT as factors; zero for a layer that no image went through."""
+    """G (d, k) in float64, or its approximation QT as factors; zero for a layer that no image went through."""
     sums = statistics.of(name)
     count = sums["count"].clamp(min=1)
     if "gradient" in sums:
@@ -150,8 +157,11 @@ def mean_gradient(name: str, asked: Request, statistics: Statistics) -> Tensor |
 
 
 def filled(spectrum: Spectrum, count: int, generator: torch.Generator) -> tuple[Spectrum, int]:
-    """The first `count` components, and how many of them stand for none: those that do not stand out from float32's
-    rounding, in which clients measured, get weight zero and drawn vectors orthogonal to the others."""
+    """(the first `count` components, how many of them were missing).
+
+    A component that does not stand out from float32's rounding, in which clients measured, is missing: it gets singular
+    value zero and drawn vectors that are orthogonal to the others.
+    """
     floor = spectrum.S[0] * max(len(spectrum.U), spectrum.Vh.shape[1]) ** 0.5 * torch.finfo(torch.float32).eps
     alive = min(int((spectrum.S > floor).sum()), count)
     if alive == count:

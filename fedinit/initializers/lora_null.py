@@ -23,6 +23,12 @@ from fedinit.spectra import spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRANull(FromCovariance):
+    """The start in the directions that the inputs leave empty.
+
+    variant: ``v1`` takes W0 P out of the base and into the adapter; ``v2`` has A in these directions, B = 0, and leaves
+        the base alone.
+    """
+
     variant: Literal["v1", "v2"] = "v1"
 
     @property

@@ -22,8 +22,14 @@ from fedinit.spectra import Spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAOne(FromGradients):
-    """gamma: γ; the step's learning rate is s/γ, or s/(γ S_1) with `normalize=sigma1`. Components without a gradient
-    have B = 0 and the row of A that the strongest component has the size of, so that they can learn."""
+    """The start from r components of −G.
+
+    A component without a gradient has a zero column of B, and its row of A is as large as the strongest component's, so
+    that it can learn.
+
+    normalize: ``sigma1`` divides both factors by √S_1 besides, ``none`` does not.
+    gamma: γ; the step's learning rate is s/γ, or s/(γ S_1) with `normalize=sigma1`.
+    """
 
     key: ClassVar[str] = "lora_one"
 

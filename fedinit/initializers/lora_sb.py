@@ -34,8 +34,13 @@ from fedinit.spectra import Spectrum, matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASB(FromGradients):
-    """update: what Δ is. eta: η; the sign step has norm η√(dk) a layer, as far as a first step of Adam at that rate
-    goes. r_init: the core of the update, or a zero one. gauge: see above."""
+    """The start from r components of the first full step Δ.
+
+    update: Δ is −η·sign(G) for ``sign``, −η·G for ``sgd``.
+    eta: η; the sign step has norm η√(dk) a layer, as far as a first step of Adam at that rate goes.
+    r_init: R is diag(S_r)/s for ``update``, zero for ``zero``.
+    gauge: ``paper`` leaves A and B orthonormal; ``projected`` divides both by √s and multiplies R by s.
+    """
 
     key: ClassVar[str] = "lora_sb"
     cores: ClassVar[bool] = True

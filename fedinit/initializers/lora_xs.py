@@ -22,7 +22,11 @@ from fedinit.spectra import matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAXS(LayerWise):
-    """std: of the entries of R; the paper's 1e-5 leaves the model all but as it was, 0 exactly."""
+    """The start with W0's leading directions around a drawn core.
+
+    sigma_side: which factor carries the singular values S_r.
+    std: standard deviation of the entries of R; the paper's 1e-5 changes the model hardly, 0 not at all.
+    """
 
     cores: ClassVar[bool] = True
 

@@ -19,6 +19,8 @@ from fedinit.spectra import signs
 
 @dataclass(frozen=True, kw_only=True)
 class OLoRA(FromWeights):
+    """B = Q_r and A = R_r of W0 = Q R, with the signs of A's rows fixed."""
+
     @property
     def takes_out(self) -> bool:
         return True

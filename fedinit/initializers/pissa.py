@@ -18,6 +18,8 @@ from fedinit.spectra import Spectrum, matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class PiSSA(FromWeights):
+    """The first r components of W0, shared evenly between B and A; the base gives them up."""
+
     @property
     def takes_out(self) -> bool:
         return True
@@ -27,5 +29,5 @@ class PiSSA(FromWeights):
         return share(self.part(spectrum, rank), scale, float(spectrum.S[0]))
 
     def part(self, spectrum: Spectrum, rank: int) -> Spectrum:
-        """The components that become the adapter."""
+        """The r components of W0's spectrum that become the adapter."""
         return spectrum.cut(0, rank)

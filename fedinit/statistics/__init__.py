@@ -41,7 +41,7 @@ STATISTICS: dict[str, type[Statistic]] = {
 
 
 def create_statistics(request: Request) -> dict[str, Statistic]:
-    """{layer: statistic} of a request. Raises InputError for an unknown name."""
+    """{layer: statistic} for every layer of a request. Raises InputError for an unknown name of a statistic."""
     statistics = {}
     for layer, name in request.layers.items():
         kind = STATISTICS[choose(f"statistic of {layer}", name, STATISTICS)]
@@ -50,6 +50,6 @@ def create_statistics(request: Request) -> dict[str, Statistic]:
 
 
 def shapes_of(request: Request) -> dict[str, tuple[int, ...]]:
-    """{"<layer>/<key>": shape} of the sums that a request is about."""
+    """{"<layer>/<key>": shape} of the sums that a client answers a request with."""
     statistics = create_statistics(request).items()
     return {f"{layer}/{key}": shape for layer, statistic in statistics for key, shape in statistic.shapes().items()}

@@ -12,6 +12,13 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class Gram(Statistic):
+    """The sums of a layer's k inputs over the rows.
+
+    count: the rows.
+    sum: (k,), Σ x.
+    gram: (k(k + 1)/2,), the upper triangle of Σ x xᵀ.
+    """
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         k = self.shape[1]
         return {"count": (), "sum": (k,), "gram": (k * (k + 1) // 2,)}

@@ -1,4 +1,5 @@
-"""The summed cross-entropy of a head at several scales, and how many predictions are right at any of them."""
+"""The summed cross-entropy of a head for several gains, factors on its logits, and how many predictions are right,
+which no gain changes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class Losses(Statistic):
-    """request.head: weight (C, D) and bias (C,). request.options["scales"]: what its logits are multiplied by."""
+    """How well a head does on a client's examples.
+
+    count: the examples.
+    correct: those whose class has the largest logit.
+    losses: (gains,), the cross-entropy summed over the examples, for each gain.
+
+    request.head: weight (C, D) and bias (C,).
+    request.options["scales"]: the gains, numbers that the logits are multiplied by.
+    """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"count": (), "correct": (), "losses": (len(self.request.options["scales"]),)}

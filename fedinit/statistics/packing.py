@@ -19,7 +19,7 @@ Format = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def wire_format(statistics: Mapping[str, Statistic]) -> Format:
-    """{name: (shape, dtype)} of an answer."""
+    """{name: (shape, dtype)} of the tensors in a client's answer: what the server expects, to the name."""
     layout: Format = {}
     for layer, statistic in statistics.items():
         for key, shape in statistic.shapes().items():
@@ -33,7 +33,7 @@ def wire_format(statistics: Mapping[str, Statistic]) -> Format:
 
 
 def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name, of float32 or more, in their wire format."""
+    """{name: tensor} as they travel, from {"<layer>/<key>": sum} in float32 or float64."""
     packed = {}
     for layer, statistic in statistics.items():
         values = {key: sums[f"{layer}/{key}"] for key in statistic.shapes()}
@@ -49,7 +49,10 @@ def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dic
 
 
 def unpack(statistics: Mapping[str, Statistic], packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `pack` to rounding; `packed` has the wire format. What was halved comes out in float64."""
+    """{"<layer>/<key>": sum}, the inverse of `pack` up to rounding. What was float16 on the way comes out in float64.
+
+    packed: tensors that have the names, shapes and dtypes of `wire_format`.
+    """
     sums = {}
     for layer, statistic in statistics.items():
         values = {key: packed[f"{layer}/{key}"] for key in statistic.shapes()}

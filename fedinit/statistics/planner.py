@@ -13,18 +13,24 @@ Outcome = TypeVar("Outcome")
 
 
 class Planner(ABC, Generic[Context, Outcome]):
-    """Makes something from what the server knows, and from what it asks the clients."""
+    """Makes an outcome, a start or a head, from what the server knows (the context) and what it asks the clients."""
 
     @abstractmethod
     def plan(self, context: Context) -> Request | Outcome:
-        """What is made, or the first thing to ask clients for."""
+        """The outcome, where no client is needed for it, or the first request to the clients."""
 
     def step(self, context: Context, asked: Request, statistics: Statistics) -> Request | Outcome:
-        """What is made, or the next thing to ask for, from the sum over all clients of what was asked."""
+        """The outcome, or the next request, from the answer to the last one.
+
+        asked: the last request.
+        statistics: the clients' answers to it, added up over all of them.
+
+        Raises NotImplementedError for a planner that asks for nothing.
+        """
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
     def run(self, context: Context, ask: Callable[[Request], Statistics]) -> Outcome:
-        """Plan and step until it is made; `ask` gives the sum over the clients."""
+        """The outcome, after as many requests as it takes. ask: request -> the clients' answers to it, added up."""
         outcome = self.plan(context)
         while isinstance(outcome, Request):
             outcome = self.step(context, outcome, ask(outcome))
