@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSensing(Source):
+    """`data=matrix_sensing`: one domain, "matrix", whose recovery error is ‖W − X*‖/‖X*‖ of the effective weight W."""
+
     name: Literal["matrix_sensing"] = "matrix_sensing"
     matrix: MatrixConfig = MatrixConfig()
 

@@ -36,10 +36,15 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
-        """The data, for a model that takes `channels` and size = (H, W) in pixels.
+        """The data, as a model takes it.
 
-        own: for a site that holds one of the domains that the configuration names: the others need not be there.
-        Raises InputError for what cannot be had.
+        channels: 1 (grey) or 3 (RGB), for images.
+        size: (H, W) in pixels.
+        seed: the run's, for what is drawn.
+        domain: for a site that holds one of the domains that the configuration names: only its images are read, and the
+            others need not be there. None: all domains.
+
+        Raises InputError for a source that cannot be read, or has nothing that fits the options or the model.
         """
 
 
@@ -58,10 +63,16 @@ class ImageSource(Source):
 
     @abstractmethod
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
-        """All that the source has, before its pixels are read. Raises InputError for what cannot be read."""
+        """All that the source has, before its pixels are read.
+
+        channels: 1 (grey) or 3 (RGB), as the pixels are to be.
+        size: (H, W) in pixels, to which they are brought.
+
+        Raises InputError for a source that cannot be read.
+        """
 
     def reading(self, domain: str | None) -> ImageSource:
-        """This source, of which one domain alone is read, where that can be chosen; None: all of it."""
+        """This source restricted to one domain, where its options can say that. domain: its name; None: all of it."""
         return self
 
     def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:

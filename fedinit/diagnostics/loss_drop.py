@@ -13,8 +13,14 @@ from fedinit.factors import Factors
 def adapter_gradients(
     parts: frozenset[str], inputs: Tensor, gradients: Tensor, product: Factors, scale: float
 ) -> dict[str, Tensor]:
-    """{part: gradient} of the loss by A and B of a layer, from inputs (n, t, k) and the loss's output gradients
-    (n, t, d). Factors with a core are not in here."""
+    """{part: gradient of the loss}, of the shape of the part. Factors with a core are not in here.
+
+    parts: those of "A" and "B" that are wanted.
+    inputs: of the layer, (n, t, k).
+    gradients: of the loss by the layer's outputs, (n, t, d).
+    product: the layer's A and B.
+    scale: s.
+    """
     total = gradients.flatten(0, 1).T @ inputs.flatten(0, 1)  # (d, k): the gradient by the weight
     by_part = {"A": scale * product.B.T @ total, "B": scale * total @ product.A.T}
     return {part: value for part, value in by_part.items() if part in parts}
@@ -22,6 +28,10 @@ def adapter_gradients(
 
 def predicted(gradients: Mapping[str, Tensor], settings: ClientConfig, steps: float) -> float | None:
     """Σ_t η_t·‖g‖² over the steps of a round of SGD, with g as it is at the start; None for other optimisers.
+
+    gradients: {name: gradient at the start}, "<layer>/B" for the B of a layer.
+    settings: the clients' optimiser.
+    steps: of the round; a fraction counts in part.
 
     With momentum μ step t has moved η(1 − μᵗ)/(1 − μ). A norm over `client.clip_norm` is cut to it in one of the two
     factors ‖g‖; client.lr_ratio_b multiplies the part of B. Weight decay and FedProx are left out.

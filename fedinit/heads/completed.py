@@ -23,7 +23,11 @@ from fedinit.seeding import torch_generator
 
 @dataclass(frozen=True, kw_only=True)
 class Completed(MeasuredHead):
-    """base: what the rows of the other classes are. lam: of ridge."""
+    """A measured head whose missing classes get rows made from the others'.
+
+    base: how the others' rows are made, by ridge regression or as nearest class means.
+    lam: of ``ridge``.
+    """
 
     base: Literal["ridge", "ncm"] = "ridge"
 
@@ -37,8 +41,11 @@ class Completed(MeasuredHead):
 
 @dataclass(frozen=True, kw_only=True)
 class MVN(Completed):
-    """shrinkage: ρ. A row is drawn from N(m, (1 − ρ) S + ρ·tr S/p · I), with m and S the mean and covariance of the
-    others' p = D + 1 numbers. S has fewer dimensions than classes, and ρ opens the rest."""
+    """A missing row is drawn from N(m, (1 − ρ) S + ρ·tr S/p · I), with m and S the mean and covariance of the others'
+    p = D + 1 numbers. S has fewer dimensions than there are classes, and ρ opens the rest.
+
+    shrinkage: ρ, from 0 to 1.
+    """
 
     shrinkage: float = 0.1
 
@@ -61,10 +68,13 @@ class MVN(Completed):
 
 @dataclass(frozen=True, kw_only=True)
 class Convex(Completed):
-    """neighbours: how many classes take part at most. temperature: τ of the weights, softmax(similarity/τ).
+    """A missing row is the mean of its nearest classes' rows, weighted by softmax(similarity/τ).
 
-    The similarity of two classes is the cosine of their mean features. A class that nobody has has none; the mean of
+    The similarity of two classes is the cosine of their mean features. A class that nobody has has no mean; the mean of
     the others' means stands in for it, so its row leans on the classes in the middle of the feature space.
+
+    neighbours: how many classes take part at most.
+    temperature: τ.
     """
 
     neighbours: int = 10

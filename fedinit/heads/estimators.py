@@ -10,20 +10,21 @@ from fedinit.heads.measured import KnownClasses, Rows
 
 
 def ridge(known: KnownClasses, lam: float) -> Rows:
-    """Least squares of the one-hot labels on the features, with an intercept and a penalty λ‖W‖², λ = lam·tr S/D.
+    """Rows of the least squares of the one-hot labels on the features, with an intercept and a penalty λ‖W‖².
 
-    With S the features' scatter about their mean z̄: w_c = (S + λI)⁻¹ n_c (μ_c − z̄), b_c = n_c/n − w_cᵀ z̄.
+    With S the features' scatter about their mean z̄: w_c = (S + λI)⁻¹ n_c (μ_c − z̄), b_c = n_c/n − w_cᵀ z̄, and
+    λ = lam·tr S/D.
     """
     weight = known.counts[:, None] * solve(known.scatter, known.means - known.mean, lam)
     return Rows(weight, known.counts / known.counts.sum() - weight @ known.mean)
 
 
 def nearest_mean(known: KnownClasses, lam: float | None) -> Rows:
-    """Logits that differ from class to class as −½ dist(z, μ_c)² does.
+    """Rows whose logits differ from class to class as −½ dist(z, μ_c)² does.
 
-    The distance is Euclidean, or, with `lam`, in the metric of the classes' common covariance shrunk as in `ridge`, so
-    that the head is linear discriminant analysis with equal priors. The features are taken about the mean of the means,
-    which changes all logits alike and keeps the weights small.
+    The distance is Euclidean for lam=None; else it is in the metric of the classes' common covariance, shrunk as in
+    `ridge`, so that the head is linear discriminant analysis with equal priors. The features are taken about the mean
+    of the means, which changes all logits alike and keeps the weights small.
     """
     centre = known.means.mean(0)
     spread = known.means - centre
@@ -38,6 +39,9 @@ def nearest_mean(known: KnownClasses, lam: float | None) -> Rows:
 
 def solve(scatter: Tensor, rows: Tensor, lam: float) -> Tensor:
     """(m, D): (S + λI)⁻¹ x for every row x, λ = lam·tr S/D. Directions that noise made negative count as empty.
+
+    scatter: S, (D, D) symmetric, in float64.
+    rows: (m, D) in float64.
 
     Raises InputError where the features do not vary.
     """

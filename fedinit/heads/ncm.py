@@ -15,8 +15,12 @@ from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
 @dataclass(frozen=True, kw_only=True)
 class NCM(MeasuredHead):
-    """covariance: ``none`` is the Euclidean distance; ``shared`` the metric of the classes' common covariance, which is
-    linear discriminant analysis and needs the features' second moment. lam: of its shrinkage, as in `Ridge`."""
+    """The nearest class mean as a linear classifier.
+
+    covariance: ``none`` is the Euclidean distance; ``shared`` the metric of the classes' common covariance, which is
+        linear discriminant analysis and needs the features' second moment.
+    lam: of that covariance's shrinkage, as in `Ridge`.
+    """
 
     covariance: Literal["none", "shared"] = "none"
 

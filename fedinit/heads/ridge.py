@@ -15,7 +15,10 @@ from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
 @dataclass(frozen=True, kw_only=True)
 class Ridge(MeasuredHead):
-    """lam: λ as a multiple of the mean eigenvalue of the features' scatter."""
+    """Ridge regression of the one-hot labels on the features.
+
+    lam: λ as a multiple of the mean eigenvalue of the features' scatter.
+    """
 
     @property
     def needs_moment(self) -> bool:

@@ -32,7 +32,11 @@ LOADING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pret
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel."""
+    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel.
+
+    channels, height, width: of an image, in pixels.
+    mean, std: one number a channel, on [0, 1].
+    """
 
     channels: int
     height: int
@@ -61,7 +65,12 @@ class TakesImages:
 
 @dataclass(frozen=True)
 class Backbone:
-    """`module` maps (n, channels, height, width) to (n, features); its parameters never require a gradient."""
+    """A frozen model without its classifier.
+
+    module: maps (n, channels, height, width) to (n, features); its parameters never require a gradient.
+    features: D, how many there are.
+    input: what it takes.
+    """
 
     module: nn.Module
     features: int
@@ -78,6 +87,8 @@ def build_backbone(settings: ModelConfig) -> Backbone:
 
     Weights come from `settings.checkpoint` (safetensors; position embeddings are resampled to the image size), from
     timm's own pretrained ones, or stay random (drawn from a fixed seed, so that all sites agree).
+    settings: `model.<field>=`.
+
     Raises InputError for an unknown name, arguments timm refuses, a missing, pickled or unfitting checkpoint.
     """
     base = settings.name.split(".")[0]
@@ -125,7 +136,13 @@ def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, A
 
 
 def _load(module: nn.Module, source: str, sha256: str | None) -> None:
-    """`source` into the module, once its file is known to be the one that was asked for."""
+    """Load a checkpoint into the module.
+
+    source: the path of a safetensors file with timm's names, or "embedded:<file>" for one inside this package.
+    sha256: what the file's must be; None: any.
+
+    Raises InputError for a file that is missing, another, no safetensors file, or does not fit the module.
+    """
     embedded = source.startswith(EMBEDDED)
     # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
     path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else Path(source).expanduser()

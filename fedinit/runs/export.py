@@ -41,7 +41,16 @@ def save_adapter(
     config: Config,
     class_names: Sequence[str],
 ) -> None:
-    """Write the adapter, the head and the base offset into `folder`."""
+    """Write the adapter, the head and the base offset into `folder`, which is made where it is not there.
+
+    layers: {layer: factors}.
+    head: {key: tensor}; empty for a model without a classifier.
+    offset: {layer: O (d, k)}; a layer that is absent has none.
+    config: of the run, for the model's name, the scale and the dropout.
+    class_names: of the outputs, in their order.
+
+    Raises OSError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if offset:
         _save_factors(folder / UNMERGED, layers)
@@ -101,7 +110,8 @@ def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]:
-    """What `save_adapter` was given: (factors by layer, head, base offset by layer)."""
+    """({layer: factors}, {key: tensor of the head}, {layer: O (d, k)}): what `save_adapter` was given. Raises OSError
+    where a file is missing."""
     unmerged = folder / UNMERGED
     with safe_open(unmerged if unmerged.exists() else folder / "adapter_model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
