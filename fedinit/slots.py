@@ -26,18 +26,22 @@ Chosen = Mapping[str, Tensor]  # {layer: places, rising, int64}
 
 
 def part_of(trainable: Collection[str]) -> str:
-    """The one factor, of those that are trained, of which a client may choose slots."""
+    """The one factor among the trained parts of which a client may choose slots: "A", "B" or "R". Raises ValueError
+    unless there is exactly one."""
     (part,) = set(AXIS).intersection(trainable)
     return part
 
 
 def count(product: Factors, part: str) -> int:
-    """How many slots a factor has."""
+    """How many slots the factor `part` has."""
     return product.parts[part].shape[AXIS[part]]
 
 
 def take(product: Factors, part: str, places: Tensor) -> Factors:
-    """The product of these slots alone."""
+    """The product of these slots alone; of a core, the blocks and the rows and columns around them.
+
+    places: (n,) int64, rising.
+    """
     if not isinstance(product, CoreFactors):
         return Factors(product.A[places], product.B[:, places])
     width = product.R.shape[-1]
@@ -46,14 +50,18 @@ def take(product: Factors, part: str, places: Tensor) -> Factors:
 
 
 def others(product: Factors, part: str, places: Tensor) -> Tensor:
-    """The places that are not among these."""
+    """(m,) int64, rising: the places that are not among `places`."""
     free = torch.ones(count(product, part), dtype=torch.bool)
     free[places] = False
     return free.nonzero().flatten()
 
 
 def fill(product: Factors, part: str, places: Tensor, values: Tensor) -> Factors:
-    """The product with `values` at these slots of the factor."""
+    """The product with `values` at these slots of the factor `part`; the given product is not changed.
+
+    places: (n,) int64.
+    values: the factor's tensor cut to these slots.
+    """
     tensor = product.parts[part].clone().index_copy_(AXIS[part], places, values)
     return dataclasses.replace(product, **{part: tensor})
 
@@ -70,7 +78,11 @@ def norms(product: Factors, part: str) -> Tensor:
 
 
 def leading(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    """The places of the `budget` largest scores of all layers together; of equals, the first in the layers' order."""
+    """{layer: places}, rising, of the `budget` largest scores of all layers together; of equals, the first in the
+    layers' order.
+
+    scores: {layer: (slots,)}.
+    """
     best = torch.sort(torch.cat(list(scores.values())), descending=True, stable=True).indices[:budget].sort().values
     places, low = {}, 0
     for name, layer_scores in scores.items():
@@ -80,7 +92,7 @@ def leading(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
 
 
 def pack(tensors: Mapping[str, Tensor], part: str, chosen: Chosen) -> dict[str, Tensor]:
-    """Named tensors with each layer's factor cut to its chosen slots."""
+    """{wire name: tensor}, with each layer's factor `part` cut to its chosen slots and their places beside it."""
     packed = dict(tensors)
     for layer, places in chosen.items():
         factor = packed.pop(f"{layer}/{part}")
@@ -93,7 +105,13 @@ def pack(tensors: Mapping[str, Tensor], part: str, chosen: Chosen) -> dict[str, 
 def unpack(
     tensors: Mapping[str, Tensor], start: Mapping[str, Tensor], part: str, budget: int
 ) -> tuple[dict[str, Tensor], str]:
-    """(whole factors, ""): the inverse of `pack`, completed by the start that both sides know; or (…, the fault)."""
+    """The inverse of `pack`: ({wire name: tensor} with whole factors, ""), or (as far as it came, the fault).
+
+    tensors: of a reply, not yet validated.
+    start: what the client started from, which fills the slots that were not chosen.
+    part: the factor.
+    budget: how many slots may come back, over all layers.
+    """
     unpacked, spent = dict(tensors), 0
     for name, full in start.items():
         layer, _, factor = name.rpartition("/")

@@ -50,7 +50,7 @@ def metrics(message: Message) -> MetricRecord:
 
 
 def record(content: RecordDict, name: str, kind: type[Wanted]) -> Wanted:
-    """The record of this name and kind. Raises RecordMissing."""
+    """The record of this name and kind. Raises RecordMissing where there is none, or one of another kind."""
     stored = content.get(name)
     if not isinstance(stored, kind):
         there = "none" if stored is None else type(stored).__name__
@@ -100,7 +100,7 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dic
 
 
 def start_to_tensors(start: StartState) -> dict[str, Tensor]:
-    """A whole start but its notes, by name; products for the base as "merge/<layer>/A", "merge/<layer>/B"."""
+    """{name: tensor} of a start, its notes left out; products for the base are "merge/<layer>/A", "merge/<layer>/B"."""
     merge = {MERGE + name: value for name, value in digest.named_parts(start.merge).items()}
     return to_tensors(start.layers, start.head) | merge
 
