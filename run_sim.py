@@ -74,7 +74,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:
-    """The same budget with the adapters frozen, where that is wanted; its figures."""
+    """The summary of the same budget with the adapters frozen; None where that is not wanted or is the run itself."""
     without = config.strategy.name == "head_alone" or config.head.name == "none"
     if without or not config.evaluation.head_alone:
         return None
@@ -88,8 +88,11 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
 
 
 def federated(config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None) -> Outcome:
-    """One federated run over the in-process grid, with a progress display; `method` makes it a reference run, which
-    leaves nothing but its checkpoints."""
+    """One federated run over the in-process grid, with a progress display.
+
+    site: the data and backbone of the clients, and of the server where it evaluates. opened: the run's folder.
+    method: instead of the configured strategy, for a reference run, which leaves nothing but its checkpoints.
+    """
     cohort = Cohort(site)
     grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict)
     progress = ProgressObserver(console, (method or config.strategy).name.replace("head_alone", "head alone"))
@@ -127,6 +130,7 @@ def configurations(words: Sequence[str], multirun: bool) -> list[Config]:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
     console, errors = Console(), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         if {"-h", "--help"} & set(argv):

@@ -14,9 +14,10 @@ from fedinit.seeding import torch_generator
 
 
 def plan(examples: Tensor, settings: ClientConfig, seed: int, round: int, client: int) -> list[Tensor]:
-    """The batches of one client's round, as index tensors; the last of an epoch may be smaller.
+    """The batches of one client's round, as index tensors (b,); the last of an epoch may be smaller.
 
-    examples: (n,) indices into the data set. Every epoch is a fresh permutation; `max_steps` cuts the list.
+    examples: (n,) indices into the data set. seed: of the run.
+    Every epoch is a fresh permutation; `max_steps` cuts the list.
     """
     batches: list[Tensor] = []
     for epoch in range(settings.epochs):
@@ -29,16 +30,19 @@ def plan(examples: Tensor, settings: ClientConfig, seed: int, round: int, client
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the active clients. indices: (active, b), short batches filled up with their own first image;
+    """One step of the active clients.
+
+    indices: (active, b), short batches filled up with their own first image.
     weight: (active, b), 1/m for the m real images of a client and 0 for the filling, so that its sum over the
-    per-image losses is that client's mean loss."""
+    per-image losses is that client's mean loss.
+    """
 
     indices: Tensor
     weight: Tensor
 
 
 def join(batches: list[Tensor], size: int) -> Step:
-    """The clients' batches of one step, at one size, so that a client computes the same alone and in company."""
+    """The clients' batches of one step, at one `size`, so that a client computes the same alone and in company."""
     indices = torch.stack([torch.cat([b, b[:1].expand(size - len(b))]) for b in batches])
     weight = torch.zeros(len(batches), size)
     for row, batch in zip(weight, batches, strict=True):
@@ -46,12 +50,14 @@ def join(batches: list[Tensor], size: int) -> Step:
     return Step(indices=indices, weight=weight)
 
 
-def losses(logits: Tensor, labels: Tensor, now: Step, loss: str) -> Tensor:
-    """(active,) each client's mean loss of a step, from logits (active, b, outputs); labels: (n, …) of the data set;
-    loss: its name, `client.loss`."""
-    own = labels[now.indices].to(logits.device)  # (active, b) or (active, b, outputs)
-    each = choose_loss(loss, own.is_floating_point())(logits.flatten(0, 1), own.flatten(0, 1))
-    return (each.view(now.weight.shape) * now.weight.to(logits.device)).sum(1)
+def losses(logits: Tensor, labels: Tensor, step: Step, loss: str) -> Tensor:
+    """(active,) each client's mean loss of a step.
+
+    logits: (active, b, outputs). labels: (n, …) of the whole data set. loss: its name, `client.loss`.
+    """
+    targets = labels[step.indices].to(logits.device)  # (active, b) or (active, b, outputs)
+    each = choose_loss(loss, targets.is_floating_point())(logits.flatten(0, 1), targets.flatten(0, 1))
+    return (each.view(step.weight.shape) * step.weight.to(logits.device)).sum(1)
 
 
 def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -60,8 +66,8 @@ def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """uint8 (n, c, h, w), one client's batch: mirrored at random, and for ``crop_flip`` shifted by up to an eighth
-    of its size with the edge repeated."""
+    """uint8 (n, c, h, w), one client's batch, augmented: kind ``none``: as it is; ``flip``: mirrored at random;
+    ``crop_flip``: also shifted by up to an eighth of its size, with the edge repeated."""
     if kind == "none":
         return images
     n, _, height, width = images.shape

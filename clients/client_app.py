@@ -47,6 +47,8 @@ def simulated() -> bool:
 
 
 def _answer(message: Message, context: Context) -> Message:
+    """The reply of this node's client, which goes on from its state on disk where the site keeps one; an Error for
+    wrong input."""
     # The two are a client's own: clients that share a process share the data and the backbone.
     shared = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
     try:
@@ -75,19 +77,23 @@ def _alone(context: Context, config: Config) -> int | None:
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
+    """Who this client is, and what it holds."""
     return _answer(message, context)
 
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
+    """The sums that round 0 asks for."""
     return _answer(message, context)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
+    """An update of what the message sends."""
     return _answer(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
+    """The sums of the score on this client's test images."""
     return _answer(message, context)

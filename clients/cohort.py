@@ -30,13 +30,14 @@ class Cohort:
     """
 
     def __init__(self, site: Site, persistent: bool = False, deployed: bool = False) -> None:
-        """persistent: clients keep their base in their Context, for when the next message meets a new process.
+        """site: what this process holds for its clients.
+        persistent: clients keep their base in their Context, for when the next message meets a new process.
         deployed: the server is another's, so noise is drawn with a secret of the client's or not at all."""
         self.site, self.bases = site, Bases(persistent)
         self.decoder = Decoder(site, self.bases, deployed)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
-        unknown = [kind for m, _ in deliveries if (kind := m.metadata.message_type) not in STAGES]
+        unknown = [name for m, _ in deliveries if (name := m.metadata.message_type) not in STAGES]
         if unknown:
             raise ValueError(f"no answer for messages of type {unknown[0]!r}")
         # Records are replaced whole, never changed in place, so that a shallow copy is a state of its own.
@@ -50,24 +51,24 @@ class Cohort:
 
     def _replies(self, deliveries: Sequence[Delivery]) -> list[Message]:
         decoded = [self.decoder.decode(message, context) for message, context in deliveries]
-        answers = iter(self.answers([one.task for one in decoded if one.task is not None]))
+        answers = iter(self.answers([entry.task for entry in decoded if entry.task is not None]))
         replies = []
-        for one, (message, context) in zip(decoded, deliveries, strict=True):
-            found = [] if one.task is None else next(answers)
-            if one.reply is not None:
-                replies.append(one.reply)
-            elif one.task is not None:
-                replies.append(encode(self.site, one.task, found, message, context))
+        for entry, (message, context) in zip(decoded, deliveries, strict=True):
+            of_task = [] if entry.task is None else next(answers)
+            if entry.reply is not None:
+                replies.append(entry.reply)
+            elif entry.task is not None:
+                replies.append(encode(self.site, entry.task, of_task, message, context))
         return replies
 
     def answers(self, tasks: Sequence[Task]) -> list[list[Answer]]:
-        """Each task's answers, in the order of the tasks: one a batch of an evaluation, one of any other, none of a
-        task that is mute."""
+        """Each task's answers, in the order of the tasks: one a batch of an evaluation, one of any other work, none of
+        a mute task."""
         size = self.site.config.evaluation.batch_size
         parts = [split(task, size) for task in self.site.with_features(tasks)]
         jobs = plan([part for task in parts for part in task], self.site.config.engine.clients_per_bank)
         for base in dict.fromkeys(job.base for job in jobs):
             self.site.engine.hold(base, self.bases.known[base])
         done = zip(jobs, self.site.engine.run(jobs), strict=True)
-        by_task = {id(task): answer for job, made in done for task, answer in zip(job.tasks, made, strict=True)}
+        by_task = {id(task): answer for job, answers in done for task, answer in zip(job.tasks, answers, strict=True)}
         return [[by_task[id(part)] for part in task if not part.mute] for task in parts]

@@ -23,9 +23,10 @@ Sums = dict[int, tuple[float, float]]  # {domain: the two sums of a score}
 
 
 def judge(engine: Engine, data: Dataset, task: Task, size: int) -> Sums:
-    """{domain: the two sums of a score} over the task's examples, in batches of `size` images: correct predictions and
-    images, or Σ‖ŷ − y‖² and Σ‖y‖² where the targets are those of a regression. The engine holds the task's base.
+    """{domain: the two sums of a score} over the task's examples: correct predictions and images, or Σ‖ŷ − y‖² and
+    Σ‖y‖² where the targets are those of a regression.
 
+    engine: holds the task's base. size: images a batch.
     With the task's features, (n, D) of the frozen backbone, those stand for the images.
     """
     answers = itertools.chain.from_iterable(engine.run(plan(split(task, size), 1)))
@@ -34,8 +35,8 @@ def judge(engine: Engine, data: Dataset, task: Task, size: int) -> Sums:
 
 def frozen_features(engine: Engine, data: Dataset, size: int) -> Tensor:
     """(len(data), D) pooled features of the backbone without any adapter, in batches of `size` images."""
-    whole = Task(-1, 0, torch.arange(len(data)), {}, {}, frozenset(), work="features")
-    answers = itertools.chain.from_iterable(engine.run(plan(split(whole, size), 1)))
+    everything = Task(-1, 0, torch.arange(len(data)), {}, {}, frozenset(), work="features")
+    answers = itertools.chain.from_iterable(engine.run(plan(split(everything, size), 1)))
     # A clone, since an inference tensor could not take part in training the heads.
     return torch.cat([measured(answer).tensors["features"] for answer in answers]).clone()
 
@@ -46,11 +47,11 @@ def split(task: Task, size: int) -> list[Task]:
         return [task]
     parts = task.examples.split(size)
     features = [None] * len(parts) if task.features is None else task.features.split(size)
-    return [replace(task, examples=own, features=f) for own, f in zip(parts, features, strict=True)]
+    return [replace(task, examples=part, features=f) for part, f in zip(parts, features, strict=True)]
 
 
 def measured(answer: Answer) -> Measured:
-    """What was measured. Raises the failure that the answer may be, as what caused it where that is known."""
+    """The answer as a measurement. Raises a failure's cause, or the failure; TypeError for a training's result."""
     if isinstance(answer, ClientFailed):
         raise answer.__cause__ or answer
     if not isinstance(answer, Measured):
@@ -62,13 +63,13 @@ def by_domain(data: Dataset, examples: Tensor, answers: Sequence[Answer]) -> Sum
     """The sums of consecutive batches of the examples (n,), by the domain of the image. Raises a batch's failure."""
     sums = torch.cat([measured(answer).tensors["sums"] for answer in answers], dim=1)  # (2, n)
     domains = data.domains[examples]
-    found = {int(d): sums[:, domains == d].sum(1).tolist() for d in domains.unique(sorted=True)}
-    return {domain: (part, whole) for domain, (part, whole) in found.items()}
+    totals = {int(d): sums[:, domains == d].sum(1).tolist() for d in domains.unique(sorted=True)}
+    return {domain: (part, whole) for domain, (part, whole) in totals.items()}
 
 
 @torch.inference_mode()
 def score_sums(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
-    """(2, n): each example's part of the two sums, by a bank into which an adapter and a head are folded."""
+    """(2, n): what each of the task's n examples adds to the two sums. bank: has adapter and head folded into it."""
     device = next(bank.module.parameters()).device
     if task.features is not None:
         logits = bank.classify(task.features.to(device), 1)

@@ -22,7 +22,7 @@ RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
 
 
 def check(message: Message, site: Site) -> None:
-    """Raises InputError, one line, for another backbone, and for a record, tensor or shape that is no part of a run."""
+    """Raise InputError, one line, for another backbone, and for a record, tensor or shape that is no part of a run."""
     for name in message.content.keys() - RECORDS:
         raise InputError(f"the server sent a record {name!r}, which is no part of a run")
     meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
@@ -33,9 +33,9 @@ def check(message: Message, site: Site) -> None:
         )
     for name, array in _arrays(message, wire.STATE):
         if name.startswith(wire.HEAD):
-            known: dict[str, tuple[int, ...]] = {"weight": (len(site.data.class_names), site.backbone.features)}
-            known["bias"] = known["weight"][:1]
-            _shape(name, array, known.get(name[len(wire.HEAD) :]))
+            shapes: dict[str, tuple[int, ...]] = {"weight": (len(site.data.class_names), site.backbone.features)}
+            shapes["bias"] = shapes["weight"][:1]
+            _shape(name, array, shapes.get(name[len(wire.HEAD) :]))
         else:
             _factor(name, array, site)
     for name, array in _arrays(message, wire.ASKED):
@@ -55,8 +55,12 @@ def _arrays(message: Message, record: str) -> ItemsView[str, Array]:
 
 
 def _basis(name: str, array: Array, site: Site) -> None:
-    """What a statistic is projected on: orthonormal columns for the inputs or the outputs of an adapted layer. A longer
-    one would carry more of an image than the noise is made for, and one that repeats would have noise averaged out."""
+    """Raise InputError for what is no basis to project a statistic on: orthonormal columns (k, q) or (d, q), for the
+    inputs or the outputs of an adapted layer.
+
+    A longer column would carry more of an image than the noise is made for, and one that repeats would have noise
+    averaged out.
+    """
     layer = name.rpartition("/")[0]
     if layer not in site.targets:
         raise InputError(f"the server sent {name!r}, which belongs to no adapted layer")
@@ -73,6 +77,7 @@ def _off_orthonormal(basis: np.ndarray) -> float:
 
 
 def _factor(name: str, array: Array, site: Site) -> None:
+    """Raise InputError for what is no factor, in its shape, of an adapted layer."""
     layer, _, part = name.rpartition("/")
     if layer not in site.targets or part not in PARTS:
         raise InputError(
@@ -86,6 +91,7 @@ def _factor(name: str, array: Array, site: Site) -> None:
 
 
 def _shape(name: str, array: Array, expected: tuple[int, ...] | None) -> None:
+    """Raise InputError for another shape, or none that is expected, and for what is not float32."""
     if expected is None:
         raise InputError(f"the server sent {name!r}, which is no part of a head")
     if tuple(array.shape) != expected or array.dtype != "float32":

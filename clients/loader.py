@@ -20,7 +20,8 @@ class BankLoader:
     """What the members of a bank see.
 
     members: the tasks, longest first, so that the clients still training are always the first rows of the bank.
-    counts: how many steps each member takes. failures: the clients whose plan or batch could not be made.
+    counts: how many steps each member takes, in that order.
+    failures: the clients whose plan or batch could not be made.
     """
 
     def __init__(
@@ -32,7 +33,8 @@ class BankLoader:
         seed: int,
         device: torch.device,
     ) -> None:
-        """spec: the size and normalisation of the backbone's input. device: where the batches are needed."""
+        """spec: the size and normalisation of the backbone's input. settings: how clients train. seed: of the run.
+        device: where the batches are needed."""
         self.data, self.spec, self.settings, self.device = data, spec, settings, device
         self.failures = Failures(tasks)
         plans: dict[int, list[Tensor]] = {}
@@ -63,8 +65,8 @@ class BankLoader:
         for row, t in enumerate(self.members[:active]):
             if t.client not in self.failures.mute:
                 with self.failures.of(t.client, "batch", step + 1):
-                    own = self.data.images[batch.indices[row]]
-                    images[row] = batches.augment(own, augment or self.settings.augment, self._draws[row])
+                    chosen = self.data.images[batch.indices[row]]
+                    images[row] = batches.augment(chosen, augment or self.settings.augment, self._draws[row])
         return batches.normalise(images.flatten(0, 1), self.spec, self.device)
 
     def features(self, batch: batches.Step) -> Tensor | None:
@@ -72,11 +74,11 @@ class BankLoader:
         return None if self._features is None else self._features[batch.indices.flatten()].to(self.device)
 
     def losses(self, logits: Tensor, batch: batches.Step) -> Tensor:
-        """(active,) each member's mean loss, from logits (active, b, outputs)."""
+        """(active,) each active member's mean loss, from logits (active, b, outputs)."""
         return batches.losses(logits, self.data.labels, batch, self.settings.loss)
 
     def _table(self) -> Tensor | None:
-        """(len(data), D), filled in at the tasks' examples."""
+        """(len(data), D) features, zero but at the tasks' examples; None where the tasks bring none."""
         given = [(t.examples, t.features) for t in self.members if t.features is not None]
         if not given:
             return None

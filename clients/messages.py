@@ -30,7 +30,7 @@ STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train
 class Decoded:
     """What a message comes to.
 
-    task: what is to be done for it; of a training that cannot begin, its mute place in the bank.
+    task: what is to be done for it, None for nothing; of a training that cannot begin, its mute place in the bank.
     reply: the answer, where it is known without doing anything.
     """
 
@@ -47,29 +47,32 @@ class Decoder:
         self.site, self.bases, self.deployed = site, bases, deployed
 
     def decode(self, message: Message, context: Context) -> Decoded:
-        """The message as a task, or as the reply that it has already. Changes the Context."""
-        kind = message.metadata.message_type
+        """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too.
+
+        Changes the Context: the client keeps what it was sent.
+        """
+        message_type = message.metadata.message_type
         try:
             guard.check(message, self.site)
-            if kind == "query.describe":
+            if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
-            read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}[kind]
-            return Decoded(read(message, context))
+            read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}
+            return Decoded(read[message_type](message, context))
         except Exception as error:  # noqa: BLE001 (what a server may send is anything)
             given = context.node_config.get("partition-id", -1)
-            failed = ClientFailed.of(given if isinstance(given, int) else -1, STAGES[kind], error)
-            return Decoded(self._place(message, context) if kind == "train" else None, refusal(message, failed))
+            failed = ClientFailed.of(given if isinstance(given, int) else -1, STAGES[message_type], error)
+            return Decoded(self._place(message, context) if message_type == "train" else None, refusal(message, failed))
 
     def _training(self, message: Message, context: Context) -> Task:
         config, part = wire.config(message), self.site.partition_of(context)
         adapter, head = self._start(message, context)
         offset: Mapping[str, Factors] = {}
         drift = 0.0
-        mine = _own_factors(message, context) if config["own-factors"] else None
-        if mine is not None:
-            drift = distance(mine, adapter)
+        own_factors = _own_factors(message, context) if config["own-factors"] else None
+        if own_factors is not None:
+            drift = distance(own_factors, adapter)
             # The base takes up what the start leaves out, so the client still starts from the global model.
-            adapter, offset = mine, {name: difference(adapter[name], mine[name]) for name in adapter}
+            adapter, offset = own_factors, {name: difference(adapter[name], own_factors[name]) for name in adapter}
         return Task(
             client=part.client,
             round=wire.value(config, "round", int),
@@ -128,12 +131,13 @@ class Decoder:
     def _start(self, message: Message, context: Context) -> tuple[dict[str, Factors], dict[str, Tensor]]:
         """The adapter and head that the message is about: what was sent, and what this client holds already.
 
+        What was sent of the parts that the message tells to keep is held from here on.
         Raises LookupError where that is not the start that the server made.
         """
         config, tensors, known = wire.config(message), wire.decode(wire.arrays(message)), held(context)
-        keep = {f"/{part}" for part in wire.words(config, "keep")}
+        retained = {f"/{part}" for part in wire.words(config, "keep")}
         known |= {
-            name: value for name, value in tensors.items() if name[-2:] in keep and not name.startswith(wire.HEAD)
+            name: value for name, value in tensors.items() if name[-2:] in retained and not name.startswith(wire.HEAD)
         }
         if known:
             context.state[HELD] = wire.encode(known)
@@ -143,10 +147,10 @@ class Decoder:
         if absent:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
         names |= {f"{layer}/{part}" for layer in self.site.targets for part in PARTS}
-        whole = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
-        if digest.of_tensors(whole) != config["start-digest"]:
+        start = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
+        if digest.of_tensors(start) != config["start-digest"]:
             raise LookupError("the start that this client put together is not the one the server made")
-        layers, head = wire.from_tensors(whole)
+        layers, head = wire.from_tensors(start)
         return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
 
     def _place(self, message: Message, context: Context) -> Task | None:
@@ -170,6 +174,7 @@ class Decoder:
 
 
 def _slot_choice(message: Message) -> SlotChoice | None:
+    """How many slots the client may train, and by which rule; None where the method trains them all."""
     config = wire.config(message)
     if "slots" not in config:
         return None
@@ -180,10 +185,10 @@ def _slot_choice(message: Message) -> SlotChoice | None:
 def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
     """The factors with the ones this client keeps to itself in their place, once it has any."""
     personal = wire.words(wire.config(message), "personal")
-    mine = _own_factors(message, context) if personal else None
-    if mine is None:
+    own_factors = _own_factors(message, context) if personal else None
+    if own_factors is None:
         return layers
-    return {n: replace(f, **{p: getattr(mine[n], p) for p in personal}) for n, f in layers.items()}
+    return {n: replace(f, **{p: getattr(own_factors[n], p) for p in personal}) for n, f in layers.items()}
 
 
 def _own_factors(message: Message, context: Context) -> dict[str, Factors] | None:
@@ -195,10 +200,10 @@ def _own_factors(message: Message, context: Context) -> dict[str, Factors] | Non
 def _step_scales(
     message: Message, context: Context, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """The step scales that are fixed already: this client's own, and before them those of the server, a number a
-    trained tensor in the order of the names, 0 where it has none."""
-    config, mine = wire.config(message), rounds.recall(message, context, rounds.SCALES, MetricRecord)
-    fixed: dict[str, float] = {name: scale for name, scale in (mine or {}).items() if not isinstance(scale, list)}
+    """{leaf: step scale} of those that are fixed already. Where the server fixed one, it takes the place of this
+    client's own; the message has a number a trained tensor, in the order of the names, 0 where the server has none."""
+    config, own_scales = wire.config(message), rounds.recall(message, context, rounds.SCALES, MetricRecord)
+    fixed: dict[str, float] = {name: scale for name, scale in (own_scales or {}).items() if not isinstance(scale, list)}
     if "scales" not in config:
         return fixed
     names = wire.trained_names(adapter, head, frozenset(wire.words(config, "trainable")))

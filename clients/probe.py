@@ -39,6 +39,8 @@ Row = dict[str, float | int | None]
 
 
 class Probe(Observer):
+    """Writes a row of diagnostics for every model that it is shown, to <folder>/diagnostics.csv."""
+
     def __init__(self, site: Site, parts: frozenset[str], at_first: frozenset[str], folder: Path) -> None:
         """parts: the factors that clients train. at_first: those of them that they train in round 1.
         folder: where diagnostics.csv is kept."""
@@ -72,7 +74,7 @@ class Probe(Observer):
         disk.replace(self.path, text.getvalue().encode())
 
     def measure(self, round: int, tensors: Mapping[str, Tensor]) -> Row:
-        """The row of a model given by wire name."""
+        """{column: figure} of the model with these tensors, by wire name, after a round."""
         layers, head, offset = _parted(tensors)
         base = of_tensors(offset) if offset else EMPTY
         self.site.engine.hold(base, offset)
@@ -97,15 +99,15 @@ class Probe(Observer):
 
         images = batches.normalise(site.data.images[self.examples], site.backbone.input, device)
         with torch.enable_grad(), capture(forward, images, bank.layers, blocks) as seen:
-            here = {name: factors.to(device) for name, factors in layers.items()}
-            kernels = self._kernels(seen, here)
+            on_device = {name: factors.to(device) for name, factors in layers.items()}
+            kernels = self._kernels(seen, on_device)
             labels = site.data.labels[self.examples].to(device)
             loss = choose_loss(site.config.client.loss, site.data.is_regression)(seen.outputs, labels).mean()
             steps = seen.gradients(loss)
             by_head = {}
             if bank.head:
-                found = torch.autograd.grad(loss, list(bank.head.values()))
-                by_head = dict(zip(bank.head, found, strict=True))
+                gradients = torch.autograd.grad(loss, list(bank.head.values()))
+                by_head = dict(zip(bank.head, gradients, strict=True))
         total, features = functools.reduce(torch.add, kernels.values()), seen.features.double().cpu()
         if not self.first:
             kept = {f"model/{name}": value for name, value in tensors.items()}
@@ -117,7 +119,7 @@ class Probe(Observer):
         row["representation_change"] = 1 - alignment(gram(features), gram(self.first["features"]))
         row |= self._update(layers, offset, [bank.layers[name].weight for name in layers])
         row["imbalance"] = imbalance(layers.values())
-        row |= self._loss_drop(round, loss.item(), seen, here, steps, by_head)
+        row |= self._loss_drop(round, loss.item(), seen, on_device, steps, by_head)
         row |= {f"forward_variance_{n}": v for n, v in variances(seen.activations).items()}
         row |= {f"backward_variance_{n}": v for n, v in variances({n: steps[n] for n in blocks}).items()}
         return row
@@ -126,19 +128,19 @@ class Probe(Observer):
         """{part: its kernel (n, n)}, summed over layers and outputs."""
         site, n = self.site, len(self.examples)
         draw = torch_generator(site.config.seed, "probe.outputs")
-        made = {part: torch.zeros(n, n, dtype=torch.float64) for part in self.parts}
+        kernels = {part: torch.zeros(n, n, dtype=torch.float64) for part in self.parts}
         for row in directions(seen.outputs.shape[1], self.settings.outputs, draw).to(seen.outputs):
             gradients = seen.gradients((seen.outputs @ row).sum())
             for name, product in layers.items():
                 X = seen.inputs[name]
                 G = gradients[name].reshape(n, X.shape[1], -1)
                 for part in self.parts:
-                    made[part] += gram(jacobian(part, X, G, product, site.config.adapter.scale)).cpu()
-        return made
+                    kernels[part] += gram(jacobian(part, X, G, product, site.config.adapter.scale)).cpu()
+        return kernels
 
     def _update(self, layers: Mapping[str, Factors], offset: Mapping[str, Tensor], weights: Sequence[Tensor]) -> Row:
         """How far the model went from round 0, and the ranks of the update, averaged over layers. weights: the frozen
-        ones, in the layers' order."""
+        ones (d, k), in the layers' order."""
         first = {name[len("model/") :]: value for name, value in self.first.items() if name.startswith("model/")}
         start, _, before = _parted(first)
         spectra = []
@@ -174,8 +176,8 @@ class Probe(Observer):
             for name, product in layers.items():
                 X = seen.inputs[name]
                 G = gradients[name].reshape(len(X), X.shape[1], -1)
-                found = adapter_gradients(self.at_first, X, G, product, self.site.config.adapter.scale)
-                gradients_of |= {f"{name}/{part}": value for part, value in found.items()}
+                of_layer = adapter_gradients(self.at_first, X, G, product, self.site.config.adapter.scale)
+                gradients_of |= {f"{name}/{part}": value for part, value in of_layer.items()}
             settings, seed = self.site.config.client, self.site.config.seed
             plans = [batches.plan(p.train, settings, seed, 1, p.client) for p in self.site.partitions]
             row["loss_drop_predicted"] = predicted(gradients_of, settings, sum(map(len, plans)) / len(plans))

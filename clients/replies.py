@@ -23,8 +23,8 @@ HELD = "held"  # in Context.state: factors this client was sent once and keeps (
 
 
 def encode(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> Message:
-    """The reply to a message from the answers to its task, which may be several; an Error where one is a failure."""
-    kind, stage = {
+    """The reply to a message from the answers to its task, one or one a batch; an Error where one is a failure."""
+    write, stage = {
         "train": (update, "reply"),
         "measure": (statistics, "statistics"),
         "evaluate": (scores, "evaluate"),
@@ -33,12 +33,13 @@ def encode(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         if isinstance(answer, ClientFailed):
             return refusal(message, answer)
     try:
-        return Message(kind(site, task, answers, message, context), reply_to=message)
+        return Message(write(site, task, answers, message, context), reply_to=message)
     except Exception as error:  # noqa: BLE001 (this client's: the other clients' round goes on)
         return refusal(message, ClientFailed.of(task.client, stage, error))
 
 
 def refusal(message: Message, failed: ClientFailed) -> Message:
+    """An Error that says in one line who failed, at what and why."""
     return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(failed)), reply_to=message)
 
 
@@ -64,22 +65,23 @@ def description(site: Site, context: Context) -> RecordDict:
 
 
 def held(context: Context) -> dict[str, Tensor]:
-    """The factors that this client was sent once and keeps."""
+    """{wire name: tensor} of the factors that this client was sent once and keeps."""
     return wire.decode(wire.record(context.state, HELD, ArrayRecord)) if HELD in context.state else {}
 
 
 def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:
-    """What a client trained; what it goes on from itself is remembered in its Context."""
+    """What a client trained and sends, with the figures of its training. What it goes on from itself is remembered in
+    its Context. Raises TypeError where the answer is no training's."""
     (result,) = answers
     if not isinstance(result, Result):
         raise TypeError(f"expected the result of a training, got {type(result).__name__}")
-    config, made = wire.config(message), {}
+    config, remembered = wire.config(message), {}
     if config["own-factors"] or task.personal:
-        made[rounds.FACTORS] = wire.encode(wire.to_tensors(result.adapter, {}))
+        remembered[rounds.FACTORS] = wire.encode(wire.to_tensors(result.adapter, {}))
     optimizer = site.config.client
     if result.step_scales and isinstance(optimizer, SGDSaIConfig) and optimizer.gsnr_scope != "per_round":
-        made[rounds.SCALES] = MetricRecord({**task.step_scales, **result.step_scales})
-    rounds.remember(message, context, made)
+        remembered[rounds.SCALES] = MetricRecord({**task.step_scales, **result.step_scales})
+    rounds.remember(message, context, remembered)
     trained = {
         name: value
         for name, value in wire.to_tensors(result.adapter, result.head).items()
@@ -97,22 +99,23 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
 
 
 def statistics(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:
-    """The sums that round 0 asked for."""
-    found = measured(*answers)
+    """The sums that round 0 asked for, in half precision (HalfPrecision), and over how many examples they run."""
+    measurement = measured(*answers)
     if task.request is None:
         raise ValueError("a measurement without a request")
     chain = [HalfPrecision(create_statistics(task.request))]
-    metrics = MetricRecord({"num-examples": found.examples, "round": task.round})
-    return _sent(chain, task, Payload(found.tensors), metrics)
+    metrics = MetricRecord({"num-examples": measurement.examples, "round": task.round})
+    return _sent(chain, task, Payload(measurement.tensors), metrics)
 
 
 def scores(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:
-    """The sums of the score over a client's own test split, to be merged."""
+    """The score's two sums over a client's own test split, by domain, for the server to add up."""
     record = sums_record(by_domain(site.data, task.examples, answers), site.score)
     record["round"] = task.round
     return RecordDict({wire.METRICS: record})
 
 
 def _sent(chain: Sequence[UpdateTransform], task: Task, payload: Payload, metrics: MetricRecord) -> RecordDict:
+    """The payload after the chain of transforms, and the metrics, as a message's content."""
     tensors = transforms.leave(chain, task, payload).tensors
     return RecordDict({wire.STATE: wire.encode(tensors), wire.METRICS: metrics})

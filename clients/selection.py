@@ -25,7 +25,10 @@ from fedinit.views import Slots
 
 
 def choose(bank: Bank, loader: BankLoader, seed: int) -> list[Slots]:
-    """What each member of the bank trains, in their order; all slots where one has no choice to make."""
+    """The slots that each member of the bank trains, in their order; all of them where one has no choice to make.
+
+    Loads the bank, where a choice is by gradient. seed: of the run.
+    """
     members = loader.members
     part = slots.part_of(members[0].trainable)
     gradients: list[Mapping[str, Factors]] = [t.adapter for t in members]
@@ -35,6 +38,7 @@ def choose(bank: Bank, loader: BankLoader, seed: int) -> list[Slots]:
 
 
 def _places(task: Task, part: str, gradient: Mapping[str, Factors], seed: int) -> Mapping[str, torch.Tensor]:
+    """{layer: places} of the slots that one client trains. gradient: its factors, the trained one's gradient in it."""
     counts = {name: slots.count(f, part) for name, f in task.adapter.items()}
     if task.choice is None:
         return {name: torch.arange(n) for name, n in counts.items()}

@@ -33,26 +33,28 @@ class Site:
     """Data, partitions, backbone and engine for one configuration.
 
     targets: {layer: (d, k)} of the layers with adapters.
+    partitions: one a client, in the order of their ids.
     """
 
     def __init__(self, config: Config, client: int | None = None, engine: str = "threads") -> None:
-        """client: of a site that is one client's: where the partition goes by domain and the domains are named, it
-        reads, and need hold, the images of its own domain alone.
+        """config: as the site has it, its own paths and device included.
+        client: the partition id, of a site that is one client's: where the partition goes by domain and the domains are
+        named, it reads, and need hold, the images of its own domain alone. None: of all clients.
         engine: "threads" or "inline" (clients/engine). Raises InputError for what cannot be used."""
         refuse(config, CONFIG_RULES)
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
-        own = None if client is None else config.partition.domain_of(client, config.data.known_domains)
-        self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, own)
+        domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
+        self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain)
         classes, outputs = len(self.data.class_names), self.backbone.features
         if config.head.name == "none" and outputs != classes:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
-        made = self.backbone, self.targets, self.data, Settings.of(config)
-        workers = make_workers(*made, config.engine.device, 1 if engine == "inline" else config.engine.lanes)
+        held = self.backbone, self.targets, self.data, Settings.of(config)
+        workers = make_workers(*held, config.engine.device, 1 if engine == "inline" else config.engine.lanes)
         self.engine: Engine = InlineEngine(workers[0]) if engine == "inline" else ThreadEngine(workers)
 
     def partition_of(self, context: Context) -> Partition:
@@ -73,7 +75,7 @@ class Site:
 
     @property
     def score(self) -> type[Score]:
-        """What models are judged by."""
+        """What models are judged by: accuracy, or the recovery error of a regression."""
         return RecoveryError if self.data.is_regression else Accuracy
 
     @cached_property
@@ -106,7 +108,8 @@ class Site:
         return judge(self.engine, self.data, task, self.config.evaluation.batch_size)
 
     def evaluate_round(self, round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Every domain's test split in one pass; the evaluate_fn of a strategy in this process."""
+        """The sums of the score over every domain's test split, of a model by wire name with its base offset: the
+        evaluate_fn of a strategy in this process."""
         tensors = wire.decode(arrays)
         offset = {n[len(NAME) :]: tensors.pop(n) for n in list(tensors) if n.startswith(NAME)}
         adapter, head = wire.from_tensors(tensors)
@@ -121,4 +124,5 @@ def is_zero(adapter: Mapping[str, Factors]) -> bool:
 
 
 def _is_still(task: Task) -> bool:
+    """Whether a training leaves the adapter at nothing, so that only the head moves."""
     return not task.trainable and not task.offset and is_zero(task.adapter)

@@ -32,8 +32,10 @@ class TooFew(ValueError):
 def measure(
     bank: Bank, request: Request, examples: Tensor, client: int, data: Dataset, spec: InputSpec, size: int, secret: str
 ) -> Statistics:
-    """The sums over the client's examples (n,), indices into `data`; batches of `size` images.
+    """The sums that the request asks for, over a client's examples.
 
+    bank: without adapters, or loaded with the start whose gradients are asked for.
+    examples: (n,) indices into `data`. spec: the size and normalisation of the backbone's input. size: images a batch.
     secret: what the draw of the noise depends on besides the seed; a site keeps its own, so that nobody else can take
     the noise off again. Raises TooFew, and ValueError for NaN or infinite values, naming the layer.
     """
@@ -98,7 +100,7 @@ def thin(values: Tensor, images: Tensor, sampling: Sampling, seed: int) -> Tenso
 
 
 def clip(rows: Tensor, limit: float | None) -> Tensor:
-    """The rows (n, k), those longer than `limit` scaled down to it."""
+    """The rows (n, k), those longer than `limit` scaled down to it; None: as they are."""
     if limit is None:
         return rows
     return rows * (limit / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
@@ -123,8 +125,9 @@ def disturb(
     sampling: Sampling,
     draw: torch.Generator,
 ) -> None:
-    """Add N(0, (noise · sensitivity)²) to every sum that has one, in place, in a fixed order.
+    """Add N(0, (noise · sensitivity)²) to every sum that has a sensitivity, in place, in a fixed order.
 
+    rows: {layer: the most rows that one image has in it}.
     Raises ValueError without a clip: one image may then change a sum by anything.
     """
     if sampling.clip is None:
@@ -137,7 +140,7 @@ def disturb(
 
 @torch.no_grad()
 def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """The inputs (b, …, k) of the layers, in the request's order."""
+    """(layer, its inputs (b, …, k), None), in the request's order; none of a layer that was not reached."""
     seen: dict[str, Tensor] = {}
 
     def watch(name: str):
@@ -158,7 +161,8 @@ def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iter
 
 
 def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """The gradients of the request's loss, summed over the images, in the tensors that the bank was loaded to train."""
+    """(leaf, the gradient in it, labels (b,)) of the leaves that the bank trains, of the request's loss summed over the
+    images."""
     leaves = {name: bank.leaf(name) for name in request.layers}
     outputs, targets = bank.forward(images, 1)[0], labels.to(images.device)
     loss = choose_loss(request.options.get("loss", "auto"), targets.is_floating_point())(outputs, targets).sum()
@@ -168,7 +172,7 @@ def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> It
 
 @torch.no_grad()
 def features(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """The pooled features (b, features) and the labels (b,), for the one layer of such a request."""
+    """(layer, pooled features (b, features), labels (b,)), for the one layer of such a request."""
     (name,) = request.layers
     yield name, bank.module(images), labels
 

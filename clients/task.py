@@ -35,14 +35,15 @@ class SlotChoice:
 class Task:
     """What one client is to do.
 
+    client: its partition id; -1 for work that is no client's. round: the first is 1; 0 for questions of round 0.
     examples: (n,) indices into the data set.
     adapter, head: what it starts from, or is evaluated with; none where the bare backbone is measured.
-    trainable: the parts of Factors that it trains, or measures the gradients of.
+    trainable: the parts of Factors that it trains, or measures the gradients of; the head is always trained.
     base: the key of the base offset under the adapter.
     work, view: what is done, and on which part of the model ("": all of it).
     offset: factors that belong to this client's base in this round, on top of the base offset.
     step_scales: {leaf: number}, the optimiser's step scales that this client fixed in an earlier round.
-    choice: how many slots of the trained factor this client may train; None: all.
+    choice: how many slots of the trained factor this client may train, and by which rule; None: all.
     personal: the parts that it trains and keeps to itself.
     notes: numbers known before training, to be reported with the result.
     request, secret: of a measurement: what is summed, and what its noise is drawn with besides the seed.
@@ -100,6 +101,7 @@ class Job:
 class Result:
     """What a client made of its training.
 
+    adapter, head: as they are after it, those factors that were not trained among them.
     loss: mean training loss over its steps. steps: how many it took.
     step_scales: the optimiser's step scales {leaf: number} as they are now.
     optimizer_state: how many numbers the optimiser kept for this client.
@@ -141,8 +143,12 @@ class ClientFailed(Exception):
 
     @staticmethod
     def of(client: int, stage: str, cause: BaseException, step: int | None = None) -> ClientFailed:
-        """stage: start (before its task was made), plan, batch (its images, at a step), train (at a step, once it had
-        begun), reply; of other questions: describe, statistics, evaluate, features."""
+        """The failure that `cause` is, told as "client 3, batch, step 2: <error> (<function>, line <n>)".
+
+        stage: start (before its task was made), plan, batch (its images, at a step), train (at a step, once it had
+        begun), reply; of other questions: describe, statistics, evaluate, features.
+        step: of the training, 1 being the first; None outside of it.
+        """
         where = traceback.extract_tb(cause.__traceback__)[-1]
         at = f"client {client}, {stage}" + ("" if step is None else f", step {step}")
         failed = ClientFailed(client, f"{at}: {type(cause).__name__}: {cause} ({where.name}, line {where.lineno})")

@@ -26,8 +26,10 @@ def train_bank(
 ) -> list[Result | ClientFailed]:
     """Train the tasks' clients together; results in the order of the tasks, the same bytes every time.
 
-    All tasks are of one round, with the same trainable factors. Where they bring features, no adapter is in play, and
-    the heads alone train on those.
+    bank: over the tasks' base offset. tasks: of one round, with the same trainable factors. Where they bring features,
+    no adapter is in play, and the heads alone train on those.
+    spec: the size and normalisation of the backbone's input. settings: how clients train. seed: of the run.
+
     A client whose plan or batch fails goes mute from there on. Its row stays, and rows do not touch each other, so its
     mates' results are, bit for bit, those of a bank where nothing failed. Raises what fails for all of them together,
     in a step as StepFailed.
@@ -57,20 +59,23 @@ def train_bank(
         except Exception as error:
             raise StepFailed(step + 1) from error
 
-    made = unload(bank, loader, views, losses.cpu(), optimizer)
-    by_client = {result.client: result for result in made} | loader.failures.by_client
+    results = unload(bank, loader, views, losses.cpu(), optimizer)
+    by_client = {result.client: result for result in results} | loader.failures.by_client
     return [by_client[t.client] for t in tasks]
 
 
 def load(
     bank: Bank, members: Sequence[Task], views: Sequence[Slots] | None, generators: Sequence[torch.Generator]
 ) -> Mapping[str, Tensor]:
-    """Put the members' starts into the bank; the leaves to train. Where a member trains a view of its factors, the
-    others are part of its base."""
+    """Put the members' starts into the bank; the leaves to train, {name: (K, …)}.
+
+    views: the slots that each member trains; the others are part of its base. None: all train all of their factors.
+    generators: of each member's dropout.
+    """
     adapters, offsets, room = [t.adapter for t in members], [t.offset for t in members], {}
     if views is not None:
         rest = [view.others(a).restrict(a) for view, a in zip(views, adapters, strict=True)]
-        offsets = [{name: product.absorb() for name, product in one.items()} for one in rest]
+        offsets = [{name: product.absorb() for name, product in layers.items()} for layers in rest]
         # The bank's shapes do not depend on what was chosen, so that no client's rounding depends on its mates' choice.
         room = {name: product.rank for name, product in adapters[0].items()}
         adapters = [view.restrict(a) for view, a in zip(views, adapters, strict=True)]
@@ -81,11 +86,11 @@ def load(
 def unload(
     bank: Bank, loader: BankLoader, views: Sequence[Slots] | None, losses: Tensor, optimizer: BankOptimizer
 ) -> list[Result]:
-    """The members' results, in their order. losses: (K,) sums over each one's steps."""
+    """The members' results, in their order. views: as in `load`. losses: (K,) sums over each one's steps."""
     adapters, heads = bank.unload()
     if views is not None:
-        whole = zip(views, adapters, loader.members, strict=True)
-        adapters = [view.embed(part, task.adapter) for view, part, task in whole]
+        trained = zip(views, adapters, loader.members, strict=True)
+        adapters = [view.embed(part, task.adapter) for view, part, task in trained]
     return [
         Result(
             t.client,
@@ -106,5 +111,6 @@ def _dropout(seed: int, task: Task, device: torch.device) -> torch.Generator:
 
 
 def _finite_mean(total: Tensor, count: int) -> float:
+    """total/count; infinity where that is NaN."""
     value = float(total) / count
     return value if math.isfinite(value) else float("inf")

@@ -42,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. argv: its words without the program's name; None: the process's."""
     console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         return _main(list(sys.argv[1:] if argv is None else argv), console)

@@ -61,7 +61,7 @@ class Factors:
         return replace(self, **{name: change(value) for name, value in self.parts.items()})
 
     def to(self: Product, target: torch.dtype | torch.device) -> Product:
-        """The same in another dtype, or on another device."""
+        """The same factors in another dtype, or on another device."""
         return self.map(lambda value: value.to(target))
 
     # -- what subclasses do otherwise --------------------------------------------------------------------------------
@@ -71,12 +71,13 @@ class Factors:
         return self
 
     def at_rank(self: Product, rank: int) -> Product:
-        """The first `rank` components, with zeros for those that are not there. The tensors are views where they can
-        be."""
+        """The first `rank` components, with zeros for those that are not there. The tensors are views of this one's
+        where no zeros are needed."""
         return replace(self, A=resized(self.A, 0, rank), B=resized(self.B, 1, rank))
 
     def completed(self, other: Factors) -> dict[str, Tensor]:
-        """The other's parts, and what stands for a part that this one has and the other has not."""
+        """The parts of `other`, and for each part that only this one has, the value that leaves `other`'s product as it
+        is: for a core, the identity."""
         return other.parts
 
     def blank(self, like: Factors) -> Factors:
@@ -100,27 +101,35 @@ class Factors:
         return self
 
     def as_products(self, clients: Sequence[Factors]) -> Sequence[Factors]:
-        """Those of the clients of a round. Raises ValueError where they do not share what this kind keeps frozen."""
+        """`as_product` of every client of a round, in their order. Raises ValueError where clients do not share what
+        this kind keeps frozen."""
         return [client.as_product() for client in clients]
 
-    def from_product(self, made: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
-        """The inverse of `as_product`, for what a method has made of it. clients, weights: whose tensors beside the
-        product are averaged; without them those of this one stay."""
-        return made
+    def from_product(self, product: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
+        """Factors of this kind from a product that a method has made; the inverse of `as_product`.
 
-    def lift(self, made: Factors) -> Factors:
-        """What a product of `as_product`'s kind is as an update of the layer's weight, ΔW = B A."""
-        return made
+        clients, weights: whose tensors beside the product are averaged, weighted so; without clients the tensors of
+            this one stay.
+        """
+        return product
+
+    def lift(self, product: Factors) -> Factors:
+        """The update of the layer's weight, ΔW = B A (d, k), that a product of `as_product`'s form stands for."""
+        return product
 
     def correctable2(self, average: Factors, missed: Factors) -> float:
-        """‖·‖² of the part of what averaging missed that a change of B can repair, C P_A with P_A the projector on the
-        row space of Ā. average: Ā, B̄; missed: C, both in float64 and as `as_product` has them."""
+        """‖C P_A‖², of that part of the averaging error C which a change of B can repair; P_A projects on the row space
+        of Ā.
+
+        average: Ā and B̄, the averaged factors, in float64, in the form of `as_product`.
+        missed: C, the mean of the products less the product of the means, in the same form.
+        """
         basis = torch.linalg.svd(average.A, full_matrices=False)
         kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
         return float((missed.B @ (missed.A @ kept.T)).square().sum())  # C Vᵀ, (d, r), whose norm is ‖C P_A‖
 
     def with_product(self, product: Factors) -> Factors:
-        """Factors of another, plain product, with those of this one's tensors that are no part of its product."""
+        """The plain factors of another product, joined by the tensors of this one that stand beside its product (m)."""
         return product
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -195,10 +204,13 @@ def difference(left: Factors, right: Factors) -> Factors:
 
 
 def distance(left: Mapping[str, Factors], right: Mapping[str, Factors]) -> float:
-    """‖left − right‖_F over all tensors of all layers: of the factors themselves, not of their products. A core that
-    only one side has is the identity on the other."""
+    """‖left − right‖_F over all tensors of all layers: of the factors themselves, not of their products.
+
+    Where only one side has a core, the other's counts as the identity. Raises KeyError for a layer of `left` that
+    `right` lacks.
+    """
     total = 0.0
-    for name, one in left.items():
-        mine, other = right[name].completed(one), one.completed(right[name])
-        total += sum(float((mine[part] - other[part]).double().square().sum()) for part in mine)
+    for name, factors in left.items():
+        parts, others = right[name].completed(factors), factors.completed(right[name])
+        total += sum(float((parts[part] - others[part]).double().square().sum()) for part in parts)
     return total**0.5

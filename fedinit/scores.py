@@ -13,10 +13,14 @@ MAX_EXAMPLES = 2**40  # beyond any data set; above it the float64 weights would 
 
 @dataclass(frozen=True)
 class Score(ABC):
-    """What a model is judged by, of every domain in the order of the domains: two sums over its test examples, `part`
-    and `whole`, which merge by addition.
+    """What a model is judged by: two sums over the test examples of each domain, which merge by addition.
 
-    name: as in tables. title: for people, with the unit. wire: what the two sums are called in a message.
+    part, whole: {domain: sum}, in the order of the domains.
+
+    Of the class:
+    name: as in tables.
+    title: for people, with the unit.
+    wire: what the two sums are called in a message.
     counts_examples: whether `whole` is a number of examples.
     """
 
@@ -31,12 +35,12 @@ class Score(ABC):
     @staticmethod
     @abstractmethod
     def value(part: float, whole: float) -> float:
-        """The figure that two sums make."""
+        """The figure that the two sums of one domain make."""
 
     @staticmethod
     @abstractmethod
     def admits(part: object, whole: object) -> bool:
-        """Whether these can be the two sums of one example or more."""
+        """Whether these values, which came from outside, can be the two sums of one example or more: types too."""
 
     @staticmethod
     @abstractmethod
@@ -45,7 +49,7 @@ class Score(ABC):
 
     @property
     def by_domain(self) -> dict[str, float]:
-        """The figure of every domain."""
+        """{domain: figure}, in the order of the domains."""
         return {name: self.value(self.part[name], self.whole[name]) for name in self.whole}
 
     @property
@@ -61,7 +65,7 @@ class Score(ABC):
 
 @dataclass(frozen=True)
 class Accuracy(Score):
-    """Percent, of correct predictions and images."""
+    """Percent of the test images whose class has the largest logit: part counts those, whole the images."""
 
     name = "accuracy"
     title = "accuracy, %"

@@ -26,18 +26,22 @@ Chosen = Mapping[str, Tensor]  # {layer: places, rising, int64}
 
 
 def part_of(trainable: Collection[str]) -> str:
-    """The one factor, of those that are trained, of which a client may choose slots."""
+    """The one factor among the trained parts of which a client may choose slots: "A", "B" or "R". Raises ValueError
+    unless there is exactly one."""
     (part,) = set(AXIS).intersection(trainable)
     return part
 
 
 def count(product: Factors, part: str) -> int:
-    """How many slots a factor has."""
+    """How many slots the factor `part` has."""
     return product.parts[part].shape[AXIS[part]]
 
 
 def take(product: Factors, part: str, places: Tensor) -> Factors:
-    """The product of these slots alone."""
+    """The product of these slots alone; of a core, the blocks and the rows and columns around them.
+
+    places: (n,) int64, rising.
+    """
     if not isinstance(product, CoreFactors):
         return Factors(product.A[places], product.B[:, places])
     width = product.R.shape[-1]
@@ -46,73 +50,87 @@ def take(product: Factors, part: str, places: Tensor) -> Factors:
 
 
 def others(product: Factors, part: str, places: Tensor) -> Tensor:
-    """The places that are not among these."""
+    """(m,) int64, rising: the places that are not among `places`."""
     free = torch.ones(count(product, part), dtype=torch.bool)
     free[places] = False
     return free.nonzero().flatten()
 
 
 def fill(product: Factors, part: str, places: Tensor, values: Tensor) -> Factors:
-    """The product with `values` at these slots of the factor."""
-    whole = product.parts[part].clone().index_copy_(AXIS[part], places, values)
-    return dataclasses.replace(product, **{part: whole})
+    """The product with `values` at these slots of the factor `part`; the given product is not changed.
+
+    places: (n,) int64.
+    values: the factor's tensor cut to these slots.
+    """
+    tensor = product.parts[part].clone().index_copy_(AXIS[part], places, values)
+    return dataclasses.replace(product, **{part: tensor})
 
 
 def norms(product: Factors, part: str) -> Tensor:
     """(slots,) the Frobenius norm of each slot's own product, in float64."""
-    whole = product.to(torch.float64)
-    if not isinstance(whole, CoreFactors):
-        return whole.B.norm(dim=0) * whole.A.norm(dim=1)
-    heads, width = whole.R.shape[:2]
-    left = whole.B.unflatten(1, (heads, width)).transpose(0, 1) @ whole.R  # (h, d, r/h)
-    right = whole.A.unflatten(0, (heads, width))  # (h, r/h, k)
+    exact = product.to(torch.float64)
+    if not isinstance(exact, CoreFactors):
+        return exact.B.norm(dim=0) * exact.A.norm(dim=1)
+    heads, width = exact.R.shape[:2]
+    left = exact.B.unflatten(1, (heads, width)).transpose(0, 1) @ exact.R  # (h, d, r/h)
+    right = exact.A.unflatten(0, (heads, width))  # (h, r/h, k)
     return ((left.mT @ left) * (right @ right.mT)).sum((1, 2)).clamp(min=0).sqrt()
 
 
 def leading(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    """The places of the `budget` largest scores of all layers together; of equals, the first in the layers' order."""
+    """{layer: places}, rising, of the `budget` largest scores of all layers together; of equals, the first in the
+    layers' order.
+
+    scores: {layer: (slots,)}.
+    """
     best = torch.sort(torch.cat(list(scores.values())), descending=True, stable=True).indices[:budget].sort().values
-    made, low = {}, 0
-    for name, own in scores.items():
-        made[name] = best[(best >= low) & (best < low + len(own))] - low
-        low += len(own)
-    return made
+    places, low = {}, 0
+    for name, layer_scores in scores.items():
+        places[name] = best[(best >= low) & (best < low + len(layer_scores))] - low
+        low += len(layer_scores)
+    return places
 
 
 def pack(tensors: Mapping[str, Tensor], part: str, chosen: Chosen) -> dict[str, Tensor]:
-    """Named tensors with each layer's factor cut to its chosen slots."""
-    made = dict(tensors)
+    """{wire name: tensor}, with each layer's factor `part` cut to its chosen slots and their places beside it."""
+    packed = dict(tensors)
     for layer, places in chosen.items():
-        whole = made.pop(f"{layer}/{part}")
+        factor = packed.pop(f"{layer}/{part}")
         if len(places):
-            made[f"{layer}/{part}"] = whole.index_select(AXIS[part], places)
-            made[f"{layer}/{PLACES}"] = places.to(torch.int32)
-    return made
+            packed[f"{layer}/{part}"] = factor.index_select(AXIS[part], places)
+            packed[f"{layer}/{PLACES}"] = places.to(torch.int32)
+    return packed
 
 
 def unpack(
     tensors: Mapping[str, Tensor], start: Mapping[str, Tensor], part: str, budget: int
 ) -> tuple[dict[str, Tensor], str]:
-    """(whole factors, ""): the inverse of `pack`, completed by the start that both sides know; or (…, the fault)."""
-    made, spent = dict(tensors), 0
-    for name, whole in start.items():
-        layer, _, own = name.rpartition("/")
-        if own != part:
+    """The inverse of `pack`: ({wire name: tensor} with whole factors, ""), or (as far as it came, the fault).
+
+    tensors: of a reply, not yet validated.
+    start: what the client started from, which fills the slots that were not chosen.
+    part: the factor.
+    budget: how many slots may come back, over all layers.
+    """
+    unpacked, spent = dict(tensors), 0
+    for name, full in start.items():
+        layer, _, factor = name.rpartition("/")
+        if factor != part:
             continue
-        values, places = made.pop(name, None), made.pop(f"{layer}/{PLACES}", None)
+        values, places = unpacked.pop(name, None), unpacked.pop(f"{layer}/{PLACES}", None)
         if values is None and places is None:
-            made[name] = whole
+            unpacked[name] = full
             continue
         if values is None or places is None:
-            return made, f"{layer}: slots and their places belong together"
-        axis, size = AXIS[part], whole.shape[AXIS[part]]
+            return unpacked, f"{layer}: slots and their places belong together"
+        axis, size = AXIS[part], full.shape[AXIS[part]]
         rising = places.dtype == torch.int32 and places.ndim == 1 and bool((places.diff() > 0).all())
         if not rising or not len(places) or places[0] < 0 or places[-1] >= size:
-            return made, f"{layer}: places are not rising whole numbers below {size}"
-        expected = list(whole.shape)
+            return unpacked, f"{layer}: places are not rising whole numbers below {size}"
+        expected = list(full.shape)
         expected[axis] = len(places)
-        if list(values.shape) != expected or values.dtype != whole.dtype:
-            return made, f"{name} is {values.dtype} {tuple(values.shape)}, expected {whole.dtype} {tuple(expected)}"
+        if list(values.shape) != expected or values.dtype != full.dtype:
+            return unpacked, f"{name} is {values.dtype} {tuple(values.shape)}, expected {full.dtype} {tuple(expected)}"
         spent += len(places)
-        made[name] = whole.clone().index_copy_(axis, places.long(), values)
-    return made, f"{spent} slots, more than the {budget} allowed" if spent > budget else ""
+        unpacked[name] = full.clone().index_copy_(axis, places.long(), values)
+    return unpacked, f"{spent} slots, more than the {budget} allowed" if spent > budget else ""

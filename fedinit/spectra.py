@@ -28,15 +28,18 @@ class Spectrum:
     Vh: Tensor
 
     def cut(self, low: int, high: int) -> Spectrum:
-        """The components from `low` on, up to but not with `high`."""
+        """The components from number `low` up to, but not with, number `high`, counted from zero."""
         return Spectrum(self.U[:, low:high], self.S[low:high], self.Vh[low:high])
 
     def factors(self, rank: int, gauge: Gauge = "balanced", kept: int | None = None) -> Factors:
-        """The leading `kept` components, all by default, as a product of rank `rank`, by falling weight and in float64:
-        the best approximation of rank min(kept, rank) (Eckart–Young).
+        """The leading components as a product in float64, by falling weight: the best approximation of rank
+        min(kept, rank) (Eckart–Young).
 
+        rank: r of the product.
         gauge: how the singular values are shared. ``balanced``: √S on both sides, BᵀB = AAᵀ. ``right``: the rows of A
-        are orthonormal and B carries S.
+            are orthonormal and B carries S.
+        kept: how many components have weight; None: as many as there are, `rank` at most.
+
         Components that are not kept, not there, or within rounding of zero have no weight: zero columns of B. Their
         rows of A go on as an orthonormal set, in ``balanced`` as large as the last one kept, so that they can learn; a
         zero column over a zero row would never get a gradient.
@@ -52,18 +55,18 @@ class Spectrum:
 
 
 def spectrum(product: Factors) -> Spectrum:
-    """The decomposition of a product of any rank R."""
-    whole = product.absorb().to(torch.float64)
-    if whole.rank > min(whole.shape):
-        return matrix_spectrum(whole.dense())
-    left, core_left = torch.linalg.qr(whole.B)  # (d, R), (R, R)
-    right, core_right = torch.linalg.qr(whole.A.T)  # (k, R), (R, R)
+    """The decomposition of a product of any rank R, its other tensors than A and B absorbed."""
+    exact = product.absorb().to(torch.float64)
+    if exact.rank > min(exact.shape):
+        return matrix_spectrum(exact.dense())
+    left, core_left = torch.linalg.qr(exact.B)  # (d, R), (R, R)
+    right, core_right = torch.linalg.qr(exact.A.T)  # (k, R), (R, R)
     U, S, Vh = torch.linalg.svd(core_left @ core_right.T)
     return _signed(left @ U, S, Vh @ right.T)
 
 
 def matrix_spectrum(matrix: Tensor) -> Spectrum:
-    """The decomposition of a (d, k) matrix that is there as such, such as a frozen weight."""
+    """The decomposition of a dense (d, k) matrix, such as a frozen weight."""
     return _signed(*torch.linalg.svd(matrix.to(torch.float64), full_matrices=False))
 
 
@@ -82,17 +85,17 @@ def _signed(U: Tensor, S: Tensor, Vh: Tensor) -> Spectrum:
 
 
 def signs(rows: Tensor) -> Tensor:
-    """(n, 1), ±1: what makes the largest entry of each row positive, the first one of equals."""
+    """(n, 1), ±1 for each row: the sign of its largest entry in size, the first one of equals; 1 for a row of zeros."""
     sign = rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
     sign[sign == 0] = 1
     return sign
 
 
 def fix_signs(rows: Tensor) -> Tensor:
-    """The rows with their largest entry positive."""
+    """The rows, each multiplied by ±1 so that its largest entry is positive."""
     return rows * signs(rows)
 
 
 def truncate(product: Factors, rank: int, gauge: Gauge = "balanced") -> Factors:
-    """The best approximation of a product of rank `rank`, as Spectrum.factors makes it."""
+    """The best approximation of rank `rank` of a product, in float64, as `Spectrum.factors` makes it."""
     return spectrum(product).factors(rank, gauge)

@@ -21,6 +21,7 @@ def cores() -> int:
 
 
 def make_pool(workers: int, name: str) -> ThreadPoolExecutor:
+    """A pool of so many threads, each with one intra-op thread of torch; `name` begins the threads' names."""
     return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
 
 

@@ -19,6 +19,8 @@ Layers = Mapping[str, Factors]  # {layer: product}
 
 
 class View(Protocol):
+    """A part of the global adapter; the laws are at the top of this file."""
+
     def restrict(self, layers: Layers) -> dict[str, Factors]:
         """The part of the whole adapter that is seen."""
         ...
@@ -30,7 +32,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """All of it."""
+    """The view that leaves nothing out."""
 
     def restrict(self, layers: Layers) -> dict[str, Factors]:
         return dict(layers)
@@ -45,6 +47,9 @@ class LeadingRank:
 
     Of a layer of rank r it sees ⌈r·rank/of⌉, since layers may have been dealt ranks of their own; embedded, the others
     are zero.
+
+    rank: of the client.
+    of: the rank of the global adapter, as configured.
     """
 
     rank: int
@@ -61,7 +66,8 @@ class LeadingRank:
 class Slots:
     """Some slots of one factor (fedinit/slots.py); embedded, the other slots are `like`'s.
 
-    part: the factor, "A", "B" or "R". places: {layer: (n,) which of its slots, rising}.
+    part: the factor, "A", "B" or "R".
+    places: {layer: (n,) int64, which of its slots, rising}.
     """
 
     part: str

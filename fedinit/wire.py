@@ -27,7 +27,7 @@ METRICS = "metrics"  # the MetricRecord that comes back
 HEAD = "head/"
 MERGE = "merge/"
 
-Found = TypeVar("Found")
+Wanted = TypeVar("Wanted")
 
 
 class RecordMissing(LookupError):
@@ -49,21 +49,21 @@ def metrics(message: Message) -> MetricRecord:
     return record(message.content, METRICS, MetricRecord)
 
 
-def record(content: RecordDict, name: str, kind: type[Found]) -> Found:
-    """The record of this name and kind. Raises RecordMissing."""
-    found = content.get(name)
-    if not isinstance(found, kind):
-        there = "none" if found is None else type(found).__name__
+def record(content: RecordDict, name: str, kind: type[Wanted]) -> Wanted:
+    """The record of this name and kind. Raises RecordMissing where there is none, or one of another kind."""
+    stored = content.get(name)
+    if not isinstance(stored, kind):
+        there = "none" if stored is None else type(stored).__name__
         raise RecordMissing(f"there is no {kind.__name__} {name!r} (there is {there})")
-    return found
+    return stored
 
 
-def value(values: ConfigRecord | MetricRecord, key: str, kind: type[Found]) -> Found:
+def value(values: ConfigRecord | MetricRecord, key: str, kind: type[Wanted]) -> Wanted:
     """A record's value, of this type. Raises KeyError for a key that is missing, TypeError for another type."""
-    found = values[key]
-    if not isinstance(found, kind):
-        raise TypeError(f"{key} is {found!r}, expected {kind.__name__}")
-    return found
+    stored = values[key]
+    if not isinstance(stored, kind):
+        raise TypeError(f"{key} is {stored!r}, expected {kind.__name__}")
+    return stored
 
 
 def words(values: ConfigRecord, key: str) -> list[str]:
@@ -99,10 +99,10 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dic
     return {layer: of_parts(parts) for layer, parts in layers.items()}, head
 
 
-def start_to_tensors(state: StartState) -> dict[str, Tensor]:
-    """A whole start but its notes, by name; products for the base as "merge/<layer>/A", "merge/<layer>/B"."""
-    merge = {MERGE + name: value for name, value in digest.named_parts(state.merge).items()}
-    return to_tensors(state.layers, state.head) | merge
+def start_to_tensors(start: StartState) -> dict[str, Tensor]:
+    """{name: tensor} of a start, its notes left out; products for the base are "merge/<layer>/A", "merge/<layer>/B"."""
+    merge = {MERGE + name: value for name, value in digest.named_parts(start.merge).items()}
+    return to_tensors(start.layers, start.head) | merge
 
 
 def start_from_tensors(tensors: Mapping[str, Tensor]) -> StartState:

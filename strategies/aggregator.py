@@ -26,8 +26,12 @@ from strategies.means import at_rank_of
 
 @dataclass(frozen=True)
 class Update:
-    """What one client returned: whole factors (the server fills in what the client did not train), its head, and
-    its number of examples."""
+    """What one client returned.
+
+    client: its partition id. examples: how many it trained on, n_i.
+    layers: its factors, A_i (r, k) and B_i (d, r), those that it did not train among them, as the server sent them.
+    head: its classifier, by name.
+    """
 
     client: int
     examples: int
@@ -39,8 +43,10 @@ class Update:
 class Aggregate:
     """What the server made of a round.
 
-    layers: the global factors. residual: factors to be merged into the frozen weight; empty for most methods.
-    diagnostics: named numbers for the metrics.
+    layers: the global factors, by layer.
+    residual: factors whose products are to be merged into the frozen weights; empty for most methods.
+    head: the mean of the clients' heads.
+    diagnostics: {name: number} for the metrics.
     """
 
     layers: Mapping[str, Factors]
@@ -112,7 +118,9 @@ class Aggregator(ABC):
         return drawn.absorb() if isinstance(drawn, CoreFactors) and not self.cores else drawn
 
     def aggregate(self, updates: Sequence[Update], round: int, previous: Aggregate | None = None) -> Aggregate:
-        """The global state from this round's updates; `previous` is what their clients started from.
+        """The global factors, residual and head from this round's updates.
+
+        round: the first is 1. previous: what the clients started from, for methods that look at it; None: not known.
 
         Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of the updates.
         Raises ValueError for no updates, a client that appears twice, weights that are not positive, or layers that do
@@ -122,50 +130,52 @@ class Aggregator(ABC):
         _check(updates)
         weights = self.weights(updates)
 
-        def one(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
-            own = [self.adopt(u.layers[name]) for u in updates]
-            if not self.mixed_ranks and len({f.rank for f in own}) > 1:
-                raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in own})}; expected one")
+        def layer(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
+            factors = [self.adopt(u.layers[name]) for u in updates]
+            if not self.mixed_ranks and len({f.rank for f in factors}) > 1:
+                raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in factors})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            return self._layer(own, weights, start, round)
+            return self._layer(factors, weights, start, round)
 
-        made = dict(zip(updates[0].layers, server_pool().map(one, updates[0].layers), strict=True))
-        layers = {name: merged for name, (merged, _, _) in made.items()}
-        residual = {name: left_out for name, (_, left_out, _) in made.items() if left_out is not None}
-        measured = [facts for _, _, facts in made.values() if facts]
+        by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
+        layers = {name: merged for name, (merged, _, _) in by_layer.items()}
+        residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
+        measured = [figures for _, _, figures in by_layer.values() if figures]
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
         return Aggregate(layers=layers, residual=residual, head=head, diagnostics=summarise(measured))
 
     def _layer(
-        self, own: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int
+        self, factors: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int
     ) -> tuple[Factors, Factors | None, dict[str, float]]:
-        """What a layer's global factors are, what goes into the base, and the figures of the diagnostics."""
-        frame, begun = (own[0], None) if start is None else (start, start.as_product())
-        products = frame.as_products(own)
-        product = self.merge(products, weights, begun)
-        if begun is not None:
-            product = at_rank_of(begun, product)
+        """A layer's global factors, what goes into the base, and the figures of the diagnostics, from the clients'
+        factors in their order."""
+        frame, start_product = (factors[0], None) if start is None else (start, start.as_product())
+        products = frame.as_products(factors)
+        product = self.merge(products, weights, start_product)
+        if start_product is not None:
+            product = at_rank_of(start_product, product)
         rest = self.left_out(products, weights, product)
         # What nobody trains is not averaged either: the mean of equal values may be rounded.
-        merged = frame.from_product(product, own if self.trainable(round) else (), weights)
+        merged = frame.from_product(product, factors if self.trainable(round) else (), weights)
         left_out = None if rest is None else frame.lift(rest)
         measured = {}
         if self.diagnostics:
-            whole = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
-            measured = measure_bias(self.averaged(products, product), weights, whole, frame)
-        dtype = own[0].A.dtype
+            total = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
+            measured = measure_bias(self.averaged(products, product), weights, total, frame)
+        dtype = factors[0].A.dtype
         return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 
     @abstractmethod
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
-        """One layer: the clients' factors, in client order, to global factors in float64.
+        """The global factors of one layer, in float64.
 
-        `start`: the global factors that this round's clients started from, or None where they are not known. Its rank
-        is the layer's; where the round's clients reach a lower one, the result is filled up to it (`at_rank_of`).
+        products: the clients' factors (r_i, k) and (d, r_i), in client order. weights: p_i, in the same order.
+        start: the global factors that this round's clients started from, or None where they are not known. Its rank is
+        the layer's; where the round's clients reach a lower one, the result is filled up to it (`at_rank_of`).
         """
 
     def left_out(self, products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> Factors | None:
-        """What of the ideal update goes into the base instead of the factors; None for most methods."""
+        """What of the ideal update goes into the base instead of the `merged` factors; None for most methods."""
         return None
 
     def averaged(self, products: Sequence[Factors], merged: Factors) -> Sequence[Factors]:

@@ -14,11 +14,17 @@ def measure_bias(
 ) -> dict[str, float]:
     """How far plain factor averaging is from the ideal update in one layer, and how far `merged` is.
 
-    products: the clients', as methods work on them; frame: what these are lifted by to updates of the layer
-    (Factors.lift); merged: the layer's whole update, residual included.
-    All squared where a norm is summed over layers later: ideal2 = ‖ΔW‖²; bias2 = ‖C‖², C = ΔW − B̄Ā; correctable2, the
-    part of it that a change of B can repair; merged2 = ‖merged‖²; dot = ⟨ΔW, merged⟩. Only ‖C‖² costs O(R²(d + k)); the
-    figures with ΔW in them follow from ΔW = C + B̄Ā.
+    products: the clients', as methods work on them. weights: p_i, in the same order.
+    merged: the layer's whole update, residual included.
+    frame: what products are lifted by to updates of the layer (Factors.lift).
+
+    Norms are squared, since they are summed over layers later:
+    ideal2        ‖ΔW‖²
+    bias2         ‖C‖², C = ΔW − B̄Ā
+    correctable2  the part of ‖C‖² that a change of B can repair
+    merged2       ‖merged‖²
+    dot           ⟨ΔW, merged⟩
+    Only ‖C‖² costs O(R²(d + k)); the figures with ΔW in them follow from ΔW = C + B̄Ā.
     """
     average = mean_factors(products, weights)
     missed = centred(products, weights, average)
@@ -35,7 +41,7 @@ def measure_bias(
 
 def summarise(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """{bias, correctable, cosine, norm_ratio} (docs/methods.md) over all layers together, as if they were one
-    block-diagonal matrix; nothing of nothing."""
+    block-diagonal matrix; empty where no layer was measured."""
     if not measured:
         return {}
     total = {key: sum(m[key] for m in measured) for key in measured[0]}

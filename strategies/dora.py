@@ -20,31 +20,33 @@ from strategies.reinit import ReinitContext
 
 
 def effective_bias(
-    updates: Sequence[Update], weights: Sequence[float], made: Aggregate, context: ReinitContext
+    updates: Sequence[Update], weights: Sequence[float], aggregate: Aggregate, context: ReinitContext
 ) -> Mapping[str, float]:
-    """{"effective_bias": ‖W(made) − Σ p_k W_k‖ / ‖Σ p_k W_k − W‖} over all layers, W the weight that clients trained
-    over.
+    """{"effective_bias": ‖W_agg − Σ p_k W_k‖ / ‖Σ p_k W_k − W‖} over all layers, W the weight that clients trained over
+    and W_agg the effective weight of the aggregate.
+
+    weights: p_k, in the order of the updates. context: over the round's base offset, so that it has W.
 
     Σ p_k W_k − W = diag(Σ p_k c_k − 1) W + s Σ p_k diag(c_k) B_kA_k: a diagonal times W and a product of low rank,
     whose norm needs no d×k matrix but W.
     """
     missed = moved = 0.0
-    for name, layer in made.layers.items():
+    for name, layer in aggregate.layers.items():
         weight = context.weight(name)
         squares = weight.square().sum(1)
 
-        def turned(product: Factors, m: Tensor, weight=weight, squares=squares) -> tuple[Tensor, Factors]:
-            """(c, diag(c) B A) in float64."""
-            whole = product.absorb().to(torch.float64)
-            c = m.double() / row_norms(weight, squares, whole.A, whole.B, context.scale)
-            return c, Factors(whole.A, c[:, None] * whole.B)
+        def row_scaled(product: Factors, m: Tensor, weight=weight, squares=squares) -> tuple[Tensor, Factors]:
+            """(c, diag(c) B A) in float64, c = m/‖V‖ by rows (d,)."""
+            plain = product.absorb().to(torch.float64)
+            c = m.double() / row_norms(weight, squares, plain.A, plain.B, context.scale)
+            return c, Factors(plain.A, c[:, None] * plain.B)
 
-        own = [turned(u.layers[name], u.layers[name].parts["m"]) for u in updates]
-        rest = [made.residual[name]] if name in made.residual else []
+        clients = [row_scaled(u.layers[name], u.layers[name].parts["m"]) for u in updates]
+        rest = [aggregate.residual[name]] if name in aggregate.residual else []
         total = stack([f.to(torch.float64) for f in (layer, *rest)], [1.0] * (1 + len(rest)))
-        c, product = turned(total, layer.parts["m"])
-        mean_c = functools.reduce(torch.add, [w * own_c for w, (own_c, _) in zip(weights, own, strict=True)])
-        mean = stack([f for _, f in own], weights)
+        c, product = row_scaled(total, layer.parts["m"])
+        mean_c = functools.reduce(torch.add, [w * client_c for w, (client_c, _) in zip(weights, clients, strict=True)])
+        mean = stack([f for _, f in clients], weights)
         missed += _square(weight, squares, c - mean_c, stack([product, mean], [1.0, -1.0]), context.scale)
         moved += _square(weight, squares, mean_c - 1, mean, context.scale)
     return {"effective_bias": (missed / moved) ** 0.5 if moved else 0.0}

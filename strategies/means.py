@@ -40,5 +40,5 @@ def centred(products: Sequence[Factors], weights: Sequence[float], average: Fact
 
     Formed from centred factors, so that a small bias does not drown in the rounding of two large terms.
     """
-    whole = [p.to(torch.float64) for p in at_one_rank(products)]
-    return stack([Factors(p.A - average.A, p.B - average.B) for p in whole], weights)
+    padded = [p.to(torch.float64) for p in at_one_rank(products)]
+    return stack([Factors(p.A - average.A, p.B - average.B) for p in padded], weights)

@@ -20,8 +20,11 @@ ArrayLike = Tensor | np.ndarray | Sequence[Any]
 
 
 class Aggregated(NamedTuple):
-    """What the server makes of a layer. A: (r, k) and B: (d, r), the global factors; residual: (A′, B′), what goes into
-    the frozen weight instead of the factors, or None."""
+    """What the server makes of a layer.
+
+    A, B: (r, k) and (d, r), the global factors.
+    residual: (A′, B′), whose product goes into the frozen weight instead of the factors; None for most methods.
+    """
 
     A: Tensor
     B: Tensor
@@ -48,10 +51,13 @@ def aggregate(
     """One layer's factors of all clients to the global ones, ``A, B, residual = aggregate("lora_fair", [A1, A2],
     [B1, B2], [3, 1], lam=0.01)``.
 
-    method, options: as `strategy=` names them. A: of client i (r, k); B: (d, r); both in float, of one rank unless the
-    method mixes ranks. weights: numbers of training examples, of which the shares count; None: all the same. R: the
-    cores (r, r) of the methods that train one, which the returned B has in it. start: the factors A, B that the clients
-    started from, for methods that look at them. round: the first is 1.
+    method, options: as `strategy=` names them.
+    A, B: of each client, (r, k) and (d, r), in float; of one rank unless the method mixes ranks.
+    weights: numbers of training examples, of which the shares count; None: all the same.
+    R: the cores (r, r) of the methods that train one, which the returned B has in it.
+    start: the factors A, B that the clients started from, for methods that look at them.
+    round: the first is 1.
+
     Sums run in float64 in the order given; what is returned has the dtype of A. Raises InputError, one line, for an
     unknown method or option, and for tensors that are no clients' factors of one layer.
     """

@@ -39,8 +39,14 @@ from strategies.aggregator import Aggregate
 
 @dataclass(frozen=True)
 class ReinitContext:
-    """What a re-initialiser may need: the rank of each layer, the scale s = α/r, a draw of the run's initialiser for a
-    round, and the weight W0 + s·O of a layer, (d, k)."""
+    """What a re-initialiser is given to work with.
+
+    ranks: {layer: the rank of its start factors}.
+    scale: s = α/r.
+    draw: {layer: the initialiser's start factors} for a round, anew where it draws at random.
+    frozen: the weight W0 of a layer, (d, k).
+    offset: {layer: O (d, k)}, the base offset that the weights are over; a layer without one has O = 0.
+    """
 
     ranks: Mapping[str, int]
     scale: float
@@ -49,10 +55,11 @@ class ReinitContext:
     offset: Mapping[str, Tensor] = field(default_factory=dict)
 
     def over(self, offset: Mapping[str, Tensor]) -> ReinitContext:
-        """The same, with this base offset."""
+        """The same context, over this base offset."""
         return replace(self, offset=offset)
 
     def weight(self, name: str) -> Tensor:
+        """W0 + s·O of a layer, (d, k), in float64."""
         frozen = self.frozen(name).double()
         return frozen + self.scale * self.offset[name] if name in self.offset else frozen
 
@@ -67,8 +74,11 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Reinit(ABC):
-    """own_factors: clients start from their own last factors, not from the ones they are sent. at: the rounds after
-    which it is done; None: all. After the others clients start from the global factors."""
+    """A re-initialiser.
+
+    own_factors: whether clients start from their own last factors, not from the ones they are sent.
+    at: the rounds after which it is done; None: all. After the others clients start from the global factors.
+    """
 
     own_factors: ClassVar[bool] = False
 
@@ -81,8 +91,11 @@ class Reinit(ABC):
             at_least("reinit.at", round, 1)
 
     def after(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
-        """`start` in the rounds it is done in; it works on the layers' products (Factors.as_product). What is no part
-        of them stays, such as the magnitudes of a weight that stays as it was."""
+        """What clients start from after `round`: by `start` where it is done, else the global factors.
+
+        It works on the layers' products (Factors.as_product). What is no part of them stays, such as the magnitudes of
+        a weight that stays as it was.
+        """
         if self.at is not None and round not in self.at:
             return Start(aggregate.layers, aggregate.residual)
         plain = {name: f.as_product() for name, f in aggregate.layers.items()}
@@ -96,12 +109,16 @@ class Reinit(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Average(Reinit):
+    """The global factors."""
+
     def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         return Start(aggregate.layers, aggregate.residual)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Local(Average):
+    """The global factors; a client that took part before puts its own last ones in their place."""
+
     own_factors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -115,6 +132,8 @@ class Local(Average):
 
 @dataclass(frozen=True, kw_only=True)
 class Fresh(Reinit):
+    """The initialiser's factors for this round; what was learned goes into the base."""
+
     def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         start = context.draw(round)
         # A start whose product is zero takes nothing with it; any other is taken out of the base.
@@ -143,22 +162,28 @@ class Split(Reinit):
 
 @dataclass(frozen=True, kw_only=True)
 class SVD(Split):
+    """√S on both sides."""
+
     gauge: ClassVar[spectra.Gauge] = "balanced"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Orthonormal(Split):
+    """The rows of A orthonormal, S on B."""
+
     gauge: ClassVar[spectra.Gauge] = "right"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pissa(Reinit):
+    """The top-r singular triplets of W0 + s·(everything learned), √S on both sides; the base gives them up."""
+
     def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
         layers, merge = {}, {}
         for name in aggregate.layers:
             total = _total(aggregate, name)
-            whole = context.weight(name) + context.scale * total.to(torch.float64).dense()
-            top = principal(whole, context.ranks[name])
+            weight = context.weight(name) + context.scale * total.to(torch.float64).dense()
+            top = principal(weight, context.ranks[name])
             half = context.scale**-0.5
             layers[name] = Factors(top.A * half, top.B * half).to(total.A.dtype)
             merge[name] = _rest(total, layers[name])
@@ -167,9 +192,14 @@ class Pissa(Reinit):
 
 @dataclass(frozen=True, kw_only=True)
 class Gauge(Reinit):
-    """side=left: with svd(B) = U S Vᵀ, B becomes βU and A becomes (1/β) S Vᵀ A. side=right: the same for Aᵀ. A zero
-    factor is left as it is. Theory and figures: over-parameterised matrix sensing, where one such step makes the rate
-    of gradient descent independent of the size of the start."""
+    """The global factors in another gauge; a zero factor is left as it is.
+
+    side: ``left``: with svd(B) = U S Vᵀ, B becomes βU and A becomes (1/β) S Vᵀ A; ``right``: the same for Aᵀ.
+    beta: β > 0.
+
+    Theory and figures: over-parameterised matrix sensing, where one such step makes the rate
+    of gradient descent independent of the size of the start.
+    """
 
     side: Literal["left", "right"] = "left"
     beta: float = 1.0
@@ -208,6 +238,7 @@ def principal(matrix: Tensor, rank: int) -> Factors:
 
 
 def _total(aggregate: Aggregate, name: str) -> Factors:
+    """Everything that a round learned in a layer, global factors and residual, as one product in two factors."""
     parts = [aggregate.layers[name], *([aggregate.residual[name]] if name in aggregate.residual else [])]
     return stack(parts, [1.0] * len(parts)) if len(parts) > 1 else parts[0].absorb()
 

@@ -25,7 +25,8 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Raises InputError or RunFailed, which Flower shows as the run's failure."""
+    """Run what the configuration says, and write the run's folder. Raises InputError or RunFailed, which Flower shows
+    as the run's failure."""
     config = from_run_config(context.run_config)
     check_method(config, under_flower=True)
     folder = run_folder.place(config)

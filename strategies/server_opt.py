@@ -36,7 +36,10 @@ class Moved(Aggregate):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptimizer(ABC):
-    """lr: the server's learning rate. The state, {"<moment>/<tensor>": …} in float64, goes in and comes out."""
+    """A server optimiser. Its moments, {"<moment>/<tensor>": float64}, go in and come out.
+
+    lr: the server's learning rate, > 0.
+    """
 
     lr: float = 1.0
 
@@ -44,8 +47,12 @@ class ServerOptimizer(ABC):
         positive("server_opt.lr", self.lr)
 
     def step(self, start: Aggregate, aggregate: Aggregate, moments: Moments = NOTHING) -> Moved:
-        """The aggregate moved on from the start by this optimiser's step, with the moments after it; moments: those
-        before it. Raises ValueError where the two have other shapes."""
+        """The aggregate moved on from the start by this optimiser's step.
+
+        start: the global factors and head that the round began from. aggregate: what the method made of the round.
+        moments: of this optimiser before the step; those after it are the result's.
+        Raises ValueError where a tensor's shape is not the same in both.
+        """
         after: dict[str, Tensor] = dict(moments)
 
         def moved(name: str, old: Tensor, reached: Tensor) -> Tensor:
@@ -64,7 +71,7 @@ class ServerOptimizer(ABC):
 
     @abstractmethod
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
-        """Where a tensor goes for its pseudo-gradient; its entries of `moments` are replaced by those after."""
+        """The step of a tensor, before lr, for its pseudo-gradient `delta`; its entries of `moments` are replaced."""
 
 
 def _moment(
@@ -77,6 +84,8 @@ def _moment(
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(ServerOptimizer):
+    """beta: β in [0, 1), the share of the moment that stays."""
+
     beta: float = 0.9
 
     def __post_init__(self) -> None:
@@ -89,6 +98,8 @@ class Momentum(ServerOptimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Adam(ServerOptimizer):
+    """beta1, beta2: in [0, 1), the shares of the moments that stay. tau: τ > 0, which bounds the step at a small v."""
+
     lr: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
@@ -120,5 +131,5 @@ SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer | NoServerOptimizer]] = {
 
 def create_server_optimizer(name: str, options: Mapping[str, Any] = NOTHING) -> ServerOptimizer | None:
     """A server optimiser by name, None for `none`. Raises InputError for an unknown name or option."""
-    made = create("server_opt", SERVER_OPTIMIZERS, name, options)
-    return made if isinstance(made, ServerOptimizer) else None
+    optimizer = create("server_opt", SERVER_OPTIMIZERS, name, options)
+    return optimizer if isinstance(optimizer, ServerOptimizer) else None

@@ -148,7 +148,7 @@ def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypat
         patch.setattr(RunFolder, "started", lambda *_: (_ for _ in ()).throw(Crash))
         simulate(parted)
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(Cohort, "_train", lambda *_: (_ for _ in ()).throw(Crash))
+        patch.setattr(Cohort, "answers", lambda _, tasks: (_ for _ in ()).throw(Crash) if tasks else [])
         simulate(parted)
     assert [p.name for p in (only(tmp_path / "b") / "checkpoints").iterdir()] == ["round-000000"]
     with monkeypatch.context() as patch, pytest.raises(Crash):

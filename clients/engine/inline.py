@@ -14,6 +14,8 @@ from fedinit.state.base_offset import EMPTY, Offset
 
 
 class InlineEngine:
+    """One worker, used by the thread that calls."""
+
     def __init__(self, worker: Worker) -> None:
         self.workers = [worker]
 

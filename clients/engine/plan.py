@@ -12,18 +12,19 @@ Item = TypeVar("Item")
 
 
 def plan(tasks: Sequence[Task], clients_per_bank: int) -> list[Job]:
-    """The jobs that do the tasks: those of one kind of work, base and view, in their order, in banks as equal as can
-    be. Only training is done by several clients together.
+    """The jobs that do the tasks: those of one work, base and view in their order, in banks as equal as can be.
+
+    clients_per_bank: the most that train in one bank; anything else is done a client at a time.
 
     A mute task takes its place among those that work as a stand-in of the first of them, so that its mates' rounding is
     what it would have been. Where none works, there is no job.
     """
 
-    def kind(task: Task) -> tuple[str, str, str]:
+    def shared(task: Task) -> tuple[str, str, str]:
         return task.work, task.base, task.view
 
     jobs = []
-    for _, group in itertools.groupby(sorted(tasks, key=kind), key=kind):
+    for _, group in itertools.groupby(sorted(tasks, key=shared), key=shared):
         members = list(group)
         first = next((t for t in members if not t.mute), None)
         if first is None:
@@ -35,7 +36,7 @@ def plan(tasks: Sequence[Task], clients_per_bank: int) -> list[Job]:
 
 
 def split_evenly(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Consecutive groups of at most `size`, as equal as can be: six in fours is 3 + 3, not 4 + 2."""
+    """Consecutive groups of at most `size` items, as equal as can be: six in fours is 3 + 3, not 4 + 2."""
     count = -(-len(items) // size)
     bounds = [round(i * len(items) / count) for i in range(count + 1)] if count else [0]
     return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]

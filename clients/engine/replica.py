@@ -16,12 +16,13 @@ from fedinit.state.base_offset import EMPTY, Offset
 
 
 class Replica:
-    """Weights are made by whoever needs them first, under a lock, and shared by the others."""
+    """The weights of one device. They are made by the worker that needs them first, under a lock, and shared."""
 
     def __init__(
         self, backbone: Backbone, targets: Mapping[str, tuple[int, int]], scale: float, device: torch.device
     ) -> None:
-        """targets: {layer: (d, k)}. scale: s, of the base offsets and the adapters."""
+        """backbone: copied to the device, but for the CPU. targets: {layer: (d, k)} of the layers with adapters.
+        scale: s = α/r, of the base offsets and the adapters."""
         module = backbone.module if device.type == "cpu" else copy.deepcopy(backbone.module).to(device)
         self.backbone = Backbone(module=module, features=backbone.features, input=backbone.input)
         self.device, self.scale = device, scale
@@ -32,10 +33,11 @@ class Replica:
         self._folded: tuple[object, ...] = ()
 
     def hold(self, base: str, offset: Offset) -> None:
+        """Hold the offset {layer: (d, k)} that this key names, for `put`."""
         self._offsets.setdefault(base, offset)
 
     def prepare(self, jobs: Sequence[Job]) -> None:
-        """Forget what none of these jobs needs."""
+        """Forget the offsets and weights that none of these jobs needs."""
         needed = {EMPTY, *(job.base for job in jobs)}
         self._offsets = {base: offset for base, offset in self._offsets.items() if base in needed}
         self._merged = {base: weights for base, weights in self._merged.items() if base in needed}
@@ -57,9 +59,9 @@ class Replica:
     def fold(self, bank: Bank, task: Task) -> None:
         """Fold the task's adapter and head into the bank, made once for consecutive tasks with the same ones."""
         with self._lock:
-            now = (task.base, task.adapter, task.head)
-            if not (self._folded and all(a is b for a, b in zip(self._folded, now, strict=True))):
+            wanted = (task.base, task.adapter, task.head)
+            if not (self._folded and all(a is b for a, b in zip(self._folded, wanted, strict=True))):
                 self.put(self._folding, task.base)
                 self._folding.fold(task.adapter, task.head)
-                self._folded = now
+                self._folded = wanted
             bank.fold_like(self._folding)

@@ -19,6 +19,8 @@ from fedinit.threads import make_pool
 
 
 class ThreadEngine:
+    """One worker a lane; a job goes to the first that is free."""
+
     def __init__(self, workers: Sequence[Worker]) -> None:
         """workers: one a lane."""
         self.workers = list(workers)
@@ -49,7 +51,7 @@ class ThreadEngine:
 
     @contextmanager
     def _worker(self) -> Iterator[Worker]:
-        """Whichever is free; each job goes to the first."""
+        """The first worker that is free, until the block ends."""
         worker = self._free.get()
         try:
             yield worker

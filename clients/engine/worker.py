@@ -27,7 +27,10 @@ CPU = torch.device("cpu")
 class Settings:
     """What every job of a run is done with.
 
-    client: how clients train. seed: of the run. scale, dropout: the adapter's.
+    client: how clients train.
+    seed: of the run.
+    scale: s = α/r.
+    dropout: the probability with which an adapter's inputs are dropped in training.
     batch_size: images of a pass in which nothing is trained.
     """
 
@@ -39,6 +42,7 @@ class Settings:
 
     @staticmethod
     def of(config: Config) -> Settings:
+        """What a run's configuration says of it."""
         adapter = config.adapter
         return Settings(
             client=config.client,
@@ -63,8 +67,8 @@ class Worker:
     ) -> None:
         """targets: {layer: (d, k)} of the layers with adapters. device: what the bank is on.
         beside: a worker on the same device, whose copy of the backbone this one shares."""
-        own = beside is None
-        self.replica = Replica(backbone, targets, settings.scale, device) if own else beside.replica
+        alone = beside is None
+        self.replica = Replica(backbone, targets, settings.scale, device) if alone else beside.replica
         self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout)
         self.data, self.settings, self.spec = data, settings, backbone.input
 
@@ -93,9 +97,9 @@ class Worker:
             return ClientFailed.of(tasks[i].client, "train", error)
 
     def _attempt(self, work: str, task: Task) -> Answer:
-        done = {"measure": self._measure, "evaluate": self._evaluate, "features": self._features}[work]
+        do = {"measure": self._measure, "evaluate": self._evaluate, "features": self._features}[work]
         try:
-            return done(task)
+            return do(task)
         except Exception as error:  # noqa: BLE001 (this client's)
             return ClientFailed.of(task.client, {"measure": "statistics"}.get(work, work), error)
 
@@ -109,8 +113,8 @@ class Worker:
             self.bank.bare()
         # A backward pass holds what training holds.
         size = settings.client.batch_size if request.source == "gradients" else settings.batch_size
-        found = measure(self.bank, request, task.examples, task.client, self.data, self.spec, size, task.secret)
-        return Measured(task.client, found.sums, found.examples)
+        statistics = measure(self.bank, request, task.examples, task.client, self.data, self.spec, size, task.secret)
+        return Measured(task.client, statistics.sums, statistics.examples)
 
     def _evaluate(self, task: Task) -> Measured:
         self.replica.fold(self.bank, task)
@@ -119,8 +123,8 @@ class Worker:
 
     def _features(self, task: Task) -> Measured:
         self.bank.bare()
-        found = features_of(self.bank, task, self.data, self.spec)
-        return Measured(task.client, {"features": found}, len(task.examples))
+        features = features_of(self.bank, task, self.data, self.spec)
+        return Measured(task.client, {"features": features}, len(task.examples))
 
 
 def make_workers(
@@ -136,11 +140,11 @@ def make_workers(
     device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices) or "cuda:<n>".
     lanes: their number on CPU; None is one a core. Raises InputError for a device that is not there.
     """
-    made: list[Worker] = []
+    workers: list[Worker] = []
     for place in devices(device, lanes):
-        beside = next((w for w in made if w.replica.device == place), None)
-        made.append(Worker(backbone, targets, data, settings, place, beside))
-    return made
+        beside = next((w for w in workers if w.replica.device == place), None)
+        workers.append(Worker(backbone, targets, data, settings, place, beside))
+    return workers
 
 
 def devices(device: str, lanes: int | None) -> list[torch.device]:

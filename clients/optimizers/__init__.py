@@ -21,7 +21,7 @@ def create_optimizer(
     leaves: Mapping[str, Tensor],
     settings: ClientConfig,
     owned: Mapping[str, Tensor] | None = None,
-    scales: Sequence[Mapping[str, float]] = (),
+    step_scales: Sequence[Mapping[str, float]] = (),
 ) -> BankOptimizer[Any]:
     """The optimiser that `client=` chose; arguments as in BankOptimizer."""
-    return OPTIMIZERS[settings.optimizer](leaves, settings, owned, scales)
+    return OPTIMIZERS[settings.optimizer](leaves, settings, owned, step_scales)

@@ -12,6 +12,8 @@ from fedinit.config.client import AdamWConfig
 
 
 class AdamW(BankOptimizer[AdamWConfig]):
+    """first, second: (K, P), the running means of the gradient and of its square."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)

@@ -24,11 +24,12 @@ Settings = TypeVar("Settings", bound=ClientConfig)
 class BankOptimizer(ABC, Generic[Settings]):
     """Updates leaves {name: (K, …)} in place.
 
-    Works on all leaves side by side, a row a client, so that a step is a few operations whatever their number:
+    Works on all leaves side by side, a row a client, so that a step is a few operations whatever their number.
+
     values: (K, P), P numbers a client. `leaves` follow them after every step.
-    owned: {leaf: (K,) how many of its numbers are each client's own}, the rest being zero padding of a lower rank;
-    None: all are. scales: per client the step scales {leaf: number} fixed in an earlier round, for optimisers that
-    have them.
+    start: (K, P), where the round began; None where no proximal term needs it.
+    ratio: (P,), the learning rate of every number as a multiple of client.lr; None: 1 for all.
+    steps: how many were taken.
     """
 
     def __init__(
@@ -36,8 +37,14 @@ class BankOptimizer(ABC, Generic[Settings]):
         leaves: Mapping[str, Tensor],
         settings: Settings,
         owned: Mapping[str, Tensor] | None = None,
-        scales: Sequence[Mapping[str, float]] = (),
+        step_scales: Sequence[Mapping[str, float]] = (),
     ) -> None:
+        """leaves: the tensors that are trained.
+        settings: the options of `client=<name>`.
+        owned: {leaf: (K,) how many of its numbers are each client's own}, the rest being zero padding of a lower rank;
+        None: all are.
+        step_scales: per client those {leaf: number} fixed in an earlier round, for optimisers that have them.
+        """
         self.leaves, self.settings = dict(leaves), settings
         self.values = _side_by_side(leaves.values())
         self.start = self.values.clone() if settings.prox else None
@@ -70,8 +77,8 @@ class BankOptimizer(ABC, Generic[Settings]):
 
     @property
     def state_size(self) -> int:
-        """How many numbers the state of one client holds."""
-        return sum(kept[0].numel() for kept in self.state() if kept is not None)
+        """How many numbers this optimiser keeps for one client from step to step."""
+        return sum(rows[0].numel() for rows in self.state() if rows is not None)
 
     def fixed_scales(self, row: int) -> dict[str, float]:
         """The step scales {leaf: number} that client `row` has fixed; empty for an optimiser without any."""

@@ -12,6 +12,8 @@ from fedinit.config.client import SGDConfig
 
 
 class SGD(BankOptimizer[SGDConfig]):
+    """velocity: v (K, P); None without momentum."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.velocity = torch.zeros_like(self.values) if self.settings.momentum else None

@@ -23,10 +23,16 @@ from fedinit.step_scale import step_scale
 
 
 class SGDSaI(BankOptimizer[SGDSaIConfig]):
-    """scales: (K, blocks), 0 where not fixed yet."""
+    """Its state of K clients.
 
-    def __init__(self, leaves: Any, settings: Any, owned: Any = None, scales: Any = ()) -> None:
-        super().__init__(leaves, settings, owned, scales)
+    step_scales: (K, blocks) in float64, 0 where not fixed yet.
+    counts: (K, blocks), how many numbers of a block are a client's own, without padding.
+    begun: (K, blocks), whether a block has had a gradient in this round.
+    buffer: buf (K, P).
+    """
+
+    def __init__(self, leaves: Any, settings: Any, owned: Any = None, step_scales: Any = ()) -> None:
+        super().__init__(leaves, settings, owned, step_scales)
         rows, device = len(self.values), self.values.device
         self.sizes = [leaf[0].numel() for leaf in self.leaves.values()]
         self.block = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(device)  # (P,)
@@ -35,9 +41,9 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
             for name, size in zip(self.leaves, self.sizes, strict=True)
         ]
         self.counts = torch.stack(counts, dim=1).to(device, torch.float64)  # (K, blocks)
-        given = [[own.get(name, 0.0) for name in self.leaves] for own in scales or [{}] * rows]
-        self.scales = torch.tensor(given, device=device, dtype=torch.float64).reshape(rows, len(self.sizes))
-        self.begun = torch.zeros_like(self.scales, dtype=torch.bool)  # blocks that have had a gradient in this round
+        given = [[fixed.get(name, 0.0) for name in self.leaves] for fixed in step_scales or [{}] * rows]
+        self.step_scales = torch.tensor(given, device=device, dtype=torch.float64).reshape(rows, len(self.sizes))
+        self.begun = torch.zeros_like(self.step_scales, dtype=torch.bool)
         self.buffer = torch.zeros_like(self.values)
 
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
@@ -48,7 +54,7 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
             buffer.copy_(torch.where(first[:, self.block], gradient, buffer))
         decay = lr * self.settings.weight_decay
         value.mul_(1 - (decay if self.ratio is None else decay * self.ratio))
-        step = buffer * self.scales[:active].to(buffer.dtype)[:, self.block]
+        step = buffer * self.step_scales[:active].to(buffer.dtype)[:, self.block]
         value.add_(step if self.ratio is None else step * self.ratio, alpha=-lr)
 
     def _begin(self, gradient: Tensor, active: int) -> Tensor:
@@ -63,13 +69,13 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
         around = torch.stack([(p - m[:, None]).square().sum(1) for p, m in zip(parts, mean.T, strict=True)], dim=1)
         padding = torch.tensor(self.sizes, device=count.device) - count
         ratio = step_scale(square, around - padding * mean.square(), count)
-        fixed = self.scales[:active]
+        fixed = self.step_scales[:active]
         fixed.copy_(torch.where(first & (fixed == 0), ratio, fixed))
         self.begun[:active] |= first
         return first
 
     def state(self) -> list[Tensor | None]:
-        return [*super().state(), self.buffer, self.scales]
+        return [*super().state(), self.buffer, self.step_scales]
 
     def fixed_scales(self, row: int) -> dict[str, float]:
-        return {name: value for name, value in zip(self.leaves, self.scales[row].tolist(), strict=True) if value}
+        return {n: v for n, v in zip(self.leaves, self.step_scales[row].tolist(), strict=True) if v}

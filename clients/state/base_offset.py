@@ -40,13 +40,14 @@ class Bases:
         return State(tensors, {"held": {str(node): key for node, key in self._held.items()}})
 
     def restore(self, state: State) -> None:
+        """Put back what a `snapshot` said."""
         for name, value in state.tensors.items():
             key, _, layer = name.partition("/")
             self.known.setdefault(key, {})[layer] = value
         self._held = {int(node): key for node, key in state.facts["held"].items()}
 
     def receive(self, message: Message, context: Context) -> str:
-        """Bring this client's base up to the message's; returns its key.
+        """Bring this client's base up to the message's; returns its key, under which `known` has the offset.
 
         Raises LookupError when what was sent does not lead from the base this client holds to the one it should have;
         the server then sends it whole.
@@ -68,6 +69,7 @@ class Bases:
         return key
 
     def _advance(self, key: str, tensors: dict[str, Tensor], context: Context) -> str:
+        """The key after the merges in `tensors`, {"<version>/<layer>/<part>": tensor}, on top of the base `key`."""
         merges: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             version, _, rest = name.partition("/")

@@ -37,7 +37,7 @@ class Kept:
 
     @staticmethod
     def of(context: Context, config: Config) -> Kept | None:
-        """None for a site that set no folder, or that has no partition id."""
+        """The states of the client whose Context this is; None where its site set no folder or no partition id."""
         node: Mapping[str, object] = context.node_config
         client = node.get("partition-id")
         if SETTING not in node or not isinstance(client, int):
@@ -45,13 +45,17 @@ class Kept:
         return Kept(Path(str(node[SETTING])).expanduser(), config, client)
 
     def recall(self, message: Message, context: Context) -> None:
-        """Put the Context where this message wants it: before the round to be trained, after the one to be evaluated,
-        at the round that the server stands at when it asks who we are (-1: before any), when later ones, which are
-        another past's, are dropped."""
-        round, kind = _round(message), message.metadata.message_type
-        if kind == "query.describe":
+        """Put the client's state where this message wants it into the Context: an empty one where there is none.
+
+        train: before the round that is to be trained.
+        evaluate, query.statistics: after the round that the message names, 0 where it names none.
+        query.describe: at the round that the server stands at, -1 before any; later ones are another past's, and are
+        dropped.
+        """
+        round, message_type = _round(message), message.metadata.message_type
+        if message_type == "query.describe":
             self._rounds.drop_after(round)
-        loaded = self._rounds.load(last=round - (kind == "train"))
+        loaded = self._rounds.load(last=round - (message_type == "train"))
         for name, why in loaded.passed_over:
             logging.getLogger(__name__).warning("state of %s is damaged (%s); the one before it is used", name, why)
         context.state = wire.from_state(loaded.states["client"]) if loaded.states else RecordDict()

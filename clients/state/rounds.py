@@ -24,22 +24,23 @@ Record = TypeVar("Record", ArrayRecord, MetricRecord)
 def remembered(context: Context, name: str) -> dict[int, ArrayRecord | ConfigRecord | MetricRecord]:
     """{round: what this client made in it}, in the order in which they were made."""
     keys = [key.partition("@") for key in context.state]
-    return {int(round): context.state[f"{name}@{round}"] for own, _, round in keys if own == name and round}
+    return {int(round): context.state[f"{name}@{round}"] for prefix, _, round in keys if prefix == name and round}
 
 
-def recall(message: Message, context: Context, name: str, kind: type[Record]) -> Record | None:
-    """What this client goes on from: of the round of its last accepted update; None where it has nothing."""
+def recall(message: Message, context: Context, name: str, record_type: type[Record]) -> Record | None:
+    """What this client goes on from: of the round of its last accepted update; None where it has nothing. name: FACTORS
+    or SCALES."""
     key = f"{name}@{_accepted(message)}"
-    return wire.record(context.state, key, kind) if key in context.state else None
+    return wire.record(context.state, key, record_type) if key in context.state else None
 
 
-def remember(message: Message, context: Context, made: Mapping[str, ArrayRecord | MetricRecord]) -> None:
-    """Remember what this round made, {name: record}, beside what it was made from, and nothing else."""
+def remember(message: Message, context: Context, records: Mapping[str, ArrayRecord | MetricRecord]) -> None:
+    """Remember what this round made, {name: record}, beside what it was made from; other rounds' are forgotten."""
     for name in (FACTORS, SCALES):
         for round in remembered(context, name):
             if round != _accepted(message):
                 del context.state[f"{name}@{round}"]
-    for name, record in made.items():
+    for name, record in records.items():
         context.state[f"{name}@{wire.value(wire.config(message), 'round', int)}"] = record
 
 

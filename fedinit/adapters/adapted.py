@@ -11,9 +11,18 @@ from torch.autograd.function import once_differentiable
 class Adapted(torch.autograd.Function):
     """y = x Wᵀ + bias + s · (m∘x Aᵀ) Rᵀ Bᵀ of n clients, with the adapters added in place, forward and backward.
 
-    What autograd would make of that formula, except that it would write each large array once more either way.
-    x: (n, t, k), m: mask of x's shape or None, W: (d, k), A: (n, r, k), B: (n, d, r), R: (n, h, r/h, r/h), the blocks
-    of a block-diagonal core, or None for the identity; returns (n, t, d).
+    The gradients are those of that formula; autograd would get them too, and write each large array once more in either
+    direction.
+
+    x: (n, t, k), t rows of each client.
+    mask: m, of x's shape, dropout on the adapters' input; None: no dropout.
+    weight: W (d, k), one for all clients, without a gradient.
+    bias: (d,), or None.
+    A, B: (n, r, k) and (n, d, r).
+    R: (n, h, r/h, r/h), the h blocks of a block-diagonal core; None: the identity.
+    scale: s.
+
+    Returns y (n, t, d).
     """
 
     @staticmethod

@@ -24,10 +24,17 @@ from fedinit.models.backbone import Backbone
 
 
 class BankLinear(nn.Module):
-    """One frozen linear layer with K adapters, of which the first `active` take part in a forward pass; without leaves,
-    the layer over one weight alone."""
+    """One frozen linear layer with K adapters, of which the first `active` take part in a forward pass.
+
+    As long as no adapters are loaded it is the plain layer, over the base or over one folded weight.
+    """
 
     def __init__(self, linear: nn.Linear, scale: float, dropout: float) -> None:
+        """
+        linear: the backbone's layer, whose weight W0 (d, k) and bias (d,) are shared, not copied.
+        scale: s, what every product of factors is multiplied by.
+        dropout: probability with which an entry of the adapters' input is zero while training.
+        """
         super().__init__()
         self.weight, self.bias, self.scale, self.dropout = linear.weight, linear.bias, scale, dropout
         self.base = Frozen(self.weight, self.bias)  # what the adapters sit on
@@ -40,13 +47,22 @@ class BankLinear(nn.Module):
         self.generators: Sequence[torch.Generator] = ()  # one a client, for dropout
 
     def clear(self, folded: Tensor | None = None) -> None:
-        """Leave out the clients' adapters. folded: the weight (d, k) in place of the base's."""
+        """Leave out the clients' adapters.
+
+        folded: the weight (d, k) to use in place of the base's; None: the base's own.
+        """
         self.folded, self.leaves, self.offset = folded, {}, ()
 
     def load(
         self, products: Sequence[Factors], offsets: Sequence[Factors], trainable: frozenset[str], room: int
     ) -> None:
-        """Take K clients' factors, and products that belong to their bases, K or none."""
+        """Take K clients' factors of this layer, padded to one rank.
+
+        products: the factors, one a client.
+        offsets: the client's own part of its base, one product a client; empty: all sit on the shared base.
+        trainable: the parts that learn; a core or vectors that do not are absorbed into B.
+        room: the least rank to pad to.
+        """
         self.clear()
         device = self.weight.device
         self.kind, products = trained_as(products, trainable)
@@ -61,11 +77,11 @@ class BankLinear(nn.Module):
         return leading(self.kind.client(self.leaves, i), self.ranks[i])
 
     def parameter_count(self, part: str, i: int) -> int:
-        """How many numbers client i has in a leaf, padding left out."""
+        """How many numbers client i trains in the leaf `part`, padding left out."""
         return self.kind.parameter_count(part, self.ranks[i], self.leaves)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n·b, …, k) of the n active clients, one after another, to (n·b, …, d)."""
+        """Inputs (n·b, …, k) of the n active clients, one after another, to outputs (n·b, …, d)."""
         if not self.leaves:
             return F.linear(x, self.base.weight if self.folded is None else self.folded, self.bias)
         clients = x.reshape(self.active, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
@@ -87,11 +103,17 @@ class BankLinear(nn.Module):
 class Bank:
     """K adapters and K heads over a backbone whose tensors it shares.
 
-    targets: {layer: (d, k)}. scale: s. A Bank is used by one thread at a time; make one a lane and load clients
-    into it, again and again. What `load` returns are the trainable leaves, each with K in front.
+    A Bank is used by one thread at a time; make one a lane and load clients into it, again and again. What `load`
+    returns are the trainable leaves, each with K in front.
     """
 
     def __init__(self, backbone: Backbone, targets: Mapping[str, tuple[int, int]], scale: float, dropout: float = 0.0):
+        """
+        backbone: whose parameters and buffers are shared; its module tree is copied, so that layers can be replaced.
+        targets: {layer: (d, k)} of the layers that get adapters.
+        scale: s, what every product of factors is multiplied by.
+        dropout: probability on the adapters' input, while training.
+        """
         self.features = backbone.features
         self.module = _share(backbone.module)
         self.layers: dict[str, BankLinear] = {}
@@ -113,11 +135,16 @@ class Bank:
     ) -> dict[str, Tensor]:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
-        trainable: which parts of the factors learn, and BLOCK_SCALES (core.py) for a scale a block of R, which starts
-        at one and is multiplied into R in the end; the head always learns. A core, or vectors, that do not learn are
-        absorbed into B. Raises ValueError for vectors around different A or B. offsets: factors that belong to each
-        client's base. generators: one a client for dropout, none for no dropout. room: ranks to pad each layer's
-        factors and offsets to, where the largest of the clients' is below.
+        adapters: {layer: factors} of each client, on any device.
+        heads: {"weight": (classes, features), "bias": (classes,)} of each client; empty for a model without a head.
+        trainable: the parts of the factors that learn, and BLOCK_SCALES (core.py) for a scale a block of R, which
+            starts at one and is multiplied into R in the end; the head always learns. A core, or vectors, that do not
+            learn are absorbed into B.
+        offsets: {layer: product} of each client, its own part of its base; None: nobody has one.
+        generators: one a client, for dropout; none for no dropout.
+        room: {layer: rank} to pad factors and offsets to, where the clients' largest is below.
+
+        Raises ValueError for vectors around different A or B.
         """
         leaves: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
@@ -133,33 +160,36 @@ class Bank:
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
 
     def leaf(self, name: str) -> Tensor:
-        """A tensor that `load` gave, by the name it gave it."""
+        """The leaf of this name, as `load` returned it: "<layer>/<part>" or "head/<key>"."""
         layer, _, part = name.rpartition("/")
         return self.head[part] if layer == "head" else self.layers[layer].leaves[part]
 
     def bare(self) -> None:
-        """Leave out the adapters: the base alone."""
+        """Leave out the adapters of all layers, so that `forward` is the base alone. The head stays."""
         for layer in self.layers.values():
             layer.clear()
 
     def owned(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{leaf: (K,) how many of its numbers are each client's own, and not padding of a lower rank}."""
-        made = {}
+        """{leaf: (K,) int64}: how many of a leaf's numbers each client has, without the padding of lower ranks."""
+        counts = {}
         for name, leaf in leaves.items():
             layer, _, part = name.rpartition("/")
-            own = [leaf[0].numel()] * len(leaf)
+            sizes = [leaf[0].numel()] * len(leaf)
             if layer in self.layers:
-                own = [self.layers[layer].parameter_count(part, i) for i in range(len(leaf))]
-            made[name] = torch.tensor(own)
-        return made
+                sizes = [self.layers[layer].parameter_count(part, i) for i in range(len(leaf))]
+            counts[name] = torch.tensor(sizes)
+        return counts
 
     def rebase(self, bases: Mapping[str, Tensor]) -> None:
-        """Use these effective weights W + s·O, (d, k), where given, and W itself elsewhere."""
+        """Put the adapters on other frozen weights.
+
+        bases: {layer: W0 + s·O, (d, k)}; a layer that is not named sits on W0 itself.
+        """
         for name, layer in self.layers.items():
             layer.base = Frozen(bases.get(name, layer.weight), layer.bias)
 
     def fold(self, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]) -> None:
-        """Take one adapter for evaluation, its effective weight computed once per layer instead of per batch."""
+        """Take one adapter and head for evaluation; each layer's effective weight is computed once, not per batch."""
         for name, layer in self.layers.items():
             layer.clear(adapter[name].fold(layer.base.weight, layer.scale))
         self.head = {key: value[None].to(next(self.module.parameters()).device) for key, value in head.items()}
@@ -177,14 +207,15 @@ class Bank:
         return self.classify(self.module(images), active)
 
     def classify(self, features: Tensor, active: int) -> Tensor:
-        """Logits (active, b, classes) from pooled features (active·b, features), which they are without a head."""
+        """Logits (active, b, classes) from pooled features (active·b, features); without a head, the features
+        themselves, (active, b, features)."""
         if not self.head:
             return features.view(active, -1, features.shape[-1])
         weight, bias = self.head["weight"][:active], self.head["bias"][:active]
         return torch.baddbmm(bias[:, None], features.reshape(active, -1, features.shape[-1]), weight.mT)
 
     def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
-        """The K clients' factors, at their own ranks, and heads, on the CPU."""
+        """({layer: factors} of each of the K clients, at its own rank; each one's head), as copies on the CPU."""
         count = len(next(iter(self.layers.values())).ranks)
         adapters = [{n: layer.client(i).map(_taken) for n, layer in self.layers.items()} for i in range(count)]
         heads = [{k: _taken(v[i]) for k, v in self.head.items()} for i in range(count)]
@@ -197,6 +228,6 @@ def _taken(value: Tensor) -> Tensor:
 
 
 def _share(module: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are the very tensors of the original."""
+    """A copy of the module tree whose parameters and buffers are the original's tensors, not copies of them."""
     tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
     return copy.deepcopy(module, memo=tensors)

@@ -33,21 +33,25 @@ class Frozen:
 
 
 class Kind(ABC):
-    """Stateless: what it computes with comes from the bank, as leaves."""
+    """How a bank computes with K clients' factors of one kind.
+
+    A kind has no state: the tensors come from the bank, as leaves.
+    """
 
     # The factors of one client and layer.
     product: ClassVar[type[Factors]]
-    # {what a method says it trains: what clients train of this kind}; a part that is not named here is trained itself.
+    # Methods speak of A, B and R. The part of this kind that clients train in place of the one a method names; a part
+    # that is not a key here is trained itself.
     names: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    # What clients train in every round in which they train anything.
+    # The parts that clients train besides, in every round in which they train anything.
     beside: ClassVar[frozenset[str]] = frozenset()
-    # The re-initialisers it goes with; None: all.
+    # The names of the re-initialisers that this kind goes with; None: all.
     reinits: ClassVar[tuple[str, ...] | None] = None
-    # Whether a method works on products of rank one that the layer's update is not, but is linear in.
+    # Whether `as_product` is of rank one, and the layer's update a linear function of it (VeRA's M = b dᵀ).
     rank_one: ClassVar[bool] = False
-    # What stands against other methods and re-initialisers, for the refusal.
+    # The reason why other methods and re-initialisers are refused, as the end of a sentence in the message.
     why: ClassVar[str] = ""
-    # {part: its name in an exported file, behind the layer's}, PEFT's.
+    # {part: the end of its name in an exported file}, as PEFT calls it; the layer's name goes before.
     files: ClassVar[Mapping[str, str]]
 
     def trained(self, parts: frozenset[str]) -> frozenset[str]:
@@ -55,28 +59,41 @@ class Kind(ABC):
         return frozenset(self.names.get(part, part) for part in parts) | (self.beside if parts else frozenset())
 
     def learns(self, trainable: frozenset[str]) -> bool:
-        """Whether a bank that trains these parts is one of this kind, and not of plain factors into which the rest is
-        absorbed."""
+        """Whether a bank that trains these parts needs this kind; else it trains plain A and B, into which the other
+        tensors are absorbed."""
         return True
 
-    def begin(self, drawn: Factors, whole: Factors, weight: Tensor, scale: float) -> Factors:
-        """An initialiser's factors of a layer as clients of this kind start from them, the model being what it is.
-        whole: the product that is over `weight` (d, k), with what goes into the base. scale: s."""
+    def begin(self, drawn: Factors, total: Factors, weight: Tensor, scale: float) -> Factors:
+        """An initialiser's factors of a layer as factors of this kind, under which the effective weight stays the same.
+
+        drawn: the initialiser's factors.
+        total: what is added to `weight`, as one product: the drawn factors and what goes into the base.
+        weight: W0 of the layer, (d, k).
+        scale: s.
+        """
         return drawn
 
     # -- K clients in a bank -----------------------------------------------------------------------------------------
 
     def stack(self, products: Sequence[Factors], room: int, trainable: frozenset[str]) -> dict[str, Tensor]:
-        """The clients' tensors side by side, at the highest rank among them, or `room`, padded with zeros; and what
-        else of `trainable` there is in a bank alone."""
+        """{part: (K, …)}, the clients' tensors at one rank, the highest among them or `room`, padded with zeros.
+
+        Parts of `trainable` that exist in a bank alone (BLOCK_SCALES) are added.
+        """
         rank = max(room, *(p.rank for p in products))
         padded = [pad(p, rank).parts for p in products]
-        return {part: torch.stack([own[part] for own in padded]) for part in products[0].parts}
+        return {part: torch.stack([parts[part] for parts in padded]) for part in products[0].parts}
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
-        """(n, t, d), the layer's outputs of the first n clients for their inputs x (n, t, k). mask: of x's shape,
-        dropout on the adapters' input. scale: s."""
+        """(n, t, d), the layer's outputs of the first n clients.
+
+        x: their inputs, (n, t, k).
+        mask: of x's shape, dropout on the adapters' input; None: no dropout.
+        frozen: the layer that the adapters sit on.
+        leaves: of all K clients, of which the first n are used.
+        scale: s.
+        """
 
     def client(self, leaves: Leaves, i: int) -> Factors:
         """The factors of client i, padding included; views where they can be."""
@@ -84,12 +101,17 @@ class Kind(ABC):
 
     @abstractmethod
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
-        """How many numbers a client of this rank has in a leaf, padding left out."""
+        """How many numbers a client of this rank trains in the leaf `part`, padding left out."""
 
     # -- files -------------------------------------------------------------------------------------------------------
 
     def peft_settings(self, ranks: Mapping[str, int], scale: float, dropout: float) -> dict[str, Any]:
-        """What PEFT's configuration says of layers of these ranks."""
+        """The keys of PEFT's adapter_config.json that describe this kind.
+
+        ranks: {layer: r}.
+        scale: s.
+        dropout: probability on the adapters' input.
+        """
         rank = max(ranks.values())
         # Readers scale by alpha / r; s stays what the run had, whatever the rank of a layer.
         return {

@@ -49,7 +49,7 @@ class CoreFactors(Factors):
         return Factors(self.A, wide.transpose(0, 1).reshape(self.B.shape))
 
     def at_rank(self, rank: int) -> CoreFactors:
-        """Raises ValueError for a rank that is not a whole number of blocks."""
+        """As in `Factors`, in whole blocks. Raises ValueError for a rank that is not a whole number of them."""
         if self.R.ndim == 2:
             core = resized(resized(self.R, 0, rank), 1, rank)
         elif rank % self.R.shape[-1]:
@@ -70,7 +70,10 @@ class CoreFactors(Factors):
 
 @dataclass(frozen=True)
 class Core(LoRA):
-    """full: the clients' cores are (r, r) matrices, not blocks. A core that does not learn is absorbed."""
+    """Trains R between frozen A and B; a core that does not learn is absorbed into B.
+
+    full: the clients' cores are (r, r) matrices; False: h blocks (h, r/h, r/h).
+    """
 
     product: ClassVar[type[Factors]] = CoreFactors
 

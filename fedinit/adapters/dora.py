@@ -22,12 +22,15 @@ from fedinit.adapters.contract import Frozen, Leaves
 from fedinit.adapters.lora import LoRA
 from fedinit.factors import Factors, mean
 
-FLOOR = 1e-12  # below which a row counts as this long: a row of zeros is divided by something
+FLOOR = 1e-12  # the least norm of a row that is divided by, so that a row of zeros divides nothing by zero
 
 
 @dataclass(frozen=True)
 class DoRAFactors(Factors):
-    """m: (d,), the magnitudes of the rows of the weight that the product B @ A is added to; no part of the product."""
+    """The product B @ A, with the magnitudes of the rows of the weight that it is added to.
+
+    m: (d,); it is no part of the product.
+    """
 
     m: Tensor
 
@@ -45,29 +48,30 @@ class DoRAFactors(Factors):
 
     @property
     def is_zero(self) -> bool:
-        """False: also where B is zero, m need not be the norms of the rows, and is not looked into."""
+        """False, whatever the factors: where B is zero, m may still differ from the norms of the weight's rows, which
+        these tensors do not tell."""
         return False
 
     def fold(self, weight: Tensor, scale: float) -> Tensor:
-        """W′; ‖V‖ is that of the whole rows, which are there."""
-        whole = super().fold(weight, scale)
-        norms = whole.norm(dim=1).clamp(min=FLOOR)
-        return (self.m.to(norms.device) / norms)[:, None] * whole
+        """W′ (d, k), with ‖V‖ taken of V itself: here the full rows are there to be measured."""
+        effective = super().fold(weight, scale)
+        norms = effective.norm(dim=1).clamp(min=FLOOR)
+        return (self.m.to(norms.device) / norms)[:, None] * effective
 
     def as_product(self) -> Factors:
-        """B A: a method does with it what it does with LoRA's, and m is averaged with the same weights."""
+        """B A, as of LoRA: a method treats it like LoRA's, and m is averaged with the same weights."""
         return self.absorb()
 
-    def from_product(self, made: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
-        own = [client.parts["m"] for client in clients]
-        return DoRAFactors(made.A, made.B, m=mean(own, weights) if own else self.m.to(made.A.dtype))
+    def from_product(self, product: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
+        trained = [client.parts["m"] for client in clients]
+        return DoRAFactors(product.A, product.B, m=mean(trained, weights) if trained else self.m.to(product.A.dtype))
 
     def with_product(self, product: Factors) -> Factors:
         return DoRAFactors(product.A, product.B, m=self.m)
 
 
 class DoRA(LoRA):
-    """`adapter=dora`."""
+    """`adapter=dora`: as LoRA, with a trained magnitude for each row of the effective weight."""
 
     product: ClassVar[type[Factors]] = DoRAFactors
     beside: ClassVar[frozenset[str]] = frozenset({"m"})
@@ -75,9 +79,9 @@ class DoRA(LoRA):
     why: ClassVar[str] = "whose magnitudes belong to one global product B A"
     files: ClassVar[Mapping[str, str]] = MappingProxyType({**LoRA.files, "m": "lora_magnitude_vector"})
 
-    def begin(self, drawn: Factors, whole: Factors, weight: Tensor, scale: float) -> Factors:
-        """m = ‖W + s·B0A0‖, which leaves the model as it was."""
-        return DoRAFactors(drawn.A, drawn.B, m=magnitudes(weight, whole.A, whole.B, scale).float())
+    def begin(self, drawn: Factors, total: Factors, weight: Tensor, scale: float) -> Factors:
+        """Factors with m = ‖W + s·B0A0‖ by rows, which leaves the model as it was."""
+        return DoRAFactors(drawn.A, drawn.B, m=magnitudes(weight, total.A, total.B, scale).float())
 
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
         n = len(x)
@@ -96,7 +100,13 @@ class DoRA(LoRA):
 
 
 def row_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """(…, d): ‖W + s·BA‖ by rows; weight W (d, k), squares (d,) its ‖W_j‖², A (…, r, k), B (…, d, r)."""
+    """(…, d): ‖W + s·BA‖ by rows, FLOOR at least, without the (d, k) sum.
+
+    weight: W (d, k).
+    squares: (d,), ‖W_j‖² of its rows.
+    A, B: (…, r, k) and (…, d, r).
+    scale: s.
+    """
     cross = ((weight @ A.mT) * B).sum(-1)  # (d, k) @ (…, k, r) -> (…, d, r)
     change = ((B @ (A @ A.mT)) * B).sum(-1)
     # Rounding can make a row that the adapter takes out almost whole slightly negative.
@@ -104,6 +114,6 @@ def row_norms(weight: Tensor, squares: Tensor, A: Tensor, B: Tensor, scale: floa
 
 
 def magnitudes(weight: Tensor, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """m (d,) in float64 with which diag(m/‖·‖) leaves W + s·BA as it is."""
-    whole = weight.double()
-    return row_norms(whole, whole.square().sum(1), A.double(), B.double(), scale)
+    """(d,) in float64: the norms of the rows of W + s·BA, which as magnitudes leave it as it is."""
+    exact = weight.double()
+    return row_norms(exact, exact.square().sum(1), A.double(), B.double(), scale)

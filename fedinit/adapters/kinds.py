@@ -21,21 +21,27 @@ CORE, BLOCKS = Core(full=True), Core(full=False)  # `adapter=lora` under methods
 
 
 def kind_of(factors: Factors) -> Kind:
-    """The kind that factors are of."""
+    """The kind that factors are of. Raises StopIteration for a class of factors that no kind has."""
     if isinstance(factors, CoreFactors):
         return CORE if factors.R.ndim == 2 else BLOCKS
     return next(kind for kind in KINDS.values() if kind.product is type(factors))
 
 
 def trained_as(clients: Sequence[Factors], trainable: frozenset[str]) -> tuple[Kind, Sequence[Factors]]:
-    """What a bank trains clients' factors as: themselves, or LoRA with the rest absorbed, where that does not learn."""
+    """The kind that a bank trains clients' factors as, and the factors in its form.
+
+    That is their own kind, where `trainable` names a tensor that only it has; else LoRA, with all other tensors
+    absorbed into B.
+    """
     kind = kind_of(clients[0])
     return (kind, clients) if kind.learns(trainable) else (KINDS["lora"], [f.absorb() for f in clients])
 
 
 def of_parts(parts: Mapping[str, Tensor]) -> Factors:
-    """Factors from their tensors by name (fedinit.factors.PARTS). Raises ValueError for tensors that make no kind of
-    factors together, or whose shapes do not fit."""
+    """Factors from their tensors by name (fedinit.factors.PARTS).
+
+    Raises ValueError for names that no kind has together, and for shapes that do not fit.
+    """
     for kind in (*KINDS.values(), CORE):
         if set(kind.product.__dataclass_fields__) == set(parts):
             return kind.product(**parts)

@@ -47,27 +47,28 @@ class VeRAFactors(Factors):
         return replace(self, A=A, B=B, d=d)
 
     def blank(self, like: Factors) -> Factors:
-        """Vectors of zeros; A and B are one for the whole bank."""
+        """Vectors of zeros around this one's A and B, which are shared by the whole bank."""
         return replace(self, b=torch.zeros_like(self.b), d=torch.zeros_like(self.d))
 
     def as_product(self) -> Factors:
-        """M = b dᵀ."""
+        """M = b dᵀ (d, r), as a product of rank one."""
         return Pair(self.d[None], self.b[:, None], self)
 
     def as_products(self, clients: Sequence[Factors]) -> Sequence[Factors]:
+        """M of every client. Raises ValueError for a client whose A or B are not this one's, to the bit."""
         frame = self.to(torch.float64)
         return [replace(pair_of(client, self), frame=frame) for client in clients]
 
-    def from_product(self, made: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
+    def from_product(self, product: Factors, clients: Sequence[Factors] = (), weights: Sequence[float] = ()) -> Factors:
         """The vectors of a pair around these matrices. Raises ValueError for more than a pair."""
-        if made.rank != 1:
-            raise ValueError(f"vectors b and d from a product of rank {made.rank}; expected one")
-        dtype = made.A.dtype
-        return VeRAFactors(self.A.to(dtype), self.B.to(dtype), b=made.B[:, 0], d=made.A[0])
+        if product.rank != 1:
+            raise ValueError(f"vectors b and d from a product of rank {product.rank}; expected one")
+        dtype = product.A.dtype
+        return VeRAFactors(self.A.to(dtype), self.B.to(dtype), b=product.B[:, 0], d=product.A[0])
 
-    def lift(self, made: Factors) -> Factors:
+    def lift(self, product: Factors) -> Factors:
         """(M ∘ B) A for an M of any rank, as a product of rank r."""
-        M = made.dense()
+        M = product.dense()
         return Factors(self.A.to(M.dtype), M * self.B)
 
     def correctable2(self, average: Factors, missed: Factors) -> float:
@@ -81,7 +82,7 @@ class VeRAFactors(Factors):
 
 @dataclass(frozen=True)
 class Pair(Factors):
-    """M = b dᵀ as a product of rank one, and the factors whose A and B it goes around."""
+    """M = b dᵀ as a product of rank one. frame: the factors whose A and B the vectors b and d go around."""
 
     frame: VeRAFactors
 
@@ -91,7 +92,7 @@ class Pair(Factors):
 
 
 def pair_of(client: Factors, frame: VeRAFactors) -> Pair:
-    """A client's vectors. Raises ValueError for other matrices than the frame's."""
+    """A client's vectors as a pair. Raises ValueError where its A or B are not the frame's, to the bit."""
     shared = torch.equal(client.A, frame.A) and torch.equal(client.B, frame.B)
     if not isinstance(client, VeRAFactors) or not shared:
         raise ValueError("a client's A and B are not the frozen ones that all clients share, with vectors b and d")

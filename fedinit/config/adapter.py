@@ -27,8 +27,13 @@ class AdapterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProductConfig(AdapterConfig):
-    """Of the kinds whose update is s·B A. ranks: of the clients, a list that is dealt in turn, or a rule; null: all
-    have `rank`."""
+    """What the kinds read whose update is s·B A.
+
+    rank: r of the global adapter.
+    ranks: of the clients, a list that is dealt in turn, or a rule; null: all have `rank`.
+    alpha: α of the scale s.
+    scaling: ``standard`` is s = α/r, ``rslora`` is s = α/√r.
+    """
 
     rank: int = 8
     ranks: tuple[int, ...] | Literal["by_examples", "halving"] | None = None
@@ -57,17 +62,21 @@ class ProductConfig(AdapterConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAConfig(ProductConfig):
+    """`adapter=lora`."""
+
     kind: Literal["lora"] = "lora"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoRAConfig(ProductConfig):
+    """`adapter=dora`."""
+
     kind: Literal["dora"] = "dora"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VeRAConfig(AdapterConfig):
-    """VeRA has no scale, and one rank for all clients."""
+    """`adapter=vera`, which has no scale (s = 1) and one rank for all clients."""
 
     ranks: ClassVar[None] = None
     scale: ClassVar[float] = 1.0

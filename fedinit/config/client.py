@@ -38,6 +38,8 @@ class ClientConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SGDConfig(ClientConfig):
+    """`client=sgd`: SGD with momentum and weight decay."""
+
     optimizer: Literal["sgd"] = "sgd"
     lr: float = 0.04
     momentum: float = 0.9
@@ -51,6 +53,8 @@ class SGDConfig(ClientConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig(ClientConfig):
+    """`client=adamw`: Adam with decoupled weight decay."""
+
     optimizer: Literal["adamw"] = "adamw"
     lr: float = 0.001
     betas: tuple[float, float] = (0.9, 0.999)
@@ -65,6 +69,8 @@ class AdamWConfig(ClientConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SGDSaIConfig(ClientConfig):
+    """`client=sgd_sai`: SGD with a step scale a block, fixed by its first gradient (fedinit/step_scale.py)."""
+
     optimizer: Literal["sgd_sai"] = "sgd_sai"
     lr: float = 0.002
     momentum: float = 0.9

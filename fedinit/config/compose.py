@@ -44,7 +44,7 @@ def compose_config(overrides: Sequence[str]) -> Config:
 
 
 def describe_groups() -> str:
-    """The groups and their choices, a line each, and the plain keys, for --help."""
+    """Text for --help: the groups with their choices, a line each, then the plain keys with their defaults."""
     lines = ["Groups (group=choice):"]
     lines += [f"  {name:<11} {'  '.join(choices)}" for name, choices in groups().items()]
     values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml")))

@@ -40,6 +40,8 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """The backbone (`model=`), and where its weights come from."""
+
     name: str  # a timm model name, with or without a pretrained tag
     kwargs: Mapping[str, Any]  # passed to timm.create_model; null image size etc. stay timm's
     checkpoint: str | None  # safetensors file, or "embedded:<file>" for one inside the package
@@ -62,6 +64,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
+    """Where and when clients' work is done (`engine=`)."""
+
     name: Literal["local"]
     device: str  # auto, cpu, cuda, cuda:1 …
     lanes: int | None  # null: one a core on CPU, one a device on CUDA
@@ -76,7 +80,8 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """every, rounds: of diagnostics too, also where nobody evaluates."""
+    """Where and when the global model is evaluated (`evaluation=`); `every` and `rounds` are those of diagnostics too,
+    also where nobody evaluates."""
 
     where: Literal["server", "clients", "none"]
     every: int  # rounds; the last round is always evaluated
@@ -93,11 +98,15 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NoDiagnostics:
+    """`diagnostics=none`."""
+
     name: Literal["none"] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitDiagnostics:
+    """`diagnostics=init`: figures that explain a start, measured on a probe set."""
+
     name: Literal["init"] = "init"
     examples: int = 64  # of the probe set
     outputs: int = 16  # that the kernel sums over; of more, random combinations
@@ -112,6 +121,8 @@ DIAGNOSTICS: dict[str, type[NoDiagnostics | InitDiagnostics]] = {"init": InitDia
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
+    """Whether Weights & Biases is told of the run (`logger=`), and under which names."""
+
     name: Literal["auto", "none", "wandb", "wandb_offline"]
     project: str
     entity: str | None
@@ -119,6 +130,8 @@ class LoggerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig:
+    """The bounds within which the server lets updates in (`gate.<field>=`)."""
+
     enabled: bool  # false lets everything in that can be summed: for trying what the gate is good for
     max_factor_ratio: float  # of a factor's norm to its start's, either way
     max_product_ratio: float  # of a layer's product B·A to an orthonormal map of its shape
@@ -157,6 +170,8 @@ UNCOUNTED += ("data.cache_dir", "model.sha256")
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
+    """The whole configuration of a run, checked. Raises InputError, one line, for a value out of range."""
+
     name: str
     rounds: int
     seed: int

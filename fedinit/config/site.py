@@ -26,9 +26,13 @@ OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "state-dir")
 def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
     """The run's configuration with this site's own paths and device in it.
 
-    A server says what to train, not where this machine keeps its files: raises InputError for a place or device that
-    came with the run and that the site did not set itself, and for a setting that there is not. `simulated`: server and
-    clients are one machine's.
+    A server says what to train, not where this machine keeps its files.
+
+    node_config: {setting: value}, the site's --node-config.
+    simulated: server and clients are on one machine, so the run may set the places.
+
+    Raises InputError for a place or device that came with the run and that the site did not set itself, and for a
+    setting that does not exist.
     """
     for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
         known = sorted({*SITE_KEYS, *OTHER_KEYS})

@@ -21,7 +21,10 @@ from fedinit.seeding import torch_generator
 class Catalogue:
     """A data set before its pixels: row i of every column speaks of image i.
 
-    labels, domains: (n,) int64, indices into the names.  test: (n,) bool.
+    labels: (n,) int64, indices into class_names.
+    domains: (n,) int64, indices into domain_names.
+    test: (n,) bool, True in the test split.
+    class_names, domain_names: in the order of their numbers.
     read: rows (m,) int64 -> (m, C, H, W) uint8; called once, with the rows kept, in increasing order.
     """
 
@@ -39,28 +42,33 @@ def choose_images(
     classes: tuple[str, ...] | int | None,
     validation_fraction: float | None,
     seed: int = 0,
-    own: str | None = None,
+    domain: str | None = None,
 ) -> Dataset:
-    """The images of the named domains and classes, None for all there are.
+    """The images of the named domains and classes.
 
-    With a validation_fraction, for choosing settings: the test images are left out, and that share of each domain's
-    training images, drawn from `seed`, is the test split of what is returned.
+    Domains are numbered in the order in which they are named, classes too; where they are not named, as the source
+    numbers them.
 
-    Domains are numbered in their order, classes in theirs, where these are lists of names; else as the source numbers
-    them. A number n of classes is the first n names in sorted order.
-    own: for a site that holds one of the domains: only its images are listed; the names of the other domains, and of
-    classes that are named, need not be there. The images of `own` are the same, in the same order, as in the whole.
+    listed: what the source has.
+    domains: names; None: all.
+    classes: names, or a number n for the first n names in sorted order; None: all.
+    validation_fraction: for choosing settings: the test images are left out, and this share of each domain's training
+        images, drawn from `seed`, is the test split of what is returned. None: the source's own split.
+    seed: the run's.
+    domain: for a site that holds one of the domains. Only its images are chosen, the same and in the same order as in
+        the data set of all domains; the other domains, and classes that are named, need not be in `listed`. None: the
+        images of all domains are chosen.
+
     Raises InputError on an unknown name, a domain or class without images, a domain without test images, and fewer than
     two classes.
     """
-    named = domains
-    here, first = named, 0  # the domains that are read, and the number of the first of them
-    if own is not None and named is not None:
-        here, first = (own,), named.index(own)
-    domain_names = _pick("domains", here, listed.domain_names)
+    wanted, first = domains, 0  # the domains that are read, and the number of the first of them
+    if domain is not None and domains is not None:
+        wanted, first = (domain,), domains.index(domain)
+    domain_names = _pick("domains", wanted, listed.domain_names)
     classes = _class_list(classes, listed.class_names)
-    alone = own is not None and classes is not None
-    class_names = _pick("classes", classes, listed.class_names if own is None or classes is None else classes)
+    alone = domain is not None and classes is not None
+    class_names = _pick("classes", classes, listed.class_names if domain is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
 
@@ -73,8 +81,8 @@ def choose_images(
         rows, places, labels = rows[kept], places[kept], labels[kept]
         test = _held_out(places, validation_fraction, seed, first)
     _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
-    if own is not None:
-        places, domain_names = places + first, named or domain_names
+    if domain is not None:
+        places, domain_names = places + first, domains or domain_names
     return Dataset(listed.read(rows), labels, places, test, class_names, domain_names)
 
 

@@ -14,7 +14,10 @@ class Dataset:
 
     images: (n, C, H, W) uint8, 0..255, or float32, which a model takes as they are.
     labels: (n,) int64, indices into class_names; or (n, outputs) float32, numbers to predict, named by class_names.
-    domains: (n,) int64, indices into domain_names.  test: (n,) bool, True in the test split.
+    domains: (n,) int64, indices into domain_names.
+    test: (n,) bool, True in the test split.
+    class_names, domain_names: in the order of their numbers.
+
     Law: row i of every tensor speaks of the same image.
     Raises ValueError naming the field on a wrong dtype, shape, length or index.
     """

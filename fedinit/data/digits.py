@@ -80,6 +80,8 @@ DOMAINS: tuple[str, ...] = tuple(_TRANSFORMS)
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(DomainSource):
+    """`data=digits`: six domains of ten classes, drawn at any size that is a multiple of 8 pixels, 16 or more."""
+
     name: Literal["digits"] = "digits"
 
     @property

@@ -17,7 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 def load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The images kept at `path`, or None where there are none or they are not what was written."""
+    """The images kept at `path`, (n, C, H, W) uint8; None where there are none of this shape, or they are not what was
+    written."""
     if not path.is_file():
         return None
     try:
@@ -34,7 +35,8 @@ def load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def save(path: Path, images: Tensor) -> None:
-    """Written beside its name, then renamed: a reader sees all or nothing. A full disk is only a warning."""
+    """Keep the images at `path`: written beside it, then renamed, so that a reader sees all or nothing. A failure, such
+    as a full disk, is only a warning."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,8 @@ _SHAPE = "expected data.root/domain/class/image.jpg (or .jpeg, .png)"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(DomainSource):
+    """`data=image_folder`: the images under `root`, a folder or a zip, in its domains and classes."""
+
     name: Literal["image_folder"] = "image_folder"
     root: str | None = None  # must be given: the folder or zip
     test_fraction: float = 0.2  # where there is no index.csv
@@ -120,7 +122,11 @@ def decode(content: bytes, channels: int, size: tuple[int, int]) -> np.ndarray:
 
 
 class _Folder:
-    """A tree on disk. images, folders: paths below the root with '/' between the parts, sorted."""
+    """A tree on disk.
+
+    images, folders: paths below the root with '/' between the parts, sorted.
+    index: the bytes of index.csv, or None.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -160,16 +166,18 @@ class _Folder:
             )
 
     def read(self, name: str) -> bytes:
+        """The bytes of a file, by its path below the root."""
         return (self.root / name).read_bytes()
 
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
-        """What changes when a file does: its path, size and time of change."""
-        found = [(name, (self.root / name).stat()) for name in names]
-        return [[name, status.st_size, status.st_mtime_ns] for name, status in found]
+        """What changes when one of these files does: path, size in bytes and time of change in ns, of each."""
+        statuses = [(name, (self.root / name).stat()) for name in names]
+        return [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
 
 
 class _Zip:
-    """The same of a zip. Members are read in place, never extracted, so their names never become paths."""
+    """A tree in a zip, with the attributes of `_Folder`. Members are read in place, never extracted, so their names
+    never become paths."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -276,7 +284,8 @@ def _read(
 
 
 def _decode_all(tree: _Folder | _Zip, names: list[str], channels: int, size: tuple[int, int]) -> Tensor:
-    """Decoded in a few threads (Pillow frees the GIL). InputError comes when all bad images are found."""
+    """(len(names), channels, H, W) uint8, decoded in a few threads (Pillow frees the GIL). Raises InputError for images
+    that cannot be decoded, once all of them are known."""
     import torch
 
     images = np.empty((len(names), channels, *size), dtype=np.uint8)
@@ -297,7 +306,7 @@ def _decode_all(tree: _Folder | _Zip, names: list[str], channels: int, size: tup
         return faults
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = [fault for found in pool.map(fill, range(0, len(names), _CHUNK)) for fault in found]
+        faults = [fault for chunk in pool.map(fill, range(0, len(names), _CHUNK)) for fault in chunk]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError(

@@ -12,6 +12,8 @@ from fedinit.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixConfig:
+    """Which matrix is measured, how often and how exactly. Raises InputError for a value out of range."""
+
     rows: int = 40
     columns: int = 40
     rank: int = 3  # of the truth

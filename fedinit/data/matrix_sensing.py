@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixSensing(Source):
+    """`data=matrix_sensing`: one domain, "matrix", whose recovery error is ‖W − X*‖/‖X*‖ of the effective weight W."""
+
     is_regression: ClassVar[bool] = True
 
     name: Literal["matrix_sensing"] = "matrix_sensing"
     matrix: MatrixConfig = MatrixConfig()
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
         from fedinit.data.measurements import load_measurements
 
         return load_measurements(self.matrix, channels, size, seed)

@@ -21,9 +21,15 @@ LARGEST = 2**25  # numbers in the inputs: 128 MB
 
 
 def load_measurements(settings: MatrixConfig, channels: int, size: tuple[int, int], seed: int) -> Dataset:
-    """The measurements as a Dataset of one domain: float32 inputs (n, 1, 1 or rows, columns), targets (n, rows or 1).
+    """The measurements as a Dataset of one domain, "matrix".
 
-    Drawn from the seed: X*, the sensing matrices, noise and outliers each have a stream of their own.
+    Its inputs are float32 (n, 1, rows, columns) with targets (n, 1), or, observed in full, (n, 1, 1, columns) with
+    targets (n, rows).
+
+    settings: `data.matrix.<field>=`.
+    channels, size: what the model takes, size = (H, W).
+    seed: of X*, the sensing matrices, and noise with outliers, each of which has a stream of its own.
+
     Raises InputError for a model that takes something else, and for more than fits.
     """
     rows, columns, full = settings.rows, settings.columns, settings.observe == "full"
@@ -61,7 +67,8 @@ def load_measurements(settings: MatrixConfig, channels: int, size: tuple[int, in
 
 
 def ground_truth(settings: MatrixConfig, seed: int) -> Tensor:
-    """X*, (rows, columns) in float64 and of rank r*; symmetric and positive semidefinite where that is asked for."""
+    """X*, (rows, columns) in float64 and of rank `settings.rank`; symmetric and positive semidefinite where that is
+    asked for."""
     draw = torch_generator(seed, "matrix.truth")
     shapes = [(n, settings.rank) for n in (settings.rows, settings.columns)]
     left, right = (torch.linalg.qr(torch.randn(shape, generator=draw, dtype=torch.float64)).Q for shape in shapes)

@@ -31,6 +31,7 @@ Shares = list[np.ndarray]  # one array of indices a client
 class Partition:
     """One client's images: indices into the Dataset, in increasing order.
 
+    client: its partition id.
     domain: the index of its one domain, or -1 where several are mixed.
     train: (n,) int64, n >= partition.min_examples, or 0 where the domain is another site's.
     test: (m,) int64, empty for some clients of a domain that has more clients than test images.
@@ -54,17 +55,27 @@ class Partitioner(ABC):
 
     @abstractmethod
     def count(self, domains: Sequence[str] | None) -> int | None:
-        """How many clients there are, where that can be said beforehand. domains: their names, where they are known."""
+        """How many clients there are, or None where only the data can say.
+
+        domains: the names of the data's domains; None: not known yet.
+        """
 
     def domain_of(self, client: int, domains: Sequence[str] | None) -> str | None:
-        """The one of the named domains that this client's images are of; None where that cannot be said beforehand, or
-        the partition mixes domains."""
+        """The name of the one domain that a client's images are of; None where the partition mixes domains, or only the
+        data can say.
+
+        client: its partition id.
+        domains: the names of the data's domains; None: not known yet.
+        """
         return None
 
     @abstractmethod
     def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
-        """Law: every training index is in exactly one client's train, every test index in exactly one client's test.
+        """One part of the data set a client, in the order of the clients' numbers.
 
+        Law: every training index is in exactly one client's train, every test index in exactly one client's test.
+
+        seed: the run's.
         Raises InputError on numbers of clients or examples that cannot be had.
         """
 
@@ -108,20 +119,26 @@ class InsideDomains(Counted):
                 f"{num_domains * max(1, round(clients / num_domains))}, or take partition=iid"
             )
         each = clients // num_domains
-        made: list[Partition] = []
+        partitions: list[Partition] = []
         for d, name in enumerate(dataset.domain_names):
             train, test = _indices(dataset, d)
             if not len(train) and not len(test):  # another site's: a source lets no other domain be without images
-                made += _partitions(dataset, [train] * each, [test] * each, d, d * each)
+                partitions += _partitions(dataset, [train] * each, [test] * each, d, d * each)
                 continue
             _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
             shares = self.share(dataset, train, each, seed, d)
-            made += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, d * each)
-        return tuple(made)
+            partitions += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, d * each)
+        return tuple(partitions)
 
     @abstractmethod
     def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
-        """A domain's training indices (n,) as one array a client."""
+        """One array of indices into the data set a client.
+
+        train: (n,) int64, the domain's training indices, all of which are to be dealt.
+        clients: how many there are in this domain.
+        seed: the run's.
+        domain: the domain's number.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +175,7 @@ class Dirichlet(InsideDomains):
         return super().cut(dataset, seed)
 
     def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
-        """Each of min_examples or more, of which there are enough.
+        """Shares of min_examples or more each; there are examples enough for that.
 
         A draw that leaves a client short is thrown away; after _REDRAWS of them the one whose smallest client is
         largest is mended.
@@ -249,8 +266,8 @@ def _partitions(
     if domain is None:
         domain = 0 if len(dataset.domain_names) == 1 else -1
     return tuple(
-        Partition(first + i, domain, torch.from_numpy(np.sort(mine)), torch.from_numpy(np.sort(held_out)))
-        for i, (mine, held_out) in enumerate(zip(train, test, strict=True))
+        Partition(first + i, domain, torch.from_numpy(np.sort(rows)), torch.from_numpy(np.sort(held_out)))
+        for i, (rows, held_out) in enumerate(zip(train, test, strict=True))
     )
 
 

@@ -37,11 +37,16 @@ class Source(ABC):
         return None
 
     @abstractmethod
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
-        """The data, for a model that takes `channels` and size = (H, W) in pixels.
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
+        """The data, as a model takes it.
 
-        own: for a site that holds one of the domains that the configuration names: the others need not be there.
-        Raises InputError for what cannot be had.
+        channels: 1 (grey) or 3 (RGB), for images.
+        size: (H, W) in pixels.
+        seed: the run's, for what is drawn.
+        domain: for a site that holds one of the domains that the configuration names: only its images are read, and the
+            others need not be there. None: all domains.
+
+        Raises InputError for a source that cannot be read, or has nothing that fits the options or the model.
         """
 
 
@@ -60,13 +65,19 @@ class ImageSource(Source):
 
     @abstractmethod
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
-        """All that the source has, before its pixels are read. Raises InputError for what cannot be read."""
+        """All that the source has, before its pixels are read.
 
-    def reading(self, own: str | None) -> ImageSource:
-        """This source, of which one domain alone is read, where that can be chosen; None: all of it."""
+        channels: 1 (grey) or 3 (RGB), as the pixels are to be.
+        size: (H, W) in pixels, to which they are brought.
+
+        Raises InputError for a source that cannot be read.
+        """
+
+    def reading(self, domain: str | None) -> ImageSource:
+        """This source restricted to one domain, where its options can say that. domain: its name; None: all of it."""
         return self
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, own: str | None = None) -> Dataset:
+    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
         """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.choose_images`."""
         from fedinit.data.catalogue import choose_images
 
@@ -74,8 +85,8 @@ class ImageSource(Source):
             raise InputError(
                 f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
             )
-        listed = self.reading(own).catalogue(channels, size)
-        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, own)
+        listed = self.reading(domain).catalogue(channels, size)
+        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,5 +99,5 @@ class DomainSource(ImageSource):
     def known_domains(self) -> tuple[str, ...] | None:
         return self.domains
 
-    def reading(self, own: str | None) -> ImageSource:
-        return self if own is None or self.domains is None else replace(self, domains=(own,))
+    def reading(self, domain: str | None) -> ImageSource:
+        return self if domain is None or self.domains is None else replace(self, domains=(domain,))

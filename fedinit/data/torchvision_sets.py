@@ -34,8 +34,7 @@ class Cifar(ImageSource):
     root: str | None = None  # must be given: the folder that holds cifar-10-batches-py or cifar-100-python
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
-        """Its `read` gives (m, channels, H, W) uint8 by `resize`; channels 3 is RGB, 1 grey.
-
+        """The set's images, training images first, as `resize` brings them to (m, channels, H, W) uint8.
         Raises InputError, with the call that downloads the set, on a missing root or missing or changed files.
         """
         import torch
@@ -71,6 +70,8 @@ class Cifar(ImageSource):
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(Cifar):
+    """`data=cifar10`: ten classes."""
+
     kind: ClassVar[str] = "CIFAR10"
 
     name: Literal["cifar10"] = "cifar10"
@@ -78,6 +79,8 @@ class Cifar10(Cifar):
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar100(Cifar):
+    """`data=cifar100`: a hundred classes."""
+
     kind: ClassVar[str] = "CIFAR100"
 
     name: Literal["cifar100"] = "cifar100"

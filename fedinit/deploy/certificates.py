@@ -24,13 +24,14 @@ from fedinit.errors import InputError
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority: whoever holds its certificate trusts what its key signed."""
+    """A certificate authority: whoever holds its certificate trusts what its key has signed."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
 
     @staticmethod
     def create(name: str, days: int) -> Authority:
+        """A new authority of this common name, whose certificate holds for `days` days."""
         key = ec.generate_private_key(ec.SECP384R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         other = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
@@ -46,7 +47,13 @@ class Authority:
         return Authority(key, builder.sign(key, hashes.SHA384()))
 
     def certify(self, hosts: Sequence[str], days: int) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
-        """A key and its certificate for a server under these names and IP addresses."""
+        """A new key and its certificate, for a server.
+
+        hosts: its names and IP addresses, one or more.
+        days: how long the certificate holds.
+
+        Raises InputError for a host that is neither.
+        """
         key = ec.generate_private_key(ec.SECP384R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
         builder = (
@@ -69,6 +76,7 @@ def write_key(path: Path, key: ec.EllipticCurvePrivateKey, openssh: bool = False
 
 
 def write_certificate(path: Path, certificate: x509.Certificate) -> None:
+    """A certificate as PEM; what was at `path` is replaced."""
     path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
 

@@ -57,6 +57,7 @@ class Server:
 
     @property
     def app(self) -> Path:
+        """The folder of the Flower app that `flwr run` bundles."""
         return self.folder / "app"
 
     def config(self) -> Config:
@@ -105,6 +106,7 @@ class Server:
             raise DeployFailed(f"run {run} is {status}:\n{self.log_tail(run)}")
 
     def stop_run(self, run: str) -> None:
+        """Stop a run by its id. Raises DeployFailed where `flwr` does not answer in time."""
         self._flwr("stop", run, CONNECTION)
 
     def log_tail(self, run: str, lines: int = 15) -> str:
@@ -113,13 +115,15 @@ class Server:
         return "\n".join(f"  {line}" for line in text[-lines:])
 
     def runs(self) -> list[dict[str, Any]]:
+        """run-id, status, elapsed and more of every run. Raises DeployFailed."""
         return self._ask("list", CONNECTION)["runs"]
 
     def nodes(self) -> list[dict[str, Any]]:
-        """node-id, status and more of every SuperNode, and its site's name where it was registered here."""
+        """node-id, status and more of every SuperNode, and under "name" its site's, or "" where it was not registered
+        here. Raises DeployFailed."""
         names = {file.read_text().strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
-        found = self._ask("supernode", "list", CONNECTION)["nodes"]
-        return [node | {"name": names.get(str(node["node-id"]), "")} for node in found]
+        nodes = self._ask("supernode", "list", CONNECTION)["nodes"]
+        return [node | {"name": names.get(str(node["node-id"]), "")} for node in nodes]
 
     def _ask(self, *words: str) -> dict[str, Any]:
         done = self._flwr(*words, "--format", "json")

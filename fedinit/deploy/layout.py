@@ -112,8 +112,8 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
         f"server/app/{PROJECT}": _project(config),
     }
     for i, port in enumerate(federation.node_ports):
-        own = {"partition-id": i, "state-dir": "state", **settings}
-        files[f"site-{i}/supernode.sh"] = _supernode(federation, own, port)
+        node_config = {"partition-id": i, "state-dir": "state", **settings}
+        files[f"site-{i}/supernode.sh"] = _supernode(federation, node_config, port)
         places = [settings[key] for key in WRITTEN if key in settings]
         files[f"site-{i}/fedinit-supernode.service"] = _unit(f"site-{i}", "supernode", federation, places)
     return files
@@ -186,13 +186,13 @@ def _superlink(federation: Federation) -> str:
     return _HEAD.format(what=what) + f"exec flower-superlink {shlex.join(words)}\n"
 
 
-def _supernode(federation: Federation, own: Mapping[str, object], port: int) -> str:
+def _supernode(federation: Federation, node_config: Mapping[str, object], port: int) -> str:
     words = ["--superlink", _address(federation.hosts[0], federation.port), "--port", str(port)]
     if federation.secure:
         words += ["--root-certificates", "ca.crt", "--auth-supernode-private-key", "node.key"]
     else:
         words += ["--insecure"]
-    settings = " ".join(f"{key}={_toml(key, value)}" for key, value in own.items())
+    settings = " ".join(f"{key}={_toml(key, value)}" for key, value in node_config.items())
     return (
         _HEAD.format(what="One site of the federation.")
         + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device.\n"

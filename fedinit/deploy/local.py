@@ -54,11 +54,13 @@ class LocalFederation:
             self.start_supernode(site)
 
     def start_superlink(self) -> None:
+        """Start the SuperLink, and wait until it listens. Raises DeployFailed where it ends, or does not in time."""
         with unbroken():  # a process that runs is one that `stop` knows
             self.superlink = self._start("SuperLink", self.server.folder / "superlink.sh")
         wait_for_port(self.port, self.superlink)
 
     def start_supernode(self, site: int) -> None:
+        """Start the SuperNode of a site, by its number, without waiting for it."""
         with unbroken():
             self.supernodes[site] = self._start(f"SuperNode {site}", self.folder / f"site-{site}" / "supernode.sh")
 
@@ -68,7 +70,7 @@ class LocalFederation:
             process.check()
 
     def stop(self) -> None:
-        """Whatever runs, all at once; within STOP_SECONDS."""
+        """End whatever runs, all at once, within STOP_SECONDS."""
         stop_all(self._processes())
 
     def _processes(self) -> list[Process]:

@@ -35,7 +35,7 @@ def environment(flwr_home: Path) -> dict[str, str]:
 
 
 class Process:
-    """A program that runs until `stop`, with all that it starts."""
+    """A program that runs until `stop`, with all that it starts. It runs from the moment it is constructed."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         """
@@ -66,9 +66,11 @@ class Process:
         self._process.wait()
 
     def running(self) -> bool:
+        """Whether the program has not ended."""
         return self._process.poll() is None
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End the program and all that it started: asked first, killed after `seconds`."""
         stop_all([self], seconds)
 
 
@@ -101,12 +103,12 @@ def descendants(*pids: int) -> list[int]:
         except (OSError, ValueError, IndexError):
             continue  # it ended while we looked
         children.setdefault(parent, []).append(int(entry.parent.name))
-    found, open_ = [], list(pids)
+    started, open_ = [], list(pids)
     while open_:
         below = children.get(open_.pop(), [])
-        found += below
+        started += below
         open_ += below
-    return found
+    return started
 
 
 def free_port() -> int:

@@ -14,8 +14,14 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]  # images -> pooled features
 
 @dataclass(frozen=True)
 class Captured:
-    """One pass over n images. inputs: {layer: (n, t, k)}. taps: {layer or block: a zero that was added to its output},
-    whose gradient is the output's. activations: {block: its output}."""
+    """One pass over n images.
+
+    features: (n, D), pooled.
+    outputs: (n, C), with a graph behind them.
+    inputs: {layer: (n, t, k)}.
+    taps: {layer or block: the zeros that were added to its output}, whose gradient is the output's.
+    activations: {block: its output}.
+    """
 
     features: Tensor
     outputs: Tensor
@@ -25,15 +31,19 @@ class Captured:
 
     def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
         """{layer or block: ∂scalar/∂output}, of the outputs' shapes; zero where the scalar does not depend on it."""
-        found = torch.autograd.grad(scalar, list(self.taps.values()), retain_graph=True, materialize_grads=True)
-        return dict(zip(self.taps, found, strict=True))
+        gradients = torch.autograd.grad(scalar, list(self.taps.values()), retain_graph=True, materialize_grads=True)
+        return dict(zip(self.taps, gradients, strict=True))
 
 
 @contextmanager
 def capture(
     forward: Forward, images: Tensor, layers: Mapping[str, nn.Module], blocks: Mapping[str, nn.Module]
 ) -> Iterator[Captured]:
-    """Run `forward` over the images and give what went in and out of the layers and blocks."""
+    """Run `forward` over the images and give what went in and out of the layers and blocks.
+
+    layers: {name: module}, whose inputs and output gradients are wanted.
+    blocks: {name: module}, whose outputs and output gradients are wanted.
+    """
     inputs: dict[str, Tensor] = {}
     taps: dict[str, Tensor] = {}
     activations: dict[str, Tensor] = {}

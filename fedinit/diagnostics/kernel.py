@@ -23,16 +23,16 @@ def jacobian(part: str, inputs: Tensor, gradients: Tensor, product: Factors, sca
     inputs: (n, t, k). gradients: (n, t, d), of that output by the layer's. A block-diagonal core has its blocks alone.
     """
     if part == "A":
-        found = (gradients @ product.absorb().B).mT @ inputs  # (n, r, t) @ (n, t, k)
+        jacobians = (gradients @ product.absorb().B).mT @ inputs  # (n, r, t) @ (n, t, k)
     elif part == "B":
-        found = gradients.mT @ (inputs @ _turned(product).mT)  # (n, d, t) @ (n, t, r)
+        jacobians = gradients.mT @ (inputs @ _turned(product).mT)  # (n, d, t) @ (n, t, r)
     else:
-        found = (gradients @ product.B).mT @ (inputs @ product.A.mT)  # (n, r, t) @ (n, t, r)
+        jacobians = (gradients @ product.B).mT @ (inputs @ product.A.mT)  # (n, r, t) @ (n, t, r)
         if isinstance(product, CoreFactors) and product.R.ndim == 3:
             count, width = product.R.shape[:2]
-            blocks = found.unflatten(2, (count, width)).unflatten(1, (count, width))  # (n, h, w, h, w)
-            found = torch.einsum("nhahb->nhab", blocks)
-    return scale * found.flatten(1)
+            blocks = jacobians.unflatten(2, (count, width)).unflatten(1, (count, width))  # (n, h, w, h, w)
+            jacobians = torch.einsum("nhahb->nhab", blocks)
+    return scale * jacobians.flatten(1)
 
 
 def _turned(product: Factors) -> Tensor:

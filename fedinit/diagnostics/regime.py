@@ -11,22 +11,29 @@ from fedinit.factors import Factors, difference, distance
 from fedinit.spectra import matrix_spectrum, spectrum
 
 
-def parameter_change(start: Mapping[str, Factors], now: Mapping[str, Factors]) -> float | None:
+def parameter_change(start: Mapping[str, Factors], end: Mapping[str, Factors]) -> float | None:
     """‖θ − θ0‖/‖θ0‖ of all factors together; None for a start of zero. A change of gauge counts, since it is a change
-    of the parameters."""
+    of the parameters.
+
+    start, end: {layer: factors}, θ0 and θ.
+    """
     parts = [t for f in start.values() for t in f.parts.values()]
     size = sum(float(t.double().square().sum()) for t in parts) ** 0.5
-    return distance(now, start) / size if size > 0 else None
+    return distance(end, start) / size if size > 0 else None
 
 
-def update_spectrum(start: Factors, now: Factors, moved: Tensor | None = None) -> Tensor:
-    """(q,) singular values of BA − B0A0, plus `moved` (d, k), what the base offset changed by; in float64, unscaled.
-    Those at the rounding of the factors are zero."""
-    now, start = now.absorb().to(torch.float64), start.absorb().to(torch.float64)
-    change = difference(now, start)
-    found = spectrum(change) if moved is None else matrix_spectrum(change.dense() + moved.double())
-    rounding = 1e-12 * float(now.A.norm() * now.B.norm() + start.A.norm() * start.B.norm())
-    return found.S * (found.S > rounding)
+def update_spectrum(start: Factors, end: Factors, moved: Tensor | None = None) -> Tensor:
+    """(q,) singular values of the update BA − B0A0 in float64, not multiplied by s; those at the factors' rounding are
+    zero.
+
+    start, end: B0A0 and BA.
+    moved: (d, k), by which the base offset changed, added to the update; None: it did not.
+    """
+    end, start = end.absorb().to(torch.float64), start.absorb().to(torch.float64)
+    change = difference(end, start)
+    update = spectrum(change) if moved is None else matrix_spectrum(change.dense() + moved.double())
+    rounding = 1e-12 * float(end.A.norm() * end.B.norm() + start.A.norm() * start.B.norm())
+    return update.S * (update.S > rounding)
 
 
 def effective_rank(values: Tensor) -> float:

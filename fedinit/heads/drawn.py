@@ -29,7 +29,7 @@ class Random(Head):
 
 @dataclass(frozen=True, kw_only=True)
 class NoHead(Head):
-    """The features are the output."""
+    """No classifier: the backbone's features are the model's outputs."""
 
     classifies: ClassVar[bool] = False
 

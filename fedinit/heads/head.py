@@ -17,7 +17,12 @@ from fedinit.statistics.planner import Planner
 
 @dataclass(frozen=True, kw_only=True)
 class HeadContext:
-    """classes: their names. features: D."""
+    """What the server knows when it makes a head.
+
+    classes: the C names, in the order of the outputs.
+    features: D, of the backbone.
+    seed: the run's.
+    """
 
     classes: Sequence[str]
     features: int
@@ -25,12 +30,17 @@ class HeadContext:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(C, D), of the head's weight."""
         return len(self.classes), self.features
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadState:
-    """tensors: weight (C, D) and bias (C,) in float32. notes: plain values for the run's summary."""
+    """A head that was made.
+
+    tensors: {"weight": (C, D), "bias": (C,)} in float32; empty where there is no classifier.
+    notes: plain values for the run's summary.
+    """
 
     tensors: Mapping[str, Tensor]
     notes: Mapping[str, Any] = field(default_factory=dict)

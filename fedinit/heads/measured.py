@@ -33,24 +33,29 @@ SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 11))  # ¼ … 32
 
 @dataclass(frozen=True)
 class Rows:
-    """One row of a head a class that somebody has examples of, in float64: weight (m, D), bias (m,)."""
+    """The rows of a head in float64, one for each of m classes: weight (m, D), bias (m,)."""
 
     weight: Tensor
     bias: Tensor
 
     def times(self, factor: float) -> Rows:
+        """The rows of logits that are `factor` times as large."""
         return Rows(self.weight * factor, self.bias * factor)
 
     @property
     def joined(self) -> Tensor:
-        """(m, D + 1)"""
+        """(m, D + 1), the weights with the bias as the last column."""
         return torch.cat([self.weight, self.bias[:, None]], dim=1)
 
 
 @dataclass(frozen=True)
-class Found:
-    """The clients' sums over the m classes that somebody has: counts (m,), means (m, D), mean (D,) of all examples,
-    and, where it was asked for, the second moment (D, D)."""
+class KnownClasses:
+    """What the clients measured of the m classes that somebody has examples of, in float64.
+
+    counts: (m,), examples of each class.
+    means: (m, D), mean features of each class.
+    moment: (D, D), Σ z zᵀ over all examples; None where it was not asked for.
+    """
 
     counts: Tensor
     means: Tensor
@@ -58,11 +63,12 @@ class Found:
 
     @property
     def mean(self) -> Tensor:
+        """(D,), the mean features of all examples."""
         return self.counts @ self.means / self.counts.sum()
 
     @property
     def scatter(self) -> Tensor:
-        """(D, D) of the features about their mean. Raises ValueError where the moment was not asked for."""
+        """(D, D), Σ (z − z̄)(z − z̄)ᵀ over all examples. Raises ValueError where the moment was not asked for."""
         if self.moment is None:
             raise ValueError("a head that is made of the second moment must ask for it")
         return self.moment - self.counts.sum() * torch.outer(self.mean, self.mean)
@@ -70,9 +76,13 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredHead(Head, Sampled):
-    """examples, weighting, min_examples, clip, noise: as in `Sampling`; rows are pooled features. scale: the mean
-    difference of the right and a wrong class's logit at the class means; ``auto`` measures it. lam: of whatever is
-    inverted, in units of its mean eigenvalue."""
+    """A head from the clients' pooled features.
+
+    examples, weighting, min_examples, clip, noise: as in `Sampling`; rows are pooled features.
+    lam: the ridge on whatever is inverted, in units of its mean eigenvalue.
+    scale: the mean difference of the right and a wrong class's logit at the class means; ``auto``: the one with the
+        least cross-entropy, which takes a second pass.
+    """
 
     examples: int | None = None
     lam: float = 0.01
@@ -92,34 +102,39 @@ class MeasuredHead(Head, Sampled):
         return False
 
     @abstractmethod
-    def rows(self, found: Found) -> Rows:
-        """The head of the classes that somebody has."""
+    def rows(self, known: KnownClasses) -> Rows:
+        """The head's rows for the classes that somebody has, in their order, up to the scale of the logits."""
 
-    def fill(self, rows: Rows, found: Found, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
-        """(len(missing), D + 1), weights and bias of the classes that nobody has, and how they were made."""
+    def fill(self, rows: Rows, known: KnownClasses, missing: Sequence[int], context: HeadContext) -> tuple[Tensor, str]:
+        """((len(missing), D + 1), weights and bias of the classes that nobody has; a note on how they were made).
+
+        rows: of the classes that somebody has.
+        known: what was measured of those.
+        missing: indices of the others among all classes.
+        """
         return rows.joined.mean(0).expand(len(missing), -1), "the mean of the other rows"
 
     def plan(self, context: HeadContext) -> Request:
         return self._ask(context, "class_moments" if self.needs_moment else "class_sums")
 
-    def step(self, context: HeadContext, asked: Request, found: Statistics) -> Request | HeadState:
+    def step(self, context: HeadContext, asked: Request, statistics: Statistics) -> Request | HeadState:
         """Raises InputError where the clients' examples do not make a classifier."""
-        sums = found.of(LAYER)
+        sums = statistics.of(LAYER)
         if "losses" in sums:
             return self._finish(asked, sums)
-        own, seen = self._found(sums, context)
-        rows = self.rows(own)
-        rows = rows.times(1 / self._gap(rows, own))
-        whole = torch.empty(len(context.classes), context.features + 1, dtype=torch.float64)
+        known, seen = self._known_classes(sums, context)
+        rows = self.rows(known)
+        rows = rows.times(1 / self._gap(rows, known))
+        joined = torch.empty(len(context.classes), context.features + 1, dtype=torch.float64)
         missing = [i for i in range(len(context.classes)) if i not in set(seen.tolist())]
-        whole[seen] = rows.joined
+        joined[seen] = rows.joined
         notes: dict[str, Any] = {}
         if missing:
-            whole[missing], how = self.fill(rows, own, missing, context)
+            joined[missing], how = self.fill(rows, known, missing, context)
             notes["missing"] = {context.classes[i]: how for i in missing}
         if self.scale != "auto":
-            return HeadState(tensors=_tensors(whole * self.scale), notes={"scale": self.scale, **notes})
-        return self._ask(context, "losses", _tensors(whole), scales=list(SCALES), notes=notes)
+            return HeadState(tensors=_tensors(joined * self.scale), notes={"scale": self.scale, **notes})
+        return self._ask(context, "losses", _tensors(joined), scales=list(SCALES), notes=notes)
 
     def _ask(
         self, context: HeadContext, statistic: str, head: Mapping[str, Tensor] = MappingProxyType({}), **options: Any
@@ -134,8 +149,9 @@ class MeasuredHead(Head, Sampled):
             head=head,
         )
 
-    def _found(self, sums: Mapping[str, Tensor], context: HeadContext) -> tuple[Found, Tensor]:
-        """The sums over the classes that somebody has, and the indices (m,) of those classes."""
+    def _known_classes(self, sums: Mapping[str, Tensor], context: HeadContext) -> tuple[KnownClasses, Tensor]:
+        """(what was measured of the classes that somebody has, their indices (m,) among all classes). Raises InputError
+        for fewer than two of them."""
         counts = sums["counts"].double()
         # Noise makes a count of its own.
         seen = (counts >= 1 if self.noise else counts > 0).nonzero().flatten()
@@ -144,14 +160,14 @@ class MeasuredHead(Head, Sampled):
                 f"head.init={self._name}: the clients' examples are of {len(seen)} of {len(counts)} classes, and it "
                 "takes two or more; use head.init=random"
             )
-        found = Found(counts[seen], sums["sums"].double()[seen] / counts[seen, None])
+        known = KnownClasses(counts[seen], sums["sums"].double()[seen] / counts[seen, None])
         if not self.needs_moment:
-            return found, seen
-        return replace(found, moment=unpack(sums["gram"].double(), context.features)), seen
+            return known, seen
+        return replace(known, moment=unpack(sums["gram"].double(), context.features)), seen
 
-    def _gap(self, rows: Rows, found: Found) -> float:
+    def _gap(self, rows: Rows, known: KnownClasses) -> float:
         """The mean over pairs of classes a ≠ b of logit a less logit b at the mean of a."""
-        logits = found.means @ rows.weight.T + rows.bias
+        logits = known.means @ rows.weight.T + rows.bias
         m = len(logits)
         gap = float((m * logits.trace() - logits.sum()) / (m * (m - 1)))
         if not gap > 0:
@@ -174,16 +190,20 @@ class MeasuredHead(Head, Sampled):
         return type(self).__name__.lower()
 
 
-def best_scale(scales: Sequence[float], losses: Sequence[float]) -> float:
-    """Where the loss is least: the lowest of a parabola in the logarithm through the best of equally spaced points and
-    its neighbours; the best itself where it is the first or the last."""
+def best_scale(gains: Sequence[float], losses: Sequence[float]) -> float:
+    """The gain at which the loss is least: the lowest point of a parabola in log gain through the best gain and its
+    neighbours; the best gain itself where it is the first or the last.
+
+    gains: rising, each the same multiple of the one before.
+    losses: one a gain.
+    """
     best = min(range(len(losses)), key=losses.__getitem__)
     if best in (0, len(losses) - 1):
-        return scales[best]
+        return gains[best]
     left, middle, right = losses[best - 1 : best + 2]
     curvature = left - 2 * middle + right
     shift = 0.5 * (left - right) / curvature if curvature > 0 else 0.0
-    return scales[best] * (scales[best + 1] / scales[best]) ** shift
+    return gains[best] * (gains[best + 1] / gains[best]) ** shift
 
 
 def _tensors(joined: Tensor) -> dict[str, Tensor]:

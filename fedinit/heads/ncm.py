@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fedinit.heads.estimators import nearest_mean
-from fedinit.heads.measured import Found, MeasuredHead, Rows
+from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class NCM(MeasuredHead):
-    """covariance: ``none`` is the Euclidean distance; ``shared`` the metric of the classes' common covariance, which is
-    linear discriminant analysis and needs the features' second moment. lam: of its shrinkage, as in `Ridge`."""
+    """The nearest class mean as a linear classifier.
+
+    covariance: ``none`` is the Euclidean distance; ``shared`` the metric of the classes' common covariance, which is
+        linear discriminant analysis and needs the features' second moment.
+    lam: of that covariance's shrinkage, as in `Ridge`.
+    """
 
     covariance: Literal["none", "shared"] = "none"
 
@@ -24,5 +28,5 @@ class NCM(MeasuredHead):
     def needs_moment(self) -> bool:
         return self.covariance == "shared"
 
-    def rows(self, found: Found) -> Rows:
-        return nearest_mean(found, self.lam if self.needs_moment else None)
+    def rows(self, known: KnownClasses) -> Rows:
+        return nearest_mean(known, self.lam if self.needs_moment else None)

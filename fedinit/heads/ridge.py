@@ -10,16 +10,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedinit.heads.estimators import ridge
-from fedinit.heads.measured import Found, MeasuredHead, Rows
+from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ridge(MeasuredHead):
-    """lam: λ as a multiple of the mean eigenvalue of the features' scatter."""
+    """Ridge regression of the one-hot labels on the features.
+
+    lam: λ as a multiple of the mean eigenvalue of the features' scatter.
+    """
 
     @property
     def needs_moment(self) -> bool:
         return True
 
-    def rows(self, found: Found) -> Rows:
-        return ridge(found, self.lam)
+    def rows(self, known: KnownClasses) -> Rows:
+        return ridge(known, self.lam)

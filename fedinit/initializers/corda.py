@@ -28,8 +28,12 @@ CLOSE = 0.05  # ‖C̃C̃⁻¹ − I‖_F of an inverse that is good enough: the
 
 @dataclass(frozen=True, kw_only=True)
 class CorDA(FromCovariance):
-    """damping: δ to begin with, in units of the mean of C's diagonal. It is doubled until C̃ is positive definite, which
-    noise on the statistic may take from it, and inverts; the notes say where."""
+    """The start from W0 C̃.
+
+    mode: ``ipm`` takes the first r components as the adapter, ``kpm`` the last r.
+    damping: δ to begin with, in units of the mean of C's diagonal. It is doubled until C̃ is positive definite, which
+        noise on the statistic may keep it from, and its inverse is good; the notes name the layers where it was.
+    """
 
     mode: Literal["ipm", "kpm"] = "ipm"
     damping: float = 0.01
@@ -44,20 +48,23 @@ class CorDA(FromCovariance):
 
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
         damped, inverse, damping = invert(moment, self.damping)
-        found = matrix_spectrum(weight @ damped)
-        low = 0 if self.mode == "ipm" else len(found.S) - rank
-        made = share(found.cut(low, low + rank), scale, float(found.S[0]))
-        return Factors(made.A @ inverse, made.B), {} if damping == self.damping else {"damping": damping}
+        spectrum = matrix_spectrum(weight @ damped)
+        low = 0 if self.mode == "ipm" else len(spectrum.S) - rank
+        factors = share(spectrum.cut(low, low + rank), scale, float(spectrum.S[0]))
+        return Factors(factors.A @ inverse, factors.B), {} if damping == self.damping else {"damping": damping}
 
 
 def invert(moment: Tensor, damping: float) -> tuple[Tensor, Tensor, float]:
-    """C̃ = C + δ·I, its inverse, and δ, the least damping·2ⁿ at which C̃ is positive definite and its inverse good."""
-    one = torch.eye(len(moment), dtype=moment.dtype)
+    """(C̃ = C + δ·I, C̃⁻¹, δ), for the least δ = damping·2ⁿ at which C̃ is positive definite and C̃C̃⁻¹ − I within CLOSE.
+
+    moment: C, (k, k) in float64.
+    """
+    identity = torch.eye(len(moment), dtype=moment.dtype)
     while True:
-        damped = moment + damping * one
+        damped = moment + damping * identity
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             inverse = torch.cholesky_inverse(lower)
-            if float((damped @ inverse - one).norm()) < CLOSE:
+            if float((damped @ inverse - identity).norm()) < CLOSE:
                 return damped, inverse, damping
         damping *= 2

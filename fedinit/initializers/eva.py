@@ -32,11 +32,17 @@ EXACT_UP_TO = 256  # inputs of a layer up to which `auto` sends the exact moment
 
 @dataclass(frozen=True, kw_only=True)
 class EVA(Measured):
-    """rho: ρ ≥ 1; 1 leaves every layer its rank. centred: directions of the variance, not of the raw second moment.
+    """The start from the directions in which a layer's inputs vary.
+
+    rho: ρ ≥ 1, how many times its rank a layer may be dealt; 1 leaves every layer its rank.
+    centred: take directions of the variance, not of the raw second moment.
     whiten: ``peft`` divides a row of A by √σ with σ the singular value of the pooled inputs, ``std`` by the standard
-    deviation along it. sketch: ``exact`` sends the k×k moment, ``nystrom`` k×width sketches, ``auto`` the former up to
-    256 inputs. width: of a sketch; None is max(4r, ρr) + 8. pilot: the share of the images that the first sketch is
-    made of; 0 leaves it out, and the second has the seeded basis."""
+        deviation along it, ``none`` leaves it at length one.
+    sketch: ``exact`` sends the k×k moment, ``nystrom`` sends k×width sketches, ``auto`` the moment up to 256 inputs.
+    width: columns of a sketch; None: max(4r, ρr) + 8.
+    pilot: the share of the images that the first sketch is made of; 0 leaves that sketch out, and the only one has the
+        seeded basis.
+    """
 
     rho: float = 2.0
     centred: bool = True
@@ -75,30 +81,30 @@ class EVA(Measured):
             return "gram" if k <= EXACT_UP_TO else "nystrom"
         return "gram" if self.sketch == "exact" else "nystrom"
 
-    def step(self, context: InitContext, asked: Request, found: Statistics) -> Request | StartState:
-        measured = {name: moments(asked, found, name, self.centred) for name in asked.layers}
+    def step(self, context: InitContext, asked: Request, statistics: Statistics) -> Request | StartState:
+        measured = {name: moments(asked, statistics, name, self.centred) for name in asked.layers}
         if asked.options.get("pilot"):
-            bases = {f"{name}/basis": basis_from(own, context.seed) for name, own in measured.items()}
+            bases = {f"{name}/basis": basis_from(directions, context.seed) for name, directions in measured.items()}
             return self.of_inputs(context, self._kinds(context), tensors=bases, width=self._width(context))
-        own = {name: measured[context.groups.get(name, name)] for name in context.targets}
-        living = [name for name in context.targets if own[name].alive]
+        directions = {name: measured[context.groups.get(name, name)] for name in context.targets}
+        living = [name for name in context.targets if directions[name].alive]
         ranks = dict.fromkeys(context.targets, context.rank)
-        ranks |= redistribute({n: own[n] for n in living}, {n: ranks[n] for n in living}, self._caps(context))
+        ranks |= redistribute({n: directions[n] for n in living}, {n: ranks[n] for n in living}, self._caps(context))
         layers, completed = {}, {}
         for name, (d, _) in context.targets.items():
             if name not in living:
                 layers[name] = stand_in(context, name, ranks[name], self.scale)
                 continue
-            alive = min(own[name].alive, ranks[name])
+            alive = min(directions[name].alive, ranks[name])
             if alive < ranks[name]:
                 completed[name] = ranks[name] - alive
-            A = complete(own[name].vectors[:alive], ranks[name], torch_generator(context.seed, "init", name))
+            A = complete(directions[name].vectors[:alive], ranks[name], torch_generator(context.seed, "init", name))
             if self.whiten != "none":
-                A[:alive] /= self._size(own[name], alive)[:, None]
+                A[:alive] /= self._size(directions[name], alive)[:, None]
             layers[name] = Factors((A * self.scale).float().contiguous(), torch.zeros(d, ranks[name]))
         notes = {
             "ranks": ranks if len(set(ranks.values())) > 1 else {},
-            "explained": {n: float(own[n].values[: ranks[n]].sum() / own[n].total) for n in living},
+            "explained": {n: float(directions[n].values[: ranks[n]].sum() / directions[n].total) for n in living},
             "completed": completed,
             "replaced": {n: "its input does not vary: kaiming" for n in context.targets if n not in living},
         }
@@ -107,27 +113,31 @@ class EVA(Measured):
     def _caps(self, context: InitContext) -> dict[str, int]:
         return {n: min(int(self.rho * context.rank + 0.5), *shape) for n, shape in context.targets.items()}
 
-    def _size(self, own: Moments, count: int) -> torch.Tensor:
-        values = own.values[:count]
-        return values**0.25 if self.whiten == "peft" else (values / own.count).sqrt()
+    def _size(self, directions: Moments, count: int) -> torch.Tensor:
+        values = directions.values[:count]
+        return values**0.25 if self.whiten == "peft" else (values / directions.count).sqrt()
 
 
-def basis_from(own: Moments, seed: int) -> torch.Tensor:
-    """(k, l) in float32: the directions that a sketch of l columns found, and seeded ones where it found fewer."""
-    width, k = own.vectors.shape
-    found = own.vectors[own.values > 0].T
-    return torch.linalg.qr(torch.cat([found, test_matrix(seed, k, width)], 1)).Q[:, :width].float().contiguous()
+def basis_from(directions: Moments, seed: int) -> torch.Tensor:
+    """(k, l) orthonormal columns in float32: the directions of a sketch of l columns, and seeded ones in place of those
+    without weight."""
+    width, k = directions.vectors.shape
+    known = directions.vectors[directions.values > 0].T
+    return torch.linalg.qr(torch.cat([known, test_matrix(seed, k, width)], 1)).Q[:, :width].float().contiguous()
 
 
-def redistribute(own: Mapping[str, Moments], ranks: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
-    """Ranks with the sum of `ranks`: one a layer, and the rest to the components with the largest explained share.
+def redistribute(layers: Mapping[str, Moments], ranks: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
+    """{layer: rank}, with the sum of `ranks`: one a layer, and the rest to the components with the largest share of
+    their layer's variance. Shares fall within a layer, so the components that it keeps are its leading ones.
 
-    A layer gets `caps` at most. Shares fall within a layer, so what it keeps are its leading components.
+    layers: {layer: the directions of its inputs}.
+    ranks: {layer: rank} to be dealt anew.
+    caps: {layer: the rank it gets at most}.
     """
     dealt = {name: 1 for name in ranks}
     offers = [
-        (-float(found.values[i]) / found.total if i < len(found.values) else 0.0, place, i, name)
-        for place, (name, found) in enumerate(own.items())
+        (-float(measured.values[i]) / measured.total if i < len(measured.values) else 0.0, place, i, name)
+        for place, (name, measured) in enumerate(layers.items())
         for i in range(1, caps[name])
     ]
     for *_, name in sorted(offers)[: sum(ranks.values()) - len(ranks)]:

@@ -26,45 +26,53 @@ from fedinit.threads import server_pool
 
 @dataclass(frozen=True, kw_only=True)
 class FromCovariance(Measured):
-    """A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so."""
+    """A start from W0 and C of each layer.
+
+    A layer whose inputs were zero everywhere gets LoRA's own start, and the notes say so.
+    """
 
     def plan(self, context: InitContext) -> Request:
         return self.of_inputs(context, dict.fromkeys(context.targets, "gram"))
 
-    def step(self, context: InitContext, asked: Request, found: Statistics) -> StartState:
+    def step(self, context: InitContext, asked: Request, statistics: Statistics) -> StartState:
         """Raises ValueError where the context has no weights, InputError where one is not finite."""
 
-        def one(name: str) -> tuple[Factors | None, dict[str, Any]]:
+        def of_layer(name: str) -> tuple[Factors | None, dict[str, Any]]:
             k = context.targets[name][1]
-            moment = covariance(found.of(context.groups.get(name, name)), k, centred=False)
+            moment = covariance(statistics.of(context.groups.get(name, name)), k, centred=False)
             trace = float(moment.trace())
             if not trace > 0:
                 return None, {"replaced": "its input was zero everywhere: kaiming"}
-            made, notes = self.split(context.frozen(name), moment * (k / trace), context.rank, context.scale)
-            return scaled(made, self.scale), notes
+            factors, notes = self.split(context.frozen(name), moment * (k / trace), context.rank, context.scale)
+            return scaled(factors, self.scale), notes
 
-        made = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
-        living = {name: factors for name, (factors, _) in made.items() if factors is not None}
-        layers = {name: living.get(name) or stand_in(context, name, context.rank, self.scale) for name in made}
-        notes = by_kind({name: facts for name, (_, facts) in made.items()})
+        starts = dict(zip(context.targets, server_pool().map(of_layer, context.targets), strict=True))
+        living = {name: factors for name, (factors, _) in starts.items() if factors is not None}
+        layers = {name: living.get(name) or stand_in(context, name, context.rank, self.scale) for name in starts}
+        notes = by_kind({name: facts for name, (_, facts) in starts.items()})
         if not self.takes_out:
             return StartState(layers=layers, notes=notes)
         return StartState(layers=layers, merge=taken_out(living), notes=notes | without_weight(living))
 
     @abstractmethod
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
-        """The factors of a layer in float64, and notes on it. weight: (d, k); moment: C, (k, k) with trace k; scale: s,
-        by which the product is multiplied."""
+        """(the factors of a layer in float64, {kind of note: fact} about it).
+
+        weight: W0, (d, k) in float64.
+        moment: C, (k, k) in float64, with trace k.
+        rank: r of the factors.
+        scale: s, by which the product is multiplied.
+        """
 
 
 def by_kind(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """{layer: {kind: fact}} as {kind: {layer: fact}}."""
-    kinds = sorted({kind for own in facts.values() for kind in own})
-    return {kind: {name: own[kind] for name, own in facts.items() if kind in own} for kind in kinds}
+    kinds = sorted({kind for noted in facts.values() for kind in noted})
+    return {kind: {name: noted[kind] for name, noted in facts.items() if kind in noted} for kind in kinds}
 
 
 def emptiest(moment: Tensor, count: int) -> tuple[Tensor, int]:
-    """(k, m) orthonormal columns, the directions with the least of the inputs, and how many directions hold none.
+    """((k, m) orthonormal columns, the directions in which C is least; how many directions the inputs leave empty).
 
     m is `count`, or the number of directions without any input where these are more: float32's rounding, in which
     clients measured, would choose among them.

@@ -32,12 +32,16 @@ EXACT_UP_TO = 2**16  # numbers in a layer's weight up to which `auto` sends whol
 
 @dataclass(frozen=True, kw_only=True)
 class FromGradients(Initializer, Sampled):
-    """examples, weighting, min_examples, clip, noise: as in `Sampling`. sketch: ``exact`` sends whole gradients,
-    ``sketch`` two sketches of l columns and rows, ``auto`` the former where no layer has more than 65,536 weights.
-    width: l; None is 2q + 8 for the q components that a start is made of."""
+    """A start from q = components·r components of every layer's gradient.
+
+    examples, weighting, min_examples, clip, noise: as in `Sampling`.
+    sketch: ``exact`` sends whole gradients, ``sketch`` sends two sketches of l columns and l rows, ``auto`` whole ones
+        where no layer has more than 65,536 weights.
+    width: l; None: 2q + 8.
+    """
 
     needs: ClassVar[str] = "gradients"
-    # Its own name, for messages.
+    # The name that `init=` calls it by, for messages.
     key: ClassVar[str]
     # Components of the gradient that a start of rank one is made of.
     components: ClassVar[int] = 1
@@ -73,51 +77,54 @@ class FromGradients(Initializer, Sampled):
         self.fit(context.targets, context.rank)
         if context.head and not context.head["weight"].any():
             raise InputError(f"init={self.key}: under a head of zeros every gradient is zero; use head.init=ridge")
-        kind = "gradient" if self.whole(context.targets) else "gradient_range"
+        kind = "gradient" if self.sends_whole(context.targets) else "gradient_range"
         return self._ask(context, kind, {})
 
-    def whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether clients send whole gradients."""
+    def sends_whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether clients send whole gradients of these layers {name: (d, k)}, not sketches."""
         if self.sketch == "auto":
             return all(d * k <= EXACT_UP_TO for d, k in targets.values())
         return self.sketch == "exact"
 
-    def step(self, context: InitContext, asked: Request, found: Statistics) -> Request | StartState:
+    def step(self, context: InitContext, asked: Request, statistics: Statistics) -> Request | StartState:
         """Raises InputError when no layer has a gradient."""
         if "gradient_range" in asked.layers.values():
-            return self._ask(context, "gradient_rows", orthonormal(found, context.targets))
+            return self._ask(context, "gradient_rows", orthonormal(statistics, context.targets))
         q = self.components * context.rank
 
-        def one(name: str) -> tuple[Factors, int] | None:
-            own = self.decompose(mean_gradient(name, asked, found))
-            if not own.S[0] > 0:
+        def of_layer(name: str) -> tuple[Factors, int] | None:
+            decomposed = self.decompose(mean_gradient(name, asked, statistics))
+            if not decomposed.S[0] > 0:
                 return None
-            whole, missing = filled(own, q, torch_generator(context.seed, "init", name))
-            return self.start_of(whole, name, context), missing
+            components, missing = filled(decomposed, q, torch_generator(context.seed, "init", name))
+            return self.start_of(components, name, context), missing
 
-        made = dict(zip(context.targets, server_pool().map(one, context.targets), strict=True))
-        if not any(made.values()):
+        starts = dict(zip(context.targets, server_pool().map(of_layer, context.targets), strict=True))
+        if not any(starts.values()):
             raise InputError(f"init={self.key}: every gradient is exactly zero under this head; use head.init=ridge")
-        replaced = [name for name, start in made.items() if start is None]
-        layers = {n: self.replacement(context, n) if start is None else start[0] for n, start in made.items()}
-        merge = taken_out({n: layers[n] for n in made if n not in replaced}) if self.takes_out else {}
+        replaced = [name for name, start in starts.items() if start is None]
+        layers = {n: self.replacement(context, n) if start is None else start[0] for n, start in starts.items()}
+        merge = taken_out({n: layers[n] for n in starts if n not in replaced}) if self.takes_out else {}
         notes = {
             "replaced": dict.fromkeys(replaced, "its gradient was zero"),
-            "completed": {n: start[1] for n, start in made.items() if start is not None and start[1]},
+            "completed": {n: start[1] for n, start in starts.items() if start is not None and start[1]},
             "moved": {} if self.takes_out else moved(context, layers),
         }
         return StartState(layers=layers, merge=merge, notes={key: value for key, value in notes.items() if value})
 
     def decompose(self, gradient: Tensor | Factors) -> Spectrum:
-        """The singular values and vectors that a start is made of, of a whole gradient or of one from sketches."""
+        """The singular values and vectors that a start is made of.
+
+        gradient: G (d, k) in float64, or its approximation QT from the sketches, as factors.
+        """
         return spectrum(gradient) if isinstance(gradient, Factors) else matrix_spectrum(gradient)
 
     @abstractmethod
-    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
-        """The factors of a layer in float32, from q components of `decompose`."""
+    def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
+        """The factors of a layer in float32. spectrum: the first q components of `decompose`."""
 
     def replacement(self, context: InitContext, name: str) -> Factors:
-        """The start of a layer without a gradient."""
+        """The factors of a layer whose gradient is zero: LoRA's own start."""
         return stand_in(context, name, context.rank, self.scale)
 
     def _ask(self, context: InitContext, statistic: str, tensors: Mapping[str, Tensor]) -> Request:
@@ -133,31 +140,34 @@ class FromGradients(Initializer, Sampled):
         )
 
 
-def orthonormal(found: Statistics, targets: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+def orthonormal(sketches: Statistics, targets: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
     """{"<layer>/basis": Q (d, l)} in float32, an orthonormal basis of each layer's first sketch."""
     return {
-        f"{name}/basis": torch.linalg.qr(found.of(name)["range"].double()).Q.float().contiguous() for name in targets
+        f"{name}/basis": torch.linalg.qr(sketches.of(name)["range"].double()).Q.float().contiguous() for name in targets
     }
 
 
-def mean_gradient(name: str, asked: Request, found: Statistics) -> Tensor | Factors:
-    """G in float64, or its approximation QT as factors; zero for a layer that no image went through."""
-    sums = found.of(name)
+def mean_gradient(name: str, asked: Request, statistics: Statistics) -> Tensor | Factors:
+    """G (d, k) in float64, or its approximation QT as factors; zero for a layer that no image went through."""
+    sums = statistics.of(name)
     count = sums["count"].clamp(min=1)
     if "gradient" in sums:
         return sums["gradient"].double() / count
     return Factors(sums["rows"].double() / count, asked.tensors[f"{name}/basis"].double())
 
 
-def filled(own: Spectrum, count: int, generator: torch.Generator) -> tuple[Spectrum, int]:
-    """The first `count` components, and how many of them stand for none: those that do not stand out from float32's
-    rounding, in which clients measured, get weight zero and drawn vectors orthogonal to the others."""
-    floor = own.S[0] * max(len(own.U), own.Vh.shape[1]) ** 0.5 * torch.finfo(torch.float32).eps
-    alive = min(int((own.S > floor).sum()), count)
+def filled(spectrum: Spectrum, count: int, generator: torch.Generator) -> tuple[Spectrum, int]:
+    """(the first `count` components, how many of them were missing).
+
+    A component that does not stand out from float32's rounding, in which clients measured, is missing: it gets singular
+    value zero and drawn vectors that are orthogonal to the others.
+    """
+    floor = spectrum.S[0] * max(len(spectrum.U), spectrum.Vh.shape[1]) ** 0.5 * torch.finfo(torch.float32).eps
+    alive = min(int((spectrum.S > floor).sum()), count)
     if alive == count:
-        return own.cut(0, count), 0
-    S = torch.nn.functional.pad(own.S[:alive], (0, count - alive))
-    U, Vh = (complete(rows[:alive], count, generator) for rows in (own.U.T, own.Vh))
+        return spectrum.cut(0, count), 0
+    S = torch.nn.functional.pad(spectrum.S[:alive], (0, count - alive))
+    U, Vh = (complete(rows[:alive], count, generator) for rows in (spectrum.U.T, spectrum.Vh))
     return Spectrum(U.T, S, Vh), count - alive
 
 

@@ -29,9 +29,15 @@ from fedinit.threads import server_pool
 class InitContext:
     """What the server knows before it has asked anyone.
 
-    targets: {layer: (d, k)}. rank: of the adapters. scale: s = α/r, which stays the same where a layer has another
-    rank. weight: the frozen weight of a layer, (d, k). groups: {layer: the first layer with the very same input}; a
-    layer that is absent has an input of its own. head: the classifier that training starts from, by key.
+    targets: {layer: (d, k)} of the adapted layers, in the model's order.
+    rank: r of the adapters, min(d, k) of every layer at most.
+    scale: s = α/r, which stays the same where a layer has another rank.
+    seed: of all that a start draws.
+    weight: layer -> its frozen weight W0, (d, k); None: the server has no weights.
+    groups: {layer: the first layer with the very same input}; a layer that is absent has an input of its own.
+    head: {key: tensor} of the classifier that training starts from; empty: there is none.
+
+    Raises InputError for a rank above min(d, k) of a layer.
     """
 
     targets: Mapping[str, tuple[int, int]]
@@ -46,10 +52,12 @@ class InitContext:
         check_rank(self.targets, self.rank)
 
     def reseed(self, seed: int) -> InitContext:
+        """The same context with another seed, for a start that is drawn anew."""
         return replace(self, seed=seed)
 
     def frozen(self, name: str) -> Tensor:
-        """The weight of a layer in float64. Raises ValueError where there is none, InputError for NaN or infinity."""
+        """W0 of a layer, (d, k) in float64. Raises ValueError where there are no weights, InputError for NaN or
+        infinity in this one."""
         if self.weight is None:
             raise ValueError("this start is made from the frozen weights, and there are none")
         weight = self.weight(name).to(torch.float64)
@@ -92,7 +100,8 @@ class Initializer(Planner[InitContext, StartState]):
 
     @property
     def indivisible(self) -> str:
-        """Why the leading components of the start are no start for a client of a lower rank; "": they are."""
+        """Why the leading components of the start are no start for a client of a lower rank, as the end of a sentence;
+        "": they are one."""
         lacking = "whose components are taken out of the base, which such a client would then lack"
         return lacking if self.takes_out else ""
 
@@ -118,23 +127,34 @@ class LayerWise(Initializer):
         seed: int,
         weight: Callable[[str], Tensor] | None = None,
     ) -> dict[str, Factors]:
-        """{layer: Factors in float32} for targets {layer: (d, k)}.
+        """{layer: factors in float32}.
 
-        weight: the frozen weight of a layer, (d, k), for starts that are made from it.
+        targets: {layer: (d, k)}.
+        rank: r of every layer.
+        seed: of which each layer has a stream of its own.
+        weight: layer -> W0, (d, k), for starts that are made from it.
+
+        Raises InputError for a rank that this start, or a layer, cannot have.
         """
         self.check(rank)
         check_rank(targets, rank)
 
-        def one(name: str) -> Factors:
+        def of_layer(name: str) -> Factors:
             generator = torch_generator(seed, "init", name)
             drawn = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
             return replace(drawn, A=drawn.A * self.scale, B=drawn.B * self.scale)
 
-        return dict(zip(targets, server_pool().map(one, targets), strict=True))
+        return dict(zip(targets, server_pool().map(of_layer, targets), strict=True))
 
     @abstractmethod
     def draw(self, d: int, k: int, rank: int, generator: torch.Generator, weight: Tensor | None) -> Factors:
-        """The factors of one layer; weight is (d, k), or None where `start` was given none."""
+        """The factors of one layer, before init.scale.
+
+        d, k: outputs and inputs of the layer.
+        rank: r.
+        generator: the layer's own stream.
+        weight: W0, (d, k), or None where `start` was given none.
+        """
 
 
 def taken_out(layers: Mapping[str, Factors]) -> dict[str, Factors]:

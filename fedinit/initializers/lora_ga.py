@@ -24,9 +24,14 @@ from fedinit.spectra import Spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAGA(FromGradients):
-    """size: what the orthonormal factors are multiplied by. ``stable``: d^¼/√γ each. ``gd``: 1/s each. ``unit``: 1.
-    ``weightS``: the mean of √(σ_i(W0)/s) over the r largest singular values of the weight; in the variant `peft`
-    σ_1(W0)/S_{r+1}, on B."""
+    """The start from 2r components of the gradient.
+
+    variant: ``paper``, or ``peft``, where B carries S_{r+1:2r} too and only B is multiplied by `size`.
+    size: what the orthonormal factors are multiplied by. ``stable``: d^¼/√γ. ``gd``: 1/s, on both factors in either
+        variant. ``unit``: 1. ``weightS``: the mean of √(σ_i(W0)/s) over the r largest singular values of the weight; in
+        the variant `peft` σ_1(W0)/S_{r+1}.
+    gamma: γ of ``stable``.
+    """
 
     key: ClassVar[str] = "lora_ga"
     components: ClassVar[int] = 2
@@ -43,26 +48,27 @@ class LoRAGA(FromGradients):
     def takes_out(self) -> bool:
         return True
 
-    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
+    def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
         r = context.rank
-        A, B = own.cut(0, r).Vh, own.cut(r, 2 * r).U
+        A, B = spectrum.cut(0, r).Vh, spectrum.cut(r, 2 * r).U
         if self.variant == "peft":
-            B = B * own.S[r:]
-        on_a, on_b = self._sizes(own, name, context)
+            B = B * spectrum.S[r:]
+        on_a, on_b = self._sizes(spectrum, name, context)
         return Factors((self.scale * on_a * A).float().contiguous(), (self.scale * on_b * B).float().contiguous())
 
-    def _sizes(self, own: Spectrum, name: str, context: InitContext) -> tuple[float, float]:
-        """What A and B are multiplied by. Raises ValueError for `weightS` without the weights."""
+    def _sizes(self, spectrum: Spectrum, name: str, context: InitContext) -> tuple[float, float]:
+        """(what A is multiplied by, what B is multiplied by), init.scale left out. Raises ValueError for `weightS`
+        without the weights."""
         both, peft = 1.0, self.variant == "peft"
         if self.size == "stable":
-            both = len(own.U) ** 0.25 / self.gamma**0.5
+            both = len(spectrum.U) ** 0.25 / self.gamma**0.5
         elif self.size == "gd":
             return 1 / context.scale, 1 / context.scale
         elif self.size == "weightS":
             if context.weight is None:
                 raise ValueError("init.size=weightS is made from the frozen weights, and there are none")
             sizes = torch.linalg.svdvals(context.weight(name).double())
-            tail = float(own.S[context.rank])
+            tail = float(spectrum.S[context.rank])
             if peft:
                 both = float(sizes[0]) / tail if tail > 0 else 1.0
             else:

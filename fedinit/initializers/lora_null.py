@@ -23,6 +23,12 @@ from fedinit.spectra import spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRANull(FromCovariance):
+    """The start in the directions that the inputs leave empty.
+
+    variant: ``v1`` takes W0 P out of the base and into the adapter; ``v2`` has A in these directions, B = 0, and leaves
+        the base alone.
+    """
+
     variant: Literal["v1", "v2"] = "v1"
 
     @property
@@ -31,9 +37,9 @@ class LoRANull(FromCovariance):
 
     def split(self, weight: Tensor, moment: Tensor, rank: int, scale: float) -> tuple[Factors, dict[str, Any]]:
         directions, empty = emptiest(moment, rank)
-        found = spectrum(Factors(directions.T, weight @ directions))  # of W0 P
-        part = found.cut(0, rank)
+        projected = spectrum(Factors(directions.T, weight @ directions))  # of W0 P
+        part = projected.cut(0, rank)
         notes = {"empty_directions": empty} if empty > rank else {}
         if self.takes_out:
-            return share(part, scale, float(found.S[0])), notes
+            return share(part, scale, float(projected.S[0])), notes
         return Factors(part.Vh, torch.zeros(len(weight), rank, dtype=weight.dtype)), notes

@@ -22,8 +22,14 @@ from fedinit.spectra import Spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAOne(FromGradients):
-    """gamma: γ; the step's learning rate is s/γ, or s/(γ S_1) with `normalize=sigma1`. Components without a gradient
-    have B = 0 and the row of A that the strongest component has the size of, so that they can learn."""
+    """The start from r components of −G.
+
+    A component without a gradient has a zero column of B, and its row of A is as large as the strongest component's, so
+    that it can learn.
+
+    normalize: ``sigma1`` divides both factors by √S_1 besides, ``none`` does not.
+    gamma: γ; the step's learning rate is s/γ, or s/(γ S_1) with `normalize=sigma1`.
+    """
 
     key: ClassVar[str] = "lora_one"
 
@@ -35,12 +41,12 @@ class LoRAOne(FromGradients):
         positive("init.gamma", self.gamma)
 
     def decompose(self, gradient: Tensor | Factors) -> Spectrum:
-        own = super().decompose(gradient)
-        return Spectrum(-own.U, own.S, own.Vh)
+        spectrum = super().decompose(gradient)
+        return Spectrum(-spectrum.U, spectrum.S, spectrum.Vh)
 
-    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
-        unit = self.gamma * (own.S[0] if self.normalize == "sigma1" else 1.0)
-        half = (own.S / unit).sqrt()
-        on_a = half.where(own.S > 0, half[0])
-        A, B = self.scale * on_a[:, None] * own.Vh, self.scale * half * own.U
+    def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
+        unit = self.gamma * (spectrum.S[0] if self.normalize == "sigma1" else 1.0)
+        half = (spectrum.S / unit).sqrt()
+        on_a = half.where(spectrum.S > 0, half[0])
+        A, B = self.scale * on_a[:, None] * spectrum.Vh, self.scale * half * spectrum.U
         return Factors(A.float().contiguous(), B.float().contiguous())

@@ -34,8 +34,13 @@ from fedinit.spectra import Spectrum, matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRASB(FromGradients):
-    """update: what Δ is. eta: η; the sign step has norm η√(dk) a layer, as far as a first step of Adam at that rate
-    goes. r_init: the core of the update, or a zero one. gauge: see above."""
+    """The start from r components of the first full step Δ.
+
+    update: Δ is −η·sign(G) for ``sign``, −η·G for ``sgd``.
+    eta: η; the sign step has norm η√(dk) a layer, as far as a first step of Adam at that rate goes.
+    r_init: R is diag(S_r)/s for ``update``, zero for ``zero``.
+    gauge: ``paper`` leaves A and B orthonormal; ``projected`` divides both by √s and multiplies R by s.
+    """
 
     key: ClassVar[str] = "lora_sb"
     cores: ClassVar[bool] = True
@@ -58,20 +63,20 @@ class LoRASB(FromGradients):
         """A core of zero, multiplied into B, makes B zero."""
         return "" if self.r_init == "update" else "B"
 
-    def whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
-        return self.update == "sign" or super().whole(targets)
+    def sends_whole(self, targets: Mapping[str, tuple[int, int]]) -> bool:
+        return self.update == "sign" or super().sends_whole(targets)
 
     def decompose(self, gradient: Tensor | Factors) -> Spectrum:
         if self.update == "sign" and isinstance(gradient, Tensor):
             # What float32 cannot tell from zero has no sign, so that rounding cannot choose one.
             floor = torch.finfo(torch.float32).eps * gradient.abs().max()
             return matrix_spectrum(-self.eta * gradient.sign().where(gradient.abs() > floor, 0))
-        own = super().decompose(gradient)
-        return Spectrum(-own.U, self.eta * own.S, own.Vh)
+        spectrum = super().decompose(gradient)
+        return Spectrum(-spectrum.U, self.eta * spectrum.S, spectrum.Vh)
 
-    def start_of(self, own: Spectrum, name: str, context: InitContext) -> Factors:
-        core = torch.diag(own.S) if self.r_init == "update" else torch.zeros(len(own.S), len(own.S), dtype=own.S.dtype)
-        return self._around(own.Vh, own.U, core, context.scale)
+    def start_of(self, spectrum: Spectrum, name: str, context: InitContext) -> Factors:
+        core = torch.diag(spectrum.S if self.r_init == "update" else torch.zeros_like(spectrum.S))
+        return self._around(spectrum.Vh, spectrum.U, core, context.scale)
 
     def replacement(self, context: InitContext, name: str) -> Factors:
         """Random orthonormal factors around a zero core."""

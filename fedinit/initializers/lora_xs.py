@@ -22,7 +22,11 @@ from fedinit.spectra import matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAXS(LayerWise):
-    """std: of the entries of R; the paper's 1e-5 leaves the model all but as it was, 0 exactly."""
+    """The start with W0's leading directions around a drawn core.
+
+    sigma_side: which factor carries the singular values S_r.
+    std: standard deviation of the entries of R; the paper's 1e-5 changes the model hardly, 0 not at all.
+    """
 
     cores: ClassVar[bool] = True
 
@@ -42,8 +46,8 @@ class LoRAXS(LayerWise):
         """Raises ValueError without the weight."""
         if weight is None:
             raise ValueError("init=lora_xs is made from the frozen weights, and start() was given none")
-        found = matrix_spectrum(weight)
-        A, B, S = found.Vh[:rank], found.U[:, :rank], found.S[:rank]
+        spectrum = matrix_spectrum(weight)
+        A, B, S = spectrum.Vh[:rank], spectrum.U[:, :rank], spectrum.S[:rank]
         A, B = (A * S[:, None], B) if self.sigma_side == "A" else (A, B * S)
         R = self.std * torch.randn(rank, rank, generator=generator)
         return CoreFactors(A.float().contiguous(), B.float().contiguous(), R)

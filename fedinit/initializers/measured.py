@@ -22,7 +22,10 @@ from fedinit.statistics.nystrom import basis_of, decompose
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Initializer, Sampled):
-    """A start from statistics of the clients' layer inputs. tokens: as in `Sampling`."""
+    """A start from statistics of the clients' layer inputs.
+
+    examples, tokens, weighting, min_examples, clip, noise: as in `Sampling`.
+    """
 
     needs: ClassVar[str] = "activations"
 
@@ -40,7 +43,13 @@ class Measured(Initializer, Sampled):
         tensors: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Request:
-        """A pass over the inputs of one layer of each group, of those in `kinds` = {layer: statistic}."""
+        """The request for one pass over layer inputs, where layers with the same input are measured once.
+
+        kinds: {layer: name of its statistic}; a layer that is absent is not measured.
+        share: the part of the sampled images that the pass is about.
+        tensors: {"<layer>/<key>": tensor} that the statistics need.
+        options: plain values for the statistics.
+        """
         layers = {n: kinds[n] for n in context.targets if context.groups.get(n, n) == n and n in kinds}
         return Request(
             source="inputs",
@@ -62,9 +71,11 @@ CONSTANT = 1024 * torch.finfo(torch.float32).eps
 class Moments:
     """Leading directions of a layer's inputs in float64.
 
-    values: (m,) eigenvalues of the summed second moment, falling, zero where there is no direction. vectors: (m, k)
-    orthonormal rows, signs fixed. total: the trace. size: the trace before the mean was taken out. count: rows that
-    were summed.
+    values: (m,) eigenvalues of the summed second moment, falling, zero where there is no direction.
+    vectors: (m, k) orthonormal rows, signs fixed.
+    total: the trace of the second moment.
+    size: the trace before the mean was taken out.
+    count: rows that were summed.
     """
 
     values: Tensor
@@ -75,23 +86,28 @@ class Moments:
 
     @property
     def alive(self) -> int:
-        """Directions that stand out from float32's rounding, in which clients measured; none of a constant input."""
+        """How many directions stand out from float32's rounding, in which clients measured; 0 for a constant input."""
         if self.total <= CONSTANT * self.size:
             return 0
         return int((self.values > self.values[0] * len(self.vectors[0]) * torch.finfo(torch.float32).eps).sum())
 
 
 def covariance(sums: Mapping[str, Tensor], k: int, centred: bool) -> Tensor:
-    """Σ x xᵀ (k, k) in float64 from a Gram statistic, about the mean where `centred`."""
+    """Σ x xᵀ (k, k) in float64, about the mean where `centred`. sums: of a `Gram` statistic over k inputs."""
     moment = unpack(sums["gram"].double(), k)
     if centred and sums["count"] > 0:
         moment -= torch.outer(sums["sum"], sums["sum"]) / sums["count"]
     return moment
 
 
-def moments(asked: Request, found: Statistics, layer: str, centred: bool) -> Moments:
-    """The leading directions of a layer's inputs from a Gram statistic, exactly, or from a sketch."""
-    sums, k = found.of(layer), asked.shapes[layer][1]
+def moments(asked: Request, statistics: Statistics, layer: str, centred: bool) -> Moments:
+    """The leading directions of a layer's inputs: exact from a `Gram` statistic, approximate from a `Nystrom` sketch.
+
+    asked: the request.
+    statistics: the clients' answers to it, added up.
+    centred: take the mean out first.
+    """
+    sums, k = statistics.of(layer), asked.shapes[layer][1]
     count = float(sums["count"])
     mean = float(sums["sum"].double().square().sum()) / count if centred and count else 0.0  # its part of the trace
     if "gram" in sums:
@@ -109,7 +125,8 @@ def moments(asked: Request, found: Statistics, layer: str, centred: bool) -> Mom
 
 
 def complete(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count, k): the given orthonormal rows, and more that are drawn and orthogonal to them."""
+    """(count, k) in float64: the first of the given orthonormal rows (m, k), then drawn ones that are orthogonal to
+    them."""
     missing = count - len(rows)
     if missing <= 0:
         return rows[:count]

@@ -19,6 +19,8 @@ from fedinit.spectra import matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class MiCA(FromWeights):
+    """B = the last r columns of U, the most minor first; A = 0."""
+
     @property
     def zero(self) -> str:
         return "A"

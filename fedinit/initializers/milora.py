@@ -14,5 +14,7 @@ from fedinit.spectra import Spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class MiLoRA(PiSSA):
-    def part(self, found: Spectrum, rank: int) -> Spectrum:
-        return found.cut(len(found.S) - rank, len(found.S))
+    """PiSSA with the last r components in place of the first."""
+
+    def part(self, spectrum: Spectrum, rank: int) -> Spectrum:
+        return spectrum.cut(len(spectrum.S) - rank, len(spectrum.S))

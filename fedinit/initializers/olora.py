@@ -19,13 +19,15 @@ from fedinit.spectra import signs
 
 @dataclass(frozen=True, kw_only=True)
 class OLoRA(FromWeights):
+    """B = Q_r and A = R_r of W0 = Q R, with the signs of A's rows fixed."""
+
     @property
     def takes_out(self) -> bool:
         return True
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
-        whole = weight.to(torch.float64)
-        Q = torch.linalg.qr(whole[:, :rank]).Q  # the first r columns of W0's own Q
-        A = Q.T @ whole
+        exact = weight.to(torch.float64)
+        Q = torch.linalg.qr(exact[:, :rank]).Q  # the first r columns of W0's own Q
+        A = Q.T @ exact
         sign = signs(A)
         return Factors(A * sign, Q * sign.T)

@@ -18,14 +18,16 @@ from fedinit.spectra import Spectrum, matrix_spectrum
 
 @dataclass(frozen=True, kw_only=True)
 class PiSSA(FromWeights):
+    """The first r components of W0, shared evenly between B and A; the base gives them up."""
+
     @property
     def takes_out(self) -> bool:
         return True
 
     def split(self, weight: Tensor, rank: int, scale: float) -> Factors:
-        found = matrix_spectrum(weight)
-        return share(self.part(found, rank), scale, float(found.S[0]))
+        spectrum = matrix_spectrum(weight)
+        return share(self.part(spectrum, rank), scale, float(spectrum.S[0]))
 
-    def part(self, found: Spectrum, rank: int) -> Spectrum:
-        """The components that become the adapter."""
-        return found.cut(0, rank)
+    def part(self, spectrum: Spectrum, rank: int) -> Spectrum:
+        """The r components of W0's spectrum that become the adapter."""
+        return spectrum.cut(0, rank)

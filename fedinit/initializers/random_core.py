@@ -18,8 +18,11 @@ from fedinit.initializers.initializer import LayerWise
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCore(LayerWise):
-    """kind: ``orthonormal``, rows of A and columns of B, so that no two components overlap (Gram–Schmidt on Gaussian
-    draws); or ``gaussian``, entries N(0, 1/k) and N(0, 1/d), which have unit length on average."""
+    """Drawn A and B around R = 0.
+
+    kind: ``orthonormal`` makes the rows of A and the columns of B orthonormal (QR of Gaussian draws), so that no two
+        components overlap; ``gaussian`` draws entries N(0, 1/k) and N(0, 1/d), of unit length on average.
+    """
 
     cores: ClassVar[bool] = True
     random: ClassVar[bool] = True

@@ -21,7 +21,10 @@ from fedinit.state.start import StartState
 
 @dataclass(frozen=True, kw_only=True)
 class VeRA(Initializer):
-    """d_initial: every entry of d."""
+    """Drawn A and B, d constant, b = 0.
+
+    d_initial: every entry of d; above zero.
+    """
 
     kinds: ClassVar[tuple[str, ...]] = ("vera",)
     random: ClassVar[bool] = True

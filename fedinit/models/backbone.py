@@ -32,7 +32,11 @@ LOADING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pret
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel."""
+    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel.
+
+    channels, height, width: of an image, in pixels.
+    mean, std: one number a channel, on [0, 1].
+    """
 
     channels: int
     height: int
@@ -61,7 +65,12 @@ class TakesImages:
 
 @dataclass(frozen=True)
 class Backbone:
-    """`module` maps (n, channels, height, width) to (n, features); its parameters never require a gradient."""
+    """A frozen model without its classifier.
+
+    module: maps (n, channels, height, width) to (n, features); its parameters never require a gradient.
+    features: D, how many there are.
+    input: what it takes.
+    """
 
     module: nn.Module
     features: int
@@ -78,6 +87,8 @@ def build_backbone(settings: ModelConfig) -> Backbone:
 
     Weights come from `settings.checkpoint` (safetensors; position embeddings are resampled to the image size), from
     timm's own pretrained ones, or stay random (drawn from a fixed seed, so that all sites agree).
+    settings: `model.<field>=`.
+
     Raises InputError for an unknown name, arguments timm refuses, a missing, pickled or unfitting checkpoint.
     """
     base = settings.name.split(".")[0]
@@ -111,13 +122,13 @@ def build_backbone(settings: ModelConfig) -> Backbone:
 
 
 def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, Any]) -> InputSpec:
-    own = resolve_model_data_config(module)
-    channels = int(kwargs.get("in_chans", own["input_size"][0]))
-    size = kwargs.get("img_size", own["input_size"][1:])
+    defaults = resolve_model_data_config(module)
+    channels = int(kwargs.get("in_chans", defaults["input_size"][0]))
+    size = kwargs.get("img_size", defaults["input_size"][1:])
     height, width = (size, size) if isinstance(size, int) else size
     stats = {}
     for key in ("mean", "std"):
-        value = getattr(settings, key) or own[key]
+        value = getattr(settings, key) or defaults[key]
         if len(value) != channels:
             raise InputError(f"model.{key}: {len(value)} values given, expected {channels}, one a channel")
         stats[key] = tuple(float(v) for v in value)
@@ -125,34 +136,40 @@ def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, A
 
 
 def _load(module: nn.Module, source: str, sha256: str | None) -> None:
-    """`source` into the module, once its file is known to be the one that was asked for."""
+    """Load a checkpoint into the module.
+
+    source: the path of a safetensors file with timm's names, or "embedded:<file>" for one inside this package.
+    sha256: what the file's must be; None: any.
+
+    Raises InputError for a file that is missing, another, no safetensors file, or does not fit the module.
+    """
     embedded = source.startswith(EMBEDDED)
     # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
     path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"model.checkpoint={source}: no such file; expected a safetensors file with timm's names")
-    if sha256 is not None and (found := digest.of_file(path)) != sha256:
+    if sha256 is not None and (actual := digest.of_file(path)) != sha256:
         raise InputError(
-            f"model.checkpoint={source}: its sha256 is {found[:12]}…, expected {sha256[:12]}…; this is not the file "
+            f"model.checkpoint={source}: its sha256 is {actual[:12]}…, expected {sha256[:12]}…; this is not the file "
             "that the run was made for"
         )
     try:
         with safe_open(path, framework="pt") as file:
-            found = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            weights = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise InputError(
             f"model.checkpoint={source}: not a safetensors file ({_first_line(error)}); pickled checkpoints can run "
             "code and are refused: load it where you trust it and save the state dict with safetensors.torch.save_file"
         ) from error
     wanted = module.state_dict()
-    found = {k: v for k, v in found.items() if not k.startswith(("head.", "head_dist.", "pre_logits."))}
-    _resample_positions(module, found)
-    missing = sorted(wanted.keys() - found.keys())
-    extra = sorted(found.keys() - wanted.keys())
-    wrong = [k for k in sorted(wanted.keys() & found.keys()) if wanted[k].shape != found[k].shape]
+    weights = {k: v for k, v in weights.items() if not k.startswith(("head.", "head_dist.", "pre_logits."))}
+    _resample_positions(module, weights)
+    missing = sorted(wanted.keys() - weights.keys())
+    extra = sorted(weights.keys() - wanted.keys())
+    wrong = [k for k in sorted(wanted.keys() & weights.keys()) if wanted[k].shape != weights[k].shape]
     if missing or extra or wrong:
         what = (
-            f"{wrong[0]} is {tuple(found[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
+            f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
             if wrong
             else f"{missing[0]} is missing"
             if missing
@@ -162,18 +179,18 @@ def _load(module: nn.Module, source: str, sha256: str | None) -> None:
             f"model.checkpoint={source}: does not fit the model: {what} ({len(missing)} missing, {len(extra)} "
             f"unknown, {len(wrong)} of another shape); check model.name and model.kwargs"
         )
-    module.load_state_dict(found)
+    module.load_state_dict(weights)
 
 
-def _resample_positions(module: nn.Module, found: dict[str, Tensor]) -> None:
-    position = found.get("pos_embed")
-    own: Tensor | None = getattr(module, "pos_embed", None)
-    if position is None or own is None or position.shape == own.shape or position.shape[-1] != own.shape[-1]:
+def _resample_positions(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    position = weights.get("pos_embed")
+    target: Tensor | None = getattr(module, "pos_embed", None)
+    if position is None or target is None or position.shape == target.shape or position.shape[-1] != target.shape[-1]:
         return
     grid: tuple[int, int] = cast(Any, module.patch_embed).grid_size
-    prefix = own.shape[1] - grid[0] * grid[1]
+    prefix = target.shape[1] - grid[0] * grid[1]
     if prefix >= 0 and int((position.shape[1] - prefix) ** 0.5) ** 2 == position.shape[1] - prefix:
-        found["pos_embed"] = resample_abs_pos_embed(position, new_size=list(grid), num_prefix_tokens=prefix)
+        weights["pos_embed"] = resample_abs_pos_embed(position, new_size=list(grid), num_prefix_tokens=prefix)
 
 
 def _first_line(error: BaseException) -> str:

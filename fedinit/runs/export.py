@@ -28,7 +28,7 @@ from fedinit.state import disk
 from fedinit.threads import server_pool
 
 PREFIX = "base_model.model."
-OWN = "factors.safetensors"
+UNMERGED = "factors.safetensors"
 SHARED_A, SHARED_B = "base_model.vera_A", "base_model.vera_B"
 INPUTS = "inputs"  # in the file's metadata: {layer: k}, which VeRA's tensors do not show
 
@@ -41,16 +41,25 @@ def save_adapter(
     config: Config,
     class_names: Sequence[str],
 ) -> None:
-    """Write the adapter, the head and the base offset into `folder`."""
+    """Write the adapter, the head and the base offset into `folder`, which is made where it is not there.
+
+    layers: {layer: factors}.
+    head: {key: tensor}; empty for a model without a classifier.
+    offset: {layer: O (d, k)}; a layer that is absent has none.
+    config: of the run, for the model's name, the scale and the dropout.
+    class_names: of the outputs, in their order.
+
+    Raises OSError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if offset:
-        _save_factors(folder / OWN, layers)
+        _save_factors(folder / UNMERGED, layers)
         disk.replace(folder / "base_offset.safetensors", save({k: v.contiguous() for k, v in offset.items()}))
 
-    def whole(name: str) -> Factors:
+    def merged(name: str) -> Factors:
         return with_offset(layers[name], offset[name]) if name in offset else layers[name]
 
-    layers = dict(zip(layers, server_pool().map(whole, layers), strict=True))
+    layers = dict(zip(layers, server_pool().map(merged, layers), strict=True))
     _save_factors(folder / "adapter_model.safetensors", layers)
     disk.replace(folder / "head.safetensors", save({k: v.contiguous() for k, v in head.items()}))
     common = {
@@ -78,10 +87,10 @@ def with_offset(product: Factors, offset: Tensor) -> Factors:
     than the rounding that O has as a float32 matrix.
     """
     exact = offset.to(torch.float64)
-    found = matrix_spectrum(exact + product.to(torch.float64).dense())
+    spectrum = matrix_spectrum(exact + product.to(torch.float64).dense())
     d, k = exact.shape
     rounding = torch.finfo(torch.float32).eps * float(exact.norm()) * (d**-0.5 + k**-0.5)
-    part = found.cut(0, max(int((found.S > rounding).sum()), 1))
+    part = spectrum.cut(0, max(int((spectrum.S > rounding).sum()), 1))
     root = part.S.sqrt()
     return product.with_product(Factors(root[:, None] * part.Vh, part.U * root).to(torch.float32))
 
@@ -95,23 +104,24 @@ def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
         tensors[SHARED_B] = max((f.B for f in layers.values()), key=len).contiguous()
         about = {INPUTS: json.dumps({name: factors.shape[1] for name, factors in layers.items()})}
     for name, factors in layers.items():
-        own = {**factors.parts, "B": factors.absorb().B}
-        tensors |= {f"{PREFIX}{name}.{key}": own[part].contiguous() for part, key in kind.files.items()}
+        parts = {**factors.parts, "B": factors.absorb().B}
+        tensors |= {f"{PREFIX}{name}.{key}": parts[part].contiguous() for part, key in kind.files.items()}
     disk.replace(path, save(tensors, about))
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]:
-    """What `save_adapter` was given: (factors by layer, head, base offset by layer)."""
-    own = folder / OWN
-    with safe_open(own if own.exists() else folder / "adapter_model.safetensors", "pt") as file:
+    """({layer: factors}, {key: tensor of the head}, {layer: O (d, k)}): what `save_adapter` was given. Raises OSError
+    where a file is missing."""
+    unmerged = folder / UNMERGED
+    with safe_open(unmerged if unmerged.exists() else folder / "adapter_model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         inputs = json.loads((file.metadata() or {}).get(INPUTS, "{}"))
-    found: dict[str, dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for part, key in ((part, f".{key}") for kind in KINDS.values() for part, key in kind.files.items()):
         for name in [n for n in tensors if n.endswith(key)]:
-            found.setdefault(name[len(PREFIX) : -len(key)], {})[part] = tensors[name]
+            parts.setdefault(name[len(PREFIX) : -len(key)], {})[part] = tensors[name]
     for name, k in inputs.items():
-        found[name] |= {"A": tensors[SHARED_A][:, :k], "B": tensors[SHARED_B][: len(found[name]["b"])]}
-    layers = {name: of_parts(found[name]) for name in inputs or found}
+        parts[name] |= {"A": tensors[SHARED_A][:, :k], "B": tensors[SHARED_B][: len(parts[name]["b"])]}
+    layers = {name: of_parts(parts[name]) for name in inputs or parts}
     merged = folder / "base_offset.safetensors"
     return layers, load_file(folder / "head.safetensors"), load_file(merged) if merged.exists() else {}

@@ -136,7 +136,7 @@ class RunFolder(Observer):
         self.close()
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Give up the lock, so that another process may write to the folder. Nothing happens without one."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

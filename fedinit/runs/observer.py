@@ -13,8 +13,16 @@ from fedinit.scores import Accuracy, Score
 
 @dataclass(frozen=True)
 class ClientReport:
-    """One client's part of a round. drift_*: distance of its start from the global factors, and of the products.
-    optimizer_state: how many numbers its optimiser kept."""
+    """One client's part of a round.
+
+    client: its partition id.
+    examples: its training images.
+    steps: batches that it trained on.
+    loss: mean over its steps; None where it did not train.
+    drift_factors: ‖·‖_F of its start less the global factors.
+    drift_product: the same of the products B A.
+    optimizer_state: how many numbers its optimiser kept.
+    """
 
     client: int
     examples: int
@@ -27,10 +35,18 @@ class ClientReport:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One round. train_loss: mean over clients by examples. bytes: of all messages, as serialised.
+    """One round.
 
     Round 0 comes before training: clients say who they are and, where the initialiser asks, measure statistics; it has
     no loss, and `clients` are those whose statistics went into the start.
+
+    round: its number, from 1; 0 for what comes before training.
+    seconds: wall-clock time.
+    train_loss: mean over clients, weighted by examples; None where nobody trained.
+    score: of the global model after the round; None in a round without evaluation.
+    bytes_up, bytes_down: of all messages from and to the clients, as serialised.
+    clients: those whose updates were aggregated.
+    diagnostics: {name: figure} of the aggregation, such as "bias"; empty in round 0.
     """
 
     round: int
@@ -45,8 +61,13 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Roster:
-    """Who takes part. examples: training images by client (partition id). class_names: of the outputs, where there are
-    no classes. score: what models are judged by, a key of SCORES."""
+    """Who takes part.
+
+    examples: {client: its training images}, by partition id.
+    class_names: of the outputs in their order; where there are no classes, what each output is.
+    domain_names: in the order of the domains' numbers.
+    score: what models are judged by, a key of SCORES.
+    """
 
     examples: Mapping[int, int]
     class_names: Sequence[str]
@@ -55,22 +76,26 @@ class Roster:
 
 
 class Observer:
-    """Told what happens, in order; it does what it likes with it and never changes the run."""
+    """Told what happens in a run, in order; nothing that it does changes the run. Every method does nothing here."""
 
-    def started(self, rounds: int, roster: Roster) -> None: ...
+    def started(self, rounds: int, roster: Roster) -> None:
+        """The run begins, or goes on: how many rounds it has in all, and who takes part."""
 
     def round_zero_done(self, report: RoundReport) -> None:
-        """What comes before training is done; round 0."""
+        """Round 0 is done, which comes before training."""
 
     def resumed(self, round: int) -> None:
         """After `started`, in a run that goes on from the checkpoint of `round`."""
 
-    def round_done(self, report: RoundReport) -> None: ...
+    def round_done(self, report: RoundReport) -> None:
+        """A round of training is done."""
 
     def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
-        """The global model, by wire name: what round 1 starts from (0), after round 1 and every evaluated round."""
+        """The global model as {wire name: tensor}: what round 1 starts from (round 0), and that after round 1 and after
+        every evaluated round."""
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        """A refusal, a missing reply, a warning: anything that belongs in the ledger."""
+        """A refusal, a missing reply, a warning: one line of the ledger, of this kind and with these facts."""
 
-    def finished(self, summary: Mapping[str, Any]) -> None: ...
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """The run is done; `summary` is what summary.json holds."""

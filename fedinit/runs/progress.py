@@ -73,7 +73,7 @@ class ProgressObserver(Observer):
         self.console.print(f"{kind.replace('_', ' ')}: {text}", style="yellow", markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leave the terminal in order, also after a failure."""
+        """Stop the progress bar, so that the terminal is in order, also after a failure."""
         if self.bar is not None:
             self.bar.stop()
 

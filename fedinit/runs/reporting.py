@@ -22,7 +22,13 @@ from fedinit.state.checkpoint import FOLDER
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run that is being written. `observers` are to be told of every round."""
+    """A run that is being written.
+
+    config: what is run.
+    folder: where it is written.
+    observers: to be told of every round; the folder is one of them, the tracker another.
+    console: where its table goes.
+    """
 
     config: Config
     folder: RunFolder
@@ -30,7 +36,7 @@ class OpenRun:
     console: Console
 
     def checkpoints(self, reference: str | None = None) -> Path:
-        """Where this run, or a reference run beside it, is saved."""
+        """The folder of this run's checkpoints, or of those of a reference run of this name beside it."""
         return self.folder.path / FOLDER / (reference or "")
 
     def finish(
@@ -41,9 +47,18 @@ class OpenRun:
         class_names: Sequence[str],
         summary: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Write adapter and summary, tell the observers, print the table; returns the whole summary."""
+        """Write the adapter, tell the observers, who write the summary, and print the table.
+
+        layers: {layer: final factors}.
+        head: {key: tensor} of the final classifier.
+        offset: {layer: O (d, k)}, the final base offset.
+        class_names: of the outputs, in their order.
+        summary: the figures of the run.
+
+        Returns the figures, joined by what ran and where.
+        """
         save_adapter(self.folder.path / "adapter", layers, head, offset, self.config, class_names)
-        whole = {
+        figures = {
             **summary,
             "strategy": self.config.strategy.name,
             "data": self.config.data.name,
@@ -51,15 +66,17 @@ class OpenRun:
             "folder": str(self.folder.path),
         }
         for observer in self.observers:
-            observer.finished(whole)
-        print_summary(self.console, whole, str(self.folder.path))
-        return whole
+            observer.finished(figures)
+        print_summary(self.console, figures, str(self.folder.path))
+        return figures
 
 
 def open_run(config: Config, console: Console) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
 
-    Raises InputError when it cannot be written.
+    console: where warnings and the final table go.
+
+    Raises InputError when the folder cannot be written.
     """
     folder = RunFolder(config)
     tracker = create_tracker(config, folder.path, console)

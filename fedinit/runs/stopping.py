@@ -28,9 +28,12 @@ _waiting: Stopped | None = None
 
 @contextlib.contextmanager
 def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> Iterator[None]:
-    """Within, the first of the signals raises Stopped; a second one, or `limit` seconds, end the process at once. With
-    no limit they do not: what is to be ended first takes its own time. Does nothing outside the main thread.
+    """Within, the first of the signals raises Stopped in the main thread; a second one, or `limit` seconds, end the
+    process at once. Outside the main thread it does nothing.
 
+    signals: their numbers.
+    limit: seconds; None: neither a second signal nor time ends the process, since what has to be ended first takes as
+        long as it takes.
     Python runs a signal's handler between two operations of the main thread, and one of these may take minutes. So a
     thread watches the pipe that the signal itself writes its number to, and ends the process when its time is over. It
     needs the interpreter for that, which torch and numpy leave free while they compute.

@@ -40,4 +40,5 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
 
 
 def megabytes(count: int) -> str:
+    """A number of bytes in MB of 10⁶ bytes, to one decimal."""
     return f"{count / 1e6:.1f} MB"

@@ -17,8 +17,11 @@ HOST = "api.wandb.ai"
 
 
 def create_tracker(config: Config, folder: Path, console: Console) -> Observer | None:
-    """`logger=auto` tracks online where a key exists, and nowhere else; `wandb` wants a key; `wandb_offline` needs
-    none and writes into the run's folder."""
+    """The tracker that `logger=` asks for, or None.
+
+    ``auto`` tracks online where a key exists, and else not at all; ``wandb`` writes offline, with a warning, where
+    there is no key; ``wandb_offline`` needs none and writes into the run's folder.
+    """
     mode = config.logger.name
     if mode == "auto":
         mode = "wandb" if _has_key() else "none"

@@ -26,21 +26,22 @@ Merge = Mapping[str, Factors]  # {layer: product}
 
 
 def advance(offset: Offset, merge: Merge) -> dict[str, Tensor]:
-    """O + B A for every layer of the merge, in float32, from a float64 sum."""
-    made = dict(offset)
+    """{layer: O + B A}, (d, k) in float32 from a float64 sum; layers without a merge keep their O. Neither argument is
+    changed."""
+    advanced = dict(offset)
     for name, product in merge.items():
         total = product.to(torch.float64).dense()
-        if name in made:
-            total += made[name]
-        made[name] = total.float()
-    return made
+        if name in advanced:
+            total += advanced[name]
+        advanced[name] = total.float()
+    return advanced
 
 
 def next_key(key: str, merge: Merge) -> str:
-    """The key of the base after a merge."""
+    """The key of the base after a merge, 64 hexadecimal digits. key: that of the base before it."""
     return hashlib.sha256(f"{key}|{digest.of_tensors(digest.named_parts(merge))}".encode()).hexdigest()
 
 
 def nbytes(merge: Merge) -> int:
-    """Bytes of the factors of a merge."""
+    """Bytes of a merge's tensors, without what a message puts around them."""
     return sum(t.numel() * t.element_size() for t in digest.named_parts(merge).values())

@@ -42,7 +42,11 @@ class State:
 
 
 class Part(Protocol):
-    """Something whose state outlives the process. `restore(snapshot())` changes nothing that is computed later."""
+    """Something whose state outlives the process.
+
+    `snapshot` gives all that the rest of the run depends on; `restore` goes on from it. Law: `restore(snapshot())`
+    changes nothing that is computed later.
+    """
 
     def snapshot(self) -> State: ...
 
@@ -51,8 +55,12 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """states: by part; none where there is no usable checkpoint. passed_over: (checkpoint, why) of the later ones that
-    are damaged."""
+    """What was loaded.
+
+    round: after which the checkpoint was written; 0 where there is no usable one.
+    states: {part: its state}; empty where there is no usable one.
+    passed_over: (folder's name, reason) of the later checkpoints, which are damaged.
+    """
 
     round: int
     states: Mapping[str, State]
@@ -68,14 +76,19 @@ class Checkpoints:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], keep: int = KEEP) -> None:
         """
-        folder: where they are.
-        config: the values that the run is a function of.
-        keep: how many are kept, the last ones.
+        folder: where they are, a folder each; made when the first is written.
+        config: the values that the run is a function of, `Config.computed`.
+        keep: how many are kept, the latest ones.
         """
         self.folder, self.config, self.keep = folder, config, keep
 
     def save(self, round: int, states: Mapping[str, State]) -> None:
-        """Write one, then drop those beyond the last `keep`. Raises OSError; the earlier ones are then untouched."""
+        """Write the checkpoint of a round, then remove those beyond the last `keep`.
+
+        states: {part: its state}.
+
+        Raises OSError; the earlier checkpoints are then untouched.
+        """
         tensors = {f"{part}/{name}": t for part, state in states.items() for name, t in state.tensors.items()}
         arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
         # A safetensors file has an order of its own, but sums over layers are taken in the order of the names here.
@@ -96,13 +109,13 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def drop_after(self, round: int) -> None:
-        """Remove those of later rounds."""
+        """Remove the checkpoints of rounds later than this one."""
         for path in self.there():
             if _round_of(path) > round:
                 shutil.rmtree(path, ignore_errors=True)
 
     def load(self, last: int | None = None) -> Loaded:
-        """The latest that is whole, of the round `last` or before where that is given.
+        """The latest checkpoint that is whole, of round `last` or an earlier one; None: of any round.
 
         Raises InputError for one of another format or configuration, and where the folder is a symbolic link.
         """
@@ -122,8 +135,8 @@ class Checkpoints:
 
     def there(self) -> list[Path]:
         """The folders that have a checkpoint's name, the latest first."""
-        found = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
-        return sorted((p for p in found if p.name[len(NAME) :].isdigit()), reverse=True)
+        folders = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
+        return sorted((p for p in folders if p.name[len(NAME) :].isdigit()), reverse=True)
 
     def _read(self, path: Path) -> tuple[int, dict[str, State]]:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
@@ -172,8 +185,10 @@ def refuse_other_format(folder: Path) -> None:
 
 
 def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """What a manifest says was written. Raises InputError for one of another format, also where its shape is another,
-    and Damaged for one that is not what was written."""
+    """The content of a manifest: format, round, and the files' sizes and hashes.
+
+    Raises InputError for a manifest of another format, whatever else is in it; Damaged for one whose own hash is wrong.
+    """
     told, content = manifest.get("format"), manifest.get("content", {})
     if _sha256(_canonical(content)) != manifest.get("sha256"):
         if type(told) is int and told > FORMAT:
@@ -192,9 +207,14 @@ def _round_of(path: Path) -> int:
     return int(path.name[len(NAME) :])
 
 
-def refuse_other(there: Mapping[str, Any], here: Mapping[str, Any], what: str) -> None:
-    """Raise InputError, naming the first key that differs, when `what` belongs to another configuration."""
-    left, right = _flat(there), _flat(here)
+def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+    """Raise InputError, naming the first key that differs, unless two configurations are the same.
+
+    written: the configuration that was found.
+    wanted: the run's.
+    what: where it was found, as the message begins.
+    """
+    left, right = _flat(written), _flat(wanted)
     for key in [*right, *left]:
         old, new = left.get(key, "absent"), right.get(key, "absent")
         if old != new:

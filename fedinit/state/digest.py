@@ -31,5 +31,6 @@ def of_file(path: Path) -> str:
 
 
 def named_parts(layers: Mapping[str, Factors]) -> dict[str, Tensor]:
-    """{"<layer>/A": A, "<layer>/B": B, and what else there is by its field's name}: the names used on the wire too."""
+    """{"<layer>/<part>": tensor} of every part of every layer's factors, "<layer>/A", "<layer>/B" and so on: the names
+    used on the wire too."""
     return {f"{name}/{part}": value for name, factors in layers.items() for part, value in factors.parts.items()}

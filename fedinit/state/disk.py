@@ -15,7 +15,8 @@ from typing import Any
 
 
 def write(path: Path, content: bytes) -> None:
-    """The bytes in a file at `path`, on the disk when this returns. Raises OSError; what was begun is left lying."""
+    """Write the bytes to a file at `path`; they are on the disk when this returns. Raises OSError, and then leaves
+    behind what it had written."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         rest = memoryview(content)
@@ -30,7 +31,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """The names in a folder, on the disk."""
+    """Flush the names in a folder, new and renamed files among them, to the disk. Raises OSError."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -39,7 +40,7 @@ def sync_folder(path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """A file that a reader finds whole, old or new, or not at all."""
+    """Write a file so that a reader finds it whole, old or new, or not at all. Raises OSError; the old one stays."""
     partial = path.with_name(path.name + ".tmp")
     try:
         write(partial, content)
@@ -55,7 +56,7 @@ def replace_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def replace_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """A folder of these files, under its name only when all of them are on the disk.
+    """Write a folder of these files, {name: content}, which gets its name only when all of them are on the disk.
 
     Made beside its place as `.tmp-<name>`, renamed, and its parent flushed. A folder that has the name already is put
     aside first and removed last. Raises OSError; nothing but the temporary folder is touched before the rename.

@@ -15,9 +15,10 @@ from fedinit.factors import Factors
 class StartState:
     """What round 0 gives, and all that the first round needs.
 
-    layers: the start factors. merge: products that go into the base offset before round 1; with −B0A0 the model stays
-    as it was. head: the classifier, where round 0 makes it. notes: plain values for the run's summary: what was capped,
-    completed or replaced, and which ranks the layers have.
+    layers: {layer: start factors}.
+    merge: {layer: product} that goes into the base offset before round 1; with −B0A0 the model stays as it was.
+    head: {key: tensor} of the classifier, where round 0 makes it; else empty.
+    notes: plain values for the run's summary: what was capped, completed or replaced, and the layers' ranks.
     """
 
     layers: Mapping[str, Factors]

@@ -41,15 +41,15 @@ STATISTICS: dict[str, type[Statistic]] = {
 
 
 def create_statistics(request: Request) -> dict[str, Statistic]:
-    """{layer: statistic} of a request. Raises InputError for an unknown name."""
-    made = {}
+    """{layer: statistic} for every layer of a request. Raises InputError for an unknown name of a statistic."""
+    statistics = {}
     for layer, name in request.layers.items():
         kind = STATISTICS[choose(f"statistic of {layer}", name, STATISTICS)]
-        made[layer] = kind(layer, tuple(request.shapes[layer]), request)
-    return made
+        statistics[layer] = kind(layer, tuple(request.shapes[layer]), request)
+    return statistics
 
 
 def shapes_of(request: Request) -> dict[str, tuple[int, ...]]:
-    """{"<layer>/<key>": shape} of the sums that a request is about."""
-    found = create_statistics(request).items()
-    return {f"{layer}/{key}": shape for layer, one in found for key, shape in one.shapes().items()}
+    """{"<layer>/<key>": shape} of the sums that a client answers a request with."""
+    statistics = create_statistics(request).items()
+    return {f"{layer}/{key}": shape for layer, statistic in statistics for key, shape in statistic.shapes().items()}

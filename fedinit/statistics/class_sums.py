@@ -14,7 +14,12 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class ClassSums(Statistic):
-    """counts: (C,) n_c. sums: (C, D) Σ z over a class."""
+    """The pooled features z summed by class, over C classes and D features.
+
+    count: the examples.
+    counts: (C,), n_c of each class.
+    sums: (C, D), Σ z over each class.
+    """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"count": (), "counts": self.shape[:1], "sums": self.shape}
@@ -30,7 +35,10 @@ class ClassSums(Statistic):
 
 @dataclass(frozen=True)
 class ClassMoments(ClassSums):
-    """Besides, gram: the upper triangle of Σ z zᵀ over all classes, (D(D + 1)/2,)."""
+    """As `ClassSums`, with the second moment of the features.
+
+    gram: (D(D + 1)/2,), the upper triangle of Σ z zᵀ over all classes.
+    """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         features = self.shape[1]

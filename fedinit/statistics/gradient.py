@@ -19,7 +19,10 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class Gradient(Statistic):
-    """count: images, so that the sum over the clients divided by it is the gradient of the mean loss."""
+    """The whole gradient G (d, k), under the key "gradient".
+
+    count: images, by which the sum over the clients is divided to give the gradient of the mean loss.
+    """
 
     key: ClassVar[str] = "gradient"
 
@@ -31,7 +34,7 @@ class Gradient(Statistic):
         return {"count": count, self.key: self.product(values.flatten(0, 1), self.beside(other).flatten(0, 1))}
 
     def product(self, x: Tensor, y: Tensor) -> Tensor:
-        """What rows x (n, k) and y (n, d) add."""
+        """What rows x (n, k) and y (n, d) add to the sum under `key`."""
         return y.T @ x
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
@@ -41,7 +44,10 @@ class Gradient(Statistic):
 
 @dataclass(frozen=True)
 class GradientRange(Gradient):
-    """Y = GΩ (d, l). request.options["width"]: l; at most min(d, k) columns are used."""
+    """Y = GΩ (d, l), the first of the two products of the sketch, under the key "range".
+
+    request.options["width"]: l, of which at most min(d, k) columns are used.
+    """
 
     key: ClassVar[str] = "range"
 
@@ -55,12 +61,16 @@ class GradientRange(Gradient):
 
 @dataclass(frozen=True)
 class GradientRows(Gradient):
-    """T = QᵀG (l, k). request.tensors["<layer>/basis"]: Q (d, l)."""
+    """T = QᵀG (l, k), the second of the two products of the sketch, under the key "rows".
+
+    request.tensors["<layer>/basis"]: Q (d, l).
+    """
 
     key: ClassVar[str] = "rows"
 
     @property
     def basis(self) -> Tensor:
+        """Q (d, l), as the server sent it. Raises KeyError where it sent none."""
         return self.request.tensors[f"{self.layer}/basis"]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

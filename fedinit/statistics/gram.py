@@ -12,6 +12,13 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class Gram(Statistic):
+    """The sums of a layer's k inputs over the rows.
+
+    count: the rows.
+    sum: (k,), Σ x.
+    gram: (k(k + 1)/2,), the upper triangle of Σ x xᵀ.
+    """
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         k = self.shape[1]
         return {"count": (), "sum": (k,), "gram": (k * (k + 1) // 2,)}
@@ -34,7 +41,7 @@ def pack(symmetric: Tensor) -> Tensor:
 def unpack(triangle: Tensor, k: int) -> Tensor:
     """The inverse of `pack`."""
     rows, columns = torch.triu_indices(k, k)
-    whole = torch.empty(k, k, dtype=triangle.dtype)
-    whole[rows, columns] = triangle
-    whole[columns, rows] = triangle
-    return whole
+    symmetric = torch.empty(k, k, dtype=triangle.dtype)
+    symmetric[rows, columns] = triangle
+    symmetric[columns, rows] = triangle
+    return symmetric

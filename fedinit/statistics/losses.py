@@ -1,4 +1,5 @@
-"""The summed cross-entropy of a head at several scales, and how many predictions are right at any of them."""
+"""The summed cross-entropy of a head for several gains, factors on its logits, and how many predictions are right,
+which no gain changes."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class Losses(Statistic):
-    """request.head: weight (C, D) and bias (C,). request.options["scales"]: what its logits are multiplied by."""
+    """How well a head does on a client's examples.
+
+    count: the examples.
+    correct: those whose class has the largest logit.
+    losses: (gains,), the cross-entropy summed over the examples, for each gain.
+
+    request.head: weight (C, D) and bias (C,).
+    request.options["scales"]: the gains, numbers that the logits are multiplied by.
+    """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"count": (), "correct": (), "losses": (len(self.request.options["scales"]),)}
@@ -22,16 +31,16 @@ class Losses(Statistic):
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         labels = self.beside(other).to(values.device)
         logits = F.linear(values, self.request.head["weight"].to(values), self.request.head["bias"].to(values))
-        scales = self.request.options["scales"]
+        gains = self.request.options["scales"]
         return {
             "count": torch.tensor(len(values), dtype=torch.float64),
             "correct": (logits.argmax(1) == labels).sum(dtype=torch.float64),
-            "losses": torch.stack([F.cross_entropy(scale * logits, labels, reduction="sum") for scale in scales]),
+            "losses": torch.stack([F.cross_entropy(gain * logits, labels, reduction="sum") for gain in gains]),
         }
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """A loss is at most log C plus the largest difference of two logits, max ‖w_a − w_b‖·clip + |b_a − b_b|."""
         weight, bias = self.request.head["weight"].double(), self.request.head["bias"].double()
         gap = float((torch.cdist(weight, weight) * clip + (bias[:, None] - bias).abs()).max())
-        most = [math.log(len(bias)) + scale * gap for scale in self.request.options["scales"]]
+        most = [math.log(len(bias)) + gain * gap for gain in self.request.options["scales"]]
         return {"correct": 1.0, "losses": math.hypot(*most)}

@@ -21,7 +21,16 @@ from fedinit.statistics.statistic import Request, Statistic
 
 @dataclass(frozen=True)
 class Nystrom(Statistic):
-    """request.options["width"]: l; at most k columns are used. request.tensors["<layer>/basis"]: Ω, if it is sent."""
+    """The sketch of the second moment of a layer's k inputs, and what is exact beside it.
+
+    count: the rows.
+    trace: Σ ‖x‖², tr G.
+    sum: (k,), Σ x.
+    sketch: (k, l), Y = GΩ, in half precision on the way.
+
+    request.options["width"]: l, of which at most k columns are used.
+    request.tensors["<layer>/basis"]: Ω (k, l); absent: the seeded one.
+    """
 
     half: ClassVar[frozenset[str]] = frozenset({"sketch"})
 
@@ -55,7 +64,8 @@ class Nystrom(Statistic):
 
 
 def basis_of(request: Request, layer: str, k: int, width: int) -> Tensor:
-    """Ω (k, width) of a layer. Raises ValueError for one that was sent with another shape."""
+    """Ω (k, width) of a layer: the one that came with the request, else the seeded one. Raises ValueError where the one
+    that came has another shape."""
     basis = request.tensors.get(f"{layer}/basis")
     if basis is None:
         return test_matrix(request.seed, k, width)
@@ -88,7 +98,7 @@ def decompose(sketch: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     alive = values > values[-1] * 1e-12
     half = shifted @ (vectors[:, alive] / values[alive].sqrt())
     U, S, _ = torch.linalg.svd(half, full_matrices=False)
-    found = torch.zeros(sketch.shape[1], dtype=sketch.dtype)
+    eigenvalues = torch.zeros(sketch.shape[1], dtype=sketch.dtype)
     rows = torch.zeros_like(sketch.T)
-    found[: len(S)], rows[: len(S)] = (S.square() - shift).clamp(min=0), U.T
-    return found, rows
+    eigenvalues[: len(S)], rows[: len(S)] = (S.square() - shift).clamp(min=0), U.T
+    return eigenvalues, rows

@@ -19,29 +19,29 @@ Format = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def wire_format(statistics: Mapping[str, Statistic]) -> Format:
-    """{name: (shape, dtype)} of an answer."""
-    found: Format = {}
-    for layer, one in statistics.items():
-        for key, shape in one.shapes().items():
+    """{name: (shape, dtype)} of the tensors in a client's answer: what the server expects, to the name."""
+    layout: Format = {}
+    for layer, statistic in statistics.items():
+        for key, shape in statistic.shapes().items():
             name = f"{layer}/{key}"
-            if key in one.half:
-                found[name] = shape, torch.float16
-                found[f"{name}.scale"] = shape[1:], torch.float32
+            if key in statistic.half:
+                layout[name] = shape, torch.float16
+                layout[f"{name}.scale"] = shape[1:], torch.float32
             else:
-                found[name] = shape, torch.float32 if shape else torch.float64
-    return found
+                layout[name] = shape, torch.float32 if shape else torch.float64
+    return layout
 
 
 def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums by name, of float32 or more, in their wire format."""
+    """{name: tensor} as they travel, from {"<layer>/<key>": sum} in float32 or float64."""
     packed = {}
-    for layer, one in statistics.items():
-        whole = {key: sums[f"{layer}/{key}"] for key in one.shapes()}
-        whole = {k: v if k in one.half else v.float() if v.ndim else v.double() for k, v in whole.items()}
-        for key, value in one.reduced(whole).items():
+    for layer, statistic in statistics.items():
+        values = {key: sums[f"{layer}/{key}"] for key in statistic.shapes()}
+        values = {k: v if k in statistic.half else v.float() if v.ndim else v.double() for k, v in values.items()}
+        for key, value in statistic.reduced(values).items():
             name = f"{layer}/{key}"
             packed[name] = value
-            if key in one.half:
+            if key in statistic.half:
                 scale = value.abs().amax(0).float()
                 packed[name] = (value / torch.where(scale > 0, scale, 1.0)).half()
                 packed[f"{name}.scale"] = scale
@@ -49,10 +49,13 @@ def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dic
 
 
 def unpack(statistics: Mapping[str, Statistic], packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `pack` to rounding; `packed` has the wire format. What was halved comes out in float64."""
+    """{"<layer>/<key>": sum}, the inverse of `pack` up to rounding. What was float16 on the way comes out in float64.
+
+    packed: tensors that have the names, shapes and dtypes of `wire_format`.
+    """
     sums = {}
-    for layer, one in statistics.items():
-        found = {key: packed[f"{layer}/{key}"] for key in one.shapes()}
-        found |= {key: found[key].double() * packed[f"{layer}/{key}.scale"] for key in one.half}
-        sums |= {f"{layer}/{key}": value for key, value in one.restored(found).items()}
+    for layer, statistic in statistics.items():
+        values = {key: packed[f"{layer}/{key}"] for key in statistic.shapes()}
+        values |= {key: values[key].double() * packed[f"{layer}/{key}.scale"] for key in statistic.half}
+        sums |= {f"{layer}/{key}": value for key, value in statistic.restored(values).items()}
     return sums

@@ -9,23 +9,29 @@ from typing import Generic, TypeVar
 from fedinit.statistics.statistic import Request, Statistics
 
 Context = TypeVar("Context")
-Made = TypeVar("Made")
+Outcome = TypeVar("Outcome")
 
 
-class Planner(ABC, Generic[Context, Made]):
-    """Makes something from what the server knows, and from what it asks the clients."""
+class Planner(ABC, Generic[Context, Outcome]):
+    """Makes an outcome, a start or a head, from what the server knows (the context) and what it asks the clients."""
 
     @abstractmethod
-    def plan(self, context: Context) -> Request | Made:
-        """What is made, or the first thing to ask clients for."""
+    def plan(self, context: Context) -> Request | Outcome:
+        """The outcome, where no client is needed for it, or the first request to the clients."""
 
-    def step(self, context: Context, asked: Request, found: Statistics) -> Request | Made:
-        """What is made, or the next thing to ask for, from the sum over all clients of what was asked."""
+    def step(self, context: Context, asked: Request, statistics: Statistics) -> Request | Outcome:
+        """The outcome, or the next request, from the answer to the last one.
+
+        asked: the last request.
+        statistics: the clients' answers to it, added up over all of them.
+
+        Raises NotImplementedError for a planner that asks for nothing.
+        """
         raise NotImplementedError(f"{type(self).__name__} asks for nothing")
 
-    def run(self, context: Context, ask: Callable[[Request], Statistics]) -> Made:
-        """Plan and step until it is made; `ask` gives the sum over the clients."""
-        made = self.plan(context)
-        while isinstance(made, Request):
-            made = self.step(context, made, ask(made))
-        return made
+    def run(self, context: Context, ask: Callable[[Request], Statistics]) -> Outcome:
+        """The outcome, after as many requests as it takes. ask: request -> the clients' answers to it, added up."""
+        outcome = self.plan(context)
+        while isinstance(outcome, Request):
+            outcome = self.step(context, outcome, ask(outcome))
+        return outcome

@@ -36,12 +36,15 @@ Source = Literal["inputs", "gradients", "features", "adapters"]
 class Sampling:
     """Which of its examples a client measures, and how it guards them.
 
-    examples: images at most, drawn by seed; None is all. share: the part of those that this pass is about, drawn by
-    seed and image, but min_examples if there are as many. tokens: rows an image and layer at most, drawn by seed.
-    weighting: ``samples`` sums over all rows of all clients, ``uniform`` makes every client count the same.
-    min_examples: a client with fewer images refuses. clip: the norm down to which rows are scaled, or, of gradients,
-    what one image adds to a layer's. noise: standard deviation of Gaussian noise on every sum, in units of the most
-    that one image can change it; needs a clip.
+    examples: images at most, drawn by seed; None: all.
+    tokens: rows of an image and layer at most, drawn by seed; None: all.
+    weighting: ``samples`` sums over all rows of all clients; ``uniform`` makes every client count the same.
+    min_examples: a client with fewer images refuses.
+    clip: the norm down to which rows are scaled, or, of gradients, what one image adds to a layer's; None: no clipping.
+    noise: standard deviation of Gaussian noise on every sum, in units of the most that one image can change it; needs a
+        clip.
+    share: the part of `examples` that this pass is about, drawn by seed and image; `min_examples` of them at least,
+        where there are as many.
     """
 
     examples: int | None = 256
@@ -79,16 +82,22 @@ class Sampled:
 
     @property
     def sampling(self) -> Sampling:
+        """These options as a `Sampling`; a field that the subclass does not have keeps its default."""
         return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling) if hasattr(self, f.name)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One pass over the clients' examples.
+    """One pass over the clients' examples: what each client is to run, and what it sums at each layer.
 
-    layers: {name: statistic}; shapes: {name: (d, k), or a trained tensor's own}; options: plain values for the
-    statistics; tensors: what clients need besides, {"<layer>/<key>": (d or k, width)} in float32; head: the classifier,
-    where a loss is to be measured.
+    source: what the client runs, and so which rows a statistic is given; see the top of this file.
+    layers: {layer: name of a statistic}.
+    shapes: {layer: (d, k)}, or of a trained tensor its own shape.
+    seed: of the draws of examples, tokens and bases; the run's.
+    sampling: which examples are measured, and how they are guarded.
+    options: plain values for the statistics, such as "width".
+    tensors: {"<layer>/<key>": (d or k, width)} in float32, what the statistics need besides.
+    head: {"weight": (C, D), "bias": (C,)}, where a loss is to be measured; else empty.
     """
 
     source: Source
@@ -101,12 +110,16 @@ class Request:
     head: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """All but tensors and head."""
+        """The request as JSON text, without its tensors and head, which travel as arrays."""
         plain = {"source": self.source, "layers": dict(self.layers), "shapes": dict(self.shapes), "seed": self.seed}
         return json.dumps({**plain, "sampling": asdict(self.sampling), "options": dict(self.options)})
 
     @staticmethod
     def from_json(text: str, tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Request:
+        """The inverse of `to_json`, with the tensors and head that came beside the text.
+
+        Raises ValueError for text that is no JSON; KeyError, TypeError or AttributeError for what makes no request.
+        """
         values = json.loads(text)
         values["sampling"] = Sampling(**values["sampling"])
         values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
@@ -115,7 +128,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Statistic(ABC):
-    """What is summed over one layer of shape (d, k) = `shape`."""
+    """What is summed at one layer.
+
+    layer: its name.
+    shape: (d, k), or of a trained tensor its own shape.
+    request: what the statistic belongs to, with its options and tensors.
+    """
 
     layer: str
     shape: tuple[int, ...]
@@ -130,7 +148,11 @@ class Statistic(ABC):
 
     @abstractmethod
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
-        """What these rows, with their labels or gradients, add to each sum, in the dtype of `values`."""
+        """{key: what these rows add to the sum}; counts are float64.
+
+        values: the rows, as the request's source has them.
+        other: the labels or gradients that belong to them; None where the source gives none.
+        """
 
     def beside(self, other: Tensor | None) -> Tensor:
         """The labels or gradients that come with the rows. Raises ValueError where there are none."""
@@ -146,8 +168,8 @@ class Statistic(ABC):
         raise NotImplementedError(f"{type(self).__name__} has no bound for init.noise")
 
     def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sums of one client as they are sent, for a statistic whose rounding on the way is less after a change
-        that `restored` takes back."""
+        """{key: sum} of one client as it is sent. A statistic may send another form, which loses less to rounding, if
+        `restored` takes the change back."""
         return sums
 
     def restored(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -157,7 +179,11 @@ class Statistic(ABC):
 
 @dataclass(frozen=True)
 class Statistics:
-    """examples: images measured. sums: {"<layer>/<key>": …}. Adding two is measuring both sets of examples."""
+    """What was measured over a set of examples. The sum of two is what both sets together would have given.
+
+    examples: images measured.
+    sums: {"<layer>/<key>": sum}.
+    """
 
     examples: int
     sums: Mapping[str, Tensor]
@@ -169,7 +195,7 @@ class Statistics:
 
 
 def add_up(parts: Sequence[Statistics]) -> Statistics:
-    """The sum in float64, in the given order. Raises ValueError for none."""
+    """The sum of the parts, in float64 and in the given order. Raises ValueError for no parts."""
     if not parts:
         raise ValueError("no statistics to add up")
     sums = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in parts[0].sums.items()}

@@ -12,6 +12,12 @@ from fedinit.statistics.statistic import Statistic
 
 @dataclass(frozen=True)
 class Total(Statistic):
+    """The gradient of one trained tensor.
+
+    count: the examples.
+    total: of the tensor's shape, the gradient of the loss summed over them.
+    """
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"count": (), "total": self.shape}
 

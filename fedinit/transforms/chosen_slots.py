@@ -26,7 +26,7 @@ class ChosenSlots(UpdateTransform):
         if asked.slots is None:
             return tensors
         part = slots.part_of(frozenset(name.rpartition("/")[2] for name in asked.trained))
-        whole, fault = slots.unpack(tensors, asked.sent, part, asked.slots)
+        unpacked, fault = slots.unpack(tensors, asked.sent, part, asked.slots)
         if fault:
             raise Malformed("slots", fault)
-        return whole
+        return unpacked

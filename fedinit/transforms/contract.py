@@ -38,7 +38,15 @@ class Payload:
 
 
 class Task(Protocol):
-    """What a transform may ask of a client's task: what it started from, and what it was to train and to keep."""
+    """What a transform may ask of a client's task.
+
+    client: its partition id.
+    round: the number of the round.
+    adapter: {layer: factors} that it started from.
+    head: {key: tensor} that it started from.
+    trainable: the parts of the factors that it trains, "A", "B" and so on.
+    personal: the parts that it trains and never sends.
+    """
 
     @property
     def client(self) -> int: ...
@@ -57,7 +65,8 @@ class Task(Protocol):
 class Asked(Protocol):
     """What the server knows of the message that a reply answers.
 
-    sent: every tensor of the client's start, by wire name. trained: the names that are to come back.
+    sent: {wire name: tensor} of the client's whole start.
+    trained: the wire names that are to come back.
     slots: how many slots of the trained factor may come back, chosen by the client; None: all of them do.
     """
 
@@ -70,9 +79,13 @@ class Asked(Protocol):
 
 
 class Malformed(ValueError):
-    """A reply that a transform cannot take back. code: the reason by which it is refused; detail: one line."""
+    """A reply that a transform cannot take back."""
 
     def __init__(self, code: str, detail: str) -> None:
+        """
+        code: the reason by which the reply is refused, as the ledger has it.
+        detail: one line for people.
+        """
         super().__init__(detail)
         self.code, self.detail = code, detail
 
@@ -81,7 +94,7 @@ class UpdateTransform:
     """One step between a client's training and the server's aggregation; each method changes nothing by default."""
 
     def on_client(self, task: Task, result: Payload) -> Payload:
-        """What leaves the client, of what it made of its task."""
+        """What leaves the client. result: what it made of the task, after the transforms before this one."""
         return result
 
     def received(self, asked: Asked, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -92,7 +105,8 @@ class UpdateTransform:
         return tensors
 
     def on_server(self, aggregate: Aggregated, admitted: Sequence[Any]) -> Aggregated:
-        """The aggregate of a round as it goes on, given the updates it was made from, in client order."""
+        """The aggregate of a round as the next step takes it. admitted: the updates that it was made from, in client
+        order."""
         return aggregate
 
 

@@ -15,6 +15,8 @@ from fedinit.transforms.contract import Asked, Payload, Task, UpdateTransform
 
 
 class HalfPrecision(UpdateTransform):
+    """Packs a client's sums into their wire format, and unpacks them on the server."""
+
     def __init__(self, statistics: Mapping[str, Statistic]) -> None:
         """statistics: {layer: statistic} of the request, as create_statistics gives them."""
         self.statistics = statistics
@@ -23,6 +25,6 @@ class HalfPrecision(UpdateTransform):
         return dataclasses.replace(result, tensors=pack(self.statistics, result.tensors))
 
     def received(self, asked: Asked | None, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The sums. The names, shapes and dtypes of the tensors are those of `wire_format`, which the server checks
-        first; nothing of `asked` is needed."""
+        """{"<layer>/<key>": sum}. The names, shapes and dtypes of the tensors are those of `wire_format`, which the
+        server checks first; nothing of `asked` is needed."""
         return unpack(self.statistics, tensors)

@@ -54,10 +54,12 @@ class LocalGrid(Grid):
         }
 
     def set_run(self, run: Run) -> None:
+        """Replace what the grid says of the run; nothing else depends on it here."""
         self._run = run
 
     @property
     def run(self) -> Run:
+        """What Flower knows of the run."""
         return self._run
 
     def create_message(
@@ -66,6 +68,7 @@ class LocalGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
+        """FIRST_NODE_ID and up, in the order of the partition ids."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -93,6 +96,7 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """The replies to these messages that were not pulled before, in the order of the ids."""
         return [self._replies.pop(i) for i in message_ids if i in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -109,6 +113,7 @@ class LocalGrid(Grid):
         return State(tensors, facts)
 
     def restore(self, state: State) -> None:
+        """Give every client the Context.state that `snapshot` had of it. Raises KeyError for a client that it lacks."""
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in state.tensors.items():
             client, _, rest = name.partition("/")

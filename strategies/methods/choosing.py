@@ -16,8 +16,11 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class Choosing(Aggregator):
-    """choice: by the size of a gradient step, by the size of the slots, or at random. probe: batches that the gradient
-    is taken over before a round's training."""
+    """A method whose clients choose the slots that they train.
+
+    choice: by the size of a gradient step, by the size of the slots as they are, or at random.
+    probe: how many batches the gradient is taken over, before a round's training.
+    """
 
     mixed_ranks: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
@@ -28,6 +31,6 @@ class Choosing(Aggregator):
     def __post_init__(self) -> None:
         at_least("strategy.probe", self.probe, 1)
 
-    def portion(self, rank: int, whole: int) -> float:
-        """The share of all slots that a client of this rank trains, where `whole` is the largest rank."""
-        return rank / whole
+    def portion(self, rank: int, largest: int) -> float:
+        """The share of all slots, in (0, 1], that a client of this rank trains, where `largest` is the highest rank."""
+        return rank / largest

@@ -22,6 +22,8 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class FedSB(Aggregator):
+    """The mean of the clients' cores, between the A and B that they all share."""
+
     cores: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
     mixed_ranks: ClassVar[bool] = True
@@ -37,8 +39,8 @@ class FedSB(Aggregator):
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         shared = max(products, key=lambda p: p.rank) if start is None else start
         for product in products:
-            own = leading(shared, product.rank)
-            if "R" not in product.parts or not torch.equal(product.A, own.A) or not torch.equal(product.B, own.B):
+            frozen = leading(shared, product.rank)
+            if "R" not in product.parts or not torch.equal(product.A, frozen.A) or not torch.equal(product.B, frozen.B):
                 raise ValueError("a client's A and B are not the frozen ones that all clients share, around a core")
         core = mean([pad(p, shared.rank).parts["R"] for p in products], weights)
         return CoreFactors(shared.A.to(torch.float64), shared.B.to(torch.float64), core)

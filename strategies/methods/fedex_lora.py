@@ -18,6 +18,8 @@ from strategies.means import centred, mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedExLoRA(Aggregator):
+    """The averaged factors; the residual ΔW − B̄Ā goes into the base, which makes the two together exact."""
+
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     reinits: ClassVar[tuple[str, ...]] = ("average", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = "whose residual clients' own factors still hold when it is merged, so each round adds it anew"

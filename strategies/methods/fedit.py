@@ -18,6 +18,8 @@ from strategies.means import mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedIT(Aggregator):
+    """The mean of each factor, Ā and B̄."""
+
     mixed_ranks: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
 

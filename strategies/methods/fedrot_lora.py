@@ -20,6 +20,8 @@ from strategies.means import mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class FedRotLoRA(Aggregator):
+    """The mean of factors that were rotated towards the round's start; without one, towards the first client's."""
+
     reinits: ClassVar[tuple[str, ...]] = ("average", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = "which rotates towards the factors that all clients started from, and these have their own"
 
@@ -34,7 +36,7 @@ class FedRotLoRA(Aggregator):
 
 
 def rotate(product: Factors, goal: Factors) -> Factors:
-    """The orthogonal R that minimises ‖B R − B_goal‖² + ‖RᵀA − A_goal‖², applied."""
+    """(RᵀA, B R), the same product, for the orthogonal R (r, r) of the least ‖B R − B_goal‖² + ‖RᵀA − A_goal‖²."""
     U, _, Vh = torch.linalg.svd(product.B.T @ goal.B + product.A @ goal.A.T)
     R = U @ Vh
     return Factors(R.T @ product.A, product.B @ R)

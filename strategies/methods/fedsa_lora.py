@@ -19,6 +19,8 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class FedSALoRA(Aggregator):
+    """The mean of A; B stays what the round started from, and each client keeps its own."""
+
     kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
     personal: ClassVar[frozenset[str]] = frozenset({"B"})
     reinits: ClassVar[tuple[str, ...]] = ("average",)

@@ -19,6 +19,8 @@ from strategies.methods.ffa_lora import OneFrozen
 
 @dataclass(frozen=True, kw_only=True)
 class FedSVD(OneFrozen):
+    """The mean of B over the frozen A, split again so that the rows of A are orthonormal."""
+
     reinits: ClassVar[tuple[str, ...]] = ("average",)
     kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     why: ClassVar[str] = "which splits the product itself"

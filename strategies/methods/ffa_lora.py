@@ -20,12 +20,12 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class OneFrozen(Aggregator):
-    """One factor is the same on all clients in all rounds, the other is averaged."""
+    """One factor is averaged, the other the same on all clients in all rounds. Raises ValueError where it differs."""
 
     @property
     @abstractmethod
     def frozen_factor(self) -> Literal["A", "B"]:
-        """Which one is frozen."""
+        """Which factor is frozen, "A" or "B"."""
 
     def trainable(self, round: int) -> frozenset[str]:
         return frozenset({"A", "B"} - {self.frozen_factor})
@@ -45,7 +45,7 @@ class OneFrozen(Aggregator):
 
 @dataclass(frozen=True, kw_only=True)
 class FFALoRA(OneFrozen):
-    """frozen: A, or B for starts with a B to keep and A = 0 (init=mica)."""
+    """frozen: the factor that is not trained: A, or B for starts with a B to keep and A = 0 (init=mica)."""
 
     reinits: ClassVar[tuple[str, ...]] = ("average", "local")
     why: ClassVar[str] = "which keeps a factor frozen and the same on all clients"

@@ -22,6 +22,8 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class FlexLoRA(Aggregator):
+    """The best approximation of the ideal update at the rank of the start, or, without one, the clients' highest."""
+
     mixed_ranks: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
 

@@ -19,6 +19,8 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class FLoRA(Aggregator):
+    """The ideal update itself, as factors of rank Σ r_i."""
+
     mixed_ranks: ClassVar[bool] = True
     reinits: ClassVar[tuple[str, ...]] = ("fresh", "svd", "orthonormal", "pissa", "gauge")
     unmoved: ClassVar[str] = "whose clients do not start from the global factors"

@@ -35,9 +35,9 @@ class Cut(Aggregator):
 
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
         ideal = stack([p.to(torch.float64) for p in products], weights)
-        found = spectrum(ideal)
+        components = spectrum(ideal)
         rank = max(p.rank for p in products) if start is None else start.rank
-        return found.factors(rank, kept=self.kept(found.S, (*ideal.shape, ideal.rank)))
+        return components.factors(rank, kept=self.kept(components.S, (*ideal.shape, ideal.rank)))
 
     @abstractmethod
     def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:
@@ -55,6 +55,6 @@ class FLoRIST(Cut):
         within("strategy.energy", self.energy, 0, 1, open_low=True)
 
     def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:
-        held = S.square().cumsum(0)
+        cumulative = S.square().cumsum(0)
         # A share that differs from τ by rounding only counts as reached.
-        return int((held < self.energy * held[-1] * (1 - 1e-12)).sum()) + 1 if held[-1] > 0 else 1
+        return int((cumulative < self.energy * cumulative[-1] * (1 - 1e-12)).sum()) + 1 if cumulative[-1] > 0 else 1

@@ -17,6 +17,8 @@ from strategies.methods.fedit import FedIT
 
 @dataclass(frozen=True, kw_only=True)
 class FRLoRA(FedIT):
+    """FedIT's mean, which `reinit=pissa` merges into the base after every round."""
+
     kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     mixed_ranks: ClassVar[bool] = False
     reinits: ClassVar[tuple[str, ...]] = ("pissa",)

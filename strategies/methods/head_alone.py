@@ -19,6 +19,8 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class HeadAlone(Aggregator):
+    """The factors of the start; heads are averaged as in every method."""
+
     mixed_ranks: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     reinits: ClassVar[tuple[str, ...]] = ("average",)

@@ -15,6 +15,8 @@ from strategies.methods.fedit import FedIT
 
 @dataclass(frozen=True, kw_only=True)
 class HetLoRA(FedIT):
+    """FedIT's mean, weighted by the norms of the clients' products unless another weighting is chosen."""
+
     mixed_ranks: ClassVar[bool] = True
 
     weighting: Literal["examples", "uniform", "norm"] = "norm"

@@ -18,7 +18,7 @@ from strategies.methods.rolora import RoLoRA
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAA2(Choosing, RoLoRA):
-    """share: of the slots of all layers, 1 being RoLoRA."""
+    """share: in (0, 1], of the slots of all layers together, that a client trains; 1 is RoLoRA."""
 
     share: float = 0.5
 
@@ -26,5 +26,5 @@ class LoRAA2(Choosing, RoLoRA):
         super().__post_init__()
         within("strategy.share", self.share, 0, 1, open_low=True)
 
-    def portion(self, rank: int, whole: int) -> float:
-        return self.share * rank / whole
+    def portion(self, rank: int, largest: int) -> float:
+        return self.share * rank / largest

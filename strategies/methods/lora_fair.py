@@ -35,10 +35,16 @@ from strategies.means import mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAFAIR(Aggregator):
-    """lam: λ ≥ 0. lam_scale: ``relative`` makes it dimensionless, λ′ = λ·tr(G)/r in the closed form and λ/‖B̄‖² in
-    the cosine objective; ``absolute`` takes λ as it is, as the paper does; None is relative for the closed form and
-    absolute for the two SGD solvers. steps, lr: of the SGD solvers. delta_init: where they start; the Xavier start
-    of some public code is harmful at small λ, since its noise decays by only (1 − 2·lr·λ) a step.
+    """The averaged factors, one or both of them corrected.
+
+    solver: how the correction is found, as above. side: which factor is corrected; ``both``: B, then A.
+    lam: λ ≥ 0.
+    lam_scale: ``relative`` makes λ dimensionless, λ′ = λ·tr(G)/r in the closed form and λ/‖B̄‖² in the cosine
+    objective; ``absolute`` takes λ as it is, as the paper does; None is relative for the closed form and absolute for
+    the two SGD solvers.
+    steps, lr: of the SGD solvers, steps a layer and the learning rate.
+    delta_init: where they start; the Xavier start of some public code is harmful at small λ, since its noise decays by
+    only (1 − 2·lr·λ) a step.
     """
 
     mixed_ranks: ClassVar[bool] = True
@@ -106,7 +112,7 @@ class LoRAFAIR(Aggregator):
 
 
 def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) -> tuple[Tensor, Tensor]:
-    """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64."""
+    """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64, for the averaged A (r, k)."""
     M = torch.zeros(products[0].B.shape[0], A.shape[0], dtype=torch.float64)
     turned = A.T.contiguous()  # the product below runs twice as fast on it as on the transposed view
     # A pair of float64 buffers for each rank, which stay in the cache, and as few calls a client as can be.
@@ -121,7 +127,7 @@ def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) ->
 
 
 def ridge_correction(M: Tensor, G: Tensor, B: Tensor, lam: float) -> Tensor:
-    """ΔB = (M − B G)(G + λI)⁺, (d, r).
+    """ΔB = (M − B G)(G + λI)⁺, (d, r), from M (d, r), G (r, r) and B (d, r).
 
     By the eigenvectors of G, so that a rank-deficient Ā (zero padding, or λ = 0) gives the least-norm solution.
     """
@@ -145,11 +151,11 @@ def corrected_b(
     V = frozen.B * average.A[0]  # (d, r): v_j without A
     VG = V @ G
     size2 = (VG * V).sum(1)
-    found = torch.zeros_like(size2)
-    for one, weight in zip(pairs, weights, strict=True):
-        found += weight * one.B[:, 0] * ((frozen.B * one.A[0]) * VG).sum(1)
+    dots = torch.zeros_like(size2)  # ⟨ΔW_j, v_j⟩
+    for pair, weight in zip(pairs, weights, strict=True):
+        dots += weight * pair.B[:, 0] * ((frozen.B * pair.A[0]) * VG).sum(1)
     shifted = size2 * (1 + lam) if relative else size2 + lam
-    step = torch.where(shifted > 0, (found - average.B[:, 0] * size2) / shifted.clamp(min=1e-300), 0.0)
+    step = torch.where(shifted > 0, (dots - average.B[:, 0] * size2) / shifted.clamp(min=1e-300), 0.0)
     return average.B + step[:, None]
 
 

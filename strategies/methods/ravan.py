@@ -22,7 +22,7 @@ from strategies.methods.fed_sb import FedSB
 
 @dataclass(frozen=True, kw_only=True)
 class Ravan(Choosing, FedSB):
-    """heads: h; the adapter's rank is that of all heads together."""
+    """heads: h, which divides the adapter's rank: that of all heads together."""
 
     reinits: ClassVar[tuple[str, ...]] = ("average",)
 
@@ -40,7 +40,7 @@ class Ravan(Choosing, FedSB):
         return frozenset({"R", BLOCK_SCALES})
 
     def adopt(self, drawn: Factors) -> Factors:
-        """The diagonal blocks of a full core; what lies off them is dropped."""
+        """The diagonal blocks (h, r/h, r/h) of a full core (r, r); what lies off them is dropped."""
         if not isinstance(drawn, CoreFactors) or drawn.R.ndim == 3:
             return drawn
         self.check(drawn.rank)
@@ -48,5 +48,5 @@ class Ravan(Choosing, FedSB):
         blocks = drawn.R.view(self.heads, width, self.heads, width).diagonal(dim1=0, dim2=2)  # (width, width, h)
         return CoreFactors(drawn.A, drawn.B, blocks.permute(2, 0, 1).contiguous())
 
-    def portion(self, rank: int, whole: int) -> float:
-        return max(1, rank * self.heads // whole) / self.heads
+    def portion(self, rank: int, largest: int) -> float:
+        return max(1, rank * self.heads // largest) / self.heads

@@ -19,6 +19,8 @@ from strategies.aggregator import Aggregator
 
 @dataclass(frozen=True, kw_only=True)
 class RBLA(Aggregator):
+    """The mean of each rank slice over the clients that own it."""
+
     mixed_ranks: ClassVar[bool] = True
 
     def sums(self, round: int) -> tuple[str, ...]:
@@ -29,8 +31,8 @@ class RBLA(Aggregator):
         rows, columns, low = [], [], 0
         for high in sorted({p.rank for p in products}):  # the slices from `low` to `high` have the same owners
             owners = [(p, w) for p, w in zip(products, weights, strict=True) if p.rank >= high]
-            whole = sum(w for _, w in owners)
-            shares = [w / whole if whole else 1 / len(owners) for _, w in owners]
+            total = sum(w for _, w in owners)
+            shares = [w / total if total else 1 / len(owners) for _, w in owners]
             rows.append(mean([p.A[low:high] for p, _ in owners], shares))
             columns.append(mean([p.B[:, low:high] for p, _ in owners], shares))
             low = high

@@ -20,6 +20,8 @@ from strategies.means import mean_factors
 
 @dataclass(frozen=True, kw_only=True)
 class RoLoRA(Aggregator):
+    """The mean of B in odd rounds, of A in even ones; the other is frozen. Raises ValueError where both differ."""
+
     reinits: ClassVar[tuple[str, ...]] = ("average", "svd", "orthonormal", "gauge")
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
     why: ClassVar[str] = "whose frozen factor must be the same on all clients and hold what was learned"

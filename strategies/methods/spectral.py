@@ -55,9 +55,9 @@ def omega(beta: float) -> float:
     λ(β)² = 2(β + 1) + 8β/(β + 1 + √(β² + 14β + 1)); μ(β) is the median of the Marchenko–Pastur law, whose density is
     √((b − x)(x − a))/(2πβx) between a, b = (1 ∓ √β)².
     """
-    known = 2 * (beta + 1) + 8 * beta / (beta + 1 + (beta**2 + 14 * beta + 1) ** 0.5)
+    lam2 = 2 * (beta + 1) + 8 * beta / (beta + 1 + (beta**2 + 14 * beta + 1) ** 0.5)
     # x = 1 + β + 2√β·sin θ, at the middles of the steps: the density is infinite at x = 0, which β = 1 reaches.
     theta = torch.pi * ((torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16) - 0.5)
     x = 1 + beta + 2 * beta**0.5 * theta.sin()
     mass = (theta.cos().square() / x).cumsum(0)
-    return float((known / x[torch.searchsorted(mass, mass[-1] / 2)]).sqrt())
+    return float((lam2 / x[torch.searchsorted(mass, mass[-1] / 2)]).sqrt())

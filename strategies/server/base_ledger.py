@@ -20,8 +20,11 @@ class BaseLedger:
     """A value: the offset, the key of every version of it, and the merges that led to the last ones.
 
     A client is sent the merges it lacks as factors, or the whole offset where that is smaller; older merges than any
-    client would be sent are dropped. offset: {layer: (d, k) float32}. keys: of version 0, 1, … merges: {version it
-    leads to: its products}.
+    client would be sent are dropped.
+
+    offset: {layer: (d, k) float32}, the sum of all merges.
+    keys: of version 0, 1, …, each a hash of the merges up to it.
+    merges: {version that it leads to: {layer: its product}}.
     """
 
     offset: Mapping[str, Tensor] = field(default_factory=dict)
@@ -30,14 +33,16 @@ class BaseLedger:
 
     @property
     def version(self) -> int:
+        """How many merges there were."""
         return len(self.keys) - 1
 
     @property
     def key(self) -> str:
+        """The key of the offset as it is."""
         return self.keys[-1]
 
     def merged(self, products: Mapping[str, Factors]) -> BaseLedger:
-        """With a product added to each layer's offset; the same ledger where there are none."""
+        """The ledger with these products, {layer: factors}, added to the offset; the same one where there are none."""
         if not products:
             return self
         offset = base_offset.advance(self.offset, products)
@@ -70,6 +75,7 @@ class BaseLedger:
         return 0 <= version <= self.version and self.keys[version] == key
 
     def snapshot(self) -> State:
+        """The ledger as a checkpoint keeps it."""
         tensors = {base_offset.NAME + name: value for name, value in self.offset.items()}
         for version, merge in self.merges.items():
             tensors |= {f"merge/{version}/{name}": t for name, t in digest.named_parts(merge).items()}

@@ -25,8 +25,10 @@ from strategies.server.state import ServerState
 
 @dataclass(frozen=True)
 class Admitted:
-    """What was let in in a round, in client order, and what was refused. reports: what each client says of its
-    training, one an update."""
+    """What was let in in a round, in client order, and what was refused.
+
+    reports: what each client says of its training, one an update.
+    """
 
     updates: Sequence[Update] = ()
     reports: Sequence[ClientReport] = ()
@@ -41,17 +43,19 @@ class Admitted:
 
     @property
     def why(self) -> str:
-        """The first refusal, in words; empty where there is none."""
+        """The first refusal as "<code>: <detail>"; empty where there is none."""
         return f"{self.refusals[0].code}: {self.refusals[0].detail}" if self.refusals else ""
 
 
 def collect(
     state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
 ) -> tuple[ServerState, Admitted]:
-    """The updates of round `state.round + 1`. Without a quorum, clients that were not asked yet take the places of
-    those that failed, then those that gave no answer, each time drawn from (seed, round, attempt).
+    """The updates of round `state.round + 1`, and the state once its messages have gone.
 
-    extra: settings for every message. Raises RunFailed when there is no quorum after all, or no update.
+    Without a quorum, clients that were not asked yet take the places of those that failed, then those that gave no
+    answer, each time drawn from (seed, round, attempt).
+
+    extra: settings that go into every message. Raises RunFailed when there is no quorum after all, or no update.
     """
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
@@ -60,20 +64,20 @@ def collect(
         # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
         # that those which are there have the other half to answer in.
         end = time.monotonic() + exchange.reply_timeout
-        found = end - exchange.reply_timeout / 2
+        halfway = end - exchange.reply_timeout / 2
         if attempt:
             chosen = _others(method, exchange, round, attempt, len(clients), asked, admitted)
             if not chosen:
                 break
             asked |= set(chosen)
-            state = _discovered(state, method, exchange, found, chosen, {r.client for r in admitted.refusals})
+            state = _discovered(state, method, exchange, halfway, chosen, {r.client for r in admitted.refusals})
         else:
-            state = _discovered(state, method, exchange, found)
+            state = _discovered(state, method, exchange, halfway)
         state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
         replies = exchange.send(messages, end - time.monotonic())
-        more = admit(method, exchange, replies, expected)
-        state = drop(state, exchange, round, more.refusals)
-        admitted += more
+        added = admit(method, exchange, replies, expected)
+        state = drop(state, exchange, round, added.refusals)
+        admitted += added
         if len(admitted.updates) >= need:
             return state, admitted
     if admitted.updates:
@@ -85,14 +89,17 @@ def collect(
 
 
 def admit(method: Method, exchange: Exchange, replies: Iterable[Message], expected: Mapping[int, Expected]) -> Admitted:
-    """The replies that become updates; a client that did not answer is among the refusals. expected: by node id."""
+    """The replies that become updates; a client that did not answer is among the refusals.
 
-    def one(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
-        judged = method.gate.admit(reply, wanted, method.transforms)
-        return judged if isinstance(judged, Refusal) else (judged, _report(judged, wire.metrics(reply)))
+    expected: {node id: what its update must hold}.
+    """
 
-    made, refusals = match_replies(replies, expected, exchange.client_of, one)
-    return Admitted([update for update, _ in made.values()], [report for _, report in made.values()], refusals)
+    def judge(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
+        update = method.gate.admit(reply, wanted, method.transforms)
+        return update if isinstance(update, Refusal) else (update, _report(update, wire.metrics(reply)))
+
+    pairs, refusals = match_replies(replies, expected, exchange.client_of, judge)
+    return Admitted([update for update, _ in pairs.values()], [report for _, report in pairs.values()], refusals)
 
 
 def drop(state: ServerState, exchange: Exchange, round: int, refusals: Sequence[Refusal]) -> ServerState:
@@ -103,14 +110,18 @@ def drop(state: ServerState, exchange: Exchange, round: int, refusals: Sequence[
 
 
 def reconcile(
-    state: ServerState, method: Method, exchange: Exchange, facts: Iterable[tuple[int, Introduction]]
+    state: ServerState, method: Method, exchange: Exchange, introductions: Iterable[tuple[int, Introduction]]
 ) -> ServerState:
-    """Of what clients were sent before, count only on what they say they still hold."""
+    """The state in which, of what clients were sent before, only what they say they still hold is counted on.
+
+    introductions: (partition id, what it says of itself). One that has lost the factors it would go on from starts
+    from the global ones, and the ledger says so.
+    """
     remembers = method.aggregator.personal or method.reinit.own_factors
     mirrors = {}
-    for client, fact in facts:
-        mirror = state.mirror(client).reconciled(fact.held, fact.base_key, state.base)
-        if remembers and mirror.accepted and mirror.accepted not in fact.own_rounds:
+    for client, said in introductions:
+        mirror = state.mirror(client).reconciled(said.held, said.base_key, state.base)
+        if remembers and mirror.accepted and mirror.accepted not in said.own_rounds:
             mirror = replace(mirror, accepted=0)
             detail = "it starts from the global factors again"
             exchange.emit("client_state_lost", {"client": client, "detail": detail})
@@ -126,26 +137,28 @@ def _discovered(
     wanted: Collection[int] = (),
     silent: Collection[int] = (),
 ) -> ServerState:
-    """After nodes that appeared or were started again in mid-run were greeted; arguments as of Exchange.discover."""
-    for client, fact in exchange.discover(deadline, state.round, wanted, silent):
-        state = reconcile(state, method, exchange, [(client, fact)])
+    """The state once nodes that appeared, or were started again in mid-run, have been greeted and their clients
+    reconciled; deadline, wanted and silent as in Exchange.discover."""
+    for client, introduction in exchange.discover(deadline, state.round, wanted, silent):
+        state = reconcile(state, method, exchange, [(client, introduction)])
         exchange.emit("client_back", {"round": state.round + 1, "client": client})
     return state
 
 
 def _others(
-    method: Method, exchange: Exchange, round: int, attempt: int, wanted: int, asked: set[int], so_far: Admitted
+    method: Method, exchange: Exchange, round: int, attempt: int, wanted: int, asked: set[int], admitted: Admitted
 ) -> list[int]:
-    """Whom to ask for what is missing of `wanted` updates; empty when nobody is left."""
-    silent = {r.client for r in so_far.refusals if r.code in ("no_reply", "client_error")}
-    silent -= {update.client for update in so_far.updates}
+    """Whom to ask for what is missing of `wanted` updates, in order; empty when nobody is left. asked: everybody who
+    was asked in this round."""
+    silent = {r.client for r in admitted.refusals if r.code in ("no_reply", "client_error")}
+    silent -= {update.client for update in admitted.updates}
     fresh = sorted(set(exchange.by_client) - asked) or sorted(silent & asked)
-    count = min(len(fresh), wanted - len(so_far.updates))
+    count = min(len(fresh), wanted - len(admitted.updates))
     if not count:
         return []
     draw = numpy_generator(method.seed, "resampling", round, attempt)
     chosen = sorted(int(client) for client in draw.choice(fresh, size=count, replace=False))
-    usable = len(so_far.updates)
+    usable = len(admitted.updates)
     exchange.emit("resampled", {"round": round, "attempt": attempt, "usable": usable, "clients": chosen})
     return chosen
 

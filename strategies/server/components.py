@@ -19,8 +19,13 @@ from strategies.server_opt import ServerOptimizer, create_server_optimizer
 
 @dataclass(frozen=True)
 class Components:
-    """config, and what its choices build: the method, its re-initialiser (`auto` resolved) and its name, the kind of
-    adapters, the start, the head, the server optimiser. under_flower: whether a Flower server runs it."""
+    """A configuration, and what its choices build.
+
+    aggregator: the method. reinit, reinit_name: its re-initialiser, with `auto` resolved.
+    kind: of the adapters. initializer, head: what the start is made by.
+    server_optimizer: None for `server_opt=none`.
+    under_flower: whether a Flower server runs it.
+    """
 
     config: Config
     aggregator: Aggregator
@@ -34,7 +39,7 @@ class Components:
 
     @staticmethod
     def of(config: Config, under_flower: bool = False) -> Components:
-        """Raises InputError for an option that its component cannot have."""
+        """The components of a run. Raises InputError for an option that its component cannot have."""
         aggregator = aggregator_of(config, config.strategy)
         return Components(
             config=config,
@@ -71,7 +76,7 @@ def reinit_of(config: Config, aggregator: Aggregator) -> Reinit:
 
 
 def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
-    """The factors that clients train in any of the rounds; in one round or another, where none is given."""
+    """The factors that clients train in any of these rounds; in any round at all, where none is given."""
     aggregator = aggregator_of(config, config.strategy)
     return frozenset().union(*map(aggregator.trainable, rounds or (1, 2)))
 

@@ -26,7 +26,7 @@ def activations(grid: Grid) -> dict[int, str]:
 
 
 class WatchedGrid(Grid):
-    """`grid`, with a `send_and_receive` that returns once every node has answered, or can answer no more."""
+    """Another grid, with a `send_and_receive` that returns once every node has answered, or can answer no more."""
 
     def __init__(self, grid: Grid) -> None:
         self.inner = grid
@@ -80,12 +80,12 @@ class WatchedGrid(Grid):
         return replies
 
 
-def _lost(waiting: Mapping[str, Message], before: Mapping[int, str], now: Mapping[int, str]) -> list[str]:
+def _lost(waiting: Mapping[str, Message], before: Mapping[int, str], online: Mapping[int, str]) -> list[str]:
     """The messages whose node was online when it was asked, and has come online again since."""
     return [
         key
         for key, message in waiting.items()
-        if (node := message.metadata.dst_node_id) in before and now.get(node, before[node]) != before[node]
+        if (node := message.metadata.dst_node_id) in before and online.get(node, before[node]) != before[node]
     ]
 
 
@@ -98,5 +98,6 @@ def _from(asked: Message, reply: Message) -> Message:
 
 
 def _restarted(asked: Message) -> Message:
+    """The Error that stands for a reply that will not come."""
     reason = "its node was started again after it was asked"
     return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=asked)

@@ -20,7 +20,11 @@ from strategies.server.state import ServerState
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """by_clients: whether the clients evaluate. every: so many rounds, or rounds: which; the last always is."""
+    """Which rounds are evaluated; the last always is.
+
+    by_clients: whether the clients evaluate.
+    every: after how many rounds each time. rounds: which ones, in place of `every`; None: as `every` says.
+    """
 
     by_clients: bool = False
     every: int = 1
@@ -36,8 +40,11 @@ class Schedule:
 def evaluate_clients(
     state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
 ) -> tuple[ServerState, Score | None]:
-    """The merged sums of all clients that have test images; None where nobody's can be used. Clients that failed are in
-    the ledger."""
+    """The state after the evaluation, and the score over all clients that have test images; None where nobody's sums
+    can be used.
+
+    extra: settings that go into every message. Clients that failed are in the ledger.
+    """
     state, messages, asked = requests.for_evaluation(state, method, exchange, extra)
     state, score = merge_replies(state, exchange, exchange.send(messages, exchange.reply_timeout), asked)
     return replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down), score
@@ -46,7 +53,7 @@ def evaluate_clients(
 def merge_replies(
     state: ServerState, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
 ) -> tuple[ServerState, Score | None]:
-    """As `evaluate_clients`, from replies that are there; asked: by node id."""
+    """As `evaluate_clients`, from replies that are there. asked: {node id: what its client was asked}."""
     counted, refusals = admit(state.roster, exchange, replies, asked)
     for refusal in refusals:
         exchange.emit("evaluation_failed", {"round": state.round, **vars(refusal)})
@@ -57,17 +64,20 @@ def merge_replies(
 def admit(
     roster: Roster, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
 ) -> tuple[dict[int, MetricRecord], list[Refusal]]:
-    """{client: the sums of its evaluation}, and refusals."""
+    """{client: the sums of its evaluation}, and the refusals. asked: {node id: what its client was asked}."""
     domains, score = len(roster.domain_names), SCORES[roster.score]
 
-    def one(reply: Message, wanted: Asked) -> MetricRecord | Refusal:
+    def judge(reply: Message, wanted: Asked) -> MetricRecord | Refusal:
         return admit_counts(reply, wanted, domains, score, exchange.tests[wanted.client])
 
-    return match_replies(replies, asked, exchange.client_of, one)
+    return match_replies(replies, asked, exchange.client_of, judge)
 
 
 def score_of(counted: Sequence[MetricRecord], roster: Roster) -> Score:
-    """The sums of several evaluations, {"domains": indices, and the score's two lists}, added up by domain."""
+    """The score from the sums of several evaluations, added up by domain in a fixed order.
+
+    counted: {"domains": indices into the roster's names, and the score's two lists (Score.wire)} each.
+    """
     kind = SCORES[roster.score]
     part: dict[str, float] = {}
     whole: dict[str, float] = {}

@@ -21,8 +21,12 @@ Emit = Callable[[str, Mapping[str, object]], None]
 
 
 class Exchange:
-    """by_client: {partition id: node id}. tests: {partition id: test images that it says it has}. bytes_up, bytes_down:
-    of all messages, as serialised.
+    """The server's way to its clients, over one grid.
+
+    by_client: {partition id: node id}.
+    tests: {partition id: number of test images that it says it has}.
+    backbone_digest: of the one backbone of the run; empty until clients are registered.
+    bytes_up, bytes_down: of all messages so far, as serialised.
 
     The round that its methods are given is the last that was completed, -1 at the very beginning; a client that keeps
     its states by round goes back to that one.
@@ -39,7 +43,7 @@ class Exchange:
         self.reply_timeout = reply_timeout or timeout
         self.by_client: dict[int, int] = {}
         self.tests: dict[int, int] = {}
-        self.backbone_digest = ""  # of the one backbone of the run
+        self.backbone_digest = ""
         self.bytes_up = self.bytes_down = 0
         self._greeted: dict[int, str] = {}  # node id -> when it came online, of those that said who they are
         self._first: Introduction | None = None  # what all clients must agree with
@@ -51,7 +55,7 @@ class Exchange:
 
     @property
     def run_id(self) -> int | None:
-        """Of Flower's run; None for a grid without one."""
+        """The id of Flower's run; None for a grid without one."""
         return getattr(self.grid.run, "run_id", None)
 
     def register_clients(self, backbone_digest: str, round: int) -> dict[int, Introduction]:
@@ -62,50 +66,53 @@ class Exchange:
         """
         self.backbone_digest = backbone_digest
         deadline = time.monotonic() + self.timeout
-        facts: dict[int, Introduction] = {}
+        said: dict[int, Introduction] = {}
         while True:
             for node, reply in self._hello(round, max(deadline - time.monotonic(), 1.0)).items():
-                fact = _introduced(reply)
-                if isinstance(fact, str):
-                    raise RunFailed(f"a client could not start: {fact}")
-                client = fact.client
+                introduction = _introduced(reply)
+                if isinstance(introduction, str):
+                    raise RunFailed(f"a client could not start: {introduction}")
+                client = introduction.client
                 if self.by_client.get(client, node) != node and self.by_client[client] in activations(self.grid):
                     raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
-                facts[client], self.by_client[client] = fact, node
-            facts = dict(sorted(facts.items()))
-            self._agree(facts)
-            wanted = max((f.partitions for f in facts.values()), default=1)
-            if len(facts) >= wanted:
+                said[client], self.by_client[client] = introduction, node
+            said = dict(sorted(said.items()))
+            self._agree(said)
+            wanted = max((f.partitions for f in said.values()), default=1)
+            if len(said) >= wanted:
                 break
             if time.monotonic() > deadline:
-                raise RunFailed(f"{len(facts)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
+                raise RunFailed(f"{len(said)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
             time.sleep(0.5)
-        self._first = next(iter(facts.values()))
-        self.tests = {client: fact.test_examples for client, fact in facts.items()}
-        return facts
+        self._first = next(iter(said.values()))
+        self.tests = {client: introduction.test_examples for client, introduction in said.items()}
+        return said
 
     def discover(
         self, deadline: float, round: int, wanted: Collection[int] = (), silent: Collection[int] = ()
     ) -> list[tuple[int, Introduction]]:
-        """Greet nodes that appeared or were started again in mid-run, and wait until the `wanted` clients' are online,
-        or until the `deadline`, a time.monotonic(). A client whose node is gone, or gave no answer (`silent`), moves to
-        the node that says it is this client; while its node is there, nobody else is.
+        """Greet nodes that appeared or were started again in mid-run; (partition id, what it says) of who came back.
 
-        Returns who came back, and what they say of themselves.
+        A client whose node is gone or silent moves to the node that says it is this client; while its node is there,
+        nobody else is.
+
+        deadline: a time.monotonic() until which to wait for the `wanted` clients' nodes to be online.
+        round: the last that was completed.
+        wanted: partition ids. silent: the partition ids of those that gave no answer.
         """
         again, back = set(), []
         while True:
             for node, reply in self._hello(round, max(deadline - time.monotonic(), 0.0)).items():
-                fact = _introduced(reply)
-                fault = fact if isinstance(fact, str) else self._misfit(fact)
-                if not isinstance(fact, str) and not fault:
-                    known = self.by_client[fact.client]
-                    if known != node and known in set(self.grid.get_node_ids()) and fact.client not in silent:
+                introduction = _introduced(reply)
+                fault = introduction if isinstance(introduction, str) else self._misfit(introduction)
+                if not isinstance(introduction, str) and not fault:
+                    client, known = introduction.client, self.by_client[introduction.client]
+                    if known != node and known in set(self.grid.get_node_ids()) and client not in silent:
                         again.add(node)  # it may be this client's new node, and the old one about to be found dead
-                        fault = f"partition-id {fact.client} is another node's"
+                        fault = f"partition-id {client} is another node's"
                     else:
-                        self.by_client[fact.client], self.tests[fact.client] = node, fact.test_examples
-                        back.append((fact.client, fact))
+                        self.by_client[client], self.tests[client] = node, introduction.test_examples
+                        back.append((client, introduction))
                 if fault:
                     self.emit("node_refused", {"round": round + 1, "detail": fault})
             online = set(self.grid.get_node_ids()) if wanted else set()
@@ -116,19 +123,19 @@ class Exchange:
             time.sleep(min(0.5, max(deadline - time.monotonic(), 0.0)))
 
     def client_of(self, reply: Message) -> int:
-        """Whose node the reply is from; -1 for a node that is no client's."""
+        """The partition id of the client whose node the reply is from; -1 for a node that is no client's."""
         node = reply.metadata.src_node_id
         return next((c for c, n in self.by_client.items() if n == node), -1)
 
     def send(self, messages: list[Message], timeout: float) -> list[Message]:
-        """Send, receive, and count the bytes of both directions; timeout in seconds."""
+        """The replies that came within `timeout` seconds; the bytes of both directions are counted."""
         self.bytes_down += wire.nbytes(m.content for m in messages)
         replies = list(self.grid.send_and_receive(messages, timeout=timeout)) if messages else []
         self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content())
         return replies
 
     def log_refusal(self, round: int, refusal: Refusal) -> None:
-        """Put a refusal into the ledger."""
+        """Put a refusal of this round into the ledger."""
         self.emit("refused", {"round": round, **vars(refusal)})
 
     def _hello(self, round: int, timeout: float) -> dict[int, Message]:
@@ -150,28 +157,28 @@ class Exchange:
         self._greeted |= {node: online[node] for node in heard}
         return heard
 
-    def _agree(self, facts: Mapping[int, Introduction]) -> None:
+    def _agree(self, introductions: Mapping[int, Introduction]) -> None:
         """Raise RunFailed where clients are not of one federation, or hold another backbone than the server."""
-        first = next(iter(facts.values()), None)
-        for client, fact in facts.items():
+        first = next(iter(introductions.values()), None)
+        for client, introduction in introductions.items():
             for key in ("classes", "domains", "partitions", "score"):
-                if first is not None and getattr(fact, key) != getattr(first, key):
-                    said = f"{key} than client {first.client}: {getattr(fact, key)}"
+                if first is not None and getattr(introduction, key) != getattr(first, key):
+                    said = f"{key} than client {first.client}: {getattr(introduction, key)}"
                     raise RunFailed(f"client {client} has other {said}")
-            if fact.backbone != self.backbone_digest:
+            if introduction.backbone != self.backbone_digest:
                 raise RunFailed(
-                    f"client {client} holds another backbone ({fact.backbone[:12]}) than the server "
+                    f"client {client} holds another backbone ({introduction.backbone[:12]}) than the server "
                     f"({self.backbone_digest[:12]}); give both the same model.checkpoint"
                 )
 
-    def _misfit(self, fact: Introduction) -> str:
+    def _misfit(self, introduction: Introduction) -> str:
         """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
         first = self._first
-        if first is None or fact.client not in self.by_client:
-            return f"partition-id {fact.client} is no client of this run"
-        same = fact.classes, fact.domains, fact.score, fact.backbone
+        if first is None or introduction.client not in self.by_client:
+            return f"partition-id {introduction.client} is no client of this run"
+        same = introduction.classes, introduction.domains, introduction.score, introduction.backbone
         if same != (first.classes, first.domains, first.score, self.backbone_digest):
-            return f"client {fact.client} came back with other classes, domains, score or another backbone"
+            return f"client {introduction.client} came back with other classes, domains, score or another backbone"
         return ""
 
 

@@ -98,7 +98,7 @@ class FederatedLora(Strategy):
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
-        """Gate, aggregate, and the new global factors and head."""
+        """The new model by wire name (ServerState.tensors), and its diagnostics, from the replies that are let in."""
         admitted = collecting.admit(self.method, self.exchange, replies, self.expected)
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
         self.state = advance(state, self.method, admitted)
@@ -113,7 +113,8 @@ class FederatedLora(Strategy):
         return messages
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """The sums of the score, merged; clients that failed are in the ledger."""
+        """The score, its mean and by domain; None where nobody's sums can be used. Clients that failed are in the
+        ledger."""
         self.state, score = evaluating.merge_replies(self.state, self.exchange, replies, self.asked)
         return None if score is None else _metrics(score)
 
@@ -121,6 +122,7 @@ class FederatedLora(Strategy):
         """Part of Flower's contract; observers report instead."""
 
     def snapshot(self) -> State:
+        """The server's state as a checkpoint keeps it."""
         return self.state.snapshot()
 
     def _evaluated(
@@ -138,6 +140,7 @@ class FederatedLora(Strategy):
         return state, score
 
     def _done(self, state: ServerState, report: RoundReport, num_rounds: int) -> None:
+        """Take the state of a completed round, and tell observer and checkpoint of it."""
         self.state = state
         self.observer.round_done(report)
         if state.round == 1 or self.schedule.is_due(state.round, num_rounds):

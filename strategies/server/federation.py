@@ -69,30 +69,36 @@ def federate(
     checkpoints: Path | None = None,
     parts: Mapping[str, Part] = MappingProxyType({}),
 ) -> Outcome:
-    """Run the configuration over a grid. `method` replaces the configured strategy (for a reference run).
+    """Run the configuration over a grid; what came of it.
 
+    grid: Flower's, or one in this process.
+    backbone: the server's copy, whose digest the clients' must have.
+    observers: told of every round and of what belongs in the ledger.
+    evaluate_fn: scores the model where the server evaluates, as in FederatedLora.start.
+    method: replaces the configured strategy, for a reference run.
     checkpoints: the folder where the run is saved after round 0 and every round, and whose last checkpoint it goes on
-    from. parts: what is saved besides the server's state, by name: the clients of a simulation, the run's files.
+    from; None: it is not saved.
+    parts: what is saved besides the server's state, by name: the clients of a simulation, the run's files.
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
     chosen, tally = method or config.strategy, Tally()
     audience, opening = Audience([*observers, tally]), Opening(config, aggregator_of(config, chosen), backbone)
     exchange = Exchange(grid, timeout=config.node_timeout, emit=audience.event, reply_timeout=config.reply_timeout)
-    whole = {**parts, "start": opening, "rounds": tally}
+    all_parts = {**parts, "start": opening, "rounds": tally}
     keeper, saved = None, None
     if checkpoints is not None:
         keeper = Checkpoints(checkpoints, {**config.computed(), "method": chosen.name, "backbone": backbone.digest})
-        saved = _restore(keeper, whole, audience)
+        saved = _restore(keeper, all_parts, audience)
 
     def save(state: ServerState) -> None:
         if keeper is not None:
             with unbroken():
-                keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in whole.items()})
+                keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in all_parts.items()})
 
-    done, state = _ready(config, chosen, exchange, opening, saved, audience, save)
+    run_method, state = _ready(config, chosen, exchange, opening, saved, audience, save)
     strategy = FederatedLora(
-        method=done,
+        method=run_method,
         exchange=exchange,
         state=state,
         schedule=Schedule(
@@ -104,7 +110,7 @@ def federate(
         on_checkpoint=save,
     )
     strategy.start(grid, ArrayRecord(), config.rounds, evaluate_fn=evaluate_fn)
-    return _outcome(strategy.state, done, tally, opening)
+    return _outcome(strategy.state, run_method, tally, opening)
 
 
 def _ready(
@@ -119,8 +125,8 @@ def _ready(
     """The method of every round, and the state that the next one goes on from: after the clients have registered, and
     round 0 where it was not done before."""
     began = time.perf_counter()
-    facts = exchange.register_clients(opening.backbone.digest, -1 if saved is None else saved.round)
-    roster, reports = _roster(facts), []
+    introductions = exchange.register_clients(opening.backbone.digest, -1 if saved is None else saved.round)
+    roster, reports = _roster(introductions), []
     if saved is not None:
         _compare(saved.roster, roster, audience)
     ranks = client_ranks(config, roster.examples)
@@ -141,11 +147,11 @@ def _ready(
         resamples=config.resamples,
     )
     if saved is not None:
-        state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, facts.items())
+        state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
         exchange.bytes_up, exchange.bytes_down = state.bytes_up, state.bytes_down
         audience.resumed(state.round)
         return method, state
-    state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, facts.items())
+    state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, introductions.items())
     if fixes_scales(config):
         state, notes, reports = fix_step_scales(state, method, exchange, config.rounds, config.client.loss)
         opening.note(step_scales=notes)
@@ -167,8 +173,10 @@ def _ready(
 
 
 def _restore(keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience) -> ServerState | None:
-    """Put every part where the latest whole checkpoint left it, and say which later ones were passed over; the server's
-    state, None where there is no checkpoint."""
+    """The server's state in the latest whole checkpoint, None where there is none.
+
+    Every part is put where that one left it; the ledger says which later ones were damaged and passed over.
+    """
     loaded = keeper.load()
     for name, part in parts.items():
         if name in loaded.states:
@@ -181,27 +189,27 @@ def _restore(keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience)
     return ServerState.restored(loaded.states["server"])
 
 
-def _roster(facts: Mapping[int, Introduction]) -> Roster:
-    first = next(iter(facts.values()))
+def _roster(introductions: Mapping[int, Introduction]) -> Roster:
+    first = next(iter(introductions.values()))
     return Roster(
-        examples={client: fact.examples for client, fact in facts.items()},
+        examples={client: said.examples for client, said in introductions.items()},
         class_names=list(first.classes),
         domain_names=list(first.domains),
         score=first.score,
     )
 
 
-def _compare(before: Roster, now: Roster, audience: Audience) -> None:
+def _compare(before: Roster, current: Roster, audience: Audience) -> None:
     """The clients of a run that goes on, against those it was begun with. Raises RunFailed for other classes or
     domains."""
     for what, old, new in (
-        ("classes", before.class_names, now.class_names),
-        ("domains", before.domain_names, now.domain_names),
+        ("classes", before.class_names, current.class_names),
+        ("domains", before.domain_names, current.domain_names),
     ):
         if old != new:
             raise RunFailed(f"this run was begun with other {what}: {old}; the clients now have {new}")
-    for client in sorted(before.examples.keys() | now.examples.keys()):
-        was, has = before.examples.get(client, 0), now.examples.get(client, 0)
+    for client in sorted(before.examples.keys() | current.examples.keys()):
+        was, has = before.examples.get(client, 0), current.examples.get(client, 0)
         if was != has:
             audience.event("examples_changed", {"client": client, "before": was, "now": has})
 

@@ -36,9 +36,12 @@ METRICS: Mapping[str, tuple[type, float, float]] = {
 
 @dataclass(frozen=True)
 class Expected(Asked):
-    """What a reply to this round's message must hold. sent: every tensor of the client's start, by wire name;
-    trained: the names that come back; slots: how many slots of the trained factor, chosen by the client, come back at
-    most, or None for all of it."""
+    """What a reply to this round's message must hold.
+
+    sent: every tensor of the client's start, by wire name.
+    trained: the names of those that come back.
+    slots: how many slots of the trained factor, chosen by the client, come back at most; None: all of them.
+    """
 
     sent: Mapping[str, Tensor]
     trained: frozenset[str]
@@ -66,8 +69,10 @@ class Gate:
     def admit(
         self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
     ) -> Update | Refusal:
-        """The reply as an Update, completed by what the client did not train, or the reason it is refused. transforms:
-        the inverses come first of what was done to it on its way out."""
+        """The reply as an Update, completed by what the client did not train, or the reason it is refused.
+
+        transforms: what was done to the update on its way out, in that order; undone before its tensors are judged.
+        """
 
         def refuse(code: str, detail: str) -> Refusal:
             return Refusal(expected.client, code, detail)
@@ -75,32 +80,32 @@ class Gate:
         if reply.has_error():
             return refuse("client_error", reply.error.reason or "")
         try:
-            found: Mapping[str, Tensor] = wire.decode(wire.arrays(reply))
+            tensors: Mapping[str, Tensor] = wire.decode(wire.arrays(reply))
             metrics: dict[str, Any] = dict(wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
         try:
-            found = receive(transforms, expected, found)
+            tensors = receive(transforms, expected, tensors)
         except Malformed as error:
             return refuse(error.code, error.detail)
         if self.enabled:
-            wanted = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
+            formats = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
             fault = (
-                _fault(found, wanted)
+                _fault(tensors, formats)
                 or _fault_of_counts(examples, round, expected.round)
                 or _fault_of_metrics(metrics)
-                or self._fault_of_norms(found, expected)
+                or self._fault_of_norms(tensors, expected)
             )
             if fault is not None:
                 return refuse(*fault)
-        layers, head = wire.from_tensors({**expected.sent, **found})
+        layers, head = wire.from_tensors({**expected.sent, **tensors})
         return Update(client=expected.client, examples=examples, layers=layers, head=head)
 
-    def _fault_of_norms(self, found: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
-        ends = {name[-2:] for name in found}  # of all layers alike
-        both = {end for pair in (("/A", "/B"), ("/b", "/d")) for end in pair if ends.issuperset(pair)}
-        for name, value in found.items():
+    def _fault_of_norms(self, tensors: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
+        endings = {name[-2:] for name in tensors}  # of all layers alike
+        both = {ending for pair in (("/A", "/B"), ("/b", "/d")) for ending in pair if endings.issuperset(pair)}
+        for name, value in tensors.items():
             size, start = float(value.norm()), float(expected.sent[name].norm())
             unit = (value.shape[:-1].numel() if value.ndim == 3 else min(value.shape)) ** 0.5  # 3: blocks of a core
             high = self.max_factor_ratio * max(unit, start)
@@ -109,14 +114,14 @@ class Gate:
                 code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
                 return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
         starts, _ = wire.from_tensors(expected.sent)
-        for name, product in wire.from_tensors({**expected.sent, **found})[0].items():
+        for name, product in wire.from_tensors({**expected.sent, **tensors})[0].items():
             size, high = norm(product), self.max_product_ratio * min(product.shape) ** 0.5
             if not size <= high and not size <= self.max_product_ratio * norm(starts[name]):
                 return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
         return None
 
 
-def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statistic]) -> Statistics | Refusal:
+def admit_statistics(reply: Message, asked: Asked, statistics: Mapping[str, Statistic]) -> Statistics | Refusal:
     """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
     client = asked.client
     if reply.has_error():
@@ -124,15 +129,15 @@ def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statisti
         few = ": TooFew: " in reason  # as a client says it: who, at what, which error
         return Refusal(client, "too_few_examples" if few else "client_error", reason)
     try:
-        found = wire.decode(wire.arrays(reply))
+        tensors = wire.decode(wire.arrays(reply))
         metrics: dict[str, Any] = dict(wire.metrics(reply))
         examples, round = metrics["num-examples"], metrics["round"]
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    fault = _fault(found, wire_format(wanted)) or _fault_of_counts(examples, round, asked.round)
+    fault = _fault(tensors, wire_format(statistics)) or _fault_of_counts(examples, round, asked.round)
     if fault is not None:
         return Refusal(client, *fault)
-    sums = HalfPrecision(wanted).received(None, found)
+    sums = HalfPrecision(statistics).received(None, tensors)
     for name, value in sums.items():
         if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
             return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
@@ -142,8 +147,10 @@ def admit_statistics(reply: Message, asked: Asked, wanted: Mapping[str, Statisti
 def admit_counts(
     reply: Message, asked: Asked, domains: int, score: type[Score], examples: int
 ) -> MetricRecord | Refusal:
-    """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused. examples: the
-    test examples that this client said it has."""
+    """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused.
+
+    domains: how many there are. score: whose sums they are. examples: the test images that this client said it has.
+    """
     client = asked.client
     if reply.has_error():
         return Refusal(client, "client_error", reply.error.reason or "")
@@ -160,20 +167,20 @@ def admit_counts(
         return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
     if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
         return Refusal(client, "metrics", "expected one row for each domain of its test images")
-    if score.counts_examples and (made := sum(whole for _, _, whole in rows)) != examples:
-        return Refusal(client, "metrics", f"sums over {made} examples, of a client with {examples} to test on")
+    if score.counts_examples and (counted := sum(whole for _, _, whole in rows)) != examples:
+        return Refusal(client, "metrics", f"sums over {counted} examples, of a client with {examples} to test on")
     return record
 
 
 def _fault(
-    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+    tensors: Mapping[str, Tensor], formats: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 ) -> tuple[str, str] | None:
-    """(code, detail) of the first thing that is wrong with named tensors, or None."""
-    if found.keys() != wanted.keys():
-        odd = sorted(found.keys() ^ wanted.keys())
-        return "names", f"{odd[0]} is {'unexpected' if odd[0] in found else 'missing'}"
-    for name, value in found.items():
-        shape, dtype = wanted[name]
+    """(code, detail) of the first thing that is wrong with named tensors, or None. formats: {name: (shape, dtype)}."""
+    if tensors.keys() != formats.keys():
+        odd = sorted(tensors.keys() ^ formats.keys())
+        return "names", f"{odd[0]} is {'unexpected' if odd[0] in tensors else 'missing'}"
+    for name, value in tensors.items():
+        shape, dtype = formats[name]
         if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
             return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
         if value.dtype != dtype:
@@ -194,13 +201,13 @@ def _fault_of_metrics(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
-def _fault_of_counts(examples: object, round: object, now: int) -> tuple[str, str] | None:
+def _fault_of_counts(examples: object, round: object, expected: int) -> tuple[str, str] | None:
     if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
         return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
-    return _fault_of_round(round, now)
+    return _fault_of_round(round, expected)
 
 
-def _fault_of_round(round: object, now: int) -> tuple[str, str] | None:
-    if type(round) is not int or round != now:
-        return "round", f"the reply is for round {round!r}, this is round {now}"
+def _fault_of_round(round: object, expected: int) -> tuple[str, str] | None:
+    if type(round) is not int or round != expected:
+        return "round", f"the reply is for round {round!r}, this is round {expected}"
     return None

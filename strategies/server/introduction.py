@@ -14,8 +14,16 @@ from fedinit.scores import MAX_EXAMPLES, SCORES
 
 @dataclass(frozen=True)
 class Introduction:
-    """client: its partition id, one of `partitions`. examples, test_examples: images. held: {tensor that it keeps from
-    rounds before: digest}. own_rounds: of which it has factors of its own. base_key: of the base it holds."""
+    """Who a node is, and what it holds.
+
+    client: its partition id, from 0. partitions: how many there are.
+    examples, test_examples: numbers of training and test images.
+    classes, domains: their names, in the order of the labels. score: the name of what models are judged by.
+    backbone: digest of the frozen weights it holds.
+    held: {tensor that it keeps from rounds before, by wire name: digest}.
+    own_rounds: the rounds of which it remembers factors of its own.
+    base_key: of the base offset that it holds.
+    """
 
     client: int
     partitions: int
@@ -31,10 +39,10 @@ class Introduction:
 
     @staticmethod
     def read(reply: Message) -> Introduction:
-        """Raises ValueError, one line, for a reply that does not say all this."""
+        """What a reply to query.describe says. Raises ValueError, one line, where it does not say all this."""
         try:
             facts: dict[str, Any] = dict(wire.config(reply))
-            made = Introduction(
+            introduction = Introduction(
                 client=facts["partition-id"],
                 partitions=facts["num-partitions"],
                 examples=facts["num-examples"],
@@ -47,12 +55,13 @@ class Introduction:
                 own_rounds=list(facts["own-rounds"]),
                 base_key=facts["base-key"],
             )
-            made._check()
+            introduction._check()
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the node's)
             raise ValueError(f"what it says of itself cannot be used ({type(error).__name__}: {error})") from error
-        return made
+        return introduction
 
     def _check(self) -> None:
+        """Raise ValueError or TypeError for a number, name or digest that cannot be one."""
         for what, value, low, high in (
             ("num-partitions", self.partitions, 1, MAX_EXAMPLES),
             ("partition-id", self.client, 0, MAX_EXAMPLES),

@@ -23,12 +23,21 @@ from strategies.server_opt import ServerOptimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """aggregator, reinit: what the server makes of the updates, and what clients start from. context: what
-    re-initialisers may need. kind: of the adapters. seed: of the run. ranks: {partition id: rank} of all clients, the
-    largest being the global one, or empty where all have that; lower ones train the leading components. participation:
-    share of the clients in a round. gate: what lets updates in. quorum: the updates a round needs, a number (int) or a
-    share of the clients asked (float). resamples: how often others are asked for what is missing. transforms: of the
-    updates between training and aggregation, in the order in which they leave a client."""
+    """What is done in every round.
+
+    aggregator: what the server makes of the updates. reinit: what clients then start from.
+    context: what the re-initialiser is given to work with.
+    seed: of the run.
+    kind: of the adapters.
+    ranks: {partition id: rank} of all clients, the largest being the global one; lower ones train the leading
+    components. Empty: all have the global rank.
+    server_optimizer: moves the aggregate on; None: it stays as it is.
+    participation: the share of the clients that are asked in a round, in (0, 1].
+    gate: what lets updates in.
+    quorum: how many updates a round needs, a number (int) or a share of the clients asked (float).
+    resamples: how often others are asked for what is missing.
+    transforms: of the updates between training and aggregation, in the order in which they leave a client.
+    """
 
     aggregator: Aggregator
     reinit: Reinit
@@ -83,8 +92,8 @@ class Method:
             return {}
         part = slots.part_of(self.trainable(round))
         total = sum(slots.count(f, part) for f in model.layers.values())
-        whole = max(self.ranks.values(), default=1)
-        shares = {c: self.aggregator.portion(self.ranks.get(c, whole), whole) for c in clients}
+        largest = max(self.ranks.values(), default=1)
+        shares = {c: self.aggregator.portion(self.ranks.get(c, largest), largest) for c in clients}
         return {c: max(1, round_half_up(share * total)) for c, share in shares.items() if share < 1}
 
 

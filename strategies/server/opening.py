@@ -62,22 +62,22 @@ class Opening:
 
     @property
     def reinit_context(self) -> ReinitContext:
-        """What re-initialisers may need, once there is a start."""
+        """What re-initialisers are given to work with. Raises ValueError before there is a start."""
         ranks = {name: factors.rank for name, factors in self.start.layers.items()}
         return ReinitContext(ranks, self.config.adapter.scale, self.draw, self.frozen)
 
     def make(self, exchange: Exchange, roster: Roster) -> list[ClientReport]:
-        """Make the start, with the clients where it is made of their data; returns who measured for it."""
+        """Make the start, of the clients' data where it needs any; the reports of those who measured for it."""
         head = (
             self.head,
             HeadContext(classes=roster.class_names, features=self.backbone.features, seed=self.config.seed),
         )
-        made, reports = make_start(exchange, self.config.quorum, head, (self.initializer, self.context))
-        self._start = self._completed(made)
+        start, reports = make_start(exchange, self.config.quorum, head, (self.initializer, self.context))
+        self._start = self._completed(start)
         return reports
 
     def note(self, **notes: Any) -> None:
-        """Add to what round 0 has to say."""
+        """Add to the notes of the start, which the summary shows."""
         self._start = dataclasses.replace(self.start, notes={**self.start.notes, **notes})
 
     def frozen(self, name: str) -> Tensor:
@@ -87,7 +87,7 @@ class Opening:
         return weight.detach().cpu()
 
     def draw(self, round: int) -> Mapping[str, Factors]:
-        """What a round starts from where the initialiser is asked again: another draw, or the start of round 0."""
+        """{layer: factors} of the initialiser for a round: another draw, or, of one that is not random, the start's."""
         if not self.initializer.random:
             return self.start.layers
         drawn = self.initializer.plan(self.context.reseed(derive(self.config.seed, "fresh", round)))
@@ -95,9 +95,11 @@ class Opening:
         return self._adopted(drawn.layers)
 
     def snapshot(self) -> State:
+        """The start as a checkpoint keeps it, but for what went into the base."""
         return State(wire.to_tensors(self.start.layers, self.start.head), {"notes": self.start.notes})
 
     def restore(self, state: State) -> None:
+        """Take the start from a `snapshot`."""
         layers, head = wire.from_tensors(state.tensors)
         self._start = StartState(layers=layers, head=head, notes=state.facts["notes"])  # its merge is in the base
 
@@ -105,13 +107,13 @@ class Opening:
         """A start as the method trains it."""
         return {name: self.aggregator.adopt(factors) for name, factors in layers.items()}
 
-    def _completed(self, made: StartState) -> StartState:
+    def _completed(self, start: StartState) -> StartState:
         """What round 0 made, as the method trains it and clients of this kind of adapters start from it."""
         kind, scale = KINDS[self.config.adapter.kind], self.config.adapter.scale
 
-        def started(name: str, f: Factors) -> Factors:
-            whole = f if name not in made.merge else stack([f, made.merge[name]], [1.0, 1.0])
-            return kind.begin(f, whole, self.frozen(name), scale)
+        def begun(name: str, f: Factors) -> Factors:
+            total = f if name not in start.merge else stack([f, start.merge[name]], [1.0, 1.0])
+            return kind.begin(f, total, self.frozen(name), scale)
 
-        layers = {name: started(name, f) for name, f in self._adopted(made.layers).items()}
-        return dataclasses.replace(made, layers=layers)
+        layers = {name: begun(name, f) for name, f in self._adopted(start.layers).items()}
+        return dataclasses.replace(start, layers=layers)

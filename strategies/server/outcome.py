@@ -16,9 +16,18 @@ from strategies.aggregator import Aggregate
 
 @dataclass(frozen=True)
 class Outcome:
-    """aggregate: the final global factors and head. offset: the base offset by layer. score: of the last evaluation,
-    or None. trainable: how many numbers a client that trains every slot sends in a round, head included. start: what
-    round 0 has to say."""
+    """What came of a run.
+
+    aggregate: the final global factors and head.
+    offset: {layer: (d, k)}, the final base offset.
+    roster: who took part.
+    score: of the last evaluation; None where there was none.
+    rounds: how many were completed. seconds: of all rounds together, over restarts too.
+    bytes_up, bytes_down: of all messages, as serialised.
+    trainable: how many numbers a client that trains every slot sends in a round, head included.
+    final_hash: of factors, head and base offset, SHA-256.
+    start: the notes of round 0.
+    """
 
     aggregate: Aggregate
     offset: Mapping[str, Tensor]

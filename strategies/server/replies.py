@@ -14,13 +14,18 @@ from flwr.app import Message
 
 from fedinit import wire
 
-Made = TypeVar("Made")
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """code: one of client_error, no_reply, not_asked, misdirected, duplicate, too_few_examples, missing_record, names,
-    slots, shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm."""
+    """Why a client's reply, or its silence, counts for nothing.
+
+    client: its partition id, -1 for a node that is no client's.
+    code: one of client_error, no_reply, not_asked, misdirected, duplicate, too_few_examples, missing_record, names,
+    slots, shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm.
+    detail: the reason, in one line.
+    """
 
     client: int
     code: str
@@ -29,8 +34,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a client was asked in a round. run: of Flower. message: the one it was sent, which the grid gives its id;
-    None where replies are taken at their word."""
+    """What a client was asked in a round.
+
+    run: Flower's id of the run; None for a grid without one.
+    message: the one it was sent, which the grid gives its id; None where replies are taken at their word.
+    """
 
     client: int
     round: int
@@ -45,14 +53,18 @@ def match_replies(
     replies: Iterable[Message],
     asked: Mapping[int, Waiting],
     client_of: Callable[[Message], int],
-    admit: Callable[[Message, Waiting], Made | Refusal],
-) -> tuple[dict[int, Made], list[Refusal]]:
-    """{client: what `admit` made of its reply}, in client order; and refusals, of which a client that did not answer is
-    one. asked: by node id. client_of: of a reply, -1 for a node that is no client's.
+    admit: Callable[[Message, Waiting], Judged | Refusal],
+) -> tuple[dict[int, Judged], list[Refusal]]:
+    """{client: what `admit` made of its reply}, in client order; and the refusals, one for a client that gave no answer
+    among them.
+
+    asked: {node id: what its client was asked}.
+    client_of: the client a reply is from, -1 for a node that is no client's.
+    admit: judges one reply against what was asked.
 
     Of several good replies of a client one counts, the same one in whatever order they come.
     """
-    made: dict[int, Made] = {}
+    admitted: dict[int, Judged] = {}
     refusals, silent = [], dict(asked)
     for reply in _in_order(replies, client_of):
         node = reply.metadata.src_node_id
@@ -60,26 +72,28 @@ def match_replies(
         if node not in asked:
             judged = Refusal(client_of(reply), "not_asked", "its node was asked nothing")
         elif (judged := _misaddressed(reply, asked[node])) is None:
-            twice = asked[node].client in made
+            twice = asked[node].client in admitted
             judged = Refusal(asked[node].client, "duplicate", "counted once") if twice else admit(reply, asked[node])
         if isinstance(judged, Refusal):
             refusals.append(judged)
         else:
-            made[asked[node].client] = judged
+            admitted[asked[node].client] = judged
     refusals += [Refusal(a.client, "no_reply", "nothing came in time") for a in silent.values()]
-    return made, refusals
+    return admitted, refusals
 
 
 def _misaddressed(reply: Message, asked: Asked) -> Refusal | None:
-    """Whether the reply is of this run, and to the message that was sent. An Error may be the SuperLink's own; grids
-    that give no ids are taken at their word."""
-    about = reply.metadata
+    """Why the reply is of another run, or to another message than was sent; None where it is neither.
+
+    An Error may be the SuperLink's own, and grids that give no ids are taken at their word.
+    """
+    metadata = reply.metadata
     if reply.has_error():
         return None
-    if asked.run is not None and about.run_id != asked.run:
-        return Refusal(asked.client, "run", f"the reply is of run {about.run_id}, this is run {asked.run}")
+    if asked.run is not None and metadata.run_id != asked.run:
+        return Refusal(asked.client, "run", f"the reply is of run {metadata.run_id}, this is run {asked.run}")
     sent = "" if asked.message is None else asked.message.metadata.message_id
-    if sent and about.reply_to_message_id and about.reply_to_message_id != sent:
+    if sent and metadata.reply_to_message_id and metadata.reply_to_message_id != sent:
         return Refusal(asked.client, "misdirected", "it answers another message than the one this client was sent")
     return None
 

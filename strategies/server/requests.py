@@ -30,19 +30,22 @@ def for_training(
     state: ServerState, method: Method, exchange: Exchange, clients: Sequence[int], extra: Settings = NOTHING
 ) -> tuple[ServerState, list[Message], dict[int, Expected]]:
     """A message a client: its start factors, less the frozen ones it holds, and the head; and {node id: what its update
-    must hold}. extra: settings for all of them."""
+    must hold}.
+
+    clients: who is asked, by partition id. extra: settings that go into every message.
+    """
     round = state.round + 1
     trainable, returned = method.trainable(round), method.returned(state.model, round)
-    settings = {**_about(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
+    settings = {**_factor_settings(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
     if state.step_scales:
         names = wire.trained_names(state.model.layers, state.model.head, trainable)
         settings["scales"] = [state.step_scales.get(name, 0.0) for name in names]
     starts = {client: method.start_of(client, state.model) for client in clients}
-    budgets, single = method.budgets(clients, round, state.model), _marks(method, starts)
+    budgets, by_client = method.budgets(clients, round, state.model), _start_digests(method, starts)
     if isinstance(method.aggregator, Choosing):
         for client, budget in budgets.items():
-            single[client] |= {"slots": budget, "choice": method.aggregator.choice, "probe": method.aggregator.probe}
-    state, messages = _messages(state, exchange, "train", starts, returned, settings, single)
+            by_client[client] |= {"slots": budget, "choice": method.aggregator.choice, "probe": method.aggregator.probe}
+    state, messages = _messages(state, exchange, "train", starts, returned, settings, by_client)
     expected = {
         exchange.by_client[client]: Expected(
             client,
@@ -61,38 +64,44 @@ def for_training(
 def for_evaluation(
     state: ServerState, method: Method, exchange: Exchange, extra: Settings = NOTHING
 ) -> tuple[ServerState, list[Message], dict[int, Asked]]:
-    """The global factors and head to every client that has test images."""
+    """A message with the global factors and head to every client that has test images; and {node id: what it was
+    asked}. extra: settings that go into every message."""
     settings = {"round": state.round, "keep": [], "personal": sorted(method.aggregator.personal), **extra}
     clients = sorted(client for client, images in exchange.tests.items() if images)
-    whole = wire.to_tensors(state.model.layers, state.model.head)
-    starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, whole)
-    single = dict.fromkeys(clients, {"start-digest": digest.of_tensors(whole)})
-    state, messages = _messages(state, exchange, "evaluate", starts, frozenset(whole), settings, single)
+    tensors = wire.to_tensors(state.model.layers, state.model.head)
+    starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, tensors)
+    by_client = dict.fromkeys(clients, {"start-digest": digest.of_tensors(tensors)})
+    state, messages = _messages(state, exchange, "evaluate", starts, frozenset(tensors), settings, by_client)
     return state, messages, asked(exchange, clients, messages, state.round)
 
 
 def for_statistics(
     state: ServerState, method: Method, exchange: Exchange, trainable: frozenset[str], extra: Settings
 ) -> tuple[ServerState, list[Message], dict[int, Asked]]:
-    """A question of round 0 to all clients, which are given the start and what of the base they lack, as in training.
-    trainable: the factors that are trained in some round; the others they keep."""
+    """A question of round 0 to all clients, which are given the start and what of the base they lack, as in training;
+    and {node id: what it was asked}.
+
+    trainable: the factors that are trained in some round; the others clients keep.
+    extra: settings that go into every message, the request among them.
+    """
     starts = {client: method.start_of(client, state.model) for client in exchange.clients}
     passing = frozenset(wire.trained_names(state.model.layers, state.model.head, trainable))
-    settings = {**_about(state, method, 0, trainable), **extra}
-    marks = _marks(method, starts)
-    state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, marks)
+    settings = {**_factor_settings(state, method, 0, trainable), **extra}
+    by_client = _start_digests(method, starts)
+    state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, by_client)
     for message in messages:
         message.content[wire.ASKED] = wire.encode({})
     return state, messages, asked(exchange, exchange.clients, messages, 0)
 
 
 def asked(exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int) -> dict[int, Asked]:
+    """{node id: what its client was asked}, as replies are matched to it. messages: one a client, in their order."""
     pairs = zip(clients, messages, strict=True)
     return {exchange.by_client[c]: Asked(c, round, run=exchange.run_id, message=message) for c, message in pairs}
 
 
-def _about(state: ServerState, method: Method, round: int, trainable: frozenset[str]) -> dict[str, object]:
-    """What a message says of the factors in it."""
+def _factor_settings(state: ServerState, method: Method, round: int, trainable: frozenset[str]) -> dict[str, object]:
+    """What a message says of the factors in it: the round, which are trained, kept by the client, and personal."""
     parts = {part for factors in state.model.layers.values() for part in factors.parts}
     personal = method.aggregator.personal
     return {
@@ -103,24 +112,28 @@ def _about(state: ServerState, method: Method, round: int, trainable: frozenset[
     }
 
 
-def _marks(method: Method, starts: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, str | int]]:
+def _start_digests(method: Method, starts: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, str | int]]:
     """{client: its setting "start-digest"}; clients of one rank have one start."""
     ranks = method.ranks
-    marks = {rank: digest.of_tensors(starts[c]) for rank, c in {ranks.get(c): c for c in starts}.items()}
-    return {c: {"start-digest": marks[ranks.get(c)]} for c in starts}
+    digests = {rank: digest.of_tensors(starts[c]) for rank, c in {ranks.get(c): c for c in starts}.items()}
+    return {c: {"start-digest": digests[ranks.get(c)]} for c in starts}
 
 
 def _messages(
     state: ServerState,
     exchange: Exchange,
-    kind: str,
+    message_type: str,
     starts: Mapping[int, Mapping[str, Tensor]],
     passing: frozenset[str],
     settings: Settings,
-    single: Mapping[int, Settings],
+    by_client: Mapping[int, Settings],
 ) -> tuple[ServerState, list[Message]]:
-    """Each client's tensors but those it holds as they are, and what of the base it lacks. Clients keep what they are
-    sent, except for the names in `passing`. single: {client: settings of its own}."""
+    """The state once they have gone, and a message a client: the tensors of its start that it does not hold yet, and
+    what of the base it lacks.
+
+    starts, passing: as in ServerState.lacking.
+    settings: for all clients. by_client: {client: settings for it alone}.
+    """
     sent, lacking = state.lacking(starts, passing)
     messages = []
     for client, tensors in lacking.items():
@@ -129,10 +142,10 @@ def _messages(
         # What a client remembers it goes on with from that round, not from one that was refused.
         about = {"backbone": exchange.backbone_digest, "accepted": mirror.accepted}
         base = {"base-key": state.base.key, "base-update": how}
-        whole: dict[str, Any] = {**settings, **about, **base, **single.get(client, {})}
-        config = ConfigRecord(whole)
+        entries: dict[str, Any] = {**settings, **about, **base, **by_client.get(client, {})}
+        config = ConfigRecord(entries)
         content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: config})
         if merges:
             content[base_offset.RECORD] = wire.encode(merges)
-        messages.append(Message(content, exchange.by_client[client], kind))
+        messages.append(Message(content, exchange.by_client[client], message_type))
     return sent, messages

@@ -31,8 +31,11 @@ def run_round(
     """Round `state.round + 1`: sample clients, send each its start, and let in what they return (`collect`); then
     aggregate, move by the server optimiser, and re-initialise (`advance`).
 
-    last: after this round nobody starts any more. extra: settings for every message. The report has no score yet.
-    Raises RunFailed when too few updates can be used.
+    last: whether nobody starts after this round any more.
+    extra: settings that go into every message, besides the run's own.
+
+    Returns the state after the round and its report, which has no score yet. Raises RunFailed when fewer updates can be
+    used than the quorum.
     """
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = collect(state, method, exchange, extra)
@@ -52,21 +55,23 @@ def run_round(
 
 
 def advance(state: ServerState, method: Method, admitted: Admitted, last: bool = False) -> ServerState:
-    """The state after a round, from the updates that were let in."""
+    """The state after round `state.round + 1`, from the updates that were let in.
+
+    last: whether nobody starts after this round any more; the global factors are then left as they were aggregated.
+    """
     round, updates, moments = state.round + 1, admitted.updates, state.moments
-    over = method.context.over(state.base.offset)
+    context = method.context.over(state.base.offset)
     aggregate = method.aggregator.aggregate(updates, round, state.model)
     aggregate = settle(method.transforms, aggregate, updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
-    aggregate = _with_effective_bias(aggregate, method, admitted, over)
+    aggregate = _with_effective_bias(aggregate, method, admitted, context)
     if method.server_optimizer is not None:
         aggregate = moved = method.server_optimizer.step(state.model, aggregate, state.moments)
         moments = moved.moments
-        refuse_not_finite(aggregate, f"round {round}: what server_opt makes of the aggregate")
     ended = Start(aggregate.layers, aggregate.residual)
-    start = ended if last else method.reinit.after(aggregate, round, over)
-    begun = Aggregate(layers=start.layers, residual=start.merge)
-    refuse_not_finite(begun, f"round {round}: what reinit makes of it")
+    start = ended if last else method.reinit.after(aggregate, round, context)
+    begun = Aggregate(layers=start.layers, residual=start.merge, head=aggregate.head)
+    refuse_not_finite(begun, f"round {round}: what server_opt and reinit make of the aggregate")
     return replace(
         state.accepting([update.client for update in updates], round),
         round=round,
@@ -87,9 +92,9 @@ def refuse_not_finite(aggregate: Aggregate, what: str) -> None:
             raise RunFailed(f"{why}; change its options")
 
 
-def _with_effective_bias(aggregate: Aggregate, method: Method, admitted: Admitted, over: ReinitContext) -> Aggregate:
+def _with_effective_bias(aggregate: Aggregate, method: Method, admitted: Admitted, context: ReinitContext) -> Aggregate:
     """With DoRA's diagnostic, where clients train magnitudes."""
     if not method.aggregator.diagnostics or "m" not in method.kind.beside:
         return aggregate
-    measured = effective_bias(admitted.updates, method.aggregator.weights(admitted.updates), aggregate, over)
+    measured = effective_bias(admitted.updates, method.aggregator.weights(admitted.updates), aggregate, context)
     return replace(aggregate, diagnostics={**aggregate.diagnostics, **measured})

@@ -3,8 +3,8 @@
 The server asks every client for the statistics of a request, judges each answer on its own, adds up those it lets in
 (in client order, in float64) and gives the sum to whoever asked, which makes its part of the start or asks again: first
 the head, then the initialiser, whose gradients are those under that head. A client that is missing, or that erred,
-costs its own part and nothing else; the summary says so. Once the start is known, one more
-pass may fix the step scales of the clients' optimisers at it.
+costs its own part and nothing else; the summary says so. Once the start is known, one more pass may fix the step scales
+of the clients' optimisers at it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ Answers = tuple[dict[int, Statistics], list[Refusal]]
 class Survey:
     """Questions to every client about the bare backbone, and what came of them.
 
-    exchange: the way to the clients, which have registered. need: how many answers a question needs. measured: {client:
-    examples of its last answer}. lost: {client: reason code} of those whose answer to some question is missing.
+    exchange: the way to the clients, which have registered.
+    need: how many usable answers a question needs.
+    measured: {client: examples of its last answer}.
+    lost: {client: reason code} of those whose answer to some question is missing.
     """
 
     exchange: Exchange
@@ -63,13 +65,13 @@ class Survey:
         nodes = [exchange.by_client[client] for client in exchange.clients]
         messages = [Message(wire.clone(content), node, "query.statistics") for node in nodes]
         asked = requests.asked(exchange, exchange.clients, messages, 0)
-        found, refusals = _answers(exchange, messages, asked, request, self.need)
+        answers, refusals = _answers(exchange, messages, asked, request, self.need)
         for refusal in refusals:
-            if refusal.client in exchange.by_client.keys() - found.keys():  # not for a second or a forged answer
+            if refusal.client in exchange.by_client.keys() - answers.keys():  # not for a second or a forged answer
                 self.lost[refusal.client] = refusal.code
             exchange.log_refusal(0, refusal)
-        self.measured.update({client: part.examples for client, part in found.items()})
-        return add_up(list(found.values()))
+        self.measured.update({client: part.examples for client, part in answers.items()})
+        return add_up(list(answers.values()))
 
     @property
     def counted(self) -> dict[int, int]:
@@ -83,16 +85,18 @@ def make_start(
     head: tuple[Head, HeadContext],
     initializer: tuple[Initializer, InitContext],
 ) -> tuple[StartState, list[ClientReport]]:
-    """The start and its head, with the round's costs in its notes, and who measured for it.
+    """The start and its head, with the round's costs in its notes, and the reports of those who measured for it.
 
+    quorum: how many answers a question needs, a number (int) or a share of the clients (float).
+    head, initializer: each with the context it works in; the head is made first, since gradients are taken under it.
     Raises RunFailed when fewer clients' statistics can be used than the quorum says.
     """
     began, up = time.perf_counter(), exchange.bytes_up
     ask = Survey(exchange, max(needed(quorum, len(exchange.by_client)), 1))
-    found = head[0].run(head[1], ask)
+    head_state = head[0].run(head[1], ask)
     method, context = initializer
-    made = method.run(dataclasses.replace(context, head=found.tensors), ask)
-    notes, about = dict(made.notes), dict(found.notes)
+    start = method.run(dataclasses.replace(context, head=head_state.tensors), ask)
+    notes, about = dict(start.notes), dict(head_state.notes)
     if method.needs == "gradients" and not about:
         about["warning"] = "gradients were measured under a head that no data went into; head=ridge makes one"
         exchange.emit("warning", {"round": 0, "detail": about["warning"]})
@@ -103,26 +107,27 @@ def make_start(
         notes |= {"clients": len(ask.counted), "seconds": seconds, "bytes_up": up}
     if ask.lost:
         notes["lost"] = {str(client): code for client, code in sorted(ask.lost.items())}
-    return dataclasses.replace(made, head=made.head or found.tensors, notes=notes), _reports(ask.counted)
+    return dataclasses.replace(start, head=start.head or head_state.tensors, notes=notes), _reports(ask.counted)
 
 
 def fix_step_scales(
     state: ServerState, method: Method, exchange: Exchange, rounds: int, loss: str = "auto"
 ) -> tuple[ServerState, dict[str, Any], list[ClientReport]]:
-    """SGD-SaI's scale of every tensor that is trained in some round, from the mean gradient of all clients' examples at
-    the start, put into the state; what it took, for the notes; and who measured.
+    """SGD-SaI's step scale of every tensor that is trained in some round, from the mean gradient of all clients'
+    examples at the start: the state with the scales, what they took, for the start's notes, and who measured.
 
+    rounds: how many the run has.
     A tensor whose gradient is exactly zero there, such as A under a zero B, has none: each client fixes it at its own
     first gradient that is not. rounds: of the run. loss: what clients minimise, `client.loss`. Raises RunFailed when
     fewer clients' gradients can be used than the quorum says.
     """
     up, model = exchange.bytes_up, state.model
     trainable = frozenset(part for round in range(1, rounds + 1) for part in method.trainable(round))
-    names, whole = wire.trained_names(model.layers, model.head, trainable), wire.to_tensors(model.layers, model.head)
+    names, tensors = wire.trained_names(model.layers, model.head, trainable), wire.to_tensors(model.layers, model.head)
     request = Request(
         source="adapters",
         layers=dict.fromkeys(names, "total"),
-        shapes={name: tuple(whole[name].shape) for name in names},
+        shapes={name: tuple(tensors[name].shape) for name in names},
         seed=method.seed,
         options={"loss": loss},
         sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
@@ -130,21 +135,21 @@ def fix_step_scales(
     about = {"request": request.to_json()}
     state, messages, asked = requests.for_statistics(state, method, exchange, trainable, about)
     need = max(method.needed(len(exchange.by_client)), 1)
-    found, refusals = _answers(exchange, messages, asked, request, need)
+    answers, refusals = _answers(exchange, messages, asked, request, need)
     state = drop(state, exchange, 0, refusals)
-    total = add_up(list(found.values()))
+    total = add_up(list(answers.values()))
     means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
-    scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
-    left = [name for name in names if name not in scales]
-    notes = {"clients": len(found), "bytes_up": exchange.bytes_up - up, "left_to_clients": left}
+    step_scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
+    left = [name for name in names if name not in step_scales]
+    notes = {"clients": len(answers), "bytes_up": exchange.bytes_up - up, "left_to_clients": left}
     if refusals:
         notes["lost"] = {str(refusal.client): refusal.code for refusal in refusals}
-    rows = _reports({client: part.examples for client, part in found.items()})
-    return dataclasses.replace(state, step_scales=scales), notes, rows
+    rows = _reports({client: part.examples for client, part in answers.items()})
+    return dataclasses.replace(state, step_scales=step_scales), notes, rows
 
 
 def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusal]:
-    """How the answers to a request are judged, each on its own."""
+    """The judge of one answer to a request: its sums, or why they are refused."""
     statistics = create_statistics(request)
     return lambda reply, asked: admit_statistics(reply, asked, statistics)
 
@@ -155,15 +160,15 @@ def _answers(
     """The answers that can be used, by client, and refusals. Raises RunFailed for fewer than `need`, with the refusals
     in the ledger."""
     replies = exchange.send(messages, exchange.reply_timeout)
-    found, refusals = match_replies(replies, asked, exchange.client_of, judge_of(request))
-    if len(found) >= need:
-        return found, refusals
+    answers, refusals = match_replies(replies, asked, exchange.client_of, judge_of(request))
+    if len(answers) >= need:
+        return answers, refusals
     for refusal in refusals:
         exchange.log_refusal(0, refusal)
     why = f"{refusals[-1].code}: {refusals[-1].detail}" if refusals else "too few clients"
-    if not found:
+    if not answers:
         raise RunFailed(f"round 0: no usable statistics from any client ({why})")
-    raise RunFailed(f"round 0: usable statistics of {len(found)} clients, the quorum is {need} ({why})")
+    raise RunFailed(f"round 0: usable statistics of {len(answers)} clients, the quorum is {need} ({why})")
 
 
 def _reports(measured: Mapping[int, int]) -> list[ClientReport]:

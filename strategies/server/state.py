@@ -27,8 +27,9 @@ from strategies.server.base_ledger import UNKNOWN, BaseLedger
 class ClientMirror:
     """What the server counts on that one client holds, so that nothing is sent twice.
 
-    held: {tensor by wire name: digest} of what it was sent and keeps. base_version: of the base offset it holds.
-    accepted: the last round whose update of it was let in, from which it goes on with what it remembers; 0 for none.
+    held: {tensor by wire name: digest} of what it was sent and keeps.
+    base_version: of the base offset that it holds; UNKNOWN where nothing is taken for granted.
+    accepted: the last round in which its update was let in, from which it goes on with what it remembers; 0 for none.
     """
 
     held: Mapping[str, str] = field(default_factory=dict)
@@ -36,8 +37,12 @@ class ClientMirror:
     accepted: int = 0
 
     def reconciled(self, held: Mapping[str, str], base_key: str, base: BaseLedger) -> ClientMirror:
-        """Of what the client was sent before, count only on what it says it still holds."""
-        same = {name: mark for name, mark in self.held.items() if held.get(name) == mark}
+        """Of what the client was sent before, count only on what it says it still holds.
+
+        held: {tensor by wire name: digest} that it names. base_key: of the base offset that it names.
+        base: the server's own, against which the key is checked.
+        """
+        same = {name: sent for name, sent in self.held.items() if held.get(name) == sent}
         version = self.base_version if base.is_key_of(self.base_version, base_key) else UNKNOWN
         return replace(self, held=same, base_version=version)
 
@@ -48,10 +53,17 @@ class ClientMirror:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """round: the last that was completed, 0 after the start. model: global factors and head. base: what was merged
-    into the frozen weights. moments: of the server optimiser, by name. step_scales: those of the clients' optimiser
-    that the server fixed, by wire name. mirrors: {partition id: what that client holds}. roster: who takes part.
-    bytes_up, bytes_down: of all messages of the run so far."""
+    """Where a run stands between two rounds.
+
+    round: the last that was completed; 0 after the start.
+    model: global factors and head.
+    base: what was merged into the frozen weights.
+    roster: who takes part.
+    mirrors: {partition id: what that client holds}.
+    moments: {"<moment>/<tensor>": float64} of the server optimiser.
+    step_scales: {wire name: number}, those of the clients' optimiser that the server fixed.
+    bytes_up, bytes_down: of all messages of the run so far.
+    """
 
     round: int
     model: Aggregate
@@ -65,56 +77,61 @@ class ServerState:
 
     @staticmethod
     def begun(start: StartState, roster: Roster, mirrors: Mapping[int, ClientMirror]) -> ServerState:
-        """What round 1 begins from."""
+        """The state that round 1 begins from. start: what round 0 made; its `merge` goes into the base."""
         model = Aggregate(layers=start.layers, head=start.head)
         return ServerState(round=0, model=model, base=BaseLedger().merged(start.merge), roster=roster, mirrors=mirrors)
 
     def mirror(self, client: int) -> ClientMirror:
+        """What this client, a partition id, is counted on to hold; nothing where it was sent nothing."""
         return self.mirrors.get(client, ClientMirror())
 
     def mirroring(self, changed: Mapping[int, ClientMirror]) -> ServerState:
-        """With these mirrors in place of the clients' old ones."""
+        """The state with these mirrors, {partition id: mirror}, in place of the clients' old ones."""
         return replace(self, mirrors={**self.mirrors, **changed})
 
     def dropping(self, clients: Iterable[int]) -> ServerState:
-        """With nothing taken for granted of these clients; ids that are no client's are passed over."""
+        """The state with nothing taken for granted of these clients; ids that are no client's are passed over."""
         known = {client for client in clients if client in self.roster.examples}
         return self.mirroring({client: self.mirror(client).dropped() for client in known})
 
     def accepting(self, clients: Iterable[int], round: int) -> ServerState:
-        """After these clients' updates of a round were let in."""
+        """The state once these clients' updates of a round were let in."""
         return self.mirroring({client: replace(self.mirror(client), accepted=round) for client in clients})
 
     def lacking(
         self, starts: Mapping[int, Mapping[str, Tensor]], passing: Collection[str]
     ) -> tuple[ServerState, dict[int, dict[str, Tensor]]]:
-        """{client: the tensors of its start but those it holds as they are}; in the state the rest counts as held, but
-        for the names in `passing`, which clients send back and do not keep. starts: by wire name."""
-        marks: dict[tuple[str, torch.Size], str] = {}  # by shape: of one rank all have the same
+        """The state once these starts were sent, and {client: the tensors of its start that it does not hold yet}.
+
+        starts: {client: {wire name: tensor}}.
+        passing: the names of tensors that clients do not keep. They are sent, unless a client holds the very same from
+        before; all others count as held in the state that is returned.
+        """
+        digests: dict[tuple[str, torch.Size], str] = {}  # by shape: of one rank all have the same
         lacking: dict[int, dict[str, Tensor]] = {}
         mirrors = {}
         for client, start in starts.items():
             held, lacking[client] = dict(self.mirror(client).held), {}
             for name, tensor in start.items():
                 if name in held or name not in passing:
-                    place = (name, tensor.shape)
-                    if place not in marks:
-                        marks[place] = digest.of_tensors({name: tensor})
-                    if held.get(name) == marks[place]:
+                    key = (name, tensor.shape)
+                    if key not in digests:
+                        digests[key] = digest.of_tensors({name: tensor})
+                    if held.get(name) == digests[key]:
                         continue
                     if name not in passing:
-                        held[name] = marks[place]
+                        held[name] = digests[key]
                 lacking[client][name] = tensor
             mirrors[client] = replace(self.mirror(client), held=held, base_version=self.base.version)
         return self.mirroring(mirrors), lacking
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a model is: factors, head, and the base offset under "offset/<layer>"."""
+        """All that the model is, by wire name: factors, head, and the base offset under "offset/<layer>", (d, k)."""
         offset = {base_offset.NAME + name: value for name, value in self.base.offset.items()}
         return wire.to_tensors(self.model.layers, self.model.head) | offset
 
     def snapshot(self) -> State:
-        """As a checkpoint keeps it."""
+        """The state as a checkpoint keeps it; `restored` is its inverse."""
         tensors = {f"model/{n}": t for n, t in wire.to_tensors(self.model.layers, self.model.head).items()}
         base = self.base.snapshot()
         tensors |= {f"base/{name}": tensor for name, tensor in base.tensors.items()}

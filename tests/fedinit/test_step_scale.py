@@ -19,17 +19,19 @@ from clients.cohort import Cohort
 from clients.site import Site
 from clients.state import rounds
 from fedinit import wire
+from fedinit.config.compose import compose_config
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers.random import Gaussian
+from fedinit.losses import choose_loss
 from fedinit.models import Backbone
 from fedinit.runs.observer import Observer
 from fedinit.state.start import StartState
 from fedinit.step_scale import scale_of
 from fedinit.transport.local import LocalGrid
 from run_sim import main
-from strategies.server import federation, round_zero
+from strategies.server import opening, round_zero
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
@@ -93,7 +95,7 @@ def oracle(site: Site, start: dict[str, torch.Tensor], plain_client, taken: bool
 def test_the_scales_are_those_of_one_model_with_all_images(start, plain_client, monkeypatch):
     """Also over a base that gave the start up; every client gets the same ones, and none where a gradient is zero."""
     if start == "taken":
-        monkeypatch.setattr(federation, "create_initializer", lambda *_: TakenOut())
+        monkeypatch.setattr(opening, "create_initializer", lambda *_: TakenOut())
     config = small_config(*ONCE, f"init={start if start != 'taken' else 'gaussian'}")
     site = Site(config)
     grid = started(config, site)
@@ -115,6 +117,29 @@ def test_any_split_of_the_images_gives_the_same_scales():
     config = small_config(*ONCE, "init=orthogonal", "rounds=1", "data.domains=[plain]")
     alone = started(config, Site(config)).scales[0]
     assert any(abs(alone[name] / scale - 1) > 1e-3 for name, scale in found[0].items())
+
+
+@pytest.mark.parametrize("name", ["l1", "l2"])
+def test_the_scales_are_those_of_the_loss_that_clients_minimise(name):
+    """Where the targets are numbers: the l1 or the l2 loss, and no cross-entropy (the control)."""
+    words = ["experiment=matrix_sensing_full", *ONCE[:2], f"client.loss={name}", "client.lr=1e-9", "rounds=1"]
+    config = compose_config([*words, "evaluation=none", "logger=none", "client.weight_decay=0"])
+    site = Site(config)
+    grid = started(config, site)
+    ((layer, start),) = wire.from_tensors(next(iter(grid.first["train"].values())))[0].items()
+    weight = site.backbone.module.get_submodule(layer).weight.double()
+    train = ~site.data.test
+    inputs, targets = site.data.images[train].flatten(1).double(), site.data.labels[train].double()
+    A, B = (tensor.double().requires_grad_(True) for tensor in (start.A, start.B))
+
+    def scales(loss) -> list[float]:
+        outputs = inputs @ (weight + config.adapter.scale * B @ A).T
+        gradients = torch.autograd.grad(loss(outputs, targets).sum(), (A, B))
+        return [float(g.norm() / (g.std() + 1e-8)) for g in gradients]
+
+    found = [grid.scales[0][f"{layer}/{part}"] for part in "AB"]
+    assert found == pytest.approx(scales(choose_loss(name, True)), rel=1e-4)
+    assert found != pytest.approx(scales(torch.nn.functional.cross_entropy), rel=5e-4)
 
 
 @pytest.mark.parametrize("deferred", [True, False])

@@ -93,7 +93,7 @@ class Naive(SGDSaI):
     def _begin(self, gradient: Tensor, active: int) -> Tensor:
         first = ~self.begun[:active]
         parts = gradient.split(self.sizes, dim=1)
-        self.scales[:active] = torch.stack([p.norm(dim=1) / (p.std(dim=1) + 1e-8) for p in parts], dim=1)
+        self.step_scales[:active] = torch.stack([p.norm(dim=1) / (p.std(dim=1) + 1e-8) for p in parts], dim=1)
         self.begun[:active] = True
         return first
 

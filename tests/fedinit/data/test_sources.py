@@ -353,7 +353,7 @@ def test_a_site_with_its_own_domain_alone_reads_what_the_whole_has_of_it(tree: P
         for d, name in enumerate(names["domains"]):
             alone = tmp_path / f"{name}-{fraction}"
             shutil.copytree(tree / name, alone / name)
-            own = source(alone, **names).load(3, (8, 8), own=name)
+            own = source(alone, **names).load(3, (8, 8), domain=name)
             rows = whole.domains == d
             assert own.domain_names == whole.domain_names and own.class_names == whole.class_names
             for column in ("images", "labels", "domains", "test"):
@@ -366,11 +366,11 @@ def test_a_site_may_lack_a_class_that_the_run_names_and_not_its_domain(tree: Pat
     shutil.rmtree(tree / "photo" / "red")
     shutil.rmtree(tree / "art" / "red")
     asked = source(tree, domains=("photo", "art"), classes=("red", "blue"))
-    own = asked.load(3, (8, 8), own="photo")
+    own = asked.load(3, (8, 8), domain="photo")
     assert own.class_names == ("red", "blue") and own.labels.unique().tolist() == [1]
     shutil.rmtree(tree / "photo")
     with pytest.raises(InputError, match="data.domains: no 'photo' in the source"):
-        asked.load(3, (8, 8), own="photo")
+        asked.load(3, (8, 8), domain="photo")
 
 
 def test_wrong_names_get_a_suggestion(tree: Path) -> None:

@@ -68,7 +68,7 @@ class Pool:
     def rows(self, name: str, **options) -> tuple[np.ndarray, np.ndarray]:
         """Weight and bias before any scale, in float64."""
         head = create_head(name, options)
-        found, _ = head._found(self.ask(head.plan(self.setting)).of("head"), self.setting)
+        found, _ = head._known_classes(self.ask(head.plan(self.setting)).of("head"), self.setting)
         made = head.rows(found)
         return made.weight.numpy(), made.bias.numpy()
 
@@ -238,7 +238,7 @@ def test_mvn_draws_from_the_distribution_of_the_rows(shrinkage):
     """Mean and covariance over 4,000 draws of one class each, within five standard errors."""
     p = Pool(2, 200, 3, 5, without=[3])
     head = create_head("mvn", {"base": "ncm", "shrinkage": shrinkage})
-    found, _ = head._found(p.ask(head.plan(p.setting)).of("head"), p.setting)
+    found, _ = head._known_classes(p.ask(head.plan(p.setting)).of("head"), p.setting)
     rows = head.rows(found)
     drawn, _ = head.fill(rows, found, range(4000), p.setting)
     known = rows.joined.numpy()

@@ -423,8 +423,8 @@ def test_the_sign_is_taken_after_the_sum():
     assert np.abs(theirs - ours).max() > 0.05 * ours.max()
     with pytest.raises(InputError, match="init.sketch=sketch: a sketch of the gradient lacks its signs"):
         create_initializer("lora_sb", {"sketch": "sketch"})
-    assert create_initializer("lora_sb").whole({"large": (3072, 768)})
-    assert not create_initializer("lora_sb", {"update": "sgd"}).whole({"large": (3072, 768)})
+    assert create_initializer("lora_sb").sends_whole({"large": (3072, 768)})
+    assert not create_initializer("lora_sb", {"update": "sgd"}).sends_whole({"large": (3072, 768)})
 
 
 # -- options and runs ------------------------------------------------------------------------------------------------

@@ -340,7 +340,7 @@ def test_no_updates(method: str) -> None:
     ("name", "options", "message"),
     [
         ("lora_fai", {}, "strategy=lora_fai: no such choice .did you mean 'lora_fair'"),
-        ("fedit", {"lam": 0.1}, "strategy.lam: no such key"),
+        ("fedit", {"lam": 0.1}, "strategy.lam: strategy=fedit does not read it; strategy=lora_fair does"),
         ("lora_fair", {"lamb": 0.1}, "strategy.lamb: no such key .did you mean 'lam'"),
         ("lora_fair", {"lam": -0.01}, "strategy.lam=-0.01: expected a number in"),
         ("lora_fair", {"lam": float("nan")}, "strategy.lam=nan: expected a number in"),
