@@ -21,24 +21,22 @@ from omegaconf.errors import OmegaConfBaseException
 from fedinit.config.compose import groups
 from fedinit.config.schema import CONF_DIR
 
-# An experiment makes choices of its own; a `+`, a `~` and a key of Hydra's are more than a choice or a value.
-CHOICES = {group: choices for group, choices in groups().items() if group != "experiment"}
-OTHERS = ("+", "~", "hydra", "experiment")
+CHOICES = groups()
 
 
 def compose(name: str, overrides: Sequence[str] = (), **options: bool) -> DictConfig:
     """`hydra.compose(name, overrides)`, which does it alone for all but choices and values, with
     options, and where it refuses."""
-    if not options and not any(word.startswith(OTHERS) for word in overrides):
-        made, values = copy.deepcopy(_defaults(name)), []
-        for word in overrides:
-            group, _, choice = word.partition("=")
-            if choice in CHOICES.get(group, ()):
-                made[group] = copy.deepcopy(_file(group, choice))
-            else:
-                values.append(word)
+    if not options and not any(word.startswith(("+", "~", "hydra")) for word in overrides):
+        chosen = [word for word in overrides if _is_choice(word)]
+        # An experiment makes choices of its own, and its values are put over those of all choices.
+        whole = any(word.startswith("experiment=") for word in chosen)
+        made = copy.deepcopy(_composed(name, tuple(chosen) if whole else ()))
+        for group, _, choice in () if whole else (word.partition("=") for word in chosen):
+            made[group] = copy.deepcopy(_file(group, choice))
         try:
-            ConfigLoaderImpl._apply_overrides_to_config(_parser().parse_overrides(values), made)
+            values = _parser().parse_overrides([word for word in overrides if not _is_choice(word)])
+            ConfigLoaderImpl._apply_overrides_to_config(values, made)
         except (HydraException, OmegaConfBaseException):
             pass  # Hydra says it in its own words
         else:
@@ -46,9 +44,14 @@ def compose(name: str, overrides: Sequence[str] = (), **options: bool) -> DictCo
     return hydra.compose(name, list(overrides), **options)
 
 
+def _is_choice(word: str) -> bool:
+    group, _, choice = word.partition("=")
+    return choice in CHOICES.get(group, ())
+
+
 @functools.cache
-def _defaults(name: str) -> DictConfig:
-    return hydra.compose(name)
+def _composed(name: str, choices: tuple[str, ...]) -> DictConfig:
+    return hydra.compose(name, list(choices))
 
 
 @functools.cache

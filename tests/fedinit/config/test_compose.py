@@ -32,6 +32,7 @@ def test_every_choice_of_every_group_composes(group, monkeypatch):
         [*WORDS, "seed=3"],
         ["strategy=flora", "rounds=4", "strategy=fed_sb", "rounds=5", "init=lora_xs"],
         ["client.lr=0.5", "experiment=matrix_sensing", "adapter.rank=5", "client=adamw"],
+        ["experiment=quick", "experiment=matrix_sensing_full", "data=digits", "init=kaiming"],
         ["data.domains=[north,'a b']", "data.classes=null", "++adapter.rank=3", "logger=none"],
         ["partition=dirichlet", "output_dir='${name}/x'", "name=one", "evaluation=none"],
         ["adapter.rank=5", "adapter=dora", "model.kwargs={img_size: 32}", "model=glyph_mixer"],
