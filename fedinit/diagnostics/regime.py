@@ -15,11 +15,13 @@ def parameter_change(start: Mapping[str, Factors], end: Mapping[str, Factors]) -
     """‖θ − θ0‖/‖θ0‖ of all factors together; None for a start of zero. A change of gauge counts, since it is a change
     of the parameters.
 
-    start, end: {layer: factors}, θ0 and θ.
+    start, end: {layer: factors}, θ0 and θ; where their ranks differ, the lower one has components of zero.
     """
     parts = [t for f in start.values() for t in f.parts.values()]
     size = sum(float(t.double().square().sum()) for t in parts) ** 0.5
-    return distance(end, start) / size if size > 0 else None
+    ranks = {name: max(f.rank, end[name].rank) for name, f in start.items()}
+    before, after = ({n: f.at_rank(ranks[n]) for n, f in layers.items()} for layers in (start, end))
+    return distance(after, before) / size if size > 0 else None
 
 
 def update_spectrum(start: Factors, end: Factors, moved: Tensor | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from fedinit.diagnostics.kernel import alignment, directions, gram, jacobian
 from fedinit.diagnostics.loss_drop import adapter_gradients, predicted
 from fedinit.diagnostics.regime import effective_rank, parameter_change, stable_rank, update_spectrum, weight_change
 from fedinit.diagnostics.variance import variances
-from fedinit.factors import Factors
+from fedinit.factors import Factors, stack
 from fedinit.losses import cross_entropy
 from fedinit.models import select_targets
 from strategies.reinit import Gauge
@@ -157,6 +157,15 @@ def test_ranks_of_an_update() -> None:
 def test_relative_changes() -> None:
     start = {"x": Factors(normal(2, 4), normal(3, 2))}
     assert parameter_change(start, {"x": Factors(2 * start["x"].A, 2 * start["x"].B)}) == pytest.approx(1)
+
+
+def test_factors_of_a_higher_rank_have_moved_by_what_is_new(random_adapter) -> None:
+    """As flora's have after a round: the start has components of zero where it has none."""
+    start = random_adapter({"x": (5, 7)}, 2, 0)
+    more = random_adapter({"x": (5, 7)}, 3, 1)["x"]
+    grown = {"x": stack([start["x"], more], [1.0, 1.0])}
+    expected = (more.A.norm() ** 2 + more.B.norm() ** 2) / (start["x"].A.norm() ** 2 + start["x"].B.norm() ** 2)
+    assert parameter_change(start, grown) == pytest.approx(float(expected.sqrt()), rel=1e-6)
     weight = normal(3, 4)
     spectra = [torch.linalg.svdvals(0.1 * weight)]
     assert weight_change(spectra, [weight], 2.0) == pytest.approx(0.2)
