@@ -27,6 +27,7 @@ from fedinit.adapters.kinds import KINDS
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.stopping import unbroken
 from fedinit.state import disk
 from fedinit.state.checkpoint import FOLDER, State, refuse_other, refuse_other_format
 
@@ -108,7 +109,9 @@ class RunFolder(Observer):
             if self._lock is None:
                 self._take_lock()
             if not (self.path / "config.yaml").exists():
-                disk.replace(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(to_dict(config))).encode())
+                with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
+                    text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+                disk.replace(self.path / "config.yaml", text.encode())
         except OSError as error:
             self.close()
             raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
