@@ -16,7 +16,6 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedinit import wire
 from fedinit.runs.observer import Observer, RoundReport
 from fedinit.scores import Score
-from fedinit.state.checkpoint import State
 from strategies.server import collecting, evaluating, requests
 from strategies.server.evaluating import Schedule, evaluate_clients, score_of
 from strategies.server.exchange import Exchange
@@ -120,10 +119,6 @@ class FederatedLora(Strategy):
 
     def summary(self) -> None:
         """Part of Flower's contract; observers report instead."""
-
-    def snapshot(self) -> State:
-        """The server's state as a checkpoint keeps it."""
-        return self.state.snapshot()
 
     def _evaluated(
         self, state: ServerState, config: ConfigRecord, evaluate_fn: EvaluateFn | None, result: Result

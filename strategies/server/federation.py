@@ -96,7 +96,7 @@ def federate(
             with unbroken():
                 keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in all_parts.items()})
 
-    run_method, state = _ready(config, chosen, exchange, opening, saved, audience, save)
+    run_method, state = _ready(config, exchange, opening, saved, audience, save)
     strategy = FederatedLora(
         method=run_method,
         exchange=exchange,
@@ -115,7 +115,6 @@ def federate(
 
 def _ready(
     config: Config,
-    chosen: Choice,
     exchange: Exchange,
     opening: Opening,
     saved: ServerState | None,
