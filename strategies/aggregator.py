@@ -83,6 +83,8 @@ class Aggregator(ABC):
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = ""
+    # The starts that the method goes with; empty: any that has what it trains.
+    inits: ClassVar[tuple[str, ...]] = ()
     # Why the rule is no function of `sums`, which are then none; "": it is one.
     no_sum: ClassVar[str] = ""
 

@@ -343,12 +343,6 @@ def test_rotations_harm_plain_averaging():
     assert (made.dense() - start.dense()).norm() > 0.3 * start.dense().norm()
 
 
-def test_frlora_averages_as_fedit_and_restarts_from_principal_components():
-    c = draw_clients(0, 7, 12, [3, 3])
-    ours, plain = (create_aggregator(n).aggregate(c.updates(), 1).layers["layer"] for n in ("frlora", "fedit"))
-    assert torch.equal(ours.A, plain.A) and AGGREGATORS["frlora"].reinits == ("pissa",)
-
-
 @pytest.mark.parametrize("name", sorted(AGGREGATORS))
 def test_mixed_ranks_are_done_or_refused(name):
     """A method takes any ranks, or says that it takes one; none pads in silence."""
