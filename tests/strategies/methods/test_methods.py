@@ -293,21 +293,60 @@ def test_the_weights_of_a_run_are_the_configured_ones(weighting):
 @given(mixed(equal=True), st.integers(0, 1000))
 def test_fedrot_undoes_rotations(c, seed):
     """Clients that are the global factors, each rotated by an orthogonal matrix of its own, aggregate to the global
-    product exactly; plain averaging does not."""
+    product exactly, whichever factor they are aligned by; plain averaging, as in the first round, does not."""
     start = c.factors()[0]
     draw = torch.Generator().manual_seed(seed)
     updates = []
     for i in range(4):
         R = torch.linalg.qr(torch.randn(start.rank, start.rank, generator=draw, dtype=torch.float64))[0]
         updates.append(Update(i, 1, {"layer": Factors(R.T @ start.A, start.B @ R)}, {}))
-    made = create_aggregator("fedrot_lora").aggregate(updates, 2, Aggregate(layers={"layer": start}))
-    torch.testing.assert_close(made.layers["layer"].dense(), start.dense(), rtol=1e-9, atol=1e-9)
+    for align, round in (("alternate", 2), ("alternate", 3), ("A", 3), ("B", 2), ("joint", 1)):
+        method = create_aggregator("fedrot_lora", align=align)
+        made = method.aggregate(updates, round, Aggregate(layers={"layer": start}))
+        torch.testing.assert_close(made.layers["layer"].dense(), start.dense(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("align", ["alternate", "A", "B", "joint"])
+def test_fedrot_aligns_to_a_and_to_b_in_turn(align):
+    """As the authors' code: the plain mean in round 1, then R_i = UVᵀ from SciPy's Procrustes of A_iᵀ onto Aᵀ in even
+    rounds and of B_i onto B in odd ones. The rotations of A, of B and of both differ (the negative control)."""
+    c = draw_clients(3, 7, 12, [3, 3, 3], [1, 2, 5])
+    start = draw_clients(4, 7, 12, [3]).factors()[0]
+    onto = {
+        "A": lambda a, b: orthogonal_procrustes(a.T, start.A.numpy().T)[0],
+        "B": lambda a, b: orthogonal_procrustes(b, start.B.numpy())[0],
+        "joint": lambda a, b: orthogonal_procrustes(
+            np.vstack([b, a.T]), np.vstack([start.B.numpy(), start.A.numpy().T])
+        )[0],
+        "none": lambda a, b: np.eye(3),
+    }
+    rounds = {
+        "alternate": ["none", "A", "B", "A", "B"],
+        "A": ["none", "A", "A"],
+        "B": ["none", "B", "B"],
+        "joint": ["joint", "joint"],
+    }
+    method = create_aggregator("fedrot_lora", align=align)
+    for round, turn in enumerate(rounds[align], 1):
+        made = method.aggregate(c.updates(), round, Aggregate(layers={"layer": start})).layers["layer"]
+        means = {}
+        for name, rotation in onto.items():
+            turned = [(rotation(a, b).T @ a, b @ rotation(a, b)) for a, b in zip(c.A, c.B, strict=True)]
+            means[name] = [sum(p * f[i] for p, f in zip(c.p, turned, strict=True)) for i in (0, 1)]
+        np.testing.assert_allclose(made.A.numpy(), means[turn][0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(made.B.numpy(), means[turn][1], rtol=1e-9, atol=1e-12)
+        others = [m for name, m in means.items() if name != turn]
+        assert all(np.linalg.norm(made.A.numpy() - m[0]) > 0.01 * np.linalg.norm(m[0]) for m in others)
+    if align != "joint":
+        plain = create_aggregator("fedit").aggregate(c.updates(), 1, Aggregate(layers={"layer": start}))
+        first = method.aggregate(c.updates(), 1, Aggregate(layers={"layer": start}))
+        assert torch.equal(first.layers["layer"].A, plain.layers["layer"].A) and first.diagnostics == plain.diagnostics
 
 
 @quick
 @given(mixed(equal=True), st.integers(0, 1000))
-def test_fedrot_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
-    """Unrelated clients and a start that is none of them: each is turned by the orthogonal R of the least
+def test_fedrot_jointly_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
+    """`align=joint`. Unrelated clients and a start that is none of them: each is turned by the orthogonal R of least
     ‖B_iR − B‖² + ‖RᵀA_i − A‖², which is SciPy's for [B_i; A_iᵀ] onto [B; Aᵀ], and better than any drawn one; the mean
     of the turned factors is the aggregate."""
     start = draw_clients(seed + 1, *c.factors()[0].shape, [len(c.A[0])]).factors()[0]
@@ -327,7 +366,8 @@ def test_fedrot_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
             assert least <= miss(a, b, other) * (1 + 1e-12)
         assert least <= miss(a, b, np.eye(len(R))) * (1 + 1e-12)
         A, B = A + p * R.T @ a, B + p * b @ R
-    made = create_aggregator("fedrot_lora").aggregate(c.updates(), 2, Aggregate(layers={"layer": start}))
+    method = create_aggregator("fedrot_lora", align="joint")
+    made = method.aggregate(c.updates(), 2, Aggregate(layers={"layer": start}))
     np.testing.assert_allclose(made.layers["layer"].A.numpy(), A, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(made.layers["layer"].B.numpy(), B, rtol=1e-7, atol=1e-9)
 
