@@ -27,7 +27,7 @@ from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.methods.fedrot_lora import rotate
-from strategies.methods.spectral import omega, spread
+from strategies.methods.spectral import omega, screenot, spread
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support import oracles
@@ -469,12 +469,75 @@ def test_a_product_of_noise_is_spread_as_a_white_matrix_of_that_beta(sizes):
     assert (abs(np.mean(found) / (min(d, k) / max(d, k)) - 1) < 0.1) == (rank == 4000)
 
 
-def test_spectral_has_a_lower_threshold_for_flat_products():
+def test_the_median_has_a_lower_threshold_for_flat_products():
     """Components of twice the median are signal on a layer of 400×300 at R = 20, β = 0.12, and noise at β = 1."""
     S = torch.tensor([2.0, 2.0, *[1.0] * 18], dtype=torch.float64)
-    method = create_aggregator("spectral")
+    method = create_aggregator("spectral", rule="median")
     assert method.kept(S, (400, 300, 20)) == 2 and method.kept(S, (20, 20, 40)) == 1
     assert create_aggregator("spectral", threshold=2.858).kept(S, (400, 300, 20)) == 1
+
+
+def threshold(S: np.ndarray, d: int, k: int, bound: int) -> float:
+    """ScreeNOT's, from the paper: all min(d, k) singular values, D = φ·φ̃ with the Stieltjes transforms of both sides,
+    its logarithm differentiated numerically and SciPy's root."""
+    z = np.zeros(min(d, k))
+    z[: len(S)] = S
+    for i in range(bound):  # the edge of a density that ends as a square root
+        z[i] = S[bound] + (1 - (i / bound) ** (2 / 3)) / (2 ** (2 / 3) - 1) * (S[bound] - S[2 * bound])
+    other = np.concatenate([z, np.zeros(max(d, k) - min(d, k))])
+
+    def log_d(x: float) -> float:
+        y = np.exp(x)
+        return np.log(np.mean(y / (y**2 - z**2))) + np.log(np.mean(y / (y**2 - other**2)))
+
+    edge = np.log(z.max())
+    slope = lambda x: (log_d(x + 1e-5) - log_d(x - 1e-5)) / 2e-5 + 4  # noqa: E731
+    return float(np.exp(brentq(slope, edge + 1e-4, edge + 5)))
+
+
+@pytest.mark.parametrize("sizes", [(96, 384, 48), (384, 96, 48), (40, 60, 24), (30, 30, 48), (768, 3072, 96)])
+def test_screenot_is_that_of_its_authors(sizes):
+    """On the steep spectra of clients' updates, at several bounds; and it has no scale."""
+    d, k, rank = sizes
+    S = 10.0 ** (-4 * np.linspace(0, 1, min(sizes)))
+    for bound in (2, 5, min(sizes) // 4):
+        np.testing.assert_allclose(screenot(torch.tensor(S), d, k, bound), threshold(S, d, k, bound), rtol=1e-5)
+        kept = max(int((S > threshold(S, d, k, bound)).sum()), 1)
+        for size in (1.0, 1e-9, 1e9):
+            assert create_aggregator("spectral", bound=bound).kept(torch.tensor(size * S), sizes) == kept
+    default = create_aggregator("spectral").kept(torch.tensor(S), sizes)
+    assert default == int((S > threshold(S, d, k, min(sizes) // 4)).sum())
+    assert create_aggregator("spectral", rule="median").kept(torch.tensor(S), sizes) > 2 * default  # the control
+
+
+def test_screenot_finds_signal_in_correlated_noise():
+    """Eight components in noise whose rows and columns are of very different sizes: what it keeps is within 5 % of the
+    best that any hard threshold does, and the median's rule, which takes the noise for white, is not (the control)."""
+    rng = np.random.default_rng(2)
+    left, right = np.linspace(0.1, 2, 120) ** 1.5, np.linspace(0.1, 2, 200) ** 1.5
+    noise = left[:, None] * rng.standard_normal((120, 200)) * right / 200**0.5
+    U, V = (np.linalg.qr(rng.standard_normal((n, 8)))[0] for n in (120, 200))
+    signal = U * np.linspace(20, 10, 8) @ V.T
+    u, S, vh = np.linalg.svd(signal + noise, full_matrices=False)
+    miss = [np.linalg.norm(u[:, :r] * S[:r] @ vh[:r] - signal) for r in range(120)]
+    kept, white = (
+        create_aggregator("spectral", **options).kept(torch.tensor(S), (120, 200, 120))
+        for options in ({}, {"rule": "median"})
+    )
+    assert miss[kept] < 1.05 * min(miss) and miss[white] > 1.3 * min(miss)
+
+
+def test_screenot_of_few_components():
+    """Fewer than three cannot be told from noise, and are kept; a bound above what imputation needs is taken down to
+    it; nothing but zeros counts as one component."""
+    method = create_aggregator("spectral")
+    few = torch.tensor([5.0, 0.01], dtype=torch.float64)
+    assert method.kept(few, (9, 20, 2)) == 2 and method.kept(0 * few, (9, 20, 2)) == 1
+    S = torch.tensor(10.0 ** (-4 * np.linspace(0, 1, 20)))
+    kept = [create_aggregator("spectral", bound=bound).kept(S, (40, 60, 20)) for bound in (9, 10, 500)]
+    assert len(set(kept)) == 1
+    with pytest.raises(InputError, match="strategy.bound=0: expected 1 or more"):
+        create_aggregator("spectral", bound=0)
 
 
 # -- personal factors ----------------------------------------------------------------------------------------------
