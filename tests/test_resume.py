@@ -25,7 +25,7 @@ from fedinit.runs.observer import Observer
 from fedinit.state.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
-from tests.support.small import small_config
+from tests.support.small import slow, small_config
 
 
 class Crash(BaseException):
@@ -103,15 +103,17 @@ def assert_same_run(one: Path, other: Path) -> None:
         "strategy=lora_fair reinit=local participation=0.67",
         "strategy=fedsa_lora evaluation=clients participation=0.67",
         "strategy=flora adapter.ranks=[2,4] participation=0.67",
-        "strategy=fedex_lora participation=0.34",
-        "strategy=flora init=eva",
-        "strategy=flora init=pissa participation=0.67",
-        "strategy=flora init=lora_ga head=ridge init.examples=32",
-        "strategy=frlora evaluation=clients evaluation.every=3",
         "strategy=fedit server_opt=adam evaluation.every=4",
-        "strategy=rolora adapter.dropout=0.1 client=adamw",
-        "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
         "strategy=fedit client=sgd_sai client.gsnr_scope=global_once participation=0.67",
+        *slow(
+            "strategy=fedex_lora participation=0.34",
+            "strategy=flora init=eva",
+            "strategy=flora init=pissa participation=0.67",
+            "strategy=flora init=lora_ga head=ridge init.examples=32",
+            "strategy=frlora evaluation=clients evaluation.every=3",
+            "strategy=rolora adapter.dropout=0.1 client=adamw",
+            "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
+        ),
     ],
 )
 def test_a_continued_run_ends_as_an_uninterrupted_one(words, tmp_path, monkeypatch, capsys, simulate):
