@@ -63,7 +63,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         console.print("this run is done; resume=never runs it again", highlight=False)
         print_summary(console, done, str(folder))
         return done
-    site = Site(config)
+    site = Site(config, console=console)
     # Refuses what does not fit, before a folder is made.
     client_ranks(config, {part.client: len(part.train) for part in site.partitions})
     opened = open_run(config, console)

@@ -8,6 +8,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from flwr.app import ArrayRecord, Context, MetricRecord
+from rich.console import Console
 from torch import Tensor
 
 from clients.engine import Engine
@@ -36,18 +37,23 @@ class Site:
     partitions: one a client, in the order of their ids.
     """
 
-    def __init__(self, config: Config, client: int | None = None, engine: str = "threads") -> None:
+    def __init__(
+        self, config: Config, client: int | None = None, engine: str = "threads", console: Console | None = None
+    ) -> None:
         """config: as the site has it, its own paths and device included.
         client: the partition id, of a site that is one client's: where the partition goes by domain and the domains are
         named, it reads, and need hold, the images of its own domain alone. None: of all clients.
-        engine: "threads" or "inline" (clients/engine). Raises InputError for what cannot be used."""
+        engine: "threads" or "inline" (clients/engine).
+        console: where it is printed what the data is; None: nowhere.
+
+        Raises InputError for what cannot be used."""
         refuse(config, CONFIG_RULES)
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
-        self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain)
+        self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain, console)
         classes, outputs = len(self.data.class_names), self.backbone.features
         if config.head.name == "none" and outputs != classes:
             hint = "use head=random, or a model with as many"

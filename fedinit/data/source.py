@@ -15,6 +15,8 @@ from fedinit.config.checks import at_least, within
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedinit.data.catalogue import Catalogue
     from fedinit.data.dataset import Dataset
 
@@ -37,7 +39,14 @@ class Source(ABC):
         return None
 
     @abstractmethod
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
+    def load(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        domain: str | None = None,
+        console: Console | None = None,
+    ) -> Dataset:
         """The data, as a model takes it.
 
         channels: 1 (grey) or 3 (RGB), for images.
@@ -45,6 +54,7 @@ class Source(ABC):
         seed: the run's, for what is drawn.
         domain: for a site that holds one of the domains that the configuration names: only its images are read, and the
             others need not be there. None: all domains.
+        console: where it is printed what there is; None: nowhere.
 
         Raises InputError for a source that cannot be read, or has nothing that fits the options or the model.
         """
@@ -77,7 +87,14 @@ class ImageSource(Source):
         """This source restricted to one domain, where its options can say that. domain: its name; None: all of it."""
         return self
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
+    def load(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        domain: str | None = None,
+        console: Console | None = None,
+    ) -> Dataset:
         """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.choose_images`."""
         from fedinit.data.catalogue import choose_images
 
@@ -86,7 +103,7 @@ class ImageSource(Source):
                 f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
             )
         listed = self.reading(domain).catalogue(channels, size)
-        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain)
+        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain, console)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,8 @@ OTHER = {
     "data.cache_dir": "there",
     "data.classes": 5,
     "data.domains": ["a", "b"],
+    "data.evaluate_on": "val",
+    "data.layout": "class",
     "data.matrix.condition": 3.0,
     "data.matrix.corrupted": 0.2,
     "data.matrix.observe": "full",
