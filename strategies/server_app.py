@@ -48,8 +48,7 @@ def main(grid: Grid, context: Context) -> None:
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
         )
-        final = outcome.aggregate
-        run.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, outcome.summary())
+        run.finish(outcome.final_model(), outcome.summary())
     finally:
         progress.close()
         run.folder.close()

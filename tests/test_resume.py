@@ -154,7 +154,7 @@ def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypat
         simulate(parted)
     assert [p.name for p in (only(tmp_path / "b") / "checkpoints").iterdir()] == ["round-000000"]
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("fedinit.runs.reporting.save_adapter", lambda *_: (_ for _ in ()).throw(Crash))
+        patch.setattr("fedinit.runs.reporting.export", lambda *_: (_ for _ in ()).throw(Crash))
         simulate(parted)
     simulate(parted)
     assert_same_run(only(tmp_path / "b"), only(tmp_path / "a"))
