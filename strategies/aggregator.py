@@ -47,12 +47,14 @@ class Aggregate:
     residual: factors whose products are to be merged into the frozen weights; empty for most methods.
     head: the mean of the clients' heads.
     diagnostics: {name: number} for the metrics.
+    by_layer: {layer: the same of it alone}; no part of a server's state.
     """
 
     layers: Mapping[str, Factors]
     residual: Mapping[str, Factors] = field(default_factory=dict)
     head: Mapping[str, Tensor] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +144,15 @@ class Aggregator(ABC):
         by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
-        measured = [figures for _, _, figures in by_layer.values() if figures]
+        measured = {name: figures for name, (_, _, figures) in by_layer.items() if figures}
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
-        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=summarise(measured))
+        return Aggregate(
+            layers=layers,
+            residual=residual,
+            head=head,
+            diagnostics=summarise(list(measured.values())),
+            by_layer={name: summarise([figures]) for name, figures in measured.items()},
+        )
 
     def _layer(
         self, factors: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int
