@@ -14,21 +14,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flwr.app import Context
 from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.probe import Probe
 from clients.site import Site
+from clients.state.rounds import own_factors
 from fedinit.config import compose
 from fedinit.config.adapter import plain_lora
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
+from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run
 from fedinit.runs.result import Run
 from fedinit.runs.stopping import listening
 from fedinit.runs.table import print_summary
+from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.components import trained_parts
@@ -65,10 +69,9 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     opened = open_run(config, console)
     try:
         head_alone = reference(config, site, opened, console)
-        outcome = federated(config, site, opened, console)
-        final = outcome.aggregate
-        summary = outcome.summary() | {"head_alone": head_alone}
-        return opened.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, summary)
+        outcome, contexts = federated(config, site, opened, console)
+        model = outcome.final_model(adapters_of(contexts, outcome))
+        return opened.finish(model, outcome.summary() | {"head_alone": head_alone})
     finally:
         opened.folder.close()
 
@@ -84,11 +87,24 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
     plain["init"] = Choice(name="kaiming")
     plain["adapter"] = plain_lora(config.adapter)
     short = dataclasses.replace(config, evaluation=last_only, **plain)
-    return federated(short, site, opened, console, Choice(name="head_alone")).summary()
+    outcome, _ = federated(short, site, opened, console, Choice(name="head_alone"))
+    return outcome.summary()
 
 
-def federated(config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None) -> Outcome:
-    """One federated run over the in-process grid, with a progress display.
+def adapters_of(contexts: Sequence[Context], outcome: Outcome) -> dict[int, dict[str, Factors]]:
+    """{client: {layer: factors}} as each client uses them after the last round, where clients keep some to themselves;
+    empty for other methods. contexts: one a client, in the order of their partition ids."""
+    if not outcome.personal:
+        return {}
+    own = {client: own_factors(contexts[client], round) for client, round in outcome.accepted.items()}
+    shared = outcome.aggregate.layers
+    return {client: with_personal(shared, factors, outcome.personal) for client, factors in own.items()}
+
+
+def federated(
+    config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None
+) -> tuple[Outcome, list[Context]]:
+    """One federated run over the in-process grid, with a progress display; what came of it, and what each client holds.
 
     site: the data and backbone of the clients, and of the server where it evaluates. opened: the run's folder.
     method: instead of the configured strategy, for a reference run, which leaves nothing but its checkpoints.
@@ -105,7 +121,7 @@ def federated(config: Config, site: Site, opened: OpenRun, console: Console, met
             parts["probe"] = probe = Probe(site, ever, first, opened.folder.path)
             watching.append(probe)
     try:
-        return federate(
+        outcome = federate(
             config,
             grid,
             site.backbone,
@@ -115,6 +131,7 @@ def federated(config: Config, site: Site, opened: OpenRun, console: Console, met
             checkpoints=opened.checkpoints(method.name if method else None),
             parts=parts,
         )
+        return outcome, list(grid.contexts.values())
     finally:
         progress.close()
 

@@ -66,6 +66,7 @@ def _answer(message: Message, context: Context) -> Message:
         kept.recall(message, context)
         reply = cohort([(message, context)])[0]
         if reply.has_content():
+            kept.export(message, context, cohort)
             kept.remember(message, context)
         return reply
     except InputError as error:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Context, Message, MetricRecord
 from torch import Tensor
 
 from clients import guard
@@ -21,6 +21,7 @@ from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
 from fedinit.state.base_offset import EMPTY
 from fedinit.statistics import Request
+from fedinit.transforms.personal import with_personal
 
 # Message types, and the stage at which a message of this type may fail before there is a task.
 STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train": "start", "evaluate": "evaluate"}
@@ -185,16 +186,12 @@ def _slot_choice(message: Message) -> SlotChoice | None:
 def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
     """The factors with the ones this client keeps to itself in their place, once it has any."""
     personal = wire.words(wire.config(message), "personal")
-    own_factors = _own_factors(message, context) if personal else None
-    if own_factors is None:
-        return layers
-    return {n: replace(f, **{p: getattr(own_factors[n], p) for p in personal}) for n, f in layers.items()}
+    return with_personal(layers, _own_factors(message, context), personal) if personal else layers
 
 
 def _own_factors(message: Message, context: Context) -> dict[str, Factors] | None:
     """What this client ended the round of its last accepted update with; None where it has nothing of its own."""
-    record = rounds.recall(message, context, rounds.FACTORS, ArrayRecord)
-    return None if record is None else wire.from_tensors(wire.decode(record))[0]
+    return rounds.own_factors(context, rounds.accepted(message))
 
 
 def _step_scales(
@@ -202,7 +199,8 @@ def _step_scales(
 ) -> dict[str, float]:
     """{leaf: step scale} of those that are fixed already. Where the server fixed one, it takes the place of this
     client's own; the message has a number a trained tensor, in the order of the names, 0 where the server has none."""
-    config, own_scales = wire.config(message), rounds.recall(message, context, rounds.SCALES, MetricRecord)
+    config = wire.config(message)
+    own_scales = rounds.recall(context, rounds.SCALES, rounds.accepted(message), MetricRecord)
     fixed: dict[str, float] = {name: scale for name, scale in (own_scales or {}).items() if not isinstance(scale, list)}
     if "scales" not in config:
         return fixed

@@ -83,7 +83,9 @@ class Aggregator(ABC):
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = ""
-    # Why the rule is no function of `sums`, which are then none; "": it is one.
+    # The starts that the method goes with; empty: any that has what it trains.
+    inits: ClassVar[tuple[str, ...]] = ()
+    # Why the rule is no function of `sums` in the rounds in which these are none; "": it is one in all.
     no_sum: ClassVar[str] = ""
 
     weighting: Literal["examples", "uniform", "norm"] = "examples"
@@ -128,14 +130,14 @@ class Aggregator(ABC):
         """
         updates = sorted(updates, key=lambda u: u.client)
         _check(updates)
-        weights = self.weights(updates)
+        weights, rule = self.weights(updates), self.in_round(round)
 
         def layer(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
             factors = [self.adopt(u.layers[name]) for u in updates]
             if not self.mixed_ranks and len({f.rank for f in factors}) > 1:
                 raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in factors})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            return self._layer(factors, weights, start, round)
+            return rule._layer(factors, weights, start, round)
 
         by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
@@ -164,6 +166,10 @@ class Aggregator(ABC):
             measured = measure_bias(self.averaged(products, product), weights, total, frame)
         dtype = factors[0].A.dtype
         return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
+
+    def in_round(self, round: int) -> Aggregator:
+        """The rule of a round, from which its layers are made: this one, unless rounds differ."""
+        return self
 
     @abstractmethod
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:

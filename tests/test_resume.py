@@ -110,7 +110,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             "strategy=flora init=eva",
             "strategy=flora init=pissa participation=0.67",
             "strategy=flora init=lora_ga head=ridge init.examples=32",
-            "strategy=frlora evaluation=clients evaluation.every=3",
+            "strategy=frlora init=pissa evaluation=clients evaluation.every=3",
             "strategy=rolora adapter.dropout=0.1 client=adamw",
             "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
         ),
@@ -154,7 +154,7 @@ def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypat
         simulate(parted)
     assert [p.name for p in (only(tmp_path / "b") / "checkpoints").iterdir()] == ["round-000000"]
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("fedinit.runs.reporting.save_adapter", lambda *_: (_ for _ in ()).throw(Crash))
+        patch.setattr("fedinit.runs.reporting.export", lambda *_: (_ for _ in ()).throw(Crash))
         simulate(parted)
     simulate(parted)
     assert_same_run(only(tmp_path / "b"), only(tmp_path / "a"))

@@ -13,7 +13,6 @@ with the rows it had then. The ledger only grows.
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from yaml import YAMLError
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
+from fedinit.runs.lock import FolderLock
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
 from fedinit.state import disk
@@ -92,14 +92,14 @@ class RunFolder(Observer):
         holds no checkpoint.
         """
         self.path = place(config)
-        self._lock: int | None = None
+        self._lock: FolderLock | None = None
         self._domains: Sequence[str] = ()
         # Only with magnitudes are the weights that count no product of factors.
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         self._rows: Mapping[str, str] = {}
         try:
             if self.path.exists():
-                self._take_lock()
+                self._lock = FolderLock(self.path)
                 begun = any((self.path / FOLDER).rglob("round-*"))
                 if config.resume == "never" or finished(self.path) or not begun:
                     if config.resume not in ("auto", "never"):
@@ -107,7 +107,7 @@ class RunFolder(Observer):
                     self._make_way(begun)
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
-                self._take_lock()
+                self._lock = FolderLock(self.path)
             if not (self.path / "config.yaml").exists():
                 with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
                     text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
@@ -119,13 +119,6 @@ class RunFolder(Observer):
             self.close()
             raise
 
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path}: another process is at this run; wait for it, or end it") from error
-
     def _make_way(self, begun: bool) -> None:
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
         table = self.path / "metrics.csv"
@@ -135,13 +128,14 @@ class RunFolder(Observer):
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        self.path.rename(aside)
-        self.close()
+        if self._lock is not None:
+            self._lock.move_folder(aside)
+            self._lock = None
 
     def close(self) -> None:
         """Give up the lock, so that another process may write to the folder. Nothing happens without one."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def snapshot(self) -> State:

@@ -227,4 +227,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         trainable=sum(tensors[name].numel() for name in method.returned(state.model, state.round)),
         final_hash=digest.of_tensors(tensors),
         start=opening.start.notes,
+        personal=method.aggregator.personal,
+        accepted={client: state.mirror(client).accepted for client in state.roster.examples},
     )
