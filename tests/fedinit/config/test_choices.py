@@ -54,6 +54,7 @@ OTHER = {
     "data.classes": 5,
     "data.domains": ["a", "b"],
     "data.evaluate_on": "val",
+    "data.grey_range": "full",
     "data.layout": "class",
     "data.matrix.condition": 3.0,
     "data.matrix.corrupted": 0.2,
