@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedinit.data.catalogue import Catalogue
+    from fedinit.data.content import Content
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 # What Pillow may try: collected sets hold many a GIF or WebP named .jpg.
@@ -50,11 +51,17 @@ class ImageFolder(DomainSource):
     layout: Layout = "auto"  # what the levels of folders are; auto: names that mean a split are splits
     test_fraction: float = 0.2  # of a domain's images, where nothing names its split
     evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
+    fingerprint: Literal["names", "bytes"] = "names"  # what tells images apart: names and sizes, or all their bytes
     cache_dir: str | None = None  # where decoded images are kept between runs; null: kept in memory only
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
+
+    def content(self) -> Content | None:
+        from fedinit.data.content import content_of
+
+        return None if self.root is None else content_of(self.catalogue(3, (1, 1)), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """The images under the root that are trained or evaluated on, sorted by path; domains and classes are numbered
@@ -83,6 +90,7 @@ class ImageFolder(DomainSource):
             domain_names=tuple(listed.domain_names),
             remarks=tuple(sides.remarks),
             read=lambda rows: _read(tree, [names[i] for i in rows.tolist()], channels, size, self.cache_dir),
+            marks=lambda rows: tree.marks([names[row] for row in rows], self.fingerprint == "bytes"),
         )
 
 
