@@ -50,23 +50,23 @@ def run(*words: str, quiet: bool = True) -> Run:
     if {"-m", "--multirun"} & set(words):
         raise InputError("-m: a sweep is the command line's, python run_sim.py -m …; here, call run for each")
     (config,) = configurations(words, multirun=False)
-    simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))
-    return Run(run_folder.place(config))
+    return Run(simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))["folder"])
 
 
 def simulate(config: Config, console: Console) -> dict[str, Any]:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown."""
     check_method(config)
-    folder = run_folder.place(config)
+    located = run_folder.locate(config)
+    folder = located.path
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         console.print("this run is done; resume=never runs it again", highlight=False)
         print_summary(console, done, str(folder))
-        return done
+        return done | {"folder": str(folder)}
     site = Site(config, console=console)
     # Refuses what does not fit, before a folder is made.
     client_ranks(config, {part.client: len(part.train) for part in site.partitions})
-    opened = open_run(config, console)
+    opened = open_run(config, console, located)
     try:
         head_alone = reference(config, site, opened, console)
         outcome, contexts = federated(config, site, opened, console)
