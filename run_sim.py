@@ -77,7 +77,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         summary = outcome.summary() | {"head_alone": head_alone}
         return opened.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, summary)
     finally:
-        opened.folder.close()
+        opened.close()
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:
