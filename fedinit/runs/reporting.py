@@ -58,6 +58,11 @@ class OpenRun:
         print_summary(self.console, figures, str(self.folder.path))
         return figures
 
+    def close(self) -> None:
+        """Close the tracker, which keeps what it was told, and then the folder, however the run ended."""
+        for observer in reversed(self.observers):
+            observer.close()
+
 
 def open_run(config: Config, console: Console, located: Located) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
