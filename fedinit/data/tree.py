@@ -5,13 +5,16 @@ Names that begin with a dot, and macOS's __MACOSX, are passed over.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 from fedinit.data.splits import meaning
 from fedinit.errors import InputError
@@ -38,12 +41,30 @@ class Tree(ABC):
         """The bytes of a file, by its name."""
 
     @abstractmethod
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, which the caller closes."""
+
+    @abstractmethod
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
         """What changes when one of these files does: its name, and numbers that the file system or the zip keeps."""
 
     def size(self, name: str) -> int:
         """The bytes of a file, without reading it."""
         return len(self.read(name))
+
+    def marks(self, names: Sequence[str], whole: bool) -> list[str]:
+        """Of each of these files its name with its size, or, `whole`, with the sha256 of its bytes, which are read."""
+
+        def mark(name: str) -> str:
+            try:
+                return f"{name}|{hashlib.sha256(self.read(name)).hexdigest() if whole else self.size(name)}"
+            except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
+                return f"{name}|unreadable"  # which the images' reader will say of it
+
+        if not whole:
+            return [mark(name) for name in names]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(mark, names))
 
     def descend(self, top: str) -> None:
         """Leave the leading folder `top` out of all names in it; what is outside of it is no longer listed."""
@@ -97,6 +118,9 @@ class Folder(Tree):
     def read(self, name: str) -> bytes:
         return (self.root / (self._prefix + name)).read_bytes()
 
+    def open(self, name: str) -> IO[bytes]:
+        return (self.root / (self._prefix + name)).open("rb")
+
     def size(self, name: str) -> int:
         return (self.root / (self._prefix + name)).stat().st_size
 
@@ -120,6 +144,10 @@ class Zip(Tree):
     def read(self, name: str) -> bytes:
         with self._lock:
             return self._zip.read(self._prefix + name)
+
+    def open(self, name: str) -> IO[bytes]:
+        with self._lock:
+            return self._zip.open(self._prefix + name)
 
     def size(self, name: str) -> int:
         return self._zip.getinfo(self._prefix + name).file_size

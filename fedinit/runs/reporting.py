@@ -18,7 +18,7 @@ from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.writing import report_of_run
 from fedinit.runs.export import FinalModel, export
-from fedinit.runs.folder import RunFolder
+from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
@@ -76,15 +76,23 @@ class OpenRun:
             report_of_run(self.folder.path, partial(_say, self.console))
         return figures
 
+    def close(self) -> None:
+        """Close the tracker, which keeps what it was told, and then the folder, however the run ended."""
+        for observer in reversed(self.observers):
+            observer.close()
 
-def open_run(config: Config, console: Console) -> OpenRun:
+
+def open_run(config: Config, console: Console, located: Located) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
 
     console: where warnings and the final table go.
+    located: where the run is kept, and what it is made of.
 
     Raises InputError when the folder cannot be written.
     """
-    folder = RunFolder(config)
+    folder = RunFolder(config, located)
+    for note in folder.notes:
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     observers: list[Observer] = [folder]
     tracker = create_tracker(config, folder.path, console)
     if tracker is not None:

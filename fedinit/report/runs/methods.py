@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedinit.config.schema import GROUPS, UNCOUNTED
+from fedinit.config.schema import GROUPS, PLACES, UNCOUNTED
 from fedinit.errors import InputError
 from fedinit.report.runs.reading import RecordedRun
 
-# Of two runs of a method, these may differ; where the data lies says not which it is.
-APART = (*UNCOUNTED, "seed", "name", "data.root")
+# Of two runs of a method, these may differ; where data and weights lie says not which they are.
+APART = (*UNCOUNTED, *PLACES, "seed", "name")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def methods(runs: Sequence[RecordedRun]) -> list[Method]:
     refuse_different_data(runs)
     by_config: dict[tuple[Any, ...], dict[int, RecordedRun]] = defaultdict(dict)
     for run in runs:
-        of_config = by_config[tuple(sorted((k, repr(v)) for k, v in _counted(run).items()))]
+        of_config = by_config[tuple(sorted((k, repr(v)) for k, v in _counted(run).items())), run.made_of]
         other = of_config.get(run.seed)
         if other is None or _progress(run) > _progress(other):
             of_config[run.seed] = run
@@ -78,7 +78,8 @@ def _data(run: RecordedRun) -> dict[str, Any]:
     known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
     if run.partition is not None:
         known |= {"classes": run.partition["classes"], "images by domain": run.partition.get("images_by_domain")}
-    return counted | known
+    images = run.made_of[0]
+    return counted | known | ({"images": images[:12]} if images else {})
 
 
 def _said(key: str, values: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ import yaml
 from fedinit.errors import InputError
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
 
-CONFIG = "config.yaml"
+CONFIG, MADE_OF = "config.yaml", "made_of.json"
 NOT_A_RUN = "give the folder of a run, as run_sim.py prints it, or a folder of several"
 
 
@@ -110,6 +110,16 @@ class RecordedRun:
             return values if whole else None
         except (KeyError, TypeError):
             return None
+
+    @cached_property
+    def made_of(self) -> tuple[str, str]:
+        """(digest of its images, digest of its backbone's file), each "" where it has none of its own or says none."""
+        values = _json(self.folder / MADE_OF)
+        if not isinstance(values, Mapping):
+            return "", ""
+        images = values.get("images")
+        digest = images.get("digest") if isinstance(images, Mapping) else None
+        return str(digest or ""), str(values.get("checkpoint") or "")
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,16 @@ def test_data_that_lies_elsewhere_is_the_same_data(tmp_path):
     write_run(tmp_path / "3", config(rounds=1, seed=4), classes=("these", "names"))
     with pytest.raises(InputError, match="classes=other,names and classes=these,names"):
         methods(find([tmp_path / "2", tmp_path / "3"]))
+
+
+def test_other_images_at_the_same_place_are_other_data(tmp_path):
+    """made_of.json says what the images are; two that have the same are compared, wherever they lay."""
+    for i, digest in enumerate(("a" * 64, "b" * 64, "a" * 64)):
+        folder = write_run(tmp_path / str(i), config(data__root="/pacs", seed=i, rounds=1), recorded=False)
+        (folder / "made_of.json").write_text(json.dumps({"images": {"digest": digest}, "checkpoint": None}))
+    assert [run.seed for run in methods(find([tmp_path / "0", tmp_path / "2"]))[0].runs] == [0, 2]
+    with pytest.raises(InputError, match="images=aaaaaaaaaaaa and images=bbbbbbbbbbbb"):
+        methods(find([tmp_path]))
 
 
 def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys):
