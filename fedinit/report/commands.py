@@ -27,6 +27,7 @@ from fedinit.report.runs.results import results
 from fedinit.report.writing import FILE, write_report, write_text
 
 COMMANDS = ("report", "compare")
+WIDTH = 1000  # columns where nobody sees a terminal: a file's table is not cut
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,7 +64,8 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)
-    console.print(formats.terminal(found))
+    wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
+    wide.print(formats.terminal(found))
     for sentence in [*judged(found), *_left(shown)]:
         _say(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}

@@ -24,10 +24,10 @@ CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
 
 
 def terminal(found: Results) -> Table:
-    """With the best of each column in bold, and the average's difference from the best one's."""
+    """With the best of each column in bold. How the averages differ is said in sentences: a terminal is narrow."""
     table = Table(title=f"test {SCORES[found.score].title}")
-    table.add_column("method")
-    for column in [*found.columns, "against the best", "p"]:
+    table.add_column("method", no_wrap=True)
+    for column in found.columns:
         table.add_column(printable(column).replace("[", r"\["), justify="right")
     for row in found.rows:
         cells = []
@@ -35,7 +35,7 @@ def terminal(found: Results) -> Table:
             shown = found.shown(row.figures[column])
             cells.append(f"[bold]{shown}[/bold]" if found.is_best(row, column) else shown)
         style = "dim" if row.reference else None
-        table.add_row(printable(row.label).replace("[", r"\["), *cells, *_against(found, row, "±"), style=style)
+        table.add_row(printable(row.label).replace("[", r"\["), *cells, style=style)
     return table
 
 

@@ -56,11 +56,11 @@ def table(headers: Sequence[object], rows: Iterable[Sequence[object]], *, captio
 
     caption: what it shows, for those who hear it.
     """
-    body = []
-    for row in rows:
-        cells = [cell if isinstance(cell, Cell) else _cell(cell) for cell in row]
-        body.append(tag("tr", *[_element(cell, first=i == 0) for i, cell in enumerate(cells)]))
-    head = tag("tr", *[tag("th", title, scope="col") for title in headers])
+    lines = [[cell if isinstance(cell, Cell) else _cell(cell) for cell in row] for row in rows]
+    body = [tag("tr", *[_element(cell, first=i == 0) for i, cell in enumerate(line)]) for line in lines]
+    numbers = [any("number" in cell.kind for cell in column) for column in zip(*lines, strict=True)]
+    kinds = ["number" if number else None for number in numbers] or [None] * len(headers)
+    head = tag("tr", *[tag("th", t, scope="col", class_=kind) for t, kind in zip(headers, kinds, strict=True)])
     whole = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", joined(body)), class_="sortable")
     return tag("div", whole, class_=f"scroll {kind}".strip(), tabindex="0", role="region", aria_label=caption)
 

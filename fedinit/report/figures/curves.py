@@ -81,7 +81,7 @@ def _label(axes: Axes, axis: Axis) -> None:
     if axis.log:
         axes.set_yscale("log")
     elif axis.from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.06 * axes.dataLim.y1 or 1)
     size = (axis.size[0] - MARGINS[0] - MARGINS[2], axis.size[1] - MARGINS[1] - MARGINS[3])
     x = numbered(*axes.get_xlim(), most=8, whole=axis.whole)
     y = numbered(*axes.get_ylim(), most=6, log=axis.log)

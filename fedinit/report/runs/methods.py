@@ -77,7 +77,9 @@ def _data(run: RecordedRun) -> dict[str, Any]:
     counted = {k: v for k, v in _counted(run).items() if k.startswith("data.")}
     known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
     if run.partition is not None:
-        known |= {"classes": run.partition["classes"], "images by domain": run.partition.get("images_by_domain")}
+        by_domain = run.partition.get("images_by_domain")
+        known |= {"classes": run.partition["classes"]}
+        known |= {f"images of {name}": n for name, n in by_domain.items()} if isinstance(by_domain, Mapping) else {}
     images = run.made_of[0]
     return counted | known | ({"images": images[:12]} if images else {})
 

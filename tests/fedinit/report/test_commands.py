@@ -66,6 +66,7 @@ def test_compare_prints_and_writes(sweep, tmp_path, capsys):
     files = {name: tmp_path / f"table.{name}" for name in ("csv", "markdown", "latex")}
     options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
     code, out, err = run(capsys, "compare", str(sweep), *options)
+    assert "fedit" in out and "head alone (lora_fair)" in out and "…" not in out
     assert code == 0 and err == "" and "lora_fair has the best average" in out and "Beyond noise" in out
     rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
     (best,) = [r for r in rows if r["method"] == "lora_fair" and r["column"] == "average"]
@@ -146,6 +147,14 @@ def test_data_that_lies_elsewhere_is_the_same_data(tmp_path):
     write_run(tmp_path / "3", config(rounds=1, seed=4), classes=("these", "names"))
     with pytest.raises(InputError, match="classes=other,names and classes=these,names"):
         methods(find([tmp_path / "2", tmp_path / "3"]))
+
+
+def test_a_domain_of_another_size_is_named(tmp_path):
+    for i in (0, 1):
+        path = write_run(tmp_path / str(i), config(seed=i, rounds=1), layers=1) / "record" / "partition.json"
+        path.write_text(path.read_text().replace('"thick": 600', f'"thick": {600 + i}'))
+    with pytest.raises(InputError, match="different data, images of thick=600 and images of thick=601; compare"):
+        methods(find([tmp_path]))
 
 
 def test_other_images_at_the_same_place_are_other_data(tmp_path):
