@@ -17,6 +17,7 @@ from clients.state import rounds
 from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
+from fedinit.adapters.core import BLOCK_SCALES
 from fedinit.errors import InputError
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
@@ -71,7 +72,7 @@ class Decoder:
         offset: Mapping[str, Factors] = {}
         drift = 0.0
         trainable, round = wire.words(config, "trainable"), wire.value(config, "round", int)
-        if not set(trainable) <= set(PARTS) or round < 1:
+        if not set(trainable) <= {*PARTS, BLOCK_SCALES} or round < 1:
             raise InputError(f"the server asked to train {trainable} in round {round}")
         own_factors = _own_factors(message, context) if config["own-factors"] else None
         if own_factors is not None:
