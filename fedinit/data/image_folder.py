@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedinit.data.catalogue import Catalogue
+    from fedinit.data.content import Content
 
 _CACHE_VERSION = 2  # raise it when the same file would decode to other pixels
 _CHUNK = 32  # images a task of the pool
@@ -50,6 +51,7 @@ class ImageFolder(DomainSource):
     test_fraction: float = 0.2  # of a domain's images, where nothing names its split
     evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
     grey_range: Literal["auto", "full"] | tuple[float, float] = "auto"  # the levels shown black and white, of deep grey
+    fingerprint: Literal["names", "bytes"] = "names"  # what tells images apart: names and sizes, or all their bytes
     cache_dir: str | None = None  # where decoded images are kept between runs; null: kept in memory only
 
     def __post_init__(self) -> None:
@@ -60,6 +62,11 @@ class ImageFolder(DomainSource):
             raise InputError(
                 f"data.grey_range=[{given}]: expected [low,high], two numbers of which the second is larger"
             )
+
+    def content(self) -> Content | None:
+        from fedinit.data.content import content_of
+
+        return None if self.root is None else content_of(self.catalogue(3, (1, 1)), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """The images under the root that are trained or evaluated on, sorted by path; domains and classes are numbered
@@ -89,6 +96,7 @@ class ImageFolder(DomainSource):
             passed_over=listed.passed_over,
             remarks=sides.remarks,
             read=lambda rows: self._read(tree, listed.names, [names[i] for i in rows.tolist()], channels, size),
+            marks=lambda rows: tree.marks([names[row] for row in rows], self.fingerprint == "bytes"),
         )
 
     def _read(
