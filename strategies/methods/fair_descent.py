@@ -8,6 +8,20 @@ from torch import Tensor
 from fedinit.factors import Factors
 
 
+def normalised_rate(G: Tensor, B: Tensor, lam: float, lr: float) -> float:
+    """The rate at which a step is the one of size `lr` on ΔW/‖ΔW‖, B̄/‖B̄‖ and Ā/‖B̄Ā‖·‖B̄‖: lr·‖B̄‖².
+
+    The cosine does not see the size of B′, and its curvature goes with 1/‖B̄‖²: at a rate that does not, a step on a
+    small B̄ overshoots and B′ grows without bound, and one on a large B̄ moves nothing. Where λ‖B̄‖² or the condition
+    of Ā makes the objective stiff, the rate is lower, so that no step overshoots.
+    """
+    size2, n2 = float(B.square().sum()), float(((B @ G) * B).sum())
+    if not n2 > 0:
+        return lr
+    stiff = 2 * lam * size2
+    return size2 * min(lr / max(1.0, stiff), 1 / (stiff + size2 * float(torch.linalg.matrix_norm(G, 2)) / n2))
+
+
 def gram_sgd(
     M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, delta: Tensor, lam: float, steps: int, lr: float
 ) -> Tensor:

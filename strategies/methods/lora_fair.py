@@ -35,7 +35,7 @@ from fedinit.seeding import torch_generator
 from strategies.aggregator import Aggregator
 from strategies.means import mean_factors
 from strategies.methods.fair_cosine import Axes, cosine_fit
-from strategies.methods.fair_descent import dense_sgd, gram_sgd
+from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
 
 SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
 
@@ -49,9 +49,10 @@ class LoRAFAIR(Aggregator):
     lam_scale: what λ stands against. ``cosine``: 1 − cos, as in the paper. The others leave that objective:
     ``absolute`` has λ′ = λ against the squared residual of the closed form, ``relative`` λ′ = λ·tr(G)/r. To the SGD
     solvers, which know the cosine alone, ``absolute`` is as ``cosine``, and ``relative`` takes λ/‖B̄‖².
-    steps, lr: of the SGD solvers, steps a layer and the learning rate.
+    steps, lr: of the SGD solvers, steps a layer and the learning rate, of ΔW, B̄ and Ā normalised to one size
+    (`normalised_rate`). Where they end more than 1 % above the objective's least value, the log says so.
     delta_init: where they start; the Xavier start of some public code is harmful at small λ, since its noise decays by
-    only (1 − 2·lr·λ) a step.
+    only (1 − 2·lr·λ‖B̄‖²) a step.
     """
 
     mixed_ranks: ClassVar[bool] = True
@@ -84,6 +85,11 @@ class LoRAFAIR(Aggregator):
         return ("A", "B", *second[self.side])
 
     def shortfall(self) -> str:
+        if self.solver != "closed_form":
+            return (
+                f"strategy.solver={self.solver}: has not converged after strategy.steps={self.steps}, more than 1 % "
+                "above the least value of 1 − cos + λ‖ΔB‖²; take more steps, or solver=closed_form"
+            )
         return (
             "strategy=lora_fair: 1 − cos + λ‖ΔB‖² has no minimum, since the averaged factors turn away from the ideal "
             "update; the better of its ridge solution and the plain averages was taken"
@@ -124,9 +130,12 @@ class LoRAFAIR(Aggregator):
         lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
         delta = self._start(average.B)
         ideal = stack([p.to(torch.float64) for p in products], weights)
+        ideal_norm, rate = norm(ideal), normalised_rate(G, average.B, lam, self.lr)
         if self.solver == "dense_sgd":
-            return average.B + dense_sgd(ideal.dense(), average, delta, lam, self.steps, self.lr), True
-        return average.B + gram_sgd(M, G, norm(ideal), average.B, delta, lam, self.steps, self.lr), True
+            delta = dense_sgd(ideal.dense(), average, delta, lam, self.steps, rate)
+        else:
+            delta = gram_sgd(M, G, ideal_norm, average.B, delta, lam, self.steps, rate)
+        return average.B + delta, near_the_least(M, G, ideal_norm, average.B, delta, lam)
 
     def _correct_b(
         self, frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors
@@ -198,6 +207,20 @@ def cosine_correction(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, lam: f
     values, vectors = torch.linalg.eigh(G)
     fitted, done = fit_axes(M @ vectors, values, ideal_norm, B @ vectors, lam)
     return fitted @ vectors.T, done
+
+
+def near_the_least(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, delta: Tensor, lam: float) -> bool:
+    """Whether 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖² is within 1 % of its least value, or 1e-12; not where it has none."""
+
+    def loss(corrected: Tensor) -> float:
+        n = float(((corrected @ G) * corrected).sum().clamp(min=0).sqrt())
+        cosine = float((M * corrected).sum()) / (ideal_norm * n) if n else 0.0
+        return 1 - cosine + lam * float((corrected - B).square().sum())
+
+    if not ideal_norm:
+        return True
+    least, exists = cosine_correction(M, G, ideal_norm, B, lam) if lam else (B + ridge_correction(M, G, B, 0.0), True)
+    return exists and loss(B + delta) <= 1.01 * loss(least) + 1e-12
 
 
 def fit_axes(M: Tensor, g: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:
