@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
+from strategies.methods.fair_columns import columns_loss
 
 
 def normalised_rate(G: Tensor, B: Tensor, lam: float, lr: float) -> float:
@@ -42,8 +43,12 @@ def gram_sgd(
     return delta
 
 
-def dense_sgd(ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps: int, lr: float) -> Tensor:
+def dense_sgd(
+    ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps: int, lr: float, columns: bool = False
+) -> Tensor:
     """The same descent with the loss evaluated on (d, k) matrices and differentiated by autograd, as in the paper.
+
+    columns: one cosine a column (`columns_loss`).
 
     The cosine is written out: torch's own adds a floor of 1e-8 to the norms, which turns a product of zero into a
     gradient of 1e8 and a very small one into a wrong cosine.
@@ -54,7 +59,9 @@ def dense_sgd(ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps:
         product = (average.B + delta) @ average.A
         n = product.norm()
         loss = lam * delta.square().sum()
-        if ideal_norm > 0 and n > 0:
+        if columns:
+            loss = columns_loss(ideal, average, delta, lam)
+        elif ideal_norm > 0 and n > 0:
             loss = loss + 1 - torch.dot(ideal.flatten(), product.flatten()) / (ideal_norm * n)
         (gradient,) = torch.autograd.grad(loss, delta)
         with torch.no_grad():
