@@ -86,7 +86,9 @@ class Aggregator(ABC):
     # Why a server optimiser must leave the global factors as they are; "": it may move them.
     unmoved: ClassVar[str] = ""
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
-    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
+    reinits: ClassVar[tuple[str, ...]] = (
+        "average", "local", "local_on_global", "fresh", "svd", "orthonormal", "pissa", "gauge",
+    )  # fmt: skip
     why: ClassVar[str] = ""
     # The starts that the method goes with; empty: any that has what it trains.
     inits: ClassVar[tuple[str, ...]] = ()
