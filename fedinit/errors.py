@@ -21,6 +21,11 @@ class RunFailed(RuntimeError):
         super().__init__(" ".join(reason.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
