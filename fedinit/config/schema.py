@@ -48,15 +48,15 @@ class ModelConfig:
     checkpoint: str | None  # safetensors file, or "embedded:<file>" for one inside the package
     sha256: str | None = None  # that the checkpoint file must have; null: any
     pretrained: bool  # timm's own weights, from the network, unless a checkpoint is given
-    image_size: int | None  # pixels; null: the model's own
+    image_size: int | tuple[int, int] | None  # pixels a side, or [height,width]; null: the model's own
     mean: tuple[float, ...] | None  # per channel, on [0, 1]; null: the model's own
     std: tuple[float, ...] | None
 
     def __post_init__(self) -> None:
         if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise InputError(f"model.sha256={self.sha256}: expected the 64 hexadecimal digits of sha256sum")
-        if self.image_size is not None:
-            at_least("model.image_size", self.image_size, 1)
+        for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():
+            at_least("model.image_size", side, 1)
         for value in self.mean or ():
             within("model.mean", value, 0, 1)
         for value in self.std or ():
