@@ -165,7 +165,7 @@ GROUPS = {
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled (lanes
 # change no bit), what its files are checked against.
 UNCOUNTED = ("output_dir", "resume", "logger", "node_timeout", "reply_timeout", "engine.lanes", "engine.strict")
-UNCOUNTED += ("data.cache_dir", "model.sha256")
+UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
