@@ -151,7 +151,7 @@ GROUPS = {
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
 # (engines and lanes change no bit), what its files are checked against.
 UNCOUNTED = ("output_dir", "resume", "logger", "node_timeout", "reply_timeout", "engine.lanes", "engine.strict")
-UNCOUNTED += ("engine.name", "data.cache_dir", "model.sha256")
+UNCOUNTED += ("engine.name", "data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
 # Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
 PLACES = ("data.root", "model.checkpoint")
 

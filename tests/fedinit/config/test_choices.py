@@ -50,6 +50,7 @@ OTHER = {
     "client.gsnr_scope": "per_round",
     "client.loss": "cross_entropy",
     "client.max_steps": 7,
+    "data.cache": "never",
     "data.cache_dir": "there",
     "data.classes": 5,
     "data.domains": ["a", "b"],
