@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedinit.config.flower import from_run_config
-from fedinit.models import build_backbone
+from fedinit.models import adapted_layers, build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
 from fedinit.runs.progress import ProgressObserver
@@ -36,8 +36,9 @@ def main(grid: Grid, context: Context) -> None:
     as the run's failure."""
     config = from_run_config(context.run_config)
     check_method(config, under_flower=True)
-    folder, grid, console = run_folder.place(config), WatchedGrid(grid), Console()
-    backbone, progress = build_backbone(config.model), ProgressObserver(console, config.strategy.name)
+    located, grid, console = run_folder.locate(config), WatchedGrid(grid), Console()
+    folder, backbone = located.path, build_backbone(config.model)
+    progress = ProgressObserver(console, config.strategy.name)
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         exchange = Exchange(grid, timeout=config.node_timeout, emit=progress.event, waiting=progress.waiting)
@@ -47,7 +48,8 @@ def main(grid: Grid, context: Context) -> None:
             print_summary(console, done, str(folder))
             return
         console.print(f"{folder}: done by another federation; it is moved aside", highlight=False, markup=False)
-    run = open_run(config, console)
+    adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
+    run = open_run(config, console, located)
     try:
         outcome = federate(
             config,
@@ -57,9 +59,8 @@ def main(grid: Grid, context: Context) -> None:
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
         )
-        final = outcome.aggregate
         replace_json(run.folder.path / SITES_FILE, sites_of(grid.run.federation_id, outcome.roster))
-        run.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, outcome.summary())
+        run.finish(outcome.final_model(), outcome.summary())
     finally:
         progress.close()
         run.close()

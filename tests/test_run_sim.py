@@ -36,7 +36,7 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
     (folder,) = (tmp_path / "digits").iterdir()
     assert str(folder) in printed and "head alone" in printed and "lora_fair: round 2/2" in printed
     names = {"config.yaml", "metrics.csv", "clients.csv", "ledger.jsonl", "summary.json", "DONE.json", "adapter"}
-    names.add("checkpoints")
+    names |= {"checkpoints", "made_of.json"}
     assert {p.name for p in folder.iterdir()} == names
     summary = json.loads((folder / "summary.json").read_text())
     rows = list(csv.DictReader(open(folder / "metrics.csv")))
@@ -222,6 +222,12 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
         (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
         (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
+        (["quorum=7"], "quorum=7: there are 3 clients"),
+        (
+            ["weighting=norm", "+strategy.weighting=uniform"],
+            "strategy.weighting: no such key; weighting= is one of the run",
+        ),
+        (["engine=inline", "engine.lanes=2"], "engine.lanes: engine=inline does not read it; engine=threads does"),
         (["resume=maybe"], "resume=maybe: no such folder; expected auto, never or the folder of a run"),
         (["name=../away"], "name='../away': expected a plain word"),
     ],

@@ -8,8 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedinit.runs.export import PERSONAL, SHARED
 from fedinit.scores import SCORES
 
+# What is said of adapters where no one adapter is all clients'.
+TOLD = {
+    PERSONAL: "each client has an adapter of its own: adapter/client-0 to adapter/client-{clients}",
+    SHARED: "each client has an adapter of its own, at its site, in its state-dir; adapter/shared has the rest",
+}
 MANY = 9  # domains, from which on each has a row, where otherwise it has a column
 
 
@@ -40,6 +46,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         soft_wrap=True,
         highlight=False,
     )
+    if (where := TOLD.get(summary.get("adapter", ""))) is not None:
+        console.print(where.format(clients=summary["clients"] - 1), soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 
