@@ -77,7 +77,7 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
         self._finished()
-        return tuple(json.loads((self.folder / export.ONE / export.CLASSES).read_text())["classes"])
+        return tuple(json.loads((self.folder / export.ONE / export.CLASSES).read_text(encoding="utf-8"))["classes"])
 
     def table(self) -> Table:
         """The table that the run ended with, as text. Raises InputError for a run that is not done."""
@@ -163,7 +163,7 @@ class Table(str):
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """A table's columns by name; a last row that is being written, or was cut short, is left out."""
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
     header, rows = next(lines, []), list(lines)
     return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
