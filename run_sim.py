@@ -77,6 +77,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     check_clients(config, {part.client: len(part.train) for part in site.partitions})
     opened = open_run(config, console, located)
     try:
+        opened.record_holdings(site.data, site.partitions)
         head_alone = reference(config, site, opened, console)
         outcome, contexts = federated(config, site, opened, console)
         model = outcome.final_model(adapters_of(contexts, outcome))

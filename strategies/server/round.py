@@ -42,6 +42,7 @@ def run_round(
     """
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = collect(state, method, exchange, extra)
+    collected = time.perf_counter()
     state = advance(state, method, admitted, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     examples = sum(update.examples for update in admitted.updates)
@@ -54,6 +55,8 @@ def run_round(
         bytes_down=exchange.bytes_down - down,
         clients=admitted.reports,
         diagnostics=state.model.diagnostics,
+        by_layer=state.model.by_layer,
+        phases={"clients": collected - began, "server": time.perf_counter() - collected},
     )
 
 
@@ -78,7 +81,7 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     return replace(
         state.accepting([update.client for update in updates], round),
         round=round,
-        model=Aggregate(layers=start.layers, head=aggregate.head, diagnostics=aggregate.diagnostics),
+        model=Aggregate(start.layers, {}, aggregate.head, aggregate.diagnostics, aggregate.by_layer),
         base=state.base.merged(start.merge),
         moments=moments,
     )
