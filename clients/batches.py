@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedinit.config.client import ClientConfig
 from fedinit.losses import choose_loss
-from fedinit.models.backbone import InputSpec
+from fedinit.models.input_spec import InputSpec
 from fedinit.seeding import torch_generator
 
 

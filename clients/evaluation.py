@@ -16,7 +16,7 @@ from clients.engine.plan import plan
 from clients.task import Answer, ClientFailed, Measured, Task
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
-from fedinit.models.backbone import InputSpec
+from fedinit.models.input_spec import InputSpec
 from fedinit.scores import Score
 
 Sums = dict[int, tuple[float, float]]  # {domain: the two sums of a score}

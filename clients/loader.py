@@ -12,7 +12,7 @@ from clients.failures import Failures
 from clients.task import Task
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
-from fedinit.models.backbone import InputSpec
+from fedinit.models.input_spec import InputSpec
 from fedinit.seeding import torch_generator
 
 

@@ -24,7 +24,7 @@ from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
 from fedinit.errors import InputError
 from fedinit.factors import Factors
-from fedinit.models import Backbone, build_backbone, select_targets
+from fedinit.models import Backbone, adapted_layers, build_backbone
 from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
@@ -50,7 +50,7 @@ class Site:
         refuse(config, CONFIG_RULES)
         self.config = config
         self.backbone: Backbone = build_backbone(config.model)
-        self.targets = select_targets(self.backbone.module, config.adapter.targets, config.adapter.rank)
+        self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
         self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain, console)

@@ -17,7 +17,7 @@ from clients import batches
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
 from fedinit.losses import choose_loss
-from fedinit.models.backbone import InputSpec
+from fedinit.models.input_spec import InputSpec
 from fedinit.seeding import derive, torch_generator
 from fedinit.state.digest import of_tensors
 from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, shapes_of

@@ -16,7 +16,7 @@ from clients.task import ClientFailed, Result, StepFailed, Task
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
-from fedinit.models.backbone import InputSpec
+from fedinit.models.input_spec import InputSpec
 from fedinit.seeding import derive
 from fedinit.views import Slots
 

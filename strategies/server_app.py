@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedinit.config.flower import from_run_config
-from fedinit.models import build_backbone
+from fedinit.models import adapted_layers, build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run
@@ -37,6 +37,7 @@ def main(grid: Grid, context: Context) -> None:
         print_summary(console, done, str(folder))
         return
     backbone = build_backbone(config.model)
+    adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
     run = open_run(config, console, located)
     progress = ProgressObserver(console, config.strategy.name)
     try:

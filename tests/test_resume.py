@@ -110,7 +110,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             "strategy=flora init=eva",
             "strategy=flora init=pissa participation=0.67",
             "strategy=flora init=lora_ga head=ridge init.examples=32",
-            "strategy=frlora evaluation=clients evaluation.every=3",
+            "strategy=frlora init=pissa evaluation=clients evaluation.every=3",
             "strategy=rolora adapter.dropout=0.1 client=adamw",
             "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
         ),

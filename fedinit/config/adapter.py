@@ -16,7 +16,7 @@ class AdapterConfig:
     kind: str
     rank: int
     dropout: float = 0.0  # on the adapter's input, while training
-    targets: tuple[str, ...] | None = None  # patterns of layer names; null: the paper's for this kind of model
+    targets: tuple[str, ...] | None = None  # patterns of layer names; null: the default of this kind of model
 
     def __post_init__(self) -> None:
         at_least("adapter.rank", self.rank, 1)

@@ -1,4 +1,4 @@
-"""Images of one's own: a folder root/domain/class/*.jpg|jpeg|png, or a .zip that holds such a tree.
+"""Images of one's own: a folder root/domain/class/image, or a .zip that holds such a tree.
 
 The zip may have one leading folder, which is stripped. A level of folders whose names mean a split (train, val, test)
 may stand anywhere: root/split/class, root/domain/split/class, root/split/domain/class (fedinit/data/layout.py). Without
@@ -9,9 +9,10 @@ clipart_train.txt (fedinit/data/list_files.py); else it goes by the name (fedini
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
 
 from fedinit.config.checks import within
+from fedinit.data.decoding import Window, decode, measure_window, suffixes
 from fedinit.data.layout import Layout
 from fedinit.data.listing import list_images
 from fedinit.data.source import DomainSource
@@ -35,11 +36,9 @@ if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
     from fedinit.data.content import Content
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
-# What Pillow may try: collected sets hold many a GIF or WebP named .jpg.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_CACHE_VERSION = 1  # raise it when the same file would decode to other pixels
+_CACHE_VERSION = 2  # raise it when the same file would decode to other pixels
 _CHUNK = 32  # images a task of the pool
+_THREADS = min(8, os.cpu_count() or 1)  # Pillow frees the GIL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +51,17 @@ class ImageFolder(DomainSource):
     test_fraction: float = 0.2  # of a domain's images, where nothing names its split
     evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
     fingerprint: Literal["names", "bytes"] = "names"  # what tells images apart: names and sizes, or all their bytes
+    grey_range: Literal["auto", "full"] | tuple[float, float] = "auto"  # the levels shown black and white, of deep grey
     cache_dir: str | None = None  # where decoded images are kept between runs; null: kept in memory only
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
+        if isinstance(self.grey_range, tuple) and not -math.inf < self.grey_range[0] < self.grey_range[1] < math.inf:
+            given = ",".join(f"{level:g}" for level in self.grey_range)
+            raise InputError(
+                f"data.grey_range=[{given}]: expected [low,high], two numbers of which the second is larger"
+            )
 
     def content(self) -> Content | None:
         from fedinit.data.content import content_of
@@ -76,7 +81,7 @@ class ImageFolder(DomainSource):
         from fedinit.data.catalogue import Catalogue
 
         tree = open_tree(self.root)
-        listed = list_images(tree, SUFFIXES, self.layout, self.domains).of(self.domains)
+        listed = list_images(tree, suffixes(), self.layout, self.domains).of(self.domains)
         sides = choose_sides(listed.splits, listed.names, listed.domains, self.evaluate_on, self.test_fraction)
         rows = [row for row, kept in enumerate(sides.kept) if kept]
         domain_index = {name: d for d, name in enumerate(listed.domain_names)}
@@ -88,57 +93,38 @@ class ImageFolder(DomainSource):
             test=torch.tensor([sides.test[row] for row in rows], dtype=torch.bool),
             class_names=tuple(listed.class_names),
             domain_names=tuple(listed.domain_names),
-            remarks=tuple(sides.remarks),
-            read=lambda rows: _read(tree, [names[i] for i in rows.tolist()], channels, size, self.cache_dir),
+            passed_over=listed.passed_over,
+            remarks=sides.remarks,
+            read=lambda rows: self._read(tree, listed.names, [names[i] for i in rows.tolist()], channels, size),
             marks=lambda rows: tree.marks([names[row] for row in rows], self.fingerprint == "bytes"),
         )
 
+    def _read(
+        self, tree: Tree, all_names: Sequence[str], names: list[str], channels: int, size: tuple[int, int]
+    ) -> Tensor:
+        """(len(names), channels, H, W) uint8, from the cache where there is one that holds.
 
-def decode(content: bytes, channels: int, size: tuple[int, int]) -> np.ndarray:
-    """The bytes of an image file -> (channels, H, W) uint8, channels 1 (grey) or 3 (RGB).
+        all_names: whose grey the range is measured of, so that it does not depend on what is chosen.
+        """
+        from fedinit.data import image_cache
 
-    Turned upright by its EXIF orientation; what is transparent shows white, like paper; 16 bits of grey are
-    scaled to 8. The shorter side is brought to the target by bicubic resampling and the centre is cropped, in
-    one step: only the box that will be seen is computed. For square images and targets it is a plain resize.
-    Raises what Pillow raises on bytes that are no image.
-    """
-    height, width = size
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        # JPEG decodes at 1/2, 1/4 or 1/8 in less time; twice the target leaves bicubic its work.
-        image.draft(None, (2 * max(size), 2 * max(size)))
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image, dtype=np.float32) / 257.0).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
-    scale = max(height / image.height, width / image.width)
-    box_width, box_height = min(image.width, width / scale), min(image.height, height / scale)
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    box = (left, top, left + box_width, top + box_height)
-    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
-    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+        window = None if isinstance(self.grey_range, str) else self.grey_range
+        if self.grey_range == "auto":
+            window = measure_window(tree.open, all_names, _THREADS)
+        if self.cache_dir is None:
+            return _decode_all(tree, names, channels, size, window)
+        # Pillow's version is in the key, since another libjpeg may round otherwise.
+        key = [_CACHE_VERSION, PIL.__version__, str(tree.root), channels, *size, window, tree.stamps(names)]
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        path = Path(self.cache_dir).expanduser() / f"images-{digest[:32]}.safetensors"
+        images = image_cache.load(path, (len(names), channels, *size))
+        if images is None:
+            images = _decode_all(tree, names, channels, size, window)
+            image_cache.save(path, images)
+        return images
 
 
-def _read(tree: Tree, names: list[str], channels: int, size: tuple[int, int], cache_dir: str | None) -> Tensor:
-    """(len(names), channels, H, W) uint8, from the cache where there is one that holds."""
-    from fedinit.data import image_cache
-
-    if cache_dir is None:
-        return _decode_all(tree, names, channels, size)
-    # Pillow's version is in the key, since another libjpeg may round otherwise.
-    key = [_CACHE_VERSION, PIL.__version__, str(tree.root), channels, *size, tree.stamps(names)]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    path = Path(cache_dir).expanduser() / f"images-{digest[:32]}.safetensors"
-    images = image_cache.load(path, (len(names), channels, *size))
-    if images is None:
-        images = _decode_all(tree, names, channels, size)
-        image_cache.save(path, images)
-    return images
-
-
-def _decode_all(tree: Tree, names: list[str], channels: int, size: tuple[int, int]) -> Tensor:
+def _decode_all(tree: Tree, names: list[str], channels: int, size: tuple[int, int], window: Window | None) -> Tensor:
     """(len(names), channels, H, W) uint8, decoded in a few threads (Pillow frees the GIL). Raises InputError for images
     that cannot be decoded, once all of them are known."""
     import torch
@@ -152,7 +138,7 @@ def _decode_all(tree: Tree, names: list[str], channels: int, size: tuple[int, in
                 content = tree.read(names[row])
                 if not content:
                     raise ValueError("the file is empty")
-                images[row] = decode(content, channels, size)
+                images[row] = decode(content, channels, size, window)
             except MemoryError:
                 raise
             except Exception as error:  # a broken file makes Pillow raise nearly anything
@@ -160,12 +146,12 @@ def _decode_all(tree: Tree, names: list[str], channels: int, size: tuple[int, in
                 faults.append(f"{names[row]!r} ({reason})")
         return faults
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         faults = [fault for chunk in pool.map(fill, range(0, len(names), _CHUNK)) for fault in chunk]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise InputError(
-            f"data.root={tree.root}: cannot read {', '.join(faults[:3])}{more}; expected whole jpg or png "
+            f"data.root={tree.root}: cannot read {', '.join(faults[:3])}{more}; expected whole "
             "images: replace or delete these files"
         )
     return torch.from_numpy(images)

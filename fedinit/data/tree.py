@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 from fedinit.data.splits import meaning
 from fedinit.errors import InputError
@@ -38,6 +39,10 @@ class Tree(ABC):
     @abstractmethod
     def read(self, name: str) -> bytes:
         """The bytes of a file, by its name."""
+
+    @abstractmethod
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, which the caller closes."""
 
     @abstractmethod
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
@@ -113,6 +118,9 @@ class Folder(Tree):
     def read(self, name: str) -> bytes:
         return (self.root / (self._prefix + name)).read_bytes()
 
+    def open(self, name: str) -> IO[bytes]:
+        return (self.root / (self._prefix + name)).open("rb")
+
     def size(self, name: str) -> int:
         return (self.root / (self._prefix + name)).stat().st_size
 
@@ -136,6 +144,10 @@ class Zip(Tree):
     def read(self, name: str) -> bytes:
         with self._lock:
             return self._zip.read(self._prefix + name)
+
+    def open(self, name: str) -> IO[bytes]:
+        with self._lock:
+            return self._zip.open(self._prefix + name)
 
     def size(self, name: str) -> int:
         return self._zip.getinfo(self._prefix + name).file_size

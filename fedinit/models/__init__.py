@@ -1,7 +1,16 @@
 """timm backbones, frozen, and which of their layers are adapted."""
 
-from fedinit.models.backbone import Backbone, InputSpec, build_backbone
+from fedinit.models.backbone import Backbone, build_backbone
 from fedinit.models.head import init_head
-from fedinit.models.targets import select_targets, shared_inputs
+from fedinit.models.input_spec import InputSpec
+from fedinit.models.targets import adapted_layers, select_targets, shared_inputs
 
-__all__ = ["Backbone", "InputSpec", "build_backbone", "init_head", "select_targets", "shared_inputs"]
+__all__ = [
+    "Backbone",
+    "InputSpec",
+    "adapted_layers",
+    "build_backbone",
+    "init_head",
+    "select_targets",
+    "shared_inputs",
+]

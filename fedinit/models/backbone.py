@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from fedinit.config.schema import ModelConfig
 from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, did_you_mean
+from fedinit.models.dry_pass import DryPass, dry_pass
+from fedinit.models.input_spec import InputSpec
 from fedinit.models.matrix import Matrix
 from fedinit.state import digest
 
@@ -28,39 +31,6 @@ CLASSES = {"Matrix": Matrix, "MlpMixer": MlpMixer, "VisionTransformer": VisionTr
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
 # What timm.create_model would load weights by, from a file or an address; the keys of `model` are the only way here.
 LOADING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel.
-
-    channels, height, width: of an image, in pixels.
-    mean, std: one number a channel, on [0, 1].
-    """
-
-    channels: int
-    height: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def normalise(self, images: Tensor, device: torch.device) -> Tensor:
-        """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel; what is float32 stays as it is."""
-        if images.is_floating_point():
-            return images.to(device)
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
-        return images.to(device).float().sub_(mean).div_(std)
-
-
-@dataclass(frozen=True)
-class TakesImages:
-    """A forward pre-hook by which a model takes images as data sources have them, on whichever device."""
-
-    input: InputSpec
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return self.input.normalise(args[0], next(module.parameters()).device), *args[1:]
 
 
 @dataclass(frozen=True)
@@ -75,6 +45,11 @@ class Backbone:
     module: nn.Module
     features: int
     input: InputSpec
+
+    @functools.cached_property
+    def dry_pass(self) -> DryPass:
+        """What the module does with its linear layers, from a pass over two images. Raises as the module does."""
+        return dry_pass(self.module, (self.input.channels, self.input.height, self.input.width))
 
     @functools.cached_property
     def digest(self) -> str:
@@ -118,7 +93,29 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     if settings.checkpoint:
         _load(module, settings.checkpoint, settings.sha256)
     module.eval().requires_grad_(False)
-    return Backbone(module=module, features=cast(int, module.num_features), input=_input_spec(module, settings, kwargs))
+    backbone = Backbone(module, cast(int, module.num_features), _input_spec(module, settings, kwargs))
+    # Some say another number of features than they give without a classifier (MambaOut): what counts is what they give.
+    features = _features(backbone, settings.name)
+    return backbone if features == backbone.features else dataclasses.replace(backbone, features=features)
+
+
+def _features(backbone: Backbone, name: str) -> int:
+    """How many features the module gives. Raises InputError where it fails on images of its own size, or gives no
+    vector an image."""
+    spec = backbone.input
+    try:
+        shape = backbone.dry_pass.output
+    except Exception as error:  # whatever a module of timm's raises
+        raise InputError(
+            f"model.name={name}: fails on an image of {spec.height}x{spec.width} pixels and {spec.channels} channels: "
+            f"{_first_line(error)}; set another model.image_size, or choose another model"
+        ) from error
+    if len(shape) != 2 or shape[0] != 1:
+        raise InputError(
+            f"model.name={name}: gives {shape} for one image, expected (1, features); choose a model whose features "
+            "are pooled, or try +model.kwargs.global_pool=avg"
+        )
+    return shape[1]
 
 
 def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, Any]) -> InputSpec:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
@@ -23,33 +24,83 @@ PAPER_TARGETS: dict[type[nn.Module], tuple[str, ...]] = {
 }
 
 
+def adapted_layers(backbone: Backbone, patterns: Sequence[str] | None, rank: int) -> dict[str, tuple[int, int]]:
+    """`select_targets`, checked against a forward pass: {layer name: (d, k)} of layers that can carry an adapter.
+
+    Raises InputError for a layer that is not called as a module, once a pass, with the batch in front.
+    """
+    targets = select_targets(backbone.module, patterns, rank)
+    faults = backbone.dry_pass.faults
+    wrong = [name for name in targets if name in faults]
+    if wrong:
+        linears = [name for name, _ in _linears(backbone.module)]
+        right = [name for name in targets if name not in faults] or [name for name in linears if name not in faults]
+        others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise InputError(
+            f"adapter.targets: {wrong[0]}{others} {faults[wrong[0]]}, so it can carry no adapter; "
+            f"use adapter.targets=[{','.join(spelled(right))}]"
+        )
+    return targets
+
+
 def select_targets(module: nn.Module, patterns: Sequence[str] | None, rank: int) -> dict[str, tuple[int, int]]:
     """{layer name: (d, k)} of the nn.Linear layers that the patterns name, in the module's own order.
 
     A pattern is a layer name (``blocks.0.attn.qkv``), its end (``attn.qkv``), or either with shell wildcards
     (``blocks.[0-3].mlp.fc?``). None takes the paper's targets for a ViT or an MLP-Mixer.
-    Raises InputError for a pattern that names no linear layer, and for a rank above min(d, k) of a target.
+    Raises InputError for a pattern that names no linear layer, for an end that names layers of an attention pooling
+    block beside others, and for a rank above min(d, k) of a target.
     """
-    if patterns is None:
-        patterns = next((p for kind, p in PAPER_TARGETS.items() if isinstance(module, kind)), None)
-        if patterns is None:
-            raise InputError(
-                f"adapter.targets: {type(module).__name__} has no default targets; set adapter.targets=[...]"
-            )
-    linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linears = dict(_linears(module))
+    pool = pooling_layers(module)
     chosen: set[str] = set()
-    for pattern in patterns:
+    for pattern in _paper_targets(module) if patterns is None else patterns:
         hits = {n for n in linears if fnmatchcase(n, pattern) or fnmatchcase(n, f"*.{pattern}")}
+        if patterns is None:
+            hits -= pool
         if not hits:
-            kinds = sorted({".".join(p for p in n.split(".")[-2:] if not p.isdigit()) for n in linears})
             raise InputError(
-                f"adapter.targets: pattern '{pattern}' matches no linear layer{did_you_mean(pattern, kinds)}. "
-                f"This model has: {', '.join(kinds)}."
+                f"adapter.targets: pattern '{pattern}' matches no linear layer{did_you_mean(pattern, kinds(linears))}. "
+                f"This model has: {', '.join(kinds(linears))}."
+            )
+        beside = sorted(hits & pool)
+        if beside and hits - pool and not set("*?[") & set(pattern):
+            without, added = spelled(n for n in linears if n in hits - pool), ",".join(beside)
+            raise InputError(
+                f"adapter.targets: '{pattern}' names {beside[0]} of the attention pooling beside the blocks; "
+                f"use {','.join(without)} in its place, and {added} as well where that is meant"
             )
         chosen |= hits
     shapes = {n: (m.out_features, m.in_features) for n, m in linears.items() if n in chosen}
     check_rank(shapes, rank)
     return shapes
+
+
+def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    return ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
+
+
+def kinds(names: Iterable[str]) -> list[str]:
+    """The ends of layers' names, "mlp.fc2" of "blocks.0.mlp.fc2", each once."""
+    return sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in names})
+
+
+def spelled(names: Iterable[str]) -> list[str]:
+    """Patterns that name these layers and nothing deeper, "blocks.?.mlp.fc2": digits as ``?``, in the names' order."""
+    return list(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", lambda digits: "?" * len(digits[0]), n) for n in names))
+
+
+def pooling_layers(module: nn.Module) -> set[str]:
+    """The linear layers within attention pooling, which is not one of the blocks (SigLIP's attn_pool)."""
+    pools = [name for name, m in module.named_modules() if type(m).__name__.startswith("AttentionPool")]
+    return {name for name, _ in _linears(module) if any(name.startswith(f"{pool}.") for pool in pools)}
+
+
+def _paper_targets(module: nn.Module) -> tuple[str, ...]:
+    patterns = next((p for kind, p in PAPER_TARGETS.items() if isinstance(module, kind)), None)
+    if patterns is None:
+        raise InputError(f"adapter.targets: {type(module).__name__} has no default targets; set adapter.targets=[...]")
+    return patterns
 
 
 @torch.no_grad()

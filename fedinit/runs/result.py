@@ -18,7 +18,7 @@ from fedinit.adapters.bank import Bank
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
-from fedinit.models.backbone import TakesImages
+from fedinit.models.input_spec import TakesImages
 from fedinit.runs import export
 from fedinit.runs import folder as run_folder
 from fedinit.runs.table import print_summary

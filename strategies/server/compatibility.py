@@ -257,3 +257,12 @@ def _the_base_lacks_nothing(c: Components) -> Objection | None:
         return None
     why = "reinit=pissa takes W0's own components out of the base, which a client of a lower rank would then lack"
     return Objection("adapter.ranks", why, "use another reinit")
+
+
+@rule("strategy", "init")
+def _the_method_goes_with_the_start(c: Components) -> Objection | None:
+    if not c.aggregator.inits or c.config.init.name in c.aggregator.inits:
+        return None
+    why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.why}"
+    needed = ", ".join(f"init={name}" for name in c.aggregator.inits)
+    return Objection(f"init={c.config.init.name}", why, f"use {needed}")

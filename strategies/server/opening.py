@@ -16,7 +16,7 @@ from fedinit.heads import create_head
 from fedinit.heads.head import HeadContext
 from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import InitContext
-from fedinit.models import Backbone, select_targets, shared_inputs
+from fedinit.models import Backbone, adapted_layers, shared_inputs
 from fedinit.runs.observer import ClientReport, Roster
 from fedinit.seeding import derive
 from fedinit.state.checkpoint import State
@@ -37,7 +37,7 @@ class Opening:
         backbone: whose frozen weights the start may be made of.
         """
         self.config, self.aggregator, self.backbone = config, aggregator, backbone
-        self.targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
+        self.targets = adapted_layers(backbone, config.adapter.targets, config.adapter.rank)
         self.initializer = create_initializer(config.init.name, config.init.options)
         self.initializer.fit(self.targets, config.adapter.rank)
         self.head = create_head(config.head.name, config.head.options)

@@ -55,6 +55,7 @@ OTHER = {
     "data.domains": ["a", "b"],
     "data.evaluate_on": "val",
     "data.fingerprint": "bytes",
+    "data.grey_range": "full",
     "data.layout": "class",
     "data.matrix.condition": 3.0,
     "data.matrix.corrupted": 0.2,

@@ -1,0 +1,42 @@
+"""What a backbone takes, and how images become that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a backbone takes: uint8 images of this size, scaled to [0, 1], then (x − mean) / std per channel.
+
+    channels, height, width: of an image, in pixels.
+    mean, std: one number a channel, on [0, 1].
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, images: Tensor, device: torch.device) -> Tensor:
+        """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel; what is float32 stays as it is."""
+        if images.is_floating_point():
+            return images.to(device)
+        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        return images.to(device).float().sub_(mean).div_(std)
+
+
+@dataclass(frozen=True)
+class TakesImages:
+    """A forward pre-hook by which a model takes images as data sources have them, on whichever device."""
+
+    input: InputSpec
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.input.normalise(args[0], next(module.parameters()).device), *args[1:]
