@@ -88,7 +88,9 @@ class Aggregator(ABC):
     # Why a server optimiser must leave the global factors as they are; "": it may move them.
     unmoved: ClassVar[str] = ""
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
-    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
+    reinits: ClassVar[tuple[str, ...]] = (
+        "average", "local", "local_on_global", "fresh", "svd", "orthonormal", "pissa", "gauge",
+    )  # fmt: skip
     why: ClassVar[str] = ""
     # The starts that the method goes with; empty: any that has what it trains.
     inits: ClassVar[tuple[str, ...]] = ()
@@ -150,17 +152,22 @@ class Aggregator(ABC):
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
         measured = {name: figures for name, (_, _, figures) in by_layer.items() if "bias2" in figures}
-        figures = summarise(list(measured.values()))
-        missed = [name for name, (_, _, of_layer) in by_layer.items() if UNCONVERGED in of_layer]
+        diagnostics = summarise(list(measured.values()))
+        missed = [name for name, (_, _, figures) in by_layer.items() if UNCONVERGED in figures]
         if missed:
-            figures[UNCONVERGED] = len(missed)
+            diagnostics[UNCONVERGED] = len(missed)
             some = ", ".join(missed[:3]) + (", …" if len(missed) > 3 else "")
             _log.warning(
                 "round %d: %s, in %d of %d layers: %s", round, self.shortfall(), len(missed), len(layers), some
             )
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
-        separate = {name: summarise([of_layer]) for name, of_layer in measured.items()}
-        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=figures, by_layer=separate)
+        return Aggregate(
+            layers=layers,
+            residual=residual,
+            head=head,
+            diagnostics=diagnostics,
+            by_layer={name: summarise([figures]) for name, figures in measured.items()},
+        )
 
     def _layer(
         self, factors: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int

@@ -109,7 +109,8 @@ def _facts(shown: Sequence[Method]) -> Markup:
             facts.append((score.title, score.show(sum(found) / len(found))))
     else:
         facts.append(("methods", str(len(shown))))
-    facts.append(("seeds", ", ".join(map(str, sorted({run.seed for run in runs})))))
+    seeds = sorted({run.seed for run in runs})
+    facts.append(("seeds" if len(seeds) > 1 else "seed", ", ".join(map(str, seeds))))
     facts.append(("rounds", _rounds(runs)))
     facts.append(("clients", ", ".join(map(str, sorted({_clients(run) for run in runs})))))
     if len(runs) == 1:

@@ -19,18 +19,18 @@ def write_report(runs: Sequence[RecordedRun], path: Path) -> None:
     """
     from fedinit.report.page import render  # here: matplotlib takes a second to import
 
-    write_text(path, render(runs))
+    write_text(path, render(runs), "fedinit report … --output FILE writes it elsewhere")
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a file, whole or not at all. Raises InputError, one line, for a place that cannot be written to."""
+def write_text(path: Path, content: str, how: str = "name a file in a folder that can be written to") -> None:
+    """Write a file, whole or not at all. Raises InputError, one line that ends in `how`, for a place that cannot be
+    written to."""
     partial = path.with_name(f".{path.name}.tmp")
     try:
         partial.write_text(content, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        why = f"{path}: cannot be written ({error.strerror})"
-        raise InputError(f"{why}; name a file in a folder that can be written to") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); {how}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -167,7 +167,9 @@ def test_fifty_rounds_of_24_layers_are_small_and_quick(tmp_path):
 def test_a_place_that_cannot_be_written_is_one_line(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fedinit.report.page.render", lambda runs: "")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file/report.html: cannot be written .*; name a file in a folder") as refused:
+    with pytest.raises(
+        InputError, match="file/report.html: cannot be written .*; fedinit report … --output FILE"
+    ) as refused:
         write_report([read(folder)], tmp_path / "file" / "report.html")
     assert "\n" not in str(refused.value)
 
