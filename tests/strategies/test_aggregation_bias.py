@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from strategies import create_aggregator
-from strategies.aggregator import Aggregate, Update
+from strategies.aggregator import UNCONVERGED, Aggregate, Update
 from strategies.bias import measure_bias
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, layer_product, well_posed
@@ -56,7 +56,9 @@ def test_diagnostics_are_those_of_the_dense_matrices(c: Clients, method: str) ->
         "cosine": oracles.cosine(ideal, layer_product(made)),
         "norm_ratio": np.linalg.norm(layer_product(made)) / np.linalg.norm(ideal),
     }
-    assert made.diagnostics == pytest.approx(theirs, rel=1e-7, abs=1e-9)
+    # Five steps of a descent may be too few, which is counted beside the figures.
+    figures = {name: value for name, value in made.diagnostics.items() if name != UNCONVERGED}
+    assert figures == pytest.approx(theirs, rel=1e-7, abs=1e-9)
 
 
 @quick
