@@ -37,7 +37,7 @@ def simulate(monkeypatch):
     """`run_sim.simulate`, with one Site for all runs of a test, which compute the same."""
     sites: dict[str, Site] = {}
 
-    def site_of(config: Config) -> Site:
+    def site_of(config: Config, console: Console) -> Site:
         key = json.dumps(config.computed(), sort_keys=True)
         if key not in sites:
             sites[key] = Site(config)

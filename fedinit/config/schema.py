@@ -166,6 +166,8 @@ GROUPS = {
 # change no bit), what its files are checked against.
 UNCOUNTED = ("output_dir", "resume", "logger", "node_timeout", "reply_timeout", "engine.lanes", "engine.strict")
 UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
+# Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
+PLACES = ("data.root", "model.checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +216,21 @@ class Config:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
 
-    def identity(self) -> str:
+    def identity(self, made_of: str = "") -> str:
         """Ten hexadecimal digits that name what this run computes, but for the seed, which the folder's name carries
-        beside the hash."""
+        beside the hash.
+
+        made_of: a digest of the files that the run is made of; "": the configuration alone is named.
+        """
         values = self.computed()
         del values["seed"]
-        text = json.dumps(values, sort_keys=True)
+        text = json.dumps(values, sort_keys=True) + made_of
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def computed(self) -> dict[str, Any]:
-        """The keys that a run's result is a function of: all that the choices read, but `UNCOUNTED`."""
+        """The keys that a run's result is a function of: all that the choices read, but `UNCOUNTED` and `PLACES`."""
         values = to_dict(self)
-        for key in UNCOUNTED:
+        for key in (*UNCOUNTED, *PLACES):
             group, _, last = key.rpartition(".")
             (values[group] if group else values).pop(last, None)
         return values

@@ -34,6 +34,7 @@ class Catalogue:
     class_names, domain_names: in the order of their numbers.
     read: rows (m,) int64 -> (m, C, H, W) uint8, or the store of the images; asked once, for the rows kept, in
         increasing order.
+    marks: rows -> what tells each of these images from another, wherever they lie: name and size, or a hash of bytes.
     passed_over: names of files that lie with the images and are not listed.
     remarks: a line each, about what the source decided by itself.
     """
@@ -44,6 +45,7 @@ class Catalogue:
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
     read: Callable[[Tensor], Tensor] | Store
+    marks: Callable[[Sequence[int]], Sequence[str]] = lambda rows: [""] * len(rows)
     passed_over: Sequence[str] = ()
     remarks: Sequence[str] = ()
 

@@ -23,6 +23,7 @@ from fedinit.errors import InputError
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
+    from fedinit.data.content import Content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class ImageFolder(DomainSource, DecodedSource):
     test_fraction: float = 0.2  # of a domain's images, where nothing names its split
     evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
     grey_range: GreyRange = "auto"  # the levels shown black and white, of deep grey
+    fingerprint: Literal["names", "bytes"] = "names"  # what tells images apart: names and sizes, or all their bytes
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +46,11 @@ class ImageFolder(DomainSource, DecodedSource):
             raise InputError(
                 f"data.grey_range=[{given}]: expected [low,high], two numbers of which the second is larger"
             )
+
+    def content(self) -> Content | None:
+        from fedinit.data.content import content_of
+
+        return None if self.root is None else content_of(self.catalogue(3, (1, 1)), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """The images under the root that are trained or evaluated on, sorted by path; domains and classes are numbered
@@ -77,4 +84,5 @@ class ImageFolder(DomainSource, DecodedSource):
             read=Store(decoding, self.keeping(), [used[row] for row in kept]),
             passed_over=whole.passed_over,
             remarks=sides.remarks,
+            marks=lambda rows: tree.marks([listed.names[row] for row in rows], self.fingerprint == "bytes"),
         )

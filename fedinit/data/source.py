@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedinit.data.catalogue import Catalogue
+    from fedinit.data.content import Content
     from fedinit.data.dataset import Dataset
     from fedinit.data.store import Keeping
 
@@ -28,7 +29,8 @@ class Source(ABC):
     """name: its key in `SOURCES`, the one value of a Literal. Every field is a key, `data.<field>=`.
 
     A place on this machine is called `root` or `cache_dir`: in a deployment those are the site's to set and no
-    server's (fedinit/config/site.py).
+    server's (fedinit/config/site.py), and a run is not known by them. A source that has a root says what lies there
+    (`content`), unless that can only be one thing.
     """
 
     is_regression: ClassVar[bool] = False  # whether the targets are numbers, not classes
@@ -38,6 +40,11 @@ class Source(ABC):
     @property
     def known_domains(self) -> tuple[str, ...] | None:
         """The names of the domains, in their order, where they are known before anything is read."""
+        return None
+
+    def content(self) -> Content | None:
+        """What the data are, wherever they lie, so that a run is known by them and not by their place; None where they
+        are a function of the options alone, or their place is not set. Raises InputError as `load` does."""
         return None
 
     @abstractmethod

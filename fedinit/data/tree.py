@@ -5,12 +5,14 @@ Names that begin with a dot, and macOS's __MACOSX, are passed over.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +52,20 @@ class Tree(ABC):
     def size(self, name: str) -> int:
         """The bytes of a file, without reading it."""
         return len(self.read(name))
+
+    def marks(self, names: Sequence[str], whole: bool) -> list[str]:
+        """Of each of these files its name with its size, or, `whole`, with the sha256 of its bytes, which are read."""
+
+        def mark(name: str) -> str:
+            try:
+                return f"{name}|{hashlib.sha256(self.read(name)).hexdigest() if whole else self.size(name)}"
+            except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
+                return f"{name}|unreadable"  # which the images' reader will say of it
+
+        if not whole:
+            return [mark(name) for name in names]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(mark, names))
 
     def descend(self, top: str) -> None:
         """Leave the leading folder `top` out of all names in it; what is outside of it is no longer listed."""

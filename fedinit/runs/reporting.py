@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedinit.config.schema import Config
 from fedinit.runs.export import FinalModel, export
-from fedinit.runs.folder import RunFolder
+from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
@@ -58,14 +58,22 @@ class OpenRun:
         print_summary(self.console, figures, str(self.folder.path))
         return figures
 
+    def close(self) -> None:
+        """Close the tracker, which keeps what it was told, and then the folder, however the run ended."""
+        for observer in reversed(self.observers):
+            observer.close()
 
-def open_run(config: Config, console: Console) -> OpenRun:
+
+def open_run(config: Config, console: Console, located: Located) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
 
     console: where warnings and the final table go.
+    located: where the run is kept, and what it is made of.
 
     Raises InputError when the folder cannot be written.
     """
-    folder = RunFolder(config)
+    folder = RunFolder(config, located)
+    for note in folder.notes:
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     tracker = create_tracker(config, folder.path, console)
     return OpenRun(config, folder, [folder, *([tracker] if tracker else [])], console)

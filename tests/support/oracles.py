@@ -6,7 +6,7 @@ is handed to np.linalg.lstsq as it stands. Letters as in strategies/aggregator.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -217,6 +217,40 @@ def cosine_loss(c: Clients, delta: Matrix, lam: float) -> float:
     """The paper's objective, 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖²."""
     A, B = factor_means(c)
     return 1 - cosine(ideal_update(c), (B + delta) @ A) + lam * float(np.sum(delta**2))
+
+
+def least(value: Callable[[torch.Tensor], torch.Tensor], starts: Sequence[torch.Tensor]) -> float:
+    """The lowest value of a function that L-BFGS reaches from any of the starts, in units of the first one's size."""
+    size = float(starts[0].norm()) or 1.0
+
+    def reached(start: torch.Tensor) -> float:
+        point = (start / size).requires_grad_(True)
+        search = torch.optim.LBFGS([point], 1.0, 400, 800, 1e-12, 1e-15, 20, "strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            search.zero_grad()
+            loss = value(size * point)
+            loss.backward()
+            return loss
+
+        search.step(closure)
+        return float(value(size * point.detach()))
+
+    return min(reached(start) for start in starts)
+
+
+def least_cosine_loss(c: Clients, lam: float) -> float:
+    """The lowest value of the paper's objective, from no correction and from the ridge solution of 2λ‖ΔW‖²."""
+    A, B = factor_means(c)
+    ideal = ideal_update(c)
+    ridge = B + ridge_correction(c, 2 * lam * float(np.sum(ideal**2)))
+    A, B, ideal, ridge = (torch.tensor(value) for value in (A, B, ideal, ridge))
+
+    def value(corrected: torch.Tensor) -> torch.Tensor:
+        product = corrected @ A
+        return 1 - (product * ideal).sum() / (product.norm() * ideal.norm()) + lam * (corrected - B).square().sum()
+
+    return least(value, [B, ridge])
 
 
 def cosine_gradient(c: Clients, delta: Matrix, lam: float, step: float = 1e-5) -> Matrix:

@@ -19,7 +19,7 @@ from fedinit.config.build import create, plain
 from fedinit.config.client import CLIENTS
 from fedinit.config.compose import compose_config, groups
 from fedinit.config.flower import flatten, from_run_config, to_run_config
-from fedinit.config.schema import CONF_DIR, GROUPS, UNCOUNTED, Config, load, to_dict
+from fedinit.config.schema import CONF_DIR, GROUPS, PLACES, UNCOUNTED, Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.initializers import INITIALIZERS
@@ -56,6 +56,7 @@ OTHER = {
     "data.domains": ["a", "b"],
     "data.evaluate_on": "val",
     "data.grey_range": "full",
+    "data.fingerprint": "bytes",
     "data.layout": "class",
     "data.matrix.condition": 3.0,
     "data.matrix.corrupted": 0.2,
@@ -228,7 +229,7 @@ def test_every_key_of_a_choice_counts(group, choice):
         inside[last] = other(f"{group}.{key}", inside[last])
         changed = load(values)
         assert changed != config, key
-        assert (changed.identity() == config.identity()) == (f"{group}.{key}" in UNCOUNTED), (key, value)
+        assert (changed.identity() == config.identity()) == (f"{group}.{key}" in (*UNCOUNTED, *PLACES)), (key, value)
 
 
 def attributes_read(*folders: str) -> set[str]:
