@@ -76,7 +76,9 @@ def _answer(message: Message, context: Context) -> Message:
 def _alone(context: Context, config: Config) -> int | None:
     """The partition id, where this process is one client's and its images can be read without the others'."""
     client = context.node_config.get("partition-id")
-    return client if config.data.name == "image_folder" and isinstance(client, int) and not simulated() else None
+    return (
+        client if config.data.name in ("csv", "image_folder") and isinstance(client, int) and not simulated() else None
+    )
 
 
 @app.query("describe")

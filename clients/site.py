@@ -56,7 +56,8 @@ class Site:
         self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
-        self.data: Dataset = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain, console)
+        data = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain, console)
+        self.data: Dataset = config.partition.hold_out(data)
         classes, outputs = len(self.data.class_names), self.backbone.features
         if config.head.name == "none" and outputs != classes:
             hint = "use head=random, or a model with as many"

@@ -200,6 +200,11 @@ class Config:
         else:
             within("quorum", self.quorum, 0, 1, open_low=True)
         at_least("resamples", self.resamples, 0)
+        if self.partition.test_domains and self.evaluation.where == "clients":
+            raise InputError(
+                f"partition.test_domains=[{','.join(self.partition.test_domains)}]: no client holds images of these "
+                "domains, so evaluation=clients cannot judge them; use evaluation=server"
+            )
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
 

@@ -5,7 +5,10 @@
 SOURCES: dict[str, str] = {
     "cifar10": "fedinit.data.torchvision_sets:Cifar10",
     "cifar100": "fedinit.data.torchvision_sets:Cifar100",
+    "csv": "fedinit.data.image_list:ImageList",
     "digits": "fedinit.data.digits:Digits",
+    "hub": "fedinit.data.hub:Hub",
     "image_folder": "fedinit.data.image_folder:ImageFolder",
     "matrix_sensing": "fedinit.data.matrix_sensing:MatrixSensing",
+    "torchvision": "fedinit.data.published_sets:TorchvisionSet",
 }

@@ -58,12 +58,17 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
 
     Raises what Pillow raises on bytes that are no image.
     """
-    height, width = size
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 in less time; twice the target leaves bicubic its work.
         image.draft(None, (2 * max(size), 2 * max(size)))
         image.load()
         image = _upright(image)
+    return fit(image, channels, size, window)
+
+
+def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
+    """A picture as `decode` gives it."""
+    height, width = size
     if _is_deep(image):
         levels = np.asarray(image, dtype=np.float32)
         low, high = window or _FULL[image.mode[0]]

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import threading
 import warnings
 import zlib
@@ -35,10 +36,11 @@ _PAGE = 4096
 
 def default_folder() -> Path:
     """The user's folder for what can be made again: $XDG_CACHE_HOME/fedinit, or as the system has it."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fedinit" / "cache"
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "fedinit"
+    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    try:
+        return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "fedinit"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "fedinit"
 
 
 class ImageFile:

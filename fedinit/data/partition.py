@@ -1,20 +1,21 @@
 """Who holds which images (`partition=`): the ways to cut a `Dataset` into clients, each with the options that it reads.
 
 Every draw comes from fedinit.seeding with the purpose "partition", so a partition is a function of the data set, the
-options and the root seed. Clients are numbered domain by domain: with one client a domain, client d is domain d.
+options and the root seed. Clients are numbered domain by domain: with one client a domain, client d is the d-th of the
+domains that are trained on.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from fedinit.config.checks import at_least, positive
-from fedinit.errors import InputError
+from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -49,9 +50,31 @@ class Partitioner(ABC):
 
     name: str
     min_examples: int = 1  # smallest training set of a client
+    test_domains: tuple[str, ...] | None = None  # that nobody trains on: all of their images are evaluated on
 
     def __post_init__(self) -> None:
         at_least("partition.min_examples", self.min_examples, 1)
+
+    def hold_out(self, dataset: Dataset) -> Dataset:
+        """The data set with every image of the test domains in its test split. Raises InputError for a domain that is
+        not there, and for all of them."""
+        for name in self.test_domains or ():
+            if name not in dataset.domain_names:
+                near = did_you_mean(name, dataset.domain_names)
+                known = ", ".join(dataset.domain_names)
+                raise InputError(f"partition.test_domains: no domain '{name}' in the data{near}. Known: {known}.")
+        if not self.test_domains:
+            return dataset
+        if not self.trained(dataset.domain_names):
+            raise InputError("partition.test_domains: names all domains, so none is left to train on; leave one out")
+        import torch  # by now it is there: `dataset` holds tensors
+
+        held = torch.tensor([name in self.test_domains for name in dataset.domain_names])
+        return replace(dataset, test=dataset.test | held[dataset.domains])
+
+    def trained(self, domains: Sequence[str]) -> list[str]:
+        """Those of the domains that clients train on, in their order."""
+        return [name for name in domains if name not in (self.test_domains or ())]
 
     @abstractmethod
     def count(self, domains: Sequence[str] | None) -> int | None:
@@ -73,8 +96,10 @@ class Partitioner(ABC):
     def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
         """One part of the data set a client, in the order of the clients' numbers.
 
-        Law: every training index is in exactly one client's train, every test index in exactly one client's test.
+        Law: every training index is in exactly one client's train, every test index in exactly one client's test, but
+        for those of the test domains, which may be nobody's.
 
+        dataset: as `hold_out` gives it.
         seed: the run's.
         Raises InputError on numbers of clients or examples that cannot be had.
         """
@@ -100,17 +125,19 @@ class InsideDomains(Counted):
     """As many clients in each domain, one where nobody says; a subclass says how its training images are divided."""
 
     def count(self, domains: Sequence[str] | None) -> int | None:
-        return len(domains) if self.clients is None and domains is not None else self.clients
+        return len(self.trained(domains)) if self.clients is None and domains is not None else self.clients
 
     def domain_of(self, client: int, domains: Sequence[str] | None) -> str | None:
         if domains is None:
             return None
+        domains = self.trained(domains)
         clients = len(domains) if self.clients is None else self.clients
         each = clients // len(domains)
         return domains[client // each] if each and 0 <= client < each * len(domains) else None
 
     def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
-        num_domains = len(dataset.domain_names)
+        names = self.trained(dataset.domain_names)
+        num_domains = len(names)
         clients = num_domains if self.clients is None else self.clients
         if clients < num_domains or clients % num_domains:
             raise InputError(
@@ -120,14 +147,15 @@ class InsideDomains(Counted):
             )
         each = clients // num_domains
         partitions: list[Partition] = []
-        for d, name in enumerate(dataset.domain_names):
+        for place, name in enumerate(names):
+            d = dataset.domain_names.index(name)
             train, test = _indices(dataset, d)
             if not len(train) and not len(test):  # another site's: a source lets no other domain be without images
-                partitions += _partitions(dataset, [train] * each, [test] * each, d, d * each)
+                partitions += _partitions(dataset, [train] * each, [test] * each, d, place * each)
                 continue
             _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
             shares = self.share(dataset, train, each, seed, d)
-            partitions += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, d * each)
+            partitions += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, place * each)
         return tuple(partitions)
 
     @abstractmethod

@@ -62,9 +62,10 @@ def choose_sides(
         if evaluate_on == "val" and "val" not in there:
             raise InputError(f"data.evaluate_on=val: domain '{domain}' has no val images; use data.evaluate_on=auto")
         judged = "val" if evaluate_on == "val" or "test" not in there else "test"
+        pool = None if None in there else "train"  # of which some are evaluated on where no split says which
         for row in rows:
             split = splits[row]
-            test[row] = split == judged if judged in there else _below(names[row], test_fraction)
+            test[row] = split == judged if judged in there else split == pool and _below(names[row], test_fraction)
             if split in left_out and split != judged:
                 kept[row] = False
                 left_out[split] += 1

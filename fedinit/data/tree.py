@@ -82,7 +82,24 @@ class Tree(ABC):
         return InputError(f"data.root={self.root}: folder {folder!r} is a level too deep, {SHAPE}{hint}")
 
 
-class Folder(Tree):
+class OnDisk(Tree):
+    """Files on disk, whose names are known from elsewhere."""
+
+    def read(self, name: str) -> bytes:
+        return (self.root / (self._prefix + name)).read_bytes()
+
+    def open(self, name: str) -> IO[bytes]:
+        return (self.root / (self._prefix + name)).open("rb")
+
+    def size(self, name: str) -> int:
+        return (self.root / (self._prefix + name)).stat().st_size
+
+    def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
+        statuses = [(name, (self.root / (self._prefix + name)).stat()) for name in names]
+        return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in statuses]
+
+
+class Folder(OnDisk):
     """A tree on disk."""
 
     def __init__(self, root: Path) -> None:
@@ -115,19 +132,6 @@ class Folder(Tree):
                 f"data.root={self.root}: {name!r} is a symbolic link that leads out of the root or nowhere; "
                 "replace it by the file itself, or delete it"
             )
-
-    def read(self, name: str) -> bytes:
-        return (self.root / (self._prefix + name)).read_bytes()
-
-    def open(self, name: str) -> IO[bytes]:
-        return (self.root / (self._prefix + name)).open("rb")
-
-    def size(self, name: str) -> int:
-        return (self.root / (self._prefix + name)).stat().st_size
-
-    def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
-        statuses = [(name, (self.root / (self._prefix + name)).stat()) for name in names]
-        return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in statuses]
 
 
 class Zip(Tree):

@@ -54,17 +54,23 @@ OTHER = {
     "data.cache_dir": "there",
     "data.classes": 5,
     "data.domains": ["a", "b"],
+    "data.domain_column": "place",
     "data.evaluate_on": "val",
     "data.grey_range": "full",
     "data.fingerprint": "bytes",
+    "data.image_column": "picture",
+    "data.label_column": "kind",
     "data.layout": "class",
     "engine.lanes": 3,
+    "data.set": "svhn",
+    "data.subset": "plain",
     "data.matrix.condition": 3.0,
     "data.matrix.corrupted": 0.2,
     "data.matrix.observe": "full",
     "data.root": "there",
     "data.validation_fraction": 0.5,
     "partition.clients": 12,
+    "partition.test_domains": ["a"],
 }
 
 
@@ -176,12 +182,15 @@ def test_a_flat_run_config_with_another_choices_key_is_refused(group):
         ("client.momentun=0", "client.momentun: no such key (did you mean 'client.momentum'?). See run_sim.py --help"),
         ("client.optimizer=adamw", "client.optimizer=adamw: brings no keys of its own; choose it as a group, client="),
         ("client.optimizer=adamv", "client=adamv: no such choice (did you mean 'adamw'?). Choices: adamw, sgd"),
-        ("data.root=x", "data.root: data=digits does not read it; data=cifar10, cifar100, image_folder do"),
+        (
+            "data.root=x",
+            "data.root: data=digits does not read it; data=cifar10, cifar100, csv, hub, image_folder, torchvision do",
+        ),
         ("data=image_folder data.rot=x", "data.rot: no such key (did you mean 'data.root'?)"),
         ("data.matrix.rows=3", "data.matrix: data=digits does not read it; data=matrix_sensing does"),
         (
             "data=cifar10 data.domains=[all]",
-            "data.domains: data=cifar10 does not read it; data=digits, image_folder do",
+            "data.domains: data=cifar10 does not read it; data=csv, digits, hub, image_folder do",
         ),
         ("partition.alpha=9", "partition.alpha: partition=domain does not read it; partition=dirichlet does"),
         ("partition=pooled partition.clients=2", "partition=pooled does not read it; partition=dirichlet, domain, iid"),
@@ -193,7 +202,7 @@ def test_a_flat_run_config_with_another_choices_key_is_refused(group):
         ("experiment=quick head.shrinkage=1", "head.shrinkage: head=random does not read it; head=mvn does"),
         (
             "experiment=matrix_sensing data.classes=2",
-            "data=matrix_sensing does not read it; data=cifar10, cifar100, dig",
+            "data=matrix_sensing does not read it; data=cifar10, cifar100, csv, dig",
         ),
     ],
 )

@@ -63,7 +63,10 @@ def test_it_is_chosen_by_name_with_its_own_option_and_loads(flat):
 def test_what_is_wrong_is_said_as_of_any_other(flat):
     for more, said in [
         ({"data.period": 1}, "data.period=1: expected 2 or more"),
-        ({"data.root": "x"}, "data.root: data=stripes does not read it; data=cifar10, cifar100, image_folder do"),
+        (
+            {"data.root": "x"},
+            "data.root: data=stripes does not read it; data=cifar10, cifar100, csv, hub, image_folder, torchvision do",
+        ),
         ({"data.name": "digits", "data.period": 4}, "data.period: data=digits does not read it; data=stripes does"),
     ]:
         with pytest.raises(InputError, match=said):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedinit.config.build import create
+from fedinit.config.compose import compose_config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import PARTITIONS, Partition, Partitioner
 from fedinit.errors import InputError
@@ -176,3 +177,30 @@ def test_numbers_that_cannot_be_had(asked: Partitioner, message: str) -> None:
     with pytest.raises(InputError) as caught:
         asked.cut(dataset(sizes), 0)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(PARTITIONS))
+def test_a_test_domain_is_trained_on_by_nobody_and_evaluated_on_whole(name: str) -> None:
+    asked = dataclasses.replace(settings(name, None if name != "iid" else 4), test_domains=("domain1",))
+    made = asked.hold_out(dataset([20, 30, 40]))
+    parts = asked.cut(made, 0)
+    inside = made.domains == 1
+    assert made.test[inside].all() and int((~made.test).sum()) == 60
+    trained = torch.cat([part.train for part in parts])
+    assert torch.equal(trained.sort().values, (~made.test).nonzero().flatten()) and not inside[trained].any()
+    if name in ("domain", "dirichlet"):
+        assert [(p.client, p.domain, len(p.train)) for p in parts] == [(0, 0, 20), (1, 2, 40)]
+        assert asked.count(made.domain_names) == 2
+        assert [asked.domain_of(client, made.domain_names) for client in range(3)] == ["domain0", "domain2", None]
+        for part in parts:
+            assert set(made.domains[part.test].tolist()) == {part.domain}
+
+
+def test_test_domains_that_make_no_sense_are_refused() -> None:
+    made = dataset([20, 30])
+    for names, said in [(("domain",), "did you mean 'domain"), (("domain0", "domain1"), "none is left to train on")]:
+        with pytest.raises(InputError, match=said):
+            dataclasses.replace(settings("domain"), test_domains=names).hold_out(made)
+    assert settings("domain").hold_out(made) is made
+    with pytest.raises(InputError, match="evaluation=clients cannot judge them; use evaluation=server"):
+        compose_config(["partition.test_domains=[plain]", "evaluation=clients"])

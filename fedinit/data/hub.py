@@ -1,0 +1,162 @@
+"""Data sets of the Hugging Face hub, or in its formats on disk, by the package `datasets`: `data=hub`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedinit.config.checks import within
+from fedinit.data.layout import ONE_DOMAIN
+from fedinit.data.source import DecodedSource, DomainSource
+from fedinit.data.splits import Split, choose_sides, meaning
+from fedinit.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from fedinit.data.catalogue import Catalogue
+    from fedinit.data.content import Content
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(DomainSource, DecodedSource):
+    """`data=hub`: the set's own splits; a column of strings or classes may say the domain."""
+
+    name: Literal["hub"] = "hub"
+    root: str | None = None  # must be given: a set's name on the hub, or a folder of parquet files or images
+    subset: str | None = None  # the set's configuration, where it has several
+    image_column: str | None = None  # null: the one column of images
+    label_column: str | None = None  # null: the one column of classes, or "label"
+    domain_column: str | None = None  # null: one domain
+    test_fraction: float = 0.2  # of a domain without splits
+    evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
+
+    def content(self) -> Content | None:
+        from fedinit.data.content import content_of
+
+        return None if self.root is None else content_of(self.catalogue(3, (1, 1)), self.domains, self.classes)
+
+    def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
+        """Raises InputError without the package, for a set that cannot be had, and for columns that are not clear."""
+        import torch
+
+        from fedinit.data.catalogue import Catalogue
+        from fedinit.data.items import Items, digest
+        from fedinit.data.store import Store
+
+        parts = self._parts()
+        first = next(iter(parts.values()))
+        image, label = self._image_column(first.features), self._label_column(first.features)
+        if self.domain_column is not None:
+            self._known("domain_column", self.domain_column, first.features)
+        classes: list[str] = []
+        domains: list[str] = []
+        for part in parts.values():
+            classes += _words(part, label)
+            domains += [ONE_DOMAIN] * len(part) if self.domain_column is None else _words(part, self.domain_column)
+        places = [(split, i) for split, part in parts.items() for i in range(len(part))]
+        names = [f"{split}/{i}" for split, i in places]
+        pictures = {
+            split: part.select_columns([image]).cast_column(image, _undecoded()) for split, part in parts.items()
+        }
+        used = [row for row, domain in enumerate(domains) if self.domains is None or domain in self.domains]
+        splits: list[Split | None] = [meaning(places[row][0]) for row in used]
+        of = [domains[row] for row in used]
+        sides = choose_sides(splits, [names[row] for row in used], of, self.evaluate_on, self.test_fraction)
+        kept = [used[at] for at, keep in enumerate(sides.kept) if keep]
+        class_names, domain_names = _class_names(first, label, classes), sorted(set(domains))
+        content = digest(names, classes, domains, [part.info.dataset_size for part in parts.values()])
+
+        def item(row: int) -> bytes:
+            split, i = places[row]
+            picture = pictures[split][i][image]
+            return picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
+
+        decoding = Items(len(places), item, digest(content, _prints(parts)), channels, size, f"data.root={self.root}")
+        return Catalogue(
+            labels=torch.tensor([class_names.index(classes[row]) for row in kept], dtype=torch.int64),
+            domains=torch.tensor([domain_names.index(domains[row]) for row in kept], dtype=torch.int64),
+            test=torch.tensor([test for test, keep in zip(sides.test, sides.kept, strict=True) if keep]),
+            class_names=tuple(class_names),
+            domain_names=tuple(domain_names),
+            read=Store(decoding, self.keeping(), kept),
+            remarks=sides.remarks,
+            marks=lambda rows: [f"{names[kept[row]]}|{content}" for row in rows],
+        )
+
+    def _parts(self) -> dict[str, Any]:
+        """{split: the data set}, of those whose names mean one."""
+        if self.root is None:
+            raise InputError(
+                "data.root is not set: expected a set's name on the hub, or a folder of parquet files; give it as "
+                "data.root=..."
+            )
+        try:
+            import datasets  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise InputError("data=hub: needs the package datasets: pip install 'fedinit[hub]'") from error
+        folder = Path(self.root).expanduser()
+        try:
+            loaded = datasets.load_dataset(str(folder) if folder.exists() else self.root, self.subset)
+        except Exception as error:  # of many packages: the network's, the files', its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"data.root={self.root}: the set cannot be had ({reason})") from error
+        parts = {str(split): part for split, part in loaded.items() if meaning(str(split))}
+        if not parts:
+            raise InputError(
+                f"data.root={self.root}: has the splits {', '.join(map(str, loaded))}; expected train, and test or "
+                "validation"
+            )
+        return parts
+
+    def _image_column(self, features: Any) -> str:
+        if self.image_column is not None:
+            return self._known("image_column", self.image_column, features)
+        columns = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+        return self._only("image_column", columns, features)
+
+    def _label_column(self, features: Any) -> str:
+        if self.label_column is not None:
+            return self._known("label_column", self.label_column, features)
+        classes = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+        columns = [name for name in classes if name != self.domain_column]
+        return "label" if len(columns) != 1 and "label" in features else self._only("label_column", columns, features)
+
+    def _known(self, key: str, name: str, features: Any) -> str:
+        if name not in features:
+            raise InputError(
+                f"data.{key}={name}: no such column{did_you_mean(name, features)}. Known: {', '.join(features)}."
+            )
+        return name
+
+    def _only(self, key: str, columns: list[str], features: Any) -> str:
+        if len(columns) != 1:
+            raise InputError(
+                f"data.{key} is not set, and {', '.join(columns) or 'no column'} could be meant; give one of "
+                f"{', '.join(features)}"
+            )
+        return columns[0]
+
+
+def _undecoded() -> Any:
+    from datasets import Image  # pyright: ignore[reportMissingImports]
+
+    return Image(decode=False)
+
+
+def _words(part: Any, column: str) -> list[str]:
+    """A column as words: the names of classes, or what stands there."""
+    feature, values = part.features[column], part[column][:]
+    return [feature.int2str(value) if type(feature).__name__ == "ClassLabel" else str(value) for value in values]
+
+
+def _class_names(part: Any, column: str, words: list[str]) -> list[str]:
+    return list(getattr(part.features[column], "names", None) or sorted(set(words)))
+
+
+def _prints(parts: dict[str, Any]) -> list[str]:
+    """The package's own fingerprints, which change with the files."""
+    return [str(getattr(part, "_fingerprint", "")) for part in parts.values()]

@@ -1,0 +1,83 @@
+"""Image files wherever they lie, listed in a table: `data=csv`.
+
+The table has the columns `path` and `label`, and may have `domain` and `split`; other columns are not read. A path is
+relative to the table's folder, and stays in it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from fedinit.data.file_source import FileSource
+from fedinit.data.layout import ONE_DOMAIN
+from fedinit.data.listing import Listing
+from fedinit.data.splits import Split, meaning
+from fedinit.data.tree import OnDisk, Tree
+from fedinit.errors import InputError
+
+_COLUMNS = ("path", "label", "domain", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageList(FileSource):
+    """`data=csv`: the images of the table at `root`, in the order of their paths."""
+
+    name: Literal["csv"] = "csv"
+
+    def listing(self) -> tuple[Tree, Listing]:
+        """Raises InputError for a table that cannot be read, with the line, and for a file that is not there."""
+        if self.root is None:
+            raise InputError(
+                "data.root is not set: expected a CSV file with the columns path and label, domain and split if you "
+                "like; give it on the command line as data.root=..."
+            )
+        file = Path(self.root).expanduser()
+        tree = OnDisk(file.parent)
+        rows = self._rows(file)
+        for name, (_, domain, _) in sorted(rows.items()):
+            if (self.domains is None or domain in self.domains) and not (tree.root / name).is_file():
+                raise InputError(
+                    f"data.root={file}: names {name!r}, which is not there; add the file or delete its row"
+                )
+        names = sorted(rows)
+        classes, domains = [rows[name][0] for name in names], [rows[name][1] for name in names]
+        splits: list[Split | None] = [rows[name][2] for name in names]
+        listed = Listing(names, domains, classes, splits, sorted(set(domains)), sorted(set(classes)), [])
+        return tree, listed
+
+    def _rows(self, file: Path) -> Mapping[str, tuple[str, str, Split | None]]:
+        """{path: (label, domain, split)}."""
+        where = f"data.root={file}"
+        try:
+            text = file.read_bytes().decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{where}: cannot be read ({error}); expected a CSV file in UTF-8") from error
+        first = text.partition("\n")[0]
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+        columns = [column.strip().lower() for column in table.fieldnames or ()]
+        table.fieldnames = columns
+        if not {"path", "label"} <= set(columns):
+            raise InputError(f"{where}: has the columns {', '.join(columns)}; expected path and label among them")
+        rows: dict[str, tuple[str, str, Split | None]] = {}
+        for row in table:
+            at = f"{where}: line {table.line_num}"
+            path, label, domain, word = ((row.get(column) or "").strip() for column in _COLUMNS)
+            if not path or not label or ("domain" in columns and not domain):
+                raise InputError(f"{at}: has no {'path' if not path else 'label' if not label else 'domain'}; add it")
+            name = str(PurePosixPath(path.replace("\\", "/")))
+            if name.startswith("/") or ".." in name.split("/"):
+                raise InputError(f"{at}: {path!r} leads out of the table's folder; expected a path relative to it")
+            split = meaning(word)
+            if word and split is None:
+                raise InputError(f"{at}: split={word!r}; expected train, val or test, or nothing")
+            if name in rows:
+                raise InputError(f"{at}: {name!r} has a row already; delete one of the two")
+            rows[name] = (label, domain or ONE_DOMAIN, split)
+        if not rows:
+            raise InputError(f"{where}: has no rows; expected an image a row")
+        return rows
