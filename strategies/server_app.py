@@ -14,8 +14,7 @@ from fedinit.config.flower import from_run_config
 from fedinit.models import adapted_layers, build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.reporting import open_run
-from fedinit.runs.table import print_summary
+from fedinit.runs.reporting import open_run, show_done
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
 from strategies.server.federation import federate
@@ -33,12 +32,15 @@ def main(grid: Grid, context: Context) -> None:
     folder = located.path
     console, done = Console(), None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
-        console.print("this run is done; resume=never runs it again", highlight=False)
-        print_summary(console, done, str(folder))
+        show_done(done, config, folder, console)
         return
     backbone = build_backbone(config.model)
     adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
-    run = open_run(config, console, located)
+    try:
+        run = open_run(config, console, located)
+    except run_folder.RunDone as ended:
+        show_done(ended.summary, config, folder, console)
+        return
     progress = ProgressObserver(console, config.strategy.name)
     try:
         outcome = federate(

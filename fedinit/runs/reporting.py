@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedinit.config.schema import Config
 from fedinit.runs.export import FinalModel, export
-from fedinit.runs.folder import Located, RunFolder
+from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
@@ -59,13 +59,25 @@ class OpenRun:
         return figures
 
 
+def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
+    """Print the table of a run that is done; returns its summary, with the folder as it is now.
+
+    done: its summary. config: what was asked for, which the run's own configuration is mended by.
+    """
+    console.print("this run is done; resume=never runs it again", highlight=False)
+    for note in mend(folder, config):
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print_summary(console, done, str(folder))
+    return {**done, "folder": str(folder)}
+
+
 def open_run(config: Config, console: Console, located: Located) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
 
     console: where warnings and the final table go.
     located: where the run is kept, and what it is made of.
 
-    Raises InputError when the folder cannot be written.
+    Raises InputError when the folder cannot be written, RunDone where another process ended the run in the meantime.
     """
     folder = RunFolder(config, located)
     for note in folder.notes:
