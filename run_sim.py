@@ -1,8 +1,9 @@
 """Federate low-rank adapters on this machine: ``python run_sim.py strategy=lora_fair rounds=30 …``.
 
 Every word is a Hydra override; ``--help`` lists the groups and their choices, ``-m`` sweeps over lists of values
-(``-m strategy=fedit,lora_fair seed=0,1,2``). Exit codes: 0 done, 1 the run failed, 2 wrong input, 130 and 143 stopped
-by Ctrl-C and SIGTERM.
+(``-m strategy=fedit,lora_fair seed=0,1,2``). ``--cfg job`` and ``--info`` show what would be run, ``--config-dir`` adds
+a folder of configurations; ``--hydra-help`` lists these options. Exit codes: 0 done, 1 a run failed, 2 wrong input, 130
+and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ if __name__ == "__main__":
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,12 @@ from clients.cohort import Cohort
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
-from fedinit.config import compose
+from fedinit.config import arguments, compose
 from fedinit.config.adapter import plain_lora
+from fedinit.config.arguments import Arguments
+from fedinit.config.compose import Swept
 from fedinit.config.schema import Choice, Config
+from fedinit.config.words import parse
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
@@ -39,8 +44,8 @@ from fedinit.runs.stopping import listening
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
-from strategies.server.components import trained_parts
-from strategies.server.federation import Outcome, client_ranks, federate
+from strategies.server.components import Components
+from strategies.server.federation import Outcome, check_clients, federate
 
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
@@ -51,9 +56,13 @@ def run(*words: str, quiet: bool = True) -> Run:
     The same words give the same run in the same folder: one that is done is only read, one that was stopped goes on.
     quiet: nothing is printed. Raises InputError for wrong words, RunFailed for a run that cannot go on.
     """
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(f"run: expected words, one an argument, run('strategy=fedit', 'rounds=3'); got {words!r}")
     if {"-m", "--multirun"} & set(words):
         raise InputError("-m: a sweep is the command line's, python run_sim.py -m …; here, call run for each")
-    (config,) = configurations(words, multirun=False)
+    for option in (word for word in words if word.startswith("-")):
+        raise InputError(f"{option}: an option is the command line's, python run_sim.py {option} …")
+    ((_, config),) = configurations(arguments.read(words))
     return Run(simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))["folder"])
 
 
@@ -67,18 +76,19 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         return show_done(done, config, folder, console)
     site = Site(config, console=console)
     # Refuses what does not fit, before a folder is made.
-    client_ranks(config, {part.client: len(part.train) for part in site.partitions})
+    check_clients(config, {part.client: len(part.train) for part in site.partitions})
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:
         return show_done(ended.summary, config, folder, console)
     try:
+        opened.record_holdings(site.data, site.partitions)
         head_alone = reference(config, site, opened, console)
         outcome, contexts = federated(config, site, opened, console)
         model = outcome.final_model(adapters_of(contexts, outcome))
         return opened.finish(model, outcome.summary() | {"head_alone": head_alone})
     finally:
-        opened.folder.close()
+        opened.close()
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:
@@ -122,8 +132,8 @@ def federated(
     if method is None:
         parts["files"] = opened.folder
         if config.diagnostics.name != "none":
-            ever, first = trained_parts(config), trained_parts(config, 1)
-            parts["probe"] = probe = Probe(site, ever, first, opened.folder.path)
+            trained = Components.of(config).trained
+            parts["probe"] = probe = Probe(site, trained(), trained(1), opened.folder.path)
             watching.append(probe)
     try:
         outcome = federate(
@@ -141,38 +151,68 @@ def federated(
         progress.close()
 
 
-def configurations(words: Sequence[str], multirun: bool) -> list[Config]:
+def configurations(said: Arguments) -> list[Swept]:
     """What is to be run: one configuration, a sweep of them, or, for `resume=<folder>` alone, the folder's own."""
-    if multirun:
-        return compose.sweep(words)
-    alone = words[0].removeprefix("resume=") if len(words) == 1 and words[0].startswith("resume=") else "auto"
-    if alone not in ("auto", "never") and Path(alone).is_dir():
-        return [dataclasses.replace(run_folder.configured(Path(alone)), resume=alone)]
-    return [compose.compose_config(words)]
+    if said.multirun:
+        return compose.sweep(said.words, said.primary)
+    if len(said.words) == 1 and said.words[0].startswith("resume="):
+        alone = os.path.expanduser(str(parse(said.words[0]).value()))
+        if alone not in ("auto", "never") and Path(alone).is_dir():
+            return [Swept("", dataclasses.replace(run_folder.configured(Path(alone)), resume=alone))]
+    return [Swept("", compose.compose_config(said.words, said.primary))]
+
+
+def simulate_all(runs: Sequence[Swept], console: Console, errors: Console) -> int:
+    """Every run of a sweep, also after one that failed; at the end, or when it is stopped, says which failed and why, a
+    line each. Returns the exit code, 1 where one failed."""
+    failed: list[str] = []
+    try:
+        for words, config in runs:
+            try:
+                simulate(config, console)
+            except Exception as error:  # noqa: BLE001 (whatever ends a run, the others are to be done)
+                if (why := reason(error)) is None:
+                    traceback.print_exc()
+                    why = "run failed: " + " ".join(f"{type(error).__name__}: {error}".split())
+                failed.append(f"{words or config.name}: {why}")
+                errors.print(f"{failed[-1]}; the sweep goes on")
+    finally:
+        if failed:
+            errors.print(f"{len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ")
+    return 1 if failed else 0
+
+
+def reason(error: Exception) -> str | None:
+    """The line that an error which is foreseen is told in; None for one that is not."""
+    if isinstance(error, InputError):
+        return f"error: {error}"
+    if isinstance(error, RunFailed):
+        return f"run failed: {error}"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
+    return None
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
     console, errors = Console(), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        if {"-h", "--help"} & set(argv):
+        said = arguments.read(argv)
+        if said.help:
             console.print(__doc__, compose.describe_groups(), sep="\n", markup=False, highlight=False, soft_wrap=True)
-            return 0
-        words = [word for word in argv if word not in ("-m", "--multirun")]
-        with listening():
-            for config in configurations(words, multirun=len(words) < len(argv)):
-                simulate(config, console)
+        elif said.shows:
+            arguments.show(said)
+        else:
+            with listening():
+                runs = configurations(said)
+                if said.multirun:
+                    return simulate_all(runs, console, errors)
+                simulate(runs[0].config, console)
         return 0
-    except InputError as error:
-        errors.print(f"error: {error}")
-        return 2
-    except RunFailed as error:
-        errors.print(f"run failed: {error}")
-        return 1
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        errors.print(f"run failed: {error.strerror or error}{where}; {GOES_ON}")
-        return 1
+    except (InputError, RunFailed, OSError) as error:
+        errors.print(reason(error))
+        return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as stopped:
         errors.print(f"stopped; {GOES_ON}")
         return getattr(stopped, "code", 130)

@@ -41,6 +41,8 @@ class BankLoader:
         for t in tasks:
             plans[t.client] = [torch.zeros(1, dtype=torch.long)]
             with self.failures.of(t.client, "plan"):
+                if not len(t.examples):
+                    raise ValueError("no examples to train on")
                 planned = batches.plan(t.examples, settings, seed, t.round, t.client)
                 data.labels[t.examples]  # raises IndexError for what is not there
                 plans[t.client] = planned
@@ -61,7 +63,8 @@ class BankLoader:
         strides. augment: other than what the settings say.
         """
         active = len(batch.indices)
-        images = self.data.images.new_zeros((active, self.settings.batch_size, *self.data.images.shape[1:]))
+        shape = (active, self.settings.batch_size, *self.data.images.shape[1:])
+        images = torch.zeros(shape, dtype=self.data.images.dtype)
         for row, t in enumerate(self.members[:active]):
             if t.client not in self.failures.mute:
                 with self.failures.of(t.client, "batch", step + 1):

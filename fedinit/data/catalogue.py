@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
+from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import torch_generator
 
@@ -31,7 +32,8 @@ class Catalogue:
     domains: (n,) int64, indices into domain_names.
     test: (n,) bool, True in the test split.
     class_names, domain_names: in the order of their numbers.
-    read: rows (m,) int64 -> (m, C, H, W) uint8; called once, with the rows kept, in increasing order.
+    read: rows (m,) int64 -> (m, C, H, W) uint8, or the store of the images; asked once, for the rows kept, in
+        increasing order.
     marks: rows -> what tells each of these images from another, wherever they lie: name and size, or a hash of bytes.
     passed_over: names of files that lie with the images and are not listed.
     remarks: a line each, about what the source decided by itself.
@@ -42,7 +44,7 @@ class Catalogue:
     test: Tensor
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
-    read: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor] | Store
     marks: Callable[[Sequence[int]], Sequence[str]] = lambda rows: [""] * len(rows)
     passed_over: Sequence[str] = ()
     remarks: Sequence[str] = ()
@@ -98,9 +100,15 @@ def choose_images(
     if console is not None:
         for line in _summary(listed, len(rows), len(class_names), len(domain_names)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if isinstance(listed.read, Store):
+        images, kept = listed.read.fetch(rows, console)
+        places, labels, test = places[kept], labels[kept], test[kept]
+        _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
+    else:
+        images = listed.read(rows)
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
-    return Dataset(listed.read(rows), labels, places, test, class_names, domain_names)
+    return Dataset(images, labels, places, test, class_names, domain_names)
 
 
 def _summary(listed: Catalogue, images: int, classes: int, domains: int) -> list[str]:

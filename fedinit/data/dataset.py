@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedinit.data.image_cache import MappedImages
+
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors yields tensors, not a truth value
 class Dataset:
     """Images with the label, the domain and the split of each.
 
-    images: (n, C, H, W) uint8, 0..255, or float32, which a model takes as they are.
+    images: (n, C, H, W) uint8, 0..255, or float32, which a model takes as they are. Of more
+        than memory should hold, rows of a file, which are indexed in the same way.
     labels: (n,) int64, indices into class_names; or (n, outputs) float32, numbers to predict, named by class_names.
     domains: (n,) int64, indices into domain_names.
     test: (n,) bool, True in the test split.
@@ -22,7 +25,7 @@ class Dataset:
     Raises ValueError naming the field on a wrong dtype, shape, length or index.
     """
 
-    images: Tensor
+    images: Tensor | MappedImages
     labels: Tensor
     domains: Tensor
     test: Tensor

@@ -6,11 +6,12 @@ import functools
 import io
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from PIL import ExifTags, Image
 
+GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
 
 # Pillow's, of which it is told by a name alone: EPS is run as a program, the others are no pictures or never whole.

@@ -1,49 +1,175 @@
-"""Decoded images kept between runs, checked by sha256: `data.cache_dir` of data=image_folder."""
+"""Decoded images in a file that is mapped into memory: `data.cache_dir`.
+
+One file holds all images of a source at one size. It is filled image by image, by any number of processes at once, and
+what one of them has decoded is there for the others and for the next run, whenever it stops. An image counts as there
+when its checksum is in the file's index, which is written after the pixels; a reader that finds other pixels than the
+checksum says decodes them again.
+
+    header, 4096 bytes: JSON, filled up with blanks | index: n x uint32 | up to a multiple of 4096 | n x (C, H, W) uint8
+"""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import json
 import logging
+import math
 import os
+import sys
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
 
-
-def load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The images kept at `path`, (n, C, H, W) uint8; None where there are none of this shape, or they are not what was
-    written."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            images, written = file.get_tensor("images").clone(), (file.metadata() or {}).get("sha256")
-        if images.dtype != torch.uint8 or tuple(images.shape) != shape:
-            raise ValueError(f"it holds {images.dtype} {tuple(images.shape)}")
-        if hashlib.sha256(images.numpy().data).hexdigest() != written:
-            raise ValueError("its checksum differs")
-    except Exception as error:  # whatever is wrong with it, the images are still there
-        _log.warning("image cache %s is damaged (%s): decoding again", path, error)
-        return None
-    return images
+_FORMAT = 1
+_PAGE = 4096
 
 
-def save(path: Path, images: Tensor) -> None:
-    """Keep the images at `path`: written beside it, then renamed, so that a reader sees all or nothing. A failure, such
-    as a full disk, is only a warning."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checksum = hashlib.sha256(images.numpy().data).hexdigest()
-        save_file({"images": images}, scratch, metadata={"sha256": checksum})
-        os.replace(scratch, path)
-    except Exception as error:  # safetensors has an error type of its own beside OSError
-        _log.warning("image cache %s could not be written (%s): the run goes on without it", path, error)
-        with contextlib.suppress(OSError):
-            scratch.unlink()
+def default_folder() -> Path:
+    """The user's folder for what can be made again: $XDG_CACHE_HOME/fedinit, or as the system has it."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "fedinit" / "cache"
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "fedinit"
+
+
+class ImageFile:
+    """The file at `path`, made if there is none that holds.
+
+    prepared: what the maker of the file measured before it decoded anything.
+    """
+
+    def __init__(
+        self, path: Path, key: str, count: int, shape: Sequence[int], prepare: Callable[[], Any] = lambda: None
+    ) -> None:
+        """
+        path: of the file; its folder is made.
+        key: says which images there are and how they are decoded; a file with another key is not used.
+        count, shape: n, and (C, H, W).
+        prepare: gives a value that JSON can hold; called where the file is made.
+
+        Raises OSError where it can be neither read nor made.
+        """
+        self.path, self.count, self.shape = path, count, tuple(shape)
+        self._lock = threading.Lock()
+        self._bytes = math.prod(self.shape)
+        self._pixels_at = _PAGE + -(-4 * count // _PAGE) * _PAGE
+        self._asked = {"format": _FORMAT, "key": key, "count": count, "shape": list(self.shape)}
+        header = self._header()
+        if header is None:
+            self._make(prepare)
+            header = self._header()
+            if header is None:
+                raise OSError(0, "another process put another file there", str(path))
+        self.prepared = header["prepared"]
+        self._index = np.memmap(path, np.dtype("<u4"), "r", _PAGE, (count,))
+        pixels = np.memmap(path, np.uint8, "r", self._pixels_at, (count, *self.shape))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that writing to the tensor would be wrong; nothing does
+            self._pixels = torch.from_numpy(pixels)
+        self._verified = np.zeros(count, dtype=bool)
+        self._file = None
+
+    def _header(self) -> dict[str, Any] | None:
+        """The header of the file that is there; None where there is none, or it is not what was asked for."""
+        try:
+            with self.path.open("rb") as file:
+                header = json.loads(file.read(_PAGE))
+                size = file.seek(0, os.SEEK_END)
+            if {key: header[key] for key in self._asked} != self._asked or "prepared" not in header:
+                raise ValueError("its header is another's")
+            if size != self._pixels_at + self.count * self._bytes:
+                raise ValueError("it is cut short")
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            _log.warning("image cache %s is damaged (%s): decoding again", self.path, " ".join(str(error).split()))
+            self.path.unlink(missing_ok=True)
+            return None
+        return header
+
+    def _make(self, prepare: Callable[[], Any]) -> None:
+        """Put an empty file there, whole at once. Where another process was faster, its file stays."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        header = json.dumps({**self._asked, "prepared": prepare()}).encode().ljust(_PAGE)
+        try:
+            with scratch.open("wb") as file:
+                file.write(header)
+                file.truncate(self._pixels_at + self.count * self._bytes)  # a hole, until pixels are written
+            try:
+                os.link(scratch, self.path)
+            except FileExistsError:
+                pass
+            except OSError:  # no hard links here
+                os.replace(scratch, self.path)
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+    def missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of the rows (m,) that are not there yet."""
+        return rows[self._index[rows] == 0]
+
+    def write(self, row: int, pixels: np.ndarray) -> None:
+        """Put an image there, (C, H, W) uint8. Raises OSError, as of a full disk, which leaves the row as it was."""
+        content = np.ascontiguousarray(pixels).tobytes()
+        with self._lock:
+            if self._file is None:
+                self._file = self.path.open("r+b", buffering=0)
+            for at, part in (
+                (self._pixels_at + row * self._bytes, content),
+                (_PAGE + 4 * row, np.array([_checksum(content)], "<u4").tobytes()),
+            ):
+                self._file.seek(at)
+                rest = memoryview(part)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """The images of the rows (m,), as (m, C, H, W) uint8, and which of the rows, (k,), are not what was written."""
+        images = self._pixels[torch.from_numpy(rows)]
+        damaged = []
+        for place in np.flatnonzero(~self._verified[rows]):
+            if _checksum(images[place].numpy().data) == self._index[rows[place]]:
+                self._verified[rows[place]] = True
+            else:
+                damaged.append(rows[place])
+        if damaged:
+            _log.warning("image cache %s is damaged (%d checksums differ): decoding again", self.path, len(damaged))
+        return images, np.array(damaged, dtype=np.int64)
+
+
+def _checksum(content: Any) -> int:
+    """CRC-32, never zero, which in the index means that there is no image."""
+    return zlib.crc32(content) or 1
+
+
+class MappedImages:
+    """Rows of an image file, indexed like the tensor (n, C, H, W) uint8 that they are, of which none is in memory.
+
+    An index gives a tensor of its own.
+    """
+
+    dtype = torch.uint8
+    ndim = 4
+
+    def __init__(self, rows: Tensor, shape: Sequence[int], read: Callable[[np.ndarray], Tensor]) -> None:
+        """rows: (n,) int64, in the file. shape: (C, H, W). read: rows (m,) -> (m, C, H, W)."""
+        self.shape = torch.Size((len(rows), *shape))
+        self._rows, self._read = rows, read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Tensor:
+        rows = self._rows[index]
+        return self._read(rows.reshape(-1).numpy()).view(*rows.shape, *self.shape[1:])

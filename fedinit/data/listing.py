@@ -29,12 +29,6 @@ class Listing:
     class_names: Sequence[str]
     passed_over: Sequence[str]
 
-    def of(self, domains: Sequence[str] | None) -> Listing:
-        """The same of these domains' images alone; None: of all."""
-        if domains is None:
-            return self
-        return self.rows([row for row, domain in enumerate(self.domains) if domain in domains])
-
     def rows(self, rows: Sequence[int]) -> Listing:
         """The same of these rows alone."""
         return replace(

@@ -7,9 +7,10 @@ inside the functions that need it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedinit.config.checks import at_least, within
 from fedinit.errors import InputError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
     from fedinit.data.content import Content
     from fedinit.data.dataset import Dataset
+    from fedinit.data.store import Keeping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,26 @@ class ImageSource(Source):
             )
         listed = self.reading(domain).catalogue(channels, size)
         return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain, console)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedSource(ImageSource):
+    """Images that take long to decode or to resize, and may be more than memory holds."""
+
+    cache: Literal["auto", "always", "never"] = "auto"  # whether decoded images are kept in a file, mapped into memory
+    cache_above: float = 1e9  # bytes of decoded images; auto: more than that, or a cache_dir, and they are in a file
+    cache_dir: str | None = None  # the file's folder; null: the user's cache folder
+    skip_unreadable: bool = False  # go on without the images that cannot be decoded
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("data.cache_above", self.cache_above, 0, math.inf)
+
+    def keeping(self) -> Keeping:
+        """Where the decoded images are to be kept."""
+        from fedinit.data.store import Keeping
+
+        return Keeping(self.cache, self.cache_above, self.cache_dir, self.skip_unreadable)
 
 
 @dataclass(frozen=True, kw_only=True)

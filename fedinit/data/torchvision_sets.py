@@ -13,20 +13,15 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from fedinit.data.source import ImageSource
+from fedinit.data.source import DecodedSource
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fedinit.data.catalogue import Catalogue
-
-_CHUNK = 512  # images resized at a time: bounds the float32 copy
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar(ImageSource):
+class Cifar(DecodedSource):
     """The set as one domain, "all": training images first, then test images, split as published."""
 
     kind: ClassVar[str]  # torchvision's class
@@ -40,7 +35,9 @@ class Cifar(ImageSource):
         import torch
         from torchvision import datasets
 
+        from fedinit.data.arrays import Arrays
         from fedinit.data.catalogue import Catalogue
+        from fedinit.data.store import Store
 
         kind = getattr(datasets, self.kind)
         if self.root is None:
@@ -57,14 +54,14 @@ class Cifar(ImageSource):
                 f"{folder / kind.base_folder}; place them there, or download them with: "
                 f"{_download_call(self.kind, str(folder))}"
             ) from error
-        pixels = torch.from_numpy(np.concatenate([train.data, test.data]))  # (n, 32, 32, 3)
+        pixels = np.concatenate([train.data, test.data])  # (n, 32, 32, 3)
         return Catalogue(
             labels=torch.tensor(train.targets + test.targets, dtype=torch.int64),
             domains=torch.zeros(len(pixels), dtype=torch.int64),
             test=torch.arange(len(pixels)) >= len(train.data),
             class_names=tuple(train.classes),
             domain_names=("all",),
-            read=lambda rows: resize(pixels[rows].permute(0, 3, 1, 2), channels, size),
+            read=Store(Arrays(pixels, channels, size, f"data.root={self.root}"), self.keeping()),
         )
 
 
@@ -84,26 +81,6 @@ class Cifar100(Cifar):
     kind: ClassVar[str] = "CIFAR100"
 
     name: Literal["cifar100"] = "cifar100"
-
-
-def resize(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """(n, 3, h, w) uint8 -> (n, channels, H, W) uint8 with size = (H, W): bicubic, antialiased, rounded.
-
-    The proportions follow the target's. At the size they have, images keep their bytes.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    resized = torch.empty(len(images), channels, *size, dtype=torch.uint8)
-    luma = torch.tensor(_LUMA).reshape(1, 3, 1, 1)
-    for start in range(0, len(images), _CHUNK):
-        pixels = images[start : start + _CHUNK].float()  # (m, 3, h, w), 0..255
-        if channels == 1:
-            pixels = (pixels * luma).sum(dim=1, keepdim=True)
-        if tuple(pixels.shape[-2:]) != size:
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False, antialias=True)
-        resized[start : start + _CHUNK] = pixels.round().clamp(0, 255).to(torch.uint8)  # bicubic overshoots
-    return resized
 
 
 def _download_call(name: str, folder: str) -> str:

@@ -46,7 +46,8 @@ class Tree(ABC):
 
     @abstractmethod
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
-        """What changes when one of these files does: its name, and numbers that the file system or the zip keeps."""
+        """What changes when one of these files does: its name, and numbers that the file system or the zip keeps. Where
+        the tree lies is no part of it."""
 
     def size(self, name: str) -> int:
         """The bytes of a file, without reading it."""
@@ -126,7 +127,7 @@ class Folder(Tree):
 
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
         statuses = [(name, (self.root / (self._prefix + name)).stat()) for name in names]
-        return [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
+        return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in statuses]
 
 
 class Zip(Tree):
@@ -153,8 +154,8 @@ class Zip(Tree):
         return self._zip.getinfo(self._prefix + name).file_size
 
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
-        status = self.root.stat()
-        return [["", status.st_size, status.st_mtime_ns], *([name] for name in names)]
+        members = [(name, self._zip.getinfo(self._prefix + name)) for name in names]
+        return [[name, member.file_size, member.CRC] for name, member in members]
 
 
 def open_tree(given: str | None) -> Tree:

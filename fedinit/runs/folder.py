@@ -181,9 +181,11 @@ class RunFolder(Observer):
     notes: a line each, about what was found there and is another's.
     """
 
-    def __init__(self, config: Config, located: Located | None = None) -> None:
+    def __init__(self, config: Config, located: Located | None = None, anew: bool = False) -> None:
         """
-        config: what is to be run. located: where; None: as `locate` says now.
+        config: what is to be run.
+        located: where; None: as `locate` says now.
+        anew: move a run that is there aside, done or not, as resume=never does.
 
         Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
         holds no checkpoint; RunDone where another process ended the run in the meantime, unless resume=never.
@@ -198,11 +200,12 @@ class RunFolder(Observer):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
-            done = None if config.resume == "never" else finished(self.path)
+            anew = anew or config.resume == "never"
+            done = None if anew else finished(self.path)
             if done is not None:  # by another process, while this one read its data
                 raise RunDone(done)
             begun = any((self.path / FOLDER).rglob("round-*"))
-            if config.resume == "never" or not begun:
+            if anew or not begun:
                 if config.resume not in ("auto", "never"):
                     raise InputError(f"resume={config.resume}: there is no checkpoint in it to go on from")
                 self._make_way(begun)
@@ -223,7 +226,7 @@ class RunFolder(Observer):
     def _make_way(self, begun: bool) -> None:
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
         table = self.path / "metrics.csv"
-        rounds = table.read_text(errors="replace").splitlines()[1:] if table.exists() else []
+        rounds = table.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if table.exists() else []
         if not begun and all(row.startswith("0,") for row in rounds):
             return
         if self._lock is not None:
@@ -237,7 +240,7 @@ class RunFolder(Observer):
             self._lock = None
 
     def snapshot(self) -> State:
-        return State(facts={name: (self.path / name).read_text() for name in TABLES})
+        return State(facts={name: (self.path / name).read_text(encoding="utf-8") for name in TABLES})
 
     def restore(self, state: State) -> None:
         self._rows = state.facts
@@ -294,11 +297,11 @@ class RunFolder(Observer):
         disk.replace_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
-        with open(self.path / name, "w", newline="") as file:
+        with open(self.path / name, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(columns)
 
     def _row(self, name: str, values: Sequence[object]) -> None:
-        with open(self.path / name, "a", newline="") as file:
+        with open(self.path / name, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(values)
 
 

@@ -50,13 +50,15 @@ OTHER = {
     "client.gsnr_scope": "per_round",
     "client.loss": "cross_entropy",
     "client.max_steps": 7,
+    "data.cache": "never",
     "data.cache_dir": "there",
     "data.classes": 5,
     "data.domains": ["a", "b"],
     "data.evaluate_on": "val",
-    "data.fingerprint": "bytes",
     "data.grey_range": "full",
+    "data.fingerprint": "bytes",
     "data.layout": "class",
+    "engine.lanes": 3,
     "data.matrix.condition": 3.0,
     "data.matrix.corrupted": 0.2,
     "data.matrix.observe": "full",
@@ -234,7 +236,7 @@ def test_every_key_of_a_choice_counts(group, choice):
 def attributes_read(*folders: str) -> set[str]:
     """The names of all attributes that are read in the source, but in checks of values."""
     found = set()
-    for path in (p for folder in folders for p in sorted((ROOT / folder).rglob("*.py"))):
+    for path in [ROOT / "run_sim.py", *(p for folder in folders for p in sorted((ROOT / folder).rglob("*.py")))]:
         tree = ast.parse(path.read_text())
         checks = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"]
         skipped = {id(inner) for check in checks for inner in ast.walk(check)}

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torchvision.datasets import cifar
 
-import fedinit.data.image_folder as image_folder
+import fedinit.data.image_files as image_files
 from fedinit.config.build import create
 from fedinit.data import SOURCES
+from fedinit.data.arrays import resize
 from fedinit.data.source import Source
-from fedinit.data.torchvision_sets import resize
 from fedinit.errors import InputError
 
 PACS = Path(__file__).resolve().parents[4] / "shared" / "data" / "pacs" / "pacs_cap200.zip"
@@ -149,8 +150,8 @@ def test_every_kind_of_picture_becomes_what_it_shows() -> None:
         (encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG"), (9, 8, 7)),
         (encoded(Image.new("RGB", (1, 300), (9, 8, 7)), "PNG"), (9, 8, 7)),
     ]:
-        colour = image_folder.decode(content, 3, (8, 6))
-        grey = image_folder.decode(content, 1, (8, 6))
+        colour = image_files.decode(content, 3, (8, 6))
+        grey = image_files.decode(content, 1, (8, 6))
         assert colour.shape == (3, 8, 6) and grey.shape == (1, 8, 6)
         assert colour.dtype == grey.dtype == np.uint8
         if expected is not None:
@@ -162,13 +163,13 @@ def test_every_kind_of_picture_becomes_what_it_shows() -> None:
 def test_a_square_is_plainly_resized_and_the_rest_cut_at_the_centre() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
     plain = np.asarray(Image.fromarray(noise).resize((8, 8), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(image_folder.decode(encoded(Image.fromarray(noise), "PNG"), 3, (8, 8)), plain)
+    assert np.array_equal(image_files.decode(encoded(Image.fromarray(noise), "PNG"), 3, (8, 8)), plain)
     wide = np.random.default_rng(1).integers(64, 192, (20, 60, 3), dtype=np.uint8)
     shorter = np.asarray(Image.fromarray(wide).resize((24, 8), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    ours = image_folder.decode(encoded(Image.fromarray(wide), "PNG"), 3, (8, 8))
+    ours = image_files.decode(encoded(Image.fromarray(wide), "PNG"), 3, (8, 8))
     assert np.array_equal(ours, shorter[:, :, 8:16])
     tall = Image.fromarray(wide.transpose(1, 0, 2))
-    turned = image_folder.decode(encoded(tall, "PNG"), 3, (8, 8)).transpose(0, 2, 1)
+    turned = image_files.decode(encoded(tall, "PNG"), 3, (8, 8)).transpose(0, 2, 1)
     assert np.abs(turned.astype(int) - ours).max() <= 1  # it rounds after rows, then columns
     assert not np.array_equal(ours, shorter[:, :, 7:15])
 
@@ -178,8 +179,8 @@ def test_exif_orientation_turns_the_picture() -> None:
     half.paste(255, (0, 0, 16, 8))  # bright above
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees clockwise to see it": bright on the right
-    turned = image_folder.decode(encoded(half, "JPEG", exif=exif), 1, (8, 8))[0].astype(int)
-    straight = image_folder.decode(encoded(half, "JPEG"), 1, (8, 8))[0].astype(int)
+    turned = image_files.decode(encoded(half, "JPEG", exif=exif), 1, (8, 8))[0].astype(int)
+    straight = image_files.decode(encoded(half, "JPEG"), 1, (8, 8))[0].astype(int)
     assert straight[:2].min() > 200 > 50 > straight[-2:].max()
     assert turned[:, -2:].min() > 200 > 50 > turned[:, :2].max()
 
@@ -188,7 +189,7 @@ def test_a_large_jpeg_decoded_at_a_fraction_looks_the_same() -> None:
     wave = 128 + 100 * np.sin(np.arange(256) * 2 * np.pi * 20 / 256)  # 20 periods: 1/8 of the side loses them
     picture = Image.fromarray(wave.round().astype(np.uint8)[None].repeat(256, 0))
     full = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)).astype(int)
-    ours = image_folder.decode(encoded(picture, "JPEG", quality=95), 1, (64, 64))[0]
+    ours = image_files.decode(encoded(picture, "JPEG", quality=95), 1, (64, 64))[0]
     assert np.abs(ours - full).mean() < 4 and np.abs(ours - full).max() < 16  # of 255
 
 
@@ -200,16 +201,16 @@ def test_a_cache_hit_equals_a_cold_decode_and_reads_no_image(
 ) -> None:
     cold = load(tree)
     first = load(tree, cache_dir=str(tmp_path / "cache"))
-    monkeypatch.setattr(image_folder, "decode", None)  # a call would fail
+    monkeypatch.setattr(image_files, "decode", None)  # a call would fail
     second = load(tree, cache_dir=str(tmp_path / "cache"))
     assert torch.equal(cold.images, first.images) and torch.equal(cold.images, second.images)
     kept = list((tmp_path / "cache").iterdir())
-    assert [p.suffix for p in kept] == [".safetensors"]
+    assert [p.suffix for p in kept] == [".images"]
     with pytest.raises(InputError, match="cannot read"):  # the counter-proof: another size is not in the cache
         load(tree, size=(9, 9), cache_dir=str(tmp_path / "cache"))
     monkeypatch.undo()
     load(tree, size=(9, 9), cache_dir=str(tmp_path / "cache"))
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    assert len(list((tmp_path / "cache").glob("*.images"))) == 2
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "flip", "text", "header"])
@@ -240,10 +241,14 @@ def test_a_changed_image_is_not_taken_from_the_cache(tree: Path, tmp_path: Path)
     assert not torch.equal(before[0], after[0]) and torch.equal(before[1:], after[1:])
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(tree: Path, tmp_path: Path, caplog) -> None:
+def test_a_cache_that_cannot_be_written_stops_nothing(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    made = load(tree, cache_dir=str(tmp_path / "file"))
-    assert torch.equal(made.images, load(tree).images) and "could not be written" in caplog.text
+    console = Console(file=io.StringIO(), width=40)
+    made = source(tree, cache_dir=str(tmp_path / "file")).load(3, (8, 8), console=console)
+    assert torch.equal(made.images, load(tree).images)
+    (said,) = console.file.getvalue().splitlines()[1:]  # type: ignore[attr-defined]
+    assert said.startswith(f"data: cache {tmp_path}/file cannot be used (")
+    assert said.endswith("): the images are held in memory, 4.6 kB")
 
 
 # Wrong input: one line that says what was wrong and what to do
