@@ -8,6 +8,11 @@ and 143 stopped by Ctrl-C and SIGTERM.
 
 from __future__ import annotations
 
+from fedinit import starting
+
+if __name__ == "__main__":
+    starting.begin()  # before what takes seconds to import
+
 import dataclasses
 import os
 import sys
@@ -33,10 +38,9 @@ from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.reporting import OpenRun, open_run
+from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
 from fedinit.runs.stopping import listening
-from fedinit.runs.table import print_summary
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
@@ -69,13 +73,14 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     folder = located.path
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
-        console.print("this run is done; resume=never runs it again", highlight=False)
-        print_summary(console, done, str(folder))
-        return done | {"folder": str(folder)}
+        return show_done(done, config, folder, console)
     site = Site(config, console=console)
     # Refuses what does not fit, before a folder is made.
     check_clients(config, {part.client: len(part.train) for part in site.partitions})
-    opened = open_run(config, console, located)
+    try:
+        opened = open_run(config, console, located)
+    except run_folder.RunDone as ended:
+        return show_done(ended.summary, config, folder, console)
     try:
         opened.record_holdings(site.data, site.partitions)
         head_alone = reference(config, site, opened, console)
@@ -223,4 +228,5 @@ def leave(code: int) -> None:
 
 
 if __name__ == "__main__":
+    starting.end()
     leave(main(sys.argv[1:]))

@@ -18,8 +18,7 @@ from fedinit.models import adapted_layers, build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.reporting import open_run
-from fedinit.runs.table import print_summary
+from fedinit.runs.reporting import open_run, show_done
 from fedinit.state.disk import replace_json
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
@@ -44,12 +43,15 @@ def main(grid: Grid, context: Context) -> None:
         exchange = Exchange(grid, timeout=config.node_timeout, emit=progress.event, waiting=progress.waiting)
         introductions = exchange.register_clients(backbone.digest, config.rounds)
         if kept_sites(folder) == sites_of(grid.run.federation_id, roster_of(introductions)):
-            console.print("this run is done; resume=never runs it again", highlight=False)
-            print_summary(console, done, str(folder))
+            show_done(done, config, folder, console)
             return
         console.print(f"{folder}: done by another federation; it is moved aside", highlight=False, markup=False)
     adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
-    run = open_run(config, console, located)
+    try:
+        run = open_run(config, console, located, anew=done is not None)
+    except run_folder.RunDone as ended:
+        show_done(ended.summary, config, folder, console)
+        return
     try:
         outcome = federate(
             config,

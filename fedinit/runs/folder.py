@@ -32,6 +32,7 @@ from fedinit.runs.made_of import MadeOf
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
+from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
 from fedinit.state.checkpoint import FOLDER, State, difference, refuse_other, written_config
 
@@ -90,7 +91,7 @@ def configured(folder: Path, named: str | None = None) -> Config:
     what = f"resume={folder}" if named is None else named
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
-    except (OSError, ValueError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError, RecursionError) as error:
         raise InputError(f"{what}: not the folder of a run; it has no readable {CONFIG}") from error
     written = computed_in(folder)  # first: another format may have had other keys
     if not isinstance(values, dict):
@@ -113,12 +114,62 @@ def computed_in(folder: Path) -> dict[str, Any] | None:
 
 def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that is done, or None."""
+    return summary_of(folder) if (folder / DONE).is_file() else None
+
+
+def mend(folder: Path, config: Config) -> list[str]:
+    """Write the config.yaml of a run that is done anew where it says what the run did not compute with; a line of it,
+    or none."""
+    lock = None
     try:
-        if (folder / DONE).is_file():
-            return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if configured(folder).computed() == config.computed():
+            return []
+    except InputError:
         pass
-    return None
+    try:
+        lock = FolderLock(folder)
+        return write_config(folder, config)
+    except (InputError, OSError) as error:
+        return [f"{folder / CONFIG} is not this run's, and cannot be written anew ({error})"]
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def write_config(folder: Path, config: Config) -> list[str]:
+    """Write config.yaml, also over one with other places in it. One that says what this run does not compute with is
+    put aside; a line says so. Raises OSError."""
+    with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
+        text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    file, notes = folder / CONFIG, []
+    if file.exists() and file.read_bytes() != text.encode():
+        computed_in(folder)  # an older format's file stays as it is
+        try:
+            refuse_other(configured(folder).computed(), config.computed(), CONFIG)
+        except InputError:
+            notes.append(_put_aside(file))
+    disk.replace(file, text.encode())
+    return notes
+
+
+def put_aside_summary(folder: Path) -> list[str]:
+    """Of a folder whose run goes on: put a summary.json aside that no run has written; a line says so. Raises
+    OSError."""
+    file = folder / SUMMARY
+    return [_put_aside(file)] if file.exists() and summary_of(folder) is None else []
+
+
+def _put_aside(file: Path) -> str:
+    file.replace(aside := _free(file.with_name(f"{file.name}.edited")))
+    return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
+
+
+class RunDone(Exception):
+    """Another process ended the run in the meantime: it is only to be shown. summary: its figures."""
+
+    def __init__(self, summary: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.summary = summary
 
 
 class RunFolder(Observer):
@@ -130,12 +181,14 @@ class RunFolder(Observer):
     notes: a line each, about what was found there and is another's.
     """
 
-    def __init__(self, config: Config, located: Located | None = None) -> None:
+    def __init__(self, config: Config, located: Located | None = None, anew: bool = False) -> None:
         """
-        config: what is to be run. located: where; None: as `locate` says now.
+        config: what is to be run.
+        located: where; None: as `locate` says now.
+        anew: move a run that is there aside, done or not, as resume=never does.
 
         Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
-        holds no checkpoint.
+        holds no checkpoint; RunDone where another process ended the run in the meantime, unless resume=never.
         """
         self.path, made_of = located or locate(config)
         self.notes: list[str] = []
@@ -145,46 +198,35 @@ class RunFolder(Observer):
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         self._rows: Mapping[str, str] = {}
         try:
-            if self.path.exists():
-                self._lock = FolderLock(self.path)
-                begun = any((self.path / FOLDER).rglob("round-*"))
-                if config.resume == "never" or finished(self.path) or not begun:
-                    if config.resume not in ("auto", "never"):
-                        raise InputError(f"resume={config.resume}: there is no checkpoint in it to go on from")
-                    self._make_way(begun)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.path)
+            anew = anew or config.resume == "never"
+            done = None if anew else finished(self.path)
+            if done is not None:  # by another process, while this one read its data
+                raise RunDone(done)
+            begun = any((self.path / FOLDER).rglob("round-*"))
+            if anew or not begun:
+                if config.resume not in ("auto", "never"):
+                    raise InputError(f"resume={config.resume}: there is no checkpoint in it to go on from")
+                self._make_way(begun)
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = FolderLock(self.path)
-            self._write_config(config)
+            self.notes += write_config(self.path, config) + put_aside_summary(self.path)
             made_of.save(self.path, config)
             if other := _others_made_of(self.path, config, made_of):
                 self.notes.append(other)
         except OSError as error:
             self.close()
             raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
-        except InputError:
+        except (InputError, RunDone):
             self.close()
             raise
-
-    def _write_config(self, config: Config) -> None:
-        """Write config.yaml, also over one with other places in it; one that says what this run does not compute with
-        is put aside."""
-        with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
-            text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-        file = self.path / CONFIG
-        if file.exists() and file.read_bytes() != text.encode():
-            computed_in(self.path)  # an older format's file stays as it is
-            try:
-                refuse_other(configured(self.path).computed(), config.computed(), CONFIG)
-            except InputError:
-                file.replace(aside := _free(self.path / f"{CONFIG}.edited"))
-                self.notes.append(f"{file} was not this run's; it is written anew, and the other one is {aside.name}")
-        disk.replace(file, text.encode())
 
     def _make_way(self, begun: bool) -> None:
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
         table = self.path / "metrics.csv"
-        rounds = table.read_text(encoding="utf-8").splitlines()[1:] if table.exists() else []
+        rounds = table.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if table.exists() else []
         if not begun and all(row.startswith("0,") for row in rounds):
             return
         if self._lock is not None:
@@ -251,7 +293,7 @@ class RunFolder(Observer):
             file.write(json.dumps({"kind": kind, **facts}).encode() + b"\n")
 
     def finished(self, summary: Mapping[str, Any]) -> None:
-        disk.replace_json(self.path / "summary.json", summary)
+        disk.replace_json(self.path / SUMMARY, summary)
         disk.replace_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:

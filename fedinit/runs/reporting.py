@@ -18,7 +18,7 @@ from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.writing import report_of_run
 from fedinit.runs.export import FinalModel, export
-from fedinit.runs.folder import Located, RunFolder
+from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
@@ -82,15 +82,28 @@ class OpenRun:
             observer.close()
 
 
-def open_run(config: Config, console: Console, located: Located) -> OpenRun:
+def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
+    """Print the table of a run that is done; returns its summary, with the folder as it is now.
+
+    done: its summary. config: what was asked for, which the run's own configuration is mended by.
+    """
+    console.print("this run is done; resume=never runs it again", highlight=False)
+    for note in mend(folder, config):
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    print_summary(console, done, str(folder))
+    return {**done, "folder": str(folder)}
+
+
+def open_run(config: Config, console: Console, located: Located, anew: bool = False) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
 
     console: where warnings and the final table go.
     located: where the run is kept, and what it is made of.
+    anew: move a run that is there aside, done or not, as resume=never does.
 
-    Raises InputError when the folder cannot be written.
+    Raises InputError when the folder cannot be written, RunDone where another process ended the run in the meantime.
     """
-    folder = RunFolder(config, located)
+    folder = RunFolder(config, located, anew)
     for note in folder.notes:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     observers: list[Observer] = [folder]

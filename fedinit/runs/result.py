@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import nn
 
 from fedinit.adapters.bank import Bank
@@ -22,6 +25,7 @@ from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
 from fedinit.runs import export
 from fedinit.runs import folder as run_folder
+from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
 from fedinit.scores import SCORES
 
@@ -77,7 +81,8 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
         self._finished()
-        return tuple(json.loads((self.folder / export.ONE / export.CLASSES).read_text(encoding="utf-8"))["classes"])
+        with _reading(file := self.folder / export.ONE / export.CLASSES):
+            return tuple(str(name) for name in json.loads(file.read_text(encoding="utf-8"))["classes"])
 
     def table(self) -> Table:
         """The table that the run ended with, as text. Raises InputError for a run that is not done."""
@@ -99,7 +104,8 @@ class Run:
         Raises InputError for a run that is not done, a client where all have one model or none where each has its own,
         or a checkpoint of the backbone that is not there any more.
         """
-        layers, head, offset = export.load_adapter(self._adapter(client))
+        with _reading(folder := self._adapter(client)):
+            layers, head, offset = export.load_adapter(folder)
         backbone = build_backbone(self.config.model)
         scale = self.config.adapter.scale
         module = backbone.module
@@ -116,7 +122,7 @@ class Run:
 
     def _adapter(self, client: int | None) -> Path:
         """The folder of the adapter of all clients, or of one. Raises InputError where there is none."""
-        where, method = self._finished()["adapter"], f"strategy={self.config.strategy.name}"
+        where, method = self._finished().get("adapter", export.ONE), f"strategy={self.config.strategy.name}"
         if where == export.SHARED:
             raise InputError(
                 f"{self.folder}: {method} has a model a client, and each client's own factors are at its site, which "
@@ -135,6 +141,10 @@ class Run:
     def _finished(self) -> dict[str, Any]:
         """The summary. Raises InputError for a run that is not done."""
         done = run_folder.finished(self.folder)
+        if done is None and (self.folder / run_folder.DONE).is_file():
+            raise InputError(
+                f"{self.folder}: its {SUMMARY} is not what a run writes; resume={self.folder} writes it anew"
+            )
         if done is None:
             last_round = max(self.metrics.get("round", ()), default=0)
             raise InputError(
@@ -163,10 +173,30 @@ class Table(str):
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """A table's columns by name; a last row that is being written, or was cut short, is left out."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-    header, rows = next(lines, []), list(lines)
-    return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
+    with _reading(path):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+        header, rows = next(lines, []), list(lines)
+        return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Within, what is wrong with a file of a run becomes an InputError of one line."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        csv.Error,
+        SafetensorError,
+    ) as e:
+        why = " ".join(str(e).split())
+        raise InputError(f"{path}: not what a run writes ({type(e).__name__}: {why}); it was changed since") from e
 
 
 def _column(cells: list[str]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 import fedinit
 import run_sim
+from clients.site import Site
+from fedinit.runs.lock import FolderLock
+from fedinit.runs.summary import summary_of
+from fedinit.state import disk
 from tests.support.small import WORDS
 
 SHORT = (*WORDS, "rounds=1", "client.max_steps=1", "evaluation=none")
@@ -45,6 +50,104 @@ def unfinished(folder: Path) -> Path:
     return folder
 
 
+# -- the same command, twice ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resume", ["auto", "named"])
+def test_a_run_that_another_process_ended_meanwhile_is_shown_and_stays(resume, done, again, monkeypatch):
+    """The first ends while the second still reads its data."""
+    late = unfinished(done)
+    before = {p: p.read_bytes() for p in late.rglob("*") if p.is_file()}
+
+    class Slow(Site):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            disk.replace_json(late / "DONE.json", {})
+
+    monkeypatch.setattr(run_sim, "Site", Slow)
+    told = again(*([f"resume={late}"] if resume == "named" else []))
+    assert "this run is done" in told and f"run folder: {late}" in told
+    assert [p.name for p in late.parent.iterdir()] == [late.name]
+    assert {p: p.read_bytes() for p in late.rglob("*") if p.is_file() and p.name != "DONE.json"} == before
+
+
+def test_a_run_is_refused_while_another_process_is_at_it_and_never_begins_anew(done, again):
+    lock = FolderLock(done)
+    assert "another process is at this run" in again("resume=never", code=2)
+    lock.release()
+    again("resume=never")
+    assert {p.name for p in done.parent.iterdir()} == {done.name, f"{done.name}.1"}
+
+
+# -- summary.json and the tables -------------------------------------------------------------------------------------
+
+WRONG = ["", "[]", "3", "null", '"text"', "{}", '{"score": []}', "[" * 10**5, '{"score": "accuracy"', "\x00\x01"]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_summary_of_another_shape_is_written_anew_and_kept_aside(text, done, again, whole):
+    right = (done / "summary.json").read_text()
+    (done / "summary.json").write_text(text)
+    with pytest.raises(fedinit.InputError) as refused:
+        _ = fedinit.load(done).summary
+    why = f"its summary.json is not what a run writes; resume={done} writes it anew"
+    assert str(refused.value) == f"{done}: {why}"
+    told = again()
+    assert (
+        f"{done}/summary.json was not this run's; it is written anew, and the other one is summary.json.edited.1"
+        in told
+    )
+    assert (done / "summary.json.edited.1").read_text() == text
+    assert json.loads((done / "summary.json").read_text())["final_hash"] == json.loads(right)["final_hash"]
+    assert [p.name for p in done.parent.iterdir()] == [done.name] and fedinit.load(whole).summary
+
+
+@pytest.mark.parametrize(
+    "key", ["strategy", "rounds", "score", "accuracy_by_domain", "head_alone", "final_hash", "adapter"]
+)
+def test_a_summary_with_a_value_of_another_type_is_none(key, done):
+    values = json.loads((done / "summary.json").read_text())
+    assert summary_of(done) == values
+    for wrong in ([1], {"a": "b"}, True):
+        (done / "summary.json").write_text(json.dumps({**values, key: wrong}))
+        assert summary_of(done) is None
+    alone = {"accuracy": 1.0, "accuracy_by_domain": {"elsewhere": 1.0}}
+    (done / "summary.json").write_text(json.dumps({**values, "head_alone": alone}))
+    assert summary_of(done) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "null", "3", '{"format": 4}', '{"content": 3, "sha256": 3}', "[" * 10**5, ""]
+)
+def test_a_manifest_of_another_shape_is_damage_and_the_checkpoint_before_is_used(text, done, again):
+    for manifest in sorted(unfinished(done).glob("checkpoints/round-*/manifest.json"))[-1:]:
+        manifest.write_text(text)
+    assert "checkpoint damaged: checkpoint round-000001" in again()
+    assert fedinit.load(done).done and [p.name for p in done.parent.iterdir()] == [done.name]
+
+
+@pytest.mark.parametrize("content", [b"round,client\n1\n", b"\xff\xfe\n1\n", b"round\nmany\n"])
+def test_a_table_of_another_shape_is_one_line(content, done, again):
+    (done / "metrics.csv").write_bytes(content)
+    with pytest.raises(fedinit.InputError) as refused:
+        _ = fedinit.load(done).metrics
+    assert str(refused.value).startswith(f"{done}/metrics.csv: not what a run writes (") and "\n" not in str(
+        refused.value
+    )
+    again("resume=never")  # which looks into the table before it moves the folder aside
+    assert (done.with_name(f"{done.name}.1") / "metrics.csv").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["classes.json", "adapter_model.safetensors", "head.safetensors"])
+def test_an_adapter_of_another_shape_is_one_line(name, done):
+    for content in (b"[]", b"", b"\xff"):
+        (done / "adapter" / name).write_bytes(content)
+        run = fedinit.load(done)
+        with pytest.raises(fedinit.InputError, match="not what a run writes") as refused:
+            _ = run.class_names if name == "classes.json" else run.model()
+        assert "\n" not in str(refused.value)
+
+
 # -- config.yaml -----------------------------------------------------------------------------------------------------
 
 
@@ -58,6 +161,9 @@ def test_an_edited_configuration_is_put_aside_when_its_run_goes_on(done, again):
     )
     assert "lr: 0.04" in (done / "config.yaml").read_text() and (done / "config.yaml.edited.1").read_text() == edited
     assert fedinit.load(done).done
+    (done / "config.yaml").write_text(edited)  # and when it is shown
+    assert "config.yaml.edited.2" in again() and "lr: 0.04" in (done / "config.yaml").read_text()
+    assert "config.yaml" not in again()
 
 
 @pytest.mark.parametrize("finished", [True, False])

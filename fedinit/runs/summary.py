@@ -1,0 +1,50 @@
+"""summary.json of a run's folder, as far as it is what a run writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedinit.scores import SCORES
+
+SUMMARY = "summary.json"
+_WORDS = ("strategy", "data", "model", "final_hash")
+_NUMBERS = ("rounds", "clients", "seconds", "trainable_parameters", "bytes_up", "bytes_down")
+
+
+def summary_of(folder: Path) -> dict[str, Any] | None:
+    """The summary in a run's folder; None where there is none, or something else."""
+    try:
+        values = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if _is_summary(values) else None
+
+
+def _is_summary(values: Any) -> bool:
+    """Whether it has what is shown of a run, in its types."""
+    if not isinstance(values, dict) or not all(isinstance(values.get(key), str) for key in _WORDS):
+        return False
+    score, alone = values.get("score"), values.get("head_alone")
+    if not isinstance(score, str) or score not in SCORES or not all(_is_number(values.get(key)) for key in _NUMBERS):
+        return False
+    adapter = values.get("adapter", "")
+    return isinstance(adapter, str) and _is_scored(values, score) and (alone is None or _is_head_alone(values, alone))
+
+
+def _is_head_alone(values: Mapping[str, Any], alone: Any) -> bool:
+    key = f"{values['score']}_by_domain"
+    return isinstance(alone, dict) and _is_scored(alone, values["score"]) and alone[key].keys() == values[key].keys()
+
+
+def _is_scored(values: Mapping[str, Any], score: str) -> bool:
+    mean, by_domain = values.get(score), values.get(f"{score}_by_domain")
+    if not isinstance(by_domain, dict) or not all(map(_is_number, by_domain.values())):
+        return False
+    return not by_domain if mean is None else _is_number(mean)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,49 @@
+"""Ctrl-C before a command has begun: one line and 130."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tomli
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = "stopped; nothing had begun\n"
+
+
+def test_ctrl_c_ends_an_import_in_one_line_and_is_an_interrupt_again_behind_it():
+    code = """
+import os, signal, sys
+from fedinit import starting
+if sys.argv[1] == "within":
+    starting.begin()
+else:
+    with starting.imports():
+        pass
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    for when, expected, told in (("within", 130, LINE), ("behind", -signal.SIGINT, "KeyboardInterrupt")):
+        ended = subprocess.run([sys.executable, "-c", code, when], cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == expected and told in ended.stderr
+        assert ("Traceback" in ended.stderr) == (when == "behind")
+
+
+def test_the_command_is_the_one_that_takes_it():
+    scripts = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"fedinit": "fedinit.__main__:main"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["run_sim.py", "rounds=1"], ["-m", "fedinit", "deploy", "status", "absent"]])
+def test_ctrl_c_at_any_moment_of_the_imports(words):
+    for wait in (0.4, 0.7, 1.0, 1.5):
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert "Traceback" not in told and told.count("\n") == 1, told
+        assert process.returncode in (130, 2), told
