@@ -33,10 +33,13 @@ def _configured(run_config: str, node_config: str) -> tuple[Config, Config]:
 @functools.lru_cache(maxsize=2)
 def _cohort(run_config: str, node_config: str, client: int | None):
     """One cohort a configuration and process: a long-lived process does not load its backbone for every message."""
+    from rich.console import Console
+
     from clients.cohort import Cohort
     from clients.site import Site
 
-    site = Site(_configured(run_config, node_config)[1], client)
+    console = None if simulated() else Console(stderr=True)  # a site's log says what data it found
+    site = Site(_configured(run_config, node_config)[1], client, console=console)
     return Cohort(site, persistent=True, deployed=not simulated())
 
 
@@ -63,6 +66,7 @@ def _answer(message: Message, context: Context) -> Message:
         kept.recall(message, context)
         reply = cohort([(message, context)])[0]
         if reply.has_content():
+            kept.export(message, context, cohort)
             kept.remember(message, context)
         return reply
     except InputError as error:

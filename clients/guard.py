@@ -1,28 +1,38 @@
 """What a client takes from a server: factors and merges of the layers that are adapted, a head, and nothing else.
 
-A run is about one frozen backbone, which each site holds in a file of its own; the server says by its hash which one it
-means. Weights that a message might carry for it are refused, not loaded.
+Everything is decoded here, once, into what was declared and the site's own model has. A run is about one frozen
+backbone, which each site holds in a file of its own; the server says by its hash which one it means. Weights that a
+message might carry for it are refused, not loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import ItemsView
+import math
+from collections.abc import Mapping
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
 
 from clients.site import Site
 from fedinit import wire
 from fedinit.errors import InputError
 from fedinit.factors import PARTS
 from fedinit.state import base_offset as base
+from fedinit.statistics import Request, shapes_of
+
+Received = Mapping[str, dict[str, Tensor]]  # {record: {name: tensor}}
 
 ORTHONORMAL = 1e-3  # how far an entry of QᵀQ may be from the identity's; float32 leaves 1e-6
 RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
 
 
-def check(message: Message, site: Site) -> None:
-    """Raise InputError, one line, for another backbone, and for a record, tensor or shape that is no part of a run."""
+def check(message: Message, site: Site) -> Received:
+    """The tensors of the message, by record and name.
+
+    Raises InputError, one line, for another backbone, and for a record, tensor, shape or value that is no part of a
+    run.
+    """
     for name in message.content.keys() - RECORDS:
         raise InputError(f"the server sent a record {name!r}, which is no part of a run")
     meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
@@ -31,30 +41,57 @@ def check(message: Message, site: Site) -> None:
             f"the run is for the backbone {meant[:12] or '(none named)'}, this client holds "
             f"{site.backbone.digest[:12]}; give both the same model.checkpoint"
         )
-    for name, array in _arrays(message, wire.STATE):
+    received = {record: _tensors(message, record) for record in (wire.STATE, wire.ASKED, base.RECORD)}
+    for name, array in received[wire.STATE].items():
         if name.startswith(wire.HEAD):
             shapes: dict[str, tuple[int, ...]] = {"weight": (len(site.data.class_names), site.backbone.features)}
             shapes["bias"] = shapes["weight"][:1]
             _shape(name, array, shapes.get(name[len(wire.HEAD) :]))
         else:
             _factor(name, array, site)
-    for name, array in _arrays(message, wire.ASKED):
+    for name, array in received[wire.ASKED].items():
         _basis(name, array, site)
-    for name, array in _arrays(message, base.RECORD):
+    for name, array in received[base.RECORD].items():
         if name in site.targets:  # the offset whole
             _shape(name, array, site.targets[name])
         else:
-            _factor(name.partition("/")[2], array, site)  # "<version>/<layer>/A"
+            _factor(name.partition("/")[2], array, site, stacked=True)  # "<version>/<layer>/A"
+    return received
 
 
-def _arrays(message: Message, record: str) -> ItemsView[str, Array]:
+def check_request(request: Request, site: Site) -> None:
+    """Raise InputError for a statistic of what the site's model does not have, or with sums larger than the square of
+    a layer's width, before anything is allocated for it."""
+    for name, shape in request.shapes.items():
+        expected = {
+            "features": (len(site.data.class_names), site.backbone.features),
+            "adapters": shape,  # of the start's tensors, which bank.leaf knows by name
+        }.get(request.source, site.targets.get(name))
+        if tuple(shape) != expected or not all(type(size) is int and size > 0 for size in shape):
+            what = f"which is {expected} here" if expected else "which is no adapted layer"
+            raise InputError(f"the server asked for statistics of {name!r} as {tuple(shape)}, {what}")
+    widest = 1 + max(max(shape) for shape in (*site.targets.values(), (site.backbone.features,)))
+    for name, shape in shapes_of(request).items():
+        if not math.prod(shape) <= max(widest, len(site.data.class_names)) ** 2:
+            raise InputError(f"the server asked for {name} as {shape}, more than the square of a layer's width")
+
+
+def _tensors(message: Message, record: str) -> dict[str, Tensor]:
+    """The arrays of a record, decoded, all values finite."""
     content = message.content.get(record, ArrayRecord())
     if not isinstance(content, ArrayRecord):
         raise InputError(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
-    return content.items()
+    try:
+        tensors = wire.decode(content)
+    except ValueError as error:
+        raise InputError(f"the server sent {error}") from error
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"the server sent {name} with NaN or infinity")
+    return tensors
 
 
-def _basis(name: str, array: Array, site: Site) -> None:
+def _basis(name: str, array: Tensor, site: Site) -> None:
     """Raise InputError for what is no basis to project a statistic on: orthonormal columns (k, q) or (d, q), for the
     inputs or the outputs of an adapted layer.
 
@@ -67,17 +104,21 @@ def _basis(name: str, array: Array, site: Site) -> None:
     rows = array.shape[0] if len(array.shape) == 2 and array.shape[0] in site.targets[layer] else site.targets[layer][1]
     columns = (array.shape[1:2] or (0,))[0]
     _shape(name, array, (rows, columns))
-    if columns > rows or not _off_orthonormal(array.numpy().astype(np.float64)) <= ORTHONORMAL:
+    if columns > rows or not _off_orthonormal(array.double()) <= ORTHONORMAL:
         raise InputError(f"the server sent {name} with columns that are not orthonormal to {ORTHONORMAL:g}")
 
 
-def _off_orthonormal(basis: np.ndarray) -> float:
-    """The largest entry of |QᵀQ - I|; NaN where one of Q is."""
-    return np.abs(basis.T @ basis - np.eye(basis.shape[1])).max(initial=0.0)
+def _off_orthonormal(basis: Tensor) -> float:
+    """The largest entry of |QᵀQ - I|."""
+    off = (basis.T @ basis - torch.eye(basis.shape[1])).abs()
+    return float(off.max()) if off.numel() else 0.0
 
 
-def _factor(name: str, array: Array, site: Site) -> None:
-    """Raise InputError for what is no factor, in its shape, of an adapted layer."""
+def _factor(name: str, array: Tensor, site: Site, stacked: bool = False) -> None:
+    """Raise InputError for what is no factor, in its shape, of an adapted layer.
+
+    stacked: of a merge, which may hold the factors of all clients side by side.
+    """
     layer, _, part = name.rpartition("/")
     if layer not in site.targets or part not in PARTS:
         raise InputError(
@@ -85,14 +126,17 @@ def _factor(name: str, array: Array, site: Site) -> None:
             "backbone from a server"
         )
     d, k = site.targets[layer]
-    rank = (array.shape or (0,))[0 if part == "A" else -1]
+    rank = (tuple(array.shape) or (0,))[0 if part == "A" else -1]
+    if part in ("A", "B") and not stacked and rank > min(d, k):
+        raise InputError(f"the server sent {name} of rank {rank}; a map from {k} to {d} has no more than {min(d, k)}")
     core = (rank, rank) if len(array.shape) == 2 else (array.shape[0], rank, rank)  # full, or its diagonal blocks
     _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core, "b": (d,), "d": (rank,), "m": (d,)}[part])
 
 
-def _shape(name: str, array: Array, expected: tuple[int, ...] | None) -> None:
+def _shape(name: str, array: Tensor, expected: tuple[int, ...] | None) -> None:
     """Raise InputError for another shape, or none that is expected, and for what is not float32."""
     if expected is None:
         raise InputError(f"the server sent {name!r}, which is no part of a head")
-    if tuple(array.shape) != expected or array.dtype != "float32":
-        raise InputError(f"the server sent {name} as {array.dtype} {tuple(array.shape)}, expected float32 {expected}")
+    if tuple(array.shape) != expected or array.dtype != torch.float32:
+        dtype = str(array.dtype).removeprefix("torch.")
+        raise InputError(f"the server sent {name} as {dtype} {tuple(array.shape)}, expected float32 {expected}")

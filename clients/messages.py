@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.app import Context, Message, MetricRecord
 from torch import Tensor
 
 from clients import guard
+from clients.guard import Received
 from clients.replies import HELD, description, held, refusal
 from clients.site import Site
 from clients.state import rounds
 from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
+from fedinit.adapters.core import BLOCK_SCALES
 from fedinit.errors import InputError
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
-from fedinit.state.base_offset import EMPTY
+from fedinit.state.base_offset import EMPTY, RECORD
 from fedinit.statistics import Request
+from fedinit.transforms.personal import with_personal
 
 # Message types, and the stage at which a message of this type may fail before there is a task.
 STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train": "start", "evaluate": "evaluate"}
@@ -53,21 +56,24 @@ class Decoder:
         """
         message_type = message.metadata.message_type
         try:
-            guard.check(message, self.site)
+            received = guard.check(message, self.site)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
             read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}
-            return Decoded(read[message_type](message, context))
+            return Decoded(read[message_type](message, received, context))
         except Exception as error:  # noqa: BLE001 (what a server may send is anything)
             given = context.node_config.get("partition-id", -1)
             failed = ClientFailed.of(given if isinstance(given, int) else -1, STAGES[message_type], error)
             return Decoded(self._place(message, context) if message_type == "train" else None, refusal(message, failed))
 
-    def _training(self, message: Message, context: Context) -> Task:
+    def _training(self, message: Message, received: Received, context: Context) -> Task:
         config, part = wire.config(message), self.site.partition_of(context)
-        adapter, head = self._start(message, context)
+        adapter, head = self._start(message, received, context)
         offset: Mapping[str, Factors] = {}
         drift = 0.0
+        trainable, round = wire.words(config, "trainable"), wire.value(config, "round", int)
+        if not set(trainable) <= {*PARTS, BLOCK_SCALES} or round < 1:
+            raise InputError(f"the server asked to train {trainable} in round {round}")
         own_factors = _own_factors(message, context) if config["own-factors"] else None
         if own_factors is not None:
             drift = distance(own_factors, adapter)
@@ -75,12 +81,12 @@ class Decoder:
             adapter, offset = own_factors, {name: difference(adapter[name], own_factors[name]) for name in adapter}
         return Task(
             client=part.client,
-            round=wire.value(config, "round", int),
+            round=round,
             examples=part.train,
             adapter=adapter,
             head=head,
-            trainable=frozenset(wire.words(config, "trainable")),
-            base=self.bases.receive(message, context),
+            trainable=frozenset(trainable),
+            base=self.bases.receive(message, received[RECORD], context),
             offset=offset,
             step_scales=_step_scales(message, context, adapter, head),
             choice=_slot_choice(message),
@@ -88,13 +94,16 @@ class Decoder:
             notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
         )
 
-    def _evaluation(self, message: Message, context: Context) -> Task:
+    def _evaluation(self, message: Message, received: Received, context: Context) -> Task:
         part = self.site.partition_of(context)
-        adapter, head = self._start(message, context)
-        base, round = self.bases.receive(message, context), wire.value(wire.config(message), "round", int)
+        adapter, head = self._start(message, received, context)
+        base, round = (
+            self.bases.receive(message, received[RECORD], context),
+            wire.value(wire.config(message), "round", int),
+        )
         return Task(part.client, round, part.test, adapter, head, frozenset(), base, work="evaluate")
 
-    def _measurement(self, message: Message, context: Context) -> Task:
+    def _measurement(self, message: Message, received: Received, context: Context) -> Task:
         """On the bare backbone; or, where trained factors are named, at the start that is sent along.
 
         Raises InputError for noise that the server could draw again, and take off.
@@ -102,13 +111,15 @@ class Decoder:
         config, part = wire.config(message), self.site.partition_of(context)
         adapter, trainable, base = {}, frozenset(), EMPTY
         if "trainable" in config:
-            adapter, head = self._start(message, context)
-            trainable, base = frozenset(wire.words(config, "trainable")), self.bases.receive(message, context)
+            adapter, head = self._start(message, received, context)
+            trainable, base = (
+                frozenset(wire.words(config, "trainable")),
+                self.bases.receive(message, received[RECORD], context),
+            )
         else:
-            sent = wire.decode(wire.arrays(message))
-            head = {name[len(wire.HEAD) :]: value for name, value in sent.items()}
-        asked = wire.decode(wire.arrays(message, wire.ASKED))
-        request = Request.from_json(wire.value(config, "request", str), asked, head)
+            head = {name[len(wire.HEAD) :]: value for name, value in received[wire.STATE].items()}
+        request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
+        guard.check_request(request, self.site)
         secret = str(context.node_config.get("noise-secret", ""))
         if self.deployed and request.sampling.noise and not secret:
             raise InputError(
@@ -128,13 +139,15 @@ class Decoder:
             secret=secret,
         )
 
-    def _start(self, message: Message, context: Context) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    def _start(
+        self, message: Message, received: Received, context: Context
+    ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
         """The adapter and head that the message is about: what was sent, and what this client holds already.
 
         What was sent of the parts that the message tells to keep is held from here on.
         Raises LookupError where that is not the start that the server made.
         """
-        config, tensors, known = wire.config(message), wire.decode(wire.arrays(message)), held(context)
+        config, tensors, known = wire.config(message), received[wire.STATE], held(context)
         retained = {f"/{part}" for part in wire.words(config, "keep")}
         known |= {
             name: value for name, value in tensors.items() if name[-2:] in retained and not name.startswith(wire.HEAD)
@@ -185,16 +198,12 @@ def _slot_choice(message: Message) -> SlotChoice | None:
 def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
     """The factors with the ones this client keeps to itself in their place, once it has any."""
     personal = wire.words(wire.config(message), "personal")
-    own_factors = _own_factors(message, context) if personal else None
-    if own_factors is None:
-        return layers
-    return {n: replace(f, **{p: getattr(own_factors[n], p) for p in personal}) for n, f in layers.items()}
+    return with_personal(layers, _own_factors(message, context), personal) if personal else layers
 
 
 def _own_factors(message: Message, context: Context) -> dict[str, Factors] | None:
     """What this client ended the round of its last accepted update with; None where it has nothing of its own."""
-    record = rounds.recall(message, context, rounds.FACTORS, ArrayRecord)
-    return None if record is None else wire.from_tensors(wire.decode(record))[0]
+    return rounds.own_factors(context, rounds.accepted(message))
 
 
 def _step_scales(
@@ -202,7 +211,8 @@ def _step_scales(
 ) -> dict[str, float]:
     """{leaf: step scale} of those that are fixed already. Where the server fixed one, it takes the place of this
     client's own; the message has a number a trained tensor, in the order of the names, 0 where the server has none."""
-    config, own_scales = wire.config(message), rounds.recall(message, context, rounds.SCALES, MetricRecord)
+    config = wire.config(message)
+    own_scales = rounds.recall(context, rounds.SCALES, rounds.accepted(message), MetricRecord)
     fixed: dict[str, float] = {name: scale for name, scale in (own_scales or {}).items() if not isinstance(scale, list)}
     if "scales" not in config:
         return fixed

@@ -1,7 +1,7 @@
 """What one client measures in round 0: sums over its examples, as a request from the server says.
 
 The backbone is in evaluation mode, without augmentation and, unless the request is about them, without adapters;
-values are collected in float32 and summed in float64. Which rows of an image are drawn depends on the seed and the
+values are float32, and sums of them float64. Which rows of an image are drawn depends on the seed and the
 image alone, and sums are over images, so neither batches nor the split of the examples into clients changes a sum.
 """
 
@@ -72,7 +72,7 @@ def measure(
             count = max(float(sums[f"{layer}/count"]), 1.0)
             for key in statistics[layer].shapes():
                 sums[f"{layer}/{key}"] /= count
-    return Statistics(len(chosen), {n: v if v.ndim == 0 else v.float() for n, v in sums.items()})
+    return Statistics(len(chosen), sums)
 
 
 def part_of(images: Tensor, sampling: Sampling, seed: int) -> Tensor:

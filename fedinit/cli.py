@@ -82,7 +82,8 @@ def _main(argv: list[str], console: Console) -> int:
         config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
         sites = _sites(config, options.sites)
         run_locally(config, sites, not options.insecure, options.port, say)
-        _show_result(config, run_folder.place(config), console)
+        sent, _ = site_settings.split_off(config)  # by which the server names the folder
+        _show_result(config, run_folder.place(sent), console)
     elif options.command == "register":
         say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
     elif options.command == "run":

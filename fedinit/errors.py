@@ -26,10 +26,20 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that was most likely meant, or None where none is near: a slip or two of the keys, letters in
+    another order, or one that is the beginning of the other."""
+    for near in difflib.get_close_matches(word, list(known), n=3, cutoff=0.6):
+        alike = difflib.SequenceMatcher(None, near, word).ratio() >= 0.75
+        if alike or sorted(near) == sorted(word) or near.startswith(word) or word.startswith(near):
+            return near
+    return None
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    near = nearest(str(word), known)
+    return "" if near is None else f" (did you mean '{near}'?)"
 
 
 def choose(what: str, name: object, known: Iterable[str]) -> str:

@@ -166,23 +166,35 @@ def stack(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
 
 
 def inner(left: Factors, right: Factors) -> float:
-    """⟨B A, B′ A′⟩_F = Σ_jl [(BᵀB′) ∘ (A A′ᵀ)]_jl."""
+    """⟨B A, B′ A′⟩_F = Σ_jl [(BᵀB′) ∘ (A A′ᵀ)]_jl, or from the d×k matrices where the ranks are far above d and k."""
     left, right = left.absorb(), right.absorb()
+    if _dense_is_cheaper(left, min(left.rank, right.rank)):
+        return float((left.dense() * right.dense()).sum())
     return float(((left.B.T @ right.B) * (left.A @ right.A.T)).sum())
 
 
 def norm(product: Factors) -> float:
-    """‖B A‖_F, from the upper half of the two symmetric Gram matrices, in panels of PANEL rows.
+    """‖B A‖_F, from the upper half of the two symmetric Gram matrices, in panels of PANEL rows, or from the d×k matrix
+    where the rank is far above d and k, as that of many clients' updates together is.
 
     Rounding can make the Gram form slightly negative near zero; that counts as zero.
     """
     product = product.absorb()
+    if _dense_is_cheaper(product, product.rank):
+        return float(product.dense().norm())
     A, B, total = product.A, product.B, 0.0
     for low in range(0, product.rank, PANEL):
         high = min(low + PANEL, product.rank)
         panel = (B[:, low:high].T @ B[:, low:]) * (A[low:high] @ A[low:].T)  # (high − low, R − low)
         total += float(panel[:, : high - low].sum() + 2 * panel[:, high - low :].sum())
     return max(total, 0.0) ** 0.5
+
+
+def _dense_is_cheaper(product: Factors, rank: int) -> bool:
+    """Whether a d×k product takes fewer operations to form, R·d·k, than Gram matrices of this rank R do, R²(d + k)/2 at
+    the least; by a factor of two, so that nothing changes where little is won."""
+    d, k = product.shape
+    return rank * (d + k) >= 4 * d * k
 
 
 def pad(product: Product, rank: int) -> Product:

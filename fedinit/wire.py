@@ -6,12 +6,16 @@ Tensors travel in one ArrayRecord under the names "<layer>/A", "<layer>/B", "hea
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
+from numpy.lib import format as npy
 from torch import Tensor
 
 from fedinit.adapters.kinds import of_parts
@@ -118,8 +122,32 @@ def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def decode(record: ArrayRecord) -> dict[str, Tensor]:
-    """The inverse of `encode`; the tensors own their memory."""
-    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    """The inverse of `encode`; the tensors own their memory.
+
+    Nothing is made of bytes that are not what their array declares: a shape of the bytes' own would be past whoever
+    judged the declared one, and might ask for any amount of memory. Raises ValueError, naming the tensor.
+    """
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _tensor(name: str, array: Array) -> Tensor:
+    """The tensor of the declared shape and type. Raises ValueError for other bytes than numpy's of just this tensor."""
+    declared = f"{array.dtype} {tuple(array.shape)}"
+    if array.stype != "numpy.ndarray":
+        raise ValueError(f"{name}: its bytes are {array.stype!r}, expected 'numpy.ndarray'")
+    content = io.BytesIO(array.data)
+    try:
+        version = npy.read_magic(content)
+        shape, fortran, dtype = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version](content)
+    except (ValueError, KeyError, SyntaxError) as error:
+        raise ValueError(f"{name}: its bytes are no numpy array, declared as {declared}") from error
+    if shape != tuple(array.shape) or str(dtype) != array.dtype or dtype.hasobject:
+        raise ValueError(f"{name}: its bytes are {dtype} {shape}, declared as {declared}")
+    left = len(array.data) - content.tell()
+    if left != dtype.itemsize * math.prod(shape) or (fortran and len(shape) > 1):
+        raise ValueError(f"{name}: {left} bytes of values, declared as {declared}, row after row")
+    values = np.frombuffer(array.data, dtype, offset=content.tell()).reshape(shape)
+    return torch.from_numpy(values.copy())  # a copy, since the bytes are the message's
 
 
 def clone(content: RecordDict) -> RecordDict:

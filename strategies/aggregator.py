@@ -7,6 +7,7 @@ update is ΔW = Σ p_i B_i A_i, unscaled. Where clients train a core R_i, B_i st
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,10 @@ from fedinit.factors import Factors, mean, norm, stack
 from fedinit.threads import server_pool
 from strategies.bias import measure_bias, summarise
 from strategies.means import at_rank_of
+
+UNCONVERGED = "unconverged"  # the diagnostic that counts a round's layers which did not converge; absent where all did
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,9 @@ class Aggregator(ABC):
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
     why: ClassVar[str] = ""
-    # Why the rule is no function of `sums`, which are then none; "": it is one.
+    # The starts that the method goes with; empty: any that has what it trains.
+    inits: ClassVar[tuple[str, ...]] = ()
+    # Why the rule is no function of `sums` in the rounds in which these are none; "": it is one in all.
     no_sum: ClassVar[str] = ""
 
     weighting: Literal["examples", "uniform", "norm"] = "examples"
@@ -128,21 +135,28 @@ class Aggregator(ABC):
         """
         updates = sorted(updates, key=lambda u: u.client)
         _check(updates)
-        weights = self.weights(updates)
+        weights, rule = self.weights(updates), self.in_round(round)
 
         def layer(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
             factors = [self.adopt(u.layers[name]) for u in updates]
             if not self.mixed_ranks and len({f.rank for f in factors}) > 1:
                 raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in factors})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            return self._layer(factors, weights, start, round)
+            return rule._layer(factors, weights, start, round)
 
         by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
-        measured = [figures for _, _, figures in by_layer.values() if figures]
+        figures = summarise([measured for _, _, measured in by_layer.values() if "bias2" in measured])
+        missed = [name for name, (_, _, measured) in by_layer.items() if UNCONVERGED in measured]
+        if missed:
+            figures[UNCONVERGED] = len(missed)
+            some = ", ".join(missed[:3]) + (", …" if len(missed) > 3 else "")
+            _log.warning(
+                "round %d: %s, in %d of %d layers: %s", round, self.shortfall(), len(missed), len(layers), some
+            )
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
-        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=summarise(measured))
+        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=figures)
 
     def _layer(
         self, factors: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int
@@ -151,7 +165,7 @@ class Aggregator(ABC):
         factors in their order."""
         frame, start_product = (factors[0], None) if start is None else (start, start.as_product())
         products = frame.as_products(factors)
-        product = self.merge(products, weights, start_product)
+        product, converged = self.solve(products, weights, start_product)
         if start_product is not None:
             product = at_rank_of(start_product, product)
         rest = self.left_out(products, weights, product)
@@ -162,8 +176,14 @@ class Aggregator(ABC):
         if self.diagnostics:
             total = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
             measured = measure_bias(self.averaged(products, product), weights, total, frame)
+        if not converged:
+            measured[UNCONVERGED] = 1.0
         dtype = factors[0].A.dtype
         return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
+
+    def in_round(self, round: int) -> Aggregator:
+        """The rule of a round, from which its layers are made: this one, unless rounds differ."""
+        return self
 
     @abstractmethod
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
@@ -173,6 +193,17 @@ class Aggregator(ABC):
         start: the global factors that this round's clients started from, or None where they are not known. Its rank is
         the layer's; where the round's clients reach a lower one, the result is filled up to it (`at_rank_of`).
         """
+
+    def solve(
+        self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
+    ) -> tuple[Factors, bool]:
+        """`merge`, and whether what a method looks for by steps was met; the layers where it was not are counted in the
+        diagnostics and logged, with the method's `shortfall`."""
+        return self.merge(products, weights, start), True
+
+    def shortfall(self) -> str:
+        """What is said of a round in which `solve` did not meet what it looks for, layers and their number apart."""
+        return ""
 
     def left_out(self, products: Sequence[Factors], weights: Sequence[float], merged: Factors) -> Factors | None:
         """What of the ideal update goes into the base instead of the `merged` factors; None for most methods."""

@@ -24,7 +24,7 @@ def measure_bias(
     correctable2  the part of ‖C‖² that a change of B can repair
     merged2       ‖merged‖²
     dot           ⟨ΔW, merged⟩
-    Only ‖C‖² costs O(R²(d + k)); the figures with ΔW in them follow from ΔW = C + B̄Ā.
+    Only ‖C‖² costs O(R²(d + k)), or O(R·d·k) where that is less; those with ΔW in them follow from ΔW = C + B̄Ā.
     """
     average = mean_factors(products, weights)
     missed = centred(products, weights, average)

@@ -10,7 +10,7 @@ local        a client that took part before starts from its own last factors, ke
 fresh        the run's initialiser again, with this round's draw; everything learned goes into the base (FLoRA).
 svd          the balanced split of the global product, √S on both sides.
 orthonormal  the rows of A orthonormal, the magnitude on B.
-pissa        the top-r singular triplets of W0 + s·(everything learned), and the base gives them up (FRLoRA).
+pissa        the top-r singular triplets of W0 + s·(everything learned), and the base gives them up.
 gauge        one factor becomes β times orthonormal columns, the other takes up the rest; applied after aggregation, so
              LoRA-FAIR's correction is not disturbed.
 
@@ -34,6 +34,8 @@ from fedinit.config.build import create
 from fedinit.config.checks import at_least, positive
 from fedinit.errors import InputError
 from fedinit.factors import Factors, stack
+from fedinit.initializers.pissa import PiSSA
+from fedinit.threads import server_pool
 from strategies.aggregator import Aggregate
 
 
@@ -179,15 +181,14 @@ class Pissa(Reinit):
     """The top-r singular triplets of W0 + s·(everything learned), √S on both sides; the base gives them up."""
 
     def start(self, aggregate: Aggregate, round: int, context: ReinitContext) -> Start:
-        layers, merge = {}, {}
-        for name in aggregate.layers:
-            total = _total(aggregate, name)
-            weight = context.weight(name) + context.scale * total.to(torch.float64).dense()
-            top = principal(weight, context.ranks[name])
-            half = context.scale**-0.5
-            layers[name] = Factors(top.A * half, top.B * half).to(total.A.dtype)
-            merge[name] = _rest(total, layers[name])
-        return Start(layers, merge)
+        totals = {name: _total(aggregate, name) for name in aggregate.layers}
+
+        def principal(name: str) -> Factors:
+            weight = context.weight(name) + context.scale * totals[name].to(torch.float64).dense()
+            return PiSSA().split(weight, context.ranks[name], context.scale).to(totals[name].A.dtype)
+
+        layers = dict(zip(totals, server_pool().map(principal, totals), strict=True))
+        return Start(layers, {name: _rest(total, layers[name]) for name, total in totals.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,18 +224,6 @@ class Gauge(Reinit):
         U, S, Vh = torch.linalg.svd(product.B.double(), full_matrices=False)
         A = (S[:, None] * Vh) @ product.A.double() / self.beta
         return Factors(A, self.beta * U).to(product.A.dtype)
-
-
-def principal(matrix: Tensor, rank: int) -> Factors:
-    """The top-r part of a (d, k) matrix, balanced, by a randomised SVD with a fixed seed.
-
-    Its error moves no more than the choice of the start: what the start leaves out is merged exactly.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        U, S, V = torch.svd_lowrank(matrix, q=min(2 * rank + 8, *matrix.shape), niter=4)
-    root = S[:rank].sqrt()
-    return Factors(root[:, None] * V[:, :rank].T, U[:, :rank] * root)
 
 
 def _total(aggregate: Aggregate, name: str) -> Factors:

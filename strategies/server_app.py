@@ -29,7 +29,8 @@ def main(grid: Grid, context: Context) -> None:
     as the run's failure."""
     config = from_run_config(context.run_config)
     check_method(config, under_flower=True)
-    folder = run_folder.place(config)
+    located = run_folder.locate(config)
+    folder = located.path
     console, done = Console(), None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         console.print("this run is done; resume=never runs it again", highlight=False)
@@ -37,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
         return
     backbone = build_backbone(config.model)
     adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
-    run = open_run(config, console)
+    run = open_run(config, console, located)
     progress = ProgressObserver(console, config.strategy.name)
     try:
         outcome = federate(
@@ -48,8 +49,7 @@ def main(grid: Grid, context: Context) -> None:
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
         )
-        final = outcome.aggregate
-        run.finish(final.layers, final.head, outcome.offset, outcome.roster.class_names, outcome.summary())
+        run.finish(outcome.final_model(), outcome.summary())
     finally:
         progress.close()
         run.folder.close()

@@ -1,7 +1,7 @@
 """Deployments with real processes on loopback: the hash of the simulated run, refusals, and what is killed.
 
-One short run is part of the ordinary suite. The rest: pytest -m slow tests/test_deployment.py, about a minute a test on
-an idle machine; the campaign prints its tally, FEDINIT_KILLS says how many (30).
+pytest -m slow tests/test_deployment.py: about a minute a test on an idle machine; the campaign prints its tally,
+FEDINIT_KILLS says how many (30).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def fedinit_deploy(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=federations.LIMIT)
 
 
+@pytest.mark.slow
 def test_a_federation_on_this_machine_ends_in_the_hash_of_the_simulation(tmp_path):
     """`fedinit deploy up`, as a person types it: two SuperNodes, one round, evaluated by the clients."""
     words = ["data.domains=[plain,inverted]", "engine.clients_per_bank=1", "rounds=1", f"output_dir={tmp_path}"]

@@ -22,7 +22,7 @@ from fedinit.transport.local import LocalGrid
 from strategies.server import collecting, requests
 from strategies.server.federation import federate
 from tests.support.serving import exchange_over, method_of, registered
-from tests.support.small import WORDS, small_config
+from tests.support.small import WORDS, slow, small_config
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_order_of_replies_and_serialisation_change_no_bit(site):
 @pytest.mark.parametrize(
     "method",
     [
-        *["fedit", "ffa_lora", "lora_fair", "head_alone", "flora", "rolora", "fedsa_lora", "fed_sb init=lora_xs"],
-        *["ffa_lora strategy.frozen=B init=mica", "fedit init=pissa"],
-        *["lora_a2", "ravan init=random_core adapter.ranks=[2,4]"],
+        *["lora_fair", "flora", "fedsa_lora", "ffa_lora strategy.frozen=B init=mica"],
+        "ravan init=random_core adapter.ranks=[2,4]",
+        *slow("fedit", "ffa_lora", "head_alone", "rolora", "fed_sb init=lora_xs", "fedit init=pissa", "lora_a2"),
     ],
 )
 def test_cohort_and_client_app_one_by_one_agree(method):

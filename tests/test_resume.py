@@ -25,7 +25,7 @@ from fedinit.runs.observer import Observer
 from fedinit.state.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
-from tests.support.small import small_config
+from tests.support.small import slow, small_config
 
 
 class Crash(BaseException):
@@ -37,7 +37,7 @@ def simulate(monkeypatch):
     """`run_sim.simulate`, with one Site for all runs of a test, which compute the same."""
     sites: dict[str, Site] = {}
 
-    def site_of(config: Config) -> Site:
+    def site_of(config: Config, console: Console) -> Site:
         key = json.dumps(config.computed(), sort_keys=True)
         if key not in sites:
             sites[key] = Site(config)
@@ -103,15 +103,17 @@ def assert_same_run(one: Path, other: Path) -> None:
         "strategy=lora_fair reinit=local participation=0.67",
         "strategy=fedsa_lora evaluation=clients participation=0.67",
         "strategy=flora adapter.ranks=[2,4] participation=0.67",
-        "strategy=fedex_lora participation=0.34",
-        "strategy=flora init=eva",
-        "strategy=flora init=pissa participation=0.67",
-        "strategy=flora init=lora_ga head=ridge init.examples=32",
-        "strategy=frlora evaluation=clients evaluation.every=3",
         "strategy=fedit server_opt=adam evaluation.every=4",
-        "strategy=rolora adapter.dropout=0.1 client=adamw",
-        "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
         "strategy=fedit client=sgd_sai client.gsnr_scope=global_once participation=0.67",
+        *slow(
+            "strategy=fedex_lora participation=0.34",
+            "strategy=flora init=eva",
+            "strategy=flora init=pissa participation=0.67",
+            "strategy=flora init=lora_ga head=ridge init.examples=32",
+            "strategy=frlora init=pissa evaluation=clients evaluation.every=3",
+            "strategy=rolora adapter.dropout=0.1 client=adamw",
+            "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
+        ),
     ],
 )
 def test_a_continued_run_ends_as_an_uninterrupted_one(words, tmp_path, monkeypatch, capsys, simulate):
@@ -152,7 +154,7 @@ def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypat
         simulate(parted)
     assert [p.name for p in (only(tmp_path / "b") / "checkpoints").iterdir()] == ["round-000000"]
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr("fedinit.runs.reporting.save_adapter", lambda *_: (_ for _ in ()).throw(Crash))
+        patch.setattr("fedinit.runs.reporting.export", lambda *_: (_ for _ in ()).throw(Crash))
         simulate(parted)
     simulate(parted)
     assert_same_run(only(tmp_path / "b"), only(tmp_path / "a"))

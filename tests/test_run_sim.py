@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import signal
 import sys
 import types
 
@@ -17,7 +18,9 @@ import run_sim
 from fedinit import wire
 from fedinit.config.compose import compose_config, groups
 from fedinit.config.schema import CONF_DIR, load, to_dict
+from fedinit.errors import InputError, RunFailed
 from fedinit.runs.export import load_adapter
+from fedinit.runs.stopping import Stopped
 from fedinit.state import base_offset as base
 from fedinit.state import digest
 from tests.support.small import WORDS
@@ -33,7 +36,7 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
     (folder,) = (tmp_path / "digits").iterdir()
     assert str(folder) in printed and "head alone" in printed and "lora_fair: round 2/2" in printed
     names = {"config.yaml", "metrics.csv", "clients.csv", "ledger.jsonl", "summary.json", "DONE.json", "adapter"}
-    names.add("checkpoints")
+    names |= {"checkpoints", "made_of.json"}
     assert {p.name for p in folder.iterdir()} == names
     summary = json.loads((folder / "summary.json").read_text())
     rows = list(csv.DictReader(open(folder / "metrics.csv")))
@@ -153,6 +156,28 @@ def test_a_sweep_runs_every_combination_and_checks_all_of_them_first(tmp_path, c
     assert captured.err == "error: client.lr=-1.0: expected a number in (0, inf)\n" and not (tmp_path / "none").exists()
 
 
+def test_a_sweep_goes_on_after_a_failed_run_and_says_at_the_end_which_failed(tmp_path, capsys, monkeypatch):
+    ran, faults = [], {1: RunFailed("nobody answered"), 2: ZeroDivisionError("by zero"), 4: InputError("no rank")}
+
+    def simulate(config, console):
+        ran.append(config.seed)
+        if config.seed in faults:
+            raise faults[config.seed]
+
+    monkeypatch.setattr(run_sim, "simulate", simulate)
+    words = ("-m", "seed=range(0,6)", f"output_dir={tmp_path}")
+    assert command(*words) == 1 and ran == [0, 1, 2, 3, 4, 5]
+    reasons = ["run failed: nobody answered", "run failed: ZeroDivisionError: by zero", "error: no rank"]
+    lines = [f"seed={seed}: {why}" for seed, why in zip(faults, reasons, strict=True)]
+    assert capsys.readouterr().err.endswith("\n  ".join(["3 of 6 runs failed:", *lines]) + "\n")
+    # Stopped, it says so of those that had failed before.
+    faults[3] = Stopped(signal.SIGTERM)
+    assert command(*words) == 143 and ran[6:] == [0, 1, 2, 3]
+    assert "2 of 6 runs failed:\n  seed=1: run failed: nobody answered\n" in capsys.readouterr().err
+    faults.clear()
+    assert command(*words) == 0 and not capsys.readouterr().err
+
+
 # -- wrong input ---------------------------------------------------------------------------------------------------
 
 
@@ -197,6 +222,12 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
         (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
         (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
+        (["quorum=7"], "quorum=7: there are 3 clients"),
+        (
+            ["weighting=norm", "+strategy.weighting=uniform"],
+            "strategy.weighting: no such key; weighting= is one of the run",
+        ),
+        (["engine=inline", "engine.lanes=2"], "engine.lanes: engine=inline does not read it; engine=threads does"),
         (["resume=maybe"], "resume=maybe: no such folder; expected auto, never or the folder of a run"),
         (["name=../away"], "name='../away': expected a plain word"),
     ],

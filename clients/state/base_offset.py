@@ -46,9 +46,10 @@ class Bases:
             self.known.setdefault(key, {})[layer] = value
         self._held = {int(node): key for node, key in state.facts["held"].items()}
 
-    def receive(self, message: Message, context: Context) -> str:
+    def receive(self, message: Message, tensors: dict[str, Tensor], context: Context) -> str:
         """Bring this client's base up to the message's; returns its key, under which `known` has the offset.
 
+        tensors: those that came with the message, merges or a whole offset.
         Raises LookupError when what was sent does not lead from the base this client holds to the one it should have;
         the server then sends it whole.
         """
@@ -59,10 +60,10 @@ class Bases:
             context.state.pop(KEY, None)
             key = wanted
         elif how == "dense":
-            self.known[wanted] = wire.decode(wire.arrays(message, base.RECORD))
+            self.known[wanted] = tensors
             key = wanted
         elif how == "merges" and key != wanted:  # it is there when the message is given again
-            key = self._advance(held, wire.decode(wire.arrays(message, base.RECORD)), context)
+            key = self._advance(held, tensors, context)
         if key != wanted:
             raise LookupError("this client's base is out of step with the server's")
         self._keep(key, context)

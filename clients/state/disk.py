@@ -14,16 +14,22 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from clients.cohort import Cohort
 from fedinit import wire
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
+from fedinit.runs.export import ONE, save_adapter
 from fedinit.state.checkpoint import KEEP, Checkpoints
 
 SETTING = "state-dir"
 
 
 class Kept:
-    """The states of one client in one run, in a folder whose name is made of hashes and numbers alone."""
+    """The states of one client in one run, in a `folder` whose name is made of hashes and numbers alone.
+
+    Of a method whose clients keep factors to themselves the server can export no whole adapter; the client has all of
+    its own when it evaluates the model of the last round, and it is written here then.
+    """
 
     def __init__(self, root: Path, config: Config, client: int) -> None:
         """root: the site's folder for all its clients and runs.
@@ -31,9 +37,9 @@ class Kept:
         client: the partition id. Raises InputError for a root that is a symbolic link."""
         if root.is_symlink():
             raise InputError(f"{SETTING}={root}: is a symbolic link; a site keeps its state in a folder of its own")
-        place = root / f"{config.identity()}-s{config.seed}-client-{client}"
+        self.folder = root / f"{config.identity()}-s{config.seed}-client-{client}"
         # One more than the server keeps: it may come back from the oldest it has, while we are a round ahead.
-        self._rounds = Checkpoints(place, config.computed(), keep=KEEP + 1)
+        self._rounds = Checkpoints(self.folder, config.computed(), keep=KEEP + 1)
 
     @staticmethod
     def of(context: Context, config: Config) -> Kept | None:
@@ -60,14 +66,35 @@ class Kept:
             logging.getLogger(__name__).warning("state of %s is damaged (%s); the one before it is used", name, why)
         context.state = wire.from_state(loaded.states["client"]) if loaded.states else RecordDict()
 
+    def export(self, message: Message, context: Context, cohort: Cohort) -> None:
+        """Write the adapter that this message had the client evaluate to `folder`/adapter, where that is the final one
+        and its own; do nothing else. Raises InputError when the disk does not take it.
+
+        cohort: which has answered the message.
+        """
+        config, data = cohort.site.config, cohort.site.data
+        if message.metadata.message_type != "evaluate" or not wire.words(wire.config(message), "personal"):
+            return
+        task = cohort.decoder.decode(message, context).task
+        if task is not None and task.round == config.rounds:
+            offset = cohort.bases.known[task.base]
+            try:
+                save_adapter(self.folder / ONE, task.adapter, task.head, offset, config, data.class_names)
+            except OSError as error:
+                raise _not_kept(error) from error
+
     def remember(self, message: Message, context: Context) -> None:
         """Save what the client holds now, unless that is nothing. Raises InputError when the disk does not take it."""
         if message.metadata.message_type != "query.describe" and context.state:
             try:
                 self._rounds.save(_round(message), {"client": wire.to_state(context.state)})
             except OSError as error:
-                raise InputError(f"{SETTING}: cannot keep this client's state ({error.strerror})") from error
+                raise _not_kept(error) from error
         context.state = RecordDict()  # not a second time in the SuperNode's memory
+
+
+def _not_kept(error: OSError) -> InputError:
+    return InputError(f"{SETTING}: cannot keep this client's state ({error.strerror})")
 
 
 def _round(message: Message) -> int:

@@ -14,6 +14,7 @@ from typing import TypeVar
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 
 from fedinit import wire
+from fedinit.factors import Factors
 
 FACTORS = "own"  # the factors this client ended the round with
 SCALES = "scales"  # its optimiser's step scales by leaf, fixed once
@@ -27,22 +28,29 @@ def remembered(context: Context, name: str) -> dict[int, ArrayRecord | ConfigRec
     return {int(round): context.state[f"{name}@{round}"] for prefix, _, round in keys if prefix == name and round}
 
 
-def recall(message: Message, context: Context, name: str, record_type: type[Record]) -> Record | None:
-    """What this client goes on from: of the round of its last accepted update; None where it has nothing. name: FACTORS
-    or SCALES."""
-    key = f"{name}@{_accepted(message)}"
+def recall(context: Context, name: str, round: int, record_type: type[Record]) -> Record | None:
+    """What this client made in a round, that of its last accepted update where it goes on from it; None where it has
+    nothing. name: FACTORS or SCALES."""
+    key = f"{name}@{round}"
     return wire.record(context.state, key, record_type) if key in context.state else None
+
+
+def own_factors(context: Context, round: int) -> dict[str, Factors] | None:
+    """{layer: the factors that this client ended a round with}; None where it has none."""
+    record = recall(context, FACTORS, round, ArrayRecord)
+    return None if record is None else wire.from_tensors(wire.decode(record))[0]
 
 
 def remember(message: Message, context: Context, records: Mapping[str, ArrayRecord | MetricRecord]) -> None:
     """Remember what this round made, {name: record}, beside what it was made from; other rounds' are forgotten."""
     for name in (FACTORS, SCALES):
         for round in remembered(context, name):
-            if round != _accepted(message):
+            if round != accepted(message):
                 del context.state[f"{name}@{round}"]
     for name, record in records.items():
         context.state[f"{name}@{wire.value(wire.config(message), 'round', int)}"] = record
 
 
-def _accepted(message: Message) -> int:
+def accepted(message: Message) -> int:
+    """The round of this client's last accepted update, as the message has it; 0 for none."""
     return wire.value(wire.config(message), "accepted", int)

@@ -8,6 +8,7 @@ not read is refused, with the choices that do read it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pkgutil
 import types
 import typing
@@ -50,7 +51,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     Fields without a default must be given; unknown keys are refused with the nearest known one. `where` is the
     dotted place that messages begin with. Raises InputError.
     """
-    hints, fields = typing.get_type_hints(cls), _fields(cls)
+    hints, fields = _hints(cls), _fields(cls)
     prefix = f"{where}." if where else ""
     for key in values:
         if key not in fields:
@@ -80,7 +81,13 @@ def _resolve(choice: type[T] | str) -> type[T]:
     return cast("type[T]", pkgutil.resolve_name(choice)) if isinstance(choice, str) else choice
 
 
-def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls)  # evaluates every annotation's text anew
+
+
+@functools.cache
+def _fields(cls: type) -> Mapping[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls) if f.init}
 
 

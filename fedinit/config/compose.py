@@ -2,45 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from fedinit.config.build import not_read
-from fedinit.config.schema import CONF_DIR, GROUPS, Config, load
-from fedinit.errors import InputError, did_you_mean
-
-
-def groups() -> dict[str, list[str]]:
-    """{config group: its choices}, as the folders of conf/ have them."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(CONF_DIR.iterdir())
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    }
+from fedinit.config.choices import SEARCHPATH, check, check_setting, groups, searched_groups, values
+from fedinit.config.schema import CONF_DIR, Config, load
+from fedinit.config.unknown import explain
+from fedinit.config.words import parse
+from fedinit.errors import InputError
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
+class Primary(NamedTuple):
+    """The configuration that words are put upon.
+
+    folder: that holds it, and the groups.
+    name: of its file, without .yaml.
+    beside: a folder that is searched too, for the file and the groups' choices.
+    """
+
+    folder: Path = CONF_DIR
+    name: str = "config"
+    beside: Path | None = None
+
+
+class Swept(NamedTuple):
+    """One run of a sweep. words: those that are swept over, as they are in this run."""
+
+    words: str
+    config: Config
+
+
+def compose_config(overrides: Sequence[str], primary: Primary = Primary()) -> Config:  # noqa: B008 (it is immutable)
     """The configuration for Hydra overrides such as ``["strategy=fedit", "rounds=3"]``.
 
-    Raises InputError, one line, for an override that Hydra or a check refuses.
+    A value that begins with ~/ is a path in the home folder. Raises InputError, one line, for an override that Hydra or
+    a check refuses.
     """
-    _check_groups(overrides)
+    with composing(overrides, primary) as words:
+        composed = compose(primary.name, overrides=[str(word.input_line) for word in words])
+        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    return load(cast("dict[str, Any]", _at_home(container)))
+
+
+def sweep(overrides: Sequence[str], primary: Primary = Primary()) -> list[Swept]:  # noqa: B008
+    """One configuration for every combination of the values given, as Hydra's basic sweeper orders them:
+    ``["strategy=fedit,flora", "seed=0,1"]`` makes four. All are composed and checked before any is returned.
+
+    Raises InputError as `compose_config` does.
+    """
+    with composing(overrides, primary, sweeping=True) as words:
+        known, each, swept = _known(words, primary), {}, []
+        for word in [*_declared(words, primary), *words]:
+            key = word.get_key_element()
+            each[key] = [str(word.input_line)]
+            if word.is_sweep_override():
+                swept.append(key)
+                each[key] = [f"{key}={Transformer.str(value)}" for value in values(word, known)]
+    runs = []
+    for combination in itertools.product(*each.values()):
+        varied = " ".join(text for key, text in zip(each, combination, strict=True) if key in swept)
+        runs.append(Swept(varied, compose_config(combination, primary)))
+    return runs
+
+
+@contextlib.contextmanager
+def composing(overrides: Sequence[str], primary: Primary, sweeping: bool = False) -> Iterator[list[Override]]:
+    """Within, Hydra is initialised over the primary configuration, and what it raises becomes an InputError of one
+    line. Gives the words as Hydra takes them, checked as far as `choices` does it.
+
+    sweeping: words may have several values, which are not checked here.
+    """
+    words = [parse(word) for word in overrides]
+    for word in words:
+        check_setting(word)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
-        values = cast("dict[str, Any]", OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error, overrides)) from error
-    return load(values)
+        with initialize_config_dir(str(primary.folder.absolute()), job_name="run_sim", version_base="1.3"):
+            if primary.beside is not None:
+                search = create_config_search_path(str(primary.folder.absolute()))
+                place = f"file://{primary.beside.absolute()}"
+                search.prepend("command-line", place, SearchPathQuery(provider="schema"))
+                GlobalHydra.instance().clear()
+                Hydra.create_main_hydra2("run_sim", search)
+            known = _known(words, primary)
+            for word in words:
+                if not (sweeping and word.is_sweep_override() and not word.is_hydra_override()):
+                    check(word, known)
+            try:
+                yield words
+            except (HydraException, OmegaConfBaseException) as error:
+                raise InputError(explain(error, words, primary.name)) from error
+    except InputError:
+        raise
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def describe_groups() -> str:
@@ -54,68 +125,25 @@ def describe_groups() -> str:
     return "\n".join(lines)
 
 
-def sweep(overrides: Sequence[str]) -> list[Config]:
-    """One configuration for every combination of the values given, as Hydra's basic sweeper orders them:
-    ``["strategy=fedit,flora", "seed=0,1"]`` makes four. All are composed and checked before any is returned.
-
-    Raises InputError as `compose_config` does.
-    """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        (batch,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    except HydraException as error:
-        raise InputError(_explain(error)) from error
-    return [compose_config(words) for words in batch]
+def _known(words: Sequence[Override], primary: Primary) -> dict[str, list[str]]:
+    """{group: its choices}, wherever Hydra finds them."""
+    elsewhere = primary[::2] != (CONF_DIR, None) or any(word.key_or_group == SEARCHPATH for word in words)
+    return searched_groups(words) if elsewhere else groups()
 
 
-def _check_groups(overrides: Sequence[str]) -> None:
-    """Say which group has which choices before Hydra does, at greater length, and that a choice comes as a group."""
-    known = groups()
-    names = {f"{name}.{group.key}": name for name, group in GROUPS.items() if group.choices is not None}
-    for override in overrides:
-        key, sep, choice = override.lstrip("+~").partition("=")
-        if not sep:
-            raise InputError(f"{override}: expected key=value, such as rounds=3")
-        if key in known and choice not in known[key] and choice:
-            raise InputError(
-                f"{key}={choice}: no such choice{did_you_mean(choice, known[key])}. Choices: {', '.join(known[key])}."
-            )
-        if choice in known.get(names.get(key, ""), ()):
-            raise InputError(f"{override}: brings no keys of its own; choose it as a group, {names[key]}={choice}")
+def _declared(words: Sequence[Override], primary: Primary) -> list[Override]:
+    """The sweep that the configuration itself declares, in hydra.sweeper.params."""
+    if primary == Primary() and not any(word.is_hydra_override() for word in words):
+        return []
+    hydra: Any = GlobalHydra.instance().hydra
+    composed = hydra.compose_config(primary.name, [word.input_line for word in words], RunMode.MULTIRUN)
+    return [parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
 
 
-def _explain(error: Exception, overrides: Sequence[str] = ()) -> str:
-    """Hydra's first informative line; for an unknown key the choices that have it, or the nearest one."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    key = getattr(cause, "full_key", None) or getattr(cause, "key", None)
-    if "is not in struct" in text or "Could not override" in text:
-        return _unknown(str(key or text.split("'")[1]), overrides)
-    return text
-
-
-def _unknown(key: str, overrides: Sequence[str]) -> str:
-    """What is said of a key that is not there with the choices that the overrides make."""
-    known = groups()
-    choosing = [word for word in overrides if word.lstrip("+~").partition("=")[0] in known]
-    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        composed = compose("config", overrides=choosing, return_hydra_config=True)
-    group, _, inside = key.partition(".")
-    if inside and group in GROUPS:
-        readers = [name for name in known[group] if inside in _keys(OmegaConf.load(CONF_DIR / group / f"{name}.yaml"))]
-        if readers:
-            return not_read(group, inside, composed.hydra.runtime.choices[group], readers)
-    keys = [name for name in _keys(composed) if not name.startswith("hydra")]
-    return f"{key}: no such key{did_you_mean(key, keys)}. See run_sim.py --help for the groups."
-
-
-def _keys(node: DictConfig | ListConfig) -> list[str]:
-    """The dotted names of all keys inside."""
-
-    def walk(value: object, prefix: str) -> Iterator[str]:
-        for key, inside in value.items() if isinstance(value, dict) else ():
-            yield f"{prefix}{key}"
-            yield from walk(inside, f"{prefix}{key}.")
-
-    return list(walk(OmegaConf.to_container(node, resolve=False), ""))
+def _at_home(value: Any) -> Any:
+    """The value, with the home folder for the ~ that paths in it begin with."""
+    if isinstance(value, Mapping):
+        return {key: _at_home(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_at_home(inside) for inside in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith(("~/", "~\\")) else value

@@ -22,6 +22,7 @@ from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
 from fedinit.config.build import build, create, plain
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
+from fedinit.config.engine import ENGINES, EngineConfig
 from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
@@ -60,22 +61,6 @@ class ModelConfig:
             within("model.mean", value, 0, 1)
         for value in self.std or ():
             within("model.std", value, 0, 1, open_low=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Where and when clients' work is done (`engine=`)."""
-
-    name: Literal["local"]
-    device: str  # auto, cpu, cuda, cuda:1 …
-    lanes: int | None  # null: one a core on CPU, one a device on CUDA
-    clients_per_bank: int
-    strict: bool  # serialise every message, as a network would
-
-    def __post_init__(self) -> None:
-        if self.lanes is not None:
-            at_least("engine.lanes", self.lanes, 1)
-        at_least("engine.clients_per_bank", self.clients_per_bank, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +144,16 @@ GROUPS = {
     "data": Group("name", SOURCES),
     "partition": Group("name", PARTITIONS),
     "client": Group("optimizer", CLIENTS),
+    "engine": Group("name", ENGINES),
     "diagnostics": Group("name", DIAGNOSTICS),
 }
 
-# What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled (lanes
-# change no bit), what its files are checked against.
+# What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
+# (engines and lanes change no bit), what its files are checked against.
 UNCOUNTED = ("output_dir", "resume", "logger", "node_timeout", "reply_timeout", "engine.lanes", "engine.strict")
-UNCOUNTED += ("data.cache_dir", "model.sha256")
+UNCOUNTED += ("engine.name", "data.cache_dir", "model.sha256")
+# Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
+PLACES = ("data.root", "model.checkpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +202,21 @@ class Config:
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
 
-    def identity(self) -> str:
+    def identity(self, made_of: str = "") -> str:
         """Ten hexadecimal digits that name what this run computes, but for the seed, which the folder's name carries
-        beside the hash."""
+        beside the hash.
+
+        made_of: a digest of the files that the run is made of; "": the configuration alone is named.
+        """
         values = self.computed()
         del values["seed"]
-        text = json.dumps(values, sort_keys=True)
+        text = json.dumps(values, sort_keys=True) + made_of
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def computed(self) -> dict[str, Any]:
-        """The keys that a run's result is a function of: all that the choices read, but `UNCOUNTED`."""
+        """The keys that a run's result is a function of: all that the choices read, but `UNCOUNTED` and `PLACES`."""
         values = to_dict(self)
-        for key in UNCOUNTED:
+        for key in (*UNCOUNTED, *PLACES):
             group, _, last = key.rpartition(".")
             (values[group] if group else values).pop(last, None)
         return values

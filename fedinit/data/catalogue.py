@@ -6,8 +6,11 @@ for the rows that a run uses. So wrong input ends in a second, also where decodi
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ from torch import Tensor
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import torch_generator
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +32,9 @@ class Catalogue:
     test: (n,) bool, True in the test split.
     class_names, domain_names: in the order of their numbers.
     read: rows (m,) int64 -> (m, C, H, W) uint8; called once, with the rows kept, in increasing order.
+    marks: rows -> what tells each of these images from another, wherever they lie: name and size, or a hash of bytes.
+    passed_over: names of files that lie with the images and are not listed.
+    remarks: a line each, about what the source decided by itself.
     """
 
     labels: Tensor
@@ -34,6 +43,9 @@ class Catalogue:
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
     read: Callable[[Tensor], Tensor]
+    marks: Callable[[Sequence[int]], Sequence[str]] = lambda rows: [""] * len(rows)
+    passed_over: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
 
 def choose_images(
@@ -43,6 +55,7 @@ def choose_images(
     validation_fraction: float | None,
     seed: int = 0,
     domain: str | None = None,
+    console: Console | None = None,
 ) -> Dataset:
     """The images of the named domains and classes.
 
@@ -58,6 +71,7 @@ def choose_images(
     domain: for a site that holds one of the domains. Only its images are chosen, the same and in the same order as in
         the data set of all domains; the other domains, and classes that are named, need not be in `listed`. None: the
         images of all domains are chosen.
+    console: where it is printed what was chosen and what was passed over, before any image is read; None: nowhere.
 
     Raises InputError on an unknown name, a domain or class without images, a domain without test images, and fewer than
     two classes.
@@ -81,9 +95,28 @@ def choose_images(
         rows, places, labels = rows[kept], places[kept], labels[kept]
         test = _held_out(places, validation_fraction, seed, first)
     _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
+    if console is not None:
+        for line in _summary(listed, len(rows), len(class_names), len(domain_names)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
     return Dataset(listed.read(rows), labels, places, test, class_names, domain_names)
+
+
+def _summary(listed: Catalogue, images: int, classes: int, domains: int) -> list[str]:
+    """What a run is told about its data: numbers, the files passed over by the ends of their names, and remarks."""
+    text = f"data: {images:,} images, {classes:,} classes, {domains:,} domain{'s' * (domains != 1)}"
+    if listed.passed_over:
+        by_suffix: dict[str, list[str]] = defaultdict(list)
+        for name in listed.passed_over:
+            by_suffix[PurePosixPath(name).suffix.lower() or "without suffix"].append(name)
+        kinds = [
+            f"{len(names):,} {suffix} ({', '.join(names[:2])}{', …' * (len(names) > 2)})"
+            for suffix, names in sorted(by_suffix.items(), key=lambda kind: -len(kind[1]))
+        ]
+        count = len(listed.passed_over)
+        text += f"; {count:,} file{'s' * (count != 1)} passed over: {', '.join(kinds)}"
+    return [text, *(f"data: {remark}" for remark in listed.remarks)]
 
 
 def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:

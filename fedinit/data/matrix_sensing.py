@@ -9,6 +9,8 @@ from fedinit.data.matrix import MatrixConfig
 from fedinit.data.source import Source
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedinit.data.dataset import Dataset
 
 
@@ -21,7 +23,14 @@ class MatrixSensing(Source):
     name: Literal["matrix_sensing"] = "matrix_sensing"
     matrix: MatrixConfig = MatrixConfig()
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
+    def load(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        domain: str | None = None,
+        console: Console | None = None,
+    ) -> Dataset:
         from fedinit.data.measurements import load_measurements
 
         return load_measurements(self.matrix, channels, size, seed)

@@ -15,7 +15,10 @@ from fedinit.config.checks import at_least, within
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fedinit.data.catalogue import Catalogue
+    from fedinit.data.content import Content
     from fedinit.data.dataset import Dataset
 
 
@@ -24,7 +27,8 @@ class Source(ABC):
     """name: its key in `SOURCES`, the one value of a Literal. Every field is a key, `data.<field>=`.
 
     A place on this machine is called `root` or `cache_dir`: in a deployment those are the site's to set and no
-    server's (fedinit/config/site.py).
+    server's (fedinit/config/site.py), and a run is not known by them. A source that has a root says what lies there
+    (`content`), unless that can only be one thing.
     """
 
     is_regression: ClassVar[bool] = False  # whether the targets are numbers, not classes
@@ -36,8 +40,20 @@ class Source(ABC):
         """The names of the domains, in their order, where they are known before anything is read."""
         return None
 
+    def content(self) -> Content | None:
+        """What the data are, wherever they lie, so that a run is known by them and not by their place; None where they
+        are a function of the options alone, or their place is not set. Raises InputError as `load` does."""
+        return None
+
     @abstractmethod
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
+    def load(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        domain: str | None = None,
+        console: Console | None = None,
+    ) -> Dataset:
         """The data, as a model takes it.
 
         channels: 1 (grey) or 3 (RGB), for images.
@@ -45,6 +61,7 @@ class Source(ABC):
         seed: the run's, for what is drawn.
         domain: for a site that holds one of the domains that the configuration names: only its images are read, and the
             others need not be there. None: all domains.
+        console: where it is printed what there is; None: nowhere.
 
         Raises InputError for a source that cannot be read, or has nothing that fits the options or the model.
         """
@@ -77,7 +94,14 @@ class ImageSource(Source):
         """This source restricted to one domain, where its options can say that. domain: its name; None: all of it."""
         return self
 
-    def load(self, channels: int, size: tuple[int, int], seed: int = 0, domain: str | None = None) -> Dataset:
+    def load(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        seed: int = 0,
+        domain: str | None = None,
+        console: Console | None = None,
+    ) -> Dataset:
         """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.choose_images`."""
         from fedinit.data.catalogue import choose_images
 
@@ -86,7 +110,7 @@ class ImageSource(Source):
                 f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
             )
         listed = self.reading(domain).catalogue(channels, size)
-        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain)
+        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain, console)
 
 
 @dataclass(frozen=True, kw_only=True)

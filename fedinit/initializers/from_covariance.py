@@ -74,9 +74,10 @@ def by_kind(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]
 def emptiest(moment: Tensor, count: int) -> tuple[Tensor, int]:
     """((k, m) orthonormal columns, the directions in which C is least; how many directions the inputs leave empty).
 
-    m is `count`, or the number of directions without any input where these are more: float32's rounding, in which
-    clients measured, would choose among them.
+    m is `count`, or the number of directions without any input where these are more: the rounding of the decomposition
+    would choose among them. Directions with little input are not pooled with those: clients' messages hold C to
+    float32's rounding of each entry about their means, and the least of what is left of them is the least leak.
     """
     values, vectors = torch.linalg.eigh(moment)  # rising
-    empty = int((values <= values[-1] * len(moment) * torch.finfo(torch.float32).eps).sum())
+    empty = int((values <= values[-1] * len(moment) * torch.finfo(moment.dtype).eps).sum())
     return vectors[:, : max(count, empty)], empty

@@ -3,8 +3,9 @@
 Tang et al., 2025, arXiv 2503.02659. U_n are the r directions with the least of the inputs, P = U_nU_nᵀ and
 W0 P = U S Vᵀ. ``v1``: B = U_r √(S_r/s) and A = √(S_r/s) V_rᵀ, so s·BA = W0 P, and the base gives it up. ``v2``:
 A = V_rᵀ, an orthonormal basis of the same directions, and B = 0 over the untouched base; a frozen A (strategy=ffa_lora)
-keeps every update among them. The model stays as it was. Where more than r directions are empty, rounding would choose
-U_n; here all of them are U_n, and of W0 P the r largest components are taken.
+keeps every update among them. The model stays as it was. Where more than r directions are empty to float64's rounding,
+as of inputs that are zero, that rounding would choose U_n; there all of them are U_n, and of W0 P the r largest
+components are taken.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ class Measured(Initializer, Sampled):
         )
 
 
-# Of the trace of a second moment, mean included: what a constant input may leave once its mean is taken out, summed in
-# float32 over batches of up to 25,000 rows. An input that varies less, by 1 % of its size, counts as constant.
-CONSTANT = 1024 * torch.finfo(torch.float32).eps
+# Of the trace of a second moment, mean included: what a constant input may leave once its mean is taken out, since the
+# layers below compute it in float32. An input that varies less, by 0.01 % of its size, counts as constant.
+CONSTANT = (1024 * torch.finfo(torch.float32).eps) ** 2
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""The final adapter and head as files other tools read.
+"""The final adapter and head as files other tools read: what is exported scores what the run's table says.
+
+adapter/            of a method with one model for all clients
+adapter/client-N/   of one whose clients keep factors to themselves: client N's, with the shared ones
+adapter/shared/     of such a method, on a deployment's server, which has nothing of the clients' own: what all share
 
 adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model, and on
 the untouched W0 they are the effective model: LoRA (A as lora_A (r, k), B as lora_B (d, r)), DoRA (m as
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,9 +33,65 @@ from fedinit.state import disk
 from fedinit.threads import server_pool
 
 PREFIX = "base_model.model."
-UNMERGED = "factors.safetensors"
-SHARED_A, SHARED_B = "base_model.vera_A", "base_model.vera_B"
+UNMERGED, HEAD, OFFSET, CLASSES = "factors.safetensors", "head.safetensors", "base_offset.safetensors", "classes.json"
+VERA_A, VERA_B = "base_model.vera_A", "base_model.vera_B"
+ONE, PERSONAL, SHARED = "adapter", "adapter/client-N", "adapter/shared"  # where in the run's folder
 INPUTS = "inputs"  # in the file's metadata: {layer: k}, which VeRA's tensors do not show
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinalModel:
+    """What a run ended with.
+
+    layers: {layer: global factors}.
+    head: {key: tensor}; empty for a model without a classifier.
+    offset: {layer: O (d, k)}; a layer that is absent has none.
+    class_names: of the outputs, in their order.
+    personal: the parts of the factors that clients keep to themselves; empty where all have one model.
+    by_client: {client: {layer: its factors, its own in the personal parts}}; empty where they are not at hand.
+    """
+
+    layers: Mapping[str, Factors]
+    head: Mapping[str, Tensor]
+    offset: Mapping[str, Tensor]
+    class_names: Sequence[str]
+    personal: frozenset[str] = frozenset()
+    by_client: Mapping[int, Mapping[str, Factors]] = field(default_factory=dict)
+
+
+def export(folder: Path, model: FinalModel, config: Config) -> str:
+    """Write into the run's `folder` what scores what its table says, one adapter or one a client; where that is: ONE,
+    PERSONAL or SHARED. Raises OSError."""
+    if not model.personal:
+        save_adapter(folder / ONE, model.layers, model.head, model.offset, config, model.class_names)
+        return ONE
+    for client, layers in model.by_client.items():
+        save_adapter(folder_of(folder, client), layers, model.head, model.offset, config, model.class_names)
+    if not model.by_client:
+        _save_shared(folder / SHARED, model)
+    disk.replace_json(folder / ONE / CLASSES, {"classes": list(model.class_names)})
+    return PERSONAL if model.by_client else SHARED
+
+
+def folder_of(folder: Path, client: int) -> Path:
+    """Where in the run's `folder` the adapter of a client is that has one of its own."""
+    return folder / PERSONAL.replace("N", str(client))
+
+
+def _save_shared(folder: Path, model: FinalModel) -> None:
+    """What clients share, which is no adapter that PEFT would read: their own parts are not in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _kind(model.layers).files.items()
+    shared = {
+        f"{PREFIX}{name}.{key}": factors.parts[part].contiguous()
+        for name, factors in model.layers.items()
+        for part, key in files
+        if part not in model.personal
+    }
+    disk.replace(folder / UNMERGED, save(shared))
+    disk.replace(folder / HEAD, save({k: v.contiguous() for k, v in model.head.items()}))
+    if model.offset:
+        disk.replace(folder / OFFSET, save({k: v.contiguous() for k, v in model.offset.items()}))
 
 
 def save_adapter(
@@ -54,14 +115,14 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if offset:
         _save_factors(folder / UNMERGED, layers)
-        disk.replace(folder / "base_offset.safetensors", save({k: v.contiguous() for k, v in offset.items()}))
+        disk.replace(folder / OFFSET, save({k: v.contiguous() for k, v in offset.items()}))
 
     def merged(name: str) -> Factors:
         return with_offset(layers[name], offset[name]) if name in offset else layers[name]
 
     layers = dict(zip(layers, server_pool().map(merged, layers), strict=True))
     _save_factors(folder / "adapter_model.safetensors", layers)
-    disk.replace(folder / "head.safetensors", save({k: v.contiguous() for k, v in head.items()}))
+    disk.replace(folder / HEAD, save({k: v.contiguous() for k, v in head.items()}))
     common = {
         "base_model_name_or_path": config.model.name,
         "target_modules": list(layers),
@@ -71,7 +132,7 @@ def save_adapter(
     ranks = {name: factors.rank for name, factors in layers.items()}
     told = _kind(layers).peft_settings(ranks, config.adapter.scale, config.adapter.dropout)
     disk.replace_json(folder / "adapter_config.json", told | common)
-    disk.replace_json(folder / "classes.json", {"classes": list(class_names)})
+    disk.replace_json(folder / CLASSES, {"classes": list(class_names)})
 
 
 def _kind(layers: Mapping[str, Factors]) -> Kind:
@@ -100,8 +161,8 @@ def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
     tensors, about = {}, None
     if not {"A", "B"} <= kind.files.keys():
         # The layers' A and B are the leading columns and rows of one pair, which the largest of them are.
-        tensors[SHARED_A] = max((f.A for f in layers.values()), key=lambda a: a.shape[1]).contiguous()
-        tensors[SHARED_B] = max((f.B for f in layers.values()), key=len).contiguous()
+        tensors[VERA_A] = max((f.A for f in layers.values()), key=lambda a: a.shape[1]).contiguous()
+        tensors[VERA_B] = max((f.B for f in layers.values()), key=len).contiguous()
         about = {INPUTS: json.dumps({name: factors.shape[1] for name, factors in layers.items()})}
     for name, factors in layers.items():
         parts = {**factors.parts, "B": factors.absorb().B}
@@ -121,7 +182,7 @@ def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], d
         for name in [n for n in tensors if n.endswith(key)]:
             parts.setdefault(name[len(PREFIX) : -len(key)], {})[part] = tensors[name]
     for name, k in inputs.items():
-        parts[name] |= {"A": tensors[SHARED_A][:, :k], "B": tensors[SHARED_B][: len(parts[name]["b"])]}
+        parts[name] |= {"A": tensors[VERA_A][:, :k], "B": tensors[VERA_B][: len(parts[name]["b"])]}
     layers = {name: of_parts(parts[name]) for name in inputs or parts}
-    merged = folder / "base_offset.safetensors"
-    return layers, load_file(folder / "head.safetensors"), load_file(merged) if merged.exists() else {}
+    merged = folder / OFFSET
+    return layers, load_file(folder / HEAD), load_file(merged) if merged.exists() else {}

@@ -1,6 +1,7 @@
 """The run's folder: outputs/<name>/<config hash>-s<seed>/, written as the run goes.
 
 config.yaml  the resolved configuration, which run_sim.py takes back word for word
+made_of.json what lies in the files that it is made of, images and backbone, by digest
 metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
 ledger.jsonl  refusals, missing replies, warnings
 checkpoints/ the last three states of the run, and of its reference run
@@ -13,12 +14,12 @@ with the rows it had then. The ledger only grows.
 from __future__ import annotations
 
 import csv
-import fcntl
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -26,45 +27,88 @@ from yaml import YAMLError
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
+from fedinit.runs.lock import FolderLock
+from fedinit.runs.made_of import MadeOf
+from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
 from fedinit.state import disk
-from fedinit.state.checkpoint import FOLDER, State, refuse_other, refuse_other_format
+from fedinit.state.checkpoint import FOLDER, State, difference, refuse_other, written_config
 
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
-DONE = "DONE.json"
+CONFIG, DONE = "config.yaml", "DONE.json"
 TABLES = ("metrics.csv", "clients.csv")
 
 
-def place(config: Config) -> Path:
-    """Where this configuration's run is kept: its own place under output_dir, or the folder that `resume` names.
+class Located(NamedTuple):
+    """Where a run is kept, and what it is made of."""
 
-    Raises InputError for a folder that is not there, is a symbolic link, or belongs to another configuration.
+    path: Path
+    made_of: MadeOf
+
+
+def locate(config: Config) -> Located:
+    """Where this configuration's run is kept, by the files as they are now: its own place under output_dir, or the
+    folder that `resume` names. A run that is done and named needs its files no more, and they are not looked at.
+
+    Raises InputError for a folder that is not there, is a symbolic link, or belongs to another configuration, other
+    images or another backbone, and for files that cannot be read.
     """
-    if config.resume in ("auto", "never"):
-        path = Path(config.output_dir) / config.name / f"{config.identity()}-s{config.seed}"
-    else:
+    named = config.resume not in ("auto", "never")
+    if named:
         path = Path(config.resume)
         if not path.is_dir():
             raise InputError(f"resume={config.resume}: no such folder; expected auto, never or the folder of a run")
+        made_of = MadeOf() if finished(path) else MadeOf.of(config)
+    else:
+        made_of = MadeOf.of(config)
+        path = Path(config.output_dir) / config.name / f"{config.identity(made_of.digest)}-s{config.seed}"
     for link in (path, path / FOLDER):
         if link.is_symlink():
             raise InputError(f"{link}: is a symbolic link; a run is only kept in a folder of its own")
-    if config.resume not in ("auto", "never"):
-        refuse_other(configured(path).computed(), config.computed(), f"resume={config.resume}")
-    return path
+    if named:
+        refuse_other(computed_in(path) or configured(path).computed(), config.computed(), f"resume={config.resume}")
+        kept = read_made_of(path)
+        if kept is not None and not finished(path) and (changes := made_of.changes(kept.made_of)):
+            raise InputError(f"resume={config.resume}: this run was begun with other files: {changes}")
+    return Located(path, made_of)
+
+
+def place(config: Config) -> Path:
+    """Where this configuration's run is kept. Raises InputError as `locate` does."""
+    return locate(config).path
 
 
 def configured(folder: Path, named: str | None = None) -> Config:
-    """The configuration that the run in this folder was begun with. Raises InputError when there is none, and for a run
-    of another format. named: what the error calls the folder; None: as `resume` names it."""
+    """The configuration that the run in this folder was begun with.
+
+    named: what the error calls the folder; None: as `resume` names it.
+
+    Raises InputError when there is none, for a run of another format, and for one that is not what the run in the
+    folder computed with.
+    """
+    what = f"resume={folder}" if named is None else named
     try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False)
+        values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
     except (OSError, ValueError, YAMLError) as error:
-        what = f"resume={folder}" if named is None else named
-        raise InputError(f"{what}: not the folder of a run; it has no readable config.yaml") from error
-    refuse_other_format(folder / FOLDER)  # first: it may have had other keys
-    return load(cast("dict[str, Any]", values))
+        raise InputError(f"{what}: not the folder of a run; it has no readable {CONFIG}") from error
+    written = computed_in(folder)  # first: another format may have had other keys
+    if not isinstance(values, dict):
+        raise InputError(f"{what}: its {CONFIG} holds no keys and values; the run's own words write it anew")
+    config = load(cast("dict[str, Any]", values))
+    if written is not None and (other := difference(config.computed(), written)) is not None:
+        key, edited, used = other
+        raise InputError(
+            f"{what}: its {CONFIG} says {key}={edited}, and the run computed with {used}; write that, or give the "
+            "run's own words, which do"
+        )
+    return config
+
+
+def computed_in(folder: Path) -> dict[str, Any] | None:
+    """`Config.computed` of the run in this folder, by its checkpoints; None where there is none that can be read."""
+    written = written_config(folder / FOLDER)
+    return None if written is None else {key: v for key, v in written.items() if key not in ("method", "backbone")}
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
@@ -82,24 +126,27 @@ class RunFolder(Observer):
 
     An earlier run of the same configuration that does not go on is moved aside to <folder>.1, .2, …, never overwritten.
     `close` it at the end.
+
+    notes: a line each, about what was found there and is another's.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, located: Located | None = None) -> None:
         """
-        config: what is to be run; `place` says where.
+        config: what is to be run. located: where; None: as `locate` says now.
 
         Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
         holds no checkpoint.
         """
-        self.path = place(config)
-        self._lock: int | None = None
+        self.path, made_of = located or locate(config)
+        self.notes: list[str] = []
+        self._lock: FolderLock | None = None
         self._domains: Sequence[str] = ()
         # Only with magnitudes are the weights that count no product of factors.
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         self._rows: Mapping[str, str] = {}
         try:
             if self.path.exists():
-                self._take_lock()
+                self._lock = FolderLock(self.path)
                 begun = any((self.path / FOLDER).rglob("round-*"))
                 if config.resume == "never" or finished(self.path) or not begun:
                     if config.resume not in ("auto", "never"):
@@ -107,11 +154,11 @@ class RunFolder(Observer):
                     self._make_way(begun)
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
-                self._take_lock()
-            if not (self.path / "config.yaml").exists():
-                with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
-                    text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-                disk.replace(self.path / "config.yaml", text.encode())
+                self._lock = FolderLock(self.path)
+            self._write_config(config)
+            made_of.save(self.path, config)
+            if other := _others_made_of(self.path, config, made_of):
+                self.notes.append(other)
         except OSError as error:
             self.close()
             raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
@@ -119,12 +166,20 @@ class RunFolder(Observer):
             self.close()
             raise
 
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{self.path}: another process is at this run; wait for it, or end it") from error
+    def _write_config(self, config: Config) -> None:
+        """Write config.yaml, also over one with other places in it; one that says what this run does not compute with
+        is put aside."""
+        with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
+            text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+        file = self.path / CONFIG
+        if file.exists() and file.read_bytes() != text.encode():
+            computed_in(self.path)  # an older format's file stays as it is
+            try:
+                refuse_other(configured(self.path).computed(), config.computed(), CONFIG)
+            except InputError:
+                file.replace(aside := _free(self.path / f"{CONFIG}.edited"))
+                self.notes.append(f"{file} was not this run's; it is written anew, and the other one is {aside.name}")
+        disk.replace(file, text.encode())
 
     def _make_way(self, begun: bool) -> None:
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
@@ -132,16 +187,14 @@ class RunFolder(Observer):
         rounds = table.read_text().splitlines()[1:] if table.exists() else []
         if not begun and all(row.startswith("0,") for row in rounds):
             return
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        self.path.rename(aside)
-        self.close()
+        if self._lock is not None:
+            self._lock.move_folder(_free(self.path))
+            self._lock = None
 
     def close(self) -> None:
         """Give up the lock, so that another process may write to the folder. Nothing happens without one."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
 
     def snapshot(self) -> State:
@@ -208,3 +261,19 @@ class RunFolder(Observer):
     def _row(self, name: str, values: Sequence[object]) -> None:
         with open(self.path / name, "a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(values)
+
+
+def _free(path: Path) -> Path:
+    """The path with the first of .1, .2, … behind it that nothing has yet."""
+    return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.{n}")).exists())
+
+
+def _others_made_of(path: Path, config: Config, made_of: MadeOf) -> str:
+    """A line where a run of this configuration lies beside `path` that is made of other files, which says what is
+    other; else empty."""
+    for folder in sorted(path.parent.glob(f"*-s{config.seed}")) if path.parent.is_dir() else ():
+        kept = read_made_of(folder)
+        if folder != path and kept is not None and kept.config == config.identity():
+            if changes := made_of.changes(kept.made_of):
+                return f"not the run in {folder}, which was made of other files: {changes}"
+    return ""

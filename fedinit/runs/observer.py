@@ -99,3 +99,6 @@ class Observer:
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run is done; `summary` is what summary.json holds."""
+
+    def close(self) -> None:
+        """Told last, also where the run failed or was stopped; gives up what this observer holds."""

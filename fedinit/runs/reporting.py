@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
 from fedinit.config.schema import Config
-from fedinit.factors import Factors
-from fedinit.runs.export import save_adapter
-from fedinit.runs.folder import RunFolder
+from fedinit.runs.export import FinalModel, export
+from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
@@ -39,27 +37,17 @@ class OpenRun:
         """The folder of this run's checkpoints, or of those of a reference run of this name beside it."""
         return self.folder.path / FOLDER / (reference or "")
 
-    def finish(
-        self,
-        layers: Mapping[str, Factors],
-        head: Mapping[str, Tensor],
-        offset: Mapping[str, Tensor],
-        class_names: Sequence[str],
-        summary: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """Write the adapter, tell the observers, who write the summary, and print the table.
+    def finish(self, model: FinalModel, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the adapters, tell the observers, who write the summary, and print the table.
 
-        layers: {layer: final factors}.
-        head: {key: tensor} of the final classifier.
-        offset: {layer: O (d, k)}, the final base offset.
-        class_names: of the outputs, in their order.
+        model: what the run ended with.
         summary: the figures of the run.
 
-        Returns the figures, joined by what ran and where.
+        Returns the figures, joined by what ran, where, and where in the folder the adapters are.
         """
-        save_adapter(self.folder.path / "adapter", layers, head, offset, self.config, class_names)
         figures = {
             **summary,
+            "adapter": export(self.folder.path, model, self.config),
             "strategy": self.config.strategy.name,
             "data": self.config.data.name,
             "model": self.config.model.name,
@@ -70,14 +58,22 @@ class OpenRun:
         print_summary(self.console, figures, str(self.folder.path))
         return figures
 
+    def close(self) -> None:
+        """Close the tracker, which keeps what it was told, and then the folder, however the run ended."""
+        for observer in reversed(self.observers):
+            observer.close()
 
-def open_run(config: Config, console: Console) -> OpenRun:
+
+def open_run(config: Config, console: Console, located: Located) -> OpenRun:
     """Make the run's folder, or open it where the run goes on, and start tracking, as `logger=` says.
 
     console: where warnings and the final table go.
+    located: where the run is kept, and what it is made of.
 
     Raises InputError when the folder cannot be written.
     """
-    folder = RunFolder(config)
+    folder = RunFolder(config, located)
+    for note in folder.notes:
+        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     tracker = create_tracker(config, folder.path, console)
     return OpenRun(config, folder, [folder, *([tracker] if tracker else [])], console)

@@ -20,8 +20,8 @@ from fedinit.errors import InputError
 from fedinit.models import build_backbone
 from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
+from fedinit.runs import export
 from fedinit.runs import folder as run_folder
-from fedinit.runs.export import load_adapter
 from fedinit.runs.table import print_summary
 from fedinit.scores import SCORES
 
@@ -77,7 +77,7 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
         self._finished()
-        return tuple(json.loads((self.folder / "adapter" / "classes.json").read_text())["classes"])
+        return tuple(json.loads((self.folder / export.ONE / export.CLASSES).read_text())["classes"])
 
     def table(self) -> Table:
         """The table that the run ended with, as text. Raises InputError for a run that is not done."""
@@ -86,18 +86,20 @@ class Run:
             print_summary(console, self.summary, str(self.folder))
         return Table(captured.get())
 
-    def model(self) -> nn.Module:
+    def model(self, client: int | None = None) -> nn.Module:
         """The timm model that the run ended with, a new one each time: the adapter folded into the weights of its
         layers, W0 + s·(O + B A), and the head, where there is one, as its classifier, or behind it where timm's is
         more than a linear layer. In eval mode, on the CPU, without gradients.
 
+        client: whose model, by number, of a method whose clients keep factors of their own (fedsa_lora): each has one
+            of its own there, and no other exists. None: that of all clients.
+
         ``run.model()(images)`` takes (n, channels, height, width), uint8 from 0 to 255, or floats that are normalised
-        already, and gives logits (n, classes), in the order of `class_names`. A method whose clients keep factors of
-        their own (fedsa_lora) has no such model; there it is what the server holds.
-        Raises InputError for a run that is not done, or a checkpoint of the backbone that is not there any more.
+        already, and gives logits (n, classes), in the order of `class_names`.
+        Raises InputError for a run that is not done, a client where all have one model or none where each has its own,
+        or a checkpoint of the backbone that is not there any more.
         """
-        self._finished()
-        layers, head, offset = load_adapter(self.folder / "adapter")
+        layers, head, offset = export.load_adapter(self._adapter(client))
         backbone = build_backbone(self.config.model)
         scale = self.config.adapter.scale
         module = backbone.module
@@ -111,6 +113,24 @@ class Run:
             module = with_head(backbone, head)
         module.register_forward_pre_hook(TakesImages(backbone.input))
         return module.eval().requires_grad_(False)
+
+    def _adapter(self, client: int | None) -> Path:
+        """The folder of the adapter of all clients, or of one. Raises InputError where there is none."""
+        where, method = self._finished()["adapter"], f"strategy={self.config.strategy.name}"
+        if where == export.SHARED:
+            raise InputError(
+                f"{self.folder}: {method} has a model a client, and each client's own factors are at its site, which "
+                "has its adapter in its state-dir"
+            )
+        if where == export.ONE:
+            if client is not None:
+                raise InputError(f"client={client}: {method} has one model for all clients; ask for model()")
+            return self.folder / where
+        clients = self.summary["clients"]
+        if client is None or not 0 <= client < clients:
+            asked = "model()" if client is None else f"client={client}"
+            raise InputError(f"{asked}: {method} has a model a client; ask for model(client=0) to {clients - 1}")
+        return export.folder_of(self.folder, client)
 
     def _finished(self) -> dict[str, Any]:
         """The summary. Raises InputError for a run that is not done."""

@@ -8,26 +8,36 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedinit.runs.export import PERSONAL, SHARED
 from fedinit.scores import SCORES
+
+# What is said of adapters where no one adapter is all clients'.
+TOLD = {
+    PERSONAL: "each client has an adapter of its own: adapter/client-0 to adapter/client-{clients}",
+    SHARED: "each client has an adapter of its own, at its site, in its state-dir; adapter/shared has the rest",
+}
+MANY = 9  # domains, from which on each has a row, where otherwise it has a column
 
 
 def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> None:
     """The score by domain and on average, the head alone beside it, bytes, seconds, and where the run is."""
-    table = Table(title=f"{summary['strategy']} on {summary['data']}, {summary['model']}")
     score = SCORES[summary["score"]]
     domains = list(summary[f"{score.name}_by_domain"])
-    table.add_column(f"test {score.title}")
-    for name in domains:
-        table.add_column(name, justify="right")
-    table.add_column("average", justify="right")
-    rows = [(summary["strategy"], summary)]
+    runs = [(summary["strategy"], summary)]
     if summary.get("head_alone"):
-        rows.insert(0, ("head alone", summary["head_alone"]))
-    for label, figures in rows:
+        runs.insert(0, ("head alone", summary["head_alone"]))
+    columns = [[f"test {score.title}", *domains, "average"]]
+    for label, figures in runs:
         if figures[score.name] is not None:
-            cells = [score.show(figures[f"{score.name}_by_domain"][name]) for name in domains]
-            table.add_row(label, *cells, score.show(figures[score.name]))
-    if table.row_count:
+            shown = [score.show(figures[f"{score.name}_by_domain"][name]) for name in domains]
+            columns.append([label, *shown, score.show(figures[score.name])])
+    rows = columns if len(domains) < MANY else [list(row) for row in zip(*columns, strict=True)]
+    table = Table(title=f"{summary['strategy']} on {summary['data']}, {summary['model']}")
+    for number, name in enumerate(rows[0]):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    if len(columns) > 1:
         console.print(table)
     console.print(
         f"{summary['rounds']} rounds, {summary['clients']} clients, {summary['seconds']:.1f} s; "
@@ -36,6 +46,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         soft_wrap=True,
         highlight=False,
     )
+    if (where := TOLD.get(summary.get("adapter", ""))) is not None:
+        console.print(where.format(clients=summary["clients"] - 1), soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
 
 

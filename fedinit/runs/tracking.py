@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import netrc
 import os
+import secrets
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from rich.console import Console
 
 from fedinit.config.schema import Config, to_dict
 from fedinit.runs.observer import Observer, RoundReport
+from fedinit.state import disk
 
 HOST = "api.wandb.ai"
+ID_FILE = "wandb-id"  # in the run's folder: which run it is there, also for whoever goes on with it
 
 
 def create_tracker(config: Config, folder: Path, console: Console) -> Observer | None:
@@ -45,11 +49,18 @@ class WandbTracker(Observer):
         """
         self.console, self.run = console, None
         values = to_dict(config)
+        kept = folder / ID_FILE
 
         def begin() -> None:
             import wandb  # here, since it takes a second to import and most runs do not use it
 
+            if not kept.is_file():
+                disk.replace(kept, secrets.token_hex(8).encode())
+            identity = kept.read_text(encoding="utf-8")
             self.run = wandb.init(
+                id=identity,
+                # A run that goes on is the same one there; offline each part has a folder, and the id joins them.
+                resume=None if offline else "allow",
                 project=config.logger.project,
                 entity=config.logger.entity,
                 name=folder.name,
@@ -82,8 +93,16 @@ class WandbTracker(Observer):
             if self.run is not None:
                 self.run.summary.update({k: v for k, v in summary.items() if isinstance(v, (int, float, str))})
                 self.run.finish()
+            self.run = None
 
         self._try(end)
+
+    def close(self) -> None:
+        """End what `finished` did not, as the run that a signal or an error ended: what it logged is kept."""
+        if self.run is not None:
+            stopped = sys.exc_info()[1]
+            self._try(lambda: self.run and self.run.finish(exit_code=getattr(stopped, "code", 1)))
+            self.run = None
 
     def _try(self, work: Callable[[], Any]) -> None:
         try:

@@ -2,8 +2,8 @@
 
 checkpoints/round-000005/
   state.safetensors   every tensor, "<part>/<name>"
-  state.json          every other fact by part, and the configuration
-  manifest.json       format; what was written (round, size and sha256 of the two), and its sha256
+  state.json          every other fact by part
+  manifest.json       format; what was written (round, configuration, size and sha256 of the two), and its sha256
 
 A folder gets its name only when all of it is on the disk. The last KEEP are kept. Loading verifies every byte, and
 falls back to the one before.
@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import safetensors.numpy
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from fedinit.errors import InputError
 from fedinit.state import disk
 
-FORMAT = 3  # raise it when the shape of anything here changes, the configuration's keys too
+FORMAT = 4  # raise it when the shape of anything here changes, the configuration's keys too
 KEEP = 3
 FOLDER = "checkpoints"
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -93,11 +94,11 @@ class Checkpoints:
         arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
         # A safetensors file has an order of its own, but sums over layers are taken in the order of the names here.
         parts = {part: {"facts": state.facts, "tensors": list(state.tensors)} for part, state in states.items()}
-        facts = {"config": self.config, "parts": parts}
-        files = {TENSORS: safetensors.numpy.save(arrays), FACTS: json.dumps(facts).encode()}
+        files = {TENSORS: safetensors.numpy.save(arrays), FACTS: json.dumps({"parts": parts}).encode()}
         content = {
             "format": FORMAT,
             "round": round,
+            "config": self.config,
             "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
         }
         # The format stands first and by itself, where every later one has it, whatever else a manifest may become.
@@ -136,7 +137,7 @@ class Checkpoints:
     def there(self) -> list[Path]:
         """The folders that have a checkpoint's name, the latest first."""
         folders = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
-        return sorted((p for p in folders if p.name[len(NAME) :].isdigit()), reverse=True)
+        return sorted((p for p in folders if p.name[len(NAME) :].isdecimal()), reverse=True)
 
     def _read(self, path: Path) -> tuple[int, dict[str, State]]:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
@@ -145,6 +146,7 @@ class Checkpoints:
             content = _content(json.loads((path / MANIFEST).read_bytes()), path)
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
+            config = dict(content["config"])
             files = {name: self._verified(path / name, facts) for name, facts in content["files"].items()}
             facts, tensors = json.loads(files[FACTS]), tensors_of(files[TENSORS])
             states = {
@@ -153,11 +155,11 @@ class Checkpoints:
             }
         except OSError as error:
             raise Damaged(f"{Path(error.filename).name if error.filename else path.name}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, InputError):
                 raise
             raise Damaged(f"{type(error).__name__}: {error}") from error
-        refuse_other(facts["config"], self.config, f"{path}")
+        refuse_other(config, self.config, f"{path}")
         return content["round"], states
 
     @staticmethod
@@ -170,18 +172,18 @@ class Checkpoints:
         return data
 
 
-def refuse_other_format(folder: Path) -> None:
-    """Raise InputError where the latest checkpoint under `folder` that can be read is of another format."""
+def written_config(folder: Path) -> Mapping[str, Any] | None:
+    """The configuration in the latest checkpoint under `folder` that can be read; None where there is none. Raises
+    InputError for one of another format."""
     for path in Checkpoints(folder, {}).there():
         try:
-            _content(json.loads((path / MANIFEST).read_bytes()), path)
-        except (OSError, Damaged, LookupError, TypeError, AttributeError):
+            return dict(_content(json.loads((path / MANIFEST).read_bytes()), path)["config"])
+        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError):
             continue
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
-            continue
-        return
+    return None
 
 
 def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
@@ -214,11 +216,16 @@ def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: st
     wanted: the run's.
     what: where it was found, as the message begins.
     """
-    left, right = _flat(written), _flat(wanted)
-    for key in [*right, *left]:
-        old, new = left.get(key, "absent"), right.get(key, "absent")
-        if old != new:
-            raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here")
+    if (other := difference(written, wanted)) is not None:
+        key, old, new = other
+        raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here")
+
+
+def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key in which two configurations differ, and its value in each; None where they are the same."""
+    one, other = _flat(left), _flat(right)
+    keys = (key for key in [*other, *one] if one.get(key, "absent") != other.get(key, "absent"))
+    return next(((key, one.get(key, "absent"), other.get(key, "absent")) for key in keys), None)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedinit.seeding import torch_generator
+from fedinit.statistics.gram import about_mean, joined_total, split_total
 from fedinit.statistics.statistic import Request, Statistic
 
 
@@ -27,6 +28,8 @@ class Nystrom(Statistic):
     trace: Σ ‖x‖², tr G.
     sum: (k,), Σ x.
     sketch: (k, l), Y = GΩ, in half precision on the way.
+
+    On the way trace and sketch are about the client's mean, and rest (k,) is what sum lacks in float32.
 
     request.options["width"]: l, of which at most k columns are used.
     request.tensors["<layer>/basis"]: Ω (k, l); absent: the seeded one.
@@ -40,27 +43,49 @@ class Nystrom(Statistic):
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         basis = basis_of(self.request, self.layer, *self.shapes()["sketch"]).to(values)
+        count = len(values)
+        rows, centre, total = about_mean(values)  # as in `Gram.measure`
+        means = shift_of(centre, total, count, basis.double())
         return {
-            "count": torch.tensor(len(values), dtype=torch.float64),
-            "trace": values.square().sum(dtype=torch.float64),
-            "sum": values.sum(0, dtype=torch.float64),
-            "sketch": values.T @ (values @ basis),
+            "count": torch.tensor(count, dtype=torch.float64),
+            "trace": rows.square().sum(dtype=torch.float64) + centre @ (2 * total + count * centre),
+            "sum": total + count * centre,
+            "sketch": (rows.T @ (rows @ basis)).double() + means,
         }
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"sum": rows * clip, "trace": rows * clip**2, "sketch": rows * clip**2}
 
+    def sent(self) -> dict[str, tuple[int, ...]]:
+        return self.shapes() | {"rest": self.shape[1:]}
+
     def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The sketch about the client's own mean, which Σ x gives back: half precision need not hold the mean too."""
-        return sums | {"sketch": sums["sketch"].double() - self._mean(sums)}
+        """Sketch and trace about the client's own mean, and what Σ x lacks in float32: half precision need not hold the
+        mean too."""
+        centre, rest, count = split_total(sums)
+        trace, sketch = self._means(centre, rest, count)
+        return sums | {"rest": rest, "trace": sums["trace"] - trace, "sketch": sums["sketch"] - sketch}
 
     def restored(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        return sums | {"sketch": sums["sketch"].double() + self._mean(sums)}
+        centre, rest, count = joined_total(sums)
+        trace, sketch = self._means(centre, rest, count)
+        return {
+            "count": sums["count"],
+            "trace": sums["trace"] + trace,
+            "sum": rest + count * centre,
+            "sketch": sums["sketch"] + sketch,
+        }
 
-    def _mean(self, sums: dict[str, Tensor]) -> Tensor:
-        """The mean's part of the sketch, n·m(mᵀΩ)."""
-        total, count = sums["sum"].double(), max(float(sums["count"]), 1e-12)
-        return torch.outer(total, total @ basis_of(self.request, self.layer, *self.shapes()["sketch"]).double()) / count
+    def _means(self, centre: Tensor, total: Tensor, count: float) -> tuple[Tensor, Tensor]:
+        """What a centre adds to trace and sketch; total: Σ (x − centre)."""
+        basis = basis_of(self.request, self.layer, *self.shapes()["sketch"]).double()
+        return centre @ (2 * total + count * centre), shift_of(centre, total, count, basis)
+
+
+def shift_of(centre: Tensor, total: Tensor, count: float, basis: Tensor) -> Tensor:
+    """(k, l): `gram.shift` times a basis (k, l), without the k×k matrix."""
+    half = total + count / 2 * centre
+    return torch.outer(centre, half @ basis) + torch.outer(half, centre @ basis)
 
 
 def basis_of(request: Request, layer: str, k: int, width: int) -> Tensor:

@@ -2,8 +2,8 @@
 for each column, "<layer>/<key>.scale".
 
 An entry of float16 is right to 2⁻¹¹ of itself down to 2⁻¹⁴ of its column's largest. Clients' sums are rounded one by
-one, on their way, and each in its own unit; they are added up in float64 after they were unpacked, so what is packed in
-half precision is not additive by itself.
+one, on their way, and each in its own unit or about its own mean; they are added up in float64 after they were
+unpacked, so what is packed so is not additive by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def wire_format(statistics: Mapping[str, Statistic]) -> Format:
     """{name: (shape, dtype)} of the tensors in a client's answer: what the server expects, to the name."""
     layout: Format = {}
     for layer, statistic in statistics.items():
-        for key, shape in statistic.shapes().items():
+        for key, shape in statistic.sent().items():
             name = f"{layer}/{key}"
             if key in statistic.half:
                 layout[name] = shape, torch.float16
@@ -36,26 +36,27 @@ def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dic
     """{name: tensor} as they travel, from {"<layer>/<key>": sum} in float32 or float64."""
     packed = {}
     for layer, statistic in statistics.items():
-        values = {key: sums[f"{layer}/{key}"] for key in statistic.shapes()}
-        values = {k: v if k in statistic.half else v.float() if v.ndim else v.double() for k, v in values.items()}
+        values = {key: sums[f"{layer}/{key}"].double() for key in statistic.shapes()}
         for key, value in statistic.reduced(values).items():
             name = f"{layer}/{key}"
-            packed[name] = value
             if key in statistic.half:
                 scale = value.abs().amax(0).float()
                 packed[name] = (value / torch.where(scale > 0, scale, 1.0)).half()
                 packed[f"{name}.scale"] = scale
+            else:
+                packed[name] = value.float() if value.ndim else value.double()
     return packed
 
 
 def unpack(statistics: Mapping[str, Statistic], packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """{"<layer>/<key>": sum}, the inverse of `pack` up to rounding. What was float16 on the way comes out in float64.
+    """{"<layer>/<key>": sum}, the inverse of `pack` up to rounding. What was float16 on the way, or about a mean, comes
+    out in float64.
 
     packed: tensors that have the names, shapes and dtypes of `wire_format`.
     """
     sums = {}
     for layer, statistic in statistics.items():
-        values = {key: packed[f"{layer}/{key}"] for key in statistic.shapes()}
+        values = {key: packed[f"{layer}/{key}"] for key in statistic.sent()}
         values |= {key: values[key].double() * packed[f"{layer}/{key}.scale"] for key in statistic.half}
         sums |= {f"{layer}/{key}": value for key, value in statistic.restored(values).items()}
     return sums

@@ -167,9 +167,13 @@ class Statistic(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no bound for init.noise")
 
+    def sent(self) -> dict[str, tuple[int, ...]]:
+        """{key: shape} of what `reduced` makes of the sums."""
+        return self.shapes()
+
     def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{key: sum} of one client as it is sent. A statistic may send another form, which loses less to rounding, if
-        `restored` takes the change back."""
+        """{key: sum} of one client as it is sent, from the sums in float64. A statistic may send another form, which
+        loses less to rounding, if `restored` takes the change back."""
         return sums
 
     def restored(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
-"""FRLoRA: averaged factors, merged into the base each round; clients restart from its principal components.
+"""FRLoRA: averaged factors, merged into the base each round; clients restart from the components of W0.
 
-Yan et al., ICLR 2025 (federated residual low-rank adaptation). The averaging is FedIT's; what makes the method is the
-re-initialisation, `reinit=pissa`: the top-r singular triplets of W0 plus everything learned so far become the start
-factors, and the base gives them up, so that the effective model stays as it was. The paper takes the triplets of the
-pretrained W0 in every round.
+Yan et al., ICLR 2025 (federated residual low-rank adaptation). The averaging is FedIT's. What makes the method is where
+clients start: in every round from the top-r singular triplets of the pretrained W0, B0 and A0, while the base takes up
+s·(B̄Ā − B0A0). So it needs `init=pissa`, which are these triplets, and is `strategy=fedit reinit=fresh init=pissa`.
+
+`reinit=pissa` is another rule: the triplets are those of W0 plus everything learned so far.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from strategies.methods.fedit import FedIT
 
 @dataclass(frozen=True, kw_only=True)
 class FRLoRA(FedIT):
-    """FedIT's mean, which `reinit=pissa` merges into the base after every round."""
+    """FedIT's mean, which goes into the base after every round, in exchange for the components of W0."""
 
     kinds: ClassVar[tuple[str, ...]] = PRODUCT_KINDS
     mixed_ranks: ClassVar[bool] = False
-    reinits: ClassVar[tuple[str, ...]] = ("pissa",)
+    inits: ClassVar[tuple[str, ...]] = ("pissa",)
+    reinits: ClassVar[tuple[str, ...]] = ("fresh", "pissa")
     unmoved: ClassVar[str] = "whose clients do not start from the global factors"
-    why: ClassVar[str] = "which is this re-initialisation"
+    why: ClassVar[str] = "whose clients start every round from principal components of the weight"

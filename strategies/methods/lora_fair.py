@@ -3,11 +3,13 @@
 Bian et al., ICCV 2025, arXiv 2411.14961. B̄′ = B̄ + ΔB with Ā unchanged, where ΔB minimises
 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖²; the paper runs SGD on the d×k matrices.
 
-Everything needed is in M = ΔW Āᵀ = Σ p_i B_i (A_i Āᵀ), d×r, and G = ĀĀᵀ, r×r, at O(K r²(d + k)) a layer. Three
+Everything needed is in M = ΔW Āᵀ = Σ p_i B_i (A_i Āᵀ), d×r, G = ĀĀᵀ, r×r, and ‖ΔW‖, at O(K r²(d + k)) a layer. Three
 solvers (`solver=`):
 
-closed_form  ΔB = (M − B̄G)(G + λ′I)⁻¹, the ridge solution of ‖ΔW − (B̄ + ΔB)Ā‖² + λ′‖ΔB‖². At λ = 0 it attains the
-             largest cosine any ΔB can, ‖ΔW P_A‖/‖ΔW‖, and gets the magnitude right too, which the cosine ignores.
+closed_form  lam_scale=cosine: the objective's minimiser itself (fair_cosine.py), whose one scalar equation starts at
+             the ridge solution with λ′ = 2λ‖ΔW‖². The other scales stop at a ridge solution of
+             ‖ΔW − (B̄ + ΔB)Ā‖² + λ′‖ΔB‖², ΔB = (M − B̄G)(G + λ′I)⁻¹. At λ = 0 all attain the largest cosine any ΔB
+             can, ‖ΔW P_A‖/‖ΔW‖, and get the magnitude right too, which the cosine ignores.
 gram_sgd     the paper's objective by SGD, with loss and gradient evaluated from M, G and ‖ΔW‖.
 dense_sgd    the paper's way, on d×k matrices: the baseline that benchmarks compare with.
 
@@ -17,6 +19,7 @@ against the corrected B. With VeRA (fedinit/adapters/vera.py) b is corrected for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -27,10 +30,16 @@ from torch import Tensor
 from fedinit.adapters.kinds import EVERY_KIND, KINDS
 from fedinit.adapters.vera import Pair
 from fedinit.config.checks import at_least, positive, within
+from fedinit.errors import InputError
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
 from strategies.aggregator import Aggregator
 from strategies.means import mean_factors
+from strategies.methods.fair_columns import columns_fit, columns_loss
+from strategies.methods.fair_cosine import Axes, cosine_fit
+from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
+
+SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +48,14 @@ class LoRAFAIR(Aggregator):
 
     solver: how the correction is found, as above. side: which factor is corrected; ``both``: B, then A.
     lam: λ ≥ 0.
-    lam_scale: ``relative`` makes λ dimensionless, λ′ = λ·tr(G)/r in the closed form and λ/‖B̄‖² in the cosine
-    objective; ``absolute`` takes λ as it is, as the paper does; None is relative for the closed form and absolute for
-    the two SGD solvers.
-    steps, lr: of the SGD solvers, steps a layer and the learning rate.
+    lam_scale: what λ stands against. ``cosine``: 1 − cos, as in the paper. The others leave that objective:
+    ``absolute`` has λ′ = λ against the squared residual of the closed form, ``relative`` λ′ = λ·tr(G)/r. To the SGD
+    solvers, which know the cosine alone, ``absolute`` is as ``cosine``, and ``relative`` takes λ/‖B̄‖².
+    steps, lr: of the SGD solvers, steps a layer and the learning rate, of ΔW, B̄ and Ā normalised to one size
+    (`normalised_rate`). Where they end more than 1 % above the objective's least value, the log says so.
+    similarity: whether the cosine is that of the whole ΔW, or the mean of those of its columns (fair_columns.py).
     delta_init: where they start; the Xavier start of some public code is harmful at small λ, since its noise decays by
-    only (1 − 2·lr·λ) a step.
+    only (1 − 2·lr·λ‖B̄‖²) a step.
     """
 
     mixed_ranks: ClassVar[bool] = True
@@ -53,55 +64,124 @@ class LoRAFAIR(Aggregator):
     solver: Literal["closed_form", "gram_sgd", "dense_sgd"] = "closed_form"
     side: Literal["B", "A", "both"] = "B"
     lam: float = 0.01
-    lam_scale: Literal["relative", "absolute"] | None = None
+    lam_scale: Literal["cosine", "relative", "absolute"] = "cosine"
     steps: int = 1000
     lr: float = 0.01
     delta_init: Literal["zero", "xavier"] = "zero"
+    similarity: Literal["matrix", "columns"] = "matrix"
 
     def __post_init__(self) -> None:
         within("strategy.lam", self.lam, 0, float("inf"), open_high=True)
         at_least("strategy.steps", self.steps, 1)
         positive("strategy.lr", self.lr)
+        if self.similarity == "columns" and self.solver == "gram_sgd":
+            raise InputError(
+                "strategy.similarity=columns: does not go with strategy.solver=gram_sgd, whose M and G know no "
+                "columns; choose one of: closed_form, dense_sgd"
+            )
+        if self.similarity == "columns" and self.solver == "closed_form" and self.lam_scale != "cosine":
+            raise InputError(
+                f"strategy.similarity=columns: does not go with strategy.lam_scale={self.lam_scale}, whose "
+                "objective has no cosine; choose one of: cosine"
+            )
 
     def objection(self, kind: str) -> str:
-        if KINDS[kind].rank_one and (self.solver != "closed_form" or self.side != "B"):
-            return "VeRA's b is corrected in closed form: solver=closed_form, side=B"
+        if KINDS[kind].rank_one and (self.solver, self.side, self.similarity) != ("closed_form", "B", "matrix"):
+            return "VeRA's b is corrected in closed form: solver=closed_form, side=B, similarity=matrix"
         return super().objection(kind)
 
     def sums(self, round: int) -> tuple[str, ...]:
         """B̄ in "(B̄ᵀB)A" is the corrected one with side=both. With VeRA the second phase is of d numbers, ⟨ΔW_j, v_j⟩ of
         `corrected_b`."""
-        if self.solver != "closed_form":  # the cosine's own ‖ΔW‖
+        if self.solver != "closed_form" or self.lam_scale == "cosine":  # the cosine's own ‖ΔW‖
             return ("A", "B", "BA")
         second = {"B": ("B(AĀᵀ)",), "A": ("(B̄ᵀB)A",), "both": ("B(AĀᵀ)", "(B̄ᵀB)A")}
         return ("A", "B", *second[self.side])
 
+    def shortfall(self) -> str:
+        if self.similarity == "columns" and self.solver == "closed_form":
+            return "strategy.similarity=columns: the search has not converged"
+        if self.solver != "closed_form":
+            return (
+                f"strategy.solver={self.solver}: has not converged after strategy.steps={self.steps}, more than 1 % "
+                "above the least value of 1 − cos + λ‖ΔB‖²; take more steps, or solver=closed_form"
+            )
+        return (
+            "strategy=lora_fair: 1 − cos + λ‖ΔB‖² has no minimum, since the averaged factors turn away from the ideal "
+            "update; the better of its ridge solution and the plain averages was taken"
+        )
+
     def merge(self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None) -> Factors:
+        return self.solve(products, weights, start)[0]
+
+    def solve(
+        self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
+    ) -> tuple[Factors, bool]:
         average, first = mean_factors(products, weights), products[0]
         if isinstance(first, Pair):
-            relative = self.lam_scale != "absolute"
-            return Factors(average.A, corrected_b(first.frame, products, weights, average, self.lam, relative))
+            b, done = self._correct_b(first.frame, products, weights, average)
+            return Factors(average.A, b), done
+        met = []
         if self.side != "A":
-            average = Factors(average.A, self._correct(products, weights, average))
+            B, done = self._correct(products, weights, average)
+            average, met = Factors(average.A, B), [done]
         if self.side != "B":
             turned = [Factors(p.B.T, p.A.T) for p in products]
-            average = Factors(self._correct(turned, weights, Factors(average.B.T, average.A.T)).T, average.B)
-        return average
+            A, done = self._correct(turned, weights, Factors(average.B.T, average.A.T))
+            average, met = Factors(A.T, average.B), [*met, done]
+        return average, all(met)
 
-    def _correct(self, products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Tensor:
-        """B̄′ (d, r) in float64, for fixed Ā."""
-        M, G = moments(products, weights, average.A)
-        relative = (self.lam_scale or ("relative" if self.solver == "closed_form" else "absolute")) == "relative"
+    def _correct(self, products: Sequence[Factors], weights: Sequence[float], average: Factors) -> tuple[Tensor, bool]:
+        """B̄′ (d, r) in float64, for fixed Ā, and whether it is what was looked for."""
         if self.solver == "closed_form":
+            cosine = self.lam_scale == "cosine" and self.lam > 0
+            M, G, ideal_norm = moments_and_norm(products, weights, average.A, cosine)
+            if self.similarity == "columns":
+                return self._fit_columns(products, weights, average, self.lam)
+            if cosine:
+                return cosine_correction(M, G, ideal_norm, average.B, self.lam)
+            relative = self.lam_scale == "relative"
             lam = self.lam * float(G.trace()) / G.shape[0] if relative else self.lam
-            return average.B + ridge_correction(M, G, average.B, lam)
+            return average.B + ridge_correction(M, G, average.B, lam), True
+        M, G = moments(products, weights, average.A)
         size2 = float(average.B.square().sum())
-        lam = self.lam / size2 if relative and size2 else self.lam
+        lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
         delta = self._start(average.B)
         ideal = stack([p.to(torch.float64) for p in products], weights)
+        ideal_norm, rate = norm(ideal), normalised_rate(G, average.B, lam, self.lr)
         if self.solver == "dense_sgd":
-            return average.B + dense_sgd(ideal.dense(), average, delta, lam, self.steps, self.lr)
-        return average.B + gram_sgd(M, G, norm(ideal), average.B, delta, lam, self.steps, self.lr)
+            columns = self.similarity == "columns"
+            delta = dense_sgd(ideal.dense(), average, delta, lam, self.steps, rate, columns)
+            if columns:
+                least, exists = self._fit_columns(products, weights, average, lam)
+                losses = [float(columns_loss(ideal.dense(), average, d, lam)) for d in (delta, least - average.B)]
+                return average.B + delta, exists and losses[0] <= 1.01 * losses[1] + 1e-12
+        else:
+            delta = gram_sgd(M, G, ideal_norm, average.B, delta, lam, self.steps, rate)
+        return average.B + delta, near_the_least(M, G, ideal_norm, average.B, delta, lam)
+
+    def _fit_columns(
+        self, products: Sequence[Factors], weights: Sequence[float], average: Factors, lam: float
+    ) -> tuple[Tensor, bool]:
+        """B̄′ of the least objective by columns, searched for from that of the whole matrix."""
+        ideal = stack([p.to(torch.float64) for p in products], weights)
+        M, G = moments(products, weights, average.A)
+        if lam:
+            start = cosine_correction(M, G, norm(ideal), average.B, lam)[0] - average.B
+        else:
+            start = ridge_correction(M, G, average.B, 0.0)
+        delta, done = columns_fit(ideal, average, start, lam)
+        return average.B + delta, done
+
+    def _correct_b(
+        self, frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors
+    ) -> tuple[Tensor, bool]:
+        """VeRA's b̄′ (d, 1) in float64, for fixed d̄, and whether it is what was looked for."""
+        dots, size2, ideal_norm = row_moments(frozen, pairs, weights, average)
+        if self.lam_scale == "cosine" and self.lam > 0:
+            fitted, done = fit_axes(dots[None], size2, ideal_norm, average.B.T, self.lam)
+            return fitted.T, done
+        return corrected_b(dots, size2, average.B, self.lam, self.lam_scale == "relative"), True
 
     def _start(self, B: Tensor) -> Tensor:
         if self.delta_init == "zero":
@@ -113,17 +193,86 @@ class LoRAFAIR(Aggregator):
 
 def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) -> tuple[Tensor, Tensor]:
     """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64, for the averaged A (r, k)."""
-    M = torch.zeros(products[0].B.shape[0], A.shape[0], dtype=torch.float64)
-    turned = A.T.contiguous()  # the product below runs twice as fast on it as on the transposed view
+    return image(products, weights, A.T), A @ A.T
+
+
+def image(products: Sequence[Factors], weights: Sequence[float], columns: Tensor) -> Tensor:
+    """ΔW @ columns = Σ p_i B_i (A_i columns), (d, c), in float64, for columns (k, c)."""
+    out = torch.zeros(products[0].B.shape[0], columns.shape[1], dtype=torch.float64)
+    columns = columns.contiguous()  # the product below runs twice as fast on it as on a transposed view
     # A pair of float64 buffers for each rank, which stay in the cache, and as few calls a client as can be.
     buffers = {}
     for product, weight in zip(products, weights, strict=True):
         if product.rank not in buffers:
             buffers[product.rank] = tuple(torch.empty_like(t, dtype=torch.float64) for t in (product.A, product.B))
-        rows, columns = buffers[product.rank]
-        core = rows.copy_(product.A).mm(turned)  # (r_i, k) @ (k, r) -> (r_i, r)
-        M.addmm_(columns.copy_(product.B), core, alpha=weight)
-    return M, A @ A.T
+        rows, wide = buffers[product.rank]
+        core = rows.copy_(product.A).mm(columns)  # (r_i, k) @ (k, c) -> (r_i, c)
+        out.addmm_(wide.copy_(product.B), core, alpha=weight)
+    return out
+
+
+def moments_and_norm(
+    products: Sequence[Factors], weights: Sequence[float], A: Tensor, wanted: bool = True
+) -> tuple[Tensor, Tensor, float]:
+    """M and G of `moments`, and ‖ΔW‖ (0 where it is not wanted).
+
+    The norm is exact up to SKETCHED components in all; from there on its cost, O(R²(d + k)), would be most of the
+    aggregation's. What lies in the rows of A stays exact, ‖M G^(−1/2)‖, and the rest, E = ΔW(I − P_A), is estimated by
+    ‖EΩ‖²/PROBES for a fixed Gaussian Ω (k, PROBES). The minimiser feels an error of ‖ΔW‖ as one of λ.
+    """
+    if not wanted or sum(p.rank for p in products) <= SKETCHED:
+        M, G = moments(products, weights, A)
+        return M, G, norm(stack([p.to(torch.float64) for p in products], weights)) if wanted else 0.0
+    probes = _gaussian(A.shape[1])
+    both, G = image(products, weights, torch.cat([A.T, probes], 1)), A @ A.T
+    M, seen = both[:, : A.shape[0]], both[:, A.shape[0] :]
+    inverse = torch.linalg.pinv(G, hermitian=True)
+    inside2 = float(((M @ inverse) * M).sum())
+    rest2 = float((seen - M @ (inverse @ (A @ probes))).square().sum()) / PROBES
+    return M, G, max(inside2 + rest2, 0.0) ** 0.5
+
+
+@functools.cache
+def _gaussian(size: int) -> Tensor:
+    return torch.randn(size, PROBES, generator=torch_generator(0, "lora_fair.norm", size), dtype=torch.float64)
+
+
+def cosine_correction(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:
+    """B̄ + ΔB (d, r) of the least 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖², λ > 0, from M (d, r), G (r, r), ‖ΔW‖ and B̄ (d, r),
+    and whether it is a minimum (`cosine_fit`)."""
+    values, vectors = torch.linalg.eigh(G)
+    fitted, done = fit_axes(M @ vectors, values, ideal_norm, B @ vectors, lam)
+    return fitted @ vectors.T, done
+
+
+def near_the_least(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, delta: Tensor, lam: float) -> bool:
+    """Whether 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖² is within 1 % of its least value, or 1e-12; not where it has none."""
+
+    def loss(corrected: Tensor) -> float:
+        n = float(((corrected @ G) * corrected).sum().clamp(min=0).sqrt())
+        cosine = float((M * corrected).sum()) / (ideal_norm * n) if n else 0.0
+        return 1 - cosine + lam * float((corrected - B).square().sum())
+
+    if not ideal_norm:
+        return True
+    least, exists = cosine_correction(M, G, ideal_norm, B, lam) if lam else (B + ridge_correction(M, G, B, 0.0), True)
+    return exists and loss(B + delta) <= 1.01 * loss(least) + 1e-12
+
+
+def fit_axes(M: Tensor, g: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:
+    """The same where G = diag(g), g (r,), ascending or not. Columns with no g stay as they are."""
+    floor = g.max().clamp(min=0) * g.shape[0] * torch.finfo(g.dtype).eps
+    kept = g > floor
+    if not ideal_norm or not kept.any():
+        return B, True
+    M, B, g, whole = M[:, kept], B[:, kept], g[kept], B
+    # Below this λ the minimiser moves no more: it is MG⁺, as long as ⟨MG⁺, B̄⟩ has it.
+    lam = max(lam, 1e-40 * float(g.max()) / ideal_norm**2)
+    m, x, b = (M.square().sum(0), (M * B).sum(0), B.square().sum(0))
+    fit = cosine_fit(Axes(g.numpy(), m.numpy(), x.numpy(), b.numpy(), ideal_norm), lam)
+    whole = whole.clone()
+    whole[:, kept] += (fit.w * (M - B * g) + (fit.p - fit.w) * M) / (1 + fit.w * g)  # ΔB; nought where M = B̄G
+    return whole, fit.converged
 
 
 def ridge_correction(M: Tensor, G: Tensor, B: Tensor, lam: float) -> Tensor:
@@ -138,62 +287,27 @@ def ridge_correction(M: Tensor, G: Tensor, B: Tensor, lam: float) -> Tensor:
     return ((M - B @ G) @ vectors * inverse) @ vectors.T
 
 
-def corrected_b(
-    frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors, lam: float, relative: bool
-) -> Tensor:
-    """b̄ + Δb (d, 1) of the least ‖ΔW − diag(b̄ + Δb) B diag(d̄) A‖² + λ‖Δb‖² for the averaged d̄.
+def row_moments(
+    frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors
+) -> tuple[Tensor, Tensor, float]:
+    """⟨ΔW_j, v_j⟩ and ‖v_j‖² of every row, (d,), and ‖ΔW‖, in float64, of VeRA's vectors.
 
     frozen: A and B of the layer, in float64; pairs: the clients' b and dᵀ, average: b̄ and d̄ᵀ, as products of rank one.
-    Row j of the model is b_j·v_j with v_j = (B_j ∘ d̄) A, so each b_j has a least-squares problem of its own:
-    Δb_j = (⟨ΔW_j, v_j⟩ − b̄_j‖v_j‖²)/(‖v_j‖² + λ); `relative` makes it λ‖v_j‖². A row of zeros keeps its b̄_j.
+    Row j of the model is b_j·v_j with v_j = (B_j ∘ d̄) A, and ΔW = (B ∘ M) A with M = Σ p_i b_i d_iᵀ.
     """
     G = frozen.A @ frozen.A.T
     V = frozen.B * average.A[0]  # (d, r): v_j without A
-    VG = V @ G
-    size2 = (VG * V).sum(1)
-    dots = torch.zeros_like(size2)  # ⟨ΔW_j, v_j⟩
-    for pair, weight in zip(pairs, weights, strict=True):
-        dots += weight * pair.B[:, 0] * ((frozen.B * pair.A[0]) * VG).sum(1)
+    ideal = frozen.B * stack([p.to(torch.float64) for p in pairs], weights).dense()
+    size2 = float(((ideal @ G) * ideal).sum())
+    return ((ideal @ G) * V).sum(1), ((V @ G) * V).sum(1), max(size2, 0.0) ** 0.5
+
+
+def corrected_b(dots: Tensor, size2: Tensor, b: Tensor, lam: float, relative: bool) -> Tensor:
+    """b̄ + Δb (d, 1) of the least ‖ΔW − diag(b̄ + Δb) B diag(d̄) A‖² + λ‖Δb‖² for the averaged d̄.
+
+    Each b_j has a least-squares problem of its own (`row_moments`): Δb_j = (⟨ΔW_j, v_j⟩ − b̄_j‖v_j‖²)/(‖v_j‖² + λ);
+    `relative` makes it λ‖v_j‖². A row of zeros keeps its b̄_j.
+    """
     shifted = size2 * (1 + lam) if relative else size2 + lam
-    step = torch.where(shifted > 0, (dots - average.B[:, 0] * size2) / shifted.clamp(min=1e-300), 0.0)
-    return average.B + step[:, None]
-
-
-def gram_sgd(
-    M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, delta: Tensor, lam: float, steps: int, lr: float
-) -> Tensor:
-    """ΔB after `steps` of gradient descent on 1 − cos(ΔW, B′Ā) + λ‖ΔB‖², B′ = B + ΔB.
-
-    With n = ‖B′Ā‖ = √⟨B′G, B′⟩ and cos = ⟨M, B′⟩/(‖ΔW‖ n), the gradient is
-    −(M/(‖ΔW‖ n) − cos · B′G/n²) + 2λΔB. Where ΔW or B′Ā is zero the cosine has no gradient.
-    """
-    for _ in range(steps):
-        corrected = B + delta
-        image = corrected @ G
-        n = float((image * corrected).sum().clamp(min=0).sqrt())
-        gradient = 2 * lam * delta
-        if ideal_norm > 0 and n > 0:
-            cosine = float((M * corrected).sum()) / (ideal_norm * n)
-            gradient = gradient - M / (ideal_norm * n) + image * (cosine / n**2)
-        delta = delta - lr * gradient
-    return delta
-
-
-def dense_sgd(ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps: int, lr: float) -> Tensor:
-    """The same descent with the loss evaluated on (d, k) matrices and differentiated by autograd, as in the paper.
-
-    The cosine is written out: torch's own adds a floor of 1e-8 to the norms, which turns a product of zero into a
-    gradient of 1e8 and a very small one into a wrong cosine.
-    """
-    ideal_norm = float(ideal.norm())
-    delta = delta.clone().requires_grad_(True)
-    for _ in range(steps):
-        product = (average.B + delta) @ average.A
-        n = product.norm()
-        loss = lam * delta.square().sum()
-        if ideal_norm > 0 and n > 0:
-            loss = loss + 1 - torch.dot(ideal.flatten(), product.flatten()) / (ideal_norm * n)
-        (gradient,) = torch.autograd.grad(loss, delta)
-        with torch.no_grad():
-            delta -= lr * gradient
-    return delta.detach()
+    step = torch.where(shifted > 0, (dots - b[:, 0] * size2) / shifted.clamp(min=1e-300), 0.0)
+    return b + step[:, None]

@@ -1,44 +1,93 @@
 """Spectral denoising: the ideal update, cut where its singular values stop standing out from noise.
 
-The optimal hard threshold for singular values of a matrix under white noise of unknown level is ω(β) times their median
-(Gavish & Donoho 2014, arXiv 1305.5870), β = m/n for an m×n matrix, m ≤ n: 2.858 for a square one, 1.41 for a flat one.
+``screenot``, the default, is ScreeNOT (Donoho, Gavish, Romanov, Annals of Statistics 2023, arXiv 2009.12297), the
+optimal hard threshold for a low-rank matrix under noise of unknown level and correlations. The noise is read off the
+spectrum of ΔW itself, which but for its largest values, `bound` of them, imputed from as many below, is that of noise.
+ΔW is d×k with R = Σ r_i components at most: the other min(d, k) − R singular values are zeros, and need no matrix.
 
-ΔW is no white matrix but the product of a d×R and an R×k one, R = Σ r_i, with as many singular values as the smallest
-of the three sizes m₁ ≤ m₂ ≤ m₃. Of such a product of Gaussian matrices the squared singular values have a relative
-variance of m₁/m₂ + m₁/m₃, and those of a white matrix one of β. So β is that, 1 at most: min(d, k)/max(d, k), the white
-matrix, where R is large; small where R is. The core of the QR factorisations, square as it is, has the singular values
-of the product, and not those of a white square matrix.
+``median`` is ω(β) times the median singular value, optimal under white noise (Gavish & Donoho 2014, arXiv 1305.5870),
+β = m/n for an m×n matrix, m ≤ n: 2.858 for a square one, 1.41 for a flat one. ΔW is no white matrix but the product of
+a d×R and an R×k one, with as many singular values as the smallest of the three sizes m₁ ≤ m₂ ≤ m₃. Of such a product of
+Gaussian matrices the squared singular values have a relative variance of m₁/m₂ + m₁/m₃, and those of a white matrix one
+of β. So β is that, 1 at most. The spectrum of clients' updates falls steeply: half of its components are as good as
+none, the median is far below what noise there is, and this rule keeps two to three times what ScreeNOT does.
 
-Capped at the global rank; what is cut is handled as in florist.py. ScreeNOT (Donoho et al. 2023), which allows for
-correlated noise, needs the full spectrum of a d×k noise matrix; a sum of low-rank products has none.
+Capped at the global rank; what is cut is handled as in florist.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fedinit.config.checks import positive
+from fedinit.config.checks import at_least, positive
 from strategies.methods.florist import Cut
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spectral(Cut):
-    """threshold: the multiple of the median singular value below which a component is noise; None: ω(β)."""
+    """rule: ``screenot`` or ``median``, see above.
+    bound: of ScreeNOT, how many components may be signal at most, its k; None: a quarter of them.
+    threshold: the multiple of the median singular value below which a component is noise, instead of the rule's; None:
+        the rule's.
+    """
 
+    rule: Literal["screenot", "median"] = "screenot"
+    bound: int | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
+        if self.bound is not None:
+            at_least("strategy.bound", self.bound, 1)
         if self.threshold is not None:
             positive("strategy.threshold", self.threshold)
 
     def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:
         alive = S[S > S[0] * 1e-12]
-        threshold = omega(spread(sizes)) if self.threshold is None else self.threshold
-        return max(int((alive > threshold * alive.median()).sum()), 1) if len(alive) else 1
+        if self.threshold is not None:
+            least = self.threshold * float(alive.median()) if len(alive) else 0.0
+        elif self.rule == "median":
+            least = omega(spread(sizes)) * float(alive.median()) if len(alive) else 0.0
+        else:
+            bound = len(alive) // 4 if self.bound is None else self.bound
+            least = screenot(alive, sizes[0], sizes[1], max(bound, 1))
+        return max(int((alive > least).sum()), 1)
+
+
+def screenot(S: Tensor, d: int, k: int, bound: int) -> float:
+    """ScreeNOT's threshold for the singular values of a (d, k) matrix: the y above the noise with y D′(y)/D(y) = −4.
+
+    S: (n,) its values above zero, falling, in float64; the other min(d, k) − n are zero.
+    bound: how many of them may be signal, at most; (n − 1)/2 at most is used, and of fewer than three values none is
+        noise, so the threshold is zero.
+
+    D(y) = φ(y)·(γφ(y) + (1 − γ)/y), φ(y) the mean of y/(y² − z²) over the noise's values z, γ = min(d, k)/max(d, k).
+    The z are S, with its first `bound` values imputed from as many below them as if the noise ended in an edge.
+    """
+    bound = min(bound, (len(S) - 1) // 2)
+    if bound < 1:
+        return 0.0
+    z, count, gamma = S.clone(), min(d, k), min(d, k) / max(d, k)
+    edge = torch.arange(bound, dtype=S.dtype) / bound
+    z[:bound] = S[bound] + (1 - edge ** (2 / 3)) / (2 ** (2 / 3) - 1) * (S[bound] - S[2 * bound])
+
+    def slope(y: float) -> float:
+        gap = y * y - z.square()
+        phi = float((y / gap).sum() + (count - len(z)) / y) / count
+        falls = -float(((y * y + z.square()) / gap.square()).sum() + (count - len(z)) / y**2) / count
+        return y * (falls / phi + (gamma * falls - (1 - gamma) / y**2) / (gamma * phi + (1 - gamma) / y))
+
+    low, high = float(z.max()), 2 * float(z.max())
+    while slope(high) < -4:  # it rises, from −∞ at the largest z to −2
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < -4 else (low, middle)
+    return high
 
 
 def spread(sizes: tuple[int, int, int]) -> float:

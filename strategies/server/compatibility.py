@@ -158,7 +158,7 @@ def _the_kind_trains_b(c: Components) -> Objection | None:
 
 @rule("strategy", "client.lr_ratio_b")
 def _the_method_trains_b(c: Components) -> Objection | None:
-    if c.config.client.lr_ratio_b == 1 or "B" in c.trained:
+    if c.config.client.lr_ratio_b == 1 or "B" in c.trained():
         return None
     ratio = f"client.lr_ratio_b={c.config.client.lr_ratio_b}"
     return Objection(ratio, f"strategy={c.config.strategy.name} trains no B", "use 1")
@@ -166,7 +166,7 @@ def _the_method_trains_b(c: Components) -> Objection | None:
 
 @rule("strategy", "init")
 def _the_method_can_learn_from_the_start(c: Components) -> Objection | None:
-    method, start, trained = f"strategy={c.config.strategy.name}", f"init={c.config.init.name}", c.trained
+    method, start, trained = f"strategy={c.config.strategy.name}", f"init={c.config.init.name}", c.trained()
     if c.aggregator.cores and not c.initializer.cores:
         cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
         return Objection(method, f"trains a core between frozen factors, and {start} has none", _named(cored))
@@ -257,3 +257,12 @@ def _the_base_lacks_nothing(c: Components) -> Objection | None:
         return None
     why = "reinit=pissa takes W0's own components out of the base, which a client of a lower rank would then lack"
     return Objection("adapter.ranks", why, "use another reinit")
+
+
+@rule("strategy", "init")
+def _the_method_goes_with_the_start(c: Components) -> Objection | None:
+    if not c.aggregator.inits or c.config.init.name in c.aggregator.inits:
+        return None
+    why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.why}"
+    needed = ", ".join(f"init={name}" for name in c.aggregator.inits)
+    return Objection(f"init={c.config.init.name}", why, f"use {needed}")

@@ -58,6 +58,13 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
 
 
+def check_clients(config: Config, examples: Mapping[int, int]) -> None:
+    """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}."""
+    if isinstance(config.quorum, int) and config.quorum > len(examples):
+        raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
+    client_ranks(config, examples)
+
+
 def federate(
     config: Config,
     grid: Grid,
@@ -128,6 +135,7 @@ def _ready(
     roster, reports = _roster(introductions), []
     if saved is not None:
         _compare(saved.roster, roster, audience)
+    check_clients(config, roster.examples)
     ranks = client_ranks(config, roster.examples)
     audience.started(config.rounds, roster)
     if saved is None:
@@ -227,4 +235,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         trainable=sum(tensors[name].numel() for name in method.returned(state.model, state.round)),
         final_hash=digest.of_tensors(tensors),
         start=opening.start.notes,
+        personal=method.aggregator.personal,
+        accepted={client: state.mirror(client).accepted for client in state.roster.examples},
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
+from fedinit.factors import Factors
+from fedinit.runs.export import FinalModel
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.scores import SCORES, Score
 from fedinit.state.checkpoint import State
@@ -21,12 +24,14 @@ class Outcome:
     aggregate: the final global factors and head.
     offset: {layer: (d, k)}, the final base offset.
     roster: who took part.
-    score: of the last evaluation; None where there was none.
+    score: of the model after the last round; None where there was no evaluation of it.
     rounds: how many were completed. seconds: of all rounds together, over restarts too.
     bytes_up, bytes_down: of all messages, as serialised.
     trainable: how many numbers a client that trains every slot sends in a round, head included.
     final_hash: of factors, head and base offset, SHA-256.
     start: the notes of round 0.
+    personal: the parts of the factors that clients keep to themselves.
+    accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
     """
 
     aggregate: Aggregate
@@ -40,6 +45,20 @@ class Outcome:
     trainable: int
     final_hash: str
     start: Mapping[str, Any]
+    personal: frozenset[str] = frozenset()
+    accepted: Mapping[int, int] = field(default_factory=dict)
+
+    def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
+        """What is exported. by_client: {client: {layer: its factors}}, where clients have their own and they are at
+        hand."""
+        return FinalModel(
+            layers=self.aggregate.layers,
+            head=self.aggregate.head,
+            offset=self.offset,
+            class_names=self.roster.class_names,
+            personal=self.personal,
+            by_client=by_client,
+        )
 
     def summary(self) -> dict[str, Any]:
         """The figures of summary.json."""
@@ -60,7 +79,7 @@ class Outcome:
 
 
 class Tally(Observer):
-    """Remembers the last score and the seconds of all rounds, over restarts too."""
+    """Remembers the score of the last round and the seconds of all rounds, over restarts too."""
 
     score: Score | None = None
     seconds: float = 0.0
@@ -70,7 +89,7 @@ class Tally(Observer):
 
     def round_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
-        self.score = report.score or self.score
+        self.score = report.score  # not an earlier one's, which is of another model
 
     def snapshot(self) -> State:
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
+
+import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from numpy.lib import format as npy
 
+from clients import guard
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
+from fedinit.errors import InputError
 from fedinit.state import base_offset as base
+from fedinit.statistics import Request, Sampling
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import small_config
@@ -47,6 +56,25 @@ def add(record, name, tensor):
 LAYER = "blocks.0.attn.proj"
 
 
+def lie(record, name, content, *, like):
+    """The bytes of `content` (an array, or bytes) under what an array like `like` declares."""
+    if isinstance(content, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, content)
+        content = buffer.getvalue()
+    array = Array(dtype=str(like.dtype), shape=like.shape, stype="numpy.ndarray", data=content)
+
+    def change(sent):
+        sent.setdefault(record, ArrayRecord())[name] = array
+
+    return change
+
+
+HEADER = io.BytesIO()
+npy.write_array_header_1_0(HEADER, {"shape": (10, 24), "fortran_order": False, "descr": "<f4"})
+WEIGHT, SQUARE = np.zeros((10, 24), np.float32), np.zeros((24, 24), np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -59,6 +87,27 @@ LAYER = "blocks.0.attn.proj"
         (add(wire.STATE, "head/extra", torch.zeros(1)), "no part of a head"),
         (add(base.RECORD, "blocks.0.mlp.fc1", torch.zeros(96, 24)), "is no factor of an adapted layer"),
         (add(base.RECORD, LAYER, torch.zeros(24)), "expected float32 (24, 24)"),
+        (
+            lie(wire.STATE, "head/weight", np.zeros((10, 24)), like=WEIGHT),
+            "its bytes are float64 (10, 24), declared as",
+        ),
+        (lie(wire.STATE, "head/weight", np.zeros((5000, 24), np.float32), like=WEIGHT), "its bytes are float32 (5000"),
+        (lie(wire.STATE, "head/weight", HEADER.getvalue(), like=WEIGHT), "0 bytes of values, declared as float32"),
+        (lie(wire.STATE, "head/weight", HEADER.getvalue() + bytes(961), like=WEIGHT), "961 bytes of values"),
+        (lie(wire.STATE, "head/weight", b"PK\x03\x04 a zip", like=WEIGHT), "its bytes are no numpy array"),
+        (
+            lie(wire.STATE, "head/weight", np.asfortranarray(WEIGHT + np.arange(24, dtype="f")), like=WEIGHT),
+            "row after row",
+        ),
+        (
+            lie(base.RECORD, LAYER, np.zeros((4000, 4000), np.float32), like=SQUARE),
+            "its bytes are float32 (4000, 4000)",
+        ),
+        (add(wire.STATE, f"{LAYER}/A", torch.full((4, 24), float("nan"))), "with NaN or infinity"),
+        (add(base.RECORD, LAYER, torch.full((24, 24), float("inf"))), "with NaN or infinity"),
+        (add(wire.STATE, f"{LAYER}/A", torch.zeros(3000, 24)), "no more than 24"),
+        (lambda c: c[wire.CONFIG].__setitem__("round", -5), "in round -5"),
+        (lambda c: c[wire.CONFIG].__setitem__("trainable", ["W"]), "to train ['W']"),
         (lambda c: c.__setitem__("weights", wire.encode({"a": torch.zeros(1)})), "a record 'weights'"),
         (lambda c: c.__setitem__(wire.STATE, MetricRecord({"a": 1})), "as MetricRecord"),
         (lambda c: c[wire.CONFIG].__setitem__("backbone", "f" * 64), "the run is for the backbone ffffffffffff"),
@@ -73,6 +122,32 @@ def test_a_client_refuses(site, change, expected):
 def test_an_untouched_round_is_refused_by_nobody(site):
     """The control of the test above. (A merged base passes too: test_base_offset.py runs through it.)"""
     assert tampered(site, lambda content: None) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"shapes": {LAYER: (24, 30000)}}, "as (24, 30000), which is (24, 24) here"),
+        ({"shapes": {LAYER: (24, 0)}}, "as (24, 0)"),
+        ({"layers": {"x": "gram"}, "shapes": {"x": (3, 3)}}, "'x' as (3, 3), which is no adapted layer"),
+        (
+            {"source": "adapters", "layers": {f"{LAYER}/A": "total"}, "shapes": {f"{LAYER}/A": (4, 10**6)}},
+            "more than the square of a layer's width",
+        ),
+        ({}, ""),
+    ],
+)
+def test_a_request_for_what_the_model_does_not_have_is_refused_before_anything_is_allocated(site, change, expected):
+    asked = {
+        "source": "inputs",
+        "layers": {LAYER: "gram"},
+        "shapes": {LAYER: (24, 24)},
+        "seed": 0,
+        "sampling": Sampling(),
+    }
+    request = Request(**(asked | change))
+    with pytest.raises(InputError, match=re.escape(expected)) if expected else contextlib.nullcontext():
+        guard.check_request(request, site)
 
 
 def twice_as_long(basis):
@@ -130,4 +205,5 @@ def test_a_client_refuses_a_basis_that_is_not_orthonormal(site, start, spoil, re
     cohort, reasons = Cohort(site), []
     federate(small_config(*words), LocalGrid(handler, 3), site.backbone)
     assert len(seen) == 4 and len(reasons) == refused  # a basis for each layer, in the second pass
-    assert all("with columns that are not orthonormal to 0.001" in reason for reason in reasons)
+    what = "with NaN or infinity" if spoil is not_numbers else "with columns that are not orthonormal to 0.001"
+    assert all(what in reason for reason in reasons)

@@ -37,7 +37,7 @@ def child(root: str) -> None:
     """`python run_sim.py …`, without its start."""
     os.dup2(os.open(Path(root).with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
     os.dup2(1, 2)
-    run_sim.Site = lambda config: site()
+    run_sim.Site = lambda config, console: site()
     run_sim.leave(run_sim.main([*RUN, f"output_dir={root}"]))
 
 

@@ -108,8 +108,8 @@ def test_a_full_disk_ends_a_run_with_a_line_and_the_same_command_goes_on(tmp_pat
 
 
 def test_killed_runs_go_on_to_the_same_hash(tmp_path):
-    tally = processes.campaign(tmp_path, SEEDS[0], 10)
-    assert tally["same"] == 10 and not tally["codes"] and not tally["again"] and tally["stopped"] >= 5, tally
+    tally = processes.campaign(tmp_path, SEEDS[0], 4)
+    assert tally["same"] == 4 and not tally["codes"] and not tally["again"] and tally["stopped"] >= 2, tally
 
 
 @pytest.mark.parametrize("words", ["strategy=flora", "strategy=fedsa_lora"])

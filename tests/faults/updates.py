@@ -398,6 +398,7 @@ def honest(seed: int, count: int) -> Counter:
             return
         rate = lr if optimizer == "sgd" else lr / 10
         words = [f"strategy={method}", f"client={optimizer}", f"client.lr={rate}", f"client.max_steps={steps}"]
+        words += ["init=pissa"] if method == "frlora" else []
         config = small_config(*words, "client.clip_norm=10", f"seed={root}", "rounds=4", "evaluation=none")
         site = Site(config)
         federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[Watch()])

@@ -193,3 +193,24 @@ def test_a_rank_cannot_be_padded_down() -> None:
 def test_stack_refuses_another_number_of_weights() -> None:
     with pytest.raises(ValueError):
         stack([Factors(torch.zeros(1, 2), torch.zeros(2, 1))], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("rank", [95, 96, 600])
+def test_far_above_its_shape_a_product_is_summed_as_a_matrix_to_the_same_value(rank, monkeypatch):
+    """600 clients' updates of a 48x48 layer together. The negative control is the form that grows with their square."""
+    draw = torch.Generator().manual_seed(rank)
+    left, right = (
+        Factors(
+            torch.randn(rank, 48, generator=draw, dtype=torch.float64),
+            torch.randn(48, rank, generator=draw, dtype=torch.float64),
+        )
+        for _ in range(2)
+    )
+    formed = []
+    dense = Factors.dense
+    monkeypatch.setattr(Factors, "dense", lambda product: formed.append(product) or dense(product))
+    found = norm(left), inner(left, right)
+    assert len(formed) == (0 if rank < 96 else 3)
+    monkeypatch.setattr("fedinit.factors._dense_is_cheaper", lambda product, rank: False)
+    assert found == pytest.approx((norm(left), inner(left, right)), rel=1e-10)
+    assert len(formed) == (0 if rank < 96 else 3)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -26,8 +27,10 @@ CHOICES = groups()
 
 def compose(name: str, overrides: Sequence[str] = (), **options: bool) -> DictConfig:
     """`hydra.compose(name, overrides)`, which does it alone for all but choices and values, with
-    options, and where it refuses."""
-    if not options and not any(word.startswith(("+", "~", "hydra")) for word in overrides):
+    options, where it refuses, and over other folders than conf/."""
+    _, main, *beside = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    elsewhere = main.path != str(CONF_DIR) or len(beside) > 1
+    if not elsewhere and not options and not any(word.startswith(("+", "~", "hydra")) for word in overrides):
         chosen = [word for word in overrides if _is_choice(word)]
         # An experiment makes choices of its own, and its values are put over those of all choices.
         whole = any(word.startswith("experiment=") for word in chosen)

@@ -6,7 +6,7 @@ is handed to np.linalg.lstsq as it stands. Letters as in strategies/aggregator.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -219,6 +219,40 @@ def cosine_loss(c: Clients, delta: Matrix, lam: float) -> float:
     return 1 - cosine(ideal_update(c), (B + delta) @ A) + lam * float(np.sum(delta**2))
 
 
+def least(value: Callable[[torch.Tensor], torch.Tensor], starts: Sequence[torch.Tensor]) -> float:
+    """The lowest value of a function that L-BFGS reaches from any of the starts, in units of the first one's size."""
+    size = float(starts[0].norm()) or 1.0
+
+    def reached(start: torch.Tensor) -> float:
+        point = (start / size).requires_grad_(True)
+        search = torch.optim.LBFGS([point], 1.0, 400, 800, 1e-12, 1e-15, 20, "strong_wolfe")
+
+        def closure() -> torch.Tensor:
+            search.zero_grad()
+            loss = value(size * point)
+            loss.backward()
+            return loss
+
+        search.step(closure)
+        return float(value(size * point.detach()))
+
+    return min(reached(start) for start in starts)
+
+
+def least_cosine_loss(c: Clients, lam: float) -> float:
+    """The lowest value of the paper's objective, from no correction and from the ridge solution of 2λ‖ΔW‖²."""
+    A, B = factor_means(c)
+    ideal = ideal_update(c)
+    ridge = B + ridge_correction(c, 2 * lam * float(np.sum(ideal**2)))
+    A, B, ideal, ridge = (torch.tensor(value) for value in (A, B, ideal, ridge))
+
+    def value(corrected: torch.Tensor) -> torch.Tensor:
+        product = corrected @ A
+        return 1 - (product * ideal).sum() / (product.norm() * ideal.norm()) + lam * (corrected - B).square().sum()
+
+    return least(value, [B, ridge])
+
+
 def cosine_gradient(c: Clients, delta: Matrix, lam: float, step: float = 1e-5) -> Matrix:
     """Its gradient in ΔB by central differences, entry by entry."""
     gradient = np.zeros_like(delta)
@@ -230,12 +264,18 @@ def cosine_gradient(c: Clients, delta: Matrix, lam: float, step: float = 1e-5) -
 
 
 def cosine_descent(c: Clients, lam: float, steps: int, lr: float) -> Matrix:
-    """ΔB after gradient descent from zero, with ∂cos/∂W′ = (ΔW/‖ΔW‖ − cos·W′/‖W′‖)/‖W′‖ at W′ = (B̄ + ΔB)Ā."""
+    """ΔB after gradient descent from zero, with ∂cos/∂W′ = (ΔW/‖ΔW‖ − cos·W′/‖W′‖)/‖W′‖ at W′ = (B̄ + ΔB)Ā.
+
+    ΔW, B̄ and Ā are divided by their sizes first, Ā so that ‖B̄Ā‖ = 1, and ΔB is multiplied by that of B̄ at the end.
+    """
     (A, B), ideal = factor_means(c), ideal_update(c)
+    size = np.linalg.norm(B)
+    A, B, ideal, lam = A * size / np.linalg.norm(B @ A), B / size, ideal / np.linalg.norm(ideal), lam * size**2
+    lr = min(lr / max(1, 2 * lam), 1 / (2 * lam + np.linalg.norm(A, 2) ** 2))
     delta = np.zeros_like(B)
     for _ in range(steps):
         product = (B + delta) @ A
         n = np.linalg.norm(product)
         by_product = (ideal / np.linalg.norm(ideal) - cosine(ideal, product) * product / n) / n
         delta = delta - lr * (2 * lam * delta - by_product @ A.T)
-    return delta
+    return size * delta

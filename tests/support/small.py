@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+
+import pytest
 
 from fedinit.config.compose import compose_config
 from fedinit.config.schema import Config
@@ -23,3 +26,8 @@ WORDS = (
 def small_config(*overrides: str) -> Config:
     """`WORDS`, then the given overrides."""
     return compose_config([*WORDS, *overrides])
+
+
+def slow(*values: str) -> Iterator[object]:
+    """Values of a parametrised test that only `pytest -m slow` runs, under ids of their own text."""
+    return (pytest.param(value, id=value, marks=pytest.mark.slow) for value in values)

@@ -18,6 +18,7 @@ def keeping(config, cohort: Cohort, root: Path):
             kept = Kept.of(context, config)
             kept.recall(message, context)
             replies += cohort([(message, context)])
+            kept.export(message, context, cohort)
             kept.remember(message, context)
             assert not context.state
         return replies

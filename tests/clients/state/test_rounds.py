@@ -102,7 +102,7 @@ def test_an_update_that_was_refused_leaves_nothing_behind(words, round, kept, si
 def test_a_client_that_went_on_from_what_was_refused_would_be_refused_for_ever(sites, monkeypatch):
     """The control of the test above."""
     config, site = settings("strategy=fedsa_lora"), site_of(sites, "")
-    monkeypatch.setattr(rounds, "_accepted", lambda message: int(message.content["config"]["round"]) - 1)
+    monkeypatch.setattr(rounds, "accepted", lambda message: int(message.content["config"]["round"]) - 1)
     diverge(monkeypatch, 1, 2)
     ledger = Ledger()
     federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[ledger])

@@ -245,7 +245,7 @@ GOES = sorted(set(AGGREGATORS) - {"fed_sb", "ravan", "lora_a2", "fedsa_lora"})
         "rolora",
         "flora",
         "fedit reinit=svd",
-        "frlora",
+        "frlora init=pissa",
         "fedit reinit=gauge adapter.ranks=[2,4]",
         "fedit server_opt=adam",
         "ffa_lora",
@@ -352,8 +352,8 @@ def test_the_client_app_gives_the_same_run() -> None:
 
 @pytest.mark.parametrize("name", sorted(AGGREGATORS))
 def test_every_method_goes_with_it_or_says_why_not(name: str) -> None:
-    cored = ["init=lora_xs"] if name in ("fed_sb", "ravan") else []
-    config = small_config("adapter=dora", f"strategy={name}", "evaluation=clients", *cored)
+    needed = {"fed_sb": ["init=lora_xs"], "ravan": ["init=lora_xs"], "frlora": ["init=pissa"]}.get(name, [])
+    config = small_config("adapter=dora", f"strategy={name}", "evaluation=clients", *needed)
     if name in GOES:
         check_method(config)
     else:

@@ -121,7 +121,7 @@ def test_an_index_sets_the_split(tree: Path, tmp_path: Path, lead: str) -> None:
     ("index", "message"),
     [
         ("path,part\nphoto/red/0.png,train", "columns path and split"),
-        ("path,split\nphoto/red/0.png,val", "split='val' for 'photo/red/0.png'; expected train or test"),
+        ("path,split\nphoto/red/0.png,dev", "split='dev' for 'photo/red/0.png'; expected train, val or test"),
         ("path,split\nphoto/red/9.png,test", "'photo/red/9.png', which is not there"),
         ("path,split\nphoto/red/0.png,test", "does not name 'art/blue/0.png'"),
     ],

@@ -107,9 +107,9 @@ sys.exit(cli.main(["deploy", "up", "--insecure", "data.domains=[plain,inverted]"
         ("run", [signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130),
         pytest.param("run", [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 143, marks=pytest.mark.slow),
         pytest.param("run", [signal.SIGHUP, signal.SIGINT], 129, marks=pytest.mark.slow),
-        ("starting", [signal.SIGTERM], 143),
+        pytest.param("starting", [signal.SIGTERM], 143, marks=pytest.mark.slow),
         pytest.param("failure", [], 1, marks=pytest.mark.slow),
-        ("failure, then a signal", [signal.SIGTERM], 143),
+        pytest.param("failure, then a signal", [signal.SIGTERM], 143, marks=pytest.mark.slow),
     ],
 )
 def test_up_leaves_nothing_running(tmp_path, event, numbers, code):

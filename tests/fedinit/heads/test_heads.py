@@ -25,7 +25,16 @@ from fedinit.errors import InputError
 from fedinit.heads import HEADS, create_head
 from fedinit.heads.head import HeadContext, HeadState
 from fedinit.heads.measured import SCALES, MeasuredHead, best_scale
-from fedinit.statistics import Request, Statistics, add_up, create_statistics, shapes_of
+from fedinit.statistics import (
+    Request,
+    Statistics,
+    add_up,
+    create_statistics,
+    pack,
+    shapes_of,
+    unpack,
+    wire_format,
+)
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
@@ -103,6 +112,39 @@ def test_a_client_that_was_left_out_is_missed():
     whole, part = Pool(0, 60, 7, 5), Pool(0, 60, 7, 5)
     part.z, part.y = part.z[:40], part.y[:40]
     assert np.abs(whole.rows("ridge")[0] - part.rows("ridge")[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("ratio", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize(
+    ("name", "options"), [("ridge", {}), ("ncm", {}), ("ncm", {"covariance": "shared"}), ("mvn", {}), ("convex", {})]
+)
+def test_a_large_mean_costs_no_digits(name, options, ratio):
+    """Features whose mean is `ratio` deviations, in float32, measured in batches by three clients and sent as messages
+    are: the rows of the dense float64 head of the same features, to 1e-5, and as the clients were one."""
+    p = Pool(3, 120, 7, 5, [20, 70], without=[4] if name in ("mvn", "convex") else ())
+    p.z = (p.z + ratio * p.z.std() * np.linspace(0.5, 1, 7)).astype(np.float32).astype(np.float64)
+    head = create_head(name, options)
+    asked = head.plan(p.setting)
+    statistics, parts = create_statistics(asked), []
+    for index in np.split(np.arange(len(p.y)), p.cuts):
+        sums = {n: torch.zeros(shape, dtype=torch.float64) for n, shape in shapes_of(asked).items()}
+        for batch in np.array_split(index, 3):
+            z, y = torch.tensor(p.z[batch], dtype=torch.float32), torch.tensor(p.y[batch])
+            for key, value in statistics["head"].measure(z, y).items():
+                sums[f"head/{key}"] += value.double()
+        packed = pack(statistics, sums)
+        assert {n: (tuple(t.shape), t.dtype) for n, t in packed.items()} == wire_format(statistics)
+        parts.append(Statistics(len(index), unpack(statistics, packed)))
+    found, _ = head._known_classes(add_up(parts).of("head"), p.setting)
+    rows = head.rows(found)
+    weight, bias = p.rows(name, **options)
+    np.testing.assert_allclose(rows.weight.numpy(), weight, rtol=0, atol=1e-5 * np.abs(weight).max())
+    at_mean = rows.weight.numpy() @ p.z.mean(0) + rows.bias.numpy()
+    np.testing.assert_allclose(at_mean, weight @ p.z.mean(0) + bias, rtol=0, atol=1e-4 * np.abs(weight).max())
+    plain = torch.tensor(p.z, dtype=torch.float32)  # the control: moments as float32 sums them about zero
+    gram = (plain.T @ plain).double().numpy() - len(plain) * np.outer(p.z.mean(0), p.z.mean(0))
+    scatter = (p.z - p.z.mean(0)).T @ (p.z - p.z.mean(0))
+    assert (np.linalg.norm(gram - scatter) > 1e-4 * np.linalg.norm(scatter)) == (ratio > 1)
 
 
 @quick

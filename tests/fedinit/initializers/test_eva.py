@@ -202,7 +202,8 @@ def test_what_is_halved_is_right_to_its_columns_largest_entry():
     assert packed["l/sketch"].dtype == torch.float16 and packed["l/sketch.scale"].dtype == torch.float32
     back = unpack(statistics, packed)
     assert back.keys() == sums.keys() and float(back["l/count"]) == ROWS
-    torch.testing.assert_close(back["l/sum"], sums["l/sum"].float(), atol=0, rtol=0)
+    assert packed["l/sum"].dtype == packed["l/rest"].dtype == torch.float32
+    torch.testing.assert_close(back["l/sum"], sums["l/sum"], atol=1e-12, rtol=0)  # in two pieces of float32
     error = (back["l/sketch"] - sums["l/sketch"]).abs()
     assert (error <= 2**-11 * sums["l/sketch"].abs().amax(0)).all() and error.max() > 0
 
@@ -279,3 +280,18 @@ def test_over_the_wire_a_split_changes_the_start_by_rounding_alone(options, most
         for rows, cuts in ((slice(0, 400), []), (slice(0, 400), [1, 100, 300]), (slice(200, 600), []))
     )
     assert (pooled - split).norm() < most < 0.1 < (pooled - other).norm()
+
+
+@pytest.mark.parametrize("sketch", ["exact", "nystrom"])
+def test_a_large_mean_costs_no_digits(sketch):
+    """Inputs whose mean is a thousand times their deviation, in float32 and over the wire: the directions that the same
+    inputs about their mean have, where sums about zero would hold nothing but the mean's rounding."""
+    x = inputs(mean=1000.0).float().double()
+    held = [
+        captured(Clients({"l": rows}, cuts=[100], wire=True).start(sketch=sketch, width=20), x)
+        for rows in (x, x - x.mean(0))
+    ]
+    assert abs(held[0] - held[1]) < 1e-3 and held[0] > (0.9 if sketch == "nystrom" else 1 - 1e-6)
+    moment = (x.float().T @ x.float()).double() - ROWS * torch.outer(x.mean(0), x.mean(0))  # the control
+    centred = (x - x.mean(0)).T @ (x - x.mean(0))
+    assert (moment - centred).norm() > 0.05 * centred.norm()

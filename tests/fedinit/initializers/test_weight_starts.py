@@ -15,8 +15,10 @@ from fedinit.config.compose import compose_config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers.corda import invert
+from fedinit.initializers.initializer import InitContext
 from fedinit.models import init_head
 from fedinit.state import base_offset as base
+from fedinit.statistics import Statistics, add_up, create_statistics, pack, unpack
 from tests.support.frozen_weights import RANK, SCALE, SHAPES, WEIGHTS, inputs, setting, spread
 from tests.support.measuring import asking, begun, create, setting_of
 
@@ -316,3 +318,42 @@ def test_on_real_inputs_null_is_silent_and_corda_splits_by_use(embedded):
     assert min(shares["corda"]) > 0.5 and max(shares["corda kpm"]) < 0.05
     assert max(shares["lora_null"]) < 1e-4
     assert min(shares["corda"]) > min(shares["pissa"])  # what the inputs use, and not what the weight is largest in
+
+
+@pytest.mark.parametrize("ratio", [0.0, 10.0])
+def test_lora_null_leaks_no_more_than_float32_must(ratio):
+    """Inputs of 96 directions over three and a half orders of size, in float32, with and without a mean: the leak
+    ‖s·BAx‖/‖W0x‖ is that of the least directions of the float64 moment, to 5 %. Taking all that lies below float32's
+    rounding of the largest for empty, and of it what the weight is largest in, leaks more (the control)."""
+    draw = torch.Generator().manual_seed(0)
+    k = 96
+    basis = torch.linalg.qr(torch.randn(k, k, generator=draw, dtype=torch.float64)).Q
+    x = torch.randn(3000, k, generator=draw, dtype=torch.float64) * 10 ** (-3.5 * torch.linspace(0, 1, k)) @ basis
+    x = (x + ratio * basis[0]).float()
+    W = torch.randn(40, k, generator=draw)
+    context = InitContext(targets={"l": (40, k)}, rank=8, scale=SCALE, seed=0, weight={"l": W}.__getitem__, groups={})
+
+    def ask(request):
+        statistics, parts = create_statistics(request), []
+        for client in x.split(1000):
+            sums = {f"l/{n}": torch.zeros(s, dtype=torch.float64) for n, s in statistics["l"].shapes().items()}
+            for batch in client.split(300):
+                for key, value in statistics["l"].measure(batch).items():
+                    sums[f"l/{key}"] += value.double()
+            parts.append(Statistics(1, unpack(statistics, pack(statistics, sums))))
+        return add_up(parts)
+
+    rows, weight = x.double(), W.double()
+
+    def leak(product) -> float:
+        return float((rows @ product.T).norm() / (rows @ weight.T).norm())
+
+    state = begun(create("lora_null"), context, ask)
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    least = vectors[:, :8] @ vectors[:, :8].T
+    ours = leak(SCALE * state.layers["l"].to(torch.float64).dense())
+    assert ours < 1.05 * leak(weight @ least)
+    pooled = vectors[:, values <= values[-1] * k * torch.finfo(torch.float32).eps]
+    assert pooled.shape[1] > 16
+    U, S, Vh = torch.linalg.svd(weight @ pooled, full_matrices=False)
+    assert leak(U[:, :8] * S[:8] @ Vh[:8] @ pooled.T) > 1.5 * ours

@@ -20,7 +20,8 @@ from tests.support.oracles import Clients, clients, draw_clients, fair, fair_pro
 
 quick = settings(deadline=None, max_examples=40)
 lams = st.sampled_from([0.0, 1e-3, 0.01, 0.1, 1.0, 30.0])
-scales = st.sampled_from(["relative", "absolute"])
+ridges = st.sampled_from(["relative", "absolute"])
+scales = st.sampled_from(["cosine", "relative", "absolute"])
 NO_LAM = {"solver": "closed_form", "lam": 0.0}
 
 
@@ -28,7 +29,7 @@ NO_LAM = {"solver": "closed_form", "lam": 0.0}
 
 
 @quick
-@given(clients(), lams, scales)
+@given(clients(), lams, ridges)
 def test_closed_form_is_the_least_squares_solution(c: Clients, lam: float, scale: str) -> None:
     assume(well_posed(c))
     A, B = fair(c, solver="closed_form", lam=lam, lam_scale=scale)
@@ -154,29 +155,28 @@ def test_relative_lam_does_not_see_how_size_is_shared_between_the_factors(lam: f
 
 
 def test_relative_lam_of_the_cosine_objective() -> None:
-    """λ/‖B̄‖²: with B_i/c, c·A_i and ΔB/c the objective that is descended has the same value.
-
-    Shown by one step at lr/c², since the gradient in ΔB grows by c.
-    """
+    """λ/‖B̄‖²: with B_i/c, c·A_i and ΔB/c the objective that is descended has the same value, and so does the rate."""
     c, times = rotated_clients(), 10.0
     turned = c.regauged([np.eye(4) / times] * 6)
     descent = {"solver": "gram_sgd", "lam": 3.0, "lam_scale": "relative", "steps": 40}
     one = fair_product(c, **descent, lr=0.05)
-    other = fair_product(turned, **descent, lr=0.05 / times**2)
+    other = fair_product(turned, **descent, lr=0.05)
     np.testing.assert_allclose(one, other, rtol=1e-9)
     fixed = {**descent, "lam_scale": "absolute"}
-    one, other = fair_product(c, **fixed, lr=0.05), fair_product(turned, **fixed, lr=0.05 / times**2)
+    one, other = fair_product(c, **fixed, lr=0.05), fair_product(turned, **fixed, lr=0.05)
     assert np.linalg.norm(one - other) > 1e-4 * np.linalg.norm(one)
 
 
-def test_the_default_scale_follows_the_solver() -> None:
-    """relative for the closed form, absolute for the descents, as the paper has it."""
+def test_the_default_scale_is_the_papers() -> None:
+    """λ against 1 − cos; to the descents, which have no other objective, absolute λ is the same."""
     c = rotated_clients()
-    for solver, scale in [("closed_form", "relative"), ("gram_sgd", "absolute"), ("dense_sgd", "absolute")]:
+    for solver in ("closed_form", "gram_sgd", "dense_sgd"):
         options = {"solver": solver, "lam": 0.5, "steps": 5}
-        np.testing.assert_array_equal(fair(c, **options)[1], fair(c, **options, lam_scale=scale)[1])
-        other = {"relative": "absolute", "absolute": "relative"}[scale]
-        assert np.abs(fair(c, **options)[1] - fair(c, **options, lam_scale=other)[1]).max() > 1e-6
+        ours = fair(c, **options)[1]
+        np.testing.assert_array_equal(ours, fair(c, **options, lam_scale="cosine")[1])
+        assert np.abs(ours - fair(c, **options, lam_scale="relative")[1]).max() > 1e-6
+        same = np.array_equal(ours, fair(c, **options, lam_scale="absolute")[1])
+        assert same == (solver != "closed_form")
 
 
 @quick

@@ -27,7 +27,7 @@ from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.methods.fedrot_lora import rotate
-from strategies.methods.spectral import omega, spread
+from strategies.methods.spectral import omega, screenot, spread
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support import oracles
@@ -293,21 +293,60 @@ def test_the_weights_of_a_run_are_the_configured_ones(weighting):
 @given(mixed(equal=True), st.integers(0, 1000))
 def test_fedrot_undoes_rotations(c, seed):
     """Clients that are the global factors, each rotated by an orthogonal matrix of its own, aggregate to the global
-    product exactly; plain averaging does not."""
+    product exactly, whichever factor they are aligned by; plain averaging, as in the first round, does not."""
     start = c.factors()[0]
     draw = torch.Generator().manual_seed(seed)
     updates = []
     for i in range(4):
         R = torch.linalg.qr(torch.randn(start.rank, start.rank, generator=draw, dtype=torch.float64))[0]
         updates.append(Update(i, 1, {"layer": Factors(R.T @ start.A, start.B @ R)}, {}))
-    made = create_aggregator("fedrot_lora").aggregate(updates, 2, Aggregate(layers={"layer": start}))
-    torch.testing.assert_close(made.layers["layer"].dense(), start.dense(), rtol=1e-9, atol=1e-9)
+    for align, round in (("alternate", 2), ("alternate", 3), ("A", 3), ("B", 2), ("joint", 1)):
+        method = create_aggregator("fedrot_lora", align=align)
+        made = method.aggregate(updates, round, Aggregate(layers={"layer": start}))
+        torch.testing.assert_close(made.layers["layer"].dense(), start.dense(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("align", ["alternate", "A", "B", "joint"])
+def test_fedrot_aligns_to_a_and_to_b_in_turn(align):
+    """As the authors' code: the plain mean in round 1, then R_i = UVᵀ from SciPy's Procrustes of A_iᵀ onto Aᵀ in even
+    rounds and of B_i onto B in odd ones. The rotations of A, of B and of both differ (the negative control)."""
+    c = draw_clients(3, 7, 12, [3, 3, 3], [1, 2, 5])
+    start = draw_clients(4, 7, 12, [3]).factors()[0]
+    onto = {
+        "A": lambda a, b: orthogonal_procrustes(a.T, start.A.numpy().T)[0],
+        "B": lambda a, b: orthogonal_procrustes(b, start.B.numpy())[0],
+        "joint": lambda a, b: orthogonal_procrustes(
+            np.vstack([b, a.T]), np.vstack([start.B.numpy(), start.A.numpy().T])
+        )[0],
+        "none": lambda a, b: np.eye(3),
+    }
+    rounds = {
+        "alternate": ["none", "A", "B", "A", "B"],
+        "A": ["none", "A", "A"],
+        "B": ["none", "B", "B"],
+        "joint": ["joint", "joint"],
+    }
+    method = create_aggregator("fedrot_lora", align=align)
+    for round, turn in enumerate(rounds[align], 1):
+        made = method.aggregate(c.updates(), round, Aggregate(layers={"layer": start})).layers["layer"]
+        means = {}
+        for name, rotation in onto.items():
+            turned = [(rotation(a, b).T @ a, b @ rotation(a, b)) for a, b in zip(c.A, c.B, strict=True)]
+            means[name] = [sum(p * f[i] for p, f in zip(c.p, turned, strict=True)) for i in (0, 1)]
+        np.testing.assert_allclose(made.A.numpy(), means[turn][0], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(made.B.numpy(), means[turn][1], rtol=1e-9, atol=1e-12)
+        others = [m for name, m in means.items() if name != turn]
+        assert all(np.linalg.norm(made.A.numpy() - m[0]) > 0.01 * np.linalg.norm(m[0]) for m in others)
+    if align != "joint":
+        plain = create_aggregator("fedit").aggregate(c.updates(), 1, Aggregate(layers={"layer": start}))
+        first = method.aggregate(c.updates(), 1, Aggregate(layers={"layer": start}))
+        assert torch.equal(first.layers["layer"].A, plain.layers["layer"].A) and first.diagnostics == plain.diagnostics
 
 
 @quick
 @given(mixed(equal=True), st.integers(0, 1000))
-def test_fedrot_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
-    """Unrelated clients and a start that is none of them: each is turned by the orthogonal R of the least
+def test_fedrot_jointly_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
+    """`align=joint`. Unrelated clients and a start that is none of them: each is turned by the orthogonal R of least
     ‖B_iR − B‖² + ‖RᵀA_i − A‖², which is SciPy's for [B_i; A_iᵀ] onto [B; Aᵀ], and better than any drawn one; the mean
     of the turned factors is the aggregate."""
     start = draw_clients(seed + 1, *c.factors()[0].shape, [len(c.A[0])]).factors()[0]
@@ -325,9 +364,10 @@ def test_fedrot_takes_the_best_rotation_of_what_no_rotation_undoes(c, seed):
         for _ in range(20):
             other = np.linalg.qr(rng.standard_normal(R.shape))[0]
             assert least <= miss(a, b, other) * (1 + 1e-12)
-        assert least <= miss(a, b, np.eye(len(R))) * (1 + 1e-12)
+        assert least <= miss(a, b, np.eye(len(R))) * (1 + 1e-12) + 1e-12  # of entries of size one: the start itself
         A, B = A + p * R.T @ a, B + p * b @ R
-    made = create_aggregator("fedrot_lora").aggregate(c.updates(), 2, Aggregate(layers={"layer": start}))
+    method = create_aggregator("fedrot_lora", align="joint")
+    made = method.aggregate(c.updates(), 2, Aggregate(layers={"layer": start}))
     np.testing.assert_allclose(made.layers["layer"].A.numpy(), A, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(made.layers["layer"].B.numpy(), B, rtol=1e-7, atol=1e-9)
 
@@ -341,12 +381,6 @@ def test_rotations_harm_plain_averaging():
     ]
     made = create_aggregator("fedit").aggregate(updates, 2).layers["layer"]
     assert (made.dense() - start.dense()).norm() > 0.3 * start.dense().norm()
-
-
-def test_frlora_averages_as_fedit_and_restarts_from_principal_components():
-    c = draw_clients(0, 7, 12, [3, 3])
-    ours, plain = (create_aggregator(n).aggregate(c.updates(), 1).layers["layer"] for n in ("frlora", "fedit"))
-    assert torch.equal(ours.A, plain.A) and AGGREGATORS["frlora"].reinits == ("pissa",)
 
 
 @pytest.mark.parametrize("name", sorted(AGGREGATORS))
@@ -435,12 +469,75 @@ def test_a_product_of_noise_is_spread_as_a_white_matrix_of_that_beta(sizes):
     assert (abs(np.mean(found) / (min(d, k) / max(d, k)) - 1) < 0.1) == (rank == 4000)
 
 
-def test_spectral_has_a_lower_threshold_for_flat_products():
+def test_the_median_has_a_lower_threshold_for_flat_products():
     """Components of twice the median are signal on a layer of 400×300 at R = 20, β = 0.12, and noise at β = 1."""
     S = torch.tensor([2.0, 2.0, *[1.0] * 18], dtype=torch.float64)
-    method = create_aggregator("spectral")
+    method = create_aggregator("spectral", rule="median")
     assert method.kept(S, (400, 300, 20)) == 2 and method.kept(S, (20, 20, 40)) == 1
     assert create_aggregator("spectral", threshold=2.858).kept(S, (400, 300, 20)) == 1
+
+
+def threshold(S: np.ndarray, d: int, k: int, bound: int) -> float:
+    """ScreeNOT's, from the paper: all min(d, k) singular values, D = φ·φ̃ with the Stieltjes transforms of both sides,
+    its logarithm differentiated numerically and SciPy's root."""
+    z = np.zeros(min(d, k))
+    z[: len(S)] = S
+    for i in range(bound):  # the edge of a density that ends as a square root
+        z[i] = S[bound] + (1 - (i / bound) ** (2 / 3)) / (2 ** (2 / 3) - 1) * (S[bound] - S[2 * bound])
+    other = np.concatenate([z, np.zeros(max(d, k) - min(d, k))])
+
+    def log_d(x: float) -> float:
+        y = np.exp(x)
+        return np.log(np.mean(y / (y**2 - z**2))) + np.log(np.mean(y / (y**2 - other**2)))
+
+    edge = np.log(z.max())
+    slope = lambda x: (log_d(x + 1e-5) - log_d(x - 1e-5)) / 2e-5 + 4  # noqa: E731
+    return float(np.exp(brentq(slope, edge + 1e-4, edge + 5)))
+
+
+@pytest.mark.parametrize("sizes", [(96, 384, 48), (384, 96, 48), (40, 60, 24), (30, 30, 48), (768, 3072, 96)])
+def test_screenot_is_that_of_its_authors(sizes):
+    """On the steep spectra of clients' updates, at several bounds; and it has no scale."""
+    d, k, rank = sizes
+    S = 10.0 ** (-4 * np.linspace(0, 1, min(sizes)))
+    for bound in (2, 5, min(sizes) // 4):
+        np.testing.assert_allclose(screenot(torch.tensor(S), d, k, bound), threshold(S, d, k, bound), rtol=1e-5)
+        kept = max(int((S > threshold(S, d, k, bound)).sum()), 1)
+        for size in (1.0, 1e-9, 1e9):
+            assert create_aggregator("spectral", bound=bound).kept(torch.tensor(size * S), sizes) == kept
+    default = create_aggregator("spectral").kept(torch.tensor(S), sizes)
+    assert default == int((S > threshold(S, d, k, min(sizes) // 4)).sum())
+    assert create_aggregator("spectral", rule="median").kept(torch.tensor(S), sizes) > 2 * default  # the control
+
+
+def test_screenot_finds_signal_in_correlated_noise():
+    """Eight components in noise whose rows and columns are of very different sizes: what it keeps is within 5 % of the
+    best that any hard threshold does, and the median's rule, which takes the noise for white, is not (the control)."""
+    rng = np.random.default_rng(2)
+    left, right = np.linspace(0.1, 2, 120) ** 1.5, np.linspace(0.1, 2, 200) ** 1.5
+    noise = left[:, None] * rng.standard_normal((120, 200)) * right / 200**0.5
+    U, V = (np.linalg.qr(rng.standard_normal((n, 8)))[0] for n in (120, 200))
+    signal = U * np.linspace(20, 10, 8) @ V.T
+    u, S, vh = np.linalg.svd(signal + noise, full_matrices=False)
+    miss = [np.linalg.norm(u[:, :r] * S[:r] @ vh[:r] - signal) for r in range(120)]
+    kept, white = (
+        create_aggregator("spectral", **options).kept(torch.tensor(S), (120, 200, 120))
+        for options in ({}, {"rule": "median"})
+    )
+    assert miss[kept] < 1.05 * min(miss) and miss[white] > 1.3 * min(miss)
+
+
+def test_screenot_of_few_components():
+    """Fewer than three cannot be told from noise, and are kept; a bound above what imputation needs is taken down to
+    it; nothing but zeros counts as one component."""
+    method = create_aggregator("spectral")
+    few = torch.tensor([5.0, 0.01], dtype=torch.float64)
+    assert method.kept(few, (9, 20, 2)) == 2 and method.kept(0 * few, (9, 20, 2)) == 1
+    S = torch.tensor(10.0 ** (-4 * np.linspace(0, 1, 20)))
+    kept = [create_aggregator("spectral", bound=bound).kept(S, (40, 60, 20)) for bound in (9, 10, 500)]
+    assert len(set(kept)) == 1
+    with pytest.raises(InputError, match="strategy.bound=0: expected 1 or more"):
+        create_aggregator("spectral", bound=0)
 
 
 # -- personal factors ----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ PLAIN = {"weighting": "examples", "diagnostics": False}
 VARIANTS = [
     *((name, {}) for name in sorted(AGGREGATORS)),
     ("ffa_lora", {"frozen": "B"}),
+    ("fedrot_lora", {"align": "joint"}),
     ("lora_fair", {"side": "A", "lam_scale": "absolute"}),
     ("lora_fair", {"side": "both"}),
     ("lora_fair", {"solver": "gram_sgd", "steps": 20}),
@@ -136,9 +137,9 @@ def test_the_aggregate_is_a_function_of_the_declared_sums(name, options, round, 
     method = create_aggregator(name, **options, **PLAIN)
     start, clients = make(method, round, ranks)
     made, sums = aggregate(method, clients, start, round), method.sums(round)
-    if method.no_sum:
+    if method.no_sum and not sums:
         others = exchanged(clients, ("A", "B"), made.layers["l"].B)
-        assert not sums and gap(made, aggregate(method, others, start, round), factors=False) > 1e-3
+        assert gap(made, aggregate(method, others, start, round), factors=False) > 1e-3
         return
     if not sums:  # nothing that clients could send is looked at
         others = make(create_aggregator("fedit"), 3, ranks)[1]

@@ -1,0 +1,89 @@
+"""What is said of words that Hydra refuses, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from hydra import compose
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedinit.config.build import not_read
+from fedinit.config.choices import groups
+from fedinit.config.schema import CONF_DIR, GROUPS
+from fedinit.errors import nearest
+
+OPEN = "model.kwargs"  # a mapping that takes new keys
+
+
+def explain(error: Exception, words: Sequence[Override], name: str) -> str:
+    """The informative line of an error that Hydra, which is initialised, raised over the words.
+
+    For an unknown key it names the choices that have it, or the nearest key.
+    name: of the primary configuration.
+    """
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    lines = [line.strip() for text in (error, cause) for line in str(text).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    key = str(getattr(cause, "full_key", None) or getattr(cause, "key", None) or "")
+    if text.startswith("Could not append to config"):
+        word = next(word for word in words if word.is_add() and f"'{word.key_or_group}'" in text)
+        return f"{word.input_line}: {word.key_or_group} is there already; leave the + out"
+    if "is not in struct" in text or "Could not override" in text or "does not exist" in text:
+        given = text.split("'")[1]  # the word's, where the cause names a part of it
+        inner = key.startswith(given) or "is not in struct" in text
+        return _unknown(key if key and inner else given, words, name)
+    return f"{key}: {text}" if key and not text.startswith("In '") else text
+
+
+def _unknown(key: str, words: Sequence[Override], name: str) -> str:
+    """What is said of a key that is not there with the choices that the words make."""
+    known = groups()
+    choosing = [str(w.input_line) for w in words if w.key_or_group in known and not w.is_delete() and w.package is None]
+    composed = _plain(compose(name, overrides=choosing, return_hydra_config=True))
+    chosen = composed.pop("hydra")["runtime"]["choices"]
+    group, _, inside = key.partition(".")
+    inside = inside.partition(".")[0]
+    if inside and group in GROUPS and inside not in composed[group]:
+        files = {choice: CONF_DIR / group / f"{choice}.yaml" for choice in known[group]}
+        readers = [choice for choice, file in files.items() if inside in _keys(_plain(OmegaConf.load(file)))]
+        if readers:
+            return not_read(group, inside, chosen[group], readers)
+    adding = [word for word in words if f"{word.key_or_group}.".startswith(f"{OPEN}.")]
+    if key.startswith(f"{OPEN}.") and adding:
+        return f"{key}: no such key{_near(key, composed)}; a new key takes a +, +{adding[-1].input_line}"
+    return f"{key}: no such key{_near(key, composed)}. See run_sim.py --help for the groups."
+
+
+def _near(key: str, composed: Mapping[str, Any]) -> str:
+    """A hint at the nearest key beside it, in the innermost mapping that is there; where none is near, at the key
+    of that last name elsewhere, or at all that are beside it."""
+    node, parts = composed, key.split(".")
+    for depth, part in enumerate(parts):
+        if part not in node:
+            beside = nearest(part, node)
+            if beside is not None:
+                return f" (did you mean '{'.'.join([*parts[:depth], beside])}'?)"
+            break
+        if not isinstance(node[part], Mapping):
+            return f" ({'.'.join(parts[: depth + 1])} is a value)"
+        node = node[part]
+    same = [name for name in _keys(composed) if name.rpartition(".")[2] == parts[-1]]
+    if 0 < len(same) < 3:
+        return f" (did you mean {' or '.join(map(repr, same))}?)"
+    return "" if node is composed or not node else f" (beside it: {', '.join(map(str, node))})"
+
+
+def _plain(node: DictConfig | ListConfig) -> dict[str, Any]:
+    return cast("dict[str, Any]", OmegaConf.to_container(node, resolve=False))
+
+
+def _keys(values: Mapping[str, Any]) -> list[str]:
+    """The dotted names of all keys inside."""
+    names = []
+    for key, value in values.items():
+        inside = _keys(value) if isinstance(value, Mapping) else []
+        names += [key, *(f"{key}.{name}" for name in inside)]
+    return names

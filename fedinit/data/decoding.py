@@ -1,0 +1,117 @@
+"""The bytes of an image file as the pixels that a model takes."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
+
+# Pillow's, of which it is told by a name alone: EPS is run as a program, the others are no pictures or never whole.
+_NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PCD", "WMF"})
+# Tried first: their first bytes say for certain what they are, whatever the file is called.
+_COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp")  # never have more than 8 bits a channel
+_FULL = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}  # of whole numbers and of floating ones
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read."""
+    Image.init()  # loads all of its readers, a tenth of a second
+    return (*_COMMON, *sorted(set(Image.OPEN) - {*_COMMON, *_NOT_READ}))
+
+
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """The ends of names, in small letters and with the dot, of images that can be read."""
+    readable = {*formats(), "MPO"}  # MPO is read as the JPEG that it begins with
+    return tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable))
+
+
+def decode(content: bytes, channels: int, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
+    """The bytes of an image file -> (channels, H, W) uint8, channels 1 (grey) or 3 (RGB). Of several pictures in one
+    file, the first.
+
+    Turned upright by its EXIF orientation where that can be read; what is transparent shows white, like paper. The
+    shorter side is brought to the target by bicubic resampling and the centre is cropped, in one step: only the box
+    that will be seen is computed. For square images and targets it is a plain resize.
+
+    window: the levels of grey with more than 8 bits that become 0 and 255; what lies outside is clipped. None: 0 and
+    65535, or 0 and 1 of floating point numbers.
+
+    Raises what Pillow raises on bytes that are no image.
+    """
+    height, width = size
+    with Image.open(io.BytesIO(content), formats=formats()) as image:
+        # JPEG decodes at 1/2, 1/4 or 1/8 in less time; twice the target leaves bicubic its work.
+        image.draft(None, (2 * max(size), 2 * max(size)))
+        image.load()
+        image = _upright(image)
+    if _is_deep(image):
+        levels = np.asarray(image, dtype=np.float32)
+        low, high = window or _FULL[image.mode[0]]
+        grey = (np.nan_to_num(levels, nan=low) - low) / ((high - low) / 255 if high > low else 1.0)
+        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    image = image.convert("L" if channels == 1 else "RGB")
+    scale = max(height / image.height, width / image.width)
+    box_width, box_height = min(image.width, width / scale), min(image.height, height / scale)
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    box = (left, top, left + box_width, top + box_height)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def measure_window(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> Window | None:
+    """The lowest and the highest level in these images' grey of more than 8 bits; None where there is none.
+
+    open_file: gives a file by its name. Files that cannot be read are passed over; `decode` names them.
+    """
+
+    def levels(name: str) -> Window | None:
+        try:
+            with open_file(name) as file, Image.open(file, formats=formats()) as image:
+                if not _is_deep(image):
+                    return None
+                pixels = np.asarray(image)
+                pixels = pixels[np.isfinite(pixels)]
+                return (float(pixels.min()), float(pixels.max())) if pixels.size else None
+        except Exception:  # a broken file makes Pillow raise nearly anything
+            return None
+
+    deep = [name for name in names if not name.lower().endswith(_SHALLOW)]
+    with ThreadPoolExecutor(threads) as pool:
+        found = [window for window in pool.map(levels, deep) if window is not None]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether it is grey of more than 8 bits, which Pillow would clip at 255."""
+    return image.mode[0] in _FULL
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, loaded, turned as its EXIF orientation says. A TIFF turns itself as it is loaded."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # EXIF is written by many programs, and the picture does not depend on it
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)

@@ -1,0 +1,122 @@
+"""Files at the top of a tree that say which images are of which split: index.csv, and the lists of official releases.
+
+index.csv has the columns `path` and `split`; other columns are not read. A list is a text file whose name says the
+split, such as DomainNet's clipart_train.txt or NICO++'s NICO_DG_official/autumn_test.txt, with an image a line, a path
+and a class number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fedinit.data.splits import Split, meaning
+from fedinit.data.tree import Tree
+from fedinit.errors import InputError
+
+INDEX = "index.csv"
+_SUFFIXES = (".txt", ".lst", ".csv", ".tsv")
+_WORDS: Mapping[str, Split] = {"trainval": "train", "crossval": "val"}  # beside those that name a folder
+
+
+class ListFile(NamedTuple):
+    """The lines of a list that hold something, with their numbers, and the split of the images on them."""
+
+    split: Split
+    lines: list[tuple[int, str]]
+
+
+def list_files(tree: Tree, images: Sequence[str]) -> dict[str, ListFile]:
+    """The lists at the top of the tree, or in a folder there that has no images, by name.
+
+    Raises InputError for a name that says two splits, and for what is no text.
+    """
+    with_images = {name.split("/")[0] for name in images}
+    lists: dict[str, ListFile] = {}
+    for name in tree.files:
+        folder, _, file = name.rpartition("/")
+        if not file.lower().endswith(_SUFFIXES) or folder.count("/") or folder in with_images or name == INDEX:
+            continue
+        words = re.findall("[a-z]+", file.lower().rpartition(".")[0])
+        splits: set[Split] = {split for word in words if (split := meaning(word) or _WORDS.get(word))}
+        if len(splits) > 1:
+            said = " and ".join(sorted(splits))
+            raise InputError(f"data.root={tree.root}: the name of {name!r} says {said}; expected one split, rename it")
+        if splits:
+            try:
+                lines = tree.read(name).decode("utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise InputError(f"data.root={tree.root}: {name!r} cannot be read ({error}); expected UTF-8") from error
+            lists[name] = ListFile(splits.pop(), [(i, x.strip()) for i, x in enumerate(lines, 1) if x.strip()])
+    return lists
+
+
+def read_index(tree: Tree, images: Sequence[str]) -> dict[str, Split]:
+    """{image: split} by index.csv. Raises InputError for one that cannot be read, names what is absent, or leaves an
+    image out."""
+    where = f"data.root={tree.root}: {INDEX}"
+    try:
+        rows = list(csv.DictReader(io.StringIO(tree.read(INDEX).decode("utf-8-sig"), newline="")))
+        words = {row["path"]: row["split"] for row in rows}
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise InputError(
+            f"{where} cannot be read ({error!r}); expected UTF-8 with the columns path and split, or no such file"
+        ) from error
+    splits: dict[str, Split] = {}
+    for name, word in words.items():
+        split = meaning(word or "")
+        if split is None:
+            raise InputError(f"{where} has split={word!r} for {name!r}; expected train, val or test")
+        splits[name] = split
+    absent, unlisted = set(splits) - set(images), set(images) - set(splits)
+    if absent:
+        raise InputError(f"{where} names {min(absent)!r}, which is not there; add the file or delete its line")
+    if unlisted:
+        raise InputError(f"{where} does not name {min(unlisted)!r}; add a line for it, or delete the image")
+    return splits
+
+
+def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListFile]) -> dict[str, Split]:
+    """{image: split} by the lists; an image that none of them names is absent.
+
+    A line's path may begin with folders above the root. Lines about a domain that is not in the tree are passed over.
+
+    classes: {image: the name of its class}, of all images.
+
+    Raises InputError for a list that cannot be read, by its name and line, and for an image that two lists name.
+    """
+    depth = next(iter(classes)).count("/") + 1
+    tops = {name.split("/")[0] for name in classes}
+    splits: dict[str, Split] = {}
+    numbers: dict[str, str] = {}
+    for file, (split, lines) in lists.items():
+        for number, line in lines:
+            where = f"data.root={tree.root}: line {number} of {file!r}"
+            path, label = _parse(line)
+            parts = path.replace("\\", "/").split("/")[-depth:]
+            name = "/".join(parts)
+            if name not in classes:
+                if len(parts) == depth and parts[0] not in tops:
+                    continue
+                raise InputError(
+                    f"{where}: no image {path!r} there; by its name the file lists the images of a split, one a line: "
+                    "add the image, mend the list, or move the file out of data.root"
+                )
+            if splits.setdefault(name, split) != split:
+                raise InputError(
+                    f"{where}: {name!r} is in the list of another split too; delete one of the two lines, or give an "
+                    f"{INDEX} with the columns path and split in place of the lists"
+                )
+            kind = classes[name]
+            if label and numbers.setdefault(kind, label) != label:
+                raise InputError(f"{where}: class {kind!r} has number {label} here and {numbers[kind]} before; mend it")
+    return splits
+
+
+def _parse(line: str) -> tuple[str, str]:
+    """The path and the class number of a line such as `clipart/dog/1.jpg 3`; the number may be missing."""
+    numbered = re.fullmatch(r"(.+?)[\s,;]+(\d+)", line)
+    return (numbered[1], numbered[2]) if numbered else (line, "")

@@ -1,0 +1,89 @@
+"""What names mean a split, and which side of a run each image is on: trained on, evaluated on, or neither."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from fedinit.errors import InputError
+
+Split = Literal["train", "val", "test"]
+
+_MEANINGS: dict[str, Split] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def meaning(name: str) -> Split | None:
+    """The split that a name means, in any case; None for any other name."""
+    return _MEANINGS.get(name.strip().lower())
+
+
+class Sides(NamedTuple):
+    """kept: for every image whether the run uses it. test: whether it is evaluated on. remarks: a line each, about
+    what was not said by the names alone."""
+
+    kept: list[bool]
+    test: list[bool]
+    remarks: list[str]
+
+
+def choose_sides(
+    splits: Sequence[Split | None],
+    names: Sequence[str],
+    domains: Sequence[str],
+    evaluate_on: Literal["auto", "val"],
+    test_fraction: float,
+) -> Sides:
+    """The side of every image, decided domain by domain, so that a site with one domain decides as the whole would.
+
+    Images are trained on where their split is train or none. Validation images are never trained on: a domain with test
+    images leaves them out, another is evaluated on them. A domain with neither is evaluated on those of its images
+    where the sha256 of the name, as a fraction of the largest, lies under `test_fraction`: so an image keeps its side
+    when others are added.
+
+    splits: of each image; None: none was named.
+    names: of the images.
+    domains: the name of each image's domain.
+    evaluate_on: "val": validation images are evaluated on, and test images left out.
+
+    Raises InputError for a domain without validation images where those are asked for.
+    """
+    kept, test = [True] * len(splits), [False] * len(splits)
+    members: dict[str, list[int]] = {}
+    for row, domain in enumerate(domains):
+        members.setdefault(domain, []).append(row)
+    on_val, by_name, left_out = [], [], dict.fromkeys(("val", "test"), 0)
+    for domain, rows in members.items():
+        there = {splits[row] for row in rows}
+        if evaluate_on == "val" and "val" not in there:
+            raise InputError(f"data.evaluate_on=val: domain '{domain}' has no val images; use data.evaluate_on=auto")
+        judged = "val" if evaluate_on == "val" or "test" not in there else "test"
+        for row in rows:
+            split = splits[row]
+            test[row] = split == judged if judged in there else _below(names[row], test_fraction)
+            if split in left_out and split != judged:
+                kept[row] = False
+                left_out[split] += 1
+        if judged not in there:
+            by_name += [domain] * ("train" in there)
+        elif judged == "val" and "test" not in there:
+            on_val.append(domain)
+    remarks = []
+    for where, said in ((on_val, "evaluated on val"), (by_name, f"evaluated on {test_fraction:.0%} of train, by name")):
+        if where:
+            place = "" if len(where) == len(members) else f" in {', '.join(where)}"
+            remarks.append(f"no test images{place}: {said}")
+    for split, count in left_out.items():
+        if count:
+            hint = "; data.evaluate_on=val evaluates on them" if split == "val" else ""
+            remarks.append(f"{count:,} {split} images are neither trained nor evaluated on{hint}")
+    return Sides(kept, test, remarks)
+
+
+def _below(name: str, share: float) -> bool:
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -1,0 +1,178 @@
+"""The files below `data.root`, a folder or a .zip of one, as names with '/' between the parts.
+
+Names that begin with a dot, and macOS's __MACOSX, are passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+from fedinit.data.splits import meaning
+from fedinit.errors import InputError
+
+SHAPE = "expected data.root/domain/class/image.jpg, with folders train, val and test above or below a level if you like"
+_DEEPEST = 3  # folders above an image: a domain, a class and a split
+
+
+class Tree(ABC):
+    """What lies below the root.
+
+    root: the folder or zip itself, resolved.
+    files, folders: their names below the root, sorted.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.files: list[str] = []
+        self.folders: list[str] = []
+        self._prefix = ""  # a leading folder that the names leave out
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The bytes of a file, by its name."""
+
+    @abstractmethod
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, which the caller closes."""
+
+    @abstractmethod
+    def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
+        """What changes when one of these files does: its name, and numbers that the file system or the zip keeps."""
+
+    def size(self, name: str) -> int:
+        """The bytes of a file, without reading it."""
+        return len(self.read(name))
+
+    def marks(self, names: Sequence[str], whole: bool) -> list[str]:
+        """Of each of these files its name with its size, or, `whole`, with the sha256 of its bytes, which are read."""
+
+        def mark(name: str) -> str:
+            try:
+                return f"{name}|{hashlib.sha256(self.read(name)).hexdigest() if whole else self.size(name)}"
+            except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):
+                return f"{name}|unreadable"  # which the images' reader will say of it
+
+        if not whole:
+            return [mark(name) for name in names]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            return list(pool.map(mark, names))
+
+    def descend(self, top: str) -> None:
+        """Leave the leading folder `top` out of all names in it; what is outside of it is no longer listed."""
+        lead = f"{top}/"
+        self._prefix += lead
+        self.files = [name.removeprefix(lead) for name in self.files if name.startswith(lead)]
+        self.folders = [name.removeprefix(lead) for name in self.folders if name.startswith(lead)]
+
+    def too_deep(self, folder: str) -> InputError:
+        """The refusal of a folder that lies a level too deep. It proposes a root only where no split stays outside."""
+        tops = {name.split("/")[0] for name in [*self.files, *self.folders, folder]}
+        top = folder.split("/")[0]
+        hint = "" if any(map(meaning, tops)) else f"; is data.root={self.root / top} meant?"
+        return InputError(f"data.root={self.root}: folder {folder!r} is a level too deep, {SHAPE}{hint}")
+
+
+class Folder(Tree):
+    """A tree on disk."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._walk("")
+        self.files.sort()
+        self.folders.sort()
+
+    def _walk(self, parent: str) -> None:
+        with os.scandir(self.root / parent) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+        folders = []
+        for entry in listed:
+            if _ignored(entry.name):
+                continue
+            name = f"{parent}/{entry.name}" if parent else entry.name
+            if entry.is_symlink():
+                self._refuse_way_out(name)
+            (folders if entry.is_dir() else self.files).append(name)
+        self.folders += folders
+        for name in folders:
+            if name.count("/") >= _DEEPEST:
+                raise self.too_deep(name)
+            self._walk(name)
+
+    def _refuse_way_out(self, name: str) -> None:
+        target = (self.root / name).resolve()
+        if not target.is_relative_to(self.root) or not target.exists():
+            raise InputError(
+                f"data.root={self.root}: {name!r} is a symbolic link that leads out of the root or nowhere; "
+                "replace it by the file itself, or delete it"
+            )
+
+    def read(self, name: str) -> bytes:
+        return (self.root / (self._prefix + name)).read_bytes()
+
+    def open(self, name: str) -> IO[bytes]:
+        return (self.root / (self._prefix + name)).open("rb")
+
+    def size(self, name: str) -> int:
+        return (self.root / (self._prefix + name)).stat().st_size
+
+    def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
+        statuses = [(name, (self.root / (self._prefix + name)).stat()) for name in names]
+        return [[name, status.st_size, status.st_mtime_ns] for name, status in statuses]
+
+
+class Zip(Tree):
+    """A tree in a zip. Members are read in place, never extracted, so their names never become paths."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._zip = zipfile.ZipFile(self.root)
+        self._lock = threading.Lock()  # a ZipFile's reads share one position in the file
+        names = {n for n in self._zip.namelist() if not any(map(_ignored, n.split("/")))}  # it may hold a name twice
+        self.files = sorted(n for n in names if not n.endswith("/"))
+        parts = [n.split("/") for n in names]
+        self.folders = sorted({"/".join(p[:i]) for p in parts for i in range(1, len(p))})
+
+    def read(self, name: str) -> bytes:
+        with self._lock:
+            return self._zip.read(self._prefix + name)
+
+    def open(self, name: str) -> IO[bytes]:
+        with self._lock:
+            return self._zip.open(self._prefix + name)
+
+    def size(self, name: str) -> int:
+        return self._zip.getinfo(self._prefix + name).file_size
+
+    def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
+        status = self.root.stat()
+        return [["", status.st_size, status.st_mtime_ns], *([name] for name in names)]
+
+
+def open_tree(given: str | None) -> Tree:
+    """The tree at `data.root`. Raises InputError for none, or one that cannot be read."""
+    if given is None:
+        raise InputError(
+            f"data.root is not set: {SHAPE}, or a .zip of that; give it on the command line as data.root=..."
+        )
+    root = Path(given).expanduser()
+    if not root.exists():
+        raise InputError(f"data.root={given}: there is no such folder or zip; give the right one as data.root=...")
+    try:
+        return Folder(root) if root.is_dir() else Zip(root)
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted zip
+        raise InputError(
+            f"data.root={given}: neither a folder nor a zip that can be read ({error}); {SHAPE}, or a .zip of that"
+        ) from error
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

@@ -1,0 +1,122 @@
+"""A run is known by its configuration and by what its files hold, not by where they lie."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fedinit
+import run_sim
+from fedinit.config.compose import compose_config
+from fedinit.config.flower import from_run_config, to_run_config
+from fedinit.config.schema import Config
+from fedinit.config.site import split_off
+from fedinit.runs.folder import place
+from fedinit.runs.made_of import FILE, MadeOf
+from fedinit.runs.made_of import read as read_made_of
+from tests.support.small import WORDS
+from tests.support.trees import plant
+
+TREE = ("photo/cat", "photo/dog", "sketch/cat", "sketch/dog")
+SHORT = [w for w in WORDS if not w.startswith("data.")]
+SHORT += ["data=image_folder", "data.test_fraction=0.5", "rounds=1", "client.max_steps=1"]
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    return plant(tmp_path / "imgs", *TREE, count=6)
+
+
+def words(tmp_path: Path, root: object, *more: str) -> list[str]:
+    return [*SHORT, f"data.root={root}", f"output_dir={tmp_path / 'out'}", *more]
+
+
+def config(tmp_path: Path, root: object, *more: str) -> Config:
+    return compose_config(words(tmp_path, root, *more))
+
+
+def test_moved_images_are_the_same_run_and_replaced_ones_another(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_sim.main(words(tmp_path, "imgs")) == 0
+    folders = list((tmp_path / "out").rglob("DONE.json"))
+    for root in ("./imgs", "imgs/", tree, f"{tree}/../imgs"):
+        assert run_sim.main(words(tmp_path, root)) == 0
+    moved = tree.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert run_sim.main(words(tmp_path, moved)) == 0
+    assert "this run is done" in capsys.readouterr().out and list((tmp_path / "out").rglob("DONE.json")) == folders
+    # Replaced under the same path: not the table of the others.
+    plant(moved, "photo/cat", count=9)
+    assert run_sim.main(words(tmp_path, moved)) == 0
+    told = capsys.readouterr().out
+    first = folders[0].parent
+    assert f"not the run in {first}, which was made of other files: photo/cat has 9 images, 6 before" in told
+    assert len(list((tmp_path / "out").rglob("DONE.json"))) == 2
+    # A run that is done is shown by its folder's name, whatever became of its images.
+    assert run_sim.main([f"resume={first}"]) == 0 and "this run is done" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_says_what_changed_and_has_the_places_of_now(tree, tmp_path, monkeypatch):
+    """Its folder alone is enough again once it went on."""
+
+    class Crash(BaseException):
+        pass
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr("fedinit.runs.reporting.export", lambda *_: (_ for _ in ()).throw(Crash))
+        fedinit.run(*words(tmp_path, tree))
+    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    plant(tree, "photo/cat", count=9)
+    for again in ([f"resume={folder}"], words(tmp_path, tree, f"resume={folder}")):
+        with pytest.raises(fedinit.InputError) as refused:
+            fedinit.run(*again)
+        told = f"resume={folder}: this run was begun with other files: photo/cat has 9 images, 6 before"
+        assert str(refused.value) == told
+    for i in range(6, 9):
+        (tree / f"photo/cat/{i}.png").unlink()
+    moved = tree.rename(tmp_path / "elsewhere")
+    with pytest.raises(fedinit.InputError, match="there is no such folder or zip"):
+        fedinit.run(f"resume={folder}")
+    run = fedinit.run(*words(tmp_path, moved))
+    assert run.folder == folder and run.done and run.config.data.root == str(moved)
+
+
+def test_a_backbone_is_known_by_its_bytes(tree, tmp_path):
+    weights = tmp_path / "a.safetensors"
+    weights.write_bytes(b"one")
+    shutil.copy(weights, tmp_path / "b.safetensors")
+    one, same = (config(tmp_path, tree, f"model.checkpoint={tmp_path / n}.safetensors") for n in "ab")
+    told = place(one)
+    assert place(same) == told
+    named = MadeOf.of(
+        config(tmp_path, tree, f"model.checkpoint={weights}", f"model.sha256={MadeOf.of(one).checkpoint}")
+    )
+    assert named == MadeOf.of(one)
+    weights.write_bytes(b"two")
+    assert place(one) != told
+    assert MadeOf.of(one).changes(MadeOf.of(same)) == "the backbone's file is another"
+    absent = config(tmp_path, tree, "model.checkpoint=absent.safetensors")
+    assert place(absent) != told, "what is wrong with it is said when it is loaded"
+
+
+def test_what_a_folder_has_of_it_is_read_back_or_none(tree, tmp_path):
+    c = config(tmp_path, tree)
+    made_of = MadeOf.of(c)
+    made_of.save(tmp_path, c)
+    kept = read_made_of(tmp_path)
+    assert kept is not None and kept.made_of == made_of and kept.config == c.identity() != c.identity(made_of.digest)
+    for text in ("", "[]", "3", "{}", '{"config": 1, "images": [], "checkpoint": null}', "[" * 10**5):
+        (tmp_path / FILE).write_text(text)
+        assert read_made_of(tmp_path) is None
+
+
+def test_runs_of_digits_are_known_by_the_configuration_and_the_package():
+    assert MadeOf.of(compose_config([])) == MadeOf(None, "embedded:glyph_vit.safetensors")
+
+
+def test_a_deployment_is_known_by_its_configuration_and_backbone_alone(tree, tmp_path):
+    """The images are the sites': the server lists none, and no digest of them is part of what is sent."""
+    sent, _ = split_off(config(tmp_path, tree, "engine.device=cpu", "evaluation=clients"))
+    assert MadeOf.of(sent) == MadeOf() and place(sent) == place(from_run_config(to_run_config(sent)))
