@@ -40,8 +40,8 @@ from fedinit.runs.table import print_summary
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
-from strategies.server.components import trained_parts
-from strategies.server.federation import Outcome, client_ranks, federate
+from strategies.server.components import Components
+from strategies.server.federation import Outcome, check_clients, federate
 
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
@@ -52,6 +52,8 @@ def run(*words: str, quiet: bool = True) -> Run:
     The same words give the same run in the same folder: one that is done is only read, one that was stopped goes on.
     quiet: nothing is printed. Raises InputError for wrong words, RunFailed for a run that cannot go on.
     """
+    if not all(isinstance(word, str) for word in words):
+        raise InputError(f"run: expected words, one an argument, run('strategy=fedit', 'rounds=3'); got {words!r}")
     if {"-m", "--multirun"} & set(words):
         raise InputError("-m: a sweep is the command line's, python run_sim.py -m …; here, call run for each")
     for option in (word for word in words if word.startswith("-")):
@@ -72,9 +74,10 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         return done | {"folder": str(folder)}
     site = Site(config, console=console)
     # Refuses what does not fit, before a folder is made.
-    client_ranks(config, {part.client: len(part.train) for part in site.partitions})
+    check_clients(config, {part.client: len(part.train) for part in site.partitions})
     opened = open_run(config, console, located)
     try:
+        opened.record_holdings(site.data, site.partitions)
         head_alone = reference(config, site, opened, console)
         outcome, contexts = federated(config, site, opened, console)
         model = outcome.final_model(adapters_of(contexts, outcome))
@@ -124,8 +127,8 @@ def federated(
     if method is None:
         parts["files"] = opened.folder
         if config.diagnostics.name != "none":
-            ever, first = trained_parts(config), trained_parts(config, 1)
-            parts["probe"] = probe = Probe(site, ever, first, opened.folder.path)
+            trained = Components.of(config).trained
+            parts["probe"] = probe = Probe(site, trained(), trained(1), opened.folder.path)
             watching.append(probe)
     try:
         outcome = federate(

@@ -47,7 +47,7 @@ def read(group: str, name: str) -> dict:
     return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
 
 
-DEFAULT_SIZE = read("engine", "local")["clients_per_bank"]
+DEFAULT_SIZE = read("engine", "threads")["clients_per_bank"]
 
 
 class Setting:

@@ -41,6 +41,8 @@ class BankLoader:
         for t in tasks:
             plans[t.client] = [torch.zeros(1, dtype=torch.long)]
             with self.failures.of(t.client, "plan"):
+                if not len(t.examples):
+                    raise ValueError("no examples to train on")
                 planned = batches.plan(t.examples, settings, seed, t.round, t.client)
                 data.labels[t.examples]  # raises IndexError for what is not there
                 plans[t.client] = planned

@@ -17,6 +17,7 @@ from clients.state import rounds
 from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
+from fedinit.adapters.core import BLOCK_SCALES
 from fedinit.errors import InputError
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
@@ -69,15 +70,16 @@ class Decoder:
         config, part = wire.config(message), self.site.partition_of(context)
         adapter, head = self._start(message, received, context)
         offset: Mapping[str, Factors] = {}
-        drift = 0.0
+        drift = drift_product = 0.0
         trainable, round = wire.words(config, "trainable"), wire.value(config, "round", int)
-        if not set(trainable) <= set(PARTS) or round < 1:
+        if not set(trainable) <= {*PARTS, BLOCK_SCALES} or round < 1:
             raise InputError(f"the server asked to train {trainable} in round {round}")
         own_factors = _own_factors(message, context) if config["own-factors"] else None
         if own_factors is not None:
-            drift = distance(own_factors, adapter)
-            # The base takes up what the start leaves out, so the client still starts from the global model.
-            adapter, offset = own_factors, {name: difference(adapter[name], own_factors[name]) for name in adapter}
+            apart = {name: difference(adapter[name], own_factors[name]) for name in adapter}
+            drift, drift_product = distance(own_factors, adapter), sum(norm(o) ** 2 for o in apart.values()) ** 0.5
+            # On the global model the base takes up what the start leaves out.
+            adapter, offset = own_factors, apart if config.get("on-global", False) else {}
         return Task(
             client=part.client,
             round=round,
@@ -90,7 +92,7 @@ class Decoder:
             step_scales=_step_scales(message, context, adapter, head),
             choice=_slot_choice(message),
             personal=frozenset(wire.words(config, "personal")),
-            notes={"drift-factors": drift, "drift-product": sum(norm(o) ** 2 for o in offset.values()) ** 0.5},
+            notes={"drift-factors": drift, "drift-product": drift_product},
         )
 
     def _evaluation(self, message: Message, received: Received, context: Context) -> Task:

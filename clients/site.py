@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from torch import Tensor
 from clients.engine import Engine
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
-from clients.engine.worker import Settings, make_workers
+from clients.engine.worker import Settings, Worker, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.task import Task
 from fedinit import wire
@@ -29,6 +29,12 @@ from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
 
+# By the names of fedinit.config.engine.
+ENGINES: Mapping[str, Callable[[Sequence[Worker]], Engine]] = {
+    "inline": lambda workers: InlineEngine(workers[0]),
+    "threads": ThreadEngine,
+}
+
 
 class Site:
     """Data, partitions, backbone and engine for one configuration.
@@ -37,13 +43,10 @@ class Site:
     partitions: one a client, in the order of their ids.
     """
 
-    def __init__(
-        self, config: Config, client: int | None = None, engine: str = "threads", console: Console | None = None
-    ) -> None:
+    def __init__(self, config: Config, client: int | None = None, console: Console | None = None) -> None:
         """config: as the site has it, its own paths and device included.
         client: the partition id, of a site that is one client's: where the partition goes by domain and the domains are
         named, it reads, and need hold, the images of its own domain alone. None: of all clients.
-        engine: "threads" or "inline" (clients/engine).
         console: where it is printed what the data is; None: nowhere.
 
         Raises InputError for what cannot be used."""
@@ -61,8 +64,8 @@ class Site:
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
         held = self.backbone, self.targets, self.data, Settings.of(config)
-        workers = make_workers(*held, config.engine.device, 1 if engine == "inline" else config.engine.lanes)
-        self.engine: Engine = InlineEngine(workers[0]) if engine == "inline" else ThreadEngine(workers)
+        workers = make_workers(*held, config.engine.device, config.engine.lanes)
+        self.engine: Engine = ENGINES[config.engine.name](workers)
 
     def partition_of(self, context: Context) -> Partition:
         """The data of the client whose Context this is. Raises InputError for a node without a partition id, or with

@@ -1,4 +1,6 @@
-"""fedinit deploy: federations of real Flower nodes.
+"""fedinit report and compare: what runs left, as a page and as a table (fedinit report --help).
+
+fedinit deploy: federations of real Flower nodes.
 
   fedinit deploy init FOLDER --host NAME …   keys, scripts and systemd units of a server and its sites
   fedinit deploy up                          a federation on this machine, one run in it, and down again
@@ -32,6 +34,7 @@ from fedinit.deploy.flower import Server, show
 from fedinit.deploy.local import run_locally
 from fedinit.deploy.processes import DeployFailed
 from fedinit.errors import InputError
+from fedinit.report import commands
 from fedinit.runs import folder as run_folder
 from fedinit.runs.table import print_summary
 
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str], console: Console) -> int:
+    if argv and argv[0] in commands.COMMANDS:
+        return commands.main(argv, console)
     if not argv or {"-h", "--help"} & set(argv):
         console.print(__doc__, markup=False, highlight=False)
         return 0

@@ -31,6 +31,11 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first, or its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the nearest of `known`, or an empty string."""
     near = nearest(str(word), known)

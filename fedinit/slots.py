@@ -40,10 +40,12 @@ def count(product: Factors, part: str) -> int:
 def take(product: Factors, part: str, places: Tensor) -> Factors:
     """The product of these slots alone; of a core, the blocks and the rows and columns around them.
 
-    places: (n,) int64, rising.
+    places: (n,) int64, rising. Raises ValueError where slots are no products of their own.
     """
-    if not isinstance(product, CoreFactors):
+    if type(product) is Factors and part in "AB":
         return Factors(product.A[places], product.B[:, places])
+    if not isinstance(product, CoreFactors) or part != "R" or product.R.ndim != 3:
+        raise ValueError(f"the slots of {part} of {type(product).__name__} are no products whose sum is the whole")
     width = product.R.shape[-1]
     rows = (places[:, None] * width + torch.arange(width)).flatten()
     return CoreFactors(product.A[rows], product.B[:, rows], product.R[places])

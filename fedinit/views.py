@@ -1,7 +1,8 @@
 """Views: which part of the global adapter a client works on, and where that part belongs in the whole.
 
-Two laws hold for every view: `embed(restrict(x), x)` has the product of `restrict(x)` within it at its place, and what
-a view leaves out of `restrict` is `like`'s, or zero, in `embed`. Where nothing is left out they are inverses.
+Two laws hold for every view, of the layers that it is for: `embed(restrict(x), x)` has the product of `restrict(x)`
+within it at its place, and what a view leaves out of `restrict` is `like`'s, or zero, in `embed`. Where nothing is left
+out they are inverses.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Whole:
 class LeadingRank:
     """The first components of every layer, for a client of rank `rank` where the global adapter has `of`.
 
-    Of a layer of rank r it sees ⌈r·rank/of⌉, since layers may have been dealt ranks of their own; embedded, the others
-    are zero.
+    For layers without a core. Of a layer of rank r it sees ⌈r·rank/of⌉, since layers may have been dealt ranks of their
+    own; embedded, the others are zero.
 
     rank: of the client.
     of: the rank of the global adapter, as configured.
@@ -65,6 +66,8 @@ class LeadingRank:
 @dataclass(frozen=True)
 class Slots:
     """Some slots of one factor (fedinit/slots.py); embedded, the other slots are `like`'s.
+
+    For plain factors, and for cores in blocks.
 
     part: the factor, "A", "B" or "R".
     places: {layer: (n,) int64, which of its slots, rising}.

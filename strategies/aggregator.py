@@ -52,12 +52,14 @@ class Aggregate:
     residual: factors whose products are to be merged into the frozen weights; empty for most methods.
     head: the mean of the clients' heads.
     diagnostics: {name: number} for the metrics.
+    by_layer: {layer: the same of it alone}; no part of a server's state.
     """
 
     layers: Mapping[str, Factors]
     residual: Mapping[str, Factors] = field(default_factory=dict)
     head: Mapping[str, Tensor] = field(default_factory=dict)
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,9 @@ class Aggregator(ABC):
     # Why a server optimiser must leave the global factors as they are; "": it may move them.
     unmoved: ClassVar[str] = ""
     # The re-initialisers that go with the method, the one of its paper first, and why others do not.
-    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "pissa", "gauge")
+    reinits: ClassVar[tuple[str, ...]] = (
+        "average", "local", "local_on_global", "fresh", "svd", "orthonormal", "pissa", "gauge",
+    )  # fmt: skip
     why: ClassVar[str] = ""
     # The starts that the method goes with; empty: any that has what it trains.
     inits: ClassVar[tuple[str, ...]] = ()
@@ -147,16 +151,23 @@ class Aggregator(ABC):
         by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
-        figures = summarise([measured for _, _, measured in by_layer.values() if "bias2" in measured])
-        missed = [name for name, (_, _, measured) in by_layer.items() if UNCONVERGED in measured]
+        measured = {name: figures for name, (_, _, figures) in by_layer.items() if "bias2" in figures}
+        diagnostics = summarise(list(measured.values()))
+        missed = [name for name, (_, _, figures) in by_layer.items() if UNCONVERGED in figures]
         if missed:
-            figures[UNCONVERGED] = len(missed)
+            diagnostics[UNCONVERGED] = len(missed)
             some = ", ".join(missed[:3]) + (", …" if len(missed) > 3 else "")
             _log.warning(
                 "round %d: %s, in %d of %d layers: %s", round, self.shortfall(), len(missed), len(layers), some
             )
         head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
-        return Aggregate(layers=layers, residual=residual, head=head, diagnostics=figures)
+        return Aggregate(
+            layers=layers,
+            residual=residual,
+            head=head,
+            diagnostics=diagnostics,
+            by_layer={name: summarise([figures]) for name, figures in measured.items()},
+        )
 
     def _layer(
         self, factors: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int

@@ -62,19 +62,21 @@ def aggregate(
     unknown method or option, and for tensors that are no clients' factors of one layer.
     """
     aggregator = create_aggregator(method, **{"diagnostics": False, **options})
-    given = {"A": A, "B": B, "weights": weights, "R": R}
-    counts = {name: len(values) for name, values in given.items() if values is not None}
+    if type(round) is not int or round < 1:
+        raise InputError(f"round={round!r}: expected a whole number, 1 for the first")
+    given = {"A": A, "B": B, **({} if weights is None else {"weights": weights}), **({} if R is None else {"R": R})}
+    for name, values in given.items():
+        if not hasattr(values, "__len__"):
+            raise InputError(f"{name}={values!r}: expected a list, one entry a client")
+    counts = {name: len(values) for name, values in given.items()}
     if len(set(counts.values())) > 1 or not counts["A"]:
         counted = ", ".join(f"{count} in {name}" for name, count in counts.items())
         raise InputError(f"aggregate: expected one or more clients, and one entry a client in each; got {counted}")
-    shares = [1.0] * len(A) if weights is None else [float(weight) for weight in weights]
     cores = [None] * len(A) if R is None else R
-    for i, share in enumerate(shares):
-        if not 0 < share < float("inf"):
-            raise InputError(f"weights[{i}]={share:g}: expected a finite number above zero")
+    shares = [_share(i, weight) for i, weight in enumerate([1.0] * len(A) if weights is None else weights)]
     clients = [_factors(f"[{i}]", a, b, core) for i, (a, b, core) in enumerate(zip(A, B, cores, strict=True))]
     aggregator.check(max(factors.rank for factors in clients))
-    before = None if start is None else Aggregate(layers={LAYER: _factors(" of start", *start, None)})
+    before = None if start is None else Aggregate(layers={LAYER: _start(start, clients[0])})
     # A share may be a fraction; a run's are numbers of examples.
     updates = [
         Update(client=i, examples=cast(int, share), layers={LAYER: factors}, head={})
@@ -83,9 +85,30 @@ def aggregate(
     try:
         aggregated = aggregator.aggregate(updates, round, before)
     except ValueError as error:
-        raise InputError(f"{method}: {error}") from error
+        raise InputError(f"{method}: {str(error).removeprefix(f'{method}: ')}") from error
     merged, rest = aggregated.layers[LAYER].absorb(), aggregated.residual.get(LAYER)
     return Aggregated(merged.A, merged.B, None if rest is None else (rest.A, rest.absorb().B))
+
+
+def _share(i: int, weight: Any) -> float:
+    try:
+        share = float(weight)
+    except (TypeError, ValueError):
+        share = float("nan")
+    if not 0 < share < float("inf"):
+        raise InputError(f"weights[{i}]={weight!r}: expected a finite number above zero")
+    return share
+
+
+def _start(start: tuple[ArrayLike, ArrayLike], client: Factors) -> Factors:
+    """The factors that the clients started from. Raises InputError where they are of another layer."""
+    if not isinstance(start, (tuple, list)) or len(start) != 2:
+        raise InputError(f"start={start!r}: expected the pair (A, B)")
+    factors = _factors(" of start", *start, None)
+    if factors.shape != client.shape:
+        raise InputError(f"start: a map from {factors.shape[1]} to {factors.shape[0]}, the clients' are from "
+                         f"{client.shape[1]} to {client.shape[0]}")  # fmt: skip
+    return factors
 
 
 def _factors(which: str, A: ArrayLike, B: ArrayLike, R: ArrayLike | None) -> Factors:
@@ -97,10 +120,14 @@ def _factors(which: str, A: ArrayLike, B: ArrayLike, R: ArrayLike | None) -> Fac
             tensor = torch.as_tensor(value).detach().cpu()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{name}{which}: no tensor ({' '.join(str(error).split())})") from error
+        if tensor.is_complex():
+            raise InputError(f"{name}{which}: is complex, expected real numbers")
         tensor = tensor if tensor.is_floating_point() else tensor.float()
         if tensor.ndim != 2 and name != "R":
             shape = "(r, k)" if name == "A" else "(d, r)"
             raise InputError(f"{name}{which}: has shape {tuple(tensor.shape)}, expected {shape}")
+        if not tensor.numel():
+            raise InputError(f"{name}{which}: has shape {tuple(tensor.shape)}, which holds nothing")
         if not tensor.isfinite().all():
             raise InputError(f"{name}{which}: holds NaN or infinity")
         parts[name] = tensor

@@ -1,12 +1,14 @@
 """What clients start a round from, given what the server made of the round before (`reinit=`).
 
 Law: re-initialising never changes the effective model. With the base offset O and start factors (A_start, B_start),
-O′ + B_start A_start = O + B_global A_global + residual.
+O′ + B_start A_start = O + B_global A_global + residual. `local` alone leaves it: each client starts from a model of its
+own.
 
 average      LoRA-FAIR's own choice (arXiv 2411.14961): the global factors.
-local        a client that took part before starts from its own last factors, kept in its Flower state; the
-             difference to the global product is put into that client's base for the round, so the law holds client by
-             client. The drift this brings is measured by each client and shown in the metrics.
+local        a client that took part before starts from its own last factors, kept in its Flower state, over the base
+             that all share. The drift this brings is measured by each client and shown in the metrics.
+local_on_global  the same factors, and the difference to the global product is put into that client's base for the
+             round, so the law holds client by client.
 fresh        the run's initialiser again, with this round's draw; everything learned goes into the base (FLoRA).
 svd          the balanced split of the global product, √S on both sides.
 orthonormal  the rows of A orthonormal, the magnitude on B.
@@ -79,10 +81,12 @@ class Reinit(ABC):
     """A re-initialiser.
 
     own_factors: whether clients start from their own last factors, not from the ones they are sent.
+    on_global: whether such a client's base makes up for the difference to the global product.
     at: the rounds after which it is done; None: all. After the others clients start from the global factors.
     """
 
     own_factors: ClassVar[bool] = False
+    on_global: ClassVar[bool] = False
 
     at: tuple[int, ...] | None = None
 
@@ -122,14 +126,23 @@ class Local(Average):
     """The global factors; a client that took part before puts its own last ones in their place."""
 
     own_factors: ClassVar[bool] = True
+    name: ClassVar[str] = "local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.at is not None:
             raise InputError(
-                f"reinit.at={list(self.at)}: with reinit=local clients go on from their own factors in every round; "
-                "expected null, or another reinit"
+                f"reinit.at={list(self.at)}: with reinit={self.name} clients go on from their own factors in every "
+                "round; expected null, or another reinit"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalOnGlobal(Local):
+    """The same, with the difference to the global product in that client's base."""
+
+    on_global: ClassVar[bool] = True
+    name: ClassVar[str] = "local_on_global"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +259,7 @@ REINITS: dict[str, type[Reinit]] = {
     "fresh": Fresh,
     "gauge": Gauge,
     "local": Local,
+    "local_on_global": LocalOnGlobal,
     "orthonormal": Orthonormal,
     "pissa": Pissa,
     "svd": SVD,

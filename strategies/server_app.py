@@ -6,6 +6,9 @@ a server has none. The run's folder is written where the server runs.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
@@ -13,14 +16,18 @@ from rich.console import Console
 from fedinit.config.flower import from_run_config
 from fedinit.models import adapted_layers, build_backbone
 from fedinit.runs import folder as run_folder
+from fedinit.runs.observer import Roster
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run
 from fedinit.runs.table import print_summary
+from fedinit.state.disk import replace_json
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
-from strategies.server.federation import federate
+from strategies.server.exchange import Exchange
+from strategies.server.federation import federate, roster_of
 
 app = ServerApp()
+SITES_FILE = "federation.json"  # in the run's folder: whose run it is
 
 
 @app.main()
@@ -29,27 +36,47 @@ def main(grid: Grid, context: Context) -> None:
     as the run's failure."""
     config = from_run_config(context.run_config)
     check_method(config, under_flower=True)
-    located = run_folder.locate(config)
-    folder = located.path
-    console, done = Console(), None if config.resume == "never" else run_folder.finished(folder)
+    located, grid, console = run_folder.locate(config), WatchedGrid(grid), Console()
+    folder, backbone = located.path, build_backbone(config.model)
+    progress = ProgressObserver(console, config.strategy.name)
+    done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
-        console.print("this run is done; resume=never runs it again", highlight=False)
-        print_summary(console, done, str(folder))
-        return
-    backbone = build_backbone(config.model)
+        exchange = Exchange(grid, timeout=config.node_timeout, emit=progress.event, waiting=progress.waiting)
+        introductions = exchange.register_clients(backbone.digest, config.rounds)
+        if kept_sites(folder) == sites_of(grid.run.federation_id, roster_of(introductions)):
+            console.print("this run is done; resume=never runs it again", highlight=False)
+            print_summary(console, done, str(folder))
+            return
+        console.print(f"{folder}: done by another federation; it is moved aside", highlight=False, markup=False)
     adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
     run = open_run(config, console, located)
-    progress = ProgressObserver(console, config.strategy.name)
     try:
         outcome = federate(
             config,
-            WatchedGrid(grid),
+            grid,
             backbone,
             observers=[*run.observers, progress],
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
         )
+        replace_json(run.folder.path / SITES_FILE, sites_of(grid.run.federation_id, outcome.roster))
         run.finish(outcome.final_model(), outcome.summary())
     finally:
         progress.close()
-        run.folder.close()
+        run.close()
+
+
+def sites_of(federation: str, roster: Roster) -> dict[str, object]:
+    """What tells one federation from another: Flower's id of it, and what its clients say that they hold. As JSON has
+    it."""
+    examples = {str(client): count for client, count in roster.examples.items()}
+    held = {"examples": examples, "classes": list(roster.class_names), "domains": list(roster.domain_names)}
+    return {"federation": federation, **held}
+
+
+def kept_sites(folder: Path) -> object:
+    """`sites_of` the federation whose run is in this folder; None where that is not known, as of a simulation."""
+    try:
+        return json.loads((folder / SITES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -67,7 +67,7 @@ class ServerOptimizer(ABC):
             parts = {p: moved(f"{name}/{p}", old[p], v) for p, v in factors.parts.items()}
             layers[name] = dataclasses.replace(factors, **parts)
         head = {k: moved(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
-        return Moved(layers, aggregate.residual, head, aggregate.diagnostics, moments=after)
+        return Moved(layers, aggregate.residual, head, aggregate.diagnostics, aggregate.by_layer, moments=after)
 
     @abstractmethod
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:

@@ -294,6 +294,19 @@ A, B = ([t.tolist() for t in ts] for ts in layer())
         ({"A": [], "B": []}, "expected one or more clients"),
         ({"weights": [1]}, "2 in A, 2 in B, 1 in weights"),
         ({"weights": [1, 0]}, "weights[1]=0: expected a finite number above zero"),
+        ({"weights": ["a", 1]}, "weights[0]='a': expected a finite number above zero"),
+        ({"A": None}, "A=None: expected a list, one entry a client"),
+        ({"A": iter(A)}, "expected a list, one entry a client"),
+        ({"A": [np.array(A[0]) * 1j, A[1]]}, "A[0]: is complex, expected real numbers"),
+        ({"A": [[[]] * 4] * 2}, "A[0]: has shape (4, 0), which holds nothing"),
+        (
+            {"method": "frlora", "start": (np.ones((4, 9)), np.ones((7, 4)))},
+            "start: a map from 9 to 7, the clients' are",
+        ),
+        ({"start": (A[0], B[0], A[0])}, "expected the pair (A, B)"),
+        ({"round": 0}, "round=0: expected a whole number, 1 for the first"),
+        ({"round": "x"}, "round='x': expected a whole number"),
+        ({"method": "lora_a2", "round": 3}, "lora_a2: neither factor is the same on all clients"),
         ({"weights": [float("nan"), 1]}, "weights[0]=nan: expected a finite number above zero"),
         ({"A": [A[0], A[1][0]]}, "A[1]: has shape (6,), expected (r, k)"),
         ({"A": [A[0], A[1][:3]]}, "A[1] and B[1]: factors do not chain"),
@@ -310,3 +323,9 @@ def test_wrong_tensors_are_told_in_one_line(words, expected):
     with pytest.raises(fedinit.InputError) as refused:
         fedinit.aggregate(**({"method": "lora_fair", "A": A, "B": B} | words))
     assert expected in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("words", [(3,), (None,), (b"rounds=1",), (["strategy=fedit"],)])
+def test_what_is_no_word_is_told_in_one_line(words):
+    with pytest.raises(fedinit.InputError, match="run: expected words, one an argument"):
+        fedinit.run(*words)

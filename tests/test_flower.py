@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run
 
 from clients.client_app import app as client_app
 from clients.cohort import Cohort
 from clients.engine.plan import split_evenly
 from clients.site import Site
 from fedinit import wire
+from fedinit.config.flower import to_run_config
 from fedinit.errors import RunFailed
 from fedinit.state import digest
 from fedinit.transport.local import LocalGrid
+from strategies import server_app
 from strategies.server import collecting, requests
+from strategies.server.exchange import Exchange
 from strategies.server.federation import federate
 from tests.support.serving import exchange_over, method_of, registered
 from tests.support.small import WORDS, slow, small_config
@@ -279,3 +286,37 @@ def test_context_is_the_nodes_own(site):
     grid = LocalGrid(Cohort(site), 3)
     assert {c.node_config["partition-id"] for c in grid.contexts.values()} == {0, 1, 2}
     assert all(isinstance(c, Context) for c in grid.contexts.values())
+
+
+def test_what_a_run_waits_for_is_said_at_once_and_again(site, monkeypatch):
+    monkeypatch.setattr("strategies.server.exchange.SAY_SECONDS", 0.4)
+    said = []
+    for nodes in (2, 0):
+        exchange = Exchange(LocalGrid(Cohort(site), nodes), timeout=0.9, emit=lambda *_: None, waiting=said.append)
+        with pytest.raises(RunFailed, match=f"{nodes} of {3 if nodes else 1} clients were there after 0.9 s"):
+            exchange.register_clients(site.backbone.digest, -1)
+    assert len(said) == 4 and all("the run fails in" in text for text in said)
+    assert all("2 of 3 clients are there; waits for nodes with partition-id 2," in text for text in said[:2])
+    assert all("no node has said who it is yet" in text for text in said[2:])
+    exchange = Exchange(LocalGrid(Cohort(site), 3), timeout=0.9, emit=lambda *_: None, waiting=said.append)
+    exchange.register_clients(site.backbone.digest, -1)
+    assert len(said) == 4  # nobody was waited for
+
+
+def test_a_run_of_another_federation_is_not_done(tmp_path, capsys):
+    """Neither one of that name with other clients, nor one of the same clients by another name."""
+    config = small_config("evaluation=clients", "rounds=1", "client.max_steps=1", f"output_dir={tmp_path}")
+    context: Any = SimpleNamespace(run_config=to_run_config(config))
+
+    def said(federation: str, clients_config=config) -> str:
+        grid = LocalGrid(Cohort(Site(clients_config)), 3)
+        grid.set_run(dataclasses.replace(Run.create_empty(1), federation_id=federation))
+        server_app.main(grid, context)
+        return capsys.readouterr().out
+
+    assert "round 1/1" in said("one") and "this run is done" in said("one")
+    assert "done by another federation; it is moved aside" in said("two")
+    smaller = small_config("evaluation=clients", "rounds=1", "client.max_steps=1", "data.validation_fraction=0.5")
+    assert "done by another federation; it is moved aside" in said("two", smaller)
+    assert "this run is done" in said("two", smaller)
+    assert len(list((tmp_path / "digits").iterdir())) == 3

@@ -100,7 +100,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     "words",
     [
         "strategy=lora_fair evaluation.head_alone=true",
-        "strategy=lora_fair reinit=local participation=0.67",
+        "strategy=lora_fair reinit=local_on_global participation=0.67",
         "strategy=fedsa_lora evaluation=clients participation=0.67",
         "strategy=flora adapter.ranks=[2,4] participation=0.67",
         "strategy=fedit server_opt=adam evaluation.every=4",

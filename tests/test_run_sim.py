@@ -222,6 +222,12 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
         (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
         (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
+        (["quorum=7"], "quorum=7: there are 3 clients"),
+        (
+            ["weighting=norm", "+strategy.weighting=uniform"],
+            "strategy.weighting: no such key; weighting= is one of the run",
+        ),
+        (["engine=inline", "engine.lanes=2"], "engine.lanes: engine=inline does not read it; engine=threads does"),
         (["resume=maybe"], "resume=maybe: no such folder; expected auto, never or the folder of a run"),
         (["name=../away"], "name='../away': expected a plain word"),
     ],

@@ -22,6 +22,7 @@ from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
 from fedinit.config.build import build, create, plain
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
+from fedinit.config.engine import ENGINES, EngineConfig
 from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
@@ -47,35 +48,19 @@ class ModelConfig:
     checkpoint: str | None  # safetensors file, or "embedded:<file>" for one inside the package
     sha256: str | None = None  # that the checkpoint file must have; null: any
     pretrained: bool  # timm's own weights, from the network, unless a checkpoint is given
-    image_size: int | None  # pixels; null: the model's own
+    image_size: int | tuple[int, int] | None  # pixels a side, or [height,width]; null: the model's own
     mean: tuple[float, ...] | None  # per channel, on [0, 1]; null: the model's own
     std: tuple[float, ...] | None
 
     def __post_init__(self) -> None:
         if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise InputError(f"model.sha256={self.sha256}: expected the 64 hexadecimal digits of sha256sum")
-        if self.image_size is not None:
-            at_least("model.image_size", self.image_size, 1)
+        for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():
+            at_least("model.image_size", side, 1)
         for value in self.mean or ():
             within("model.mean", value, 0, 1)
         for value in self.std or ():
             within("model.std", value, 0, 1, open_low=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """Where and when clients' work is done (`engine=`)."""
-
-    name: Literal["local"]
-    device: str  # auto, cpu, cuda, cuda:1 …
-    lanes: int | None  # null: one a core on CPU, one a device on CUDA
-    clients_per_bank: int
-    strict: bool  # serialise every message, as a network would
-
-    def __post_init__(self) -> None:
-        if self.lanes is not None:
-            at_least("engine.lanes", self.lanes, 1)
-        at_least("engine.clients_per_bank", self.clients_per_bank, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +144,14 @@ GROUPS = {
     "data": Group("name", SOURCES),
     "partition": Group("name", PARTITIONS),
     "client": Group("optimizer", CLIENTS),
+    "engine": Group("name", ENGINES),
     "diagnostics": Group("name", DIAGNOSTICS),
 }
 
-# What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled (lanes
-# change no bit), what its files are checked against.
-UNCOUNTED = ("output_dir", "resume", "logger", "node_timeout", "reply_timeout", "engine.lanes", "engine.strict")
-UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
+# What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
+# (engines and lanes change no bit), what its files are checked against.
+UNCOUNTED = ("output_dir", "resume", "report", "logger", "node_timeout", "reply_timeout", "engine.name", "engine.lanes")
+UNCOUNTED += ("engine.strict", "data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
 # Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
 PLACES = ("data.root", "model.checkpoint")
 
@@ -185,6 +171,7 @@ class Config:
     resamples: int  # how often a round without a quorum asks other clients
     output_dir: str
     resume: str
+    report: Literal["full", "no_images", "none"] = "full"  # what report.html is made of (docs/report.md)
     strategy: Choice
     reinit: Choice
     server_opt: Choice

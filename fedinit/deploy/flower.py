@@ -48,7 +48,7 @@ class Server:
         """port, secure. Raises InputError for a file in which they are not."""
         file = self.folder / "federation.json"
         try:
-            facts = json.loads(file.read_text())
+            facts = json.loads(file.read_text(encoding="utf-8"))
             return {"port": int(facts["port"]), "secure": bool(facts["secure"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -63,7 +63,7 @@ class Server:
     def config(self) -> Config:
         """The configuration that the app carries. Raises InputError when it was edited into something wrong."""
         try:
-            project = tomli.loads((self.app / PROJECT).read_text())
+            project = tomli.loads((self.app / PROJECT).read_text(encoding="utf-8"))
             return from_run_config(project["tool"]["flwr"]["app"]["config"])
         except (OSError, KeyError, TypeError, tomli.TOMLDecodeError) as error:
             raise InputError(f"{self.app / PROJECT}: {error}") from error
@@ -81,7 +81,7 @@ class Server:
                 if KEY_IN_USE in str(error):
                     continue
                 raise
-            key.with_suffix(".id").write_text(f"{answer['node-id']}\n")
+            key.with_suffix(".id").write_text(f"{answer['node-id']}\n", encoding="utf-8")
             fresh.append(key.stem)
         return fresh
 
@@ -121,7 +121,7 @@ class Server:
     def nodes(self) -> list[dict[str, Any]]:
         """node-id, status and more of every SuperNode, and under "name" its site's, or "" where it was not registered
         here. Raises DeployFailed."""
-        names = {file.read_text().strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
+        names = {file.read_text(encoding="utf-8").strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
         nodes = self._ask("supernode", "list", CONNECTION)["nodes"]
         return [node | {"name": names.get(str(node["node-id"]), "")} for node in nodes]
 
@@ -151,7 +151,8 @@ class Server:
         link: dict[str, Any] = {"address": f"127.0.0.1:{facts['port']}"}
         link |= {"root-certificates": str(self.folder / "ca.crt")} if facts["secure"] else {"insecure": True}
         home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: link}}))
+        text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: link}})
+        (home / "config.toml").write_text(text, encoding="utf-8")
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:

@@ -89,7 +89,7 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
     try:
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")  # sh knows no other line end
             if name.endswith(".sh"):
                 (folder / name).chmod(0o755)
         if federation.secure:
@@ -122,7 +122,7 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
 def write_app(folder: Path, config: Config) -> None:
     """The Flower app: one project file, which holds the whole resolved configuration. No code, no data."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PROJECT).write_text(_project(config))
+    (folder / PROJECT).write_text(_project(config), encoding="utf-8")
 
 
 def _project(config: Config) -> str:

@@ -17,7 +17,9 @@ from fedinit.config.schema import Config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import Process, check_port_free, environment, free_port, stop_all, wait_for_port
+from fedinit.errors import InputError
 from fedinit.runs.stopping import SIGNALS, listening, unbroken
+from fedinit.state.disk import WINDOWS
 
 
 class LocalFederation:
@@ -87,6 +89,8 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say:
     config: with an absolute output_dir, since the ServerApp runs in a folder of its own.
     Raises InputError, DeployFailed; Stopped, for Ctrl-C, SIGTERM and SIGHUP, once everything has ended.
     """
+    if WINDOWS:
+        raise InputError("fedinit deploy up: starts the federation by sh scripts, which Windows has not; use WSL")
     with listening(_signals(), limit=None):
         folder = Path(tempfile.mkdtemp(prefix="fedinit-"))
         federation, kept = None, False
@@ -113,5 +117,5 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say:
 
 def _signals() -> list[int]:
     """SIGHUP too, which a terminal sends when it is closed, except under nohup."""
-    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [*SIGNALS, *hung_up]
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    return [*SIGNALS] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*SIGNALS, hangup]

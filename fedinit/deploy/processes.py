@@ -14,6 +14,7 @@ from pathlib import Path
 import fedinit
 from fedinit.errors import InputError
 
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none, and ends a process at once by the other
 STOP_SECONDS = 8.0  # what processes that are asked to end have, all of them together, until they are killed
 
 
@@ -62,7 +63,7 @@ class Process:
         """As a power cut does it: at once, and all that it started."""
         family = [self.pid, *descendants(self.pid)]
         for pid in family:
-            _signal(pid, signal.SIGKILL)
+            _signal(pid, KILL)
         self._process.wait()
 
     def running(self) -> bool:
@@ -88,7 +89,7 @@ def stop_all(processes: Sequence[Process], seconds: float = STOP_SECONDS) -> Non
     while left() and time.monotonic() < deadline:
         time.sleep(0.1)
     for pid in left():
-        _signal(pid, signal.SIGKILL)
+        _signal(pid, KILL)
     for process in processes:
         process._process.wait()
 
@@ -99,7 +100,7 @@ def descendants(*pids: int) -> list[int]:
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             # "pid (name) state parent …", and the name may hold blanks and parentheses.
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+            parent = int(entry.read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         except (OSError, ValueError, IndexError):
             continue  # it ended while we looked
         children.setdefault(parent, []).append(int(entry.parent.name))
@@ -141,13 +142,13 @@ def wait_for_port(port: int, process: Process, seconds: float = 120.0) -> None:
 
 def tail(log: Path, lines: int = 12) -> str:
     """The last lines of a log, as they are."""
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return "\n".join(f"  {line}" for line in text.rstrip().splitlines()[-lines:]) or "  (it printed nothing)"
 
 
 def _alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

@@ -64,7 +64,7 @@ def _observe(
     def look(name: str):
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
             rows = args[0].flatten(1) if args[0].ndim > 1 else args[0][:, None]
-            columns = torch.linspace(0, rows.shape[1] - 1, min(SAMPLE, rows.shape[1])).long()
+            columns = torch.linspace(0, rows.shape[1] - 1, min(SAMPLE, rows.shape[1]), dtype=torch.float64).long()
             calls.setdefault(name, []).append(_Seen(tuple(args[0].shape), rows[:, columns.to(rows.device)]))
 
         return hook

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 import torch
-from timm.models.mlp_mixer import MlpMixer
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from fedinit.config.checks import check_rank
 from fedinit.errors import InputError, did_you_mean
 from fedinit.models.backbone import Backbone
+from fedinit.models.blocks import default_layers, linear_layers
 from fedinit.models.matrix import Matrix
-
-# LoRA-FAIR (arXiv 2411.14961), experimental setting; of a Matrix, all it has.
-PAPER_TARGETS: dict[type[nn.Module], tuple[str, ...]] = {
-    Matrix: ("weight",),
-    VisionTransformer: ("attn.proj", "mlp.fc2"),
-    MlpMixer: ("mlp_tokens.fc2", "mlp_channels.fc2"),
-}
 
 
 def adapted_layers(backbone: Backbone, patterns: Sequence[str] | None, rank: int) -> dict[str, tuple[int, int]]:
@@ -29,60 +22,71 @@ def adapted_layers(backbone: Backbone, patterns: Sequence[str] | None, rank: int
 
     Raises InputError for a layer that is not called as a module, once a pass, with the batch in front.
     """
-    targets = select_targets(backbone.module, patterns, rank)
     faults = backbone.dry_pass.faults
+    targets = select_targets(backbone.module, patterns, rank, faults)
     wrong = [name for name in targets if name in faults]
     if wrong:
-        linears = [name for name, _ in _linears(backbone.module)]
+        linears = linear_layers(backbone.module)
         right = [name for name in targets if name not in faults] or [name for name in linears if name not in faults]
         others = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise InputError(
             f"adapter.targets: {wrong[0]}{others} {faults[wrong[0]]}, so it can carry no adapter; "
-            f"use adapter.targets=[{','.join(spelled(right))}]"
+            + (f"use adapter.targets=[{','.join(spelled(right))}]" if right else "choose a model with layers that can")
         )
     return targets
 
 
-def select_targets(module: nn.Module, patterns: Sequence[str] | None, rank: int) -> dict[str, tuple[int, int]]:
+def select_targets(
+    module: nn.Module, patterns: Sequence[str] | None, rank: int, faults: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, tuple[int, int]]:
     """{layer name: (d, k)} of the nn.Linear layers that the patterns name, in the module's own order.
 
     A pattern is a layer name (``blocks.0.attn.qkv``), its end (``attn.qkv``), or either with shell wildcards
-    (``blocks.[0-3].mlp.fc?``). None takes the paper's targets for a ViT or an MLP-Mixer.
+    (``blocks.[0-3].mlp.fc?``). None takes the default layers (blocks.py) but those with faults; of a Matrix, all it
+    has.
+    faults: {layer: why it can carry no adapter}, where that is known.
     Raises InputError for a pattern that names no linear layer, for an end that names layers of an attention pooling
-    block beside others, and for a rank above min(d, k) of a target.
+    block beside others, for a model without default layers, and for a rank above min(d, k) of a target.
     """
-    linears = dict(_linears(module))
-    pool = pooling_layers(module)
+    linears = linear_layers(module)
     chosen: set[str] = set()
-    for pattern in _paper_targets(module) if patterns is None else patterns:
-        hits = {n for n in linears if fnmatchcase(n, pattern) or fnmatchcase(n, f"*.{pattern}")}
-        if patterns is None:
-            hits -= pool
-        if not hits:
+    for pattern in patterns or ():
+        chosen |= _named(pattern, linears, pooling_layers(module))
+    if patterns is None:
+        chosen = set(linears if isinstance(module, Matrix) else default_layers(module)) - faults.keys()
+        if not chosen:
+            there = kinds(name for name in linears if name not in faults)
+            what = f"set adapter.targets=[...] to some of {', '.join(there)}"
             raise InputError(
-                f"adapter.targets: pattern '{pattern}' matches no linear layer{did_you_mean(pattern, kinds(linears))}. "
-                f"This model has: {', '.join(kinds(linears))}."
+                f"adapter.targets: {type(module).__name__} has no default targets; "
+                + (what if there else "none of its layers can carry an adapter: choose another model")
             )
-        beside = sorted(hits & pool)
-        if beside and hits - pool and not set("*?[") & set(pattern):
-            without, added = spelled(n for n in linears if n in hits - pool), ",".join(beside)
-            raise InputError(
-                f"adapter.targets: '{pattern}' names {beside[0]} of the attention pooling beside the blocks; "
-                f"use {','.join(without)} in its place, and {added} as well where that is meant"
-            )
-        chosen |= hits
     shapes = {n: (m.out_features, m.in_features) for n, m in linears.items() if n in chosen}
     check_rank(shapes, rank)
     return shapes
 
 
-def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    return ((name, m) for name, m in module.named_modules() if isinstance(m, nn.Linear))
+def _named(pattern: str, linears: Iterable[str], pool: set[str]) -> set[str]:
+    """The layers that a pattern names. pool: those of attention pooling. Raises InputError as `select_targets` does."""
+    hits = {n for n in linears if fnmatchcase(n, pattern) or fnmatchcase(n, f"*.{pattern}")}
+    if not hits:
+        raise InputError(
+            f"adapter.targets: pattern '{pattern}' matches no linear layer{did_you_mean(pattern, kinds(linears))}. "
+            f"This model has: {', '.join(kinds(linears)) or 'none'}."
+        )
+    beside = sorted(hits & pool)
+    if beside and hits - pool and not set("*?[") & set(pattern):
+        without, added = spelled(n for n in linears if n in hits - pool), ",".join(beside)
+        raise InputError(
+            f"adapter.targets: '{pattern}' names {beside[0]} of the attention pooling beside the blocks; "
+            f"use {','.join(without)} in its place, and {added} as well where that is meant"
+        )
+    return hits
 
 
 def kinds(names: Iterable[str]) -> list[str]:
     """The ends of layers' names, "mlp.fc2" of "blocks.0.mlp.fc2", each once."""
-    return sorted({".".join(part for part in name.split(".")[-2:] if not part.isdigit()) for name in names})
+    return sorted({".".join(part for part in n.split(".")[-2:] if not part.isdigit()) or n for n in names})
 
 
 def spelled(names: Iterable[str]) -> list[str]:
@@ -93,14 +97,7 @@ def spelled(names: Iterable[str]) -> list[str]:
 def pooling_layers(module: nn.Module) -> set[str]:
     """The linear layers within attention pooling, which is not one of the blocks (SigLIP's attn_pool)."""
     pools = [name for name, m in module.named_modules() if type(m).__name__.startswith("AttentionPool")]
-    return {name for name, _ in _linears(module) if any(name.startswith(f"{pool}.") for pool in pools)}
-
-
-def _paper_targets(module: nn.Module) -> tuple[str, ...]:
-    patterns = next((p for kind, p in PAPER_TARGETS.items() if isinstance(module, kind)), None)
-    if patterns is None:
-        raise InputError(f"adapter.targets: {type(module).__name__} has no default targets; set adapter.targets=[...]")
-    return patterns
+    return {name for name in linear_layers(module) if any(name.startswith(f"{pool}.") for pool in pools)}
 
 
 @torch.no_grad()

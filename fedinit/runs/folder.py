@@ -115,7 +115,7 @@ def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that is done, or None."""
     try:
         if (folder / DONE).is_file():
-            return json.loads((folder / "summary.json").read_text())
+            return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         pass
     return None
@@ -184,7 +184,7 @@ class RunFolder(Observer):
     def _make_way(self, begun: bool) -> None:
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
         table = self.path / "metrics.csv"
-        rounds = table.read_text().splitlines()[1:] if table.exists() else []
+        rounds = table.read_text(encoding="utf-8").splitlines()[1:] if table.exists() else []
         if not begun and all(row.startswith("0,") for row in rounds):
             return
         if self._lock is not None:
@@ -198,7 +198,7 @@ class RunFolder(Observer):
             self._lock = None
 
     def snapshot(self) -> State:
-        return State(facts={name: (self.path / name).read_text() for name in TABLES})
+        return State(facts={name: (self.path / name).read_text(encoding="utf-8") for name in TABLES})
 
     def restore(self, state: State) -> None:
         self._rows = state.facts
@@ -255,11 +255,11 @@ class RunFolder(Observer):
         disk.replace_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
-        with open(self.path / name, "w", newline="") as file:
+        with open(self.path / name, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(columns)
 
     def _row(self, name: str, values: Sequence[object]) -> None:
-        with open(self.path / name, "a", newline="") as file:
+        with open(self.path / name, "a", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(values)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fedinit.errors import InputError
+from fedinit.state.disk import WINDOWS
 
 NAME = ".lock"  # in the folder, while it is held
-WINDOWS = sys.platform == "win32"
 
 
 class FolderLock:

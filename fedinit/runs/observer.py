@@ -47,6 +47,8 @@ class RoundReport:
     bytes_up, bytes_down: of all messages from and to the clients, as serialised.
     clients: those whose updates were aggregated.
     diagnostics: {name: figure} of the aggregation, such as "bias"; empty in round 0.
+    by_layer: {layer: its own diagnostics}; empty where none were measured.
+    phases: {what: wall-clock seconds} of the round, "clients" (asking them and waiting), "server" and "evaluation".
     """
 
     round: int
@@ -57,6 +59,8 @@ class RoundReport:
     bytes_down: int
     clients: Sequence[ClientReport]
     diagnostics: Mapping[str, float] = field(default_factory=dict)
+    by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ class Observer:
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """A refusal, a missing reply, a warning: one line of the ledger, of this kind and with these facts."""
+
+    def waiting(self, text: str) -> None:
+        """Before `started`: what the run waits for, in words; at once, and again every while."""
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run is done; `summary` is what summary.json holds."""

@@ -72,6 +72,9 @@ class ProgressObserver(Observer):
         text = ", ".join(f"{key} {value}" for key, value in facts.items())
         self.console.print(f"{kind.replace('_', ' ')}: {text}", style="yellow", markup=False, highlight=False)
 
+    def waiting(self, text: str) -> None:
+        self.console.print(f"{self.label}: {text}", style="yellow", markup=False, highlight=False)
+
     def close(self) -> None:
         """Stop the progress bar, so that the terminal is in order, also after a failure."""
         if self.bar is not None:

@@ -1,15 +1,22 @@
-"""A run's way out: its folder, its tracker, its final files and its table, the same for every way of running it."""
+"""A run's way out: its folder, its tracker, its final files, its table and its report, the same for every way of
+running it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fedinit.config.schema import Config
+from fedinit.data.dataset import Dataset
+from fedinit.data.partition import Partition
+from fedinit.report.recording.holdings import record_holdings
+from fedinit.report.recording.recorder import Recorder
+from fedinit.report.writing import report_of_run
 from fedinit.runs.export import FinalModel, export
 from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.observer import Observer
@@ -37,8 +44,17 @@ class OpenRun:
         """The folder of this run's checkpoints, or of those of a reference run of this name beside it."""
         return self.folder.path / FOLDER / (reference or "")
 
+    def record_holdings(self, data: Dataset, partitions: Sequence[Partition]) -> None:
+        """Note who holds what, for the report of a simulation, which knows it. What goes wrong becomes one warning."""
+        if self.config.report != "none":
+            images = self.config.report == "full"
+            try:
+                record_holdings(self.folder.path, data, partitions, self.config.seed, images)
+            except Exception as error:  # noqa: BLE001 (a report must never stop a run)
+                _say(self.console, f"warning: who holds what is not recorded for the report: {error}")
+
     def finish(self, model: FinalModel, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the adapters, tell the observers, who write the summary, and print the table.
+        """Write the adapters, tell the observers, who write the summary, print the table, and write the report.
 
         model: what the run ended with.
         summary: the figures of the run.
@@ -56,6 +72,8 @@ class OpenRun:
         for observer in self.observers:
             observer.finished(figures)
         print_summary(self.console, figures, str(self.folder.path))
+        if self.config.report != "none":
+            report_of_run(self.folder.path, partial(_say, self.console))
         return figures
 
     def close(self) -> None:
@@ -75,5 +93,15 @@ def open_run(config: Config, console: Console, located: Located) -> OpenRun:
     folder = RunFolder(config, located)
     for note in folder.notes:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    observers: list[Observer] = [folder]
     tracker = create_tracker(config, folder.path, console)
-    return OpenRun(config, folder, [folder, *([tracker] if tracker else [])], console)
+    if tracker is not None:
+        observers.append(tracker)
+    if config.report != "none":
+        by_layer = bool(config.strategy.options.get("diagnostics", True))
+        observers.append(Recorder(folder.path, partial(_say, console), by_layer))
+    return OpenRun(config, folder, observers, console)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, style="yellow" if text.startswith("warning") else None, soft_wrap=True, markup=False)

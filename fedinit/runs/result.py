@@ -18,6 +18,7 @@ from fedinit.adapters.bank import Bank
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
+from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
 from fedinit.runs import export
 from fedinit.runs import folder as run_folder
@@ -76,7 +77,7 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
         self._finished()
-        return tuple(json.loads((self.folder / export.ONE / export.CLASSES).read_text())["classes"])
+        return tuple(json.loads((self.folder / export.ONE / export.CLASSES).read_text(encoding="utf-8"))["classes"])
 
     def table(self) -> Table:
         """The table that the run ended with, as text. Raises InputError for a run that is not done."""
@@ -87,8 +88,8 @@ class Run:
 
     def model(self, client: int | None = None) -> nn.Module:
         """The timm model that the run ended with, a new one each time: the adapter folded into the weights of its
-        layers, W0 + s·(O + B A), and the head, where there is one, as its classifier. In eval mode, on the CPU,
-        without gradients.
+        layers, W0 + s·(O + B A), and the head, where there is one, as its classifier, or behind it where timm's is
+        more than a linear layer. In eval mode, on the CPU, without gradients.
 
         client: whose model, by number, of a method whose clients keep factors of their own (fedsa_lora): each has one
             of its own there, and no other exists. None: that of all clients.
@@ -101,7 +102,7 @@ class Run:
         layers, head, offset = export.load_adapter(self._adapter(client))
         backbone = build_backbone(self.config.model)
         scale = self.config.adapter.scale
-        module: Any = backbone.module  # with what timm adds to a module
+        module = backbone.module
         bank = Bank(backbone, {name: factors.shape for name, factors in layers.items()}, scale)
         frozen = {name: layer.weight for name, layer in bank.layers.items()}
         bank.rebase({name: torch.add(frozen[name], merged, alpha=scale) for name, merged in offset.items()})
@@ -109,9 +110,7 @@ class Run:
         folded = {f"{name}.weight": layer.folded for name, layer in bank.layers.items() if layer.folded is not None}
         module.load_state_dict({**module.state_dict(), **folded})
         if head:
-            with torch.random.fork_rng(devices=[]):  # the new classifier is drawn, and then filled
-                module.reset_classifier(len(head["bias"]))
-            module.get_classifier().load_state_dict(head)
+            module = with_head(backbone, head)
         module.register_forward_pre_hook(TakesImages(backbone.input))
         return module.eval().requires_grad_(False)
 
@@ -164,7 +163,7 @@ class Table(str):
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
     """A table's columns by name; a last row that is being written, or was cut short, is left out."""
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
     header, rows = next(lines, []), list(lines)
     return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Container, Iterable, Iterator
@@ -67,27 +68,27 @@ def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> 
 @contextlib.contextmanager
 def _watched(signals: Container[int], limit: float) -> Iterator[None]:
     """Within, a thread is told of every signal when it comes."""
-    inlet, outlet = os.pipe()
-    os.set_blocking(outlet, False)
+    inlet, outlet = socket.socketpair()  # Windows waits for sockets alone
+    outlet.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(inlet, signals, limit), name="signals", daemon=True)
     watcher.start()
-    former = signal.set_wakeup_fd(outlet, warn_on_full_buffer=False)
+    former = signal.set_wakeup_fd(outlet.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
         signal.set_wakeup_fd(former)
-        os.close(outlet)  # the watcher's end of file
+        outlet.close()  # the watcher's end of file
         watcher.join()
 
 
-def _watch(inlet: int, signals: Container[int], limit: float) -> None:
-    """End the process at the second of the signals that comes through the pipe, or `limit` seconds after the first;
+def _watch(inlet: socket.socket, signals: Container[int], limit: float) -> None:
+    """End the process at the second of the signals that comes through the socket, or `limit` seconds after the first;
     return at its end."""
     code, deadline = 0, None
     while select.select([inlet], [], [], None if deadline is None else max(deadline - time.monotonic(), 0))[0]:
-        number = os.read(inlet, 1)
+        number = inlet.recv(1)
         if not number:
-            os.close(inlet)
+            inlet.close()
             return
         if number[0] in signals:
             if code:

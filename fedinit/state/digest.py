@@ -17,7 +17,7 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        total.update(value.numpy().tobytes() if value.ndim == 0 else value.numpy().data.cast("B"))
+        total.update(value.numpy().tobytes() if 0 in (value.ndim, value.numel()) else value.numpy().data.cast("B"))
     return total.hexdigest()
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+WINDOWS = sys.platform == "win32"
 
 
 def write(path: Path, content: bytes) -> None:
     """Write the bytes to a file at `path`; they are on the disk when this returns. Raises OSError, and then leaves
     behind what it had written."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    # Windows would change the ends of lines in a file that is not opened as binary.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
     try:
         rest = memoryview(content)
         while rest:
@@ -31,7 +35,10 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush the names in a folder, new and renamed files among them, to the disk. Raises OSError."""
+    """Flush the names in a folder, new and renamed files among them, to the disk; not on Windows, which opens no folder
+    and keeps a journal of names. Raises OSError."""
+    if WINDOWS:
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

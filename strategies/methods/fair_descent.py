@@ -6,6 +6,21 @@ import torch
 from torch import Tensor
 
 from fedinit.factors import Factors
+from strategies.methods.fair_columns import columns_loss
+
+
+def normalised_rate(G: Tensor, B: Tensor, lam: float, lr: float) -> float:
+    """The rate at which a step is the one of size `lr` on ΔW/‖ΔW‖, B̄/‖B̄‖ and Ā/‖B̄Ā‖·‖B̄‖: lr·‖B̄‖².
+
+    The cosine does not see the size of B′, and its curvature goes with 1/‖B̄‖²: at a rate that does not, a step on a
+    small B̄ overshoots and B′ grows without bound, and one on a large B̄ moves nothing. Where λ‖B̄‖² or the condition
+    of Ā makes the objective stiff, the rate is lower, so that no step overshoots.
+    """
+    size2, n2 = float(B.square().sum()), float(((B @ G) * B).sum())
+    if not n2 > 0:
+        return lr
+    stiff = 2 * lam * size2
+    return size2 * min(lr / max(1.0, stiff), 1 / (stiff + size2 * float(torch.linalg.matrix_norm(G, 2)) / n2))
 
 
 def gram_sgd(
@@ -28,8 +43,12 @@ def gram_sgd(
     return delta
 
 
-def dense_sgd(ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps: int, lr: float) -> Tensor:
+def dense_sgd(
+    ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps: int, lr: float, columns: bool = False
+) -> Tensor:
     """The same descent with the loss evaluated on (d, k) matrices and differentiated by autograd, as in the paper.
+
+    columns: one cosine a column (`columns_loss`).
 
     The cosine is written out: torch's own adds a floor of 1e-8 to the norms, which turns a product of zero into a
     gradient of 1e8 and a very small one into a wrong cosine.
@@ -40,7 +59,9 @@ def dense_sgd(ideal: Tensor, average: Factors, delta: Tensor, lam: float, steps:
         product = (average.B + delta) @ average.A
         n = product.norm()
         loss = lam * delta.square().sum()
-        if ideal_norm > 0 and n > 0:
+        if columns:
+            loss = columns_loss(ideal, average, delta, lam)
+        elif ideal_norm > 0 and n > 0:
             loss = loss + 1 - torch.dot(ideal.flatten(), product.flatten()) / (ideal_norm * n)
         (gradient,) = torch.autograd.grad(loss, delta)
         with torch.no_grad():

@@ -27,7 +27,7 @@ class FedSB(Aggregator):
     cores: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, ...]] = LORA_ALONE
     mixed_ranks: ClassVar[bool] = True
-    reinits: ClassVar[tuple[str, ...]] = ("average", "local")
+    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "local_on_global")
     why: ClassVar[str] = "which keeps A and B frozen and the same on all clients"
 
     def trainable(self, round: int) -> frozenset[str]:

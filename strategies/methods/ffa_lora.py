@@ -47,7 +47,7 @@ class OneFrozen(Aggregator):
 class FFALoRA(OneFrozen):
     """frozen: the factor that is not trained: A, or B for starts with a B to keep and A = 0 (init=mica)."""
 
-    reinits: ClassVar[tuple[str, ...]] = ("average", "local")
+    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "local_on_global")
     why: ClassVar[str] = "which keeps a factor frozen and the same on all clients"
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
 

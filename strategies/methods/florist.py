@@ -27,7 +27,7 @@ class Cut(Aggregator):
 
     mixed_ranks: ClassVar[bool] = True
     cuts: ClassVar[bool] = True
-    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "fresh", "svd", "orthonormal", "gauge")
+    reinits: ClassVar[tuple[str, ...]] = ("average", "local", "local_on_global", "fresh", "svd", "orthonormal", "gauge")
     why: ClassVar[str] = "which drops components by their size, and with these would drop parts of W0"
 
     def sums(self, round: int) -> tuple[str, ...]:

@@ -30,12 +30,14 @@ from torch import Tensor
 from fedinit.adapters.kinds import EVERY_KIND, KINDS
 from fedinit.adapters.vera import Pair
 from fedinit.config.checks import at_least, positive, within
+from fedinit.errors import InputError
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
 from strategies.aggregator import Aggregator
 from strategies.means import mean_factors
+from strategies.methods.fair_columns import columns_fit, columns_loss
 from strategies.methods.fair_cosine import Axes, cosine_fit
-from strategies.methods.fair_descent import dense_sgd, gram_sgd
+from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
 
 SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
 
@@ -49,9 +51,11 @@ class LoRAFAIR(Aggregator):
     lam_scale: what λ stands against. ``cosine``: 1 − cos, as in the paper. The others leave that objective:
     ``absolute`` has λ′ = λ against the squared residual of the closed form, ``relative`` λ′ = λ·tr(G)/r. To the SGD
     solvers, which know the cosine alone, ``absolute`` is as ``cosine``, and ``relative`` takes λ/‖B̄‖².
-    steps, lr: of the SGD solvers, steps a layer and the learning rate.
+    steps, lr: of the SGD solvers, steps a layer and the learning rate, of ΔW, B̄ and Ā normalised to one size
+    (`normalised_rate`). Where they end more than 1 % above the objective's least value, the log says so.
+    similarity: whether the cosine is that of the whole ΔW, or the mean of those of its columns (fair_columns.py).
     delta_init: where they start; the Xavier start of some public code is harmful at small λ, since its noise decays by
-    only (1 − 2·lr·λ) a step.
+    only (1 − 2·lr·λ‖B̄‖²) a step.
     """
 
     mixed_ranks: ClassVar[bool] = True
@@ -64,15 +68,26 @@ class LoRAFAIR(Aggregator):
     steps: int = 1000
     lr: float = 0.01
     delta_init: Literal["zero", "xavier"] = "zero"
+    similarity: Literal["matrix", "columns"] = "matrix"
 
     def __post_init__(self) -> None:
         within("strategy.lam", self.lam, 0, float("inf"), open_high=True)
         at_least("strategy.steps", self.steps, 1)
         positive("strategy.lr", self.lr)
+        if self.similarity == "columns" and self.solver == "gram_sgd":
+            raise InputError(
+                "strategy.similarity=columns: does not go with strategy.solver=gram_sgd, whose M and G know no "
+                "columns; choose one of: closed_form, dense_sgd"
+            )
+        if self.similarity == "columns" and self.solver == "closed_form" and self.lam_scale != "cosine":
+            raise InputError(
+                f"strategy.similarity=columns: does not go with strategy.lam_scale={self.lam_scale}, whose "
+                "objective has no cosine; choose one of: cosine"
+            )
 
     def objection(self, kind: str) -> str:
-        if KINDS[kind].rank_one and (self.solver != "closed_form" or self.side != "B"):
-            return "VeRA's b is corrected in closed form: solver=closed_form, side=B"
+        if KINDS[kind].rank_one and (self.solver, self.side, self.similarity) != ("closed_form", "B", "matrix"):
+            return "VeRA's b is corrected in closed form: solver=closed_form, side=B, similarity=matrix"
         return super().objection(kind)
 
     def sums(self, round: int) -> tuple[str, ...]:
@@ -84,6 +99,13 @@ class LoRAFAIR(Aggregator):
         return ("A", "B", *second[self.side])
 
     def shortfall(self) -> str:
+        if self.similarity == "columns" and self.solver == "closed_form":
+            return "strategy.similarity=columns: the search has not converged"
+        if self.solver != "closed_form":
+            return (
+                f"strategy.solver={self.solver}: has not converged after strategy.steps={self.steps}, more than 1 % "
+                "above the least value of 1 − cos + λ‖ΔB‖²; take more steps, or solver=closed_form"
+            )
         return (
             "strategy=lora_fair: 1 − cos + λ‖ΔB‖² has no minimum, since the averaged factors turn away from the ideal "
             "update; the better of its ridge solution and the plain averages was taken"
@@ -114,6 +136,8 @@ class LoRAFAIR(Aggregator):
         if self.solver == "closed_form":
             cosine = self.lam_scale == "cosine" and self.lam > 0
             M, G, ideal_norm = moments_and_norm(products, weights, average.A, cosine)
+            if self.similarity == "columns":
+                return self._fit_columns(products, weights, average, self.lam)
             if cosine:
                 return cosine_correction(M, G, ideal_norm, average.B, self.lam)
             relative = self.lam_scale == "relative"
@@ -124,9 +148,30 @@ class LoRAFAIR(Aggregator):
         lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
         delta = self._start(average.B)
         ideal = stack([p.to(torch.float64) for p in products], weights)
+        ideal_norm, rate = norm(ideal), normalised_rate(G, average.B, lam, self.lr)
         if self.solver == "dense_sgd":
-            return average.B + dense_sgd(ideal.dense(), average, delta, lam, self.steps, self.lr), True
-        return average.B + gram_sgd(M, G, norm(ideal), average.B, delta, lam, self.steps, self.lr), True
+            columns = self.similarity == "columns"
+            delta = dense_sgd(ideal.dense(), average, delta, lam, self.steps, rate, columns)
+            if columns:
+                least, exists = self._fit_columns(products, weights, average, lam)
+                losses = [float(columns_loss(ideal.dense(), average, d, lam)) for d in (delta, least - average.B)]
+                return average.B + delta, exists and losses[0] <= 1.01 * losses[1] + 1e-12
+        else:
+            delta = gram_sgd(M, G, ideal_norm, average.B, delta, lam, self.steps, rate)
+        return average.B + delta, near_the_least(M, G, ideal_norm, average.B, delta, lam)
+
+    def _fit_columns(
+        self, products: Sequence[Factors], weights: Sequence[float], average: Factors, lam: float
+    ) -> tuple[Tensor, bool]:
+        """B̄′ of the least objective by columns, searched for from that of the whole matrix."""
+        ideal = stack([p.to(torch.float64) for p in products], weights)
+        M, G = moments(products, weights, average.A)
+        if lam:
+            start = cosine_correction(M, G, norm(ideal), average.B, lam)[0] - average.B
+        else:
+            start = ridge_correction(M, G, average.B, 0.0)
+        delta, done = columns_fit(ideal, average, start, lam)
+        return average.B + delta, done
 
     def _correct_b(
         self, frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors
@@ -198,6 +243,20 @@ def cosine_correction(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, lam: f
     values, vectors = torch.linalg.eigh(G)
     fitted, done = fit_axes(M @ vectors, values, ideal_norm, B @ vectors, lam)
     return fitted @ vectors.T, done
+
+
+def near_the_least(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, delta: Tensor, lam: float) -> bool:
+    """Whether 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖² is within 1 % of its least value, or 1e-12; not where it has none."""
+
+    def loss(corrected: Tensor) -> float:
+        n = float(((corrected @ G) * corrected).sum().clamp(min=0).sqrt())
+        cosine = float((M * corrected).sum()) / (ideal_norm * n) if n else 0.0
+        return 1 - cosine + lam * float((corrected - B).square().sum())
+
+    if not ideal_norm:
+        return True
+    least, exists = cosine_correction(M, G, ideal_norm, B, lam) if lam else (B + ridge_correction(M, G, B, 0.0), True)
+    return exists and loss(B + delta) <= 1.01 * loss(least) + 1e-12
 
 
 def fit_axes(M: Tensor, g: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:

@@ -38,4 +38,4 @@ class RoLoRA(Aggregator):
             return Factors(widest.A.to(torch.float64), average.B)
         if all(torch.equal(p.B, widest.B[:, : p.rank]) for p in products):
             return Factors(average.A, widest.B.to(torch.float64))
-        raise ValueError("rolora: neither factor is the same on all clients; one must be frozen in every round")
+        raise ValueError("neither factor is the same on all clients; one must be frozen in every round")

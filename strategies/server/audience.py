@@ -40,6 +40,10 @@ class Audience(Observer):
         for observer in self.observers:
             observer.event(kind, facts)
 
+    def waiting(self, text: str) -> None:
+        for observer in self.observers:
+            observer.waiting(text)
+
     def finished(self, summary: Mapping[str, Any]) -> None:
         for observer in self.observers:
             observer.finished(summary)

@@ -158,7 +158,7 @@ def _the_kind_trains_b(c: Components) -> Objection | None:
 
 @rule("strategy", "client.lr_ratio_b")
 def _the_method_trains_b(c: Components) -> Objection | None:
-    if c.config.client.lr_ratio_b == 1 or "B" in c.trained:
+    if c.config.client.lr_ratio_b == 1 or "B" in c.trained():
         return None
     ratio = f"client.lr_ratio_b={c.config.client.lr_ratio_b}"
     return Objection(ratio, f"strategy={c.config.strategy.name} trains no B", "use 1")
@@ -166,7 +166,7 @@ def _the_method_trains_b(c: Components) -> Objection | None:
 
 @rule("strategy", "init")
 def _the_method_can_learn_from_the_start(c: Components) -> Objection | None:
-    method, start, trained = f"strategy={c.config.strategy.name}", f"init={c.config.init.name}", c.trained
+    method, start, trained = f"strategy={c.config.strategy.name}", f"init={c.config.init.name}", c.trained()
     if c.aggregator.cores and not c.initializer.cores:
         cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
         return Objection(method, f"trains a core between frozen factors, and {start} has none", _named(cored))

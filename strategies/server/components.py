@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedinit.adapters.kinds import KINDS, Kind
 from fedinit.config.client import SGDSaIConfig
 from fedinit.config.schema import Choice, Config
+from fedinit.errors import InputError
 from fedinit.heads import create_head
 from fedinit.heads.head import Head
 from fedinit.initializers import create_initializer
@@ -53,14 +54,16 @@ class Components:
             under_flower=under_flower,
         )
 
-    @property
-    def trained(self) -> frozenset[str]:
-        """The factors that clients train in some round; methods whose factors take turns do so by round."""
-        return self.aggregator.trainable(1) | self.aggregator.trainable(2)
+    def trained(self, *rounds: int) -> frozenset[str]:
+        """The factors that clients train in any of these rounds; in any round at all, where none is given, of methods
+        whose factors take turns."""
+        return frozenset().union(*map(self.aggregator.trainable, rounds or (1, 2)))
 
 
 def aggregator_of(config: Config, chosen: Choice) -> Aggregator:
     """The method that `chosen` names, with the run's weighting. Raises InputError for an option it cannot have."""
+    if "weighting" in chosen.options:
+        raise InputError("strategy.weighting: no such key; weighting= is one of the run")
     weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
     return create_aggregator(chosen.name, **weighting, **chosen.options)
 
@@ -73,12 +76,6 @@ def reinit_name(config: Config, aggregator: Aggregator) -> str:
 def reinit_of(config: Config, aggregator: Aggregator) -> Reinit:
     """The configured re-initialiser. Raises InputError for an option it cannot have."""
     return create_reinit(reinit_name(config, aggregator), config.reinit.options)
-
-
-def trained_parts(config: Config, *rounds: int) -> frozenset[str]:
-    """The factors that clients train in any of these rounds; in any round at all, where none is given."""
-    aggregator = aggregator_of(config, config.strategy)
-    return frozenset().union(*map(aggregator.trainable, rounds or (1, 2)))
 
 
 def fixes_scales(config: Config) -> bool:

@@ -18,6 +18,7 @@ from strategies.server.introduction import Introduction
 from strategies.server.replies import Asked, Refusal, match_replies
 
 Emit = Callable[[str, Mapping[str, object]], None]
+SAY_SECONDS = 10.0  # between two words of what a run waits for
 
 
 class Exchange:
@@ -32,13 +33,23 @@ class Exchange:
     its states by round goes back to that one.
     """
 
-    def __init__(self, grid: Grid, *, timeout: float, emit: Emit, reply_timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        timeout: float,
+        emit: Emit,
+        reply_timeout: float | None = None,
+        waiting: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """
         grid: Flower's, or one in this process.
         timeout: seconds to wait for the clients to appear.
         emit: told of what belongs in the ledger, kind and facts.
         reply_timeout: seconds that one request for replies takes at most; None: as `timeout`.
+        waiting: told what the run waits for while clients are missing.
         """
+        self.waiting = waiting
         self.grid, self.timeout, self.emit = grid, timeout, emit
         self.reply_timeout = reply_timeout or timeout
         self.by_client: dict[int, int] = {}
@@ -66,6 +77,7 @@ class Exchange:
         """
         self.backbone_digest = backbone_digest
         deadline = time.monotonic() + self.timeout
+        spoken = float("-inf")
         said: dict[int, Introduction] = {}
         while True:
             for node, reply in self._hello(round, max(deadline - time.monotonic(), 1.0)).items():
@@ -83,6 +95,9 @@ class Exchange:
                 break
             if time.monotonic() > deadline:
                 raise RunFailed(f"{len(said)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
+            if time.monotonic() - spoken >= SAY_SECONDS:
+                spoken = time.monotonic()
+                self.waiting(_missing(said, wanted, deadline - spoken))
             time.sleep(0.5)
         self._first = next(iter(said.values()))
         self.tests = {client: introduction.test_examples for client, introduction in said.items()}
@@ -180,6 +195,16 @@ class Exchange:
         if same != (first.classes, first.domains, first.score, self.backbone_digest):
             return f"client {introduction.client} came back with other classes, domains, score or another backbone"
         return ""
+
+
+def _missing(said: Mapping[int, Introduction], wanted: int, seconds: float) -> str:
+    """What a run waits for that has heard of these clients of so many, and waits so many seconds more."""
+    limit = f"the run fails in {seconds:.0f} s without"
+    if not said:
+        return f"waits for clients; no node has said who it is yet, {limit}"
+    absent = [str(client) for client in range(wanted) if client not in said]
+    names = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+    return f"{len(said)} of {wanted} clients are there; waits for nodes with partition-id {names}, {limit}"
 
 
 def _introduced(reply: Message) -> Introduction | str:

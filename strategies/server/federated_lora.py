@@ -82,8 +82,10 @@ class FederatedLora(Strategy):
             if self.schedule.is_due(state.round, num_rounds):
                 state, score = self._evaluated(state, evaluation, evaluate_fn, result)
             spent = time.perf_counter() - began
+            phases = {**report.phases, "evaluation": spent - report.seconds}
             up, down = self.exchange.bytes_up - up, self.exchange.bytes_down - down
-            self._done(state, replace(report, seconds=spent, score=score, bytes_up=up, bytes_down=down), num_rounds)
+            report = replace(report, seconds=spent, score=score, bytes_up=up, bytes_down=down, phases=phases)
+            self._done(state, report, num_rounds)
         result.arrays = wire.encode(self.state.tensors())
         return result
 

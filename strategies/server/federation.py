@@ -58,6 +58,13 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
 
 
+def check_clients(config: Config, examples: Mapping[int, int]) -> None:
+    """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}."""
+    if isinstance(config.quorum, int) and config.quorum > len(examples):
+        raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
+    client_ranks(config, examples)
+
+
 def federate(
     config: Config,
     grid: Grid,
@@ -84,7 +91,13 @@ def federate(
     """
     chosen, tally = method or config.strategy, Tally()
     audience, opening = Audience([*observers, tally]), Opening(config, aggregator_of(config, chosen), backbone)
-    exchange = Exchange(grid, timeout=config.node_timeout, emit=audience.event, reply_timeout=config.reply_timeout)
+    exchange = Exchange(
+        grid,
+        timeout=config.node_timeout,
+        emit=audience.event,
+        reply_timeout=config.reply_timeout,
+        waiting=audience.waiting,
+    )
     all_parts = {**parts, "start": opening, "rounds": tally}
     keeper, saved = None, None
     if checkpoints is not None:
@@ -125,9 +138,10 @@ def _ready(
     round 0 where it was not done before."""
     began = time.perf_counter()
     introductions = exchange.register_clients(opening.backbone.digest, -1 if saved is None else saved.round)
-    roster, reports = _roster(introductions), []
+    roster, reports = roster_of(introductions), []
     if saved is not None:
         _compare(saved.roster, roster, audience)
+    check_clients(config, roster.examples)
     ranks = client_ranks(config, roster.examples)
     audience.started(config.rounds, roster)
     if saved is None:
@@ -188,7 +202,8 @@ def _restore(keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience)
     return ServerState.restored(loaded.states["server"])
 
 
-def _roster(introductions: Mapping[int, Introduction]) -> Roster:
+def roster_of(introductions: Mapping[int, Introduction]) -> Roster:
+    """Who takes part, from what the clients say of themselves, by partition id."""
     first = next(iter(introductions.values()))
     return Roster(
         examples={client: said.examples for client, said in introductions.items()},

@@ -37,6 +37,8 @@ def for_training(
     round = state.round + 1
     trainable, returned = method.trainable(round), method.returned(state.model, round)
     settings = {**_factor_settings(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
+    if method.reinit.on_global:
+        settings["on-global"] = True
     if state.step_scales:
         names = wire.trained_names(state.model.layers, state.model.head, trainable)
         settings["scales"] = [state.step_scales.get(name, 0.0) for name in names]

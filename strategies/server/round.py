@@ -1,4 +1,7 @@
-"""One round of a run: this page is what the server does, in order."""
+"""One round of a run: this page is what the server does in it, in order.
+
+What is before the first round is in opening.py; what follows each, evaluation and checkpoint, in federated_lora.py.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +35,14 @@ def run_round(
     aggregate, move by the server optimiser, and re-initialise (`advance`).
 
     last: whether nobody starts after this round any more.
-    extra: settings that go into every message, besides the run's own.
+    extra: settings that go into every message besides the run's own, such as those of a caller's ConfigRecord.
 
     Returns the state after the round and its report, which has no score yet. Raises RunFailed when fewer updates can be
     used than the quorum.
     """
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = collect(state, method, exchange, extra)
+    collected = time.perf_counter()
     state = advance(state, method, admitted, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     examples = sum(update.examples for update in admitted.updates)
@@ -51,6 +55,8 @@ def run_round(
         bytes_down=exchange.bytes_down - down,
         clients=admitted.reports,
         diagnostics=state.model.diagnostics,
+        by_layer=state.model.by_layer,
+        phases={"clients": collected - began, "server": time.perf_counter() - collected},
     )
 
 
@@ -60,14 +66,14 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     last: whether nobody starts after this round any more; the global factors are then left as they were aggregated.
     """
     round, updates, moments = state.round + 1, admitted.updates, state.moments
-    context = method.context.over(state.base.offset)
+    context = method.context.over(state.base.offset)  # re-initialisers see the weights as clients have them now
     aggregate = method.aggregator.aggregate(updates, round, state.model)
     aggregate = settle(method.transforms, aggregate, updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
     aggregate = _with_effective_bias(aggregate, method, admitted, context)
     if method.server_optimizer is not None:
-        aggregate = moved = method.server_optimizer.step(state.model, aggregate, state.moments)
-        moments = moved.moments
+        moved = method.server_optimizer.step(state.model, aggregate, state.moments)
+        aggregate, moments = moved, moved.moments  # an aggregate with the optimiser's moments beside it
     ended = Start(aggregate.layers, aggregate.residual)
     start = ended if last else method.reinit.after(aggregate, round, context)
     begun = Aggregate(layers=start.layers, residual=start.merge, head=aggregate.head)
@@ -75,7 +81,7 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     return replace(
         state.accepting([update.client for update in updates], round),
         round=round,
-        model=Aggregate(layers=start.layers, head=aggregate.head, diagnostics=aggregate.diagnostics),
+        model=Aggregate(start.layers, {}, aggregate.head, aggregate.diagnostics, aggregate.by_layer),
         base=state.base.merged(start.merge),
         moments=moments,
     )

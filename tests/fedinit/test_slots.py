@@ -23,6 +23,7 @@ from clients.training import train_bank
 from fedinit import slots, wire
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.core import CoreFactors
+from fedinit.adapters.vera import VeRAFactors
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -375,3 +376,12 @@ def test_the_gate_names_what_is_wrong_with_slots(site, spoil, detail):
 def test_what_makes_no_sense_is_refused(words, message):
     with pytest.raises(InputError, match=message):
         check_method(small_config(*words))
+
+
+@pytest.mark.parametrize("part", "AB")
+def test_slots_that_are_no_products_are_refused(part):
+    """b and d weigh rows and columns of all of VeRA's slots; a full core joins each row of A with each column of B."""
+    A, B = torch.ones(4, 6), torch.ones(5, 4)
+    for product in (VeRAFactors(A, B, torch.ones(5), torch.ones(4)), CoreFactors(A, B, torch.ones(4, 4))):
+        with pytest.raises(ValueError, match="are no products whose sum is the whole"):
+            slots.take(product, part, torch.tensor([1]))

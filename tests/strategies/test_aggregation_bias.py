@@ -78,6 +78,17 @@ def test_diagnostics_over_layers_are_those_of_one_block_diagonal_matrix(pair: tu
     assert measured == pytest.approx(theirs, rel=1e-7, abs=1e-9)
 
 
+def test_by_layer_they_are_those_of_each_layer_alone() -> None:
+    """And not those of all layers together (the negative control)."""
+    layers = [draw_clients(seed, 5, 7, [2, 2]) for seed in (3, 4)]
+    updates = two_layers(*layers)
+    whole = aggregate("lora_fair", updates)
+    for name in ("layer0", "layer1"):
+        alone = aggregate("lora_fair", [dataclasses.replace(u, layers={name: u.layers[name]}) for u in updates])
+        assert whole.by_layer[name] == alone.diagnostics != whole.diagnostics
+    assert not create_aggregator("lora_fair", diagnostics=False).aggregate(updates, 1).by_layer
+
+
 def test_a_bias_of_one_millionth_is_still_measured() -> None:
     """‖ΔW‖² − ‖B̄Ā‖² in float64 would lose it: 1e-12 of relative bias squared is 1e-24."""
     rng = np.random.default_rng(0)

@@ -264,12 +264,18 @@ def cosine_gradient(c: Clients, delta: Matrix, lam: float, step: float = 1e-5) -
 
 
 def cosine_descent(c: Clients, lam: float, steps: int, lr: float) -> Matrix:
-    """ΔB after gradient descent from zero, with ∂cos/∂W′ = (ΔW/‖ΔW‖ − cos·W′/‖W′‖)/‖W′‖ at W′ = (B̄ + ΔB)Ā."""
+    """ΔB after gradient descent from zero, with ∂cos/∂W′ = (ΔW/‖ΔW‖ − cos·W′/‖W′‖)/‖W′‖ at W′ = (B̄ + ΔB)Ā.
+
+    ΔW, B̄ and Ā are divided by their sizes first, Ā so that ‖B̄Ā‖ = 1, and ΔB is multiplied by that of B̄ at the end.
+    """
     (A, B), ideal = factor_means(c), ideal_update(c)
+    size = np.linalg.norm(B)
+    A, B, ideal, lam = A * size / np.linalg.norm(B @ A), B / size, ideal / np.linalg.norm(ideal), lam * size**2
+    lr = min(lr / max(1, 2 * lam), 1 / (2 * lam + np.linalg.norm(A, 2) ** 2))
     delta = np.zeros_like(B)
     for _ in range(steps):
         product = (B + delta) @ A
         n = np.linalg.norm(product)
         by_product = (ideal / np.linalg.norm(ideal) - cosine(ideal, product) * product / n) / n
         delta = delta - lr * (2 * lam * delta - by_product @ A.T)
-    return delta
+    return size * delta

@@ -18,6 +18,7 @@ WORDS = (
     "client.max_steps=3",
     "rounds=2",
     "logger=none",
+    "report=none",
     "evaluation.head_alone=false",
 )
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clients import site
 from clients.engine import Engine
 from clients.engine.inline import InlineEngine
 from clients.engine.plan import plan
@@ -21,6 +22,7 @@ from clients.evaluation import split
 from clients.task import Answer, ClientFailed, Job, SlotChoice, Task
 from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
+from fedinit.config import engine as config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -103,6 +105,7 @@ def cases(tiny_vit, targets, random_adapter, random_head) -> dict[str, list[Task
         "slots": slots,
         "muted": [dataclasses.replace(t, mute=t.client == 1) for t in plain],
         "failing": [dataclasses.replace(t, examples=lost) if t.client == 1 else t for t in plain],
+        "without examples": [dataclasses.replace(t, examples=examples[1][:0]) if t.client == 1 else t for t in plain],
         "failing bank": [dataclasses.replace(t, adapter={}) if t.client == 1 else t for t in plain],
         "features": [Task(-1, 0, torch.arange(60), {}, {}, frozenset(), work="features")],
         "evaluate": evaluated,
@@ -116,6 +119,7 @@ def cases(tiny_vit, targets, random_adapter, random_head) -> dict[str, list[Task
 
 CASES = [
     *("plain", "over a base", "two bases", "mixed ranks", "vera", "dora", "slots", "muted", "failing", "failing bank"),
+    "without examples",
     *("features", "evaluate", "evaluate over a base", "inputs", "gradients", "adapters", "heads alone"),
 ]
 
@@ -163,7 +167,7 @@ def test_the_cases_differ(make_engine, cases, reference) -> None:
     assert len({*itertools.chain(*found, reseeded)}) == 25
 
 
-@pytest.mark.parametrize("case", ["failing", "failing bank"])
+@pytest.mark.parametrize("case", ["failing", "without examples", "failing bank"])
 @pytest.mark.parametrize("name", ENGINES)
 def test_a_failure_is_its_clients_alone(case: str, name: str, make_engine, cases, reference) -> None:
     """Its mates' bytes are those of a bank where nothing failed; it says who, at what, and why."""
@@ -171,7 +175,8 @@ def test_a_failure_is_its_clients_alone(case: str, name: str, make_engine, cases
     answers = list(itertools.chain.from_iterable(make_engine(name).run(jobs_of(cases[case]))))
     failed = [answer for answer in answers if isinstance(answer, ClientFailed)]
     assert [answer.client for answer in failed] == [1]
-    assert str(failed[0]).startswith("client 1, plan: IndexError" if case == "failing" else "client 1, train: KeyError")
+    said = {"failing": "plan: IndexError", "without examples": "plan: ValueError: no examples to train on"}
+    assert str(failed[0]).startswith(f"client 1, {said.get(case, 'train: KeyError')}")
     assert {mark(a)[0] for a in answers if not isinstance(a, ClientFailed)} < healthy
     copied = pickle.loads(pickle.dumps(failed[0]))
     assert (copied.client, str(copied)) == (1, str(failed[0]))
@@ -208,6 +213,10 @@ class TestBases:
                     weight = tiny_vit.module.get_submodule(layer).weight
                     expected = torch.add(weight, offset[layer], alpha=1.5) if offset else weight
                     assert torch.equal(frozen.base.weight, expected)
+
+
+def test_the_engines_are_those_that_can_be_chosen() -> None:
+    assert site.ENGINES.keys() == config.ENGINES.keys() == {name.partition("-")[0] for name in ENGINES}
 
 
 def test_lanes_share_what_is_made_of_the_backbone(make_engine, cases) -> None:

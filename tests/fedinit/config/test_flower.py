@@ -18,7 +18,7 @@ from fedinit.config.flower import flatten, from_run_config, to_run_config, unfla
 from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError
 from fedinit.models import build_backbone
-from fedinit.models.backbone import EMBEDDED_DIR
+from fedinit.models.checkpoint import EMBEDDED_DIR
 from fedinit.state.digest import of_file
 from tests.support.small import WORDS, small_config
 

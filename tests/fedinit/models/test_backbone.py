@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+import time
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
@@ -12,8 +15,8 @@ from safetensors import safe_open
 from fedinit.config.compose import compose_config
 from fedinit.data.digits import load_digits
 from fedinit.errors import InputError
-from fedinit.models import build_backbone
-from fedinit.models.backbone import EMBEDDED_DIR
+from fedinit.models import build_backbone, creation
+from fedinit.models.checkpoint import EMBEDDED_DIR
 
 VIT_TINY = Path(__file__).resolve().parents[4] / "shared/data/vit_tiny_patch16_224/vit_tiny_patch16_224.safetensors"
 
@@ -83,11 +86,28 @@ def test_real_weights_load_and_their_positions_are_resampled():
 
 def test_a_pretrained_name_without_a_network_is_refused_in_one_line(monkeypatch):
     """timm's own weights come from a hub; where it cannot be reached, the message says what to give instead."""
-    import timm
 
     def unreachable(*args, **kwargs):
         raise ConnectionError("cannot reach the hub\nand more lines")
 
-    monkeypatch.setattr(timm, "create_model", unreachable)
+    monkeypatch.setattr(creation, "_reach", lambda name: None)
+    monkeypatch.setattr(creation.timm, "create_model", unreachable)
     with pytest.raises(InputError, match=r"weights of vit_tiny.* could not be fetched \(cannot reach the hub\); give"):
         build_backbone(settings("vit_tiny"))
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_hub_that_does_not_answer_is_given_up_on_at_once(listening, monkeypatch):
+    """timm's own attempts took most of a minute. One hub takes the call and says nothing, one takes none."""
+    monkeypatch.setattr(creation, "PATIENCE", 0.3)
+    monkeypatch.setattr(creation.timm, "create_model", lambda *a, **k: pytest.fail("timm tries to fetch the weights"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if not listening:
+            server.close()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"weights of vit_tiny.* could not be fetched .*give a safetensors file"):
+            build_backbone(settings("vit_tiny"))
+    assert time.monotonic() - began < 2

@@ -72,7 +72,7 @@ def test_the_effective_model_survives_every_allowed_pair(name, reinit, dtype):
         else:
             now = frozen[n] + SCALE * (after[n] + start.layers[n].dense())
             torch.testing.assert_close(now, before, rtol=1e-5, atol=2e-5)
-        assert start.layers[n].rank == RANKS[n] or reinit in ("average", "local")
+        assert start.layers[n].rank == RANKS[n] or reinit in ("average", "local", "local_on_global")
 
 
 def factors_zero(draw: torch.Generator) -> dict[str, Factors]:
@@ -269,6 +269,7 @@ def test_a_client_out_of_step_is_refused_and_then_brought_back(site):
         (["strategy=fedex_lora", "reinit=local"], "so each round adds it anew; choose one of: average, fresh, svd"),
         (["strategy=ffa_lora", "reinit=fresh"], "keeps a factor frozen.*choose one of: average, local"),
         (["reinit=local", "+reinit.at=[3]"], r"reinit.at=\[3\]: with reinit=local .* in every round; expected null"),
+        (["reinit=local_on_global", "+reinit.at=[3]"], r"reinit.at=\[3\]: with reinit=local_on_global .* every round"),
         (["strategy=frlora", "init=pissa", "reinit=average"], "choose one of: fresh, pissa"),
         (["strategy=ffa_lora", "adapter.ranks=[2,4]"], "has one rank for all clients; these take any: fed_sb, fedit"),
         (["adapter.ranks=[2,4]", "reinit=pissa"], "W0's own components"),

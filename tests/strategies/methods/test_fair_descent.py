@@ -14,11 +14,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fedinit.factors import Factors, norm, stack
-from strategies.methods.fair_descent import dense_sgd, gram_sgd
+from strategies import create_aggregator
+from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
 from strategies.methods.lora_fair import moments
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients
 
+SIZES = [1e-4, 1e-2, 1.0, 100.0, 1e4]  # ‖B̄‖
 quick = settings(deadline=None, max_examples=40)
 
 
@@ -76,9 +78,9 @@ def test_a_very_small_update_is_descended_like_a_large_one() -> None:
     """Products of norm 1e-10 have a cosine too; both descents take the same step there."""
     c = draw_clients(0, 6, 9, [2, 2])
     c = dataclasses.replace(c, B=tuple(1e-10 * b for b in c.B))
-    theirs = oracles.factor_means(c)[1] + oracles.cosine_descent(c, 0.0, steps=1, lr=1e-22)
+    theirs = oracles.factor_means(c)[1] + oracles.cosine_descent(c, 0.0, steps=1, lr=1e-2)
     for solver in ("gram_sgd", "dense_sgd"):
-        ours = fair(c, solver=solver, steps=1, lr=1e-22, lam=0.0)[1]
+        ours = fair(c, solver=solver, steps=1, lr=1e-2, lam=0.0)[1]
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
         assert np.abs(ours - oracles.factor_means(c)[1]).max() > 1e-14
 
@@ -98,7 +100,7 @@ def test_the_descent_lies_between_averaging_and_the_best() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_xavier_start_is_harmful_at_small_lam(seed: int) -> None:
-    """The draw is larger than a trained B, and λ takes away only 1 − (1 − 2·lr·λ)^1000 = 18 % of it.
+    """The draw is larger than a trained B, and λ takes away less than 1 − (1 − 2·lr·λ)^1000 = 18 % of it.
 
     After the paper's 1000 steps at lr 0.01 and λ 0.01, on factors of a trained adapter's size (B well under the
     draw's bound √(6/(d + r))), the product is further from ΔW than from the start zero, and than averaging is.
@@ -122,3 +124,41 @@ def test_the_noise_of_a_xavier_start_decays_by_its_law() -> None:
     np.testing.assert_allclose(ours.numpy(), start.numpy() * (1 - 2e-4) ** 1000, rtol=1e-10)
     np.testing.assert_allclose(theirs.numpy(), ours.numpy(), rtol=1e-10)
     assert (1 - 2e-4) ** 1000 == pytest.approx(0.8187, abs=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["gram_sgd", "dense_sgd"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", ["cosine", "relative"])
+def test_whatever_the_size_of_B_a_descent_converges_or_says_that_it_has_not(solver, size, scale, caplog) -> None:
+    """By default, within 1 % of the least value that L-BFGS finds; after three steps it is not, and says so."""
+    c = draw_clients(0, 9, 14, [3] * 4, spread=0.3)
+    c = dataclasses.replace(c, A=tuple(np.linalg.qr(a.T)[0].T + 0.1 * b for a, b in zip(c.A[:1] * 4, c.A, strict=True)))
+    c = dataclasses.replace(c, B=tuple(b * (size / np.linalg.norm(oracles.factor_means(c)[1])) for b in c.B))
+    mean, lam = oracles.factor_means(c)[1], 0.01 if scale == "cosine" else 0.01 / size**2
+    least = oracles.least_cosine_loss(c, lam)
+    for steps in (1000, 3):
+        caplog.clear()
+        options = {"solver": solver, "lam_scale": scale, "steps": steps, "diagnostics": False}
+        made = create_aggregator("lora_fair", **options).aggregate(c.updates(), 7)
+        B = made.layers["layer"].B.numpy()
+        near = oracles.cosine_loss(c, B - mean, lam) <= 1.011 * least + 1e-12
+        assert ("unconverged" in made.diagnostics) == (not near) == bool(caplog.records)
+        assert np.linalg.norm(B) < 2 * size
+        assert near or steps == 3
+        if caplog.records:
+            assert f"round 7: strategy.solver={solver}: has not converged after strategy.steps=3" in caplog.text
+    assert near or caplog.records
+
+
+def test_a_fixed_rate_lets_a_small_B_grow() -> None:
+    """The negative control: the paper's 0.01 as it is, on ‖B̄‖ = 1e-3."""
+    c = draw_clients(0, 9, 14, [3] * 4, spread=0.3)
+    c = dataclasses.replace(c, B=tuple(b * (1e-3 / np.linalg.norm(oracles.factor_means(c)[1])) for b in c.B))
+    A, B = (torch.tensor(value) for value in oracles.factor_means(c))
+    M, G = moments(c.factors(), list(c.p), A)
+    ideal_norm = norm(stack(c.factors(), list(c.p)))
+    grown = {
+        rate: float((B + gram_sgd(M, G, ideal_norm, B, torch.zeros_like(B), 0.01, 100, rate)).norm() / B.norm())
+        for rate in (0.01, normalised_rate(G, B, 0.01, 0.01))
+    }
+    assert list(grown.values())[0] > 10 and list(grown.values())[1] < 2

@@ -1,0 +1,46 @@
+"""Where and when clients' work is done (`engine=`): a dataclass an engine, which is in clients/engine/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from fedinit.config.checks import at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What every engine reads."""
+
+    name: str
+    device: str = "auto"  # auto, cpu, cuda, cuda:1 …
+    clients_per_bank: int = 3  # clients trained in one pass
+    strict: bool = False  # serialise every message, as a network would
+
+    lanes: ClassVar[int | None] = 1  # workers; None: one a core on CPU, one a device on CUDA
+
+    def __post_init__(self) -> None:
+        at_least("engine.clients_per_bank", self.clients_per_bank, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InlineConfig(EngineConfig):
+    """`engine=inline`: one job after another, the reference."""
+
+    name: Literal["inline"] = "inline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadsConfig(EngineConfig):
+    """`engine=threads`: a worker a lane."""
+
+    name: Literal["threads"] = "threads"
+    lanes: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lanes is not None:
+            at_least("engine.lanes", self.lanes, 1)
+
+
+ENGINES: dict[str, type[EngineConfig]] = {"inline": InlineConfig, "threads": ThreadsConfig}

@@ -1,0 +1,132 @@
+"""A backbone's weights from a safetensors file, whoever wrote it: through timm's own filter, then compared strictly.
+
+timm's filters know open_clip's and Facebook's names, position embeddings and patches of another size, BEiT's tables of
+relative positions. What they leave must be the model's tensors, all of them, in their shapes; classifiers are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from fedinit.config.site import EMBEDDED
+from fedinit.errors import InputError, first_line
+from fedinit.state import digest
+
+EMBEDDED_DIR = Path(__file__).parent / "embedded"
+CLASSIFIERS = ("head.", "head_dist.", "pre_logits.")  # besides those that the model's pretrained_cfg names
+UNUSED = ("mask_token",)  # of pre-training, where the model does not have them
+Filter = Callable[[dict[str, Any], nn.Module], dict[str, Any]]
+
+
+def load(module: nn.Module, source: str, sha256: str | None, convert: Filter) -> None:
+    """Load a checkpoint into the module.
+
+    source: the path of a safetensors file, or "embedded:<file>" for one inside this package.
+    sha256: what the file's must be; None: any.
+    convert: timm's filter of this model, from a file's tensors to the module's.
+
+    Raises InputError for a file that is missing, another, no safetensors file, or does not fit the module.
+    """
+    raw, wanted = clean_state_dict(_read(source, sha256)), module.state_dict()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # EVA's filter prints what it passes over
+            weights = dict(convert(dict(raw), module))
+        _resample_positions(module, weights, raw.get("pos_embed"))
+    except Exception as error:  # whatever a filter of timm's raises on tensors it was not written for
+        _compare(source, raw, wanted)
+        raise InputError(
+            f"model.checkpoint={source}: does not fit the model: timm cannot read it as weights of "
+            f"{type(module).__name__} ({first_line(error)}); check model.name, model.kwargs and model.image_size"
+        ) from error
+    _adapt_channels(module, weights, wanted)
+    left_out = (*CLASSIFIERS, *(f"{name}." for name in _named(module, "classifier")), *UNUSED)
+    weights = {k: v for k, v in weights.items() if k in wanted or not k.startswith(left_out)}
+    _compare(source, weights, wanted)
+    module.load_state_dict(weights)
+
+
+def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
+    """The file's tensors in float32. Raises InputError."""
+    embedded = source.startswith(EMBEDDED)
+    # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
+    path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(f"model.checkpoint={source}: no such file; expected a safetensors file of the model's weights")
+    if sha256 is not None and (actual := digest.of_file(path)) != sha256:
+        raise InputError(
+            f"model.checkpoint={source}: its sha256 is {actual[:12]}…, expected {sha256[:12]}…; this is not the file "
+            "that the run was made for"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise InputError(
+            f"model.checkpoint={source}: not a safetensors file ({first_line(error)}); pickled checkpoints can run "
+            "code and are refused: load it where you trust it and save the state dict with safetensors.torch.save_file"
+        ) from error
+
+
+def _resample_positions(module: nn.Module, weights: dict[str, Any], before: Tensor | None) -> None:
+    """Bring position embeddings to the model's grid where the filter left them as they were.
+
+    before: the file's. As many positions as the model has are another grid where theirs is square and the model's is
+    not: 8x8 in a file are no 4x16.
+    """
+    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+    position, target = weights.get("pos_embed"), getattr(module, "pos_embed", None)
+    if grid is None or not isinstance(position, Tensor) or not isinstance(target, Tensor):
+        return
+    if position.ndim != 3 or target.ndim != 3 or position.shape[-1] != target.shape[-1]:
+        return
+    tokens = grid[0] * grid[1]
+    prefix, untouched = target.shape[1] - tokens, before is not None and before.shape == position.shape
+    old = position.shape[1] - prefix
+    side = math.isqrt(max(old, 0))
+    if prefix >= 0 and side**2 == old and (old != tokens or (grid[0] != grid[1] and untouched)):
+        weights["pos_embed"] = resample_abs_pos_embed(position, list(grid), [side, side], num_prefix_tokens=prefix)
+
+
+def _adapt_channels(module: nn.Module, weights: dict[str, Any], wanted: Mapping[str, Tensor]) -> None:
+    """Bring the first layer's weights of RGB to the model's channels as timm does."""
+    from timm.models._manipulate import adapt_input_conv
+
+    for name in _named(module, "first_conv"):
+        weight, target = weights.get(f"{name}.weight"), wanted.get(f"{name}.weight")
+        if weight is None or target is None or target.ndim != 4 or weight.ndim != 4:
+            continue
+        if weight.shape[1] == 3 != target.shape[1]:
+            weights[f"{name}.weight"] = adapt_input_conv(target.shape[1], weight)
+
+
+def _named(module: nn.Module, key: str) -> tuple[str, ...]:
+    """The layers that the model's pretrained_cfg names under `key`."""
+    names = (getattr(module, "pretrained_cfg", None) or {}).get(key) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _compare(source: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless the names and shapes are those of the model."""
+    missing = sorted(wanted.keys() - weights.keys())
+    extra = sorted(weights.keys() - wanted.keys())
+    wrong = [k for k in sorted(wanted.keys() & weights.keys()) if wanted[k].shape != weights[k].shape]
+    if not (missing or extra or wrong):
+        return
+    if wrong:
+        what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
+    else:
+        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
+    raise InputError(
+        f"model.checkpoint={source}: does not fit the model: {what} ({len(missing)} missing, {len(extra)} unknown, "
+        f"{len(wrong)} of another shape); check model.name and model.kwargs"
+    )

@@ -1,0 +1,88 @@
+"""Lines over rounds, bytes or numbers, with bands over seeds, and areas that add up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from fedinit.report.figures.frame import frame, numbered
+from fedinit.report.figures.svg import MARGINS, colour_of, dash_of, draw
+from fedinit.report.markup import Markup
+
+SIZE = (420.0, 250.0)
+MARKED = 20  # points; a line with more needs no markers
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line. x, y: (n,) with NaN where there is no point. low, high: (n,), the band; None: there is none.
+    kind: the number of its colour and dashes."""
+
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    kind: int
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What the two axes are. whole: whether x has whole numbers. log: whether y is logarithmic. size: of the figure in
+    the page's pixels."""
+
+    x: str
+    y: str
+    whole: bool = True
+    log: bool = False
+    from_zero: bool = False
+    size: tuple[float, float] = SIZE
+
+
+def curves(title: str, alt: str, series: Sequence[Series], axis: Axis) -> Markup:
+    """The lines over each other, in their order."""
+
+    def plot(axes: Axes) -> None:
+        for line in series:
+            seen = np.isfinite(line.y) & np.isfinite(line.x)
+            x, y, colour = line.x[seen], line.y[seen], colour_of(line.kind)
+            if line.low is not None and line.high is not None:
+                axes.fill_between(x, line.low[seen], line.high[seen], color=colour, alpha=0.18, linewidth=0)
+            mark = "o" if len(x) <= MARKED else None
+            dashes = dash_of(line.kind)
+            axes.plot(x, y, color=colour, marker=mark, markersize=3.6, dashes=dashes or (None, None))
+        _label(axes, axis)
+
+    return draw(title, alt, axis.size, plot)
+
+
+def areas(title: str, alt: str, series: Sequence[Series], axis: Axis) -> Markup:
+    """The series on top of each other, the first at the bottom, all over the x of the first."""
+
+    def plot(axes: Axes) -> None:
+        heights = [np.nan_to_num(line.y) for line in series]
+        x = series[0].x
+        if len(x) > MARKED:
+            axes.stackplot(x, *heights, colors=[colour_of(s.kind) for s in series], linewidth=0)
+        else:
+            base = np.zeros(len(x))
+            for line, height in zip(series, heights, strict=True):
+                axes.bar(x, height, bottom=base, width=0.7, color=colour_of(line.kind), linewidth=0)
+                base = base + height
+        _label(axes, axis)
+
+    return draw(title, alt, axis.size, plot)
+
+
+def _label(axes: Axes, axis: Axis) -> None:
+    if axis.log:
+        axes.set_yscale("log")
+    elif axis.from_zero:
+        axes.set_ylim(bottom=0)
+    size = (axis.size[0] - MARGINS[0] - MARGINS[2], axis.size[1] - MARGINS[1] - MARGINS[3])
+    x = numbered(*axes.get_xlim(), most=8, whole=axis.whole)
+    y = numbered(*axes.get_ylim(), most=6, log=axis.log)
+    frame(axes, size, x, y, (axis.x, axis.y))

@@ -1,0 +1,132 @@
+"""The table of results for a terminal, a spreadsheet, a Markdown page and a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from rich.table import Table
+
+from fedinit.report.markup import printable
+from fedinit.report.runs.results import AVERAGE, Results, Row
+from fedinit.report.runs.significance import p_said
+from fedinit.scores import SCORES
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
+CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
+CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
+
+
+def terminal(found: Results) -> Table:
+    """With the best of each column in bold, and the average's difference from the best one's."""
+    table = Table(title=f"test {SCORES[found.score].title}")
+    table.add_column("method")
+    for column in [*found.columns, "against the best", "p"]:
+        table.add_column(printable(column).replace("[", r"\["), justify="right")
+    for row in found.rows:
+        cells = []
+        for column in found.columns:
+            shown = found.shown(row.figures[column])
+            cells.append(f"[bold]{shown}[/bold]" if found.is_best(row, column) else shown)
+        style = "dim" if row.reference else None
+        table.add_row(printable(row.label).replace("[", r"\["), *cells, *_against(found, row, "±"), style=style)
+    return table
+
+
+def csv_text(found: Results) -> str:
+    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(
+        [
+            "method",
+            "column",
+            "mean",
+            "std",
+            "seeds",
+            "best",
+            "against_best",
+            "half_interval_95",
+            "p_holm",
+            "beyond_noise",
+        ]
+    )
+    for row in found.rows:
+        for column in found.columns:
+            sample = row.figures[column]
+            difference = found.against.get(row.label) if column == AVERAGE and not row.reference else None
+            figures = ["", "", "", ""]
+            if difference is not None:
+                beyond = found.beyond_noise(row)
+                figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
+                figures.append("" if beyond is None else str(beyond).lower())
+            known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
+            writer.writerow([row.label, column, *known, str(found.is_best(row, column)).lower(), *figures])
+    return file.getvalue()
+
+
+def markdown(found: Results) -> str:
+    """A table of GitHub's Markdown."""
+    lines = [["method", *found.columns, "against the best", "p"]]
+    for row in found.rows:
+        cells = [_MARKDOWN.sub(r"\\\1", printable(row.label))]
+        for column in found.columns:
+            shown = found.shown(row.figures[column])
+            cells.append(f"**{shown}**" if found.is_best(row, column) else shown)
+        lines.append([*cells, *_against(found, row, "±")])
+    lines[0] = [_MARKDOWN.sub(r"\\\1", printable(name)) for name in lines[0]]
+    ruled = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
+    body = "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
+    return f"{body}\n\n{_caption(found)}\n"
+
+
+def latex(found: Results) -> str:
+    """A tabular with booktabs' rules, as papers set it; the best of each column in bold."""
+    lines = [r"% needs \usepackage{booktabs}", rf"% {_caption(found)}"]
+    lines += [r"\begin{tabular}{l" + "r" * (len(found.columns) + 1) + "}", r"\toprule"]
+    lines += [" & ".join(["method", *map(_tex, found.columns), "against best"]) + r" \\", r"\midrule"]
+    for i, row in enumerate(found.rows):
+        if i and found.rows[i - 1].reference and not row.reference:
+            lines.append(r"\midrule")
+        cells = [_tex(row.label)]
+        for column in found.columns:
+            shown = found.shown(row.figures[column]).replace("±", r"$\pm$")
+            cells.append(rf"\textbf{{{shown}}}" if found.is_best(row, column) else shown)
+        said, p = _against(found, row, r"$\pm$")
+        star = "$^{*}$" if found.beyond_noise(row) and not row.reference else ""
+        lines.append(" & ".join([*cells, (said.replace("−", "$-$") + star) if p or said else ""]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"% *: beyond noise at the 5 % level"]
+    return "\n".join(lines) + "\n"
+
+
+def _against(found: Results, row: Row, plus_minus: str) -> tuple[str, str]:
+    """("−1.1 ± 0.3", "0.012") of a row's average against the best one's; empty where there is nothing to say."""
+    difference = None if row.reference else found.against.get(row.label)
+    if difference is None or difference.mean != difference.mean:
+        return "", ""
+    sign = "−" if difference.mean < 0 else "+"
+    half = "" if difference.half is None else f" {plus_minus} {found.show(difference.half)}"
+    p = "" if difference.p is None else p_said(difference.p).removeprefix("p ").removeprefix("= ")
+    return f"{sign}{found.show(abs(difference.mean))}{half}", p
+
+
+def _caption(found: Results) -> str:
+    seeds = sorted({seed for row in found.rows for seed in row.figures[AVERAGE].by_seed})
+    return (
+        f"Test {SCORES[found.score].title}, mean ± standard deviation over seeds {', '.join(map(str, seeds))}. "
+        f"Against the best: mean difference ± half its 95 % interval; p: {TEST}."
+    )
+
+
+def _tex(value: object) -> str:
+    return "".join(_LATEX.get(c, c) for c in printable(value))
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.10g}"

@@ -1,0 +1,134 @@
+"""report.html: one file that asks nobody for anything.
+
+Its content-security policy allows its own style sheet and its own script, each by its hash, images inside the file, and
+nothing else; without the script the page says the same and cannot be sorted. The same folders give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fedinit.report.markup import Markup, joined, tag, text
+from fedinit.report.panels import (
+    aggregation,
+    clients,
+    cost,
+    domains,
+    ledger,
+    provenance,
+    results,
+    start,
+    training,
+    update,
+)
+from fedinit.report.panels.panel import Panel
+from fedinit.report.runs.methods import Method, methods
+from fedinit.report.runs.reading import RecordedRun
+from fedinit.report.runs.results import last_scores
+from fedinit.scores import SCORES
+
+PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
+    results.panel,
+    training.panel,
+    domains.panel,
+    clients.panel,
+    aggregation.panel,
+    update.panel,
+    start.panel,
+    cost.panel,
+    ledger.panel,
+    provenance.panel,
+)
+HERE = Path(__file__).resolve().parent
+
+
+def render(runs: Sequence[RecordedRun]) -> str:
+    """The page of one run, or of several on the same data. Raises InputError for runs on different data."""
+    shown = methods(runs)
+    panels = [make(shown) for make in PANELS]
+    title = _title(shown)
+    style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
+    policy = (
+        f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        Markup(f"<style>{style}</style>"),
+    ]
+    links = [tag("li", tag("a", panel.title, href=f"#{panel.name}")) for panel in panels]
+    body = [
+        tag("header", tag("p", "fedinit", class_="brand"), tag("h1", title), tag("p", _under(shown)), _facts(shown)),
+        tag("nav", tag("ul", joined(links)), aria_label="Sections"),
+        tag("main", joined(_section(panel) for panel in panels)),
+        Markup(f"<script>{script}</script>"),
+    ]
+    page = tag("html", tag("head", joined(head)), tag("body", joined(body)), lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+def _section(panel: Panel) -> Markup:
+    lead = tag("p", panel.lead, class_="lead") if panel.lead else ""
+    heading = tag("h2", panel.title, id=f"{panel.name}-title")
+    return tag("section", heading, lead, panel.body, id=panel.name, aria_labelledby=f"{panel.name}-title")
+
+
+def _title(shown: Sequence[Method]) -> str:
+    data = shown[0].first.config["data"]["name"]
+    if len(shown) > 3:
+        return f"{len(shown)} methods on {data}"
+    return f"{', '.join(method.label for method in shown)} on {data}"
+
+
+def _under(shown: Sequence[Method]) -> Markup:
+    config = shown[0].first.config
+    models = dict.fromkeys(str(method.first.config["model"]["name"]) for method in shown)
+    adapter, partition = (config.get(key) or {} for key in ("adapter", "partition"))
+    parts = [", ".join(models)]
+    parts += [f"{adapter.get('kind')} of rank {adapter.get('rank')}"] if adapter.get("rank") else []
+    parts += [f"partition by {partition.get('name')}"] if partition.get("name") else []
+    return text(" · ".join(parts))
+
+
+def _facts(shown: Sequence[Method]) -> Markup:
+    """What one asks first, each in a box."""
+    runs = [run for method in shown for run in method.runs]
+    first = runs[0]
+    facts: list[tuple[str, str]] = []
+    if len(shown) == 1:
+        score = SCORES[first.score]
+        found = [figures["average"] for run in runs if (figures := last_scores(run)[1])]
+        if found:
+            facts.append((score.title, score.show(sum(found) / len(found))))
+    else:
+        facts.append(("methods", str(len(shown))))
+    facts.append(("seeds", ", ".join(map(str, sorted({run.seed for run in runs})))))
+    facts.append(("rounds", _rounds(runs)))
+    facts.append(("clients", ", ".join(map(str, sorted({_clients(run) for run in runs})))))
+    if len(runs) == 1:
+        table = first.metrics
+        facts.append(("MB up", f"{sum(v for v in table.numbers('bytes_up') if v == v) / 1e6:,.1f}"))
+        facts.append(("MB down", f"{sum(v for v in table.numbers('bytes_down') if v == v) / 1e6:,.1f}"))
+        facts.append(("seconds", f"{sum(v for v in table.numbers('seconds') if v == v):,.0f}"))
+    return tag("dl", *[tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="tiles")
+
+
+def _rounds(runs: Sequence[RecordedRun]) -> str:
+    reached = sorted({run.reached for run in runs})
+    said = str(reached[0]) if len(reached) == 1 else f"{reached[0]} to {reached[-1]}"
+    return said if all(run.summary is not None for run in runs) else f"{said} of {max(run.rounds for run in runs)}"
+
+
+def _clients(run: RecordedRun) -> int:
+    return len(run.partition["clients"]) if run.partition else len(set(run.clients.texts("client")))
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,0 +1,106 @@
+"""A figure a domain, the worst of them, and how evenly the method serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fedinit.report.markup import Cell, Markup, behind, joined, number, table, tag
+from fedinit.report.panels.panel import SMALL, Panel, Trace, grid, legend, over_rounds, trace, traces
+from fedinit.report.runs.methods import Method
+from fedinit.report.runs.reading import RecordedRun
+from fedinit.report.runs.results import last_scores
+from fedinit.scores import SCORES
+
+
+def panel(methods: Sequence[Method]) -> Panel:
+    first = methods[0].first
+    score, domains = first.score, max((m.first.domains for m in methods), key=len)
+    title = SCORES[score].title
+    if not domains:
+        return Panel("domains", "Domains and clients", "", tag("p", "No domain is known yet.", class_="missing"))
+    name = title.partition(",")[0]
+    small = [
+        over_rounds(f"Test {name} on {domain}", traces(methods, f"{score}_{domain}"), title, size=SMALL)
+        for domain in domains
+    ]
+    parts: list[Markup] = [legend([m.label for m in methods]), grid(*small, kind="small")]
+    if len(domains) > 1:
+        parts.append(_fairness(methods, score, title))
+    return Panel(
+        "domains",
+        "Domains and clients",
+        "The model on each domain, which it serves worst, and how evenly.",
+        joined(parts),
+    )
+
+
+def _fairness(methods: Sequence[Method], score: str, title: str) -> Markup:
+    worst = np.max if score == "recovery_error" else np.min
+    lowest = [trace(m.label, m.runs, _of_domains(lambda values: worst(values, axis=0))) for m in methods]
+    spread = [trace(m.label, m.runs, _of_domains(lambda values: np.std(values, axis=0))) for m in methods]
+    figures = [
+        over_rounds("The worst domain by round", lowest, title, size=SMALL),
+        over_rounds("Fairness: deviation between domains", spread, "standard deviation", size=SMALL),
+        over_rounds("The worst client: largest training loss", _largest_loss(methods), "loss", size=SMALL),
+    ]
+    rows = [_row(method, run, score) for method in methods for run in method.runs]
+    headers = ["method", "seed", "worst domain", "its score", "best domain", "its score", "apart", "deviation"]
+    caption = "The worst and the best domain after the last evaluated round"
+    return joined(
+        [
+            grid(*figures, kind="three"),
+            behind("worst and best domain", table(headers, rows, caption=caption)),
+            _held(methods),
+        ]
+    )
+
+
+def _held(methods: Sequence[Method]) -> Markup:
+    """What is to be said of clients: where each holds one domain alone, its score is the domain's."""
+    partition = methods[0].first.partition
+    if partition is None:
+        return tag("p", "Which client holds which domain was not recorded, so the worst client is that of the loss.")
+    domains = [client.get("domain") for client in partition["clients"]]
+    alone = None not in domains and len(set(domains)) == len(domains)
+    if alone:
+        return tag("p", "Each client holds one domain, so the worst domain is the worst client.", class_="note")
+    return tag("p", "Clients share domains: the model is scored by domain, and by client its training loss is known.")
+
+
+def _of_domains(reduce: Callable[[np.ndarray], np.ndarray]) -> Callable[[RecordedRun], np.ndarray]:
+    """For `trace`: a figure of each row's scores by domain, (domains, rows)."""
+
+    def figures(run: RecordedRun) -> np.ndarray:
+        values = np.array([run.metrics.numbers(f"{run.score}_{domain}") for domain in run.domains])
+        return reduce(values) if len(values) else np.full(len(run.metrics), np.nan)
+
+    return figures
+
+
+def _largest_loss(methods: Sequence[Method]) -> list[Trace]:
+    def figures(run: RecordedRun) -> np.ndarray:
+        rounds, losses = run.clients.numbers("round"), run.clients.numbers("train_loss")
+        of_round = {r: losses[rounds == r] for r in np.unique(rounds)}
+        largest = {r: np.nanmax(values) for r, values in of_round.items() if np.isfinite(values).any()}
+        return np.array([largest.get(r, np.nan) for r in run.metrics.numbers("round")], dtype=np.float64)
+
+    return [trace(method.label, method.runs, figures) for method in methods]
+
+
+def _row(method: Method, run: RecordedRun, score: str) -> list[object]:
+    figures = {domain: value for domain, value in last_scores(run)[1].items() if domain in run.domains}
+    if not figures:
+        return [method.label, Cell(run.seed, run.seed, "number"), *[Cell("")] * 6]
+    order = sorted(figures, key=lambda domain: figures[domain], reverse=score == "recovery_error")
+    low, high = order[0], order[-1]
+    cells: list[object] = [low, number(figures[low], 4), high, number(figures[high], 4)]
+    apart = number(abs(figures[high] - figures[low]), 4)
+    return [
+        method.label,
+        Cell(run.seed, run.seed, "number"),
+        *cells,
+        apart,
+        number(float(np.std([*figures.values()])), 4),
+    ]

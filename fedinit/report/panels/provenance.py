@@ -1,0 +1,57 @@
+"""What a result came from: command, versions, hash, seed, the whole configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedinit.report.markup import Markup, behind, joined, missing, table, tag
+from fedinit.report.panels.panel import Panel
+from fedinit.report.runs.methods import Method, flat
+from fedinit.report.runs.reading import RecordedRun
+
+PLACES = ("output_dir", "resume")  # of the configuration: where, not what
+
+
+def panel(methods: Sequence[Method]) -> Panel:
+    runs = [(method.label, run) for method in methods for run in method.runs]
+    lead = "The same configuration and seed give the same final hash again, on the same versions."
+    if len(runs) == 1:
+        return Panel("provenance", "Provenance", lead, joined(_one(runs[0][1])))
+    rows = [[label, run.seed, _state(run), tag("code", _hash(run)[:16]), run.folder.name] for label, run in runs]
+    parts = [table(["method", "seed", "state", "final hash", "folder"], rows, caption="The runs")]
+    parts += [behind(f"{method.label}, seed {method.first.seed}", *_one(method.first)) for method in methods]
+    return Panel("provenance", "Provenance", lead, joined(parts))
+
+
+def _one(run: RecordedRun) -> list[Markup]:
+    known = run.provenance
+    facts: list[tuple[str, object]] = [("final hash", tag("code", _hash(run) or "none yet")), ("seed", run.seed)]
+    facts += [("state", _state(run)), ("folder", run.folder.name)]
+    if known.get("command"):
+        facts.append(("command", tag("code", known["command"])))
+    facts += [(name, known[name]) for name in ("source", "python", "system", "cores") if known.get(name)]
+    versions = known.get("versions")
+    if isinstance(versions, Mapping):
+        facts.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    listed = tag("dl", *[Markup(tag("dt", key) + tag("dd", value)) for key, value in facts], class_="facts")
+    parts = [listed]
+    if not known:
+        parts.append(missing("Command and versions were not recorded.", "`report=full` records them."))
+    rows = [[key, _value(value)] for key, value in flat(run.config) if key not in PLACES]
+    parts.append(behind("the whole configuration", table(["key", "value"], rows, caption="config.yaml")))
+    return parts
+
+
+def _state(run: RecordedRun) -> str:
+    return "done" if run.summary is not None else f"not done, round {run.reached} of {run.rounds}"
+
+
+def _hash(run: RecordedRun) -> str:
+    return str((run.summary or {}).get("final_hash", ""))
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

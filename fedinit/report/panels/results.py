@@ -1,0 +1,101 @@
+"""The headline table, and what of it is beyond noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedinit.report.markup import Cell, Markup, joined, table, tag
+from fedinit.report.panels.panel import Panel
+from fedinit.report.runs.methods import Method
+from fedinit.report.runs.results import AVERAGE, Results, Row, results
+from fedinit.report.runs.significance import p_said, sampling_error
+from fedinit.scores import SCORES
+
+
+def panel(methods: Sequence[Method]) -> Panel:
+    found = results(methods)
+    seeds = sorted({seed for row in found.rows for sample in row.figures.values() for seed in sample.by_seed})
+    title = SCORES[found.score].title
+    over = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
+    lead = f"Test {title}, by domain and on average over domains; {over}."
+    body = [_table(found, lead)] if found.rows else []
+    body += [tag("p", sentence, class_="note") for sentence in [*judged(found), *_alone(found, methods)]]
+    unfinished = [
+        f"{row.label}, seed {seed}: round {reached}"
+        for row in found.rows
+        for seed, reached in (row.unfinished or {}).items()
+    ]
+    if unfinished:
+        body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
+    return Panel("results", "Results", lead, joined(body))
+
+
+def judged(found: Results) -> list[str]:
+    """What can be said of the best method against the others, in sentences."""
+    best = found.best
+    if best is None:
+        return []
+    groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for label, difference in found.against.items():
+        row = next(row for row in found.rows if row.label == label)
+        said = label if difference.mean != difference.mean else f"{label} ({_signed(found, difference.mean)}"
+        if difference.half is not None and difference.p is not None:
+            said += f" ± {found.show(difference.half)}, {p_said(difference.p)}"
+        groups[found.beyond_noise(row)].append(said + (")" if "(" in said[len(label) :] else ""))
+    sentences = [f"{best.label} has the best average, {found.shown(best.figures[AVERAGE])}."]
+    test = "paired t-test by seed on the average, Holm-corrected, 5 % level"
+    if groups[True]:
+        sentences.append(f"Beyond noise ({test}), against the best: {'; '.join(groups[True])}.")
+    if groups[False]:
+        sentences.append(f"Not beyond noise ({test}), against the best: {'; '.join(groups[False])}.")
+    if groups[None]:
+        sentences.append(
+            f"Nothing is said of noise for {'; '.join(groups[None])}: that takes two seeds or more in common with the "
+            "best, seed=0,1,2."
+        )
+    return sentences
+
+
+def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
+    """Of a single run: how far it is from the head alone, against what drawing the test images makes of a figure."""
+    if len(methods) != 1 or len(methods[0].runs) != 1 or len(found.rows) != 2 or found.score != "accuracy":
+        return []
+    reference, row = found.rows
+    gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean
+    tested = (methods[0].first.partition or {}).get("test_by_domain")
+    said = f"{row.label} is {_signed(found, gap)} points from the head alone. "
+    if gap != gap or not isinstance(tested, dict) or not all(tested.get(d) for d in found.columns[:-1]):
+        return [f"{said}One seed says nothing of noise; seed=0,1,2 does."] if gap == gap else []
+    images = [tested[domain] for domain in found.columns[:-1]]
+    errors = [sampling_error([r.figures[d].mean for d in found.columns[:-1]], images) for r in (reference, row)]
+    half = 1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    verdict = "beyond" if abs(gap) > half else "within"
+    return [
+        f"{said}That is {verdict} ±{half:.1f}, what drawing {sum(images):,} test images moves such a difference by "
+        "(95 %, taking the two as independent); what another seed moves it by takes more seeds, seed=0,1,2."
+    ]
+
+
+def _table(found: Results, caption: str) -> Markup:
+    rows = []
+    for row in found.rows:
+        cells: list[Cell] = [Cell(row.label, None, "reference" if row.reference else "method")]
+        cells += [_cell(found, row, column) for column in found.columns]
+        rows.append(cells)
+    return table(["method", *found.columns], rows, caption=caption, kind="headline")
+
+
+def _cell(found: Results, row: Row, column: str) -> Cell:
+    sample = row.figures[column]
+    best = found.is_best(row, column)
+    kinds = ["number", *(["best"] if best else []), *(["average"] if column == AVERAGE else [])]
+    shown: object = found.shown(sample) or "–"
+    if best:
+        shown = tag("strong", shown)
+    elif column == AVERAGE and found.beyond_noise(row) is False:
+        shown = Markup(f"{shown}{tag('sup', '≈', title='not beyond noise against the best')}")
+    return Cell(shown, None if sample.mean != sample.mean else sample.mean, " ".join(kinds))
+
+
+def _signed(found: Results, value: float) -> str:
+    return ("+" if value > 0 else "−" if value < 0 else "±") + found.show(abs(value))

@@ -1,0 +1,142 @@
+"""The observer that keeps what a report needs and no other file of the run has. Whatever goes wrong with it becomes one
+warning, and the run goes on without it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.diagnostics.regime import effective_rank, stable_rank
+from fedinit.factors import Factors
+from fedinit.report.recording import LAYERS, PROVENANCE, RECORD, SPECTRA, TIMING
+from fedinit.report.recording.provenance import provenance
+from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.spectra import spectrum
+from fedinit.state import disk
+from fedinit.state.base_offset import NAME
+
+COLUMNS = {
+    TIMING: ("round", "seconds", "clients", "server", "evaluation", "memory", "accelerator_memory"),
+    LAYERS: ("round", "layer", "bias", "correctable", "cosine", "norm_ratio"),
+    SPECTRA: ("round", "layer", "effective_rank", "stable_rank", "norm", "singular_values"),
+}
+KEPT_VALUES = 32  # singular values of a layer, the largest
+
+
+class Recorder(Observer):
+    """Writes <run>/record/. A run that goes on from a checkpoint keeps the rows up to it."""
+
+    def __init__(self, run: Path, warn: Callable[[str], None], layers: bool = True) -> None:
+        """
+        run: the run's folder.
+        warn: takes the one warning.
+        layers: whether figures by layer are wanted, `strategy.diagnostics`.
+        """
+        self.folder, self.warn, self.layers = run / RECORD, warn, layers
+        self.on, self.rounds = True, 0
+        self.earlier: dict[str, list[list[str]]] = {}
+
+    def started(self, rounds: int, roster: Roster) -> None:
+        def begin() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name, columns in COLUMNS.items():
+                self.earlier[name] = _rows(self.folder / name, len(columns))
+                self._write(name, [])
+            disk.replace_json(self.folder / PROVENANCE, provenance())
+
+        self.rounds = rounds
+        self._try(begin)
+
+    def resumed(self, round: int) -> None:
+        def keep() -> None:
+            for name, rows in self.earlier.items():
+                self._write(name, [row for row in rows if row[0].isdigit() and int(row[0]) <= round])
+
+        self._try(keep)
+
+    def round_done(self, report: RoundReport) -> None:
+        self._try(lambda: self._note_round(report))
+
+    def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
+        if self.layers and round > 0:
+            self._try(lambda: self._note_spectra(round, tensors))
+
+    def _note_round(self, report: RoundReport) -> None:
+        phases = [f"{report.phases.get(phase, 0.0):.3f}" for phase in ("clients", "server", "evaluation")]
+        self._append(TIMING, [[report.round, f"{report.seconds:.3f}", *phases, *memory()]])
+        rows = [[report.round, layer, *_shown(f)] for layer, f in report.by_layer.items() if self.layers]
+        self._append(LAYERS, rows)
+
+    def _note_spectra(self, round: int, tensors: Mapping[str, Tensor]) -> None:
+        offset = {name[len(NAME) :]: value for name, value in tensors.items() if name.startswith(NAME)}
+        if offset and round < self.rounds:
+            return  # no product of few factors any more: once, at the end, is what the time is worth
+        layers, _ = wire.from_tensors({n: v for n, v in tensors.items() if not n.startswith(NAME)})
+        rows = []
+        for name, factors in layers.items():
+            values = singular_values(factors, offset.get(name))
+            size = float(values.square().sum()) ** 0.5
+            listed = " ".join(f"{value:.5g}" for value in values[:KEPT_VALUES].tolist())
+            rows.append([round, name, f"{effective_rank(values):.5g}", f"{stable_rank(values):.5g}", f"{size:.6g}"])
+            rows[-1].append(listed)
+        self._append(SPECTRA, rows)
+
+    def _write(self, name: str, rows: Iterable[Sequence[object]]) -> None:
+        disk.replace(self.folder / name, _text([COLUMNS[name], *rows]).encode())
+
+    def _append(self, name: str, rows: Iterable[Sequence[object]]) -> None:
+        with open(self.folder / name, "a", newline="") as file:
+            file.write(_text(rows))
+
+    def _try(self, work: Callable[[], Any]) -> None:
+        try:
+            if self.on:
+                work()
+        except Exception as error:  # noqa: BLE001 (a report must never stop a run)
+            self.on = False
+            self.warn(f"warning: {self.folder}: no more is recorded for the report: {error}")
+
+
+def singular_values(factors: Factors, offset: Tensor | None = None) -> Tensor:
+    """(q,) falling, in float64, of what a layer's frozen weight has got so far, O + B A, without the scale.
+
+    factors: B A. offset: O (d, k), what was merged into the base; None: nothing.
+    """
+    if offset is None:
+        return spectrum(factors).S
+    return torch.linalg.svdvals(factors.absorb().to(torch.float64).dense() + offset.double())
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes that this process holds now, None where the system does not say it as Linux does, and the most that tensors
+    held on an accelerator, None without one."""
+    try:
+        with open("/proc/self/statm") as file:
+            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        resident = None
+    return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+
+
+def _shown(figures: Mapping[str, float]) -> list[str]:
+    return [f"{figures[name]:.9g}" for name in COLUMNS[LAYERS][2:]]
+
+
+def _text(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _rows(path: Path, width: int) -> list[list[str]]:
+    """The rows of a table that are whole, without its header; none where it is not there."""
+    text = path.read_text() if path.is_file() else ""
+    return [row for row in csv.reader(text.splitlines()[1:]) if len(row) == width]

@@ -1,0 +1,45 @@
+"""The runs that a person means by some folders: runs, or folders of runs such as a sweep's."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedinit.errors import InputError
+from fedinit.report.runs.reading import CONFIG, NOT_A_RUN, RecordedRun, read
+
+ASIDE = re.compile(r"-s\d+\.\d+$")  # an earlier run of the same configuration, moved aside
+
+
+def find(paths: Sequence[Path]) -> list[RecordedRun]:
+    """The runs in these folders, in the order given and by name inside one, each once.
+
+    A folder that is no run itself stands for all the runs below it, but for those that were moved aside.
+    Raises InputError for a path that is no run and has none below it.
+    """
+    found: dict[Path, RecordedRun] = {}
+    for path in paths:
+        runs = [read(path)] if not path.is_dir() or (path / CONFIG).exists() else _below(path)
+        if not runs:
+            raise InputError(f"{path}: no run in it, no {CONFIG} anywhere below; {NOT_A_RUN}")
+        for run in runs:
+            found.setdefault(run.folder.resolve(), run)
+    return list(found.values())
+
+
+def _below(path: Path) -> list[RecordedRun]:
+    runs = []
+    for folder, inside, files in os.walk(path):
+        inside.sort()
+        if CONFIG not in files:
+            continue
+        inside.clear()  # what is inside a run is its own
+        if ASIDE.search(folder):
+            continue
+        try:
+            runs.append(read(Path(folder)))
+        except InputError:  # another program's config.yaml: not what was asked for
+            continue
+    return runs

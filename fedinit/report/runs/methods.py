@@ -1,0 +1,113 @@
+"""Runs that differ by their seed alone are one method; what tells the methods of a comparison apart is its label."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedinit.config.schema import GROUPS, UNCOUNTED
+from fedinit.errors import InputError
+from fedinit.report.runs.reading import RecordedRun
+
+# Of two runs of a method, these may differ; where the data lies says not which it is.
+APART = (*UNCOUNTED, "seed", "name", "data.root")
+
+
+@dataclass(frozen=True)
+class Method:
+    """label: what it is called here. runs: of one configuration, by seed, each seed once."""
+
+    label: str
+    runs: tuple[RecordedRun, ...]
+
+    @property
+    def first(self) -> RecordedRun:
+        return self.runs[0]
+
+
+def methods(runs: Sequence[RecordedRun]) -> list[Method]:
+    """The runs by configuration, in the order of their first. Of two of the same configuration and seed the one that is
+    done counts, or came further. Raises InputError for runs on different data."""
+    refuse_different_data(runs)
+    by_config: dict[tuple[Any, ...], dict[int, RecordedRun]] = defaultdict(dict)
+    for run in runs:
+        of_config = by_config[tuple(sorted((k, repr(v)) for k, v in _counted(run).items()))]
+        other = of_config.get(run.seed)
+        if other is None or _progress(run) > _progress(other):
+            of_config[run.seed] = run
+    groups = [tuple(of_seed[seed] for seed in sorted(of_seed)) for of_seed in by_config.values()]
+    return [Method(label, group) for label, group in zip(_labels(groups), groups, strict=True)]
+
+
+def refuse_different_data(runs: Sequence[RecordedRun]) -> None:
+    """Raises InputError, naming two of the runs and what differs, where not all are scored on the same images."""
+    first, *others = runs
+    for other in others:
+        mine, its = _data(first), _data(other)
+        known = {key for key in mine.keys() & its.keys() if not key.startswith("data.")}
+        options = {key for key in mine.keys() | its.keys() if key.startswith("data.")}
+        if {"domains", "classes"} <= known:
+            options -= {"data.domains", "data.classes"}  # what came of them is known better
+        for key in sorted(options) + sorted(known):
+            if mine.get(key) != its.get(key):
+                raise InputError(
+                    f"{first.folder} and {other.folder}: different data, {_said(key, mine)} and {_said(key, its)}; "
+                    "compare runs on the same data"
+                )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a configuration with their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _counted(run: RecordedRun) -> dict[str, Any]:
+    """What the run's result is a function of, but for its seed."""
+    return {k: v for k, v in flat(run.config) if not any(k == apart or k.startswith(f"{apart}.") for apart in APART)}
+
+
+def _data(run: RecordedRun) -> dict[str, Any]:
+    """What says on which images a run was scored. What a run has not come to say yet is not there."""
+    counted = {k: v for k, v in _counted(run).items() if k.startswith("data.")}
+    known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
+    if run.partition is not None:
+        known |= {"classes": run.partition["classes"], "images by domain": run.partition.get("images_by_domain")}
+    return counted | known
+
+
+def _said(key: str, values: Mapping[str, Any]) -> str:
+    value = values.get(key, "not set")
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{key.removesuffix('.name')}={text[:80]}"
+
+
+def _progress(run: RecordedRun) -> tuple[bool, int]:
+    return run.summary is not None, run.reached
+
+
+def _labels(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
+    """The strategy of each group, and what else tells it from the others."""
+    configs = [_counted(group[0]) for group in groups]
+    everywhere = set.intersection(*(set(c) for c in configs)) if configs else set()
+    differ = {key for key in everywhere if len({repr(c[key]) for c in configs}) > 1}
+    labels = []
+    for config in configs:
+        name = config["strategy.name"]
+        same = [c for c in configs if c["strategy.name"] == name]
+        of_method = {k for k in config if k.startswith("strategy.") and len({repr(c.get(k)) for c in same}) > 1}
+        told = sorted(k for k in differ | of_method if k in of_method or not k.startswith("strategy."))
+        labels.append(" ".join([name, *(f"{_short(key)}={config[key]}" for key in told)]))
+    twice = [label for label in labels if labels.count(label) > 1]
+    return [f"{label} ({groups[i][0].folder.name})" if label in twice else label for i, label in enumerate(labels)]
+
+
+def _short(key: str) -> str:
+    """reinit=local, as one says it on the command line, not reinit.name=local."""
+    group, _, inside = key.partition(".")
+    return group if group in GROUPS and inside == GROUPS[group].key else key

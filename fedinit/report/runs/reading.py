@@ -1,0 +1,223 @@
+"""A run's folder as a value, as far as the run came. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from fedinit.errors import InputError
+from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
+
+CONFIG = "config.yaml"
+NOT_A_RUN = "give the folder of a run, as run_sim.py prints it, or a folder of several"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file. rows: of as many texts as there are columns; a line that was cut short is none."""
+
+    columns: tuple[str, ...] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self, column: str) -> list[str]:
+        """A column as it is written; empty where there is none of that name."""
+        if column not in self.columns:
+            return []
+        at = self.columns.index(column)
+        return [row[at] for row in self.rows]
+
+    def numbers(self, column: str) -> np.ndarray:
+        """(rows,) float64, NaN for what is no number and for a column that is not there."""
+        if column not in self.columns:
+            return np.full(len(self.rows), np.nan)
+        return np.array([number_of(value) for value in self.texts(column)], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run as its files have it.
+
+    folder: where it is.
+    config: config.yaml, as plain values.
+    summary: of a run that is done; None of one that is not.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any] | None
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def rounds(self) -> int:
+        """How many it is to have."""
+        return int(self.config["rounds"])
+
+    @property
+    def reached(self) -> int:
+        """The last round that it completed; 0 before its first."""
+        return int(max(self.metrics.numbers("round"), default=0))
+
+    @cached_property
+    def metrics(self) -> Table:
+        """A row a round."""
+        return _table(self.folder / "metrics.csv")
+
+    @cached_property
+    def clients(self) -> Table:
+        """A row a client and round."""
+        return _table(self.folder / "clients.csv")
+
+    @cached_property
+    def diagnostics(self) -> Table:
+        """Of a start, docs/diagnostics.md."""
+        return _table(self.folder / "diagnostics.csv")
+
+    @cached_property
+    def timing(self) -> Table:
+        return _table(self.folder / RECORD / TIMING)
+
+    @cached_property
+    def layers(self) -> Table:
+        """Aggregation bias, a row a layer and round."""
+        return _table(self.folder / RECORD / LAYERS, "layer")
+
+    @cached_property
+    def spectra(self) -> Table:
+        """A row a layer and evaluated round."""
+        return _table(self.folder / RECORD / SPECTRA, "layer", "singular_values")
+
+    @cached_property
+    def partition(self) -> Mapping[str, Any] | None:
+        """Who holds what; None where it was not recorded, or cannot be read."""
+        values = _json(self.folder / RECORD / PARTITION)
+        try:
+            classes = values["classes"] or [""]
+            whole = all(len(c["train"]) == len(c["test"]) == len(classes) for c in values["clients"])
+            return values if whole else None
+        except (KeyError, TypeError):
+            return None
+
+    @cached_property
+    def provenance(self) -> Mapping[str, Any]:
+        """Command, versions, machine; empty where it was not recorded."""
+        values = _json(self.folder / RECORD / PROVENANCE)
+        return values if isinstance(values, Mapping) else {}
+
+    @cached_property
+    def ledger(self) -> list[Mapping[str, Any]]:
+        """Its events in their order; what is no JSON is an event of the kind "unreadable line"."""
+        lines = _text(self.folder / "ledger.jsonl").splitlines()
+        return [_event(line) for line in lines if line.strip()]
+
+    @cached_property
+    def samples(self) -> dict[int, bytes]:
+        """{client: a few of its training images side by side, a JPEG}."""
+        found = (self.folder / RECORD / SAMPLES).glob("*.jpg")
+        return {int(path.stem): path.read_bytes() for path in sorted(found) if path.stem.isdigit()}
+
+    @property
+    def score(self) -> str:
+        """What it is judged by: the column of metrics.csv before those by domain."""
+        return "recovery_error" if "recovery_error" in self.metrics.columns else "accuracy"
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """In the order of metrics.csv; none before the run has written its header."""
+        prefix = f"{self.score}_"
+        return tuple(name[len(prefix) :] for name in self.metrics.columns if name.startswith(prefix))
+
+    @property
+    def name(self) -> str:
+        """Of its method."""
+        return str(self.config["strategy"]["name"])
+
+
+def read(folder: Path) -> RecordedRun:
+    """The run in this folder. Raises InputError, one line, for one that holds none or cannot be read."""
+    if not folder.exists():
+        raise InputError(f"{folder}: no such folder")
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file; {NOT_A_RUN}")
+    path = folder / CONFIG
+    try:
+        config = yaml.load(path.read_text(errors="replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder}: not the folder of a run, it has no {CONFIG}; {NOT_A_RUN}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is no YAML") from error
+    if not is_configuration(config):
+        raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is of something else")
+    summary = _json(folder / "summary.json") if (folder / "DONE.json").is_file() else None
+    return RecordedRun(folder, config, summary if isinstance(summary, Mapping) and "score" in summary else None)
+
+
+def is_configuration(values: object) -> bool:
+    """Whether these values are a run's: what a report cannot do without is there."""
+    if not isinstance(values, Mapping):
+        return False
+    if any(not isinstance(values.get(group, {}), Mapping) for group in ("adapter", "partition")):
+        return False
+    chosen = [values.get(group) for group in ("strategy", "data", "model")]
+    named = all(isinstance(choice, Mapping) and isinstance(choice.get("name"), str) for choice in chosen)
+    return named and all(type(values.get(key)) is int for key in ("seed", "rounds"))
+
+
+def _text(path: Path) -> str:
+    """What a file says; "" where it is not there. Raises InputError where it cannot be read."""
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _table(path: Path, *needed: str) -> Table:
+    """A table of a row a round, or a row of something in a round; none without the `needed` columns. A row that was cut
+    short, or is of no round, is left out."""
+    content = _text(path).replace("\0", "")
+    header, *rows = list(csv.reader(content[: content.rfind("\n") + 1].splitlines())) or [[]]
+    if not {"round", *needed} <= set(header):
+        return Table()
+    at = header.index("round")
+    return Table(tuple(header), [row for row in rows if len(row) == len(header) and row[at].isdigit()])
+
+
+def _json(path: Path) -> Any:
+    """None for what is not there, or is no JSON."""
+    try:
+        return json.loads(_text(path))
+    except ValueError:
+        return None
+
+
+def _event(line: str) -> Mapping[str, Any]:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    return event if isinstance(event, Mapping) else {"kind": "unreadable line", "text": line[:200]}
+
+
+def number_of(value: str) -> float:
+    """NaN for a text that is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return float("nan")

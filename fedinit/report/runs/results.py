@@ -1,0 +1,145 @@
+"""The table that papers print: methods by domains, mean and standard deviation over seeds, the best marked, and which
+differences from the best are beyond noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedinit.report.runs.methods import Method
+from fedinit.report.runs.reading import RecordedRun
+from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
+from fedinit.scores import SCORES
+
+AVERAGE = "average"
+SMALLER_IS_BETTER = ("recovery_error",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's line. figures: {column: sample}. reference: whether it is the head alone, which is never the best.
+    unfinished: the seeds that are not done, with the round that their figures are of."""
+
+    label: str
+    figures: Mapping[str, Sample]
+    reference: bool = False
+    unfinished: Mapping[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
+    against: {label: the difference of its average from the best row's}; p in it is corrected (Holm)."""
+
+    score: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    against: Mapping[str, Difference]
+
+    @property
+    def best(self) -> Row | None:
+        """The method with the best average; None where there is no other to be better than, or no figure."""
+        rows = self._judged(AVERAGE)
+        return self._leading(rows, AVERAGE) if len(rows) > 1 else None
+
+    def is_best(self, row: Row, column: str) -> bool:
+        """Whether a figure is the best of its column as it is shown, among several methods; ties all are."""
+        rows = self._judged(column)
+        if len(rows) < 2 or row not in rows:
+            return False
+        leading = self._leading(rows, column)
+        return self.show(row.figures[column].mean) == self.show(leading.figures[column].mean)
+
+    def show(self, value: float) -> str:
+        """A figure as tables have it."""
+        return "" if value != value else SCORES[self.score].show(value)
+
+    def shown(self, sample: Sample) -> str:
+        """``86.4 ± 0.5``; without the deviation for one seed."""
+        std = sample.std
+        return self.show(sample.mean) + ("" if std is None else f" ± {self.show(std)}")
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, −1 where less is."""
+        return -1 if self.score in SMALLER_IS_BETTER else 1
+
+    def beyond_noise(self, row: Row) -> bool | None:
+        """Whether the row's average differs from the best one's at the 5 % level; None where too few seeds say."""
+        p = self.against[row.label].p if row.label in self.against else None
+        return None if p is None else p < LEVEL
+
+    def _judged(self, column: str) -> list[Row]:
+        """The methods with a figure, of which one may be the best."""
+        return [row for row in self.rows if not row.reference and len(row.figures[column].values)]
+
+    def _leading(self, rows: Sequence[Row], column: str) -> Row:
+        return max(rows, key=lambda row: self.sign * row.figures[column].mean)
+
+
+def results(methods: Sequence[Method]) -> Results:
+    """The table of these methods, each by its last evaluated round, a run that is not done as far as it came."""
+    score = methods[0].first.score
+    domains = next((m.first.domains for m in methods if m.first.domains), ())
+    columns = (*domains, AVERAGE)
+    rows = [_row(method, score, columns) for method in methods]
+    table = Results(score, columns, (*_references(methods, score, columns), *rows), {})
+    best = table.best
+    if best is None:
+        return table
+    others = [row for row in rows if row is not best]
+    raw = [paired(row.figures[AVERAGE], best.figures[AVERAGE]) for row in others]
+    corrected = holm([difference.p for difference in raw])
+    against = {
+        row.label: Difference(d.mean, d.seeds, d.half, p) for row, d, p in zip(others, raw, corrected, strict=True)
+    }
+    return Results(score, columns, table.rows, against)
+
+
+def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
+    """(the last evaluated round, {column: figure}) of a run; (0, {}) of one that was not evaluated yet."""
+    table, score = run.metrics, run.score
+    average, rounds = table.numbers(score), table.numbers("round")
+    scored = [i for i in range(len(table)) if average[i] == average[i] and rounds[i] == rounds[i]]
+    if not scored:
+        return 0, {}
+    last = scored[-1]
+    figures = {domain: float(table.numbers(f"{score}_{domain}")[last]) for domain in run.domains}
+    return int(rounds[last]), {**figures, AVERAGE: float(average[last])}
+
+
+def _row(method: Method, score: str, columns: Sequence[str]) -> Row:
+    scores = {run.seed: last_scores(run) for run in method.runs}
+    unfinished = {run.seed: scores[run.seed][0] for run in method.runs if run.summary is None}
+    return Row(method.label, _samples({seed: of[1] for seed, of in scores.items()}, columns), False, unfinished)
+
+
+def _references(methods: Sequence[Method], score: str, columns: Sequence[str]) -> list[Row]:
+    """The head alone beside each method, once where it is the same."""
+    rows: list[Row] = []
+    for method in methods:
+        found = {run.seed: figures for run in method.runs if (figures := _head_alone(run, score))}
+        samples = _samples(found, columns)
+        if found and all(row.figures != samples for row in rows):
+            rows.append(Row(f"head alone ({method.label})", samples, True))
+    if len(rows) == 1:
+        rows = [Row("head alone", rows[0].figures, True)]
+    return rows
+
+
+def _head_alone(run: RecordedRun, score: str) -> dict[str, float]:
+    values: Any = (run.summary or {}).get("head_alone") or {}
+    try:
+        if values[score] is None:
+            return {}
+        return {str(k): float(v) for k, v in values[f"{score}_by_domain"].items()} | {AVERAGE: float(values[score])}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _samples(scores: Mapping[int, Mapping[str, float]], columns: Sequence[str]) -> dict[str, Sample]:
+    return {
+        column: Sample({seed: figures[column] for seed, figures in scores.items() if column in figures})
+        for column in columns
+    }

@@ -1,0 +1,188 @@
+"""Weights from files that others wrote: what timm's own loader makes of them, to the bit, or a refusal in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor
+
+import run_sim
+from fedinit.errors import InputError
+from fedinit.models import build_backbone
+from tests.support.small import WORDS
+from tests.support.timm_models import settings
+
+VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 64}
+Weights = dict[str, Tensor]
+
+
+def weights_of(name: str, seed: int = 1, **kwargs: Any) -> Weights:
+    """The state of a timm model with every number drawn anew, so that nothing is equal by its start."""
+    draw = torch.Generator().manual_seed(seed)
+    state = timm.create_model(name, num_classes=3, **{**VIT, **kwargs}).state_dict()
+    return {k: torch.randn(v.shape, generator=draw) if v.is_floating_point() else v for k, v in state.items()}
+
+
+def saved(folder: Path, weights: Mapping[str, Tensor]) -> str:
+    path = folder / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    return str(path)
+
+
+def loaded(name: str, path: str, **kwargs: Any) -> Weights:
+    return build_backbone(settings(name, kwargs={**VIT, **kwargs}, checkpoint=path)).module.state_dict()
+
+
+def by_timm(name: str, path: str, **kwargs: Any) -> Weights:
+    """What timm's loader makes of the file."""
+    model = timm.create_model(name, True, pretrained_cfg_overlay={"file": path}, num_classes=0, **{**VIT, **kwargs})
+    return model.state_dict()
+
+
+def equal(ours: Weights, theirs: Weights) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def headless(weights: Weights) -> Weights:
+    return {key: value for key, value in weights.items() if not key.startswith("head.")}
+
+
+def open_clip(weights: Weights) -> Weights:
+    """As open_clip saves a model with a timm tower."""
+    text = {"logit_scale": torch.ones(1), "text.transformer.weight": torch.ones(2)}
+    return text | {f"visual.trunk.{k}": v for k, v in headless(weights).items()}
+
+
+def dinov2(weights: Weights) -> Weights:
+    """As Facebook saves DINOv2 with registers: the class token has a position of its own."""
+    weights = headless(weights)
+    weights["register_tokens"] = weights.pop("reg_token")
+    weights["pos_embed"] = torch.cat([torch.full((1, 1, 24), 0.25), weights["pos_embed"]], 1)
+    return weights | {"mask_token": torch.zeros(1, 24)}
+
+
+FILES = {
+    "plain": ("vit_tiny_patch16_224", {}, {}, dict),
+    "DataParallel": ("vit_tiny_patch16_224", {}, {}, lambda w: {f"module.{k}": v for k, v in w.items()}),
+    "compiled": ("vit_tiny_patch16_224", {}, {}, lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}),
+    "both": ("vit_tiny_patch16_224", {}, {}, lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()}),
+    "open_clip": ("vit_base_patch16_clip_224", {}, {}, open_clip),
+    "DINOv2": ("vit_small_patch14_reg4_dinov2", {"img_size": 56}, {"img_size": 56}, dinov2),
+    "DINOv2, another size": ("vit_small_patch14_reg4_dinov2", {"img_size": 56}, {"img_size": 84}, dinov2),
+    "BEiT, another window": ("beit_base_patch16_224", {"img_size": 96}, {}, dict),
+    "other patches": ("vit_tiny_patch16_224", {"patch_size": 8}, {}, dict),
+    "another size": ("vit_tiny_patch16_224", {"img_size": 128}, {}, dict),
+    "a grid that is not square": ("vit_tiny_patch16_224", {}, {"img_size": (96, 160)}, dict),
+    "one channel": ("vit_tiny_patch16_224", {}, {"in_chans": 1}, dict),
+    "five channels": ("vit_tiny_patch16_224", {}, {"in_chans": 5}, dict),
+    "DINOv3": ("vit_small_patch16_dinov3", {}, {"img_size": 96}, headless),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_is_read_as_timm_reads_it(case, tmp_path):
+    name, theirs, ours, convert = FILES[case]
+    path = saved(tmp_path, convert(weights_of(name, **theirs)))
+    assert equal(loaded(name, path, **ours), by_timm(name, path, **ours))
+
+
+def test_another_models_weights_are_not_equal(tmp_path):
+    """The negative control."""
+    ours = loaded("vit_tiny_patch16_224", saved(tmp_path, weights_of("vit_tiny_patch16_224")))
+    other = saved(tmp_path, weights_of("vit_tiny_patch16_224", seed=2))
+    assert not equal(ours, by_timm("vit_tiny_patch16_224", other))
+
+
+def test_as_many_positions_in_another_grid(tmp_path):
+    """64 positions of a square image in a grid of 4x16: resampled, where their number alone would let them pass."""
+    weights = weights_of("vit_tiny_patch16_224", img_size=128)
+    path = saved(tmp_path, weights)
+    positions = loaded("vit_tiny_patch16_224", path, img_size=(64, 256))["pos_embed"]
+    expected = resample_abs_pos_embed(weights["pos_embed"], [4, 16], [8, 8], num_prefix_tokens=1)
+    assert torch.equal(positions, expected) and torch.equal(positions[:, 0], weights["pos_embed"][:, 0])
+    assert not torch.allclose(positions, weights["pos_embed"], atol=0.1)  # negative: the file's, in their order
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("MlpMixer", {"patch_size": 8, "embed_dim": 24, "num_blocks": 1}),
+        ("levit_128s", {}),
+    ],
+)
+def test_weights_of_one_grid_are_refused_for_another_of_as_many_tokens(name, kwargs, tmp_path):
+    """A Mixer's token mixing and LeViT's table of distances cannot be resampled."""
+    square = build_backbone(settings(name, kwargs={**kwargs, "img_size": 128})).module.state_dict()
+    path = saved(tmp_path, square)
+    build_backbone(settings(name, kwargs={**kwargs, "img_size": 128}, checkpoint=path))
+    with pytest.raises(InputError, match="256x64: .* square image of as many"):
+        build_backbone(settings(name, kwargs=kwargs, image_size=(256, 64), checkpoint=path))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop("blocks.1.mlp.fc2.bias"), r"blocks\.1\.mlp\.fc2\.bias is missing \(1 missing, 0 unknown"),
+        (lambda w: w.update(odd=torch.ones(1)), r"odd is not in the model \(0 missing, 1 unknown"),
+        (lambda w: w.update({"norm.bias": torch.ones(5)}), r"norm\.bias is \(5,\), expected \(24,\)"),
+        (lambda w: w.update(pos_embed=w["pos_embed"][:, :12]), r"does not fit the model"),
+        (lambda w: w.update({"patch_embed.proj.weight": torch.ones(24, 7, 16, 16)}), r"is \(24, 7, 16, 16\), expected"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(change, said, tmp_path):
+    weights = weights_of("vit_tiny_patch16_224")
+    change(weights)
+    with pytest.raises(InputError, match=said) as caught:
+        loaded("vit_tiny_patch16_224", saved(tmp_path, weights))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_family_are_refused(tmp_path):
+    path = saved(tmp_path, weights_of("beit_base_patch16_224"))
+    with pytest.raises(InputError, match="does not fit the model"):
+        loaded("vit_tiny_patch16_224", path)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (100, r"model\.image_size=100x100: .* patches of 16x16 pixels; expected multiples .*\[96,96\]"),
+        ((96, 150), r"model\.image_size=96x150: .*\[96,144\]"),
+        (8, r"model\.image_size=8x8: .*\[16,16\]"),
+    ],
+)
+def test_a_size_that_patches_do_not_fill_is_refused(size, said):
+    kwargs = {key: value for key, value in VIT.items() if key != "img_size"}
+    with pytest.raises(InputError, match=said):
+        build_backbone(settings("vit_tiny_patch16_224", kwargs=kwargs, image_size=size))
+
+
+def test_a_size_that_a_model_takes_no_argument_for():
+    """PVT v2 takes images of any size, and has no img_size."""
+    small = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 1, 1)}
+    backbone = build_backbone(settings("pvt_v2_b0", kwargs=small, image_size=(64, 96)))
+    assert (backbone.input.height, backbone.input.width) == (64, 96)
+
+
+def test_a_run_on_images_that_are_not_square(tmp_path, capsys):
+    for domain in ("photo", "sketch"):
+        for kind in ("cat", "dog"):
+            (tmp_path / "data" / domain / kind).mkdir(parents=True)
+            for i in range(6):
+                Image.new("L", (40 + i, 20), 30 * i).save(tmp_path / "data" / domain / kind / f"{i}.png")
+    words = [w for w in WORDS if not w.startswith(("model.kwargs", "data."))]
+    words += ["model.kwargs={patch_size: 8, embed_dim: 24, depth: 1, num_heads: 3, in_chans: 1}"]
+    words += ["data=image_folder", f"data.root={tmp_path / 'data'}", "data.test_fraction=0.5", "rounds=1"]
+    words += ["model.image_size=[16,40]", f"output_dir={tmp_path / 'out'}"]
+    assert run_sim.main(words) == 0, capsys.readouterr().err
+    (folder,) = (tmp_path / "out").glob("*/*")
+    assert run_sim.main([f"resume={folder}"]) == 0  # shown: the configuration it keeps is read again
+    assert "this run is done" in capsys.readouterr().out

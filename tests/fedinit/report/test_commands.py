@@ -1,0 +1,165 @@
+"""fedinit report, fedinit compare: which runs are meant, what is refused, and the table in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from fedinit import cli
+from fedinit.errors import InputError
+from fedinit.report.formats import latex, markdown
+from fedinit.report.runs.finding import find
+from fedinit.report.runs.methods import methods
+from fedinit.report.runs.results import AVERAGE, last_scores, results
+from tests.support.recorded_runs import config, write_run
+
+GAINS = {"fedit": 0.0, "flora": -4.0, "lora_fair": 2.0}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    """Three methods over three seeds, as a sweep leaves them, and what else may lie there."""
+    root = tmp_path_factory.mktemp("sweep")
+    for method, gain in GAINS.items():
+        for seed in range(3):
+            values = config(strategy__name=method, seed=seed, rounds=3)
+            jitter = 0.1 * ((7 * seed + len(method)) % 3)
+            write_run(root / "digits" / f"{method}-s{seed}", values, gain=gain + jitter, recorded=False)
+    write_run(root / "digits" / "fedit-s0.1", config(strategy__name="fedit", rounds=3), gain=50, recorded=False)
+    (root / "digits" / "flora-s0" / "wandb").mkdir()
+    (root / "digits" / "flora-s0" / "wandb" / "config.yaml").write_text("a: 1")
+    (root / "other").mkdir()
+    (root / "other" / "config.yaml").write_text("a: 1")
+    return root
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    code = cli.main([*words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_seeds_are_one_method_and_what_lies_beside_is_left_out(sweep):
+    shown = methods(find([sweep]))
+    assert [(m.label, [r.seed for r in m.runs]) for m in shown] == [(name, [0, 1, 2]) for name in sorted(GAINS)]
+    twice = methods(find([sweep, sweep / "digits" / "fedit-s0"]))
+    assert [len(m.runs) for m in twice] == [3, 3, 3]
+
+
+def test_the_table_is_the_mean_over_seeds_of_what_the_runs_say(sweep):
+    found = results(methods(find([sweep])))
+    runs = [r for r in find([sweep]) if r.name == "flora"]
+    by_hand = [last_scores(r)[1]["noise"] for r in runs]
+    (row,) = [row for row in found.rows if row.label == "flora"]
+    assert row.figures["noise"].mean == pytest.approx(sum(by_hand) / 3)
+    assert found.best is not None and found.best.label == "lora_fair"
+    (alone,) = [row for row in found.rows if row.reference and "lora_fair" in row.label]
+    assert alone.figures[AVERAGE].mean == pytest.approx(found.best.figures[AVERAGE].mean - 8)
+    assert found.beyond_noise(row) is True and set(found.against) == {"fedit", "flora"}
+
+
+def test_compare_prints_and_writes(sweep, tmp_path, capsys):
+    files = {name: tmp_path / f"table.{name}" for name in ("csv", "markdown", "latex")}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    code, out, err = run(capsys, "compare", str(sweep), *options)
+    assert code == 0 and err == "" and "lora_fair has the best average" in out and "Beyond noise" in out
+    rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
+    (best,) = [r for r in rows if r["method"] == "lora_fair" and r["column"] == "average"]
+    assert best["best"] == "true" and best["seeds"] == "0 1 2"
+    (flora,) = [r for r in rows if r["method"] == "flora" and r["column"] == "average"]
+    assert flora["beyond_noise"] == "true" and float(flora["against_best"]) == pytest.approx(-6, abs=0.3)
+    assert files["markdown"].read_text().count("|\n") == 3 + 6 - 1 and "lora\\_fair" in files["markdown"].read_text()
+    assert r"\toprule" in files["latex"].read_text() and r"lora\_fair" in files["latex"].read_text()
+
+
+def test_two_runs_of_one_seed_say_nothing_of_noise(sweep, capsys):
+    code, out, _ = run(capsys, "compare", *(str(sweep / "digits" / f"{m}-s0") for m in ("fedit", "lora_fair")))
+    assert code == 0 and "Nothing is said of noise for fedit" in out and "seed=0,1,2" in out
+
+
+def test_names_are_escaped_for_each_format(tmp_path):
+    for name in ("a_b|c", "50%"):
+        write_run(tmp_path / name, config(strategy__name=name, rounds=1), domains=("x&y", "p|q"), recorded=False)
+    found = results(methods(find([tmp_path])))
+    assert r"a\_b|c" in latex(found) and r"50\%" in latex(found) and r"x\&y" in latex(found)
+    assert r"a\_b\|c" in markdown(found) and r"p\|q" in markdown(found)
+    widths = {line.replace(r"\|", "").count("|") for line in markdown(found).splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_a_label_is_what_tells_methods_apart(tmp_path):
+    cases = {
+        "a": config(reinit__name="local", rounds=1),
+        "b": config(rounds=1),
+        "c": config(strategy__lam=0.1, rounds=1),
+        "d": config(rounds=1, client__lr=0.1),
+    }
+    for name, values in cases.items():
+        write_run(tmp_path / name, values, recorded=False)
+    labels = [method.label for method in methods(find([tmp_path]))]
+    assert labels[0] == "lora_fair client.lr=0.04 reinit=local strategy.lam=0.01" and len(set(labels)) == 4
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_wrong_folders_are_one_line(sweep, tmp_path, capsys, command):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        str(tmp_path / "none"): "no such folder",
+        str(tmp_path / "file"): "is a file; give the folder of a run",
+        str(tmp_path / "empty"): "no run in it, no config.yaml anywhere below",
+        str(sweep / "other"): "its config.yaml is of something else",
+    }
+    for path, why in cases.items():
+        code, out, err = run(capsys, command, path)
+        assert code == 2 and out == "" and err.startswith(f"error: {path}: ") and why in err and err.count("\n") == 1
+    for words in ([command], [command, str(sweep), "--nothing"]):
+        code, _, err = run(capsys, *words)
+        assert code == 2 and f"fedinit {command} --help" in err and err.count("\n") == 1
+    assert run(capsys, command, "--help")[0] == 0
+
+
+def test_runs_on_different_data_are_refused_by_what_differs(sweep, tmp_path, capsys):
+    one = str(sweep / "digits" / "fedit-s0")
+    others = {
+        "data=cifar10": config(data__name="cifar10", rounds=3),
+        "data.domains=plain": config(data__domains=["plain"], rounds=3),
+    }
+    for i, (said, values) in enumerate(others.items()):
+        other = write_run(tmp_path / str(i), values, domains=("plain",), recorded=False)
+        for command in ("compare", "report"):
+            code, _, err = run(capsys, command, one, str(other))
+            assert code == 2 and said in err and one in err and "compare runs on the same data" in err
+            assert err.count("\n") == 1
+
+
+def test_data_that_lies_elsewhere_is_the_same_data(tmp_path):
+    for i, root in enumerate(("/a/pacs", "/b/pacs.zip")):
+        write_run(tmp_path / str(i), config(data__root=root, seed=i, rounds=1), recorded=False)
+    (method,) = methods(find([tmp_path]))
+    assert [run.seed for run in method.runs] == [0, 1]
+    write_run(tmp_path / "2", config(rounds=1, seed=3), classes=("other", "names"))
+    write_run(tmp_path / "3", config(rounds=1, seed=4), classes=("these", "names"))
+    with pytest.raises(InputError, match="classes=other,names and classes=these,names"):
+        methods(find([tmp_path / "2", tmp_path / "3"]))
+
+
+def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys):
+    part = write_run(tmp_path / "part", config(strategy__name="rolora", rounds=3), reached=2, recorded=False)
+    none = write_run(tmp_path / "none", config(strategy__name="hetlora", rounds=3), reached=0, recorded=False)
+    code, out, _ = run(capsys, "compare", str(sweep), str(part), str(none))
+    assert code == 0 and f"not done: {part}, round 2 of 3" in out and f"not done: {none}, round 0 of 3" in out
+
+
+def test_report_says_where_it_is(sweep, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fedinit.report.page.render", lambda runs: f"<p>{len(runs)}")
+    one = sweep / "digits" / "fedit-s0"
+    assert run(capsys, "report", str(one)) == (0, f"{one / 'report.html'}: 1 run\n", "")
+    target = tmp_path / "x.html"
+    assert run(capsys, "report", str(sweep), str(one), "--output", str(target)) == (0, f"{target}: 9 runs\n", "")
+    assert target.read_text() == "<p>9"
+    code, out, err = run(capsys, "report", str(one), "--output", str(tmp_path / "no" / "x.html"))
+    assert code == 2 and out == "" and "cannot be written (No such file or directory)" in err

@@ -1,0 +1,178 @@
+"""report.html: one file that asks nobody, says what a run recorded, and is the same for the same folder."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import pytest
+
+from fedinit.errors import InputError
+from fedinit.report.page import PANELS, render
+from fedinit.report.panels import clients
+from fedinit.report.panels.aggregation import matrix
+from fedinit.report.runs.finding import find
+from fedinit.report.runs.methods import methods
+from fedinit.report.runs.reading import Table, read
+from fedinit.report.writing import write_report
+from tests.support.recorded_runs import config, write_run
+
+EVIL = "<script>alert(1)</script>"
+
+
+class Elements(HTMLParser):
+    """The elements of a page with their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    values = config(rounds=3, data__name=EVIL)
+    return write_run(
+        tmp_path_factory.mktemp("page") / "run", values, domains=(EVIL, "b\x00\u202ec"), classes=(EVIL, "x")
+    )
+
+
+@pytest.fixture(scope="module")
+def page(folder) -> str:
+    return render([read(folder)])
+
+
+def test_it_holds_nothing_that_asks_or_runs(page):
+    """No address, no attribute that is code or style, one script and one style sheet, both as the policy has them."""
+    elements = Elements(page)
+    assert (
+        "http:" not in page
+        and "https:" not in page
+        and "//"
+        not in re.sub(r"^ *//.*$", "", page, flags=re.M)
+        .replace("base64,//", "")
+        .replace("data:image/jpeg;base64,/9j/", "")
+        .split("<body>")[0]
+    )
+    for tag, attributes in elements.found:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        for name in ("href", "src"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/")), (tag, attributes)
+    (policy,) = [a["content"] for t, a in elements.found if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None and policy.startswith("default-src 'none'; ") and "unsafe" not in policy
+    for kind, name in (("style-src", "style"), ("script-src", "script")):
+        (content,) = re.findall(f"<{name}>(.*?)</{name}>", page, flags=re.S)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in policy
+
+
+def test_names_are_text(page):
+    assert EVIL not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
+    assert "\x00" not in page and "\u202e" not in page and "b\ufffd\ufffdc" in page
+
+
+def test_every_figure_is_told_and_has_a_unique_name(page):
+    elements = Elements(page).found
+    plots = [attributes for tag, attributes in elements if tag == "svg" and attributes.get("class") == "plot"]
+    assert len(plots) > 15 and all(a["role"] == "img" for a in plots)
+    names = [a["id"] for _, a in elements if "id" in a]
+    assert len(names) == len(set(names))
+    labels = " ".join(str(a["aria-labelledby"]) for a in plots).split()
+    assert set(labels) <= set(names) and len(labels) == 2 * len(plots)
+    assert all(a.get("alt") for tag, a in elements if tag == "img")
+    told = re.findall(r"<desc[^>]*>(.*?)</desc>", page)
+    assert len(told) == len(plots) and all(len(text) > 20 for text in told)
+    used = re.findall(r'(?:href="|url\()#([\w-]+)', page)
+    assert set(used) <= set(names)
+
+
+def test_every_panel_is_there_with_its_link(page):
+    elements = Elements(page)
+    sections = [a["id"] for tag, a in elements.found if tag == "section"]
+    links = [a["href"] for tag, a in elements.found if tag == "a"]
+    assert links == [f"#{name}" for name in sections] and len(sections) == len(PANELS) == 10
+    for said in ("norm", "ecc55b1d", "2.14.1", "run_sim.py rounds=5", "blocks.3.mlp.fc2", "worst domain"):
+        assert said in elements.text
+
+
+def test_the_same_folder_gives_the_same_bytes(folder, page, tmp_path):
+    write_report([read(folder)], tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == page
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_run_that_recorded_nothing_says_how_to(tmp_path):
+    page = render([read(write_run(tmp_path / "run", config(rounds=2), recorded=False))])
+    text = Elements(page).text
+    assert (
+        text.count("Not recorded in this run.") >= 2 and "report=full" in text and "strategy.diagnostics=true" in text
+    )
+    assert "diagnostics=init measures" in text and "Seconds by phase: not recorded" in text
+
+
+@pytest.mark.parametrize("reached", [0, 2])
+def test_an_unfinished_run_is_shown_as_far_as_it_came(tmp_path, reached):
+    folder = write_run(tmp_path / "run", config(rounds=5), reached=reached, recorded=reached > 0)
+    with open(folder / "metrics.csv", "a") as file:
+        file.write("3,1.2,6,0.")  # a crash cut this line short
+    text = Elements(render([read(folder)])).text
+    assert f"not done, round {reached} of 5" in text and f"{reached} of 5" in text
+
+
+def test_damaged_files_are_no_traceback(tmp_path):
+    folder = write_run(tmp_path / "run", config(rounds=2))
+    for name in ("summary.json", "record/partition.json", "record/provenance.json"):
+        (folder / name).write_text("{")
+    (folder / "ledger.jsonl").write_bytes(b'\xff\xfe{"kind": 3}\n[1]\n{"kind": "x", "round": null}\n')
+    (folder / "record" / "spectra.csv").write_text("round,layer\nnonsense,\n")
+    (folder / "record" / "layers.csv").write_text("")
+    text = Elements(render([read(folder)])).text
+    assert "unreadable line" in text and "not done" in text
+
+
+def test_layers_are_put_where_they_belong():
+    rows = Table(("round", "layer", "bias"), [["1", "a", "0.1"], ["2", "b", "0.4"], ["1", "b", "x"]])
+    values, layers, rounds = matrix(rows, rows.numbers("bias"))
+    assert layers == ["a", "b"] and rounds == [1, 2]
+    assert values[0, 0] == 0.1 and values[1, 1] == 0.4 and values[1, 0] != values[1, 0]
+
+
+def test_many_classes_are_no_table(tmp_path):
+    classes = tuple(f"class {i}" for i in range(500))
+    run = read(write_run(tmp_path / "run", config(rounds=1), classes=classes, layers=1))
+    body = clients.panel(methods([run])).body
+    assert "All counts are in" in body and len(body) < 100_000
+
+
+def test_fifty_rounds_of_24_layers_are_small_and_quick(tmp_path):
+    """Under 1.5 MB; the time is of this process alone, whatever else the machine does."""
+    write_run(tmp_path / "run", config(rounds=50), layers=24)
+    runs = find([tmp_path])
+    began = time.process_time()
+    page = render(runs)
+    assert time.process_time() - began < 3 and len(page.encode()) < 1_500_000
+
+
+def test_a_place_that_cannot_be_written_is_one_line(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedinit.report.page.render", lambda runs: "")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/report.html: cannot be written .*; name a file in a folder") as refused:
+        write_report([read(folder)], tmp_path / "file" / "report.html")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_yaml_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(json.dumps({"strategy": "x"}))
+    with pytest.raises(InputError, match="its config.yaml is of something else"):
+        read(tmp_path)
