@@ -126,6 +126,9 @@ def sent_back(update: Update, method: Aggregator, rank: int, largest: int) -> di
 def serve(method: Aggregator, updates: Sequence[Update], ground: ReinitContext) -> tuple[Start, BaseLedger]:
     """One round on the server."""
     previous = Aggregate(layers=_widest(updates).layers)
+    if method.inits:  # a start whose product is not zero is taken out of the base again
+        drawn = {name: Factors(f.A.flip(0), f.B) for name, f in _widest(updates).layers.items()}
+        ground = dataclasses.replace(ground, draw=lambda round: drawn)
     start = create_reinit(method.reinits[0]).start(method.aggregate(updates, 1, previous), 1, ground)
     return start, BaseLedger().merged(start.merge)
 

@@ -81,7 +81,7 @@ class Decoding(ABC):
 def free_memory() -> int | None:
     """The bytes of memory that can be had, where the system says."""
     try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         return int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None

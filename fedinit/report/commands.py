@@ -24,7 +24,7 @@ from fedinit.report.panels.results import judged
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import Method, methods
 from fedinit.report.runs.results import results
-from fedinit.report.writing import FILE, write_report, write_text
+from fedinit.report.writing import FILE, write_report, write_whole
 
 COMMANDS = ("report", "compare")
 WIDTH = 1000  # columns where nobody sees a terminal: a file's table is not cut
@@ -71,7 +71,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
         if path := getattr(options, name):
-            write_text(path, text(found))
+            write_whole(path, text(found))
             _say(console, f"{name}: {path}")
     if options.report:
         write_report(runs, options.report)

@@ -50,7 +50,10 @@ def render(runs: Sequence[RecordedRun]) -> str:
     shown = methods(runs)
     panels = [make(shown) for make in PANELS]
     title = _title(shown)
-    style, script = (HERE / "page.css").read_text(), (HERE / "page.js").read_text()
+    style, script = (
+        (HERE / "page.css").read_text(encoding="utf-8"),
+        (HERE / "page.js").read_text(encoding="utf-8"),
+    )
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"

@@ -19,10 +19,10 @@ def write_report(runs: Sequence[RecordedRun], path: Path) -> None:
     """
     from fedinit.report.page import render  # here: matplotlib takes a second to import
 
-    write_text(path, render(runs), "fedinit report … --output FILE writes it elsewhere")
+    write_whole(path, render(runs), "fedinit report … --output FILE writes it elsewhere")
 
 
-def write_text(path: Path, content: str, how: str = "name a file in a folder that can be written to") -> None:
+def write_whole(path: Path, content: str, how: str = "name a file in a folder that can be written to") -> None:
     """Write a file, whole or not at all. Raises InputError, one line that ends in `how`, for a place that cannot be
     written to."""
     partial = path.with_name(f".{path.name}.tmp")

@@ -93,7 +93,7 @@ class Recorder(Observer):
         disk.replace(self.folder / name, _text([COLUMNS[name], *rows]).encode())
 
     def _append(self, name: str, rows: Iterable[Sequence[object]]) -> None:
-        with open(self.folder / name, "a", newline="") as file:
+        with open(self.folder / name, "a", newline="", encoding="utf-8") as file:
             file.write(_text(rows))
 
     def _try(self, work: Callable[[], Any]) -> None:
@@ -119,7 +119,7 @@ def memory() -> tuple[int | None, int | None]:
     """Bytes that this process holds now, None where the system does not say it as Linux does, and the most that tensors
     held on an accelerator, None without one."""
     try:
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="utf-8") as file:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         resident = None
@@ -138,5 +138,5 @@ def _text(rows: Iterable[Sequence[object]]) -> str:
 
 def _rows(path: Path, width: int) -> list[list[str]]:
     """The rows of a table that are whole, without its header; none where it is not there."""
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [row for row in csv.reader(text.splitlines()[1:]) if len(row) == width]

@@ -164,7 +164,9 @@ def read(folder: Path) -> RecordedRun:
         raise InputError(f"{folder}: is a file; {NOT_A_RUN}")
     path = folder / CONFIG
     try:
-        config = yaml.load(path.read_text(errors="replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(
+            path.read_text(encoding="utf-8", errors="replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
     except FileNotFoundError as error:
         raise InputError(f"{folder}: not the folder of a run, it has no {CONFIG}; {NOT_A_RUN}") from error
     except OSError as error:
@@ -191,7 +193,7 @@ def is_configuration(values: object) -> bool:
 def _text(path: Path) -> str:
     """What a file says; "" where it is not there. Raises InputError where it cannot be read."""
     try:
-        return path.read_text(errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:

@@ -139,13 +139,13 @@ def test_clients_measure_the_gradient_of_the_frozen_weights(kind, request, tiny_
     for name, gradient in oracle.items():
         assert gradient.norm() > 1e-3
         tolerance = {"rtol": 1e-4, "atol": 1e-5 * float(gradient.norm())}
-        torch.testing.assert_close(found.of(name)["gradient"], gradient, **tolerance)
+        torch.testing.assert_close(found.of(name)["gradient"].float(), gradient, **tolerance)
         torch.testing.assert_close(both.of(name)["gradient"].float(), gradient, **tolerance)
         omega = create_statistics(dataclasses.replace(asked, layers={name: "gradient_range"}))[name]
         ones = torch.eye(gradient.shape[1])[None]
         projection = omega.measure(ones, gradient.T[None].contiguous())["range"]  # G Ω, from the rows of G itself
-        torch.testing.assert_close(columns.of(name)["range"], projection, **tolerance)
-        torch.testing.assert_close(rows.of(name)["rows"], basis[f"{name}/basis"].T @ gradient, **tolerance)
+        torch.testing.assert_close(columns.of(name)["range"].float(), projection, **tolerance)
+        torch.testing.assert_close(rows.of(name)["rows"].float(), basis[f"{name}/basis"].T @ gradient, **tolerance)
         assert float(found.of(name)["count"]) == 20
     assert not any(p.requires_grad or p.grad is not None for p in backbone.module.parameters())
 
@@ -162,7 +162,7 @@ def test_an_image_adds_no_more_than_the_clip(tiny_vit, tiny_data, random_head):
         sampling = Sampling(examples=None, min_examples=1, clip=limit)
         only = {name: targets[name]}
         _, found = measured(tiny_vit, tiny_data, head, "gradient", examples, sampling=sampling, targets=only)
-        torch.testing.assert_close(found.of(name)["gradient"], clipped, rtol=1e-3, atol=1e-4 * limit)
+        torch.testing.assert_close(found.of(name)["gradient"].float(), clipped, rtol=1e-3, atol=1e-4 * limit)
     x, y = torch.randn(4, 3, 5), torch.randn(4, 3, 2)
     assert clip_gradients(x, y, None) is y
     longest = torch.einsum("btd,btk->bdk", clip_gradients(x, y, 0.1), x).flatten(1).norm(dim=1)
