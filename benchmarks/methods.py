@@ -127,7 +127,7 @@ def serve(method: Aggregator, updates: Sequence[Update], ground: ReinitContext) 
     """One round on the server."""
     previous = Aggregate(layers=_widest(updates).layers)
     if method.inits:  # a start whose product is not zero is taken out of the base again
-        drawn = {name: Factors(f.A.flip(0), f.B) for name, f in _widest(updates).layers.items()}
+        drawn = {name: Factors(f.A.flip(0), f.B.flip(1)) for name, f in _widest(updates).layers.items()}
         ground = dataclasses.replace(ground, draw=lambda round: drawn)
     start = create_reinit(method.reinits[0]).start(method.aggregate(updates, 1, previous), 1, ground)
     return start, BaseLedger().merged(start.merge)
