@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Context, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from torch import Tensor
 
 from clients import guard
@@ -150,11 +150,12 @@ class Decoder:
         """
         config, tensors, known = wire.config(message), received[wire.STATE], held(context)
         retained = {f"/{part}" for part in wire.words(config, "keep")}
-        known |= {
+        kept = {
             name: value for name, value in tensors.items() if name[-2:] in retained and not name.startswith(wire.HEAD)
         }
-        if known:
-            context.state[HELD] = wire.encode(known)
+        if kept:  # what it held stays the very arrays that they were, which clients of one process share
+            before = wire.record(context.state, HELD, ArrayRecord) if HELD in context.state else {}
+            context.state[HELD] = ArrayRecord({**before, **wire.encode(kept)})
         complete = known | tensors
         names = {f"{layer}/{part}" for layer in self.site.targets for part in ("A", "B")}
         absent = sorted(names - complete.keys())

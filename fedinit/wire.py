@@ -118,7 +118,11 @@ def start_from_tensors(tensors: Mapping[str, Tensor]) -> StartState:
 
 def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as numpy arrays on the wire; dtypes and order are kept."""
-    return ArrayRecord({name: Array(value.detach().cpu().contiguous().numpy()) for name, value in tensors.items()})
+    return ArrayRecord({name: _array(value) for name, value in tensors.items()})
+
+
+def _array(tensor: Tensor) -> Array:
+    return Array(tensor.detach().cpu().contiguous().numpy())
 
 
 def decode(record: ArrayRecord) -> dict[str, Tensor]:
@@ -162,13 +166,33 @@ def clone(content: RecordDict) -> RecordDict:
     return copy
 
 
+def share(contents: Iterable[RecordDict]) -> None:
+    """Have all arrays of these records that are equal to the last byte be over the same bytes, so that memory has them
+    once. The records are replaced by new ones; none is changed in place."""
+    first: dict[tuple[object, ...], Array] = {}
+    for content in contents:
+        for key, record in [*content.items()]:
+            if isinstance(record, ArrayRecord):
+                content[key] = ArrayRecord({name: first.setdefault(_key(a), a) for name, a in record.items()})
+
+
+def _key(array: Array) -> tuple[object, ...]:
+    """All that an array is. Cheap to look up: Python hashes a string of bytes once, and compares none with itself."""
+    return array.dtype, array.shape, array.stype, array.data
+
+
 def to_state(content: RecordDict) -> State:
-    """Records as a checkpoint keeps them: arrays as tensors "<record>/<name>", the other records as facts."""
+    """Records as a checkpoint keeps them: arrays as tensors "<record>/<name>", the other records as facts. Equal arrays
+    are one tensor."""
     tensors: dict[str, Tensor] = {}
+    decoded: dict[tuple[object, ...], Tensor] = {}
     facts: dict[str, object] = {}
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
-            tensors |= {f"{key}/{name}": value for name, value in decode(record).items()}
+            decoded |= {
+                _key(array): _tensor(name, array) for name, array in record.items() if _key(array) not in decoded
+            }
+            tensors |= {f"{key}/{name}": decoded[_key(array)] for name, array in record.items()}
             facts[key] = {"arrays": list(record)}
         else:
             kind = "config" if isinstance(record, ConfigRecord) else "metrics"
@@ -177,12 +201,14 @@ def to_state(content: RecordDict) -> State:
 
 
 def from_state(state: State) -> RecordDict:
-    """The inverse of `to_state`."""
+    """The inverse of `to_state`; a tensor of several names is encoded once."""
     content = RecordDict()
+    distinct = {id(tensor): tensor for tensor in state.tensors.values()}
+    encoded = {of: _array(tensor) for of, tensor in distinct.items()}
     for key, facts in state.facts.items():
         ((kind, values),) = facts.items()
         if kind == "arrays":
-            content[key] = encode({name: state.tensors[f"{key}/{name}"] for name in values})
+            content[key] = ArrayRecord({name: encoded[id(state.tensors[f"{key}/{name}"])] for name in values})
         else:
             plain: dict[str, Any] = {
                 k: bytes.fromhex(v["hex"]) if isinstance(v, dict) else v for k, v in values.items()

@@ -1,8 +1,8 @@
 """Checkpoints: the whole state of a run after a round, from which it goes on as if it had never stopped.
 
 checkpoints/round-000005/
-  state.safetensors   every tensor, "<part>/<name>"
-  state.json          every other fact by part
+  state.safetensors   every tensor, "<part>/<name>"; of those that are equal to the last byte only the first
+  state.json          every other fact by part, and the names of its tensors with the one that each is stored under
   manifest.json       format; what was written (round, configuration, size and sha256 of the two), and its sha256
 
 A folder gets its name only when all of it is on the disk. The last KEEP are kept. Loading verifies every byte, and
@@ -25,9 +25,9 @@ from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from fedinit.errors import InputError
-from fedinit.state import disk
+from fedinit.state import digest, disk
 
-FORMAT = 4  # raise it when the shape of anything here changes, the configuration's keys too
+FORMAT = 5  # raise it when the shape of anything here changes, the configuration's keys too
 KEEP = 3
 FOLDER = "checkpoints"
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -36,7 +36,10 @@ NAME = "round-"
 
 @dataclass(frozen=True)
 class State:
-    """What a part of a run is made of: named tensors, and facts that are JSON."""
+    """What a part of a run is made of: named tensors, and facts that are JSON.
+
+    Tensors that are equal may be one object, as they are when a checkpoint was loaded: none is changed in place.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -91,9 +94,13 @@ class Checkpoints:
         Raises OSError; the earlier checkpoints are then untouched.
         """
         tensors = {f"{part}/{name}": t for part, state in states.items() for name, t in state.tensors.items()}
-        arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+        stored = _stored_names(tensors)
+        arrays = {name: tensors[name].detach().cpu().contiguous().numpy() for name in dict.fromkeys(stored.values())}
         # A safetensors file has an order of its own, but sums over layers are taken in the order of the names here.
-        parts = {part: {"facts": state.facts, "tensors": list(state.tensors)} for part, state in states.items()}
+        parts = {
+            part: {"facts": state.facts, "tensors": {name: stored[f"{part}/{name}"] for name in state.tensors}}
+            for part, state in states.items()
+        }
         files = {TENSORS: safetensors.numpy.save(arrays), FACTS: json.dumps({"parts": parts}).encode()}
         content = {
             "format": FORMAT,
@@ -150,7 +157,7 @@ class Checkpoints:
             files = {name: self._verified(path / name, facts) for name, facts in content["files"].items()}
             facts, tensors = json.loads(files[FACTS]), tensors_of(files[TENSORS])
             states = {
-                part: State({name: tensors[f"{part}/{name}"] for name in kept["tensors"]}, kept["facts"])
+                part: State({name: tensors[stored] for name, stored in kept["tensors"].items()}, kept["facts"])
                 for part, kept in facts["parts"].items()
             }
         except OSError as error:
@@ -203,6 +210,16 @@ def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
     if told != FORMAT:  # a manifest of this format that changed on the disk
         raise Damaged(f"{MANIFEST} is not what was written")
     return content
+
+
+def _stored_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """{name: the first name that has a tensor of the same type, shape and bytes}, which is its own for most."""
+    by_object: dict[int, str] = {}  # what is one object already needs no second digest
+    by_digest: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) not in by_object:
+            by_object[id(tensor)] = by_digest.setdefault(digest.of_tensors({"": tensor}), name)
+    return {name: by_object[id(tensor)] for name, tensor in tensors.items()}
 
 
 def _round_of(path: Path) -> int:

@@ -15,7 +15,6 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from torch import Tensor
 
 from fedinit import wire
 from fedinit.state.checkpoint import State
@@ -88,6 +87,7 @@ class LocalGrid(Grid):
             inbox.__dict__["_metadata"] = message.metadata
             deliveries.append((inbox, self.contexts[message.metadata.dst_node_id]))
         replies = self._handler(deliveries) if deliveries else []
+        wire.share(context.state for context in self.contexts.values())
         for message_id, reply in zip(ids, replies, strict=True):
             if reply.has_content():
                 reply.content = self._carry(reply.content)
@@ -104,23 +104,24 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def snapshot(self) -> State:
-        """What the clients hold: each one's Context.state, under its partition id."""
-        tensors, facts = {}, {}
-        for context in self.contexts.values():
-            client, state = str(context.node_config["partition-id"]), wire.to_state(context.state)
-            tensors |= {f"{client}/{name}": tensor for name, tensor in state.tensors.items()}
-            facts[client] = state.facts
-        return State(tensors, facts)
+        """What the clients hold: each one's Context.state, under its partition id. What several hold is one tensor."""
+        clients = self._by_client().items()
+        return wire.to_state(
+            RecordDict({f"{c}/{key}": record for c, of in clients for key, record in of.state.items()})
+        )
 
     def restore(self, state: State) -> None:
-        """Give every client the Context.state that `snapshot` had of it. Raises KeyError for a client that it lacks."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in state.tensors.items():
-            client, _, rest = name.partition("/")
-            parts.setdefault(client, {})[rest] = tensor
-        for context in self.contexts.values():
-            client = str(context.node_config["partition-id"])
-            context.state = wire.from_state(State(parts.get(client, {}), state.facts[client]))
+        """Give every client the Context.state that `snapshot` had of it. Raises KeyError for a client that is not of
+        this grid."""
+        by_client = self._by_client()
+        for context in by_client.values():
+            context.state = RecordDict()
+        for name, record in wire.from_state(state).items():
+            client, _, key = name.partition("/")
+            by_client[client].state[key] = record
+
+    def _by_client(self) -> dict[str, Context]:
+        return {str(context.node_config["partition-id"]): context for context in self.contexts.values()}
 
     def _carry(self, content: RecordDict) -> RecordDict:
         if self._strict:
