@@ -33,7 +33,7 @@ _ALIKE: dict[str, Split] = {
 
 
 def looks_like(name: str) -> Split | None:
-    """The split that a name seems to mean, by a word of it that begins or ends as one does: TrainImages, seg_test, valB.
+    """The split that a name seems to mean, by a word that begins or ends as one does: TrainImages, seg_test, valB.
 
     What `meaning` knows is among them; so are names that mean something else, such as trains, valley and contest.
     """

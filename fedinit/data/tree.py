@@ -75,7 +75,7 @@ class Tree(ABC):
         self.folders = [name.removeprefix(lead) for name in self.folders if name.startswith(lead)]
 
     def too_deep(self, folder: str) -> InputError:
-        """The refusal of a folder that lies a level too deep. It proposes a root only where nothing stays outside of it,
+        """The refusal of a folder that lies a level too deep. It proposes a root only where nothing is left outside,
         and no name below seems to be a split that is not read as one."""
         paths = [*self.folders, folder]
         tops = {path.split("/")[0] for path in paths}
@@ -134,7 +134,7 @@ class Folder(OnDisk):
             name.encode()
         except UnicodeEncodeError:
             raise InputError(
-                f"data.root={self.root}: the name {ascii(name)} is not UTF-8, and could not be written into any result; "
+                f"data.root={self.root}: the name {ascii(name)} is not UTF-8, and no result could name it; "
                 "rename it"
             ) from None
 
