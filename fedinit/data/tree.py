@@ -134,8 +134,7 @@ class Folder(OnDisk):
             name.encode()
         except UnicodeEncodeError:
             raise InputError(
-                f"data.root={self.root}: the name {ascii(name)} is not UTF-8, and no result could name it; "
-                "rename it"
+                f"data.root={self.root}: the name {ascii(name)} is not UTF-8, and no result could name it; rename it"
             ) from None
 
     def _refuse_way_out(self, name: str) -> None:
