@@ -56,7 +56,8 @@ class Site:
         self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
-        data = config.data.load(spec.channels, (spec.height, spec.width), config.seed, domain, console)
+        size, held = (spec.height, spec.width), config.partition.test_domains or ()
+        data = config.data.load(spec.channels, size, config.seed, domain, console, held)
         self.data: Dataset = config.partition.hold_out(data)
         classes, outputs = len(self.data.class_names), self.backbone.features
         if config.head.name == "none" and outputs != classes:

@@ -7,8 +7,8 @@ for the rows that a run uses. So wrong input ends in a second, also where decodi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
+from fedinit.data.splits import Split
 from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import torch_generator
@@ -37,6 +38,7 @@ class Catalogue:
     marks: rows -> what tells each of these images from another, wherever they lie: name and size, or a hash of bytes.
     passed_over: names of files that lie with the images and are not listed.
     remarks: a line each, about what the source decided by itself.
+    left_out: of each image the split for which it is neither trained nor evaluated on; None: it is used. Empty: all.
     """
 
     labels: Tensor
@@ -48,6 +50,20 @@ class Catalogue:
     marks: Callable[[Sequence[int]], Sequence[str]] = lambda rows: [""] * len(rows)
     passed_over: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    left_out: Sequence[Split | None] = ()
+
+    @property
+    def used(self) -> list[bool]:
+        """For every image whether it is trained or evaluated on."""
+        return [split is None for split in self.left_out or [None] * len(self.labels)]
+
+    def with_val_of(self, held: Collection[str]) -> Catalogue:
+        """The same, with the val images of these domains, by name, used where they were left out."""
+        if not held or not self.left_out:
+            return self
+        places = zip(self.left_out, self.domains.tolist(), strict=True)
+        left_out = [None if s == "val" and self.domain_names[domain] in held else s for s, domain in places]
+        return replace(self, left_out=left_out)
 
 
 def choose_images(
@@ -90,7 +106,9 @@ def choose_images(
 
     places = _renumber(listed.domains, listed.domain_names, domain_names)
     labels = _renumber(listed.labels, listed.class_names, class_names)
-    rows = ((places >= 0) & (labels >= 0)).nonzero().flatten()
+    chosen = (places >= 0) & (labels >= 0)
+    used = torch.tensor(listed.used, dtype=torch.bool)
+    rows, unused = ((chosen & mask).nonzero().flatten() for mask in (used, ~used))
     places, labels, test = places[rows], labels[rows], listed.test[rows]
     if validation_fraction is not None:
         kept = (~test).nonzero().flatten()
@@ -98,7 +116,8 @@ def choose_images(
         test = _held_out(places, validation_fraction, seed, first)
     _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
     if console is not None:
-        for line in _summary(listed, len(rows), len(class_names), len(domain_names)):
+        left_out = [listed.left_out[row] for row in unused.tolist()]
+        for line in [*_summary(listed, len(rows), len(class_names), len(domain_names)), *_left_out(left_out)]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(listed.read, Store):
         images, kept = listed.read.fetch(rows, console)
@@ -125,6 +144,16 @@ def _summary(listed: Catalogue, images: int, classes: int, domains: int) -> list
         count = len(listed.passed_over)
         text += f"; {count:,} file{'s' * (count != 1)} passed over: {', '.join(kinds)}"
     return [text, *(f"data: {remark}" for remark in listed.remarks)]
+
+
+def _left_out(splits: Sequence[Split | None]) -> list[str]:
+    """What a run is told about the images that it leaves out for their splits."""
+    hints = {"val": "; data.evaluate_on=val evaluates on them", "test": ""}
+    return [
+        f"data: {count:,} {split} images are neither trained nor evaluated on{hint}"
+        for split, hint in hints.items()
+        if (count := splits.count(split))  # pyright: ignore[reportArgumentType]
+    ]
 
 
 def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:

@@ -91,7 +91,8 @@ def content_of(listed: Catalogue, domains: Sequence[str] | None, classes: Sequen
         if kind in chosen and (domains is None or domain in domains)
     }
     places = list(zip(listed.domains.tolist(), listed.labels.tolist(), strict=True))
-    rows = [row for row, place in enumerate(places) if place in names]
+    used = listed.used
+    rows = [row for row, place in enumerate(places) if place in names and used[row]]
     test = listed.test.tolist()
     everything, parts, counts = hashlib.sha256(), defaultdict(hashlib.sha256), defaultdict(lambda: [0, 0])
     for row, mark in zip(rows, listed.marks(rows), strict=True):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fedinit.config.checks import within
 from fedinit.data.decoding import GreyRange
 from fedinit.data.listing import Listing
-from fedinit.data.source import DecodedSource, DomainSource
+from fedinit.data.source import DomainSource, SplitSource
 from fedinit.data.splits import choose_sides
 from fedinit.data.tree import Tree
 from fedinit.errors import InputError
@@ -21,18 +21,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSource(DomainSource, DecodedSource):
+class FileSource(DomainSource, SplitSource):
     """Image files with a class, a domain and a split each; a subclass lists them."""
 
     root: str | None = None  # must be given
-    test_fraction: float = 0.2  # of a domain's images, where nothing names its split
-    evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
     grey_range: GreyRange = "auto"  # the levels shown black and white, of deep grey
     fingerprint: Literal["names", "bytes"] = "names"  # what tells images apart: names and sizes, or all their bytes
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
         if isinstance(self.grey_range, tuple) and not -math.inf < self.grey_range[0] < self.grey_range[1] < math.inf:
             given = ",".join(f"{level:g}" for level in self.grey_range)
             raise InputError(
@@ -43,13 +40,15 @@ class FileSource(DomainSource, DecodedSource):
     def listing(self) -> tuple[Tree, Listing]:
         """The files and what is said of them. Raises InputError for a root that cannot be read or does not fit."""
 
-    def content(self) -> Content | None:
+    def content(self, held: Collection[str] = ()) -> Content | None:
         from fedinit.data.content import content_of
 
-        return None if self.root is None else content_of(self.catalogue(3, (1, 1)), self.domains, self.classes)
+        if self.root is None:
+            return None
+        return content_of(self.listed(3, (1, 1), held), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
-        """The images that are trained or evaluated on, in the listing's order; domains and classes are numbered in
+        """The images in the listing's order; domains and classes are numbered in
         sorted order. Raises InputError as `listing` does."""
         import torch
 
@@ -59,21 +58,20 @@ class FileSource(DomainSource, DecodedSource):
 
         tree, whole = self.listing()
         used = [row for row, domain in enumerate(whole.domains) if self.domains is None or domain in self.domains]
-        part = whole.rows(used)
-        sides = choose_sides(part.splits, part.names, part.domains, self.evaluate_on, self.test_fraction)
-        kept = [row for row, keep in enumerate(sides.kept) if keep]
-        listed, test = part.rows(kept), [sides.test[row] for row in kept]
+        listed = whole.rows(used)
+        sides = choose_sides(listed.splits, listed.names, listed.domains, self.evaluate_on, self.test_fraction)
         domain_index = {name: d for d, name in enumerate(whole.domain_names)}
         class_index = {name: c for c, name in enumerate(whole.class_names)}
         decoding = ImageFiles(tree, whole.names, channels, size, self.grey_range)
         return Catalogue(
             labels=torch.tensor([class_index[name] for name in listed.classes], dtype=torch.int64),
             domains=torch.tensor([domain_index[name] for name in listed.domains], dtype=torch.int64),
-            test=torch.tensor(test, dtype=torch.bool),
+            test=torch.tensor(sides.test, dtype=torch.bool),
             class_names=tuple(whole.class_names),
             domain_names=tuple(whole.domain_names),
-            read=Store(decoding, self.keeping(), [used[row] for row in kept]),
+            read=Store(decoding, self.keeping(), used),
             passed_over=whole.passed_over,
             remarks=sides.remarks,
+            left_out=sides.left_out,
             marks=lambda rows: tree.marks([listed.names[row] for row in rows], self.fingerprint == "bytes"),
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedinit.config.checks import within
 from fedinit.data.layout import ONE_DOMAIN
-from fedinit.data.source import DecodedSource, DomainSource
+from fedinit.data.source import DomainSource, SplitSource
 from fedinit.data.splits import Split, choose_sides, meaning
 from fedinit.errors import InputError, did_you_mean
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub(DomainSource, DecodedSource):
+class Hub(DomainSource, SplitSource):
     """`data=hub`: the set's own splits; a column of strings or classes may say the domain."""
 
     name: Literal["hub"] = "hub"
@@ -27,17 +27,13 @@ class Hub(DomainSource, DecodedSource):
     image_column: str | None = None  # null: the one column of images
     label_column: str | None = None  # null: the one column of classes, or "label"
     domain_column: str | None = None  # null: one domain
-    test_fraction: float = 0.2  # of a domain without splits
-    evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
-
-    def content(self) -> Content | None:
+    def content(self, held: Collection[str] = ()) -> Content | None:
         from fedinit.data.content import content_of
 
-        return None if self.root is None else content_of(self.catalogue(3, (1, 1)), self.domains, self.classes)
+        if self.root is None:
+            return None
+        return content_of(self.listed(3, (1, 1), held), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """Raises InputError without the package, for a set that cannot be had, and for columns that are not clear."""
@@ -66,7 +62,6 @@ class Hub(DomainSource, DecodedSource):
         splits: list[Split | None] = [meaning(places[row][0]) for row in used]
         of = [domains[row] for row in used]
         sides = choose_sides(splits, [names[row] for row in used], of, self.evaluate_on, self.test_fraction)
-        kept = [used[at] for at, keep in enumerate(sides.kept) if keep]
         class_names, domain_names = _class_names(first, label, classes), sorted(set(domains))
         content = digest(names, classes, domains, [part.info.dataset_size for part in parts.values()])
 
@@ -77,14 +72,15 @@ class Hub(DomainSource, DecodedSource):
 
         decoding = Items(len(places), item, digest(content, _prints(parts)), channels, size, f"data.root={self.root}")
         return Catalogue(
-            labels=torch.tensor([class_names.index(classes[row]) for row in kept], dtype=torch.int64),
-            domains=torch.tensor([domain_names.index(domains[row]) for row in kept], dtype=torch.int64),
-            test=torch.tensor([test for test, keep in zip(sides.test, sides.kept, strict=True) if keep]),
+            labels=torch.tensor([class_names.index(classes[row]) for row in used], dtype=torch.int64),
+            domains=torch.tensor([domain_names.index(domains[row]) for row in used], dtype=torch.int64),
+            test=torch.tensor(sides.test, dtype=torch.bool),
             class_names=tuple(class_names),
             domain_names=tuple(domain_names),
-            read=Store(decoding, self.keeping(), kept),
+            read=Store(decoding, self.keeping(), used),
             remarks=sides.remarks,
-            marks=lambda rows: [f"{names[kept[row]]}|{content}" for row in rows],
+            left_out=sides.left_out,
+            marks=lambda rows: [f"{names[used[row]]}|{content}" for row in rows],
         )
 
     def _parts(self) -> dict[str, Any]:

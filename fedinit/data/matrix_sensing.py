@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -30,6 +31,7 @@ class MatrixSensing(Source):
         seed: int = 0,
         domain: str | None = None,
         console: Console | None = None,
+        held: Collection[str] = (),
     ) -> Dataset:
         from fedinit.data.measurements import load_measurements
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedinit.config.checks import within
 from fedinit.data.layout import ONE_DOMAIN
-from fedinit.data.source import DecodedSource
+from fedinit.data.source import SplitSource
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError, choose
 
@@ -52,22 +51,19 @@ SETS: dict[str, tuple[str, Mapping[Split | None, Arguments]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchvisionSet(DecodedSource):
+class TorchvisionSet(SplitSource):
     """`data=torchvision`: the set as one domain, split as published."""
 
     name: Literal["torchvision"] = "torchvision"
     set: str | None = None  # must be given: a name of `SETS`
     root: str | None = None  # must be given: the folder that torchvision downloaded to
-    test_fraction: float = 0.2  # of a set without splits
-    evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
         if self.set is not None:
             choose("data.set", self.set, SETS)
 
-    def content(self) -> Content | None:
+    def content(self, held: Collection[str] = ()) -> Content | None:
         from fedinit.data.content import content_of
 
         if self.set is None or self.root is None:
@@ -90,20 +86,20 @@ class TorchvisionSet(DecodedSource):
         names = [f"{split}/{i}" for split, _, i in places]
         splits: list[Split | None] = [split for split, _, _ in places]
         sides = choose_sides(splits, names, [ONE_DOMAIN] * len(names), self.evaluate_on, self.test_fraction)
-        kept = [row for row, keep in enumerate(sides.kept) if keep]
         content = digest(self.set, labels, [_content(part) for part in parts.values()])
         decoding = Items(
             len(places), lambda row: places[row][1][places[row][2]][0], content, channels, size, f"data.set={self.set}"
         )
         return Catalogue(
-            labels=torch.tensor([labels[row] for row in kept], dtype=torch.int64),
-            domains=torch.zeros(len(kept), dtype=torch.int64),
-            test=torch.tensor([sides.test[row] for row in kept], dtype=torch.bool),
+            labels=torch.tensor(labels, dtype=torch.int64),
+            domains=torch.zeros(len(labels), dtype=torch.int64),
+            test=torch.tensor(sides.test, dtype=torch.bool),
             class_names=_class_names(next(iter(parts.values())), max(labels) + 1),
             domain_names=(ONE_DOMAIN,),
-            read=Store(decoding, self.keeping(), kept),
+            read=Store(decoding, self.keeping()),
             remarks=sides.remarks,
-            marks=lambda rows: [f"{names[kept[row]]}|{content}" for row in rows],
+            left_out=sides.left_out,
+            marks=lambda rows: [f"{names[row]}|{content}" for row in rows],
         )
 
     def _parts(self) -> dict[Split | None, Any]:

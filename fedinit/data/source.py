@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -42,9 +43,11 @@ class Source(ABC):
         """The names of the domains, in their order, where they are known before anything is read."""
         return None
 
-    def content(self) -> Content | None:
+    def content(self, held: Collection[str] = ()) -> Content | None:
         """What the data are, wherever they lie, so that a run is known by them and not by their place; None where they
-        are a function of the options alone, or their place is not set. Raises InputError as `load` does."""
+        are a function of the options alone, or their place is not set.
+
+        held: as in `load`, which raises the same."""
         return None
 
     @abstractmethod
@@ -55,6 +58,7 @@ class Source(ABC):
         seed: int = 0,
         domain: str | None = None,
         console: Console | None = None,
+        held: Collection[str] = (),
     ) -> Dataset:
         """The data, as a model takes it.
 
@@ -64,6 +68,7 @@ class Source(ABC):
         domain: for a site that holds one of the domains that the configuration names: only its images are read, and the
             others need not be there. None: all domains.
         console: where it is printed what there is; None: nowhere.
+        held: domains that nobody trains on, of which the validation images are there too.
 
         Raises InputError for a source that cannot be read, or has nothing that fits the options or the model.
         """
@@ -92,6 +97,11 @@ class ImageSource(Source):
         Raises InputError for a source that cannot be read.
         """
 
+    def listed(self, channels: int, size: tuple[int, int], held: Collection[str]) -> Catalogue:
+        """The catalogue, of which the val images of the held domains are used too; not where settings are chosen on a
+        share of the training images."""
+        return self.catalogue(channels, size).with_val_of(held if self.validation_fraction is None else ())
+
     def reading(self, domain: str | None) -> ImageSource:
         """This source restricted to one domain, where its options can say that. domain: its name; None: all of it."""
         return self
@@ -103,6 +113,7 @@ class ImageSource(Source):
         seed: int = 0,
         domain: str | None = None,
         console: Console | None = None,
+        held: Collection[str] = (),
     ) -> Dataset:
         """The chosen images, as (n, channels, H, W) uint8; see `fedinit.data.catalogue.choose_images`."""
         from fedinit.data.catalogue import choose_images
@@ -111,7 +122,7 @@ class ImageSource(Source):
             raise InputError(
                 f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
             )
-        listed = self.reading(domain).catalogue(channels, size)
+        listed = self.reading(domain).listed(channels, size, held)
         return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain, console)
 
 
@@ -133,6 +144,23 @@ class DecodedSource(ImageSource):
         from fedinit.data.store import Keeping
 
         return Keeping(self.cache, self.cache_above, self.cache_dir, self.skip_unreadable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSource(DecodedSource):
+    """Images of which a split may be named: `fedinit.data.splits.choose_sides`."""
+
+    test_fraction: float = 0.2  # of a domain's images, where nothing names its split
+    evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("data.test_fraction", self.test_fraction, 0, 1, open_low=True, open_high=True)
+        if self.evaluate_on == "val" and self.validation_fraction is not None:
+            raise InputError(
+                f"data.evaluate_on=val data.validation_fraction={self.validation_fraction}: each names other images to "
+                "evaluate on, those of the val split and a share of those of train; give one of the two"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,11 +48,11 @@ def looks_like(name: str) -> Split | None:
 
 
 class Sides(NamedTuple):
-    """kept: for every image whether the run uses it. test: whether it is evaluated on. remarks: a line each, about
-    what was not said by the names alone."""
+    """test: for every image whether it is evaluated on. left_out: the split for which it is neither trained nor
+    evaluated on; None: it is used. remarks: a line each, about what was not said by the names alone."""
 
-    kept: list[bool]
     test: list[bool]
+    left_out: list[Split | None]
     remarks: list[str]
 
 
@@ -77,11 +77,12 @@ def choose_sides(
 
     Raises InputError for a domain without validation images where those are asked for.
     """
-    kept, test = [True] * len(splits), [False] * len(splits)
+    test = [False] * len(splits)
+    left_out: list[Split | None] = [None] * len(splits)
     members: dict[str, list[int]] = {}
     for row, domain in enumerate(domains):
         members.setdefault(domain, []).append(row)
-    on_val, by_name, left_out = [], [], dict.fromkeys(("val", "test"), 0)
+    on_val, by_name = [], []
     for domain, rows in members.items():
         there = {splits[row] for row in rows}
         if evaluate_on == "val" and "val" not in there:
@@ -91,9 +92,8 @@ def choose_sides(
         for row in rows:
             split = splits[row]
             test[row] = split == judged if judged in there else split == pool and _below(names[row], test_fraction)
-            if split in left_out and split != judged:
-                kept[row] = False
-                left_out[split] += 1
+            if split in ("val", "test") and split != judged:
+                left_out[row] = split
         if judged not in there:
             by_name += [domain] * ("train" in there)
         elif judged == "val" and "test" not in there:
@@ -103,11 +103,7 @@ def choose_sides(
         if where:
             place = "" if len(where) == len(members) else f" in {', '.join(where)}"
             remarks.append(f"no test images{place}: {said}")
-    for split, count in left_out.items():
-        if count:
-            hint = "; data.evaluate_on=val evaluates on them" if split == "val" else ""
-            remarks.append(f"{count:,} {split} images are neither trained nor evaluated on{hint}")
-    return Sides(kept, test, remarks)
+    return Sides(test, left_out, remarks)
 
 
 def _below(name: str, share: float) -> bool:

@@ -31,7 +31,7 @@ class MadeOf:
     @staticmethod
     def of(config: Config) -> MadeOf:
         """As the files are now. Raises InputError for files that cannot be read."""
-        return MadeOf(config.data.content(), _checkpoint(config.model))
+        return MadeOf(config.data.content(config.partition.test_domains or ()), _checkpoint(config.model))
 
     @property
     def digest(self) -> str:

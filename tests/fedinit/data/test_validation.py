@@ -9,8 +9,10 @@ import pytest
 
 import run_sim
 from clients.site import Site
+from fedinit.config.compose import compose_config
 from fedinit.errors import InputError
 from tests.support.small import WORDS, small_config
+from tests.support.trees import plant
 
 
 def rows_of(images) -> set[bytes]:
@@ -48,3 +50,31 @@ def test_rounds_to_evaluate(tmp_path):
 def test_what_makes_no_sense_is_refused(word):
     with pytest.raises(InputError, match=word.split("=")[0]):
         small_config(word)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Two domains with three splits: 4, 3 and 2 images of each of two classes."""
+    for split, count in (("train", 4), ("val", 3), ("test", 2)):
+        plant(tmp_path, *(f"{domain}/{split}/{name}" for domain in "pq" for name in "ab"), count=count)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "held"), [([], 18), (["data.evaluate_on=val"], 14), (["data.validation_fraction=0.5"], 8)]
+)
+def test_all_images_of_a_test_domain_are_evaluated_on_but_those_that_settings_are_not_chosen_by(three, words, held):
+    words = ["partition.test_domains=[q]", "data=image_folder", f"data.root={three}", "data.domains=[p,q]", *words]
+    config = small_config("model.checkpoint=null", *words)
+    data = config.partition.hold_out(config.data.load(3, (4, 4), held=config.partition.test_domains or ()))
+    assert data.test[data.domains == 1].tolist() == [True] * held
+    assert int((data.domains == 0).sum()) == {18: 12, 14: 14, 8: 8}[held]
+    content = config.data.content(("q",))
+    assert content is not None
+    assert sum(content.groups[f"q/{name}"].images for name in "ab") == {18: 18, 14: 14, 8: 12}[held]
+
+
+def test_two_ways_to_name_what_is_evaluated_on_are_refused(three):
+    for words in (["data=image_folder", f"data.root={three}"], ["data=torchvision", "data.set=eurosat"], ["data=hub"]):
+        with pytest.raises(InputError, match="data.evaluate_on=val data.validation_fraction=0.3: each names other"):
+            compose_config([*words, "data.evaluate_on=val", "data.validation_fraction=0.3"])
