@@ -205,8 +205,11 @@ class Config:
                 f"partition.test_domains=[{','.join(self.partition.test_domains)}]: no client holds images of these "
                 "domains, so evaluation=clients cannot judge them; use evaluation=server"
             )
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        plain_name = self.name.isprintable() and len(self.name) <= 200
+        if not self.name or "/" in self.name or self.name.startswith(".") or not plain_name:
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
+        if not self.output_dir or not self.output_dir.isprintable():
+            raise InputError(f"output_dir={self.output_dir!r}: expected the path of a folder")
 
     def identity(self, made_of: str = "") -> str:
         """Ten hexadecimal digits that name what this run computes, but for the seed, which the folder's name carries
