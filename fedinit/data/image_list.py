@@ -6,8 +6,6 @@ relative to the table's folder, and stays in it.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +15,7 @@ from fedinit.data.file_source import FileSource
 from fedinit.data.layout import ONE_DOMAIN
 from fedinit.data.listing import Listing
 from fedinit.data.splits import Split, meaning
+from fedinit.data.table import read_table
 from fedinit.data.tree import OnDisk, Tree
 from fedinit.errors import InputError
 
@@ -54,20 +53,14 @@ class ImageList(FileSource):
         """{path: (label, domain, split)}."""
         where = f"data.root={file}"
         try:
-            text = file.read_bytes().decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            content = file.read_bytes()
+        except OSError as error:
             raise InputError(f"{where}: cannot be read ({error}); expected a CSV file in UTF-8") from error
-        first = text.partition("\n")[0]
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
-        columns = [column.strip().lower() for column in table.fieldnames or ()]
-        table.fieldnames = columns
-        if not {"path", "label"} <= set(columns):
-            raise InputError(f"{where}: has the columns {', '.join(columns)}; expected path and label among them")
         rows: dict[str, tuple[str, str, Split | None]] = {}
-        for row in table:
-            at = f"{where}: line {table.line_num}"
-            path, label, domain, word = ((row.get(column) or "").strip() for column in _COLUMNS)
-            if not path or not label or ("domain" in columns and not domain):
+        for line, row in read_table(where, content, ("path", "label")):
+            at = f"{where}: line {line}"
+            path, label, domain, word = (row.get(column, "") for column in _COLUMNS)
+            if not path or not label or ("domain" in row and not domain):
                 raise InputError(f"{at}: has no {'path' if not path else 'label' if not label else 'domain'}; add it")
             name = str(PurePosixPath(path.replace("\\", "/")))
             if name.startswith("/") or ".." in name.split("/"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from fedinit.data.splits import Split, meaning
+from fedinit.data.splits import Split, looks_like, meaning
 from fedinit.data.tree import SHAPE, Tree
 from fedinit.errors import InputError
 
@@ -115,10 +114,11 @@ def _refuse_mixture(where: str, names: Sequence[str], lowest: bool) -> None:
             f"{where}: the folder {exact[0]!r} names a split, and {other!r} beside it does not; rename one, or say "
             f"what the folders are with {_REMEDY}"
         )
-    near = {name: {meaning(word) for word in re.findall("[a-z]+", name.lower())} - {None} for name in names}
-    if len(set().union(*near.values())) > 1 and all(near.values()):
+    near = [name for name in names if looks_like(name)]
+    # On the lowest level a few such names among others are classes, such as trains and valley.
+    if len({looks_like(name) for name in near}) > 1 and (len(near) == len(names) or not lowest):
         raise InputError(
-            f"{where}: the folders {', '.join(map(repr, names[:3]))} look like splits; name them train, val and test, "
+            f"{where}: the folders {', '.join(map(repr, near[:3]))} look like splits; name them train, val and test, "
             f"or say what they are with {_REMEDY}"
         )
 

@@ -7,13 +7,12 @@ and a class number.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fedinit.data.splits import Split, meaning
+from fedinit.data.table import read_table
 from fedinit.data.tree import Tree
 from fedinit.errors import InputError
 
@@ -55,21 +54,19 @@ def list_files(tree: Tree, images: Sequence[str]) -> dict[str, ListFile]:
 
 
 def read_index(tree: Tree, images: Sequence[str]) -> dict[str, Split]:
-    """{image: split} by index.csv. Raises InputError for one that cannot be read, names what is absent, or leaves an
-    image out."""
+    """{image: split} by index.csv.
+
+    Raises InputError for one that cannot be read, names what is absent, has an image twice, or leaves one out.
+    """
     where = f"data.root={tree.root}: {INDEX}"
-    try:
-        rows = list(csv.DictReader(io.StringIO(tree.read(INDEX).decode("utf-8-sig"), newline="")))
-        words = {row["path"]: row["split"] for row in rows}
-    except (UnicodeDecodeError, csv.Error, KeyError) as error:
-        raise InputError(
-            f"{where} cannot be read ({error!r}); expected UTF-8 with the columns path and split, or no such file"
-        ) from error
     splits: dict[str, Split] = {}
-    for name, word in words.items():
-        split = meaning(word or "")
+    for line, row in read_table(where, tree.read(INDEX), ("path", "split")):
+        name, word = row.get("path", ""), row.get("split", "")
+        split = meaning(word)
         if split is None:
             raise InputError(f"{where} has split={word!r} for {name!r}; expected train, val or test")
+        if name in splits:
+            raise InputError(f"{where}: line {line}: {name!r} has a row already; delete one of the two")
         splits[name] = split
     absent, unlisted = set(splits) - set(images), set(images) - set(splits)
     if absent:

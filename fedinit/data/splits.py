@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,30 @@ _MEANINGS: dict[str, Split] = {
 def meaning(name: str) -> Split | None:
     """The split that a name means, in any case; None for any other name."""
     return _MEANINGS.get(name.strip().lower())
+
+
+_ROOTS: tuple[Split, ...] = ("train", "test", "val")
+# Whole words that are used for a split, and for other things too.
+_ALIKE: dict[str, Split] = {
+    **dict.fromkeys(("tr", "trn", "seen"), "train"),
+    **dict.fromkeys(("dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("te", "tst", "unseen", "holdout", "heldout"), "test"),
+}
+
+
+def looks_like(name: str) -> Split | None:
+    """The split that a name seems to mean, by a word that begins or ends as one does: TrainImages, seg_test, valB.
+
+    What `meaning` knows is among them; so are names that mean something else, such as trains, valley and contest.
+    """
+    parts = re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name) + re.findall("[a-z]+", name.lower())  # TestB and TESTset
+    for word in map(str.lower, parts):
+        if split := _ALIKE.get(word):
+            return split
+        for root in _ROOTS:
+            if word.startswith(root) or word.endswith(root):
+                return root
+    return None
 
 
 class Sides(NamedTuple):

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from fedinit.data.splits import meaning
+from fedinit.data.splits import looks_like, meaning
 from fedinit.errors import InputError
 
 SHAPE = "expected data.root/domain/class/image.jpg, with folders train, val and test above or below a level if you like"
@@ -75,10 +75,13 @@ class Tree(ABC):
         self.folders = [name.removeprefix(lead) for name in self.folders if name.startswith(lead)]
 
     def too_deep(self, folder: str) -> InputError:
-        """The refusal of a folder that lies a level too deep. It proposes a root only where no split stays outside."""
-        tops = {name.split("/")[0] for name in [*self.files, *self.folders, folder]}
-        top = folder.split("/")[0]
-        hint = "" if any(map(meaning, tops)) else f"; is data.root={self.root / top} meant?"
+        """The refusal of a folder that lies a level too deep. It proposes a root only where nothing is left outside,
+        and no name below seems to be a split that is not read as one."""
+        paths = [*self.folders, folder]
+        tops = {path.split("/")[0] for path in paths}
+        names = {name for path in paths for name in path.split("/")}
+        unclear = any(map(meaning, tops)) or any(looks_like(name) and not meaning(name) for name in names)
+        hint = "" if unclear or len(tops) > 1 else f"; is data.root={self.root / tops.pop()} meant?"
         return InputError(f"data.root={self.root}: folder {folder!r} is a level too deep, {SHAPE}{hint}")
 
 
@@ -116,6 +119,7 @@ class Folder(OnDisk):
             if _ignored(entry.name):
                 continue
             name = f"{parent}/{entry.name}" if parent else entry.name
+            self._refuse_undecodable(name)
             if entry.is_symlink():
                 self._refuse_way_out(name)
             (folders if entry.is_dir() else self.files).append(name)
@@ -124,6 +128,14 @@ class Folder(OnDisk):
             if name.count("/") >= _DEEPEST:
                 raise self.too_deep(name)
             self._walk(name)
+
+    def _refuse_undecodable(self, name: str) -> None:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"data.root={self.root}: the name {ascii(name)} is not UTF-8, and no result could name it; rename it"
+            ) from None
 
     def _refuse_way_out(self, name: str) -> None:
         target = (self.root / name).resolve()

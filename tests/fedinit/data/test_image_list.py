@@ -84,6 +84,12 @@ def test_a_split_that_is_named_for_some_is_kept(tmp_path: Path) -> None:
         ("path,label\n../a.png,cat\n", "line 2: '../a.png' leads out of the table's folder"),
         ("path,label\n/a.png,cat\n", "line 2: '/a.png' leads out of the table's folder"),
         ("path,label\nart/cat/0.png,cat\n./art/cat/0.png,dog\n", "line 3: 'art/cat/0.png' has a row already"),
+        ("path,label,label\nart/cat/0.png,cat,dog\n", "has the column label 2 times"),
+        ('path,label\nart/cat/0.png,cat\nart/cat/1.png,"cat\nart/dog/0.png,dog\n', "begins on line 3 cannot be read"),
+        ('path,label\nart/cat/0.png,"' + "x" * 140_000, "the row that begins on line 2 cannot be read"),
+        ("path,label\nart/cat/0.png,cat, dog\n", "line 2 has 3 values for 2 columns"),
+        ("", "is empty; expected path and label"),
+        ("path,label,domain\nart/cat/0.png,cat\n", "line 2: has no domain"),
         ("path,label\nart/cat/9.png,cat\n", "names 'art/cat/9.png', which is not there"),
     ],
 )

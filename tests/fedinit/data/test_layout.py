@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,40 @@ def test_a_class_folder_may_be_empty_in_one_split_and_not_in_all(tmp_path: Path)
     assert sides(load_folder(root))["all", "dog"] == (2, 0)
     (root / "train" / "eel").mkdir()
     assert "class folder 'train/eel' holds no images" in refusal(root)
+
+
+PAIRS = [("TrainImages", "TestImages"), ("testset", "trainset"), ("tr", "te"), ("trn", "tst"), ("seen", "unseen")]
+PAIRS += [("trainB", "testB", "valB"), ("mytrain", "mytest"), ("X_train", "X_test"), ("TRAINset", "VALset")]
+
+
+@pytest.mark.parametrize("words", PAIRS)
+def test_names_that_look_like_splits_are_refused_on_any_level_and_no_root_leads_past_them(
+    tmp_path: Path, words
+) -> None:
+    shapes = [(words, ("a", "b")), (("p", "q"), words, ("a", "b")), (words, ("p", "q"), ("a", "b"))]
+    for i, shape in enumerate([*shapes, (("h",), ("p", "q"), words, ("a", "b"))]):
+        said = refusal(plant(tmp_path / str(i), *names(*shape), count=1))
+        assert "meant?" not in said and ("look like splits" in said or "level too deep" in said)
+    assert load_folder(plant(tmp_path / "0", count=1), layout="domain/class", test_fraction=0.9)
+
+
+def test_other_folders_beside_what_looks_like_splits_do_not_hide_them(tmp_path: Path) -> None:
+    root = plant(tmp_path / "a", *names(("TrainImages", "TestImages", "more"), ("a", "b")))
+    assert "'TestImages', 'TrainImages' look like splits" in refusal(root)
+    root = plant(tmp_path / "b", *names(("art", "photo"), ("valley", "trains", "dog")), count=8)
+    assert load_folder(root).class_names == ("dog", "trains", "valley")
+
+
+def test_of_several_folders_that_lie_too_high_none_is_proposed(tmp_path: Path) -> None:
+    said = refusal(plant(tmp_path, *names(("here", "there"), ("art", "photo"), ("cat", "dog"))))
+    assert "level too deep" in said and "meant?" not in said
+
+
+def test_a_name_that_is_not_utf8_is_refused_where_it_is_listed(tmp_path: Path) -> None:
+    plant(tmp_path, *names(("p",), ("a", "b")))
+    try:
+        (tmp_path / "p" / os.fsdecode(b"a\xff")).mkdir()
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    said = refusal(tmp_path)
+    assert "'p/a\\udcff' is not UTF-8" in said and said.isprintable()

@@ -57,6 +57,12 @@ def test_splits_without_domains_have_lists_too(tmp_path: Path) -> None:
         ({"train.csv": "path,label\nclipart/cat/0.png,0\n"}, "line 1 of 'train.csv': no image 'path,label' there"),
         ({"train_val.txt": "clipart/cat/0.png 0\n"}, "the name of 'train_val.txt' says train and val"),
         (
+            {"index.csv": "path,split\nreal/cat/0.png,train\nreal/cat/0.png,test\n"},
+            "line 3: 'real/cat/0.png' has a row",
+        ),
+        ({"index.csv": "path,split,split\nreal/cat/0.png,train,test\n"}, "has the column split 2 times"),
+        ({"index.csv": 'path,split\nreal/cat/0.png,"train\n' + "x" * 140_000}, "begins on line 2 cannot be read"),
+        (
             {"a_train.txt": lines("real", 0), "a_test.txt": lines("real", 0)},
             "'real/cat/0.png' is in the list of another split too",
         ),

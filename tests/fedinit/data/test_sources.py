@@ -121,7 +121,7 @@ def test_an_index_sets_the_split(tree: Path, tmp_path: Path, lead: str) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ("path,part\nphoto/red/0.png,train", "columns path and split"),
+        ("path,part\nphoto/red/0.png,train", "expected path and split among them"),
         ("path,split\nphoto/red/0.png,dev", "split='dev' for 'photo/red/0.png'; expected train, val or test"),
         ("path,split\nphoto/red/9.png,test", "'photo/red/9.png', which is not there"),
         ("path,split\nphoto/red/0.png,test", "does not name 'art/blue/0.png'"),
