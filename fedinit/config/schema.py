@@ -47,6 +47,7 @@ class ModelConfig:
     kwargs: Mapping[str, Any]  # passed to timm.create_model; null image size etc. stay timm's
     checkpoint: str | None  # safetensors file, or "embedded:<file>" for one inside the package
     sha256: str | None = None  # that the checkpoint file must have; null: any
+    checkpoint_grid: tuple[int, int] | None = None  # rows and columns of the file's positions; null: of a square image
     pretrained: bool  # timm's own weights, from the network, unless a checkpoint is given
     image_size: int | tuple[int, int] | None  # pixels a side, or [height,width]; null: the model's own
     mean: tuple[float, ...] | None  # per channel, on [0, 1]; null: the model's own
@@ -57,6 +58,8 @@ class ModelConfig:
             raise InputError(f"model.sha256={self.sha256}: expected the 64 hexadecimal digits of sha256sum")
         for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():
             at_least("model.image_size", side, 1)
+        for side in self.checkpoint_grid or ():
+            at_least("model.checkpoint_grid", side, 1)
         for value in self.mean or ():
             within("model.mean", value, 0, 1)
         for value in self.std or ():
@@ -205,8 +208,11 @@ class Config:
                 f"partition.test_domains=[{','.join(self.partition.test_domains)}]: no client holds images of these "
                 "domains, so evaluation=clients cannot judge them; use evaluation=server"
             )
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        plain_name = self.name.isprintable() and len(self.name) <= 200
+        if not self.name or "/" in self.name or self.name.startswith(".") or not plain_name:
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
+        if not self.output_dir or not self.output_dir.isprintable():
+            raise InputError(f"output_dir={self.output_dir!r}: expected the path of a folder")
 
     def identity(self, made_of: str = "") -> str:
         """Ten hexadecimal digits that name what this run computes, but for the seed, which the folder's name carries

@@ -20,6 +20,7 @@ from fedinit.models.checkpoint import Filter, load
 from fedinit.models.creation import create
 from fedinit.models.dry_pass import DryPass, dry_pass
 from fedinit.models.input_spec import InputSpec
+from fedinit.models.positions import grid_of
 from fedinit.state import digest
 
 # What timm.create_model would load weights by, from a file or an address; the keys of `model` are the only way here.
@@ -73,7 +74,7 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     if weights != "none":
         _check_grid(module, settings, kwargs, spec)
     if settings.checkpoint:
-        load(module, settings.checkpoint, settings.sha256, convert)
+        load(module, settings.checkpoint, settings.sha256, convert, settings.checkpoint_grid)
     module.eval().requires_grad_(False)
     backbone = Backbone(module, cast(int, module.num_features), spec)
     # Some say another number of features than they give without a classifier (MambaOut): what counts is what they give.
@@ -110,15 +111,20 @@ def _check_patches(module: nn.Module, name: str, spec: InputSpec) -> None:
 
 
 def _check_grid(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, Any], spec: InputSpec) -> None:
-    """Raise InputError for a model whose weights are of one grid of tokens, where an image that is not square has as
-    many tokens as a square one: the shapes of trained weights fit, and their tokens lie elsewhere.
+    """Raise InputError for a model whose weights are of one grid of tokens, where weights of another grid fit: those of
+    an image with as many tokens, which lie elsewhere.
 
-    Position embeddings are left out of account, for those are resampled.
+    Weights are of a square image unless `model.checkpoint_grid` says another. Position embeddings that are resampled
+    are left out of account.
     """
     height, width = spec.height, spec.width
-    side = math.isqrt(height * width)
-    if height == width or side * side != height * width:
+    rows, columns = settings.checkpoint_grid or (1, 1)
+    own = tuple(resolve_model_data_config(module)["input_size"][1:])
+    if rows * width == columns * height or (settings.checkpoint_grid is None and own == (height, width)):
         return
+    unit = math.isqrt(height * width // (rows * columns))
+    as_many = unit * unit * rows * columns == height * width
+    there = (rows * unit, columns * unit) if as_many else (width, height)  # no square: the grid may still be turned
 
     def shapes(high: int, wide: int) -> dict[str, torch.Size]:
         with torch.device("meta"):
@@ -126,14 +132,20 @@ def _check_grid(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, A
         return {name: value.shape for name, value in other.state_dict().items()}
 
     try:
-        square, taller = shapes(side, side), shapes(2 * height, width)
+        fitting, taller = shapes(*there), shapes(2 * height, width)
     except InputError:
         return  # it takes no such size, so no weights were trained at it
+    # What fits in number is not resampled: timm's own weights where they are of that size, files of unknown grids.
+    resampled = there != own if settings.checkpoint is None else grid_of(module) is not None
     for name, value in module.state_dict().items():
-        if name != "pos_embed" and square.get(name) == value.shape != taller.get(name):
+        if name == "pos_embed" and resampled:
+            continue
+        if fitting.get(name) == value.shape != taller.get(name):
             raise InputError(
                 f"model.image_size={height}x{width}: {name} of {settings.name} is trained for one grid of tokens, that "
-                f"of a square image of as many; choose a model with position embeddings, or model.image_size={side}"
+                f"of {'a square image' if there[0] == there[1] else f'an image of {there[0]}x{there[1]}'} of as many; "
+                f"choose a model with position embeddings, or set model.image_size=[{there[0]},{there[1]}], or, for a "
+                "file of this model's grid, model.checkpoint_grid=[rows,columns]"
             )
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, first_line
+from fedinit.models import positions
 from fedinit.state import digest
 
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
@@ -28,25 +27,34 @@ UNUSED = ("mask_token",)  # of pre-training, where the model does not have them
 Filter = Callable[[dict[str, Any], nn.Module], dict[str, Any]]
 
 
-def load(module: nn.Module, source: str, sha256: str | None, convert: Filter) -> None:
+def load(
+    module: nn.Module, source: str, sha256: str | None, convert: Filter, grid: tuple[int, int] | None = None
+) -> None:
     """Load a checkpoint into the module.
 
     source: the path of a safetensors file, or "embedded:<file>" for one inside this package.
     sha256: what the file's must be; None: any.
     convert: timm's filter of this model, from a file's tensors to the module's.
+    grid: (rows, columns) of the file's position embeddings; None: of a square image.
 
     Raises InputError for a file that is missing, another, no safetensors file, or does not fit the module.
     """
     raw, wanted = clean_state_dict(_read(source, sha256)), module.state_dict()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # EVA's filter prints what it passes over
-            weights = dict(convert(dict(raw), module))
-        _resample_positions(module, weights, raw.get("pos_embed"))
+            if grid is not None:
+                weights = positions.read_from_grid(module, raw, convert, grid)
+            else:
+                weights = dict(convert(dict(raw), module))
+                positions.resample_from_square(module, weights, raw, source)
+    except InputError:
+        raise
     except Exception as error:  # whatever a filter of timm's raises on tensors it was not written for
         _compare(source, raw, wanted)
         raise InputError(
             f"model.checkpoint={source}: does not fit the model: timm cannot read it as weights of "
-            f"{type(module).__name__} ({first_line(error)}); check model.name, model.kwargs and model.image_size"
+            f"{type(module).__name__} ({first_line(error)}); check model.name, model.kwargs, "
+            "model.image_size and model.checkpoint_grid"
         ) from error
     _adapt_channels(module, weights, wanted)
     left_out = (*CLASSIFIERS, *(f"{name}." for name in _named(module, "classifier")), *UNUSED)
@@ -75,26 +83,6 @@ def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
             f"model.checkpoint={source}: not a safetensors file ({first_line(error)}); pickled checkpoints can run "
             "code and are refused: load it where you trust it and save the state dict with safetensors.torch.save_file"
         ) from error
-
-
-def _resample_positions(module: nn.Module, weights: dict[str, Any], before: Tensor | None) -> None:
-    """Bring position embeddings to the model's grid where the filter left them as they were.
-
-    before: the file's. As many positions as the model has are another grid where theirs is square and the model's is
-    not: 8x8 in a file are no 4x16.
-    """
-    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
-    position, target = weights.get("pos_embed"), getattr(module, "pos_embed", None)
-    if grid is None or not isinstance(position, Tensor) or not isinstance(target, Tensor):
-        return
-    if position.ndim != 3 or target.ndim != 3 or position.shape[-1] != target.shape[-1]:
-        return
-    tokens = grid[0] * grid[1]
-    prefix, untouched = target.shape[1] - tokens, before is not None and before.shape == position.shape
-    old = position.shape[1] - prefix
-    side = math.isqrt(max(old, 0))
-    if prefix >= 0 and side**2 == old and (old != tokens or (grid[0] != grid[1] and untouched)):
-        weights["pos_embed"] = resample_abs_pos_embed(position, list(grid), [side, side], num_prefix_tokens=prefix)
 
 
 def _adapt_channels(module: nn.Module, weights: dict[str, Any], wanted: Mapping[str, Tensor]) -> None:

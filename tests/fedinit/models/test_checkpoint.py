@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,14 +102,79 @@ def test_another_models_weights_are_not_equal(tmp_path):
     assert not equal(ours, by_timm("vit_tiny_patch16_224", other))
 
 
-def test_as_many_positions_in_another_grid(tmp_path):
+@pytest.mark.parametrize("prefixed", [dict, open_clip])
+def test_as_many_positions_in_another_grid(prefixed, tmp_path):
     """64 positions of a square image in a grid of 4x16: resampled, where their number alone would let them pass."""
     weights = weights_of("vit_tiny_patch16_224", img_size=128)
-    path = saved(tmp_path, weights)
+    path = saved(tmp_path, prefixed(weights))
     positions = loaded("vit_tiny_patch16_224", path, img_size=(64, 256))["pos_embed"]
     expected = resample_abs_pos_embed(weights["pos_embed"], [4, 16], [8, 8], num_prefix_tokens=1)
     assert torch.equal(positions, expected) and torch.equal(positions[:, 0], weights["pos_embed"][:, 0])
     assert not torch.allclose(positions, weights["pos_embed"], atol=0.1)  # negative: the file's, in their order
+
+
+@pytest.mark.parametrize(
+    ("theirs", "grid", "ours"),
+    [
+        ((32, 128), (2, 8), (32, 128)),  # a file of this very model
+        ((64, 96), (4, 6), (96, 64)),
+        ((64, 96), (4, 6), 128),
+        ((32, 128), (2, 8), 64),
+        ((112, 448), (7, 28), (112, 448)),  # as many as timm's own weights have, which its filter takes them for
+    ],
+)
+def test_positions_of_a_file_whose_grid_is_said(theirs, grid, ours, tmp_path):
+    weights, name = weights_of("vit_tiny_patch16_224", img_size=theirs), "vit_tiny_patch16_224"
+    kwargs = {key: value for key, value in VIT.items() if key != "img_size"}
+    model = settings(name, kwargs=kwargs, image_size=ours, checkpoint=saved(tmp_path, weights), checkpoint_grid=grid)
+    positions = build_backbone(model).module.state_dict()["pos_embed"]
+    high, wide = (ours, ours) if isinstance(ours, int) else ours
+    expected = resample_abs_pos_embed(weights["pos_embed"], [high // 16, wide // 16], list(grid), num_prefix_tokens=1)
+    assert torch.equal(positions, expected)
+    assert torch.equal(positions, weights["pos_embed"]) == (theirs == ours)
+
+
+def test_as_many_positions_are_resampled_with_a_word(tmp_path, caplog):
+    """Of a square image, without a word of another; that they are of the model's grid is for the user to say."""
+    for size, said in (((32, 128), "16 positions .* 4x4.*checkpoint_grid=.2,8."), ((112, 448), "196 .* 14x14")):
+        caplog.clear()
+        weights = weights_of("vit_tiny_patch16_224", img_size=size)
+        positions = loaded("vit_tiny_patch16_224", saved(tmp_path, weights), img_size=size)["pos_embed"]
+        (side, grid) = (4, [2, 8]) if size == (32, 128) else (14, [7, 28])
+        once = resample_abs_pos_embed(weights["pos_embed"], grid, [side, side], num_prefix_tokens=1)
+        assert torch.equal(positions, once) and re.search(said, caplog.text)
+
+
+def test_as_many_positions_of_no_square_are_refused(tmp_path):
+    """24 of a 4x6 grid are no 6x4."""
+    path = saved(tmp_path, weights_of("vit_tiny_patch16_224", img_size=(64, 96)))
+    with pytest.raises(InputError, match=r"24 positions are of no square image.*checkpoint_grid=\[6,4\]"):
+        loaded("vit_tiny_patch16_224", path, img_size=(96, 64))
+
+
+def test_a_grid_of_other_positions_than_the_file_has_is_refused(tmp_path):
+    path = saved(tmp_path, weights_of("vit_tiny_patch16_224"))
+    with pytest.raises(
+        InputError, match=r"checkpoint_grid=\[9,9\]: the file has 17 positions in pos_embed, expected 81"
+    ):
+        build_backbone(settings("vit_tiny_patch16_224", kwargs=VIT, checkpoint=path, checkpoint_grid=(9, 9)))
+
+
+HIERA = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
+MIXER = {"patch_size": 8, "embed_dim": 24, "num_blocks": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "theirs", "ours"),
+    [("hiera_tiny_224", HIERA, (64, 64), (32, 128)), ("MlpMixer", MIXER, (64, 96), (96, 64))],
+)
+def test_weights_of_one_grid_are_taken_where_the_grid_is_said_and_is_the_models(name, kwargs, theirs, ours, tmp_path):
+    """Hiera's positions lie in a grid that no name tells, so that they are not resampled."""
+    path = saved(tmp_path, build_backbone(settings(name, kwargs=kwargs, image_size=theirs)).module.state_dict())
+    for grid in (None, theirs):
+        with pytest.raises(InputError, match=f"of {theirs[0]}x{theirs[1]}|square image"):
+            build_backbone(settings(name, kwargs=kwargs, image_size=ours, checkpoint=path, checkpoint_grid=grid))
+    build_backbone(settings(name, kwargs=kwargs, image_size=theirs, checkpoint=path, checkpoint_grid=theirs))
 
 
 @pytest.mark.parametrize(
