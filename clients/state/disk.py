@@ -18,6 +18,7 @@ from clients.cohort import Cohort
 from fedinit import wire
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
+from fedinit.home import expand_home
 from fedinit.runs.export import ONE, save_adapter
 from fedinit.state.checkpoint import KEEP, Checkpoints
 
@@ -48,7 +49,7 @@ class Kept:
         client = node.get("partition-id")
         if SETTING not in node or not isinstance(client, int):
             return None  # without a partition id the cohort has the answer
-        return Kept(Path(str(node[SETTING])).expanduser(), config, client)
+        return Kept(expand_home(SETTING, str(node[SETTING])), config, client)
 
     def recall(self, message: Message, context: Context) -> None:
         """Put the client's state where this message wants it into the Context: an empty one where there is none.

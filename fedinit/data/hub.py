@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedinit.data.layout import ONE_DOMAIN
+from fedinit.data.names import composed
 from fedinit.data.source import DomainSource, SplitSource
 from fedinit.data.splits import Split, choose_sides, meaning
 from fedinit.errors import InputError, did_you_mean
+from fedinit.home import expand_home
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
@@ -94,7 +96,7 @@ class Hub(DomainSource, SplitSource):
             import datasets  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InputError("data=hub: needs the package datasets: pip install 'fedinit[hub]'") from error
-        folder = Path(self.root).expanduser()
+        folder = expand_home("data.root", self.root)
         try:
             loaded = datasets.load_dataset(str(folder) if folder.exists() else self.root, self.subset)
         except Exception as error:  # of many packages: the network's, the files', its own
@@ -146,11 +148,12 @@ def _undecoded() -> Any:
 def _words(part: Any, column: str) -> list[str]:
     """A column as words: the names of classes, or what stands there."""
     feature, values = part.features[column], part[column][:]
-    return [feature.int2str(value) if type(feature).__name__ == "ClassLabel" else str(value) for value in values]
+    named = type(feature).__name__ == "ClassLabel"
+    return [composed(feature.int2str(value) if named else str(value)) for value in values]
 
 
 def _class_names(part: Any, column: str, words: list[str]) -> list[str]:
-    return list(getattr(part.features[column], "names", None) or sorted(set(words)))
+    return list(dict.fromkeys(map(composed, getattr(part.features[column], "names", None) or sorted(set(words)))))
 
 
 def _prints(parts: dict[str, Any]) -> list[str]:

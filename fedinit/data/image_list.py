@@ -14,10 +14,12 @@ from typing import Literal
 from fedinit.data.file_source import FileSource
 from fedinit.data.layout import ONE_DOMAIN
 from fedinit.data.listing import Listing
+from fedinit.data.names import composed
 from fedinit.data.splits import Split, meaning
 from fedinit.data.table import read_table
 from fedinit.data.tree import OnDisk, Tree
 from fedinit.errors import InputError
+from fedinit.home import expand_home
 
 _COLUMNS = ("path", "label", "domain", "split")
 
@@ -35,7 +37,7 @@ class ImageList(FileSource):
                 "data.root is not set: expected a CSV file with the columns path and label, domain and split if you "
                 "like; give it on the command line as data.root=..."
             )
-        file = Path(self.root).expanduser()
+        file = expand_home("data.root", self.root)
         tree = OnDisk(file.parent)
         rows = self._rows(file)
         for name, (_, domain, _) in sorted(rows.items()):
@@ -70,7 +72,7 @@ class ImageList(FileSource):
                 raise InputError(f"{at}: split={word!r}; expected train, val or test, or nothing")
             if name in rows:
                 raise InputError(f"{at}: {name!r} has a row already; delete one of the two")
-            rows[name] = (label, domain or ONE_DOMAIN, split)
+            rows[name] = (composed(label), composed(domain) or ONE_DOMAIN, split)
         if not rows:
             raise InputError(f"{where}: has no rows; expected an image a row")
         return rows

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
+from fedinit.data.names import composed
 from fedinit.data.splits import Split, looks_like, meaning
 from fedinit.data.tree import SHAPE, Tree
 from fedinit.errors import InputError
@@ -31,8 +32,8 @@ class Places:
 
     def __init__(self, images: Sequence[str], roles: Sequence[str]) -> None:
         parts = [dict(zip(roles, name.split("/"), strict=False)) for name in images]
-        self.domains = [part.get("domain", ONE_DOMAIN) for part in parts]
-        self.classes = [part["class"] for part in parts]
+        self.domains = [composed(part.get("domain", ONE_DOMAIN)) for part in parts]
+        self.classes = [composed(part["class"]) for part in parts]
         self.splits: list[Split | None] = [meaning(part.get("split", "")) for part in parts]
 
 

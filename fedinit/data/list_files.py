@@ -8,9 +8,10 @@ and a class number.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from fedinit.data.names import composed
 from fedinit.data.splits import Split, meaning
 from fedinit.data.table import read_table
 from fedinit.data.tree import Tree
@@ -60,8 +61,10 @@ def read_index(tree: Tree, images: Sequence[str]) -> dict[str, Split]:
     """
     where = f"data.root={tree.root}: {INDEX}"
     splits: dict[str, Split] = {}
+    spelled = _spellings(images)
     for line, row in read_table(where, tree.read(INDEX), ("path", "split")):
-        name, word = row.get("path", ""), row.get("split", "")
+        name, word = row["path"], row["split"]
+        name = spelled.get(name) or spelled.get(composed(name), name)
         split = meaning(word)
         if split is None:
             raise InputError(f"{where} has split={word!r} for {name!r}; expected train, val or test")
@@ -86,7 +89,8 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
     Raises InputError for a list that cannot be read, by its name and line, and for an image that two lists name.
     """
     depth = next(iter(classes)).count("/") + 1
-    tops = {name.split("/")[0] for name in classes}
+    tops = {composed(name.split("/")[0]) for name in classes}
+    spelled = _spellings(classes)
     splits: dict[str, Split] = {}
     numbers: dict[str, str] = {}
     for file, (split, lines) in lists.items():
@@ -95,8 +99,9 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
             path, label = _parse(line)
             parts = path.replace("\\", "/").split("/")[-depth:]
             name = "/".join(parts)
+            name = spelled.get(name) or spelled.get(composed(name), name)
             if name not in classes:
-                if len(parts) == depth and parts[0] not in tops:
+                if len(parts) == depth and composed(parts[0]) not in tops:
                     continue
                 raise InputError(
                     f"{where}: no image {path!r} there; by its name the file lists the images of a split, one a line: "
@@ -111,6 +116,12 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
             if label and numbers.setdefault(kind, label) != label:
                 raise InputError(f"{where}: class {kind!r} has number {label} here and {numbers[kind]} before; mend it")
     return splits
+
+
+def _spellings(images: Iterable[str]) -> dict[str, str]:
+    """{an image's name, as it is or in one spelling: as it is}."""
+    images = list(images)
+    return {composed(name): name for name in images} | {name: name for name in images}
 
 
 def _parse(line: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fedinit.data.layout import Layout, Places, find_roles, wrapper
 from fedinit.data.list_files import INDEX, list_files, read_index, read_lists
+from fedinit.data.names import composed
 from fedinit.data.splits import Split
 from fedinit.data.tree import SHAPE, Tree, Zip
 from fedinit.errors import InputError
@@ -91,11 +92,13 @@ def _folder_names(
     used in which, in no split, there is an image."""
     only_lists = {name.rpartition("/")[0] for name in lists}
     folders = [f.split("/") for f in tree.folders if f not in only_lists]
-    by_role = {role: {parts[level] for parts in folders if len(parts) > level} for level, role in enumerate(roles)}
+    by_role = {
+        role: {composed(parts[level]) for parts in folders if len(parts) > level} for level, role in enumerate(roles)
+    }
     filled = set(zip(places.domains, places.classes, strict=True))
     for parts in folders:
         if len(parts) == len(roles):
-            place = dict(zip(roles, parts, strict=True))
+            place = dict(zip(roles, map(composed, parts), strict=True))
             domain = place.get("domain", places.domains[0])
             if (domain, place["class"]) not in filled and (domains is None or domain in domains):
                 raise InputError(

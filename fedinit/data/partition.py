@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from fedinit.config.checks import at_least, positive
+from fedinit.data.names import composed
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import numpy_generator
 
@@ -54,6 +55,8 @@ class Partitioner(ABC):
 
     def __post_init__(self) -> None:
         at_least("partition.min_examples", self.min_examples, 1)
+        if self.test_domains is not None:
+            object.__setattr__(self, "test_domains", tuple(map(composed, self.test_domains)))
 
     def hold_out(self, dataset: Dataset) -> Dataset:
         """The data set with every image of the test domains in its test split. Raises InputError for a domain that is

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedinit.data.layout import ONE_DOMAIN
+from fedinit.data.names import composed
 from fedinit.data.source import SplitSource
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError, choose
+from fedinit.home import expand_home
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
@@ -120,7 +122,7 @@ class TorchvisionSet(SplitSource):
             raise InputError(
                 f"data.root is not set: expected the folder that holds {kind}; give it as data.root=..., after {how}"
             )
-        folder = str(Path(self.root).expanduser())
+        folder = str(expand_home("data.root", self.root))
         try:
             return {split: getattr(datasets, kind)(folder, **given, download=False) for split, given in splits.items()}
         except (RuntimeError, OSError, ImportError) as error:
@@ -144,7 +146,7 @@ def _labels(part: Any) -> list[int]:
 def _class_names(part: Any, count: int) -> tuple[str, ...]:
     """The set's own names, or the labels' numbers where it has none, or other than labels."""
     names = getattr(part, "classes", None) or getattr(part, "categories", None) or ()
-    named = tuple(str(name if isinstance(name, str) else name[0]) for name in names)
+    named = tuple(composed(str(name if isinstance(name, str) else name[0])) for name in names)
     return named if len(set(named)) == len(named) >= count else tuple(str(label) for label in range(count))
 
 

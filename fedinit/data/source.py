@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedinit.config.checks import at_least, within
+from fedinit.data.names import composed
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class ImageSource(Source):
     def __post_init__(self) -> None:
         if isinstance(self.classes, int):
             at_least("data.classes", self.classes, 2, "a classifier needs two classes")
+        elif self.classes is not None:
+            object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
         if self.validation_fraction is not None:
             within("data.validation_fraction", self.validation_fraction, 0, 1, open_low=True, open_high=True)
 
@@ -168,6 +171,11 @@ class DomainSource(ImageSource):
     """Images in several domains, of which some may be chosen."""
 
     domains: tuple[str, ...] | None = None  # null: all
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.domains is not None:
+            object.__setattr__(self, "domains", tuple(map(composed, self.domains)))
 
     @property
     def known_domains(self) -> tuple[str, ...] | None:

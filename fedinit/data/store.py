@@ -24,6 +24,7 @@ from torch import Tensor
 from fedinit.data.image_cache import ImageFile, MappedImages, default_folder
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
+from fedinit.home import expand_home
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ class Keeping:
     @property
     def place(self) -> Path:
         """The folder of the files."""
-        return default_folder() if self.folder is None else Path(self.folder).expanduser()
+        return default_folder() if self.folder is None else expand_home("data.cache_dir", self.folder)
 
 
 class Decoding(ABC):

@@ -8,13 +8,13 @@ its source.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from fedinit.data.source import DecodedSource
 from fedinit.errors import InputError
+from fedinit.home import expand_home
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
@@ -45,7 +45,7 @@ class Cifar(DecodedSource):
                 f"data.root is not set: expected the folder that holds {kind.base_folder}; give it on the "
                 f"command line as data.root=..., after {_download_call(self.kind, '<folder>')}"
             )
-        folder = Path(self.root).expanduser()
+        folder = expand_home("data.root", self.root)
         try:
             train, test = (kind(str(folder), train=part, download=False) for part in (True, False))
         except (RuntimeError, OSError) as error:

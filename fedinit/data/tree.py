@@ -18,6 +18,7 @@ from typing import IO
 
 from fedinit.data.splits import looks_like, meaning
 from fedinit.errors import InputError
+from fedinit.home import expand_home
 
 SHAPE = "expected data.root/domain/class/image.jpg, with folders train, val and test above or below a level if you like"
 _DEEPEST = 3  # folders above an image: a domain, a class and a split
@@ -180,7 +181,7 @@ def open_tree(given: str | None) -> Tree:
         raise InputError(
             f"data.root is not set: {SHAPE}, or a .zip of that; give it on the command line as data.root=..."
         )
-    root = Path(given).expanduser()
+    root = expand_home("data.root", given)
     if not root.exists():
         raise InputError(f"data.root={given}: there is no such folder or zip; give the right one as data.root=...")
     try:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, first_line
+from fedinit.home import expand_home
 from fedinit.models import positions
 from fedinit.state import digest
 
@@ -67,7 +68,7 @@ def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
     """The file's tensors in float32. Raises InputError."""
     embedded = source.startswith(EMBEDDED)
     # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
-    path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else Path(source).expanduser()
+    path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else expand_home("model.checkpoint", source)
     if not path.is_file():
         raise InputError(f"model.checkpoint={source}: no such file; expected a safetensors file of the model's weights")
     if sha256 is not None and (actual := digest.of_file(path)) != sha256:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from fedinit.config.schema import Config, ModelConfig
 from fedinit.config.site import EMBEDDED
 from fedinit.data.content import Content
+from fedinit.home import expand_home
 from fedinit.state import digest, disk
 
 FILE = "made_of.json"
@@ -80,5 +81,5 @@ def _checkpoint(model: ModelConfig) -> str | None:
         return model.checkpoint
     if model.sha256 is not None:
         return model.sha256  # which the file is held to when it is loaded
-    path = Path(model.checkpoint).expanduser()
+    path = expand_home("model.checkpoint", model.checkpoint)
     return digest.of_file(path) if path.is_file() else model.checkpoint

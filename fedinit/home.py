@@ -1,0 +1,16 @@
+"""Paths that begin with ~, a user's home folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedinit.errors import InputError
+
+
+def expand_home(key: str, given: str) -> Path:
+    """The path, with the home folder for ~ or ~user. key: what names it. Raises InputError for a user without one."""
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        user = Path(given).parts[0]
+        raise InputError(f"{key}={given}: there is no home folder {user}; give the whole path") from error
