@@ -117,7 +117,12 @@ def choose_images(
     _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
     if console is not None:
         left_out = [listed.left_out[row] for row in unused.tolist()]
+        untrained = sorted(set(labels[test].tolist()) - set(labels[~test].tolist()))
         for line in [*_summary(listed, len(rows), len(class_names), len(domain_names)), *_left_out(left_out)]:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if untrained:
+            said = ", ".join(class_names[label] for label in untrained[:3]) + ", …" * (len(untrained) > 3)
+            line = f"data: {len(untrained):,} of the classes have test images and none to train on: {said}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(listed.read, Store):
         images, kept = listed.read.fetch(rows, console)

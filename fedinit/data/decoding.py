@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Literal
 
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image
 
 GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
+Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "F"
 
 # Pillow's, of which it is told by a name alone: EPS is run as a program, the others are no pictures or never whole.
 _NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PCD", "WMF"})
@@ -45,7 +47,7 @@ def suffixes() -> tuple[str, ...]:
     return tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable))
 
 
-def decode(content: bytes, channels: int, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
+def decode(content: bytes, channels: int, size: tuple[int, int], window: Window | Windows | None = None) -> np.ndarray:
     """The bytes of an image file -> (channels, H, W) uint8, channels 1 (grey) or 3 (RGB). Of several pictures in one
     file, the first.
 
@@ -53,8 +55,8 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
     shorter side is brought to the target by bicubic resampling and the centre is cropped, in one step: only the box
     that will be seen is computed. For square images and targets it is a plain resize.
 
-    window: the levels of grey with more than 8 bits that become 0 and 255; what lies outside is clipped. None: 0 and
-    65535, or 0 and 1 of floating point numbers.
+    window: the levels of grey with more than 8 bits that become 0 and 255, of whole and floating point numbers alike or
+        of each; what lies outside is clipped. None: 0 and 65535, or 0 and 1 of floating point numbers.
 
     Raises what Pillow raises on bytes that are no image.
     """
@@ -66,12 +68,13 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
     return fit(image, channels, size, window)
 
 
-def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window | None = None) -> np.ndarray:
+def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window | Windows | None = None) -> np.ndarray:
     """A picture as `decode` gives it."""
     height, width = size
     if _is_deep(image):
         levels = np.asarray(image, dtype=np.float32)
-        low, high = window or _FULL[image.mode[0]]
+        kind = image.mode[0]
+        low, high = (window.get(kind) if isinstance(window, Mapping) else window) or _FULL[kind]
         grey = (np.nan_to_num(levels, nan=low) - low) / ((high - low) / 255 if high > low else 1.0)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -86,27 +89,38 @@ def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def measure_window(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> Window | None:
-    """The lowest and the highest level in these images' grey of more than 8 bits; None where there is none.
+def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> dict[str, Window]:
+    """The lowest and the highest level in these images' grey of more than 8 bits: of whole numbers ("I") and, since those
+    have other units, of floating point numbers ("F"), as far as there are any.
 
     open_file: gives a file by its name. Files that cannot be read are passed over; `decode` names them.
     """
 
-    def levels(name: str) -> Window | None:
+    def levels(name: str) -> tuple[str, Window] | None:
         try:
             with open_file(name) as file, Image.open(file, formats=formats()) as image:
                 if not _is_deep(image):
                     return None
                 pixels = np.asarray(image)
                 pixels = pixels[np.isfinite(pixels)]
-                return (float(pixels.min()), float(pixels.max())) if pixels.size else None
+                return (image.mode[0], (float(pixels.min()), float(pixels.max()))) if pixels.size else None
         except Exception:  # a broken file makes Pillow raise nearly anything
             return None
 
     deep = [name for name in names if not name.lower().endswith(_SHALLOW)]
     with ThreadPoolExecutor(threads) as pool:
-        found = [window for window in pool.map(levels, deep) if window is not None]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+        found = [each for each in pool.map(levels, deep) if each is not None]
+    windows: dict[str, Window] = {}
+    for kind, (low, high) in found:
+        lowest, highest = windows.get(kind, (low, high))
+        windows[kind] = min(low, lowest), max(high, highest)
+    return windows
+
+
+def reason(error: Exception) -> str:
+    """Why bytes are no picture, in one line that is the same at every start: without the addresses of objects."""
+    text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _is_deep(image: Image.Image) -> bool:

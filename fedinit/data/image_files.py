@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fedinit.data.decoding import GreyRange, decode, measure_window
+from fedinit.data.decoding import GreyRange, decode, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
 
-_VERSION = 2  # raise it when the same file would decode to other pixels
+_VERSION = 3  # raise it when the same file would decode to other pixels
 
 
 class ImageFiles(Decoding):
-    """The files of a tree by `decode`, the grey of more than 8 bits in one window."""
+    """The files of a tree by `decode`, grey of more than 8 bits in one window, of floating numbers in another."""
 
     chunk = 32
 
@@ -37,7 +37,7 @@ class ImageFiles(Decoding):
 
     def prepare(self) -> Any:
         if self.grey_range == "auto":
-            return measure_window(self.tree.open, self.names, THREADS)
+            return measure_windows(self.tree.open, self.names, THREADS)
         return None if self.grey_range == "full" else self.grey_range
 
     def decode(self, rows: Sequence[int], prepared: Any) -> list[np.ndarray | str]:
@@ -49,11 +49,11 @@ class ImageFiles(Decoding):
             content = self.tree.read(name)
             if not content:
                 return "the file is empty"
-            return decode(content, channels, (size[0], size[1]), window and (window[0], window[1]))
+            return decode(content, channels, (size[0], size[1]), window)
         except MemoryError:
             raise
         except Exception as error:  # a broken file makes Pillow raise nearly anything
-            return " ".join(str(error).split()) or type(error).__name__
+            return reason(error)
 
     def name(self, row: int) -> str:
         return repr(self.names[row])

@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from fedinit.data.decoding import decode, fit
+from fedinit.data.decoding import decode, fit, reason
 from fedinit.data.store import Decoding
 
 
@@ -52,7 +52,7 @@ class Items(Decoding):
         except MemoryError:
             raise
         except Exception as error:  # a broken picture makes Pillow raise nearly anything
-            return " ".join(str(error).split()) or type(error).__name__
+            return reason(error)
 
     def name(self, row: int) -> str:
         return f"image {row}"

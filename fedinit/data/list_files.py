@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fedinit.data.names import composed
-from fedinit.data.splits import Split, meaning
+from fedinit.data.splits import Split, looks_like, meaning
 from fedinit.data.table import read_table
 from fedinit.data.tree import Tree
 from fedinit.errors import InputError
@@ -32,10 +32,11 @@ class ListFile(NamedTuple):
 def list_files(tree: Tree, images: Sequence[str]) -> dict[str, ListFile]:
     """The lists at the top of the tree, or in a folder there that has no images, by name.
 
-    Raises InputError for a name that says two splits, and for what is no text.
+    Raises InputError for a name that says two splits, one that seems to say one beside lists, and for what is no text.
     """
     with_images = {name.split("/")[0] for name in images}
     lists: dict[str, ListFile] = {}
+    unclear: list[str] = []
     for name in tree.files:
         folder, _, file = name.rpartition("/")
         if not file.lower().endswith(_SUFFIXES) or folder.count("/") or folder in with_images or name == INDEX:
@@ -51,6 +52,13 @@ def list_files(tree: Tree, images: Sequence[str]) -> dict[str, ListFile]:
             except UnicodeDecodeError as error:
                 raise InputError(f"data.root={tree.root}: {name!r} cannot be read ({error}); expected UTF-8") from error
             lists[name] = ListFile(splits.pop(), [(i, x.strip()) for i, x in enumerate(lines, 1) if x.strip()])
+        elif looks_like(file.rpartition(".")[0]):
+            unclear.append(name)
+    if lists and unclear and INDEX not in tree.files:
+        raise InputError(
+            f"data.root={tree.root}: {unclear[0]!r} beside {next(iter(lists))!r} looks like the list of a split; name "
+            "it train, val or test, or move it out of data.root"
+        )
     return lists
 
 
@@ -93,6 +101,7 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
     spelled = _spellings(classes)
     splits: dict[str, Split] = {}
     numbers: dict[str, str] = {}
+    kinds: dict[str, str] = {}  # the inverse
     for file, (split, lines) in lists.items():
         for number, line in lines:
             where = f"data.root={tree.root}: line {number} of {file!r}"
@@ -115,6 +124,8 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
             kind = classes[name]
             if label and numbers.setdefault(kind, label) != label:
                 raise InputError(f"{where}: class {kind!r} has number {label} here and {numbers[kind]} before; mend it")
+            if label and kinds.setdefault(label, kind) != kind:
+                raise InputError(f"{where}: number {label} is class {kind!r} here and {kinds[label]!r} before; mend it")
     return splits
 
 

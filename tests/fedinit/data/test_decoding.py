@@ -109,6 +109,31 @@ def test_floating_point_pictures_are_shown_whole() -> None:
     assert decode(content, 1, (16, 16)).max() == 255
 
 
+def test_whole_and_floating_point_numbers_have_windows_of_their_own(tmp_path: Path) -> None:
+    root = grey_tree(tmp_path)
+    for name in ("cat", "dog"):
+        (root / "sketch" / name).mkdir(parents=True)
+        for i in range(8):
+            levels = np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64)
+            Image.fromarray(levels).save(root / "sketch" / name / f"{i}.tif")
+    assert shades(root) == [256, 128, 256]
+    assert shades(root, grey_range=(0.0, 4095.0)) == [256, 128, 1]  # as was asked for: float levels up to 1 are black
+
+
+def test_what_is_no_picture_is_told_alike_at_every_start(tmp_path: Path) -> None:
+    root = plant(tmp_path / "tree", "art/cat", "art/dog", count=8)
+    for i in range(4):
+        (root / "art" / "cat" / f"{i}.png").write_bytes(b"no picture")
+    cache = str(tmp_path / "cache")
+    messages = []
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"cannot identify image file\)") as caught:
+            load_folder(root, cache_dir=cache)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "0x" not in messages[0]
+    assert len(list((tmp_path / "cache").glob("unreadable-*.txt"))) == 1
+
+
 def test_a_range_that_is_none_is_refused() -> None:
     for given, said in [((5.0, 5.0), "[5,5]"), ((9.0, 1.0), "[9,1]"), ((0.0, float("nan")), "[0,nan]")]:
         with pytest.raises(InputError, match="expected .low,high., two numbers") as caught:

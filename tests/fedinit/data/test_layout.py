@@ -171,3 +171,9 @@ def test_a_name_that_is_not_utf8_is_refused_where_it_is_listed(tmp_path: Path) -
         pytest.skip("the file system takes UTF-8 alone")
     said = refusal(tmp_path)
     assert "'p/a\\udcff' is not UTF-8" in said and said.isprintable()
+
+
+def test_a_class_that_is_evaluated_on_and_never_trained_on_is_named(tmp_path: Path) -> None:
+    root = plant(tmp_path, "train/cat", "train/eel", "test/cat", "test/dog")
+    assert said(root)[-1] == "data: 1 of the classes have test images and none to train on: dog"
+    assert len(said(plant(root, "train/dog"))) == 1

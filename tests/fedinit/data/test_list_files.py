@@ -70,6 +70,11 @@ def test_splits_without_domains_have_lists_too(tmp_path: Path) -> None:
             {"a_train.txt": lines("real", 0), "b_train.txt": "clipart/dog/0.png 0\n"},
             "class 'dog' has number 0 here and 1 before",
         ),
+        (
+            {"a_train.txt": "real/cat/0.png 0\nreal/dog/0.png 0\n"},
+            "line 2 of 'a_train.txt': number 0 is class 'dog' here and 'cat' before",
+        ),
+        ({"train.txt": lines("real", 0), "eval.txt": lines("real", 1)}, "'eval.txt' beside 'train.txt' looks like the"),
     ],
 )
 def test_a_list_that_cannot_be_followed_is_refused_by_name(tmp_path: Path, files: dict, message: str) -> None:
