@@ -90,8 +90,8 @@ def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window
 
 
 def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> dict[str, Window]:
-    """The lowest and the highest level in these images' grey of more than 8 bits: of whole numbers ("I") and, since those
-    have other units, of floating point numbers ("F"), as far as there are any.
+    """The lowest and the highest level in these images' grey of more than 8 bits: of whole numbers ("I") and, in units
+    of their own, of floating point numbers ("F"), as far as there are any.
 
     open_file: gives a file by its name. Files that cannot be read are passed over; `decode` names them.
     """

@@ -45,16 +45,17 @@ class Hub(DomainSource, SplitSource):
         from fedinit.data.items import Items, digest
         from fedinit.data.store import Store
 
-        parts = self._parts()
+        parts, unread = self._parts()
         first = next(iter(parts.values()))
         image, label = self._image_column(first.features), self._label_column(first.features)
+        parts, unlabelled = self._labelled(parts, label)
         if self.domain_column is not None:
             self._known("domain_column", self.domain_column, first.features)
         classes: list[str] = []
         domains: list[str] = []
         for part in parts.values():
-            classes += _words(part, label)
-            domains += [ONE_DOMAIN] * len(part) if self.domain_column is None else _words(part, self.domain_column)
+            classes += self._words(part, label)
+            domains += [ONE_DOMAIN] * len(part) if self.domain_column is None else self._words(part, self.domain_column)
         places = [(split, i) for split, part in parts.items() for i in range(len(part))]
         names = [f"{split}/{i}" for split, i in places]
         pictures = {
@@ -80,13 +81,13 @@ class Hub(DomainSource, SplitSource):
             class_names=tuple(class_names),
             domain_names=tuple(domain_names),
             read=Store(decoding, self.keeping(), used),
-            remarks=sides.remarks,
+            remarks=[*unread, *unlabelled, *sides.remarks],
             left_out=sides.left_out,
             marks=lambda rows: [f"{names[used[row]]}|{content}" for row in rows],
         )
 
-    def _parts(self) -> dict[str, Any]:
-        """{split: the data set}, of those whose names mean one."""
+    def _parts(self) -> tuple[dict[str, Any], list[str]]:
+        """{split: the data set}, of those whose names mean one, and what is to be said of the others."""
         if self.root is None:
             raise InputError(
                 "data.root is not set: expected a set's name on the hub, or a folder of parquet files; give it as "
@@ -108,7 +109,28 @@ class Hub(DomainSource, SplitSource):
                 f"data.root={self.root}: has the splits {', '.join(map(str, loaded))}; expected train, and test or "
                 "validation"
             )
-        return parts
+        others = [str(split) for split in loaded if str(split) not in parts]
+        return parts, [f"not read, by their names: {', '.join(others)}"] if others else []
+
+    def _labelled(self, parts: dict[str, Any], label: str) -> tuple[dict[str, Any], list[str]]:
+        """The splits without those that have no label at all, and what is to be said of these."""
+        bare = [split for split, part in parts.items() if len(part) and all(map(_is_absent, part[label][:]))]
+        if len(bare) == len(parts):
+            raise InputError(f"data.root={self.root}: no image has a value in the column {label}; give another one")
+        kept = {split: part for split, part in parts.items() if split not in bare}
+        return kept, [f"not read, without labels: {', '.join(bare)}"] if bare else []
+
+    def _words(self, part: Any, column: str) -> list[str]:
+        """A column as words: the names of classes, or what stands there."""
+        feature, values = part.features[column], part[column][:]
+        named = type(feature).__name__ == "ClassLabel"
+        for row, value in enumerate(values):
+            if value is None or (named and _is_absent(value)):
+                raise InputError(
+                    f"data.root={self.root}: row {row} of the split {part.split} has no value in the column {column}; "
+                    "expected one in every row: add it, or leave the row out of the set"
+                )
+        return [composed(feature.int2str(value) if named else str(value)) for value in values]
 
     def _image_column(self, features: Any) -> str:
         if self.image_column is not None:
@@ -145,11 +167,9 @@ def _undecoded() -> Any:
     return Image(decode=False)
 
 
-def _words(part: Any, column: str) -> list[str]:
-    """A column as words: the names of classes, or what stands there."""
-    feature, values = part.features[column], part[column][:]
-    named = type(feature).__name__ == "ClassLabel"
-    return [composed(feature.int2str(value) if named else str(value)) for value in values]
+def _is_absent(label: Any) -> bool:
+    """Whether a label says that there is none, as the hub's unlabelled splits have it."""
+    return label is None or label == -1
 
 
 def _class_names(part: Any, column: str, words: list[str]) -> list[str]:

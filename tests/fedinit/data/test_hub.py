@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fedinit.config.build import create
 from fedinit.config.compose import compose_config
@@ -94,3 +96,74 @@ def test_without_a_root_or_the_package_it_says_what_to_do(monkeypatch: pytest.Mo
     with pytest.raises(InputError, match="data=hub: needs the package datasets: pip install 'fedinit.hub.'"):
         load("x")
     assert compose_config(["data=hub", "data.root=uoft-cs/cifar10"]).data.name == "hub"
+
+
+class ClassLabel:
+    """As the package has it, of this name."""
+
+    names = ["cat", "dog"]
+
+    def int2str(self, value: int) -> str:
+        if not 0 <= value < 2:
+            raise ValueError(f"Invalid integer class label {value}")
+        return self.names[value]
+
+
+class Picture:
+    """The package's column of images goes by the name of its class."""
+
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
+
+
+Picture.__name__ = "Image"
+
+
+class Part:
+    """A split of the package's, of black pictures with these labels."""
+
+    features = {"image": Picture(), "label": ClassLabel()}
+    info = SimpleNamespace(dataset_size=0)
+
+    def __init__(self, split: str, labels: list[int | None]) -> None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(buffer, "PNG")
+        self.split, self.labels, self.picture = split, labels, {"bytes": buffer.getvalue(), "path": None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: str | int) -> object:
+        return self.labels if key == "label" else {"image": self.picture}
+
+    def select_columns(self, columns: list[str]) -> Part:
+        return self
+
+    def cast_column(self, column: str, feature: object) -> Part:
+        return self
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, splits: dict[str, list[int | None]]) -> None:
+    """Put a package in the place of `datasets` that has these labels, whatever it is asked for."""
+    parts = {name: Part(name, labels) for name, labels in splits.items()}
+    package = SimpleNamespace(load_dataset=lambda *asked: parts, Image=Picture)
+    monkeypatch.setitem(__import__("sys").modules, "datasets", package)
+
+
+def test_splits_without_labels_or_of_another_name_are_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"train": [0, 1] * 4, "validation": [0, 1], "test": [-1, -1], "extra": [0], "unlabeled": [-1]})
+    console = Console(file=io.StringIO(), width=200)
+    made = create("data", SOURCES, "hub", {"root": "x"}).load(3, (8, 8), console=console)
+    assert made.test.tolist() == [False] * 8 + [True] * 2 and made.labels.tolist() == [0, 1] * 5
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[1:3] == ["data: not read, by their names: extra, unlabeled", "data: not read, without labels: test"]
+
+
+def test_a_row_without_a_label_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for absent in (-1, None):
+        pretend(monkeypatch, {"train": [0, 1], "test": [0, absent]})
+        with pytest.raises(InputError, match="row 1 of the split test has no value in the column label"):
+            load("x")
+    pretend(monkeypatch, {"train": [-1, -1]})
+    with pytest.raises(InputError, match="no image has a value in the column label"):
+        load("x")
