@@ -89,7 +89,8 @@ def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tup
     try:
         return create(settings.name, {**kwargs, "img_size": settings.image_size}, weights)
     except InputError as error:
-        if "unexpected keyword argument 'img_size'" not in str(error):
+        said = str(error.__cause__)  # in Python's words, or in those of a model that looks through its arguments itself
+        if "unexpected keyword argument" not in said or "'img_size'" not in said:
             raise
     return create(settings.name, kwargs, weights)
 

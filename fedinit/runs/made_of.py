@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,5 +81,5 @@ def _checkpoint(model: ModelConfig) -> str | None:
         return model.checkpoint
     if model.sha256 is not None:
         return model.sha256  # which the file is held to when it is loaded
-    path = Path(model.checkpoint).expanduser()
+    path = Path(os.path.expanduser(model.checkpoint))
     return digest.of_file(path) if path.is_file() else model.checkpoint
