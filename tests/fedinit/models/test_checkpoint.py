@@ -18,7 +18,8 @@ from torch import Tensor
 
 import run_sim
 from fedinit.errors import InputError
-from fedinit.models import build_backbone
+from fedinit.models import backbone, build_backbone
+from fedinit.models.creation import create
 from fedinit.runs.made_of import MadeOf
 from tests.support.small import WORDS, small_config
 from tests.support.timm_models import settings
@@ -195,6 +196,17 @@ def test_weights_of_one_grid_are_refused_for_another_of_as_many_tokens(name, kwa
         build_backbone(settings(name, kwargs=kwargs, image_size=(256, 64), checkpoint=path))
 
 
+def test_timms_own_weights_of_as_many_positions_are_refused(monkeypatch):
+    """Some of timm's filters resample 14x14 for 7x28, others pass them on as they are. 64 are resampled by all."""
+    monkeypatch.setattr(backbone, "create", lambda name, kwargs, weights: create(name, kwargs, "none"))
+    kwargs = {key: value for key, value in VIT.items() if key != "img_size"}
+    model = settings("vit_tiny_patch16_224", kwargs=kwargs, pretrained=True, image_size=(64, 256))
+    build_backbone(model)
+    for grid in (None, (7, 28)):  # which is a file's, and there is none
+        with pytest.raises(InputError, match=r"112x448: pos_embed .* square image .*model\.image_size=\[224,224\]"):
+            build_backbone(dataclasses.replace(model, image_size=(112, 448), checkpoint_grid=grid))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -281,8 +293,8 @@ def test_a_size_that_a_model_takes_no_argument_for():
     small = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 1, 1)}
     # MetaFormers refuse arguments in words of their own.
     for name, kwargs in (("pvt_v2_b0", small), ("poolformer_s12", {})):
-        backbone = build_backbone(settings(name, kwargs=kwargs, image_size=(64, 96)))
-        assert (backbone.input.height, backbone.input.width) == (64, 96)
+        spec = build_backbone(settings(name, kwargs=kwargs, image_size=(64, 96))).input
+        assert (spec.height, spec.width) == (64, 96)
         with pytest.raises(InputError, match=f"model.name={name}: timm refuses .*odd"):
             build_backbone(settings(name, kwargs={**kwargs, "odd": 1}, image_size=64))
 
