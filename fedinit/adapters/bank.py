@@ -90,7 +90,9 @@ class BankLinear(nn.Module):
         if self.offset:
             low, high = (part[: self.active] for part in self.offset)
             y = torch.baddbmm(y, clients @ low.mT, high.mT, alpha=self.scale)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        # As F.linear ends itself: another shape of the same memory, which a model may add to in place (NaFlexViT does),
+        # where autograd forbids that on a view of what a Function of ours gives.
+        return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])
 
     def _mask(self, clients: Tensor) -> Tensor:
         """Inverted dropout, each client's slice drawn from that client's generator."""

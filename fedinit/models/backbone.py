@@ -89,7 +89,8 @@ def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tup
     try:
         return create(settings.name, {**kwargs, "img_size": settings.image_size}, weights)
     except InputError as error:
-        if "unexpected keyword argument 'img_size'" not in str(error):
+        said = str(error.__cause__)  # in Python's words, or in those of a model that looks through its arguments itself
+        if "unexpected keyword argument" not in said or "'img_size'" not in said:
             raise
     return create(settings.name, kwargs, weights)
 
@@ -118,9 +119,10 @@ def _check_grid(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, A
     are left out of account.
     """
     height, width = spec.height, spec.width
-    rows, columns = settings.checkpoint_grid or (1, 1)
+    grid = settings.checkpoint_grid if settings.checkpoint else None
+    rows, columns = grid or (1, 1)
     own = tuple(resolve_model_data_config(module)["input_size"][1:])
-    if rows * width == columns * height or (settings.checkpoint_grid is None and own == (height, width)):
+    if rows * width == columns * height or (grid is None and own == (height, width)):
         return
     unit = math.isqrt(height * width // (rows * columns))
     as_many = unit * unit * rows * columns == height * width

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, first_line
 from fedinit.home import expand_home
-from fedinit.models import positions
+from fedinit.models.positions import read_from_grid, resample_from_square
 from fedinit.state import digest
 
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
@@ -44,10 +44,10 @@ def load(
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # EVA's filter prints what it passes over
             if grid is not None:
-                weights = positions.read_from_grid(module, raw, convert, grid)
+                weights = read_from_grid(module, raw, convert, grid)
             else:
                 weights = dict(convert(dict(raw), module))
-                positions.resample_from_square(module, weights, raw, source)
+                resample_from_square(module, weights, raw, source)
     except InputError:
         raise
     except Exception as error:  # whatever a filter of timm's raises on tensors it was not written for
@@ -61,6 +61,12 @@ def load(
     left_out = (*CLASSIFIERS, *(f"{name}." for name in _named(module, "classifier")), *UNUSED)
     weights = {k: v for k, v in weights.items() if k in wanted or not k.startswith(left_out)}
     _compare(source, weights, wanted)
+    for name, value in weights.items():
+        if not value.isfinite().all() and wanted[name].isfinite().all():
+            raise InputError(
+                f"model.checkpoint={source}: {name} holds numbers that are NaN or infinite; the file is damaged, "
+                "or of a training that diverged: give another"
+            )
     module.load_state_dict(weights)
 
 
@@ -115,7 +121,19 @@ def _compare(source: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Te
         what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
     else:
         what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in the model"
+    prefix = _prefix(missing, extra)
+    advice = f"its names begin with '{prefix}': save it without" if prefix else "check model.name and model.kwargs"
     raise InputError(
         f"model.checkpoint={source}: does not fit the model: {what} ({len(missing)} missing, {len(extra)} unknown, "
-        f"{len(wrong)} of another shape); check model.name and model.kwargs"
+        f"{len(wrong)} of another shape); {advice}"
     )
+
+
+def _prefix(missing: Sequence[str], extra: Sequence[str]) -> str:
+    """What is before the names of most missing tensors in the file: "backbone." or "teacher.backbone."; "" where that
+    is nothing."""
+    there = set(extra)
+    for prefix in {name.removesuffix(m) for m in missing[:1] for name in extra if name.endswith(f".{m}")}:
+        if sum(prefix + name in there for name in missing) > len(missing) / 2:
+            return prefix
+    return ""

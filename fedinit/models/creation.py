@@ -58,10 +58,15 @@ def create(name: str, kwargs: Mapping[str, Any], weights: str) -> tuple[nn.Modul
         raise
     except OSError as error:
         raise InputError(_unfetched(name, error)) from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"model.name={name}: timm refuses {dict(kwargs)}: {first_line(error)}") from error
+    except Exception as error:  # whatever a model of timm's raises on arguments that it cannot have
+        raise InputError(f"model.name={name}: timm refuses {dict(kwargs)}: {_said(error)}") from error
     found = next((f for f in filters if f is not None), None)
     return module, _as_they_are if found is None else _of_two(found)
+
+
+def _said(error: Exception) -> str:
+    """The first line, after the error's class where the line may be a bare key."""
+    return f"{type(error).__name__}: {first_line(error)}" if isinstance(error, LookupError) else first_line(error)
 
 
 def _as_they_are(weights: dict[str, Any], module: nn.Module) -> dict[str, Any]:

@@ -42,6 +42,23 @@ def test_layer_is_the_dense_product(bias: bool, active: int, random_adapter) -> 
         close64(ours[i * b : (i + 1) * b], nn.functional.linear(mine, weight, linear.bias))
 
 
+@pytest.mark.parametrize("offset", [False, True])
+def test_what_a_layer_gives_may_be_added_to_in_place(offset: bool, random_adapter) -> None:
+    """NaFlexViT adds its positions to the patches' layer in place; the gradients are those of adding to a copy."""
+    d, k = 6, 5
+    bank, _ = one_layer(d, k)
+    adapters = [doubled(random_adapter({"0": (d, k)}, 2, seed)) for seed in range(2)]
+    offsets = [doubled(random_adapter({"0": (d, k)}, 1, seed)) for seed in (7, 8)] if offset else None
+    x, gradients = torch.randn(4, 3, k, dtype=torch.float64), []
+    for in_place in (True, False):
+        leaves = bank.load(adapters, no_head(2), offsets=offsets)
+        y = run_layer(bank, x, 2)
+        y = y.mul_(2).add_(1) if in_place else y * 2 + 1
+        gradients.append(torch.autograd.grad(y.square().sum(), [leaves["0/A"], leaves["0/B"]]))
+    for ours, theirs in zip(*gradients, strict=True):
+        close64(ours, theirs)
+
+
 def test_offsets_belong_to_each_clients_base(random_adapter) -> None:
     """y = (W + s·B′A′ + s·BA) x with the offset B′A′ frozen, of another rank than the adapter and than its mates'."""
     d, k, b = 6, 5, 3

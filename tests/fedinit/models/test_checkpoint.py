@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ from torch import Tensor
 
 import run_sim
 from fedinit.errors import InputError
-from fedinit.models import build_backbone
-from tests.support.small import WORDS
+from fedinit.models import backbone, build_backbone
+from fedinit.models.creation import create
+from fedinit.runs.made_of import MadeOf
+from tests.support.small import WORDS, small_config
 from tests.support.timm_models import settings
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 64}
@@ -193,6 +196,17 @@ def test_weights_of_one_grid_are_refused_for_another_of_as_many_tokens(name, kwa
         build_backbone(settings(name, kwargs=kwargs, image_size=(256, 64), checkpoint=path))
 
 
+def test_timms_own_weights_of_as_many_positions_are_refused(monkeypatch):
+    """Some of timm's filters resample 14x14 for 7x28, others pass them on as they are. 64 are resampled by all."""
+    monkeypatch.setattr(backbone, "create", lambda name, kwargs, weights: create(name, kwargs, "none"))
+    kwargs = {key: value for key, value in VIT.items() if key != "img_size"}
+    model = settings("vit_tiny_patch16_224", kwargs=kwargs, pretrained=True, image_size=(64, 256))
+    build_backbone(model)
+    for grid in (None, (7, 28)):  # which is a file's, and there is none
+        with pytest.raises(InputError, match=r"112x448: pos_embed .* square image .*model\.image_size=\[224,224\]"):
+            build_backbone(dataclasses.replace(model, image_size=(112, 448), checkpoint_grid=grid))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -209,6 +223,32 @@ def test_what_does_not_fit_is_refused_in_one_line(change, said, tmp_path):
     with pytest.raises(InputError, match=said) as caught:
         loaded("vit_tiny_patch16_224", saved(tmp_path, weights))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "backbone.", "state_dict.", "teacher.backbone.", "encoder."])
+def test_a_prefix_of_all_names_is_named(prefix, tmp_path):
+    weights = {f"{prefix}{key}": value for key, value in headless(weights_of("vit_tiny_patch16_224")).items()}
+    weights["teacher.head.mlp.weight"] = torch.ones(1)
+    with pytest.raises(InputError, match=f"is missing .*; its names begin with '{re.escape(prefix)}': save it without"):
+        loaded("vit_tiny_patch16_224", saved(tmp_path, weights))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["norm.bias", "pos_embed"])
+def test_numbers_that_are_none_are_refused_by_name(name, value, tmp_path):
+    weights = weights_of("vit_tiny_patch16_224")
+    weights[name].flatten()[3] = value
+    with pytest.raises(InputError, match=rf"{re.escape(name)} holds numbers that are NaN or infinite"):
+        loaded("vit_tiny_patch16_224", saved(tmp_path, weights))
+
+
+def test_the_home_of_nobody_is_refused():
+    """In one line, also where a run first asks what it is made of."""
+    model = settings("vit_tiny_patch16_224", kwargs=VIT, checkpoint="~nobodyx/weights.safetensors")
+    config = dataclasses.replace(small_config(), model=model)
+    for ask in (lambda: MadeOf.of(config), lambda: build_backbone(model)):
+        with pytest.raises(InputError, match="~nobodyx/weights.safetensors: there is no home folder ~nobodyx"):
+            ask()
 
 
 def test_weights_of_another_family_are_refused(tmp_path):
@@ -231,11 +271,32 @@ def test_a_size_that_patches_do_not_fill_is_refused(size, said):
         build_backbone(settings("vit_tiny_patch16_224", kwargs=kwargs, image_size=size))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch_size": 0},
+        {"num_heads": 0},
+        {"depth": "x"},
+        {"img_size": []},
+        {"norm_layer": "nonesuch"},
+        {"embed_dim": {}},
+    ],
+)
+def test_arguments_that_no_model_can_have_are_refused_in_one_line(change):
+    with pytest.raises(InputError, match=r"model\.name=vit_tiny_patch16_224: timm refuses") as caught:
+        build_backbone(settings("vit_tiny_patch16_224", kwargs={**VIT, **change}))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_size_that_a_model_takes_no_argument_for():
-    """PVT v2 takes images of any size, and has no img_size."""
+    """PVT v2 and MetaFormers take images of any size, and have no img_size."""
     small = {"depths": (1, 1, 1, 1), "embed_dims": (8, 8, 8, 16), "num_heads": (1, 1, 1, 1)}
-    backbone = build_backbone(settings("pvt_v2_b0", kwargs=small, image_size=(64, 96)))
-    assert (backbone.input.height, backbone.input.width) == (64, 96)
+    # MetaFormers refuse arguments in words of their own.
+    for name, kwargs in (("pvt_v2_b0", small), ("poolformer_s12", {})):
+        spec = build_backbone(settings(name, kwargs=kwargs, image_size=(64, 96))).input
+        assert (spec.height, spec.width) == (64, 96)
+        with pytest.raises(InputError, match=f"model.name={name}: timm refuses .*odd"):
+            build_backbone(settings(name, kwargs={**kwargs, "odd": 1}, image_size=64))
 
 
 def test_a_run_on_images_that_are_not_square(tmp_path, capsys):
