@@ -108,8 +108,8 @@ def test_a_full_disk_ends_a_run_with_a_line_and_the_same_command_goes_on(tmp_pat
 
 
 def test_killed_runs_go_on_to_the_same_hash(tmp_path):
-    tally = processes.campaign(tmp_path, SEEDS[0], 4)
-    assert tally["same"] == 4 and not tally["codes"] and not tally["again"] and tally["stopped"] >= 2, tally
+    tally = processes.campaign(tmp_path, SEEDS[0], 3)
+    assert tally["same"] == 3 and not tally["codes"] and not tally["again"] and tally["stopped"] >= 1, tally
 
 
 @pytest.mark.parametrize("words", ["strategy=flora", "strategy=fedsa_lora"])
@@ -124,7 +124,7 @@ def test_without_the_state_before_it_does_not():
     assert tally["other"] == 1, tally
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_runs_leave_in_time_with_their_code_and_go_on(number, tmp_path):
     tally = processes.campaign(tmp_path, SEEDS[0], 2, number)
     assert tally["same"] == 2 and not tally["codes"] and not tally["late"], tally

@@ -167,6 +167,7 @@ def test_no_secret_leaves_its_file(tmp_path, monkeypatch):
     assert not [secret for secret in secrets if secret in bundled]
 
 
+@pytest.mark.slow
 def test_a_client_imports_no_more_than_it_needs():
     """Every message starts a process: the app itself is there before torch, and a ready client without the rest."""
     code = """

@@ -44,6 +44,7 @@ def test_nothing_that_was_started_outlives_its_end(tmp_path, how):
         assert not state.exists() or ") Z " in state.read_text()
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_end_share_one_deadline(tmp_path):
     """Three that ignore Ctrl-C take the time of one, and one that ends when it is asked to is not killed."""
     stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('ready', flush=True); "
@@ -139,6 +140,7 @@ def test_up_leaves_nothing_running(tmp_path, event, numbers, code):
     assert "logs: " in said.read_text() and len(list(temporary.iterdir())) == 1  # of what did not end well
 
 
+@pytest.mark.slow
 def test_up_leaves_nothing_running_where_its_terminal_is_closed(tmp_path):
     """Then there is nowhere to say so either, and the exit code is that of SIGHUP all the same."""
     pids = tmp_path / "pids"

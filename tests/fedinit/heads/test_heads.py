@@ -358,6 +358,7 @@ def test_examples_that_make_no_classifier():
 # -- through a run -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ridge_beats_a_random_head_before_any_training():
     """On the embedded model and two of its domains: 200 images of each for the head. Training moves
     nothing at this rate."""
