@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -17,14 +16,12 @@ from fedinit.errors import InputError
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
-    from fedinit.data.content import Content
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource(DomainSource, SplitSource):
     """Image files with a class, a domain and a split each; a subclass lists them."""
 
-    root: str | None = None  # must be given
     grey_range: GreyRange = "auto"  # the levels shown black and white, of deep grey
     fingerprint: Literal["names", "bytes"] = "names"  # what tells images apart: names and sizes, or all their bytes
 
@@ -39,13 +36,6 @@ class FileSource(DomainSource, SplitSource):
     @abstractmethod
     def listing(self) -> tuple[Tree, Listing]:
         """The files and what is said of them. Raises InputError for a root that cannot be read or does not fit."""
-
-    def content(self, held: Collection[str] = ()) -> Content | None:
-        from fedinit.data.content import content_of
-
-        if self.root is None:
-            return None
-        return content_of(self.listed(3, (1, 1), held), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """The images in the listing's order; domains and classes are numbered in

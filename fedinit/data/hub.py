@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +15,6 @@ from fedinit.home import expand_home
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
-    from fedinit.data.content import Content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +27,6 @@ class Hub(DomainSource, SplitSource):
     image_column: str | None = None  # null: the one column of images
     label_column: str | None = None  # null: the one column of classes, or "label"
     domain_column: str | None = None  # null: one domain
-
-    def content(self, held: Collection[str] = ()) -> Content | None:
-        from fedinit.data.content import content_of
-
-        if self.root is None:
-            return None
-        return content_of(self.listed(3, (1, 1), held), self.domains, self.classes)
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """Raises InputError without the package, for a set that cannot be had, and for columns that are not clear."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,6 @@ from fedinit.home import expand_home
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
-    from fedinit.data.content import Content
 
 Arguments = Mapping[str, Any]
 _WHOLE: Mapping[Split | None, Arguments] = {None: {}}
@@ -65,12 +64,9 @@ class TorchvisionSet(SplitSource):
         if self.set is not None:
             choose("data.set", self.set, SETS)
 
-    def content(self, held: Collection[str] = ()) -> Content | None:
-        from fedinit.data.content import content_of
-
-        if self.set is None or self.root is None:
-            return None
-        return content_of(self.catalogue(3, (1, 1)), None, self.classes)
+    @property
+    def is_placed(self) -> bool:
+        return self.set is not None and super().is_placed
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """Raises InputError, with the call that downloads the set, where it is not whole under the root."""

@@ -151,8 +151,9 @@ class DecodedSource(ImageSource):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSource(DecodedSource):
-    """Images of which a split may be named: `fedinit.data.splits.choose_sides`."""
+    """Images at a place of which a split may be named: `fedinit.data.splits.choose_sides`."""
 
+    root: str | None = None  # must be given
     test_fraction: float = 0.2  # of a domain's images, where nothing names its split
     evaluate_on: Literal["auto", "val"] = "auto"  # auto: test images, where there are none val images
 
@@ -164,6 +165,18 @@ class SplitSource(DecodedSource):
                 f"data.evaluate_on=val data.validation_fraction={self.validation_fraction}: each names other images to "
                 "evaluate on, those of the val split and a share of those of train; give one of the two"
             )
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether it is said where the images are."""
+        return self.root is not None
+
+    def content(self, held: Collection[str] = ()) -> Content | None:
+        from fedinit.data.content import content_of
+
+        if not self.is_placed:
+            return None
+        return content_of(self.listed(3, (1, 1), held), self.known_domains, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
