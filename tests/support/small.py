@@ -20,6 +20,8 @@ WORDS = (
     "logger=none",
     "report=none",
     "evaluation.head_alone=false",
+    "engine.clients_per_bank=3",
+    "engine.precision=fp32",  # on CUDA too, since results are compared with float64
 )
 
 

@@ -173,7 +173,7 @@ def test_the_start_leaves_the_model_as_it_was(init: str) -> None:
 
     federate(config, Watching(Cohort(site), 3), site.backbone)
     layers, head = wire.from_tensors(first)
-    images = torch.randn(4, 1, 32, 32)
+    images = torch.randn(4, 1, 32, 32).to(next(site.engine.workers[0].bank.module.parameters()).device)
     bank, scale = site.engine.workers[0].bank, config.adapter.scale
     for name, f in layers.items():
         weight = site.backbone.module.get_submodule(name).weight
