@@ -30,6 +30,15 @@ def cheap_compositions() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_lane() -> Iterator[None]:
+    """One lane for a run, unless a test asks for a number of them: pytest's own workers have the cores already, and
+    threads that share a core wait for each other. Lanes change no hash (tests/faults/test_runs.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clients.engine.worker.cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_vit() -> Backbone:
     """Two blocks of width 24 over 16 patches, one channel, random weights."""
