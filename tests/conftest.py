@@ -27,6 +27,7 @@ def cheap_compositions() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedinit.config.compose.compose", composing.compose)
+        patch.setattr("fedinit.config.unknown.compose", composing.compose)
         yield
 
 
