@@ -217,6 +217,7 @@ BACK, LATE = (2, 3, 4), (1, 2, 3)  # the rounds without it
             [BACK, LATE],
         ),
     ),
+    ids=lambda value: "-".join(map(str, value)),
 )
 def test_a_client_absent_for_three_rounds_has_the_others_base(site, words, missing):
     """It comes in the round after, is sent the whole offset, since it was refused in rounds it missed and nothing is

@@ -87,7 +87,9 @@ KINDS = {"fedit", "spectral", "lora_a2", "lora_fair", "fedex_lora", "fedsa_lora"
 
 
 @pytest.mark.parametrize(
-    "words", slow_unless(lambda words: words[-1].partition("=")[2] in KINDS, ((words,) for words in RUNS))
+    "words",
+    slow_unless(lambda words: words[-1].partition("=")[2] in KINDS, ((words,) for words in RUNS)),
+    ids=" ".join,
 )
 def test_a_run_keeps_the_ranks_that_were_dealt(words, site):
     done = outcome(site, *words)

@@ -176,6 +176,7 @@ OWN = ["fedit", "florist", "flora", "hetlora", "lora_a2", "lora_fair", "ravan", 
         lambda words: words[1:] in ((), ("reinit=local",), ("reinit=gauge",)) and words[0] in OWN,
         ((words,) for words in RUNS),
     ),
+    ids="-".join,
 )
 def test_a_round_without_the_client_of_the_highest_rank(site, words):
     """In a run: client 0, the only one of rank four, misses round 2; the state keeps its rank, and all of it can learn,

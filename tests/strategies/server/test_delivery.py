@@ -199,6 +199,7 @@ BACK += [("fedsa_lora", 5, True), ("fedsa_lora", 1001, False), ("flora", 5, Fals
         lambda words, *how: (words[0].partition("=")[2], *how) in BACK,
         itertools.product(METHODS, [1001, 5], [False, True]),
     ),
+    ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_a_client_whose_node_was_started_again_changes_no_bit(undisturbed, tmp_path, words, node, trained):
     config, site, expected = undisturbed(words)
