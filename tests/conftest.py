@@ -27,6 +27,16 @@ def cheap_compositions() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedinit.config.compose.compose", composing.compose)
+        patch.setattr("fedinit.config.unknown.compose", composing.compose)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_lane() -> Iterator[None]:
+    """One lane for a run, unless a test asks for a number of them: pytest's own workers have the cores already, and
+    threads that share a core wait for each other. Lanes change no hash (tests/faults/test_runs.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clients.engine.worker.cores", lambda: 1)
         yield
 
 

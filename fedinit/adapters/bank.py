@@ -9,7 +9,7 @@ The backbone's tensors are shared by every bank of the process; only the adapter
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
@@ -60,24 +60,25 @@ class BankLinear(nn.Module):
         """What the layer computes in."""
         return self.own.weight.dtype
 
-    def load(
+    def stack(
         self, products: Sequence[Factors], offsets: Sequence[Factors], trainable: frozenset[str], room: int
-    ) -> None:
-        """Take K clients' factors of this layer, padded to one rank.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """K clients' factors of this layer, padded to one rank, as `load` takes them once they are on the device.
 
         products: the factors, one a client.
         offsets: the client's own part of its base, one product a client; empty: all sit on the shared base.
         trainable: the parts that learn; a core or vectors that do not are absorbed into B.
         room: the least rank to pad to.
         """
-        self.clear()
-        device = self.weight.device
         self.kind, products = trained_as(products, trainable)
         self.ranks = [p.rank for p in products]
-        self.leaves = {part: _placed(leaf, device) for part, leaf in self.kind.stack(products, room, trainable).items()}
-        if offsets:
-            under = KINDS["lora"].stack([o.absorb() for o in offsets], room, trainable)
-            self.offset = tuple(_placed(under[part], device).to(self.dtype) for part in "AB")
+        leaves = self.kind.stack(products, room, trainable)
+        return leaves, KINDS["lora"].stack([o.absorb() for o in offsets], room, trainable) if offsets else {}
+
+    def load(self, leaves: Mapping[str, Tensor], offset: Mapping[str, Tensor]) -> None:
+        """Take the clients' factors {part: (K, …)}, and their own part of the base, or nothing."""
+        self.clear()
+        self.leaves, self.offset = dict(leaves), tuple(value.to(self.dtype) for value in offset.values())
 
     def clients(self, leaves: Mapping[str, Tensor]) -> list[Factors]:
         """The clients' factors, each at its own rank, as views of leaves such as this layer's."""
@@ -168,17 +169,23 @@ class Bank:
 
         Raises ValueError for vectors around different A or B.
         """
-        leaves: dict[str, Tensor] = {}
+        stacks: list[dict[str, Tensor]] = []
         for name, layer in self.layers.items():
             (d, k), under = layer.weight.shape, offsets if offsets is not None and any(offsets) else []
             nothing = Factors(torch.zeros(0, k), torch.zeros(d, 0))
             beneath = [offset.get(name, nothing) for offset in under]
-            layer.load([a[name] for a in adapters], beneath, trainable, room.get(name, 0))
+            stacks += layer.stack([a[name] for a in adapters], beneath, trainable, room.get(name, 0))
+        alike = all(head is heads[0] for head in heads)
+        stacks.append({k: _repeated(v, len(heads)) if alike else torch.stack([h[k] for h in heads])
+                       for k, v in heads[0].items()})  # fmt: skip
+        *placed, self.head = _copied(stacks, self.device)
+        leaves: dict[str, Tensor] = {}
+        for (name, layer), own, offset in zip(self.layers.items(), placed[::2], placed[1::2], strict=True):
+            layer.load(own, offset)
             layer.generators = generators
-            for part in sorted(trainable):
-                leaves[f"{name}/{part}"] = layer.leaves[part].requires_grad_(True)
-        device = self.device
-        self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
+            leaves |= {f"{name}/{part}": layer.leaves[part].requires_grad_(True) for part in sorted(trainable)}
+        for value in self.head.values():
+            value.requires_grad_(True)
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
 
     def leaf(self, name: str) -> Tensor:
@@ -252,7 +259,7 @@ class Bank:
     def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
         """({layer: factors} of each of the K clients, at its own rank; each one's head), on the CPU: views of one copy
         that is nobody else's."""
-        *leaves, head = _on_cpu([*(layer.leaves for layer in self.layers.values()), self.head])
+        *leaves, head = _copied([*(layer.leaves for layer in self.layers.values()), self.head], torch.device("cpu"))
         layers = [layer.clients(own) for layer, own in zip(self.layers.values(), leaves, strict=True)]
         adapters = [dict(zip(self.layers, factors, strict=True)) for factors in zip(*layers, strict=True)]
         rows = [value.unbind() for value in head.values()]
@@ -260,19 +267,44 @@ class Bank:
         return adapters, heads
 
 
-def _placed(leaf: Tensor, device: torch.device) -> Tensor:
-    """A copy (K, …) on the device; of one that repeats one client's, that client's alone crosses over."""
-    if leaf.stride(0) == 0 or len(leaf) == 1:
-        return leaf[:1].to(device).repeat(len(leaf), *[1] * (leaf.ndim - 1))
-    return leaf.to(device)
+def _repeated(value: Tensor, count: int) -> Tensor:
+    """(count, …), one client's tensor for each of them, which is copied where it is needed."""
+    return value.expand(count, *value.shape)
 
 
-def _on_cpu(groups: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Copies of the tensors on the CPU; they cross over in one piece."""
+def _copied(groups: Sequence[Mapping[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:
+    """Copies (K, …) on the device; what crosses over does so in one piece, and of what is repeated once."""
     tensors = [value.detach() for group in groups for value in group.values()]
-    parts = torch.cat([value.flatten() for value in tensors]).cpu().split([value.numel() for value in tensors])
-    left = iter([part.view(value.shape) for part, value in zip(parts, tensors, strict=True)])
+    repeated = [value.ndim > 0 and len(value) > 1 and value.stride(0) == 0 for value in tensors]
+    sent = [value[:1] if once else value for value, once in zip(tensors, repeated, strict=True)]
+    crossed = _crossed(sent, device) if any(value.device != device for value in sent) else sent
+    left = iter(
+        [
+            there.repeat(len(value), *[1] * (value.ndim - 1)) if once
+            # Memory of its own on the device, since products round differently by where their inputs begin.
+            else there.clone() if there is own or device.type != "cpu" else there
+            for there, own, value, once in zip(crossed, sent, tensors, repeated, strict=True)
+        ]
+    )  # fmt: skip
     return [{name: next(left) for name in group} for group in groups]
+
+
+def _crossed(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on another device, through memory that a CUDA device reads and writes by itself."""
+    there: dict[torch.dtype, Iterator[Tensor]] = {}
+    for dtype in {value.dtype for value in tensors}:
+        of_it = [value for value in tensors if value.dtype == dtype]
+        flat = torch.cat([value.flatten() for value in of_it])
+        if device.type == "cuda":
+            moved = flat.pin_memory().to(device, non_blocking=True)
+        elif flat.is_cuda:
+            moved = torch.empty(flat.shape, dtype=dtype, pin_memory=True).copy_(flat, non_blocking=True)
+            torch.cuda.synchronize(flat.device)
+        else:
+            moved = flat.to(device)
+        parts = moved.split([value.numel() for value in of_it])
+        there[dtype] = iter([part.view(value.shape) for part, value in zip(parts, of_it, strict=True)])
+    return [next(there[value.dtype]) for value in tensors]
 
 
 def _share(module: nn.Module) -> nn.Module:

@@ -36,7 +36,7 @@ from strategies.reinit import Reinit, ReinitContext
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
-from tests.support.small import WORDS, small_config
+from tests.support.small import WORDS, slow, small_config
 
 SCALE = 2.0
 
@@ -240,15 +240,12 @@ GOES = sorted(set(AGGREGATORS) - {"fed_sb", "ravan", "lora_a2", "fedsa_lora"})
 @pytest.mark.parametrize(
     "words",
     [
-        "fedit",
         "fedex_lora",
         "rolora",
         "flora",
-        "fedit reinit=svd",
-        "frlora init=pissa",
         "fedit reinit=gauge adapter.ranks=[2,4]",
         "fedit server_opt=adam",
-        "ffa_lora",
+        *slow("fedit", "fedit reinit=svd", "frlora init=pissa", "ffa_lora"),
     ],
 )
 def test_a_run_keeps_its_magnitudes_through_every_start(words: str, tmp_path) -> None:
