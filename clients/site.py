@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from clients.engine import Engine
-from clients.engine.hardware import compiles, resolved
+from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
-from clients.engine.worker import Settings, Worker, make_workers
+from clients.engine.worker import Settings, Worker, described, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.task import Task
 from fedinit import wire
@@ -65,10 +65,10 @@ class Site:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
-        compiled = compiles(config, [len(part.train) for part in self.partitions])
-        settings = replace(Settings.of(config), compiled=compiled)
-        held = self.backbone, self.targets, self.data, settings
+        held = self.backbone, self.targets, self.data, Settings.of(config)
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
+        if console is not None:
+            console.print(f"engine: {described(workers)}, banks of up to {config.engine.clients_per_bank} clients")
         self.engine: Engine = ENGINES[config.engine.name](workers)
 
     def partition_of(self, context: Context) -> Partition:

@@ -1,4 +1,4 @@
-"""What a training step costs: how many clients fit into a device's memory in one pass, and whether compiling pays.
+"""What a training step costs, and so how many clients fit into a device's memory in one pass.
 
 In closed form but for what autograd keeps and what is computed, which is asked of a pass over tensors without memory.
 """
@@ -17,7 +17,7 @@ from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 
 META = torch.device("meta")
-SHARE = 0.8  # of a device's memory; the rest is the driver's, the libraries' and the fragments'
+SHARE = 0.6  # of a device's memory; the rest is the data's, the driver's, the libraries' and the fragments'
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
 
@@ -53,7 +53,7 @@ def step_cost(
     targets: {layer: (d, k)} of the layers with adapters. rank, classes: of the adapters and the head.
     dtype: what the backbone computes in.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # here, since it takes long to import and CUDA alone asks
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry  # here: it takes long, and CUDA alone asks
 
     module = copy.deepcopy(backbone.module).to(META, dtype)
     bank = Bank(Backbone(module, backbone.features, backbone.input), targets, 1.0)
@@ -71,7 +71,8 @@ def step_cost(
         return value
 
     spec = backbone.input
-    counted = FlopCounterMode(display=False)
+    aten = torch.ops.aten
+    counted = FlopCounterMode(display=False, custom_mapping={aten.baddbmm_: flop_registry[aten.baddbmm]})
     with counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         bank.forward(torch.zeros(1, spec.channels, spec.height, spec.width, device=META), 1)
     numbers = sum(leaf.numel() for leaf in leaves.values())
