@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fedinit.commands import COMMANDS
@@ -32,9 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     from rich.console import Console
 
-    console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    quiet, verbose = ({f"-{name[0]}", f"--{name}"} & set(words) for name in ("quiet", "verbose"))
+    console = Console(soft_wrap=True, quiet=bool(quiet))
+    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        return _run(words[0], words[1:], console)
+        with contextlib.nullcontext() if not verbose else _traced():
+            return _run(words[0], words[1:], console)
     except SystemExit as left:  # argparse's, after --help
         return int(left.code or 0)
     except ValueError as error:  # InputError, and what a file that is no JSON or no text raises
@@ -60,6 +63,18 @@ def _run(name: str, words: Sequence[str], console: Console) -> int:
         )
     command = importlib.import_module(COMMANDS[name].module)
     return command.main(name, words, console)
+
+
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    """Within, an error is also shown with where in the code it arose."""
+    try:
+        yield
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        raise
 
 
 def usage() -> str:

@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+        self.add_argument("-v", "--verbose", action="store_true", help="print where in the code an error arose")
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
