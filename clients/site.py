@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from clients.engine import Engine
+from clients.engine.hardware import compiles, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, make_workers
@@ -51,7 +52,7 @@ class Site:
 
         Raises InputError for what cannot be used."""
         refuse(config, CONFIG_RULES)
-        self.config = config
+        self.config = config = resolved(config)
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
@@ -64,7 +65,9 @@ class Site:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
-        held = self.backbone, self.targets, self.data, Settings.of(config)
+        compiled = compiles(config, [len(part.train) for part in self.partitions])
+        settings = replace(Settings.of(config), compiled=compiled)
+        held = self.backbone, self.targets, self.data, settings
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
         self.engine: Engine = ENGINES[config.engine.name](workers)
 

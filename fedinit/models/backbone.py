@@ -84,6 +84,20 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     return backbone if features == backbone.features else dataclasses.replace(backbone, features=features)
 
 
+def outline(settings: ModelConfig) -> Backbone:
+    """The model that `build_backbone` makes, on the meta device: its shapes without its weights, in a moment.
+
+    Raises InputError as `build_backbone` does, and whatever a module raises that cannot be made or passed there.
+    """
+    kwargs = dict(settings.kwargs)
+    with torch.device("meta"), torch.no_grad():
+        module, _, arguments = _created(settings, kwargs, "none")
+        spec = _input_spec(module, settings, kwargs)
+        module.eval().requires_grad_(False)
+        features = module(torch.zeros(1, spec.channels, spec.height, spec.width)).shape[1]
+    return Backbone(module, features, spec, arguments)
+
+
 def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tuple[nn.Module, Filter, dict[str, Any]]:
     """`create`, with the image size, which models of any size take no argument for, and the arguments it was given."""
     if settings.image_size is not None:
@@ -91,9 +105,8 @@ def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tup
         try:
             return *create(settings.name, sized, weights), sized
         except InputError as error:
-            said = str(
-                error.__cause__
-            )  # in Python's words, or those of a model that looks through its arguments itself
+            # In Python's words, or in those of a model that looks through its arguments itself.
+            said = str(error.__cause__)
             if "unexpected keyword argument" not in said or "'img_size'" not in said:
                 raise
     return *create(settings.name, kwargs, weights), kwargs
