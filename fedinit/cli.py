@@ -3,13 +3,14 @@
 fedinit deploy: federations of real Flower nodes.
 
   fedinit deploy init FOLDER --host NAME …   keys, scripts and systemd units of a server and its sites
+  fedinit deploy app FOLDER                  an app of the words, for flwr run FOLDER on one's own machine
   fedinit deploy up                          a federation on this machine, one run in it, and down again
   fedinit deploy register FOLDER             let the sites whose keys are in FOLDER/server/sites take part
   fedinit deploy run FOLDER                  start the run, wait for it, show the result
   fedinit deploy status FOLDER               sites and runs
 
-Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They say what `init`
-writes into the folder and what `up` runs; `run` runs what the folder holds.
+Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They say what `init` and
+`app` write into the folder and what `up` runs; `run` runs what the folder holds.
 Exit codes: 0 done, 1 a process or the run failed, 2 wrong input, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and
 SIGHUP.
 """
@@ -74,7 +75,7 @@ def _main(argv: list[str], console: Console) -> int:
     for word in words:
         if word.startswith("-") or "=" not in word:
             raise InputError(f"{word}: not an option of fedinit deploy {options.command}; expected key=value")
-    if words and options.command not in ("init", "up"):
+    if words and options.command not in ("init", "app", "up"):
         raise InputError(f"{words[0]}: {options.command} runs what the folder holds; edit server/app/pyproject.toml")
 
     def say(text: str) -> None:
@@ -82,9 +83,11 @@ def _main(argv: list[str], console: Console) -> int:
 
     if options.command == "init":
         _init(options, words, say)
+    elif options.command == "app":
+        layout.make_app(options.folder, _at_home(_configuration(words)))
+        say(f"{options.folder}: flwr run {options.folder} --stream")
     elif options.command == "up":
-        config = _configuration(words)
-        config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
+        config = _at_home(_configuration(words))
         sites = _sites(config, options.sites)
         run_locally(config, sites, not options.insecure, options.port, say)
         sent, _ = site_settings.split_off(config)  # by which the server names the folder
@@ -125,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (init, up):
         command.add_argument("--sites", type=int)
         command.add_argument("--insecure", action="store_true")
-    for name in ("register", "run", "status"):
+    for name in ("app", "register", "run", "status"):
         commands.add_parser(name, add_help=False, allow_abbrev=False).add_argument("folder", type=Path)
     return parser
 
@@ -163,6 +166,11 @@ def _configuration(words: Sequence[str]) -> Config:
         model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
         config = dataclasses.replace(config, model=model)
     return config
+
+
+def _at_home(config: Config) -> Config:
+    """Whose folder is where these words were given, wherever its ServerApp runs."""
+    return dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
 
 
 def _sites(config: Config, given: int | None) -> int:

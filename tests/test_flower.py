@@ -83,7 +83,7 @@ def test_cohort_and_client_app_one_by_one_agree(method):
     def one_by_one(deliveries):
         return [client_app(message, context) for message, context in deliveries]
 
-    run_config = {"overrides": " ".join(f'"{w}"' for w in words)}
+    run_config = to_run_config(site.config)
     apart = federate(site.config, LocalGrid(one_by_one, 3, run_config=run_config), site.backbone)
     ours, theirs = (
         wire.to_tensors(o.aggregate.layers, o.aggregate.head) | {f"offset {n}": t for n, t in o.offset.items()}

@@ -119,6 +119,13 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
     return files
 
 
+def make_app(folder: Path, config: Config) -> None:
+    """As `write_app`, where nothing is yet. Raises InputError for a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already, with something in it; choose a new folder")
+    write_app(folder, config)
+
+
 def write_app(folder: Path, config: Config) -> None:
     """The Flower app: one project file, which holds the whole resolved configuration. No code, no data."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -326,3 +326,16 @@ def test_an_app_edited_into_something_wrong_is_named(made, tmp_path):
     project = folder / "app/pyproject.toml"
     project.write_text(project.read_text().replace("rounds = 2", "rounds = 0"))
     assert cli.main(["deploy", "run", str(folder)]) == 2
+
+
+def test_an_app_of_words_for_flwr_run_is_resolved_where_they_are_given(tmp_path, monkeypatch, capsys):
+    """And is what Flower bundles: one project file. A folder with something in it is left alone."""
+    monkeypatch.setenv("ROUNDS", "7")
+    words = [*WORDS, "rounds='${oc.decode:${oc.env:ROUNDS}}'", f"output_dir={tmp_path}/out"]
+    assert cli.main(["deploy", "app", str(tmp_path / "app"), *words]) == 0
+    text = (tmp_path / "app/pyproject.toml").read_text()
+    sent = from_run_config(tomli.loads(text)["tool"]["flwr"]["app"]["config"])
+    assert sent == compose_config(["evaluation=clients", *words]) and sent.rounds == 7 and "oc.env" not in text
+    assert zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "app"))).namelist()[0] == "pyproject.toml"
+    assert cli.main(["deploy", "app", str(tmp_path / "app"), *words]) == 2
+    assert "app: is there already, with something in it" in capsys.readouterr().err

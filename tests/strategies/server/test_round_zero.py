@@ -14,6 +14,7 @@ from clients.client_app import app as client_app
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
+from fedinit.config.flower import to_run_config
 from fedinit.errors import RunFailed
 from fedinit.statistics import Request, Sampling
 from fedinit.transport.local import LocalGrid
@@ -111,8 +112,7 @@ def test_round_0_is_in_the_bytes_and_the_files(site, tmp_path, capsys):
 
 def test_cohort_and_client_app_measure_the_same(site):
     config = small_config(*EVA, "rounds=1", "evaluation=none", "client.max_steps=1", "init.tokens=5")
-    words = [*WORDS, *EVA, "init.tokens=5", "client.max_steps=1"]
-    run_config = {"overrides": " ".join(f'"{w}"' for w in words)}
+    run_config = to_run_config(config)
 
     def one_by_one(deliveries):
         return [client_app(message, context) for message, context in deliveries]
@@ -190,7 +190,7 @@ def test_a_deployed_site_adds_no_noise_that_the_server_can_draw(site, monkeypatc
     """Without a secret it is a function of the run's seed. In a simulation there is nobody to keep it from."""
     monkeypatch.setattr("clients.client_app.simulated", lambda: simulated)
     _cohort.cache_clear()
-    run_config = {"overrides": " ".join(f'"{word}"' for word in (*WORDS, *NOISY))}
+    run_config = to_run_config(small_config(*NOISY))
 
     def handler(deliveries):
         own = {} if secret is None else {"noise-secret": secret}
