@@ -95,7 +95,8 @@ class Kept:
 
 
 def _not_kept(error: OSError) -> InputError:
-    return InputError(f"{SETTING}: cannot keep this client's state ({error.strerror})")
+    where = f", {error.filename}" if error.filename else ""
+    return InputError(f"{SETTING}: cannot keep this client's state ({error.strerror}{where})")
 
 
 def _round(message: Message) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fedinit.config.schema import Config
-from fedinit.errors import InputError, did_you_mean
+from fedinit.errors import InputError, Refused, did_you_mean
 
 EMBEDDED = "embedded:"  # before the name of a checkpoint inside this package
 # The setting, the key it stands for, and what that key is where nobody set it.
@@ -31,7 +31,7 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
     node_config: {setting: value}, the site's --node-config.
     simulated: server and clients are on one machine, so the run may set the places.
 
-    Raises InputError for a place or device that came with the run and that the site did not set itself, and for a
+    Raises Refused for a place or device that came with the run and that the site did not set itself, InputError for a
     setting that does not exist.
     """
     for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
@@ -45,12 +45,12 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
         if key in node_config:
             config = _replace(config, group, field, str(node_config[key]))
         elif given != unset and not simulated and not _harmless(key, given):
-            raise InputError(
+            raise Refused(
                 f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
                 f"--node-config '{key}=\"…\"'"
             )
     if not simulated and getattr(config.data, "root", "none needed") is None:
-        raise InputError(
+        raise Refused(
             f"this site has no images for data={config.data.name}: start the node with --node-config 'data-root=\"…\"'"
         )
     return config

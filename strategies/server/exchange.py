@@ -15,7 +15,7 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from strategies.server.delivery import AWAY, activations
 from strategies.server.introduction import Introduction
-from strategies.server.replies import Asked, Refusal, match_replies
+from strategies.server.replies import Asked, Refusal, match_replies, said
 
 Emit = Callable[[str, Mapping[str, object]], None]
 SAY_SECONDS = 10.0  # between two words of what a run waits for
@@ -210,7 +210,7 @@ def _missing(said: Mapping[int, Introduction], wanted: int, seconds: float) -> s
 def _introduced(reply: Message) -> Introduction | str:
     """What a node says of itself, or why it cannot be used."""
     if reply.has_error():
-        return reply.error.reason or ""
+        return said(reply)
     try:
         return Introduction.read(reply)
     except ValueError as error:

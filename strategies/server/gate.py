@@ -15,12 +15,13 @@ from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.errors import Code
 from fedinit.factors import norm
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
 from strategies.aggregator import Update
-from strategies.server.replies import Asked, Refusal
+from strategies.server.replies import Asked, Refusal, said
 
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
 # negative, and what float32 can hold stays finite in sums over clients and examples.
@@ -78,7 +79,7 @@ class Gate:
             return Refusal(expected.client, code, detail)
 
         if reply.has_error():
-            return refuse("client_error", reply.error.reason or "")
+            return refuse("client_error", said(reply))
         try:
             tensors: Mapping[str, Tensor] = wire.decode(wire.arrays(reply))
             metrics: dict[str, Any] = dict(wire.metrics(reply))
@@ -125,9 +126,8 @@ def admit_statistics(reply: Message, asked: Asked, statistics: Mapping[str, Stat
     """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
     client = asked.client
     if reply.has_error():
-        reason = reply.error.reason or ""
-        few = ": TooFew: " in reason  # as a client says it: who, at what, which error
-        return Refusal(client, "too_few_examples" if few else "client_error", reason)
+        few = reply.error.code == Code.too_few_examples
+        return Refusal(client, Code.too_few_examples.name if few else "client_error", said(reply))
     try:
         tensors = wire.decode(wire.arrays(reply))
         metrics: dict[str, Any] = dict(wire.metrics(reply))
@@ -153,7 +153,7 @@ def admit_counts(
     """
     client = asked.client
     if reply.has_error():
-        return Refusal(client, "client_error", reply.error.reason or "")
+        return Refusal(client, "client_error", said(reply))
     try:
         record = wire.metrics(reply)
         counts: dict[str, Any] = dict(record)

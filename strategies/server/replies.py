@@ -15,6 +15,7 @@ from flwr.app import Message
 from fedinit import wire
 
 Judged = TypeVar("Judged")
+SAID = 500  # characters of an Error
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Asked:
 
 
 Waiting = TypeVar("Waiting", bound=Asked)
+
+
+def said(reply: Message) -> str:
+    """What an Error says, as one line of at most `SAID` characters: it goes into the ledger and onto a screen."""
+    return " ".join((reply.error.reason or "")[: 4 * SAID].split())[:SAID]
 
 
 def match_replies(
