@@ -16,18 +16,21 @@ class InputError(ValueError):
 
 
 class Code(enum.IntEnum):
-    """What an Error of a client's is, as the number that Flower's Error has; Flower's own are below 1000.
+    """What an Error is, as the number that Flower's Error has; Flower's own are below 1000.
 
     failed: something went wrong at the stage that the reply names.
     site: the site's own settings, files or images do not do for the run.
     refused: the client does not do what was asked, or does not take what was sent.
     too_few_examples: it has fewer than a statistic may be made of.
+    too_large, unreadable: what the server says in place of a reply that it does not take.
     """
 
     failed = 1001
     site = 1002
     refused = 1003
     too_few_examples = 1004
+    too_large = 1101
+    unreadable = 1102
 
 
 class Refused(InputError):
