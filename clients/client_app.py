@@ -21,6 +21,7 @@ from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError, Refused, public_of
 
 app = ClientApp()
+OWN = ("partition-id", "noise-secret", "noise-secret-file")  # a client's; those of one process share the rest
 
 
 @functools.lru_cache(maxsize=2)
@@ -55,8 +56,7 @@ def simulated() -> bool:
 def _answer(message: Message, context: Context) -> Message:
     """The reply of this node's client, which goes on from its state on disk where the site keeps one; an Error for
     whatever goes wrong: Flower would send the words of an exception, and they may name a file."""
-    # The two are a client's own: clients that share a process share the data and the backbone.
-    shared = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
+    shared = {k: v for k, v in context.node_config.items() if k not in OWN}
     try:
         words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(shared, sort_keys=True)
         config, _ = _configured(*words)

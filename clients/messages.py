@@ -18,6 +18,7 @@ from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
 from fedinit.adapters.core import BLOCK_SCALES
+from fedinit.config.site import noise_secret
 from fedinit.errors import Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
@@ -123,11 +124,11 @@ class Decoder:
             head = {name[len(wire.HEAD) :]: value for name, value in received[wire.STATE].items()}
         request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
         guard.check_request(request, self.site)
-        secret = str(context.node_config.get("noise-secret", ""))
+        secret = noise_secret(context.node_config)
         if self.deployed and request.sampling.noise and not secret:
             raise Refused(
                 "the run asks for noise, and this site has no secret to draw it with: start the node with "
-                "--node-config 'noise-secret=\"…\"'"
+                "--node-config 'noise-secret-file=\"…\"'"
             )
         return Task(
             client=part.client,

@@ -7,7 +7,9 @@ fedinit deploy: federations of real Flower nodes.
   fedinit deploy up                          a federation on this machine, one run in it, and down again
   fedinit deploy register FOLDER             let the sites whose keys are in FOLDER/server/sites take part
   fedinit deploy run FOLDER                  start the run, wait for it, show the result
-  fedinit deploy status FOLDER               sites and runs
+  fedinit deploy status FOLDER               sites, runs, and how long the certificates hold
+  fedinit deploy renew FOLDER --days 365     a new certificate for the server, by the authority in FOLDER/ca (--ca)
+  fedinit deploy check HOST:PORT ca.crt      whether this machine can take part in the federation there
 
 Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They say what `init` and
 `app` write into the folder and what `up` runs; `run` runs what the folder holds.
@@ -30,7 +32,7 @@ from rich.console import Console
 from fedinit.config import site as site_settings
 from fedinit.config.compose import compose_config
 from fedinit.config.schema import Config
-from fedinit.deploy import layout
+from fedinit.deploy import certificates, layout, reaching
 from fedinit.deploy.flower import Server, show
 from fedinit.deploy.local import run_locally
 from fedinit.deploy.processes import DeployFailed
@@ -38,6 +40,8 @@ from fedinit.errors import InputError
 from fedinit.report import commands
 from fedinit.runs import folder as run_folder
 from fedinit.runs.table import print_summary
+
+SOON = 30  # days left of a certificate at which it is said how to renew it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,6 +98,16 @@ def _main(argv: list[str], console: Console) -> int:
         _show_result(config, run_folder.place(sent), console)
     elif options.command == "register":
         say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
+    elif options.command == "renew":
+        server = Server.at(options.folder).folder
+        authority = options.ca or server.parent / "ca"
+        certificates.renew(server, authority, options.days)
+        say(
+            f"{server / 'server.crt'}: holds for {options.days} days; start the SuperLink again, the sites need nothing"
+        )
+    elif options.command == "check":
+        found = reaching.check(options.address, options.authority)
+        say(found or f"{options.address}: can be reached")
     elif options.command == "run":
         server = Server.at(options.folder)
         config = server.config()
@@ -108,6 +122,11 @@ def _main(argv: list[str], console: Console) -> int:
         say("")
         for line in show(server.runs(), ("run-id", "status", "elapsed")):
             say(line)
+        for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
+            days = certificates.read_days_left(server.folder / file)
+            if days is not None:
+                soon = "; fedinit deploy renew makes another" if days < SOON and file == "server.crt" else ""
+                say(f"{name}: {days} days left{soon}")
     return 0
 
 
@@ -122,12 +141,20 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--port", type=int, default=8000)
     init.add_argument("--node-port", type=int, default=9094)
     init.add_argument("--days", type=int, default=365)
+    init.add_argument("--authority-days", type=int, default=3650)
     init.add_argument("--installed", default="/opt/fedinit")
     up = commands.add_parser("up", add_help=False, allow_abbrev=False)
     up.add_argument("--port", type=int)
     for command in (init, up):
         command.add_argument("--sites", type=int)
         command.add_argument("--insecure", action="store_true")
+    renew = commands.add_parser("renew", add_help=False, allow_abbrev=False)
+    renew.add_argument("folder", type=Path)
+    renew.add_argument("--ca", type=Path)
+    renew.add_argument("--days", type=int, default=365)
+    check = commands.add_parser("check", add_help=False, allow_abbrev=False)
+    check.add_argument("address")
+    check.add_argument("authority", type=Path, nargs="?")
     for name in ("app", "register", "run", "status"):
         commands.add_parser(name, add_help=False, allow_abbrev=False).add_argument("folder", type=Path)
     return parser
@@ -143,6 +170,7 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
         secure=not options.insecure,
         installed=options.installed.rstrip("/"),
         days=options.days,
+        authority_days=options.authority_days,
     )
     sent, settings = site_settings.split_off(config)
     layout.make(options.folder, federation, sent, settings)

@@ -200,7 +200,7 @@ def test_a_deployed_site_adds_no_noise_that_the_server_can_draw(site, monkeypatc
     grid = LocalGrid(handler, 3, run_config=run_config)
     try:
         if refused:
-            with pytest.raises(RunFailed, match="start the node with --node-config 'noise-secret="):
+            with pytest.raises(RunFailed, match="start the node with --node-config 'noise-secret-file="):
                 federate(small_config(*NOISY), grid, site.backbone)
         else:
             assert federate(small_config(*NOISY), grid, site.backbone).start["clients"] == 3
