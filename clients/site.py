@@ -23,7 +23,7 @@ from fedinit.config.compatibility import CONFIG_RULES, refuse
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
-from fedinit.errors import InputError
+from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
 from fedinit.models import Backbone, adapted_layers, build_backbone
 from fedinit.scores import Accuracy, RecoveryError, Score
@@ -72,16 +72,16 @@ class Site:
         self.engine: Engine = ENGINES[config.engine.name](workers)
 
     def partition_of(self, context: Context) -> Partition:
-        """The data of the client whose Context this is. Raises InputError for a node without a partition id, or with
+        """The data of the client whose Context this is. Raises Refused for a node without a partition id, or with
         one that is not there."""
         index = context.node_config.get("partition-id")
         if type(index) is not int:
             what = (
                 "this node has no partition-id" if index is None else f"partition-id={index}: expected a whole number"
             )
-            raise InputError(f"{what}; start it with --node-config 'partition-id=0 …'")
+            raise Refused(f"{what}; start it with --node-config 'partition-id=0 …'")
         if not 0 <= index < len(self.partitions):
-            raise InputError(
+            raise Refused(
                 f"partition-id={index}: this run has {len(self.partitions)} partitions, 0 to "
                 f"{len(self.partitions) - 1}; start as many clients, or change partition.clients"
             )

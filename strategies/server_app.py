@@ -25,6 +25,7 @@ from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
 from strategies.server.exchange import Exchange
 from strategies.server.federation import federate, roster_of
+from strategies.server.meeting import Meeting
 
 app = ServerApp()
 SITES_FILE = "federation.json"  # in the run's folder: whose run it is
@@ -42,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         exchange = Exchange(grid, timeout=config.node_timeout, emit=progress.event, waiting=progress.waiting)
-        introductions = exchange.register_clients(backbone.digest, config.rounds)
+        introductions = exchange.register_clients(backbone.digest, config.rounds, Meeting.of(config))
         if kept_sites(folder) == sites_of(grid.run.federation_id, roster_of(introductions)):
             show_done(done, config, folder, console)
             return
