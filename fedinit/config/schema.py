@@ -123,10 +123,12 @@ class GateConfig:
     enabled: bool  # false lets everything in that can be summed: for trying what the gate is good for
     max_factor_ratio: float  # of a factor's norm to its start's, either way
     max_product_ratio: float  # of a layer's product B·A to an orthonormal map of its shape
+    max_weight: float = 3.0  # of a client in the aggregate, in medians of the round's weights
 
     def __post_init__(self) -> None:
         for key in ("max_factor_ratio", "max_product_ratio"):
             within(f"gate.{key}", getattr(self, key), 1, math.inf, open_low=True, open_high=True)
+        within("gate.max_weight", self.max_weight, 1, math.inf, open_high=True)
 
 
 class Group(NamedTuple):

@@ -65,9 +65,10 @@ def admit(
     roster: Roster, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
 ) -> tuple[dict[int, MetricRecord], list[Refusal]]:
     """{client: the sums of its evaluation}, and the refusals. asked: {node id: what its client was asked}."""
-    domains, score = len(roster.domain_names), SCORES[roster.score]
+    score = SCORES[roster.score]
 
     def judge(reply: Message, wanted: Asked) -> MetricRecord | Refusal:
+        domains = exchange.domains_of(wanted.client, roster.domain_names)
         return admit_counts(reply, wanted, domains, score, exchange.tests[wanted.client])
 
     return match_replies(replies, asked, exchange.client_of, judge)

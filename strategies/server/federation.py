@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,15 +44,18 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     the global rank r.
 
     A list is dealt in turn. halving: r, r/2, r/4, … down to 1, rounded down, dealt in turn. by_examples: r·n_i/max n,
-    rounded up, so that what a client can learn grows with what it has seen. Raises InputError for a list of more ranks
-    than clients.
+    rounded up, so that what a client can learn grows with what it has seen; n_i above `gate.max_weight` times their
+    median counts as that, so that one client's claim does not leave the others a rank of one. Raises InputError for a list of
+    more ranks than clients.
     """
     rule, rank = config.adapter.ranks, config.adapter.rank
     if rule is None:
         return {}
     if rule == "by_examples":
-        most = max(examples.values())
-        return {client: max(1, -(-rank * count // most)) for client, count in examples.items()}
+        limit = math.floor(config.gate.max_weight * statistics.median_low(examples.values()))
+        counts = {client: min(count, limit) if config.gate.enabled else count for client, count in examples.items()}
+        most = max(counts.values())
+        return {client: max(1, -(-rank * count // most)) for client, count in counts.items()}
     if rule == "halving":
         rule = [rank >> i for i in range(rank.bit_length())]
     elif len(rule) > len(examples):
@@ -97,6 +102,7 @@ def federate(
         emit=audience.event,
         reply_timeout=config.reply_timeout,
         waiting=audience.waiting,
+        domain_of=config.partition.domain_of,
     )
     all_parts = {**parts, "start": opening, "rounds": tally}
     keeper, saved = None, None

@@ -57,6 +57,7 @@ def for_training(
             sent=starts[client],
             trained=returned,
             slots=budgets.get(client),
+            examples=state.roster.examples.get(client),
         )
         for client, message in zip(starts, messages, strict=True)
     }

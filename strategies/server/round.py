@@ -6,6 +6,7 @@ What is before the first round is in opening.py; what follows each, evaluation a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import RoundReport
 from fedinit.transforms import settle
-from strategies.aggregator import Aggregate
+from strategies.aggregator import Aggregate, Update
 from strategies.dora import effective_bias
 from strategies.reinit import ReinitContext, Start
 from strategies.server import requests
@@ -22,6 +23,7 @@ from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.state import ServerState
+from strategies.server.weighing import weigh
 
 
 def run_round(
@@ -67,10 +69,11 @@ def advance(state: ServerState, method: Method, admitted: Admitted, last: bool =
     """
     round, updates, moments = state.round + 1, admitted.updates, state.moments
     context = method.context.over(state.base.offset)  # re-initialisers see the weights as clients have them now
-    aggregate = method.aggregator.aggregate(updates, round, state.model)
+    weights = weigh(updates, method)
+    aggregate = method.aggregator.aggregate(updates, round, state.model, weights)
     aggregate = settle(method.transforms, aggregate, updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
-    aggregate = _with_effective_bias(aggregate, method, admitted, context)
+    aggregate = _with_effective_bias(aggregate, method, updates, weights, context)
     if method.server_optimizer is not None:
         moved = method.server_optimizer.step(state.model, aggregate, state.moments)
         aggregate, moments = moved, moved.moments  # an aggregate with the optimiser's moments beside it
@@ -98,9 +101,15 @@ def refuse_not_finite(aggregate: Aggregate, what: str) -> None:
             raise RunFailed(f"{why}; change its options")
 
 
-def _with_effective_bias(aggregate: Aggregate, method: Method, admitted: Admitted, context: ReinitContext) -> Aggregate:
+def _with_effective_bias(
+    aggregate: Aggregate,
+    method: Method,
+    updates: Sequence[Update],
+    weights: Mapping[int, float],
+    context: ReinitContext,
+) -> Aggregate:
     """With DoRA's diagnostic, where clients train magnitudes."""
     if not method.aggregator.diagnostics or "m" not in method.kind.beside:
         return aggregate
-    measured = effective_bias(admitted.updates, method.aggregator.weights(admitted.updates), aggregate, context)
+    measured = effective_bias(updates, [weights[update.client] for update in updates], aggregate, context)
     return replace(aggregate, diagnostics={**aggregate.diagnostics, **measured})
