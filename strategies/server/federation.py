@@ -45,8 +45,8 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
 
     A list is dealt in turn. halving: r, r/2, r/4, … down to 1, rounded down, dealt in turn. by_examples: r·n_i/max n,
     rounded up, so that what a client can learn grows with what it has seen; n_i above `gate.max_weight` times their
-    median counts as that, so that one client's claim does not leave the others a rank of one. Raises InputError for a list of
-    more ranks than clients.
+    median counts as that, so that one client's claim does not leave the others a rank of one. Raises
+    InputError for a list of more ranks than clients.
     """
     rule, rank = config.adapter.ranks, config.adapter.rank
     if rule is None:
