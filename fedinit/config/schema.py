@@ -143,6 +143,7 @@ GROUPS = {
     "strategy": Group(),
     "reinit": Group(),
     "server_opt": Group(),
+    "robust": Group(),
     "init": Group(),
     "head": Group("init"),
     "adapter": Group("kind", ADAPTERS),
@@ -190,6 +191,7 @@ class Config:
     engine: EngineConfig
     evaluation: EvaluationConfig
     gate: GateConfig
+    robust: Choice = field(default_factory=lambda: Choice(name="none"))
     diagnostics: NoDiagnostics | InitDiagnostics
     logger: LoggerConfig
 

@@ -24,6 +24,7 @@ from strategies.server.method import Method
 from strategies.server.replies import Asked
 from strategies.server.round import advance, run_round
 from strategies.server.state import ServerState
+from strategies.server.weighing import weigh
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -102,7 +103,8 @@ class FederatedLora(Strategy):
         """The new model by wire name (ServerState.tensors), and its diagnostics, from the replies that are let in."""
         admitted = collecting.admit(self.method, self.exchange, replies, self.expected)
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
-        self.state = advance(state, self.method, admitted)
+        weighed = weigh(admitted.updates, self.method, state.model)
+        self.state = advance(state, self.method, admitted, weighed)
         return wire.encode(self.state.tensors()), MetricRecord(dict(self.state.model.diagnostics))
 
     def configure_evaluate(

@@ -21,6 +21,7 @@ from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
+from strategies.robust import create_robust
 from strategies.server.audience import Audience
 from strategies.server.collecting import reconcile
 from strategies.server.components import aggregator_of, fixes_scales, reinit_of
@@ -29,7 +30,7 @@ from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
 from strategies.server.introduction import Introduction
-from strategies.server.method import Method
+from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
 from strategies.server.round_zero import fix_step_scales
@@ -67,6 +68,10 @@ def check_clients(config: Config, examples: Mapping[int, int]) -> None:
     """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}."""
     if isinstance(config.quorum, int) and config.quorum > len(examples):
         raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
+    rule = create_robust(config.robust.name, config.robust.options)
+    asked = sorted(examples)[: sample_size(config.participation, len(examples))]
+    if rule is not None and (fault := rule.fault(asked)):
+        raise InputError(f"robust={config.robust.name} cannot judge a round of {len(asked)} clients: {fault}")
     client_ranks(config, examples)
 
 
@@ -162,6 +167,7 @@ def _ready(
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
         gate=Gate(**vars(config.gate)),
+        robust=create_robust(config.robust.name, config.robust.options),
         quorum=config.quorum,
         resamples=config.resamples,
     )

@@ -6,7 +6,6 @@ What is before the first round is in opening.py; what follows each, evaluation a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import RoundReport
 from fedinit.transforms import settle
-from strategies.aggregator import Aggregate, Update
+from strategies.aggregator import Aggregate
 from strategies.dora import effective_bias
 from strategies.reinit import ReinitContext, Start
 from strategies.server import requests
@@ -23,7 +22,7 @@ from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.state import ServerState
-from strategies.server.weighing import weigh
+from strategies.server.weighing import Weighed, weigh
 
 
 def run_round(
@@ -45,7 +44,8 @@ def run_round(
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = collect(state, method, exchange, extra)
     collected = time.perf_counter()
-    state = advance(state, method, admitted, last)
+    weighed = weigh(admitted.updates, method, state.model)
+    state = advance(state, method, admitted, weighed, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     examples = sum(update.examples for update in admitted.updates)
     return state, RoundReport(
@@ -55,25 +55,27 @@ def run_round(
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,
-        clients=admitted.reports,
+        clients=[replace(report, weight=weighed.weights.get(report.client, 0.0)) for report in admitted.reports],
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
     )
 
 
-def advance(state: ServerState, method: Method, admitted: Admitted, last: bool = False) -> ServerState:
+def advance(
+    state: ServerState, method: Method, admitted: Admitted, weighed: Weighed, last: bool = False
+) -> ServerState:
     """The state after round `state.round + 1`, from the updates that were let in.
 
+    weighed: what these updates count for.
     last: whether nobody starts after this round any more; the global factors are then left as they were aggregated.
     """
     round, updates, moments = state.round + 1, admitted.updates, state.moments
     context = method.context.over(state.base.offset)  # re-initialisers see the weights as clients have them now
-    weights = weigh(updates, method)
-    aggregate = method.aggregator.aggregate(updates, round, state.model, weights)
+    aggregate = method.aggregator.aggregate(weighed.updates, round, state.model, weighed.weights)
     aggregate = settle(method.transforms, aggregate, updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
-    aggregate = _with_effective_bias(aggregate, method, updates, weights, context)
+    aggregate = _with_effective_bias(aggregate, method, weighed, context)
     if method.server_optimizer is not None:
         moved = method.server_optimizer.step(state.model, aggregate, state.moments)
         aggregate, moments = moved, moved.moments  # an aggregate with the optimiser's moments beside it
@@ -101,15 +103,10 @@ def refuse_not_finite(aggregate: Aggregate, what: str) -> None:
             raise RunFailed(f"{why}; change its options")
 
 
-def _with_effective_bias(
-    aggregate: Aggregate,
-    method: Method,
-    updates: Sequence[Update],
-    weights: Mapping[int, float],
-    context: ReinitContext,
-) -> Aggregate:
+def _with_effective_bias(aggregate: Aggregate, method: Method, weighed: Weighed, context: ReinitContext) -> Aggregate:
     """With DoRA's diagnostic, where clients train magnitudes."""
     if not method.aggregator.diagnostics or "m" not in method.kind.beside:
         return aggregate
-    measured = effective_bias(updates, [weights[update.client] for update in updates], aggregate, context)
+    weights = [weighed.weights[update.client] for update in weighed.updates]
+    measured = effective_bias(weighed.updates, weights, aggregate, context)
     return replace(aggregate, diagnostics={**aggregate.diagnostics, **measured})

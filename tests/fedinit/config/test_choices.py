@@ -27,6 +27,7 @@ from fedinit.runs import folder as run_folder
 from fedinit.state import checkpoint
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
+from strategies.robust import ROBUST
 from strategies.server_opt import SERVER_OPTIMIZERS
 
 ROOT = CONF_DIR.parent
@@ -34,6 +35,7 @@ LATER = {
     "strategy": AGGREGATORS,
     "reinit": REINITS,
     "server_opt": SERVER_OPTIMIZERS,
+    "robust": ROBUST,
     "init": INITIALIZERS,
     "head": HEADS,
 }
