@@ -25,7 +25,7 @@ AXES: dict[str, list[str]] = {
     "reinit": [f"reinit={name}" for name in sorted(REINITS)],
     **{
         group: [f"{group}={name}" for name in groups()[group]]
-        for group in ("init", "head", "adapter", "server_opt", "robust")
+        for group in ("init", "head", "adapter", "server_opt", "robust", "attack")
     },
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
@@ -46,10 +46,10 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("init", ("adapter", "adapter.ranks", "head")),
     ("reinit", ("adapter", "adapter.ranks", "server_opt")),
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
-    ("adapter.ranks", ("client.gsnr_scope",)),
-    ("data", ("head", "client.loss", "client.augment")),
+    ("adapter.ranks", ("client.gsnr_scope", "attack")),
+    ("data", ("head", "client.loss", "client.augment", "attack")),
     ("participation", ("robust",)),
-    ("deployment", ("evaluation", "diagnostics")),
+    ("deployment", ("evaluation", "diagnostics", "attack")),
 ]
 
 

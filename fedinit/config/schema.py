@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
+from fedinit.config.attack import ATTACKS, AttackConfig, NoAttack
 from fedinit.config.build import build, create, plain
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
@@ -151,6 +152,7 @@ GROUPS = {
     "partition": Group("name", PARTITIONS),
     "client": Group("optimizer", CLIENTS),
     "engine": Group("name", ENGINES),
+    "attack": Group("name", ATTACKS),
     "diagnostics": Group("name", DIAGNOSTICS),
 }
 
@@ -192,6 +194,7 @@ class Config:
     evaluation: EvaluationConfig
     gate: GateConfig
     robust: Choice = field(default_factory=lambda: Choice(name="none"))
+    attack: AttackConfig | NoAttack = field(default_factory=NoAttack)
     diagnostics: NoDiagnostics | InitDiagnostics
     logger: LoggerConfig
 

@@ -287,3 +287,18 @@ def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
         return None
     why = "every round needs the trusted client's update, and a part of the clients is drawn anew each time"
     return Objection(f"participation={c.config.participation}", f"robust=trust: {why}", "use participation=1")
+
+
+@rule("deployment", "attack")
+def _real_clients_attack_unasked(c: Components) -> Objection | None:
+    if not c.under_flower or c.config.attack.name == "none":
+        return None
+    return Objection(f"attack={c.config.attack.name}", "bad clients are for simulations by run_sim.py", "use none")
+
+
+@rule("adapter.ranks", "attack")
+def _who_knows_all_needs_one_shape(c: Components) -> Objection | None:
+    if c.config.adapter.ranks is None or c.config.attack.name not in ("alie", "ipm", "minmax"):
+        return None
+    why = "takes means over the honest clients' tensors, and adapter.ranks gives these other shapes"
+    return Objection(f"attack={c.config.attack.name}", why, "use another attack")

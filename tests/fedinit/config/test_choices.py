@@ -47,6 +47,8 @@ OTHER = {
     "adapter.ranks": [8, 4],
     "adapter.targets": ["fc2"],
     "adapter.scaling": "rslora",
+    "attack.clients": [1],
+    "attack.direction": "unit",
     "client.augment": "flip",
     "client.betas": [0.5, 0.6],
     "client.gsnr_scope": "per_round",
