@@ -25,6 +25,7 @@ from flwr.app import Context
 from rich.console import Console
 
 from clients.cohort import Cohort
+from clients.engine.hardware import resolved
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
@@ -69,6 +70,7 @@ def run(*words: str, quiet: bool = True) -> Run:
 def simulate(config: Config, console: Console) -> dict[str, Any]:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown."""
     check_method(config)
+    config = resolved(config)
     located = run_folder.locate(config)
     folder = located.path
     done = None if config.resume == "never" else run_folder.finished(folder)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clients.attacks.label_flip import flipped
 from clients.engine import Engine
+from clients.engine.hardware import compiles, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, make_workers
@@ -53,7 +54,7 @@ class Site:
 
         Raises InputError for what cannot be used."""
         refuse(config, CONFIG_RULES)
-        self.config = config
+        self.config = config = resolved(config)
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
@@ -69,7 +70,9 @@ class Site:
         if isinstance(config.attack, LabelFlipConfig):
             bad = config.attack.attackers(len(self.partitions), config.seed)
             self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])
-        held = self.backbone, self.targets, self.data, Settings.of(config)
+        compiled = compiles(config, [len(part.train) for part in self.partitions])
+        settings = replace(Settings.of(config), compiled=compiled)
+        held = self.backbone, self.targets, self.data, settings
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
         self.engine: Engine = ENGINES[config.engine.name](workers)
 

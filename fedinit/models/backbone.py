@@ -82,6 +82,20 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     return backbone if features == backbone.features else dataclasses.replace(backbone, features=features)
 
 
+def outline(settings: ModelConfig) -> Backbone:
+    """The model that `build_backbone` makes, on the meta device: its shapes without its weights, in a moment.
+
+    Raises InputError as `build_backbone` does, and whatever a module raises that cannot be made or passed there.
+    """
+    kwargs = dict(settings.kwargs)
+    with torch.device("meta"), torch.no_grad():
+        module, _ = _created(settings, kwargs, "none")
+        spec = _input_spec(module, settings, kwargs)
+        module.eval().requires_grad_(False)
+        features = module(torch.zeros(1, spec.channels, spec.height, spec.width)).shape[1]
+    return Backbone(module, features, spec)
+
+
 def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tuple[nn.Module, Filter]:
     """`create`, with the image size, which models of any size take no argument for."""
     if settings.image_size is None:
