@@ -118,7 +118,7 @@ class FederatedLora(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The score, its mean and by domain; None where nobody's sums can be used. Clients that failed are in the
         ledger."""
-        self.state, score = evaluating.merge_replies(self.state, self.exchange, replies, self.asked)
+        self.state, score = evaluating.merge_replies(self.state, self.method, self.exchange, replies, self.asked)
         return None if score is None else _metrics(score)
 
     def summary(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,8 +51,8 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     if rule is None:
         return {}
     if rule == "by_examples":
-        limit = math.floor(config.gate.max_weight * statistics.median_low(examples.values()))
-        counts = {client: min(count, limit) if config.gate.enabled else count for client, count in examples.items()}
+        limit = Gate(**vars(config.gate)).most(examples.values())
+        counts = {client: int(min(count, limit)) for client, count in examples.items()}
         most = max(counts.values())
         return {client: max(1, -(-rank * count // most)) for client, count in counts.items()}
     if rule == "halving":

@@ -6,7 +6,9 @@ else. Stock Flower averages NaN, infinities, broadcastable shapes and negative w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +72,20 @@ class Gate:
     max_product_ratio: float = 10.0
     max_weight: float = 3.0
 
-    def capped(self, weights: Sequence[float]) -> list[float]:
-        """The weights of a round's updates, Σ = 1, none above `max_weight` times their median. Weights that are within
-        it come back as they are, to the bit.
+    def most(self, claimed: Iterable[float]) -> float:
+        """What one client's number counts for at most, of these of all clients: `max_weight` times their median;
+        infinity with the gate off.
 
-        The median is the lower of the two in the middle of an even number, so that it is an honest client's weight or
-        less as long as fewer than half of them lie.
+        The median is the lower of the two in the middle of an even number, so that it is an honest client's or less as
+        long as fewer than half of them lie.
         """
-        limit = self.max_weight * sorted(weights)[(len(weights) - 1) // 2]
-        if not self.enabled or not 0 < limit < max(weights):
+        return self.max_weight * statistics.median_low(claimed) if self.enabled else math.inf
+
+    def capped(self, weights: Sequence[float]) -> list[float]:
+        """The weights of a round's updates, Σ = 1, none above `most` of them. Weights that are within it come back as
+        they are, to the bit."""
+        limit = self.most(weights)
+        if not 0 < limit < max(weights):
             return list(weights)
         cut = [min(weight, limit) for weight in weights]
         return [weight / sum(cut) for weight in cut]

@@ -47,11 +47,13 @@ def run_round(
     weighed = weigh(admitted.updates, method, state.model)
     state = advance(state, method, admitted, weighed, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
-    examples = sum(update.examples for update in admitted.updates)
+    most = method.gate.most(report.examples for report in admitted.reports)
+    counts = [min(report.examples, most) for report in admitted.reports]
     return state, RoundReport(
         round=state.round,
         seconds=time.perf_counter() - began,
-        train_loss=sum(r.loss * r.examples for r in admitted.reports if r.loss is not None) / examples,
+        train_loss=sum(r.loss * n for r, n in zip(admitted.reports, counts, strict=True) if r.loss is not None)
+        / sum(counts),
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,

@@ -4,7 +4,7 @@ a rule against bad clients makes of them (`robust=`)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedinit.errors import RunFailed
 from strategies.aggregator import Aggregate, Update
@@ -13,6 +13,9 @@ from strategies.robust.geometry import gram_of
 from strategies.server.method import Method
 
 START = -1  # in place of a partition id: the model that the round started from
+# Medians that a client weighs at most where a rule judges. Rules need the greater part of the weight to be honest; it
+# is, whatever m bad ones of K claim, as long as this is below (K − m)/m: up to 44 % of the clients.
+JUDGED = 1.25
 ROUNDING = 1e-12  # a weight of the start that is no more than this is none
 
 
@@ -35,11 +38,13 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate) -> Weighe
     rule cannot judge so few, or these.
     """
     clients = [update.client for update in updates]
-    weights = method.gate.capped(method.aggregator.weights(updates))
+    gate, weights = method.gate, method.aggregator.weights(updates)
     if method.robust is None:
+        weights = gate.capped(weights)
         return Weighed(updates, dict(zip(clients, weights, strict=True)))
     if fault := method.robust.fault(clients):
-        raise RunFailed(f"the updates of clients {clients} cannot be judged: {fault}")
+        raise RunFailed(f"the updates of clients {clients} cannot be judged: {fault}; a higher quorum asks others")
+    weights = replace(gate, enabled=True, max_weight=min(gate.max_weight, JUDGED)).capped(weights)
     gram = gram_of(updates, start.layers, start.head, method.context.scale)
     judged = method.robust.weigh(Changes(clients, weights, gram)).tolist()
     rest = 1 - sum(judged)

@@ -269,6 +269,30 @@ def test_a_claim_at_registration_outweighs_nobody(site):
     assert (capped - honest).norm() < 0.7 * (uncapped - honest).norm()
 
 
+def test_a_claim_of_test_images_is_not_the_whole_score(site):
+    """One of three says from the beginning that it has 2^40 test images, and then that all of them are right."""
+    cohort = Cohort(Site(small_config("partition=iid", "partition.clients=3")))
+
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        if deliveries[0][0].metadata.message_type == "query.describe":
+            replies[0].content["config"]["num-test-examples"] = 2**40
+        if deliveries[0][0].metadata.message_type == "evaluate":
+            rows = replies[0].content["metrics"]
+            rows["num-examples"] = rows["correct"] = [2**40 - 20, 10, 10]
+        return replies
+
+    def accuracy(handler, *words):
+        config = small_config("rounds=1", "evaluation=clients", "partition=iid", "partition.clients=3", *words)
+        outcome = federate(config, LocalGrid(handler, 3), site.backbone)
+        assert outcome.score is not None
+        return outcome.score.by_domain["plain"]
+
+    honest = accuracy(cohort)
+    assert accuracy(handler, "gate.enabled=false") > 99.9
+    assert accuracy(handler) < 100 - 0.1 * (100 - honest)
+
+
 def test_ranks_by_examples_are_not_one_clients_claim_to_make():
     config = small_config("adapter.ranks=by_examples", "adapter.rank=4", "strategy=fedit")
     assert client_ranks(config, {0: 100, 1: 100, 2: 2**40}) == {0: 2, 1: 2, 2: 4}

@@ -13,12 +13,15 @@ import fedinit
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit.errors import InputError, RunFailed
+from fedinit.factors import Factors
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS
 from strategies.aggregator import Aggregate, Update
 from strategies.methods.choosing import Choosing
 from strategies.robust import ROBUST, create_robust
+from strategies.robust.contract import Changes
+from strategies.robust.geometry import gram_of
 from strategies.server.compatibility import check_method
 from strategies.server.federation import check_clients, federate
 from strategies.server.weighing import START, weigh
@@ -97,6 +100,25 @@ def test_without_a_rule_the_weights_are_the_methods_to_the_bit():
     assert weighed.updates is updates and list(weighed.weights.values()) == method_of("fedit").aggregator.weights(
         updates
     )
+
+
+def test_claims_give_bad_clients_no_majority_of_the_weight():
+    """Two of six that claim 2^40 and agree with each other: at three medians each they are most of the weight, and the
+    geometric median is theirs; a rule sees them at 1.25."""
+    draw = torch.Generator().manual_seed(0)
+    start = Factors(torch.randn(3, 9, generator=draw), torch.randn(12, 3, generator=draw))
+    far = Factors(start.A, start.B - 5)
+    layers = [far, far, *(Factors(start.A, start.B + torch.rand(12, 3, generator=draw)) for _ in range(4))]
+    examples = [2**40, 2**40, 10, 10, 10, 10]
+    updates = [Update(i, n, {"layer": f}, {}) for i, (f, n) in enumerate(zip(layers, examples, strict=True))]
+    begun = Aggregate(layers={"layer": start})
+    method = method_of("ffa_lora", robust=create_robust("geometric_median"))
+    judged = weigh(updates, method, begun).weights
+    assert judged[0] + judged[1] < 0.35
+    capped = method.gate.capped(method.aggregator.weights(updates))
+    assert capped[0] + capped[1] == pytest.approx(0.6)
+    changes = Changes(range(6), capped, gram_of(updates, begun.layers, {}, 1.0))
+    assert float(method.robust.weigh(changes)[:2].sum()) > 0.95  # the control
 
 
 def test_too_few_updates_for_a_rule_end_the_run_in_one_line():
