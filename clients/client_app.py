@@ -42,8 +42,11 @@ def _cohort(run_config: str, node_config: str, client: int | None):
     from clients.cohort import Cohort
     from clients.site import Site
 
+    config = _configured(run_config, node_config)[1]
+    if config.attack.name != "none":
+        raise InputError(f"attack={config.attack.name}: is for simulations by run_sim.py; a client of Flower is honest")
     console = None if simulated() else Console(stderr=True)  # a site's log says what data it found
-    site = Site(_configured(run_config, node_config)[1], client, console=console)
+    site = Site(config, client, console=console)
     return Cohort(site, persistent=True, deployed=not simulated())
 
 

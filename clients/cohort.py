@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from flwr.app import Context, Message, RecordDict
 
+from clients.attacks.attackers import Attackers
 from clients.engine.plan import plan
 from clients.evaluation import split
 from clients.messages import STAGES, Decoder
@@ -17,6 +18,7 @@ from clients.replies import encode
 from clients.site import Site
 from clients.state.base_offset import Bases
 from clients.task import Answer, Task
+from fedinit.config.attack import NoAttack
 
 Delivery = tuple[Message, Context]
 
@@ -36,6 +38,8 @@ class Cohort:
         of an error is a code and what the server knows."""
         self.site, self.bases = site, Bases(persistent)
         self.decoder = Decoder(site, self.bases, deployed)
+        attack = site.config.attack
+        self.attackers = None if isinstance(attack, NoAttack) else Attackers(site, attack)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
         unknown = [name for m, _ in deliveries if (name := m.metadata.message_type) not in STAGES]
@@ -52,14 +56,19 @@ class Cohort:
 
     def _replies(self, deliveries: Sequence[Delivery]) -> list[Message]:
         decoded = [self.decoder.decode(message, context) for message, context in deliveries]
-        answers = iter(self.answers([entry.task for entry in decoded if entry.task is not None]))
-        replies = []
+        tasks = [entry.task for entry in decoded if entry.task is not None]
+        of_tasks = self.answers(tasks)
+        if self.attackers is not None:
+            of_tasks = self.attackers.forged(tasks, of_tasks)
+        answers, replies = iter(of_tasks), []
         for entry, (message, context) in zip(decoded, deliveries, strict=True):
             of_task = [] if entry.task is None else next(answers)
             if entry.reply is not None:
                 replies.append(entry.reply)
             elif entry.task is not None:
                 replies.append(encode(self.site, entry.task, of_task, message, context, self.decoder.deployed))
+            if self.attackers is not None and replies:
+                self.attackers.claim(replies[-1], self.site.partition_of(context).client)
         return replies
 
     def answers(self, tasks: Sequence[Task]) -> list[list[Answer]]:

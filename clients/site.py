@@ -11,6 +11,7 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from rich.console import Console
 from torch import Tensor
 
+from clients.attacks.label_flip import flipped
 from clients.engine import Engine
 from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
@@ -19,6 +20,7 @@ from clients.engine.worker import Settings, Worker, described, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.task import Task
 from fedinit import wire
+from fedinit.config.attack import LabelFlipConfig
 from fedinit.config.compatibility import CONFIG_RULES, refuse
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
@@ -65,6 +67,9 @@ class Site:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
+        if isinstance(config.attack, LabelFlipConfig):
+            bad = config.attack.attackers(len(self.partitions), config.seed)
+            self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])
         held = self.backbone, self.targets, self.data, Settings.of(config)
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
         if console is not None:

@@ -128,10 +128,17 @@ class Aggregator(ABC):
         """An initialiser's factors of a layer as this method trains them; the product stays as it is."""
         return drawn.absorb() if isinstance(drawn, CoreFactors) and not self.cores else drawn
 
-    def aggregate(self, updates: Sequence[Update], round: int, previous: Aggregate | None = None) -> Aggregate:
+    def aggregate(
+        self,
+        updates: Sequence[Update],
+        round: int,
+        previous: Aggregate | None = None,
+        weights: Mapping[int, float] | None = None,
+    ) -> Aggregate:
         """The global factors, residual and head from this round's updates.
 
         round: the first is 1. previous: what the clients started from, for methods that look at it; None: not known.
+        weights: {client: p_i}, Σ = 1; None: those of `weights`.
 
         Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of the updates.
         Raises ValueError for no updates, a client that appears twice, weights that are not positive, or layers that do
@@ -139,14 +146,15 @@ class Aggregator(ABC):
         """
         updates = sorted(updates, key=lambda u: u.client)
         _check(updates)
-        weights, rule = self.weights(updates), self.in_round(round)
+        rule = self.in_round(round)
+        shares = self.weights(updates) if weights is None else [weights[u.client] for u in updates]
 
         def layer(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
             factors = [self.adopt(u.layers[name]) for u in updates]
             if not self.mixed_ranks and len({f.rank for f in factors}) > 1:
                 raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in factors})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            return rule._layer(factors, weights, start, round)
+            return rule._layer(factors, shares, start, round)
 
         by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
@@ -160,7 +168,7 @@ class Aggregator(ABC):
             _log.warning(
                 "round %d: %s, in %d of %d layers: %s", round, self.shortfall(), len(missed), len(layers), some
             )
-        head = {k: mean([u.head[k] for u in updates], weights).to(v.dtype) for k, v in updates[0].head.items()}
+        head = {k: mean([u.head[k] for u in updates], shares).to(v.dtype) for k, v in updates[0].head.items()}
         return Aggregate(
             layers=layers,
             residual=residual,

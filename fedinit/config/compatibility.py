@@ -68,8 +68,15 @@ def _there_are_images_to_augment(c: Config) -> Objection | None:
     return Objection(f"client.augment={c.client.augment}", f"data={c.data.name} has no images", "use none")
 
 
+def _there_are_labels_to_flip(c: Config) -> Objection | None:
+    if not c.data.is_regression or c.attack.name != "label_flip":
+        return None
+    return Objection("attack=label_flip", f"data={c.data.name} has no classes", "use another attack")
+
+
 CONFIG_RULES: Sequence[Rule[Config]] = (
     Rule(("data", "client.loss"), _the_loss_fits_the_targets),
     Rule(("data", "head"), _the_head_fits_the_targets),
     Rule(("data", "client.augment"), _there_are_images_to_augment),
+    Rule(("data", "attack"), _there_are_labels_to_flip),
 )

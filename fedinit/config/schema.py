@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
+from fedinit.config.attack import ATTACKS, AttackConfig, NoAttack
 from fedinit.config.build import build, create, plain
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
@@ -120,10 +121,12 @@ class GateConfig:
     enabled: bool  # false lets everything in that can be summed: for trying what the gate is good for
     max_factor_ratio: float  # of a factor's norm to its start's, either way
     max_product_ratio: float  # of a layer's product B·A to an orthonormal map of its shape
+    max_weight: float = 3.0  # of a client in the aggregate, in medians of the round's weights
 
     def __post_init__(self) -> None:
         for key in ("max_factor_ratio", "max_product_ratio"):
             within(f"gate.{key}", getattr(self, key), 1, math.inf, open_low=True, open_high=True)
+        within("gate.max_weight", self.max_weight, 1, math.inf, open_high=True)
 
 
 class Group(NamedTuple):
@@ -138,6 +141,7 @@ GROUPS = {
     "strategy": Group(),
     "reinit": Group(),
     "server_opt": Group(),
+    "robust": Group(),
     "init": Group(),
     "head": Group("init"),
     "adapter": Group("kind", ADAPTERS),
@@ -145,6 +149,7 @@ GROUPS = {
     "partition": Group("name", PARTITIONS),
     "client": Group("optimizer", CLIENTS),
     "engine": Group("name", ENGINES),
+    "attack": Group("name", ATTACKS),
     "diagnostics": Group("name", DIAGNOSTICS),
 }
 
@@ -185,6 +190,8 @@ class Config:
     engine: EngineConfig
     evaluation: EvaluationConfig
     gate: GateConfig
+    robust: Choice = field(default_factory=lambda: Choice(name="none"))
+    attack: AttackConfig | NoAttack = field(default_factory=NoAttack)
     diagnostics: NoDiagnostics | InitDiagnostics
     logger: LoggerConfig
 

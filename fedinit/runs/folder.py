@@ -195,6 +195,7 @@ class RunFolder(Observer):
         self._lock: FolderLock | None = None
         self._domains: Sequence[str] = ()
         # Only with magnitudes are the weights that count no product of factors.
+        self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         self._rows: Mapping[str, str] = {}
         try:
@@ -258,7 +259,8 @@ class RunFolder(Observer):
         )
         self._header(
             "clients.csv",
-            ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"],
+            ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"]
+            + ["weight"] * self._weights,
         )
         (self.path / "ledger.jsonl").touch()
 
@@ -284,7 +286,7 @@ class RunFolder(Observer):
         for c in report.clients:
             loss = "" if c.loss is None else c.loss
             row = [report.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
-            self._row("clients.csv", [*row, c.optimizer_state])
+            self._row("clients.csv", [*row, c.optimizer_state, *[c.weight] * self._weights])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         with open(self.path / "ledger.jsonl", "a+b") as file:

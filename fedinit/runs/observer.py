@@ -22,6 +22,7 @@ class ClientReport:
     drift_factors: ‖·‖_F of its start less the global factors.
     drift_product: the same of the products B A.
     optimizer_state: how many numbers its optimiser kept.
+    weight: of its update in the aggregate; None where it did not train.
     """
 
     client: int
@@ -31,6 +32,7 @@ class ClientReport:
     drift_factors: float = 0.0
     drift_product: float = 0.0
     optimizer_state: int = 0
+    weight: float | None = None
 
 
 @dataclass(frozen=True)

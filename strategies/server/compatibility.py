@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterable
 
 from fedinit.config.compatibility import CONFIG_RULES, Objection, Rule, refuse
 from fedinit.config.schema import Config
+from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS
 from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
+from strategies.robust.trust import Trust
 from strategies.server.components import Components, fixes_scales
 
 
@@ -46,6 +48,8 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     chosen = Components.of(config, under_flower)
     chosen.aggregator.check(config.adapter.rank)
     chosen.initializer.check(config.adapter.rank)
+    if chosen.robust is not None and (why := chosen.robust.lacks()):
+        raise InputError(f"robust={config.robust.name}: {why}")
     refuse(chosen, RULES)
 
 
@@ -266,3 +270,35 @@ def _the_method_goes_with_the_start(c: Components) -> Objection | None:
     why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.why}"
     needed = ", ".join(f"init={name}" for name in c.aggregator.inits)
     return Objection(f"init={c.config.init.name}", why, f"use {needed}")
+
+
+@rule("strategy", "robust")
+def _the_server_knows_the_products(c: Components) -> Objection | None:
+    if c.robust is None or not c.aggregator.personal:
+        return None
+    method = f"strategy={c.config.strategy.name}"
+    why = f"compares what clients changed by their products, of which {method} keeps a factor at the client"
+    return Objection(f"robust={c.config.robust.name}", why, "use robust=none")
+
+
+@rule("participation", "robust")
+def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
+    if not isinstance(c.robust, Trust) or c.config.participation == 1:
+        return None
+    why = "every round needs the trusted client's update, and a part of the clients is drawn anew each time"
+    return Objection(f"participation={c.config.participation}", f"robust=trust: {why}", "use participation=1")
+
+
+@rule("deployment", "attack")
+def _real_clients_attack_unasked(c: Components) -> Objection | None:
+    if not c.under_flower or c.config.attack.name == "none":
+        return None
+    return Objection(f"attack={c.config.attack.name}", "bad clients are for simulations by run_sim.py", "use none")
+
+
+@rule("adapter.ranks", "attack")
+def _who_knows_all_needs_one_shape(c: Components) -> Objection | None:
+    if c.config.adapter.ranks is None or c.config.attack.name not in ("alie", "ipm", "minmax"):
+        return None
+    why = "takes means over the honest clients' tensors, and adapter.ranks gives these other shapes"
+    return Objection(f"attack={c.config.attack.name}", why, "use another attack")

@@ -15,6 +15,8 @@ from fedinit.initializers.initializer import Initializer
 from strategies import create_aggregator
 from strategies.aggregator import Aggregator
 from strategies.reinit import Reinit, create_reinit
+from strategies.robust import create_robust
+from strategies.robust.contract import Robust
 from strategies.server_opt import ServerOptimizer, create_server_optimizer
 
 
@@ -24,7 +26,7 @@ class Components:
 
     aggregator: the method. reinit, reinit_name: its re-initialiser, with `auto` resolved.
     kind: of the adapters. initializer, head: what the start is made by.
-    server_optimizer: None for `server_opt=none`.
+    server_optimizer: None for `server_opt=none`. robust: None for `robust=none`.
     under_flower: whether a Flower server runs it.
     """
 
@@ -36,6 +38,7 @@ class Components:
     initializer: Initializer
     head: Head
     server_optimizer: ServerOptimizer | None
+    robust: Robust | None
     under_flower: bool = False
 
     @staticmethod
@@ -51,6 +54,7 @@ class Components:
             initializer=create_initializer(config.init.name, config.init.options),
             head=create_head(config.head.name, config.head.options),
             server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
+            robust=create_robust(config.robust.name, config.robust.options),
             under_flower=under_flower,
         )
 

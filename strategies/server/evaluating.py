@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,37 +48,42 @@ def evaluate_clients(
     """
     state, messages, asked = requests.for_evaluation(state, method, exchange, extra)
     replies = exchange.send(messages, exchange.reply_timeout, asked)
-    state, score = merge_replies(state, exchange, replies, asked)
+    state, score = merge_replies(state, method, exchange, replies, asked)
     return replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down), score
 
 
 def merge_replies(
-    state: ServerState, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
+    state: ServerState, method: Method, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
 ) -> tuple[ServerState, Score | None]:
     """As `evaluate_clients`, from replies that are there. asked: {node id: what its client was asked}."""
     counted, refusals = admit(state.roster, exchange, replies, asked)
     for refusal in refusals:
         exchange.emit("evaluation_failed", {"round": state.round, **vars(refusal)})
     state = state.dropping(r.client for r in refusals)  # the message brought its base up to date, if it came
-    return state, score_of(list(counted.values()), state.roster) if counted else None
+    if not counted:
+        return state, None
+    most = method.gate.most(count for count in exchange.tests.values() if count)
+    return state, score_of(list(counted.values()), state.roster, most)
 
 
 def admit(
     roster: Roster, exchange: Exchange, replies: Iterable[Message], asked: Mapping[int, Asked]
 ) -> tuple[dict[int, MetricRecord], list[Refusal]]:
     """{client: the sums of its evaluation}, and the refusals. asked: {node id: what its client was asked}."""
-    domains, score = len(roster.domain_names), SCORES[roster.score]
+    score = SCORES[roster.score]
 
     def judge(reply: Message, wanted: Asked) -> MetricRecord | Refusal:
+        domains = exchange.domains_of(wanted.client, roster.domain_names)
         return admit_counts(reply, wanted, domains, score, exchange.tests[wanted.client])
 
     return match_replies(replies, asked, exchange.client_of, judge)
 
 
-def score_of(counted: Sequence[MetricRecord], roster: Roster) -> Score:
+def score_of(counted: Sequence[MetricRecord], roster: Roster, most: float = math.inf) -> Score:
     """The score from the sums of several evaluations, added up by domain in a fixed order.
 
     counted: {"domains": indices into the roster's names, and the score's two lists (Score.wire)} each.
+    most: test images that one evaluation counts for; the sums over more of them are scaled down to it.
     """
     kind = SCORES[roster.score]
     part: dict[str, float] = {}
@@ -85,7 +91,10 @@ def score_of(counted: Sequence[MetricRecord], roster: Roster) -> Score:
     rows: list[tuple[Any, ...]] = []
     for record in counted:
         lists: dict[str, Any] = dict(record)
-        rows += zip(lists["domains"], *(lists[key] for key in kind.wire), strict=True)
+        low, high = (lists[key] for key in kind.wire)
+        if kind.counts_examples and sum(high) > most:
+            low, high = ([most * value / sum(high) for value in values] for values in (low, high))
+        rows += zip(lists["domains"], low, high, strict=True)
     for domain, low, high in sorted(rows):
         name = roster.domain_names[int(domain)]
         part[name] = part.get(name, 0) + low

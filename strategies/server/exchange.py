@@ -6,7 +6,7 @@ Node ids are random in Flower and change when a node is started again; a client 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -45,6 +45,7 @@ class Exchange:
         emit: Emit,
         reply_timeout: float | None = None,
         waiting: Callable[[str], None] = lambda text: None,
+        domain_of: Callable[[int, Sequence[str]], str | None] = lambda client, domains: None,
     ) -> None:
         """
         grid: Flower's, or one in this process.
@@ -52,8 +53,9 @@ class Exchange:
         emit: told of what belongs in the ledger, kind and facts.
         reply_timeout: seconds that one request for replies takes at most; None: as `timeout`.
         waiting: told what the run waits for while clients are missing.
+        domain_of: the name of a client's one domain, of these names, as the partition has it; None: any may be its own.
         """
-        self.waiting = waiting
+        self.waiting, self.domain_of = waiting, domain_of
         self.grid, self.timeout, self.emit = grid, timeout, emit
         self.reply_timeout = reply_timeout or timeout
         self.by_client: dict[int, int] = {}
@@ -164,6 +166,11 @@ class Exchange:
         """The partition id of the client whose node the reply is from; -1 for a node that is no client's."""
         node = reply.metadata.src_node_id
         return next((c for c, n in self.by_client.items() if n == node), -1)
+
+    def domains_of(self, client: int, names: Sequence[str]) -> Collection[int]:
+        """The indices into the run's domain names of those that this client may have images of."""
+        only = self.domain_of(client, names)
+        return range(len(names)) if only is None else (names.index(only),)
 
     def send(self, messages: list[Message], timeout: float, asked: Mapping[int, Asked] = NOBODY) -> list[Message]:
         """The replies that came within `timeout` seconds; the bytes of both directions are counted, of replies those

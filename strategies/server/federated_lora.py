@@ -24,6 +24,7 @@ from strategies.server.method import Method
 from strategies.server.replies import Asked
 from strategies.server.round import advance, run_round
 from strategies.server.state import ServerState
+from strategies.server.weighing import weigh
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
@@ -102,7 +103,8 @@ class FederatedLora(Strategy):
         """The new model by wire name (ServerState.tensors), and its diagnostics, from the replies that are let in."""
         admitted = collecting.admit(self.method, self.exchange, replies, self.expected)
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
-        self.state = advance(state, self.method, admitted)
+        weighed = weigh(admitted.updates, self.method, state.model)
+        self.state = advance(state, self.method, admitted, weighed)
         return wire.encode(self.state.tensors()), MetricRecord(dict(self.state.model.diagnostics))
 
     def configure_evaluate(
@@ -116,7 +118,7 @@ class FederatedLora(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The score, its mean and by domain; None where nobody's sums can be used. Clients that failed are in the
         ledger."""
-        self.state, score = evaluating.merge_replies(self.state, self.exchange, replies, self.asked)
+        self.state, score = evaluating.merge_replies(self.state, self.method, self.exchange, replies, self.asked)
         return None if score is None else _metrics(score)
 
     def summary(self) -> None:

@@ -19,6 +19,7 @@ from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
+from strategies.robust import create_robust
 from strategies.server.audience import Audience
 from strategies.server.collecting import reconcile
 from strategies.server.components import aggregator_of, fixes_scales, reinit_of
@@ -28,7 +29,7 @@ from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
 from strategies.server.introduction import Introduction
 from strategies.server.meeting import Meeting
-from strategies.server.method import Method
+from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
 from strategies.server.round_zero import fix_step_scales
@@ -43,15 +44,18 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
     the global rank r.
 
     A list is dealt in turn. halving: r, r/2, r/4, … down to 1, rounded down, dealt in turn. by_examples: r·n_i/max n,
-    rounded up, so that what a client can learn grows with what it has seen. Raises InputError for a list of more ranks
-    than clients.
+    rounded up, so that what a client can learn grows with what it has seen; n_i above `gate.max_weight` times their
+    median counts as that, so that one client's claim does not leave the others a rank of one. Raises
+    InputError for a list of more ranks than clients.
     """
     rule, rank = config.adapter.ranks, config.adapter.rank
     if rule is None:
         return {}
     if rule == "by_examples":
-        most = max(examples.values())
-        return {client: max(1, -(-rank * count // most)) for client, count in examples.items()}
+        limit = Gate(**vars(config.gate)).most(examples.values())
+        counts = {client: int(min(count, limit)) for client, count in examples.items()}
+        most = max(counts.values())
+        return {client: max(1, -(-rank * count // most)) for client, count in counts.items()}
     if rule == "halving":
         rule = [rank >> i for i in range(rank.bit_length())]
     elif len(rule) > len(examples):
@@ -63,6 +67,10 @@ def check_clients(config: Config, examples: Mapping[int, int]) -> None:
     """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}."""
     if isinstance(config.quorum, int) and config.quorum > len(examples):
         raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
+    rule = create_robust(config.robust.name, config.robust.options)
+    asked = sorted(examples)[: sample_size(config.participation, len(examples))]
+    if rule is not None and (fault := rule.fault(asked)):
+        raise InputError(f"robust={config.robust.name} cannot judge a round of {len(asked)} clients: {fault}")
     client_ranks(config, examples)
 
 
@@ -98,6 +106,7 @@ def federate(
         emit=audience.event,
         reply_timeout=config.reply_timeout,
         waiting=audience.waiting,
+        domain_of=config.partition.domain_of,
     )
     all_parts = {**parts, "start": opening, "rounds": tally}
     keeper, saved = None, None
@@ -160,6 +169,7 @@ def _ready(
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
         gate=Gate(**vars(config.gate)),
+        robust=create_robust(config.robust.name, config.robust.options),
         quorum=config.quorum,
         resamples=config.resamples,
     )

@@ -6,7 +6,9 @@ else. Stock Flower averages NaN, infinities, broadcastable shapes and negative w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +43,13 @@ class Expected(Asked):
     sent: every tensor of the client's start, by wire name.
     trained: the names of those that come back.
     slots: how many slots of the trained factor, chosen by the client, come back at most; None: all of them.
+    examples: how many training images the client registered with, which is what it claims; None: not known.
     """
 
     sent: Mapping[str, Tensor]
     trained: frozenset[str]
     slots: int | None = None
+    examples: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,7 @@ class Gate:
              the client trained both factors: (cB, A/c) has the product of (B, A) and wrecks an average of factors; the
              same for VeRA's b and d
     head     as a factor, without a lower limit
+    weight   p_i ≤ max_weight · the lower median of the round's weights; what is above is cut off (`capped`)
 
     A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
     many clients' factors is small before the next round makes them large again.
@@ -65,6 +70,25 @@ class Gate:
     enabled: bool = True
     max_factor_ratio: float = 10.0
     max_product_ratio: float = 10.0
+    max_weight: float = 3.0
+
+    def most(self, claimed: Iterable[float]) -> float:
+        """What one client's number counts for at most, of these of all clients: `max_weight` times their median;
+        infinity with the gate off.
+
+        The median is the lower of the two in the middle of an even number, so that it is an honest client's or less as
+        long as fewer than half of them lie.
+        """
+        return self.max_weight * statistics.median_low(claimed) if self.enabled else math.inf
+
+    def capped(self, weights: Sequence[float]) -> list[float]:
+        """The weights of a round's updates, Σ = 1, none above `most` of them. Weights that are within it come back as
+        they are, to the bit."""
+        limit = self.most(weights)
+        if not 0 < limit < max(weights):
+            return list(weights)
+        cut = [min(weight, limit) for weight in weights]
+        return [weight / sum(cut) for weight in cut]
 
     def admit(
         self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
@@ -99,6 +123,7 @@ class Gate:
             fault = (
                 _fault(tensors, formats)
                 or _fault_of_counts(examples, round, expected.round)
+                or _fault_of_claim(examples, expected.examples)
                 or _fault_of_metrics(metrics)
                 or self._fault_of_norms(tensors, expected)
             )
@@ -161,11 +186,12 @@ def admit_statistics(
 
 
 def admit_counts(
-    reply: Message, asked: Asked, domains: int, score: type[Score], examples: int
+    reply: Message, asked: Asked, domains: Collection[int], score: type[Score], examples: int
 ) -> MetricRecord | Refusal:
     """The reply to an evaluation, a row of sums for each of its domains, or the reason it is refused.
 
-    domains: how many there are. score: whose sums they are. examples: the test images that this client said it has.
+    domains: the indices of those it may have images of. score: whose sums they are.
+    examples: the test images that this client said it has.
     """
     client = asked.client
     if reply.has_error():
@@ -174,15 +200,16 @@ def admit_counts(
         record = wire.metrics(reply)
         counts: dict[str, Any] = dict(record)
         round, (parts, wholes) = counts["round"], (counts[key] for key in score.wire)
-        if max(map(len, (counts["domains"], parts, wholes))) > domains:
-            return Refusal(client, "metrics", f"more rows than there are domains, {domains}")
+        if max(map(len, (counts["domains"], parts, wholes))) > len(domains):
+            return Refusal(client, "metrics", f"more rows than it has domains, {len(domains)}")
         rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
     if (fault := _fault_of_round(round, asked.round)) is not None:
         return Refusal(client, *fault)
-    if not all(type(d) is int and 0 <= d < domains and score.admits(part, whole) for d, part, whole in rows):
-        return Refusal(client, "metrics", f"these are no sums by domain that make a {score.title.partition(',')[0]}")
+    if not all(type(d) is int and d in domains and score.admits(part, whole) for d, part, whole in rows):
+        what = score.title.partition(",")[0]
+        return Refusal(client, "metrics", f"these are no sums of its own domains that make a {what}")
     if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
         return Refusal(client, "metrics", "expected one row for each domain of its test images")
     if score.counts_examples and (counted := sum(whole for _, _, whole in rows)) != examples:
@@ -221,6 +248,12 @@ def _fault_of_counts(examples: object, round: object, expected: int) -> tuple[st
     if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
         return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
     return _fault_of_round(round, expected)
+
+
+def _fault_of_claim(examples: int, registered: int | None) -> tuple[str, str] | None:
+    if registered is not None and examples != registered:
+        return "weight", f"num-examples is {examples}, of a client that registered with {registered}"
+    return None
 
 
 def _fault_of_round(round: object, expected: int) -> tuple[str, str] | None:

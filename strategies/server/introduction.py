@@ -64,7 +64,7 @@ class Introduction:
         """Raise ValueError or TypeError for a number, name or digest that cannot be one."""
         for what, value, low, high in (
             ("num-partitions", self.partitions, 1, MAX_EXAMPLES),
-            ("partition-id", self.client, 0, MAX_EXAMPLES),
+            ("partition-id", self.client, 0, self.partitions - 1),
             ("num-examples", self.examples, 0, MAX_EXAMPLES),
             ("num-test-examples", self.test_examples, 0, MAX_EXAMPLES),
         ):

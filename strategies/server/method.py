@@ -17,6 +17,7 @@ from strategies import AGGREGATORS
 from strategies.aggregator import Aggregate, Aggregator
 from strategies.methods.choosing import Choosing
 from strategies.reinit import Reinit, ReinitContext
+from strategies.robust.contract import Robust
 from strategies.server.gate import Gate
 from strategies.server_opt import ServerOptimizer
 
@@ -34,6 +35,7 @@ class Method:
     server_optimizer: moves the aggregate on; None: it stays as it is.
     participation: the share of the clients that are asked in a round, in (0, 1].
     gate: what lets updates in.
+    robust: how much each of those counts; None: as the aggregator weighs them.
     quorum: how many updates a round needs, a number (int) or a share of the clients asked (float).
     resamples: how often others are asked for what is missing.
     transforms: of the updates between training and aggregation, in the order in which they leave a client.
@@ -48,6 +50,7 @@ class Method:
     server_optimizer: ServerOptimizer | None = None
     participation: float = 1.0
     gate: Gate = field(default_factory=Gate)
+    robust: Robust | None = None
     quorum: int | float = 1
     resamples: int = 0
     transforms: Sequence[UpdateTransform] = UPDATES
@@ -68,7 +71,7 @@ class Method:
 
     def sample(self, round: int, clients: Sequence[int]) -> list[int]:
         """The clients of a round, in order: a function of the seed and the round alone. clients: all, in order."""
-        count = max(1, round_half_up(self.participation * len(clients)))
+        count = sample_size(self.participation, len(clients))
         draw = numpy_generator(self.seed, "sampling", round)
         return sorted(int(client) for client in draw.choice(clients, size=count, replace=False))
 
@@ -100,6 +103,11 @@ class Method:
 def needed(quorum: int | float, asked: int) -> int:
     """How many of so many clients a quorum is: a number as it is, a share rounded up."""
     return quorum if isinstance(quorum, int) else math.ceil(quorum * asked - 1e-9)
+
+
+def sample_size(participation: float, clients: int) -> int:
+    """How many of so many clients are asked in a round; one at least."""
+    return max(1, round_half_up(participation * clients))
 
 
 def round_half_up(value: float) -> int:

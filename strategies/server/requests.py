@@ -59,6 +59,7 @@ def for_training(
             trained=returned,
             slots=budgets.get(client),
             limit=_limit({name: starts[client][name] for name in returned}, budgets.get(client, 0)),
+            examples=state.roster.examples.get(client),
         )
         for client, message in zip(starts, messages, strict=True)
     }

@@ -22,6 +22,7 @@ from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.state import ServerState
+from strategies.server.weighing import Weighed, weigh
 
 
 def run_round(
@@ -43,34 +44,40 @@ def run_round(
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = collect(state, method, exchange, extra)
     collected = time.perf_counter()
-    state = advance(state, method, admitted, last)
+    weighed = weigh(admitted.updates, method, state.model)
+    state = advance(state, method, admitted, weighed, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
-    examples = sum(update.examples for update in admitted.updates)
+    most = method.gate.most(report.examples for report in admitted.reports)
+    counts = [min(report.examples, most) for report in admitted.reports]
     return state, RoundReport(
         round=state.round,
         seconds=time.perf_counter() - began,
-        train_loss=sum(r.loss * r.examples for r in admitted.reports if r.loss is not None) / examples,
+        train_loss=sum(r.loss * n for r, n in zip(admitted.reports, counts, strict=True) if r.loss is not None)
+        / sum(counts),
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,
-        clients=admitted.reports,
+        clients=[replace(report, weight=weighed.weights.get(report.client, 0.0)) for report in admitted.reports],
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
     )
 
 
-def advance(state: ServerState, method: Method, admitted: Admitted, last: bool = False) -> ServerState:
+def advance(
+    state: ServerState, method: Method, admitted: Admitted, weighed: Weighed, last: bool = False
+) -> ServerState:
     """The state after round `state.round + 1`, from the updates that were let in.
 
+    weighed: what these updates count for.
     last: whether nobody starts after this round any more; the global factors are then left as they were aggregated.
     """
     round, updates, moments = state.round + 1, admitted.updates, state.moments
     context = method.context.over(state.base.offset)  # re-initialisers see the weights as clients have them now
-    aggregate = method.aggregator.aggregate(updates, round, state.model)
+    aggregate = method.aggregator.aggregate(weighed.updates, round, state.model, weighed.weights)
     aggregate = settle(method.transforms, aggregate, updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
-    aggregate = _with_effective_bias(aggregate, method, admitted, context)
+    aggregate = _with_effective_bias(aggregate, method, weighed, context)
     if method.server_optimizer is not None:
         moved = method.server_optimizer.step(state.model, aggregate, state.moments)
         aggregate, moments = moved, moved.moments  # an aggregate with the optimiser's moments beside it
@@ -98,9 +105,10 @@ def refuse_not_finite(aggregate: Aggregate, what: str) -> None:
             raise RunFailed(f"{why}; change its options")
 
 
-def _with_effective_bias(aggregate: Aggregate, method: Method, admitted: Admitted, context: ReinitContext) -> Aggregate:
+def _with_effective_bias(aggregate: Aggregate, method: Method, weighed: Weighed, context: ReinitContext) -> Aggregate:
     """With DoRA's diagnostic, where clients train magnitudes."""
     if not method.aggregator.diagnostics or "m" not in method.kind.beside:
         return aggregate
-    measured = effective_bias(admitted.updates, method.aggregator.weights(admitted.updates), aggregate, context)
+    weights = [weighed.weights[update.client] for update in weighed.updates]
+    measured = effective_bias(weighed.updates, weights, aggregate, context)
     return replace(aggregate, diagnostics={**aggregate.diagnostics, **measured})

@@ -100,8 +100,8 @@ def test_momentum_in_a_run_of_every_method(site, monkeypatch, name):
     rounds, method = [], AGGREGATORS[name]
     aggregate = method.aggregate
 
-    def noted(self, updates, round, previous=None):
-        rounds.append((previous, aggregate(self, updates, round, previous)))
+    def noted(self, updates, round, previous=None, weights=None):
+        rounds.append((previous, aggregate(self, updates, round, previous, weights)))
         return rounds[-1][1]
 
     monkeypatch.setattr(method, "aggregate", noted)

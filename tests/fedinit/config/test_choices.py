@@ -28,6 +28,7 @@ from fedinit.runs import folder as run_folder
 from fedinit.state import checkpoint
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
+from strategies.robust import ROBUST
 from strategies.server_opt import SERVER_OPTIMIZERS
 
 ROOT = CONF_DIR.parent
@@ -35,6 +36,7 @@ LATER = {
     "strategy": AGGREGATORS,
     "reinit": REINITS,
     "server_opt": SERVER_OPTIMIZERS,
+    "robust": ROBUST,
     "init": INITIALIZERS,
     "head": HEADS,
 }
@@ -48,6 +50,8 @@ OTHER = {
     "adapter.ranks": [8, 4],
     "adapter.targets": ["fc2"],
     "adapter.scaling": "rslora",
+    "attack.clients": [1],
+    "attack.direction": "unit",
     "client.augment": "flip",
     "client.betas": [0.5, 0.6],
     "client.gsnr_scope": "per_round",

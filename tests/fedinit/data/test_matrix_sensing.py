@@ -128,7 +128,7 @@ def test_sums_that_are_none_are_refused(sums) -> None:
             def has_error(self):
                 return False
 
-        return admit_counts(Reply(), Asked(0, 3), 1, RecoveryError, 40)
+        return admit_counts(Reply(), Asked(0, 3), (0,), RecoveryError, 40)
 
     assert judged(sums).code == "metrics"
     assert judged((1.0, 2.0))["squared-error"] == [1.0]

@@ -251,9 +251,13 @@ def test_nobody_takes_the_place_of_a_client_that_is_there(undisturbed):
         (lambda facts: facts.pop("held"), "KeyError"),
         (lambda facts: facts.update({"backbone": "another"}), "other classes, domains, score or another backbone"),
         (lambda facts: facts.update({"score": "recovery_error"}), "other classes, domains, score or another backbone"),
-        (lambda facts: facts.update({"partition-id": 9}), "partition-id 9 is no client of this run"),
+        (lambda facts: facts.update({"partition-id": 9}), "partition-id is 9, expected a whole number from 0 to 2"),
+        (
+            lambda facts: facts.update({"partition-id": 9, "num-partitions": 10}),
+            "partition-id 9 is no client of this run",
+        ),
     ],
-    ids=["short", "backbone", "score", "unknown"],
+    ids=["short", "backbone", "score", "beyond", "unknown"],
 )
 def test_a_node_that_does_not_fit_ends_no_run(undisturbed, spoil, said):
     """One that comes in mid-run and says of itself what cannot be: refused, and the run is what it was."""

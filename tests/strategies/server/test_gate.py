@@ -13,7 +13,8 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
-from strategies.server.federation import federate
+from strategies.server.federation import client_ranks, federate
+from strategies.server.gate import Gate
 from tests.support.small import small_config
 
 
@@ -93,7 +94,7 @@ def test_of_two_replies_of_a_client_the_order_does_not_choose(site):
             replies = super().send_and_receive(messages, timeout=timeout)
             if messages and messages[0].metadata.message_type == "train":
                 other = Message(replies[0].content.copy(), reply_to=messages[0])
-                other.content["metrics"] = MetricRecord({**other.content["metrics"], "num-examples": 7})
+                other.content["metrics"] = MetricRecord({**other.content["metrics"], "loss": 7.0})
                 replies.append(other)
                 self.shuffle.shuffle(replies)
             return replies
@@ -209,6 +210,95 @@ def test_an_evaluation_is_over_the_test_images_that_its_client_has(site, more):
     assert score is not None and lines == [("evaluation_failed", 0, "metrics")]
 
 
+def test_an_evaluation_is_of_the_domains_that_its_client_has(site):
+    """One client a domain: the sums of the first one's images, said to be of the second's domain, are refused."""
+
+    def elsewhere(messages, replies):
+        replies[0].content["metrics"]["domains"] = [1]
+        return []
+
+    score, lines = counting(site, elsewhere)
+    assert score is not None and lines == [("evaluation_failed", 0, "metrics")]
+
+
+def test_an_update_is_of_as_many_examples_as_its_client_registered_with(site):
+    """One of three claims 2^40 in its second update: refused, and the run goes on with its mates."""
+
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        if deliveries[0][0].metadata.message_type == "train" and deliveries[0][0].content["config"]["round"] == 2:
+            replies[1].content["metrics"]["num-examples"] = 2**40
+        return replies
+
+    cohort, ledger = Cohort(site), Ledger()
+    federate(small_config("rounds=2"), LocalGrid(handler, 3), site.backbone, observers=[ledger])
+    ((kind, facts),) = ledger.lines
+    assert (kind, facts["client"], facts["code"]) == ("refused", 1, "weight")
+    assert "num-examples is 1099511627776, of a client that registered with" in facts["detail"]
+
+
+def test_no_weight_is_more_than_a_multiple_of_the_median():
+    gate = Gate(max_weight=3)
+    honest = [0.1, 0.2, 0.3, 0.4]
+    assert gate.capped(honest) == honest  # to the bit
+    # The median of 1, 1, 1 and 2^40 is 1, so the fourth counts as 3 of 6.
+    capped = gate.capped([n / (3 + 2**40) for n in (1, 1, 1, 2**40)])
+    assert capped == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2], rel=1e-12)
+    # Of two, the median is the smaller: the larger claim does not raise its own limit.
+    assert gate.capped([0.001, 0.999]) == pytest.approx([1 / 4, 3 / 4], rel=1e-12)
+    assert Gate(enabled=False).capped([0.001, 0.999]) == [0.001, 0.999]
+    assert gate.capped([0.0, 0.0, 1.0]) == [0.0, 0.0, 1.0]  # weighting=norm, and only one client moved
+
+
+def test_a_claim_at_registration_outweighs_nobody(site):
+    """One of three says from the beginning that it has 2^40 images: its weight is 3 of 5, not all of it."""
+    cohort = Cohort(site)
+
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        for reply, record in ((replies[0], "config"), (replies[0], "metrics")):
+            if reply.metadata.message_type in ("query.describe", "train") and record in reply.content:
+                reply.content[record]["num-examples"] = 2**40
+        return replies
+
+    def ended(handler, *words):
+        outcome = federate(small_config("rounds=1", *words), LocalGrid(handler, 3), site.backbone)
+        return outcome.aggregate.head["weight"]
+
+    honest, capped, uncapped = ended(cohort), ended(handler), ended(handler, "gate.max_weight=1e12")
+    assert (capped - honest).norm() < 0.7 * (uncapped - honest).norm()
+
+
+def test_a_claim_of_test_images_is_not_the_whole_score(site):
+    """One of three says from the beginning that it has 2^40 test images, and then that all of them are right."""
+    cohort = Cohort(Site(small_config("partition=iid", "partition.clients=3")))
+
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        if deliveries[0][0].metadata.message_type == "query.describe":
+            replies[0].content["config"]["num-test-examples"] = 2**40
+        if deliveries[0][0].metadata.message_type == "evaluate":
+            rows = replies[0].content["metrics"]
+            rows["num-examples"] = rows["correct"] = [2**40 - 20, 10, 10]
+        return replies
+
+    def accuracy(handler, *words):
+        config = small_config("rounds=1", "evaluation=clients", "partition=iid", "partition.clients=3", *words)
+        outcome = federate(config, LocalGrid(handler, 3), site.backbone)
+        assert outcome.score is not None
+        return outcome.score.by_domain["plain"]
+
+    honest = accuracy(cohort)
+    assert accuracy(handler, "gate.enabled=false") > 99.9
+    assert accuracy(handler) < 100 - 0.1 * (100 - honest)
+
+
+def test_ranks_by_examples_are_not_one_clients_claim_to_make():
+    config = small_config("adapter.ranks=by_examples", "adapter.rank=4", "strategy=fedit")
+    assert client_ranks(config, {0: 100, 1: 100, 2: 2**40}) == {0: 2, 1: 2, 2: 4}
+    assert client_ranks(config, {0: 100, 1: 50, 2: 75}) == {0: 4, 1: 2, 2: 3}
+
+
 def test_evaluations_of_nothing_leave_a_run_without_a_score(site):
     def empty(deliveries):
         replies = cohort(deliveries)
@@ -248,10 +338,11 @@ def test_a_lost_evaluation_costs_no_update(site):
         lambda reply: reply.content.clear(),
         lambda reply: reply.content["config"].pop("num-examples"),
         lambda reply: reply.content["config"].__setitem__("partition-id", -1),
+        lambda reply: reply.content["config"].__setitem__("partition-id", 3),  # of three, 0 to 2
         lambda reply: reply.content["config"].__setitem__("classes", 7),
         lambda reply: reply.content["config"].__setitem__("score", "beauty"),
     ],
-    ids=["nothing", "short", "negative", "number", "score"],
+    ids=["nothing", "short", "negative", "beyond", "number", "score"],
 )
 def test_who_cannot_say_who_it_is_is_left_out_by_name(site, spoil):
     """Or, where the run wants all of its clients, ends it in one line."""

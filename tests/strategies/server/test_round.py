@@ -17,6 +17,7 @@ from strategies.methods.fedit import FedIT
 from strategies.server.collecting import Admitted
 from strategies.server.federation import federate
 from strategies.server.round import advance, refuse_not_finite
+from strategies.server.weighing import weigh
 from strategies.server_opt import create_server_optimizer
 from tests.support.serving import method_of, registered
 from tests.support.small import small_config
@@ -59,6 +60,7 @@ def test_a_state_that_failed_is_still_there(site):
     exchange, state = registered(site)
     method = method_of(server_optimizer=create_server_optimizer("momentum"))
     layers = {name: dataclasses.replace(f, B=torch.ones_like(f.B)) for name, f in state.model.layers.items()}
-    after = advance(state, method, Admitted([Update(0, 5, layers, state.model.head)]))
+    updates = [Update(0, 5, layers, state.model.head)]
+    after = advance(state, method, Admitted(updates), weigh(updates, method, state.model))
     assert state.moments == {} and state.round == 0 and not any(f.B.any() for f in state.model.layers.values())
     assert after.round == 1 and after.moments and after.mirror(0).accepted == 1 and state.mirror(0).accepted == 0
