@@ -16,6 +16,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedinit.config.flower import from_run_config
+from fedinit.config.limits import Limits
 from fedinit.config.schema import Config
 from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError, Refused, public_of
@@ -43,6 +44,9 @@ def _cohort(run_config: str, node_config: str, client: int | None):
     from clients.site import Site
 
     console = None if simulated() else Console(stderr=True)  # a site's log says what data it found
+    if console is not None:
+        limits = Limits.of(json.loads(node_config))
+        console.print(f"limits: {limits or 'off'}", highlight=False, markup=False, soft_wrap=True)
     site = Site(_configured(run_config, node_config)[1], client, console=console)
     return Cohort(site, persistent=True, deployed=not simulated())
 
