@@ -10,6 +10,7 @@ from torch import Tensor
 from fedinit.config.client import ClientConfig
 from fedinit.losses import choose_loss
 from fedinit.models.input_spec import InputSpec
+from fedinit.philox import below
 from fedinit.seeding import torch_generator
 
 
@@ -28,6 +29,12 @@ def plan(examples: Tensor, settings: ClientConfig, seed: int, round: int, client
     return batches
 
 
+def steps(examples: int, settings: ClientConfig) -> int:
+    """How many batches `plan` makes of so many examples; one at least."""
+    count = settings.epochs * -(-examples // settings.batch_size)
+    return max(1, count if settings.max_steps is None else min(count, settings.max_steps))
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the active clients.
@@ -43,21 +50,20 @@ class Step:
 
 def join(batches: list[Tensor], size: int) -> Step:
     """The clients' batches of one step, at one `size`, so that a client computes the same alone and in company."""
-    indices = torch.stack([torch.cat([b, b[:1].expand(size - len(b))]) for b in batches])
-    weight = torch.zeros(len(batches), size)
-    for row, batch in zip(weight, batches, strict=True):
-        row[: len(batch)] = 1 / len(batch)
-    return Step(indices=indices, weight=weight)
+    filled = [b if len(b) == size else torch.cat([b, b[:1].expand(size - len(b))]) for b in batches]
+    counts = torch.tensor([len(b) for b in batches])[:, None]
+    weight = torch.where(torch.arange(size) < counts, 1 / counts, 0.0)
+    return Step(indices=torch.stack(filled), weight=weight)
 
 
-def losses(logits: Tensor, labels: Tensor, step: Step, loss: str) -> Tensor:
+def losses(logits: Tensor, targets: Tensor, weight: Tensor, loss: str) -> Tensor:
     """(active,) each client's mean loss of a step.
 
-    logits: (active, b, outputs). labels: (n, …) of the whole data set. loss: its name, `client.loss`.
+    logits: (active, b, outputs). targets: (active, b) labels, or (active, b, outputs) numbers. weight: (active, b).
+    loss: its name, `client.loss`.
     """
-    targets = labels[step.indices].to(logits.device)  # (active, b) or (active, b, outputs)
     each = choose_loss(loss, targets.is_floating_point())(logits.flatten(0, 1), targets.flatten(0, 1))
-    return (each.view(step.weight.shape) * step.weight.to(logits.device)).sum(1)
+    return (each.view(weight.shape) * weight.to(logits.device)).sum(1)
 
 
 def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
@@ -65,19 +71,27 @@ def normalise(images: Tensor, spec: InputSpec, device: torch.device) -> Tensor:
     return spec.normalise(images, device)
 
 
-def augment(images: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """uint8 (n, c, h, w), one client's batch, augmented: kind ``none``: as it is; ``flip``: mirrored at random;
-    ``crop_flip``: also shifted by up to an eighth of its size, with the edge repeated."""
+def augment(images: Tensor, kind: str, words: Tensor) -> Tensor:
+    """uint8 (n, c, h, w) augmented, each image by its own words: kind ``none``: as it is; ``flip``: mirrored at random;
+    ``crop_flip``: also shifted by up to an eighth of its size, with the edge repeated.
+
+    words: (n, 4) int64 as `fedinit.philox` draws them, on the images' device.
+    """
     if kind == "none":
         return images
     n, _, height, width = images.shape
-    flips = torch.rand(n, generator=generator) < 0.5
-    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+    images = torch.where(below(words[:, 0], 2).bool().view(-1, 1, 1, 1), images.flip(-1), images)
     if kind == "flip":
         return images
-    reach_y, reach_x = max(height // 8, 1), max(width // 8, 1)
-    shift_y = torch.randint(-reach_y, reach_y + 1, (n, 1), generator=generator)
-    shift_x = torch.randint(-reach_x, reach_x + 1, (n, 1), generator=generator)
-    rows = (torch.arange(height) + shift_y).clamp(0, height - 1)  # (n, h)
-    columns = (torch.arange(width) + shift_x).clamp(0, width - 1)  # (n, w)
-    return images[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    down, right = (_shifted(words[:, i], size) for i, size in ((1, height), (2, width)))  # (n, h), (n, w)
+    each = torch.arange(n, device=images.device)[:, None, None]
+    moved = images[each, :, down[:, :, None], right[:, None, :]].permute(0, 3, 1, 2)
+    # In the usual order in memory, of one channel too: a convolution may round differently by its input's strides.
+    return moved.clone(memory_format=torch.contiguous_format)
+
+
+def _shifted(words: Tensor, size: int) -> Tensor:
+    """(n, size): where each row or column of a shifted image comes from."""
+    reach = max(size // 8, 1)
+    shift = below(words, 2 * reach + 1) - reach
+    return (torch.arange(size, device=words.device) + shift[:, None]).clamp(0, size - 1)

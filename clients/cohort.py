@@ -67,7 +67,9 @@ class Cohort:
         a mute task."""
         size = self.site.config.evaluation.batch_size
         parts = [split(task, size) for task in self.site.with_features(tasks)]
-        jobs = plan([part for task in parts for part in task], self.site.config.engine.clients_per_bank)
+        most = self.site.config.engine.clients_per_bank
+        assert most != "auto"  # a Site has its configuration resolved
+        jobs = plan([part for task in parts for part in task], most)
         for base in dict.fromkeys(job.base for job in jobs):
             self.site.engine.hold(base, self.bases.known[base])
         done = zip(jobs, self.site.engine.run(jobs), strict=True)

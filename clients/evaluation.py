@@ -70,7 +70,7 @@ def by_domain(data: Dataset, examples: Tensor, answers: Sequence[Answer]) -> Sum
 @torch.inference_mode()
 def score_sums(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
     """(2, n): what each of the task's n examples adds to the two sums. bank: has adapter and head folded into it."""
-    device = next(bank.module.parameters()).device
+    device = bank.device
     if task.features is not None:
         logits = bank.classify(task.features.to(device), 1)
     else:
@@ -82,8 +82,8 @@ def score_sums(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor
 @torch.inference_mode()
 def features_of(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
     """(n, D) pooled features of the examples, by a bank without adapters."""
-    device = next(bank.module.parameters()).device
-    return bank.module(batches.normalise(data.images[task.examples], spec, device)).cpu()
+    device = bank.device
+    return bank.embed(batches.normalise(data.images[task.examples], spec, device)).cpu()
 
 
 def sums_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:

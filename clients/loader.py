@@ -13,7 +13,8 @@ from clients.task import Task
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
 from fedinit.models.input_spec import InputSpec
-from fedinit.seeding import torch_generator
+from fedinit.philox import philox
+from fedinit.seeding import derive
 
 
 class BankLoader:
@@ -21,6 +22,7 @@ class BankLoader:
 
     members: the tasks, longest first, so that the clients still training are always the first rows of the bank.
     counts: how many steps each member takes, in that order.
+    active: how many members are still training, of every step.
     failures: the clients whose plan or batch could not be made.
     """
 
@@ -39,38 +41,80 @@ class BankLoader:
         self.failures = Failures(tasks)
         plans: dict[int, list[Tensor]] = {}
         for t in tasks:
-            plans[t.client] = [torch.zeros(1, dtype=torch.long)]
             with self.failures.of(t.client, "plan"):
                 if not len(t.examples):
                     raise ValueError("no examples to train on")
                 planned = batches.plan(t.examples, settings, seed, t.round, t.client)
                 data.labels[t.examples]  # raises IndexError for what is not there
                 plans[t.client] = planned
+            if t.client not in plans:  # what stands for it has its length, so that no mate's steps change shape
+                plans[t.client] = [torch.zeros(1, dtype=torch.long)] * batches.steps(len(t.examples), settings)
         self.members = sorted(tasks, key=lambda t: -len(plans[t.client]))
         self.counts = [len(plans[t.client]) for t in self.members]
         self._plans = [plans[t.client] for t in self.members]
-        self._draws = [torch_generator(seed, "augment", t.round, t.client) for t in self.members]
+        self.seed = seed
+        self.active = (torch.tensor(self.counts) > torch.arange(self.counts[0])[:, None]).sum(1).tolist()
         self._features = self._table()
+
+    @property
+    def on_images(self) -> bool:
+        """Whether the members train on images, not on features in their place."""
+        return self._features is None
 
     def batch(self, step: int) -> batches.Step:
         """Which examples the members that are still training see in this step, 0 being the first."""
         return batches.join([plan[step] for plan in self._plans if len(plan) > step], self.settings.batch_size)
 
     def images(self, batch: batches.Step, step: int, augment: str | None = None) -> Tensor:
-        """(active·b, c, h, w), black for clients that failed.
+        """(active·b, c, h, w) normalised, on the device; black for clients that failed.
+
+        augment: other than what the settings say.
+        """
+        return batches.normalise(self.pixels(batch, step, augment).flatten(0, 1), self.spec, self.device)
+
+    def pixels(self, batch: batches.Step, step: int, augment: str | None = None) -> Tensor:
+        """(active, b, c, h, w) of the data set's dtype, augmented, in memory; black for clients that failed.
 
         Laid out in memory the same way for any of them, since a convolution may round differently by its input's
-        strides. augment: other than what the settings say.
+        strides.
         """
         active = len(batch.indices)
         shape = (active, self.settings.batch_size, *self.data.images.shape[1:])
+        kind = augment or self.settings.augment
+        words = self.words(torch.tensor([step]))[0] if kind != "none" else [torch.empty(0)] * active
         images = torch.zeros(shape, dtype=self.data.images.dtype)
         for row, t in enumerate(self.members[:active]):
             if t.client not in self.failures.mute:
                 with self.failures.of(t.client, "batch", step + 1):
                     chosen = self.data.images[batch.indices[row]]
-                    images[row] = batches.augment(chosen, augment or self.settings.augment, self._draws[row])
-        return batches.normalise(images.flatten(0, 1), self.spec, self.device)
+                    images[row] = batches.augment(chosen, kind, words[row])
+        return images
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every step of every member: indices (steps, K, b), weight (steps, K, b), and moving (steps, K, 1), whether
+        the member still trains then; one that is done sees its first image, with weight zero."""
+        size, count = self.settings.batch_size, self.counts[0]
+        whole = [batch for plan in self._plans for batch in plan]
+        if len(whole) == count * len(self._plans) and all(len(batch) == size for batch in whole):
+            indices = torch.cat(whole).view(-1, count, size).transpose(0, 1)
+            return indices, torch.full(indices.shape, 1 / size), torch.ones(*indices.shape[:2], 1, dtype=torch.bool)
+        indices = torch.zeros(len(self._plans), count, size, dtype=torch.long)
+        weight = torch.zeros(len(self._plans), count, size)
+        for row, plan in enumerate(self._plans):
+            steps = batches.join(plan, size)
+            indices[row], weight[row, : len(plan)] = plan[0][0], steps.weight
+            indices[row, : len(plan)] = steps.indices
+        moving = torch.tensor(self.counts)[None] > torch.arange(count)[:, None]
+        return indices.transpose(0, 1), weight.transpose(0, 1), moving[..., None]
+
+    def words(self, steps: Tensor) -> Tensor:
+        """(n, K, b, 4), what the members' images of these steps (n,) are augmented by: a function of the seed, the
+        round, the client, the step and the place in the batch. Made on the device of `steps`."""
+        place = torch.arange(self.settings.batch_size, device=steps.device).expand(len(steps), -1)
+        nothing = torch.zeros_like(place)
+        counter = torch.stack([place, steps[:, None].expand_as(place), nothing, nothing], dim=-1)  # (n, b, 4)
+        keys = torch.tensor([derive(self.seed, "augment", t.round, t.client) for t in self.members])
+        return philox(keys.to(steps.device)[:, None], counter[:, None])
 
     def features(self, batch: batches.Step) -> Tensor | None:
         """(active·b, D) pooled features of the frozen backbone in place of the images, where the tasks bring them."""
@@ -78,7 +122,11 @@ class BankLoader:
 
     def losses(self, logits: Tensor, batch: batches.Step) -> Tensor:
         """(active,) each active member's mean loss, from logits (active, b, outputs)."""
-        return batches.losses(logits, self.data.labels, batch, self.settings.loss)
+        return batches.losses(logits, self.targets(batch), batch.weight, self.settings.loss)
+
+    def targets(self, batch: batches.Step) -> Tensor:
+        """(active, b) labels of the images, or (active, b, outputs) numbers, where the batches are needed."""
+        return self.data.labels[batch.indices].to(self.device)
 
     def _table(self) -> Tensor | None:
         """(len(data), D) features, zero but at the tasks' examples; None where the tasks bring none."""

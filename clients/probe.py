@@ -90,11 +90,11 @@ class Probe(Observer):
     def _measured(self, bank: Bank, round: int, tensors: Mapping[str, Tensor]) -> Row:
         """The row of the model that is folded into the bank, its head with gradients."""
         layers, _, offset = _parted(tensors)
-        site, device = self.site, next(bank.module.parameters()).device
+        site, device = self.site, bank.device
         blocks = dict(getattr(bank.module, "blocks", torch.nn.Module()).named_children())
 
         def forward(images: Tensor) -> tuple[Tensor, Tensor]:
-            features = bank.module(images)
+            features = bank.embed(images)
             return features, bank.classify(features, 1)[0]
 
         images = batches.normalise(site.data.images[self.examples], site.backbone.input, device)

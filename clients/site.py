@@ -12,9 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from clients.engine import Engine
+from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
-from clients.engine.worker import Settings, Worker, make_workers
+from clients.engine.worker import Settings, Worker, described, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.task import Task
 from fedinit import wire
@@ -51,7 +52,7 @@ class Site:
 
         Raises InputError for what cannot be used."""
         refuse(config, CONFIG_RULES)
-        self.config = config
+        self.config = config = resolved(config)
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
         spec = self.backbone.input
@@ -66,6 +67,8 @@ class Site:
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
         held = self.backbone, self.targets, self.data, Settings.of(config)
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
+        if console is not None:
+            console.print(f"engine: {described(workers)}, banks of up to {config.engine.clients_per_bank} clients")
         self.engine: Engine = ENGINES[config.engine.name](workers)
 
     def partition_of(self, context: Context) -> Partition:

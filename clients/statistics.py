@@ -51,7 +51,7 @@ def measure(
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
     rows = dict.fromkeys(statistics, 0)  # the most rows of an image
     for part in chosen.split(size):
-        images = batches.normalise(data.images[part], spec, next(bank.module.parameters()).device)
+        images = batches.normalise(data.images[part], spec, bank.device)
         for layer, values, other in SOURCES[request.source](bank, request, images, data.labels[part]):
             if not (torch.isfinite(values).all() and (other is None or torch.isfinite(other).all())):
                 raise ValueError(f"{layer}: NaN or infinity in what the statistic is made of")
@@ -150,13 +150,13 @@ def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iter
 
     def watch(name: str):
         def hook(_, args) -> None:
-            seen[name] = args[0]
+            seen[name] = args[0].to(bank.exact_dtype)
 
         return hook
 
     hooks = [bank.layers[name].register_forward_pre_hook(watch(name)) for name in request.layers]
     try:
-        bank.module(images)
+        bank.embed(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -179,7 +179,7 @@ def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> It
 def features(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
     """(layer, pooled features (b, features), labels (b,)), for the one layer of such a request."""
     (name,) = request.layers
-    yield name, bank.module(images), labels
+    yield name, bank.embed(images), labels
 
 
 def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
@@ -199,7 +199,7 @@ def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> I
 
     hooks = [bank.layers[name].register_forward_hook(watch(name)) for name in request.layers]
     try:
-        pooled = bank.module(images)
+        pooled = bank.embed(images)
         head = {key: value.to(pooled.device) for key, value in request.head.items()}
         logits = F.linear(pooled, head["weight"], head["bias"])
         F.cross_entropy(logits, labels.to(pooled.device), reduction="sum").backward()
@@ -209,6 +209,7 @@ def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> I
     for name in request.layers:
         if name in seen:
             x, y = seen.pop(name)
+            x, y = x.to(bank.exact_dtype), y.to(bank.exact_dtype)
             yield name, x.reshape(len(images), -1, x.shape[-1]), y.reshape(len(images), -1, y.shape[-1])
 
 

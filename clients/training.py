@@ -11,7 +11,9 @@ from torch import Tensor
 from clients.loader import BankLoader
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
+from clients.replay import Recorder
 from clients.selection import choose
+from clients.step import Training
 from clients.task import ClientFailed, Result, StepFailed, Task
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
@@ -22,19 +24,26 @@ from fedinit.views import Slots
 
 
 def train_bank(
-    bank: Bank, tasks: Sequence[Task], data: Dataset, spec: InputSpec, settings: ClientConfig, seed: int
+    bank: Bank,
+    tasks: Sequence[Task],
+    data: Dataset,
+    spec: InputSpec,
+    settings: ClientConfig,
+    seed: int,
+    recorder: Recorder | None = None,
 ) -> list[Result | ClientFailed]:
     """Train the tasks' clients together; results in the order of the tasks, the same bytes every time.
 
     bank: over the tasks' base offset. tasks: of one round, with the same trainable factors. Where they bring features,
     no adapter is in play, and the heads alone train on those.
     spec: the size and normalisation of the backbone's input. settings: how clients train. seed: of the run.
+    recorder: of the bank's CUDA device, which replays the steps; None: they are taken one by one.
 
     A client whose plan or batch fails goes mute from there on. Its row stays, and rows do not touch each other, so its
     mates' results are, bit for bit, those of a bank where nothing failed. Raises what fails for all of them together,
     in a step as StepFailed.
     """
-    device = next(bank.module.parameters()).device
+    device = bank.device
     loader = BankLoader(tasks, data, spec, settings, seed, device)
     members = loader.members
     choosing = any(t.choice is not None for t in members)
@@ -42,26 +51,29 @@ def train_bank(
     leaves = load(bank, members, views, [_dropout(seed, t, device) for t in members])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.step_scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
+    training = Training(bank, leaves, optimizer, losses, settings.loss)
 
-    for step in range(max(loader.counts)):
-        try:
-            batch = loader.batch(step)
-            active = len(batch.indices)
-            features = loader.features(batch)
-            if features is None:
-                logits = bank.forward(loader.images(batch, step), active)
-            else:
-                logits = bank.classify(features, active)
-            mean = loader.losses(logits, batch)  # (active,)
-            gradients = torch.autograd.grad(mean.sum(), list(leaves.values()))
-            optimizer.step(dict(zip(leaves, gradients, strict=True)), active)
-            losses[:active] += mean.detach()
-        except Exception as error:
-            raise StepFailed(step + 1) from error
+    if recorder is not None and recorder.takes(training, loader):
+        training = recorder.train(training, loader)
+    else:
+        train(training, loader)
 
-    results = unload(bank, loader, views, losses.cpu(), optimizer)
+    results = unload(bank, loader, views, training.losses.cpu(), training.optimizer)
     by_client = {result.client: result for result in results} | loader.failures.by_client
     return [by_client[t.client] for t in tasks]
+
+
+def train(training: Training, loader: BankLoader) -> None:
+    """All steps, one after another. Raises StepFailed."""
+    for step in range(len(loader.active)):
+        try:
+            batch = loader.batch(step)
+            features = loader.features(batch)
+            inputs = loader.images(batch, step) if features is None else features
+            training.optimizer.advance()
+            training.step(inputs, loader.targets(batch), batch.weight, features is not None)
+        except Exception as error:
+            raise StepFailed(step + 1) from error
 
 
 def load(

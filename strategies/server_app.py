@@ -19,6 +19,7 @@ from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run, show_done
+from fedinit.runs.status import StatusObserver
 from fedinit.state.disk import replace_json
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
@@ -53,12 +54,13 @@ def main(grid: Grid, context: Context) -> None:
     except run_folder.RunDone as ended:
         show_done(ended.summary, config, folder, console)
         return
+    status = StatusObserver(run.folder.path, config.strategy.name)
     try:
         outcome = federate(
             config,
             grid,
             backbone,
-            observers=[*run.observers, progress],
+            observers=[*run.observers, progress, status],
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
         )

@@ -27,6 +27,16 @@ def cheap_compositions() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedinit.config.compose.compose", composing.compose)
+        patch.setattr("fedinit.config.unknown.compose", composing.compose)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_lane() -> Iterator[None]:
+    """One lane for a run, unless a test asks for a number of them: pytest's own workers have the cores already, and
+    threads that share a core wait for each other. Lanes change no hash (tests/faults/test_runs.py)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clients.engine.hardware.cores", lambda: 1)
         yield
 
 
@@ -56,7 +66,8 @@ def tiny_mixer(tiny_vit: Backbone) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = MlpMixer(img_size=16, patch_size=4, embed_dim=24, num_blocks=2, in_chans=1, num_classes=0)
-    return Backbone(module.eval().requires_grad_(False), module.num_features, tiny_vit.input)
+    # In float32, whatever the default is in the test that asks first.
+    return Backbone(module.float().eval().requires_grad_(False), module.num_features, tiny_vit.input)
 
 
 @pytest.fixture(params=["vit", "mixer"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from clients.engine.hardware import DTYPES, repeats
 from clients.task import Job, Task
 from fedinit.adapters.bank import Bank
 from fedinit.models.backbone import Backbone
@@ -19,17 +21,29 @@ class Replica:
     """The weights of one device. They are made by the worker that needs them first, under a lock, and shared."""
 
     def __init__(
-        self, backbone: Backbone, targets: Mapping[str, tuple[int, int]], scale: float, device: torch.device
+        self,
+        backbone: Backbone,
+        targets: Mapping[str, tuple[int, int]],
+        scale: float,
+        device: torch.device,
+        precision: str = "fp32",
     ) -> None:
         """backbone: copied to the device, but for the CPU. targets: {layer: (d, k)} of the layers with adapters.
-        scale: s = α/r, of the base offsets and the adapters."""
-        module = backbone.module if device.type == "cpu" else copy.deepcopy(backbone.module).to(device)
+        scale: s = α/r, of the base offsets and the adapters. precision: what the backbone computes in."""
+        dtype = DTYPES[precision]
+        module, rounded = backbone.module, dtype != torch.float32 and dtype != next(backbone.module.parameters()).dtype
+        if device.type != "cpu" or rounded:
+            module = copy.deepcopy(module).to(device, dtype if rounded else None)
+        # What adapters are folded and merged into, where the module's own weights are rounded.
+        weights = {name: cast(nn.Linear, backbone.module.get_submodule(name)).weight for name in targets}
+        self.exact = {name: weight.to(device) for name, weight in weights.items()} if rounded else {}
         self.backbone = Backbone(module=module, features=backbone.features, input=backbone.input)
         self.device, self.scale = device, scale
+        self.repeats = repeats(self.backbone, device, precision)
         self._lock = threading.RLock()
         self._offsets: dict[str, Offset] = {EMPTY: {}}
         self._merged: dict[str, dict[str, Tensor]] = {EMPTY: {}}
-        self._folding = Bank(self.backbone, targets, scale)  # its folded weights are the others'
+        self._folding = Bank(self.backbone, targets, scale, exact=self.exact)  # its folded weights are the others'
         self._folded: tuple[object, ...] = ()
 
     def hold(self, base: str, offset: Offset) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from clients.engine.hardware import CPU, computing, devices
 from clients.engine.replica import Replica
 from clients.evaluation import features_of, score_sums
+from clients.replay import Recorder
 from clients.statistics import measure
 from clients.task import Answer, ClientFailed, Job, Measured, Result, StepFailed, Task
 from clients.training import train_bank
@@ -16,11 +18,8 @@ from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.errors import InputError
+from fedinit.errors import RunFailed
 from fedinit.models.backbone import Backbone
-from fedinit.threads import cores
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +31,7 @@ class Settings:
     scale: s = α/r.
     dropout: the probability with which an adapter's inputs are dropped in training.
     batch_size: images of a pass in which nothing is trained.
+    precision: what the backbone computes in, a key of DTYPES.
     """
 
     client: ClientConfig
@@ -39,6 +39,7 @@ class Settings:
     scale: float
     dropout: float = 0.0
     batch_size: int = 256
+    precision: str = "fp32"
 
     @staticmethod
     def of(config: Config) -> Settings:
@@ -50,6 +51,7 @@ class Settings:
             scale=adapter.scale,
             dropout=adapter.dropout,
             batch_size=config.evaluation.batch_size,
+            precision=config.engine.precision,
         )
 
 
@@ -68,25 +70,39 @@ class Worker:
         """targets: {layer: (d, k)} of the layers with adapters. device: what the bank is on.
         beside: a worker on the same device, whose copy of the backbone this one shares."""
         alone = beside is None
-        self.replica = Replica(backbone, targets, settings.scale, device) if alone else beside.replica
-        self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout)
-        self.data, self.settings, self.spec = data, settings, backbone.input
+        made = (backbone, targets, settings.scale, device, settings.precision)
+        self.replica = Replica(*made) if alone else beside.replica
+        self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout, self.replica.exact)
+        self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
+        self.recorder = None if device.type == "cpu" else Recorder(data, self.spec, device)
 
     def do(self, job: Job) -> tuple[Answer, ...]:
         """The answers to the job's tasks, in their order; ClientFailed for a client that fails."""
-        self.replica.put(self.bank, job.base)
-        if job.work == "train":
-            return tuple(self._train(job.tasks))
-        return tuple(self._attempt(job.work, task) for task in job.tasks)
+        with computing(self.device, self.settings.precision, self.replica.repeats):
+            self.replica.put(self.bank, job.base)
+            if job.work == "train":
+                return tuple(self._train(job.tasks))
+            return tuple(self._attempt(job.work, task) for task in job.tasks)
 
     def _train(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         try:
             return self._train_together(tasks)
-        except Exception:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
+        except Exception as error:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
+            if isinstance(error.__cause__ or error, torch.OutOfMemoryError):
+                raise RunFailed(self._no_room(len(tasks))) from error
             return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
 
+    def _no_room(self, count: int) -> str:
+        size = -(-count // 2)
+        return (
+            f"{self.device} has too little memory for {count} clients with batches of "
+            f"{self.settings.client.batch_size} in one pass; use engine.clients_per_bank={size}, which is another run, "
+            "since the size of a bank changes rounding"
+        )
+
     def _train_together(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
-        return train_bank(self.bank, tasks, self.data, self.spec, self.settings.client, self.settings.seed)
+        settings = self.settings
+        return train_bank(self.bank, tasks, self.data, self.spec, settings.client, settings.seed, self.recorder)
 
     def _train_among_mutes(self, tasks: tuple[Task, ...], i: int) -> Result | ClientFailed:
         try:
@@ -147,20 +163,11 @@ def make_workers(
     return workers
 
 
-def devices(device: str, lanes: int | None) -> list[torch.device]:
-    """The device of each lane; arguments as in `make_workers`."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>") from error
-    if wanted.type == "cpu":
-        return [CPU] * (lanes or cores())
-    if wanted.type != "cuda":
-        raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>")
-    there = torch.cuda.device_count()
-    if there == 0 or (wanted.index or 0) >= there:
-        raise InputError(f"engine.device={device}: this machine has {there} CUDA devices; use engine.device=cpu")
-    indices = range(there) if wanted.index is None else [wanted.index]
-    return [torch.device("cuda", i) for i in indices]
+def described(workers: Sequence[Worker]) -> str:
+    """On what and how they compute, in a few words: "2 lanes on CPU, fp32"."""
+    first, lanes = workers[0], len(workers)
+    place = f"{lanes} lane{'s' * (lanes > 1)} on CPU"
+    if first.device.type == "cuda":
+        place = " and ".join(dict.fromkeys(torch.cuda.get_device_name(worker.device) for worker in workers))
+        place = f"{lanes} x {place}" if lanes > 1 else place
+    return f"{place}, {first.settings.precision}"

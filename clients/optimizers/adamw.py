@@ -12,11 +12,21 @@ from fedinit.config.client import AdamWConfig
 
 
 class AdamW(BankOptimizer[AdamWConfig]):
-    """first, second: (K, P), the running means of the gradient and of its square."""
+    """first, second: (K, P), the running means of the gradient and of its square.
+
+    corrections: (2,), 1 − β₂ᵗ and lr/(1 − β₁ᵗ) of this step. Active clients have all taken every step so far, so one
+        step count serves them.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.first, self.second = torch.zeros_like(self.values), torch.zeros_like(self.values)
+        self.corrections = self.values.new_zeros(2)
+
+    def advance(self) -> None:
+        super().advance()
+        beta1, beta2 = self.settings.betas
+        self.corrections.copy_(torch.tensor([1 - beta2**self.steps, self.settings.lr / (1 - beta1**self.steps)]))
 
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         beta1, beta2 = self.settings.betas
@@ -24,11 +34,10 @@ class AdamW(BankOptimizer[AdamWConfig]):
         value.mul_(1 - (decay if self.ratio is None else decay * self.ratio))
         first = self.first[:active].lerp_(gradient, 1 - beta1)
         second = self.second[:active].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        # Active clients have all taken every step so far, so one step count serves them.
-        unbiased = second.div(1 - beta2**self.steps).sqrt_().add_(1e-8)
+        unbiased = second.div(self.corrections[0]).sqrt_().add_(1e-8)
         if self.ratio is not None:
             unbiased.div_(self.ratio)
-        value.addcdiv_(first, unbiased, value=-self.settings.lr / (1 - beta1**self.steps))
+        value.sub_(first.div(unbiased).mul_(self.corrections[1]))
 
     def state(self) -> list[Tensor | None]:
         return [*super().state(), self.first, self.second]

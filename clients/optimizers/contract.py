@@ -51,17 +51,33 @@ class BankOptimizer(ABC, Generic[Settings]):
         self.ratio = ratios(self.leaves, settings.lr_ratio_b).to(self.values) if settings.lr_ratio_b != 1 else None
         self.steps = 0
 
-    @torch.no_grad()
     def step(self, gradients: Mapping[str, Tensor], active: int) -> None:
         """One step of the first `active` clients, with gradients of the leaves' shapes (more rows are ignored)."""
+        self.advance()
+        self.apply(gradients, active)
+
+    def advance(self) -> None:
+        """Begin a step: count it. What a step needs that changes from one to the next is put into tensors here, since
+        `apply` is recorded once on CUDA and replayed (clients/replay.py)."""
+        self.steps += 1
+
+    @torch.no_grad()
+    def apply(self, gradients: Mapping[str, Tensor], active: int, moving: Tensor | None = None) -> None:
+        """The step of the first `active` clients, by operations on tensors alone.
+
+        moving: (active, 1) bool, which of them move; the others keep their values and their state. None: all.
+        """
+        kept = [(rows[:active], rows[:active].clone()) for rows in self.tensors()] if moving is not None else []
         gradient = _side_by_side(gradients[name][:active] for name in self.leaves)
         if self.start is not None:
             pull(gradient, self.values[:active], self.start[:active], self.settings.prox)
         if self.settings.clip_norm is not None:
             clip(gradient, self.settings.clip_norm)
-        self.steps += 1
         values = self.values[:active]
         self.update(values, gradient, active)
+        if moving is not None:
+            for rows, before in kept:  # tables (active, …), all of them
+                rows.copy_(torch.where(moving, rows, before))
         rows = [leaf[:active] for leaf in self.leaves.values()]
         parts = values.split([row[0].numel() for row in rows], dim=1)
         shaped = [part.view(row.shape) for row, part in zip(rows, parts, strict=True)]
@@ -74,6 +90,10 @@ class BankOptimizer(ABC, Generic[Settings]):
     def state(self) -> Sequence[Tensor | None]:
         """What this optimiser keeps from step to step besides the values themselves, a row a client each."""
         return (self.start,)
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads and writes, a row a client each."""
+        return [self.values, *(rows for rows in self.state() if rows is not None)]
 
     @property
     def state_size(self) -> int:

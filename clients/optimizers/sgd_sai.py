@@ -49,7 +49,8 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         momentum, lr = self.settings.momentum, self.settings.lr
         buffer = self.buffer[:active].mul_(momentum).add_(gradient, alpha=1 - momentum)
-        if not self.begun[:active].all():
+        # On CUDA without asking, which would wait for the device; where all have begun it changes nothing.
+        if value.is_cuda or not self.begun[:active].all():
             first = self._begin(gradient, active)
             buffer.copy_(torch.where(first[:, self.block], gradient, buffer))
         decay = lr * self.settings.weight_decay
@@ -76,6 +77,9 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
 
     def state(self) -> list[Tensor | None]:
         return [*super().state(), self.buffer, self.step_scales]
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), self.begun, self.counts]
 
     def fixed_scales(self, row: int) -> dict[str, float]:
         return {n: v for n, v in zip(self.leaves, self.step_scales[row].tolist(), strict=True) if v}

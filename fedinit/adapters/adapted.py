@@ -18,8 +18,8 @@ class Adapted(torch.autograd.Function):
     mask: m, of x's shape, dropout on the adapters' input; None: no dropout.
     weight: W (d, k), one for all clients, without a gradient.
     bias: (d,), or None.
-    A, B: (n, r, k) and (n, d, r).
-    R: (n, h, r/h, r/h), the h blocks of a block-diagonal core; None: the identity.
+    A, B: (n, r, k) and (n, d, r), of any dtype; the products are computed in x's, the gradients are in theirs.
+    R: (n, h, r/h, r/h), the h blocks of a block-diagonal core, likewise; None: the identity.
     scale: s.
 
     Returns y (n, t, d).
@@ -27,6 +27,8 @@ class Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, mask, weight, bias, A, B, R, scale):
+        ctx.dtype = A.dtype
+        A, B, R = A.to(x.dtype), B.to(x.dtype), None if R is None else R.to(x.dtype)
         y = F.linear(x, weight, bias)
         dropped = x if mask is None else x * mask
         low = dropped @ A.mT  # (n, t, k) @ (n, k, r) -> (n, t, r)
@@ -44,14 +46,14 @@ class Adapted(torch.autograd.Function):
         grad_x = grad_A = grad_B = grad_R = None
         grad_low = (grad @ B).mul_(ctx.scale)  # (n, t, d) @ (n, d, r) -> (n, t, r)
         if needs_B:
-            grad_B = (turned.mT @ grad).mul_(ctx.scale).mT  # (n, r, t) @ (n, t, d) -> (n, r, d)
+            grad_B = (turned.mT @ grad).mul_(ctx.scale).mT.to(ctx.dtype)  # (n, r, t) @ (n, t, d) -> (n, r, d)
         if R is not None:
             grad_turned = _split(grad_low, R)
             if needs_R:
-                grad_R = grad_turned.mT @ _split(low, R)  # (n, h, r/h, t) @ (n, h, t, r/h)
+                grad_R = (grad_turned.mT @ _split(low, R)).to(ctx.dtype)  # (n, h, r/h, t) @ (n, h, t, r/h)
             grad_low = _joined(grad_turned @ R)
         if needs_A:
-            grad_A = grad_low.mT @ dropped  # (n, r, t) @ (n, t, k) -> (n, r, k)
+            grad_A = (grad_low.mT @ dropped).to(ctx.dtype)  # (n, r, t) @ (n, t, k) -> (n, r, k)
         if needs_x:
             grad_x = grad @ weight  # (n, t, d) @ (d, k) -> (n, t, k)
             if mask is None:

@@ -9,7 +9,7 @@ The backbone's tensors are shared by every bank of the process; only the adapter
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
@@ -29,15 +29,17 @@ class BankLinear(nn.Module):
     As long as no adapters are loaded it is the plain layer, over the base or over one folded weight.
     """
 
-    def __init__(self, linear: nn.Linear, scale: float, dropout: float) -> None:
+    def __init__(self, linear: nn.Linear, scale: float, dropout: float, exact: Tensor | None = None) -> None:
         """
         linear: the backbone's layer, whose weight W0 (d, k) and bias (d,) are shared, not copied.
+        exact: W0 in float32, where the layer's own is rounded; None: the layer's own.
         scale: s, what every product of factors is multiplied by.
         dropout: probability with which an entry of the adapters' input is zero while training.
         """
         super().__init__()
-        self.weight, self.bias, self.scale, self.dropout = linear.weight, linear.bias, scale, dropout
-        self.base = Frozen(self.weight, self.bias)  # what the adapters sit on
+        self.own = Frozen(linear.weight, linear.bias, exact)
+        self.weight, self.bias, self.scale, self.dropout = self.own.exact, linear.bias, scale, dropout
+        self.base = self.own  # what the adapters sit on
         self.folded: Tensor | None = None  # (d, k): base and one adapter, for its evaluation; None: the base
         self.kind: Kind = KINDS["lora"]
         self.leaves: dict[str, Tensor] = {}  # {part: (K, …)} of the clients' adapters, as their kind stacks them
@@ -51,34 +53,42 @@ class BankLinear(nn.Module):
 
         folded: the weight (d, k) to use in place of the base's; None: the base's own.
         """
-        self.folded, self.leaves, self.offset = folded, {}, ()
+        self.folded, self.leaves, self.offset = None if folded is None else folded.to(self.dtype), {}, ()
 
-    def load(
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in."""
+        return self.own.weight.dtype
+
+    def stack(
         self, products: Sequence[Factors], offsets: Sequence[Factors], trainable: frozenset[str], room: int
-    ) -> None:
-        """Take K clients' factors of this layer, padded to one rank.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """K clients' factors of this layer, padded to one rank, as `load` takes them once they are on the device.
 
         products: the factors, one a client.
         offsets: the client's own part of its base, one product a client; empty: all sit on the shared base.
         trainable: the parts that learn; a core or vectors that do not are absorbed into B.
         room: the least rank to pad to.
         """
-        self.clear()
-        device = self.weight.device
         self.kind, products = trained_as(products, trainable)
         self.ranks = [p.rank for p in products]
-        self.leaves = {part: leaf.to(device) for part, leaf in self.kind.stack(products, room, trainable).items()}
-        if offsets:
-            under = KINDS["lora"].stack([o.absorb() for o in offsets], room, trainable)
-            self.offset = (under["A"].to(device), under["B"].to(device))
+        leaves = self.kind.stack(products, room, trainable)
+        return leaves, KINDS["lora"].stack([o.absorb() for o in offsets], room, trainable) if offsets else {}
 
-    def client(self, i: int) -> Factors:
-        """Client i's factors, at its own rank."""
-        return leading(self.kind.client(self.leaves, i), self.ranks[i])
+    def load(self, leaves: Mapping[str, Tensor], offset: Mapping[str, Tensor]) -> None:
+        """Take the clients' factors {part: (K, …)}, and their own part of the base, or nothing."""
+        self.clear()
+        self.leaves, self.offset = dict(leaves), tuple(value.to(self.dtype) for value in offset.values())
 
-    def parameter_count(self, part: str, i: int) -> int:
-        """How many numbers client i trains in the leaf `part`, padding left out."""
-        return self.kind.parameter_count(part, self.ranks[i], self.leaves)
+    def clients(self, leaves: Mapping[str, Tensor]) -> list[Factors]:
+        """The clients' factors, each at its own rank, as views of leaves such as this layer's."""
+        room, padded = max(self.ranks), self.kind.clients(leaves, len(self.ranks))
+        return [f if r == f.rank == room else leading(f, r) for f, r in zip(padded, self.ranks, strict=True)]
+
+    def parameter_counts(self, part: str) -> list[int]:
+        """How many numbers each client trains in the leaf `part`, padding left out."""
+        of_rank = {rank: self.kind.parameter_count(part, rank, self.leaves) for rank in set(self.ranks)}
+        return [of_rank[rank] for rank in self.ranks]
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs (n·b, …, k) of the n active clients, one after another, to outputs (n·b, …, d)."""
@@ -109,19 +119,30 @@ class Bank:
     returns are the trainable leaves, each with K in front.
     """
 
-    def __init__(self, backbone: Backbone, targets: Mapping[str, tuple[int, int]], scale: float, dropout: float = 0.0):
+    def __init__(
+        self,
+        backbone: Backbone,
+        targets: Mapping[str, tuple[int, int]],
+        scale: float,
+        dropout: float = 0.0,
+        exact: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         """
         backbone: whose parameters and buffers are shared; its module tree is copied, so that layers can be replaced.
         targets: {layer: (d, k)} of the layers that get adapters.
         scale: s, what every product of factors is multiplied by.
         dropout: probability on the adapters' input, while training.
+        exact: {layer: W0 (d, k) in float32} of a backbone whose weights are rounded to another dtype.
         """
         self.features = backbone.features
         self.module = _share(backbone.module)
+        first = next(backbone.module.parameters())
+        self.device, self.dtype = first.device, first.dtype  # what the backbone computes in; heads compute in float32
+        self._bases: Mapping[str, Tensor] = {}
         self.layers: dict[str, BankLinear] = {}
         for name in targets:
             parent, _, leaf = name.rpartition(".")
-            layer = BankLinear(cast(nn.Linear, self.module.get_submodule(name)), scale, dropout)
+            layer = BankLinear(cast(nn.Linear, self.module.get_submodule(name)), scale, dropout, exact.get(name))
             setattr(self.module.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         self.head: dict[str, Tensor] = {}
@@ -148,17 +169,23 @@ class Bank:
 
         Raises ValueError for vectors around different A or B.
         """
-        leaves: dict[str, Tensor] = {}
+        stacks: list[dict[str, Tensor]] = []
         for name, layer in self.layers.items():
             (d, k), under = layer.weight.shape, offsets if offsets is not None and any(offsets) else []
             nothing = Factors(torch.zeros(0, k), torch.zeros(d, 0))
             beneath = [offset.get(name, nothing) for offset in under]
-            layer.load([a[name] for a in adapters], beneath, trainable, room.get(name, 0))
+            stacks += layer.stack([a[name] for a in adapters], beneath, trainable, room.get(name, 0))
+        alike = all(head is heads[0] for head in heads)
+        stacks.append({k: _repeated(v, len(heads)) if alike else torch.stack([h[k] for h in heads])
+                       for k, v in heads[0].items()})  # fmt: skip
+        *placed, self.head = _copied(stacks, self.device)
+        leaves: dict[str, Tensor] = {}
+        for (name, layer), own, offset in zip(self.layers.items(), placed[::2], placed[1::2], strict=True):
+            layer.load(own, offset)
             layer.generators = generators
-            for part in sorted(trainable):
-                leaves[f"{name}/{part}"] = layer.leaves[part].requires_grad_(True)
-        device = next(self.module.parameters()).device
-        self.head = {k: torch.stack([h[k] for h in heads]).to(device).requires_grad_(True) for k in heads[0]}
+            leaves |= {f"{name}/{part}": layer.leaves[part].requires_grad_(True) for part in sorted(trainable)}
+        for value in self.head.values():
+            value.requires_grad_(True)
         return leaves | {f"head/{key}": value for key, value in self.head.items()}
 
     def leaf(self, name: str) -> Tensor:
@@ -178,23 +205,27 @@ class Bank:
             layer, _, part = name.rpartition("/")
             sizes = [leaf[0].numel()] * len(leaf)
             if layer in self.layers:
-                sizes = [self.layers[layer].parameter_count(part, i) for i in range(len(leaf))]
+                sizes = self.layers[layer].parameter_counts(part)
             counts[name] = torch.tensor(sizes)
         return counts
 
     def rebase(self, bases: Mapping[str, Tensor]) -> None:
         """Put the adapters on other frozen weights.
 
-        bases: {layer: W0 + s·O, (d, k)}; a layer that is not named sits on W0 itself.
+        bases: {layer: W0 + s·O, (d, k) in float32}; a layer that is not named sits on W0 itself.
         """
+        if bases is self._bases:
+            return
+        self._bases = bases
         for name, layer in self.layers.items():
-            layer.base = Frozen(bases.get(name, layer.weight), layer.bias)
+            weight = bases.get(name)
+            layer.base = layer.own if weight is None else Frozen(weight.to(layer.dtype), layer.bias, weight)
 
     def fold(self, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]) -> None:
         """Take one adapter and head for evaluation; each layer's effective weight is computed once, not per batch."""
         for name, layer in self.layers.items():
-            layer.clear(adapter[name].fold(layer.base.weight, layer.scale))
-        self.head = {key: value[None].to(next(self.module.parameters()).device) for key, value in head.items()}
+            layer.clear(adapter[name].fold(layer.base.exact, layer.scale))
+        self.head = {key: value[None].to(self.device) for key, value in head.items()}
 
     def fold_like(self, other: Bank) -> None:
         """Share the folded weights of another lane's bank."""
@@ -206,7 +237,16 @@ class Bank:
         """Logits (active, b, classes) of the first `active` clients for their images (active·b, c, h, w)."""
         for layer in self.layers.values():
             layer.active = active
-        return self.classify(self.module(images), active)
+        return self.classify(self.embed(images), active)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pooled features (n, features) of images (n, c, h, w), in float32 where the backbone computes in less."""
+        return self.module(images.to(self.dtype)).to(self.exact_dtype)
+
+    @property
+    def exact_dtype(self) -> torch.dtype:
+        """What heads, losses and sums are computed in: float32, or more where the backbone has more."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     def classify(self, features: Tensor, active: int) -> Tensor:
         """Logits (active, b, classes) from pooled features (active·b, features); without a head, the features
@@ -217,16 +257,54 @@ class Bank:
         return torch.baddbmm(bias[:, None], features.reshape(active, -1, features.shape[-1]), weight.mT)
 
     def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
-        """({layer: factors} of each of the K clients, at its own rank; each one's head), as copies on the CPU."""
-        count = len(next(iter(self.layers.values())).ranks)
-        adapters = [{n: layer.client(i).map(_taken) for n, layer in self.layers.items()} for i in range(count)]
-        heads = [{k: _taken(v[i]) for k, v in self.head.items()} for i in range(count)]
+        """({layer: factors} of each of the K clients, at its own rank; each one's head), on the CPU: views of one copy
+        that is nobody else's."""
+        *leaves, head = _copied([*(layer.leaves for layer in self.layers.values()), self.head], torch.device("cpu"))
+        layers = [layer.clients(own) for layer, own in zip(self.layers.values(), leaves, strict=True)]
+        adapters = [dict(zip(self.layers, factors, strict=True)) for factors in zip(*layers, strict=True)]
+        rows = [value.unbind() for value in head.values()]
+        heads = [dict(zip(head, values, strict=True)) for values in zip(*rows, strict=True)] or [{} for _ in adapters]
         return adapters, heads
 
 
-def _taken(value: Tensor) -> Tensor:
-    """A copy on the CPU that belongs to nobody's graph."""
-    return value.detach().cpu().clone()
+def _repeated(value: Tensor, count: int) -> Tensor:
+    """(count, …), one client's tensor for each of them, which is copied where it is needed."""
+    return value.expand(count, *value.shape)
+
+
+def _copied(groups: Sequence[Mapping[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:
+    """Copies (K, …) on the device; what crosses over does so in one piece, and of what is repeated once."""
+    tensors = [value.detach() for group in groups for value in group.values()]
+    repeated = [value.ndim > 0 and len(value) > 1 and value.stride(0) == 0 for value in tensors]
+    sent = [value[:1] if once else value for value, once in zip(tensors, repeated, strict=True)]
+    crossed = _crossed(sent, device) if any(value.device != device for value in sent) else sent
+    left = iter(
+        [
+            there.repeat(len(value), *[1] * (value.ndim - 1)) if once
+            # Memory of its own on the device, since products round differently by where their inputs begin.
+            else there.clone() if there is own or device.type != "cpu" else there
+            for there, own, value, once in zip(crossed, sent, tensors, repeated, strict=True)
+        ]
+    )  # fmt: skip
+    return [{name: next(left) for name in group} for group in groups]
+
+
+def _crossed(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The tensors on another device, through memory that a CUDA device reads and writes by itself."""
+    there: dict[torch.dtype, Iterator[Tensor]] = {}
+    for dtype in {value.dtype for value in tensors}:
+        of_it = [value for value in tensors if value.dtype == dtype]
+        flat = torch.cat([value.flatten() for value in of_it])
+        if device.type == "cuda":
+            moved = flat.pin_memory().to(device, non_blocking=True)
+        elif flat.is_cuda:
+            moved = torch.empty(flat.shape, dtype=dtype, pin_memory=True).copy_(flat, non_blocking=True)
+            torch.cuda.synchronize(flat.device)
+        else:
+            moved = flat.to(device)
+        parts = moved.split([value.numel() for value in of_it])
+        there[dtype] = iter([part.view(value.shape) for part, value in zip(parts, of_it, strict=True)])
+    return [next(there[value.dtype]) for value in tensors]
 
 
 def _share(module: nn.Module) -> nn.Module:

@@ -21,15 +21,19 @@ Leaves = Mapping[str, Tensor]  # {part: (K, …)}: a layer's tensors of the K cl
 
 
 class Frozen:
-    """The linear layer that adapters sit on: weight (d, k), W or W + s·O where something was merged; bias (d,)."""
+    """The linear layer that adapters sit on.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
+    weight: (d, k), W or W + s·O where something was merged, in the dtype that the backbone computes in. bias: (d,).
+    exact: the weight in float32, before it was rounded to that dtype.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, exact: Tensor | None = None) -> None:
+        self.weight, self.bias, self.exact = weight, bias, weight if exact is None else exact
 
     @cached_property
     def squares(self) -> Tensor:
         """(d,): ‖W_j‖² of the rows."""
-        return self.weight.square().sum(1)
+        return self.exact.square().sum(1)
 
 
 class Kind(ABC):
@@ -80,7 +84,9 @@ class Kind(ABC):
 
         Parts of `trainable` that exist in a bank alone (BLOCK_SCALES) are added.
         """
-        rank = max(room, *(p.rank for p in products))
+        rank, first = max(room, *(p.rank for p in products)), products[0]
+        if all(p is first for p in products):  # the start of a round that all share, which is copied where it is needed
+            return {part: value.expand(len(products), *value.shape) for part, value in pad(first, rank).parts.items()}
         padded = [pad(p, rank).parts for p in products]
         return {part: torch.stack([parts[part] for parts in padded]) for part in products[0].parts}
 
@@ -98,6 +104,10 @@ class Kind(ABC):
     def client(self, leaves: Leaves, i: int) -> Factors:
         """The factors of client i, padding included; views where they can be."""
         return self.product(**{part: leaf[i] for part, leaf in leaves.items()})
+
+    def clients(self, leaves: Leaves, count: int) -> list[Factors]:
+        """`client` of each of `count` clients."""
+        return [self.client(leaves, i) for i in range(count)]
 
     @abstractmethod
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:

@@ -99,6 +99,9 @@ class Core(LoRA):
         blocks = scaled(leaves)[i]
         return CoreFactors(leaves["A"][i], leaves["B"][i], blocks[0] if self.full else blocks)
 
+    def clients(self, leaves: Leaves, count: int) -> list[Factors]:
+        return [self.client(leaves, i) for i in range(count)]
+
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
         if part in ("A", "B"):
             return super().parameter_count(part, rank, leaves)

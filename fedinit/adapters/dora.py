@@ -88,8 +88,8 @@ class DoRA(LoRA):
         A, B = leaves["A"][:n], leaves["B"][:n]
         y = Adapted.apply(x, mask, frozen.weight, None, A, B, None, scale)
         with torch.no_grad():
-            norms = row_norms(frozen.weight, frozen.squares, A, B, scale)  # (n, d)
-        y = y * (leaves["m"][:n] / norms)[:, None]
+            norms = row_norms(frozen.exact, frozen.squares, A, B, scale)  # (n, d)
+        y = y * (leaves["m"][:n] / norms)[:, None].to(y.dtype)
         return y if frozen.bias is None else y + frozen.bias
 
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:

@@ -30,5 +30,9 @@ class LoRA(Kind):
         n = len(x)
         return Adapted.apply(x, mask, frozen.weight, frozen.bias, leaves["A"][:n], leaves["B"][:n], None, scale)
 
+    def clients(self, leaves: Leaves, count: int) -> list[Factors]:
+        rows = [leaf.unbind() for leaf in leaves.values()]  # at once: one by one it would take longer than many a step
+        return [self.product(**dict(zip(leaves, parts, strict=True))) for parts in zip(*rows, strict=True)]
+
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
         return rank * (leaves["A"].shape[2] if part == "A" else leaves["B"].shape[1])

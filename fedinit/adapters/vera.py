@@ -122,8 +122,9 @@ class VeRA(Kind):
 
     def forward(self, x: Tensor, mask: Tensor | None, frozen: Frozen, leaves: Leaves, scale: float) -> Tensor:
         n = len(x)
-        low = F.linear(x if mask is None else x * mask, leaves["A"][0]) * leaves["d"][:n, None]  # (n, t, r)
-        high = F.linear(low, leaves["B"][0]) * leaves["b"][:n, None]  # (n, t, d)
+        A, B, d, b = (leaves[part].to(x.dtype) for part in "ABdb")
+        low = F.linear(x if mask is None else x * mask, A[0]) * d[:n, None]  # (n, t, r)
+        high = F.linear(low, B[0]) * b[:n, None]  # (n, t, d)
         return torch.add(F.linear(x, frozen.weight, frozen.bias), high, alpha=scale)
 
     def client(self, leaves: Leaves, i: int) -> Factors:

@@ -7,6 +7,9 @@ from typing import ClassVar, Literal
 
 from fedinit.config.checks import at_least
 
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -14,13 +17,16 @@ class EngineConfig:
 
     name: str
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
-    clients_per_bank: int = 3  # clients trained in one pass
+    # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU.
+    clients_per_bank: int | Literal["auto"] = "auto"
+    precision: Precision = "auto"  # of the frozen backbone's products; auto: bf16 on CUDA, fp32 on CPU
     strict: bool = False  # serialise every message, as a network would
 
     lanes: ClassVar[int | None] = 1  # workers; None: one a core on CPU, one a device on CUDA
 
     def __post_init__(self) -> None:
-        at_least("engine.clients_per_bank", self.clients_per_bank, 1)
+        if self.clients_per_bank != "auto":
+            at_least("engine.clients_per_bank", self.clients_per_bank, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

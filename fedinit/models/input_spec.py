@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,16 @@ class InputSpec:
         """uint8 (n, c, h, w) to float32 on `device`, (x/255 − mean)/std per channel; what is float32 stays as it is."""
         if images.is_floating_point():
             return images.to(device)
-        mean = torch.tensor(self.mean, device=device).view(1, -1, 1, 1) * 255
-        std = torch.tensor(self.std, device=device).view(1, -1, 1, 1) * 255
+        mean, std = _statistics(self, device)
         return images.to(device).float().sub_(mean).div_(std)
+
+
+@functools.cache
+def _statistics(spec: InputSpec, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (1, c, 1, 1) on 0..255; made once a device, where each time would be a copy to it."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(value, device=device).view(1, -1, 1, 1) * 255 for value in (spec.mean, spec.std))
+    return mean, std
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ def _ready(
     ranks = client_ranks(config, roster.examples)
     audience.started(config.rounds, roster)
     if saved is None:
+        if opening.measured:
+            audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)
     method = Method(
         aggregator=opening.aggregator,
@@ -168,6 +170,7 @@ def _ready(
         return method, state
     state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, introductions.items())
     if fixes_scales(config):
+        audience.doing("clients measure the step scales")
         state, notes, reports = fix_step_scales(state, method, exchange, config.rounds, config.client.loss)
         opening.note(step_scales=notes)
     state = dataclasses.replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)

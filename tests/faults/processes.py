@@ -24,7 +24,15 @@ from fedinit.config.compose import compose_config
 from fedinit.runs import stopping
 from tests.support.small import WORDS
 
-RUN = [*WORDS, "rounds=4", "client.max_steps=1", "evaluation.every=2", "strategy=flora", "evaluation=clients"]
+RUN = [
+    *WORDS,
+    "engine.device=cpu",
+    "rounds=4",
+    "client.max_steps=1",
+    "evaluation.every=2",
+    "strategy=flora",
+    "evaluation=clients",
+]
 
 
 @functools.lru_cache(maxsize=1)

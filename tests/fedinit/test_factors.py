@@ -17,7 +17,7 @@ from fedinit import factors
 from fedinit.adapters.core import CoreFactors
 from fedinit.factors import Factors, difference, distance, inner, leading, norm, pad, stack
 
-quick = settings(deadline=None, max_examples=50)
+quick = settings(deadline=None, max_examples=25)
 
 
 def dense(product: Factors) -> np.ndarray:

@@ -19,7 +19,7 @@ from strategies.bias import measure_bias
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, layer_product, well_posed
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=20)
 
 METHODS: dict[str, dict[str, Any]] = {
     "fedit": {},

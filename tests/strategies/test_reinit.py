@@ -18,7 +18,7 @@ from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS
 from strategies.server.federation import federate
-from tests.support.small import small_config
+from tests.support.small import slow_unless, small_config
 from tests.support.watching import Rounds, Tasks, Weights
 
 LOCAL = sorted(name for name, method in AGGREGATORS.items() if "local" in method.reinits)
@@ -133,7 +133,11 @@ def moved_while_asleep(site: Site, monkeypatch: pytest.MonkeyPatch, name: str, r
 
 
 @pytest.mark.parametrize(
-    ("name", "reinit"), [*((name, "local_on_global") for name in LOCAL), ("fedit", "local"), ("lora_fair", "local")]
+    ("name", "reinit"),
+    slow_unless(
+        lambda name, reinit: name in ("fed_sb", "fedit", "flexlora", "lora_fair"),
+        [*((name, "local_on_global") for name in LOCAL), ("fedit", "local"), ("lora_fair", "local")],
+    ),
 )
 def test_own_factors_change_nothing_where_nobody_learns(site, monkeypatch, name, reinit):
     """Clients return the factors they kept, and the aggregate of the same factors is the same: 1e-5 for float32."""

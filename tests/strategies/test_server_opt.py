@@ -17,7 +17,7 @@ from strategies.aggregator import Aggregate
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from strategies.server_opt import create_server_optimizer
-from tests.support.small import small_config
+from tests.support.small import slow_unless, small_config
 
 MOVING = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
 
@@ -89,7 +89,11 @@ def test_a_state_of_another_shape_is_refused():
         create_server_optimizer("momentum").step(state(0), Aggregate(layers={"l": layer}))
 
 
-@pytest.mark.parametrize("name", MOVING)
+# Whose aggregate is a mean, of products, of A or B alone, of cores, of chosen slots, solved, or kept in part.
+KINDS = ("fedit", "flexlora", "ffa_lora", "rolora", "fed_sb", "lora_a2", "lora_fair", "fedsa_lora")
+
+
+@pytest.mark.parametrize("name", slow_unless(lambda name: name in KINDS, ((name,) for name in MOVING)))
 def test_momentum_in_a_run_of_every_method(site, monkeypatch, name):
     """After each of three rounds the state is start + v with v ← βv + (aggregate − start), for every tensor there is;
     the aggregate itself is another one."""

@@ -15,36 +15,38 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedinit.config.compose import groups
-from fedinit.config.schema import CONF_DIR
+from fedinit.config.groups import CONF_DIR, groups
 
 CHOICES = groups()
 
 
-def compose(name: str, overrides: Sequence[str] = (), **options: bool) -> DictConfig:
-    """`hydra.compose(name, overrides)`, which does it alone for all but choices and values, with
-    options, where it refuses, and over other folders than conf/."""
+def compose(name: str, overrides: Sequence[str] = (), return_hydra_config: bool = False) -> DictConfig:
+    """`hydra.compose(name, overrides)`, which does it alone for all but choices and values, and over other folders than
+    conf/. Of Hydra's own settings, return_hydra_config gives those without overrides, and the choices made."""
     _, main, *beside = GlobalHydra.instance().config_loader().get_search_path().get_path()
     elsewhere = main.path != str(CONF_DIR) or len(beside) > 1
-    if not elsewhere and not options and not any(word.startswith(("+", "~", "hydra")) for word in overrides):
-        chosen = [word for word in overrides if _is_choice(word)]
-        # An experiment makes choices of its own, and its values are put over those of all choices.
-        whole = any(word.startswith("experiment=") for word in chosen)
-        made = copy.deepcopy(_composed(name, tuple(chosen) if whole else ()))
-        for group, _, choice in () if whole else (word.partition("=") for word in chosen):
-            made[group] = copy.deepcopy(_file(group, choice))
-        try:
-            values = _parser().parse_overrides([word for word in overrides if not _is_choice(word)])
-            ConfigLoaderImpl._apply_overrides_to_config(values, made)
-        except (HydraException, OmegaConfBaseException):
-            pass  # Hydra says it in its own words
-        else:
-            return made
-    return hydra.compose(name, list(overrides), **options)
+    if elsewhere or any(word.startswith(("+", "~", "hydra")) for word in overrides):
+        return hydra.compose(name, list(overrides), return_hydra_config=return_hydra_config)
+    chosen = [word for word in overrides if _is_choice(word)]
+    # An experiment makes choices of its own, and its values are put over those of all choices.
+    whole = any(word.startswith("experiment=") for word in chosen)
+    made = copy.deepcopy(_composed(name, tuple(chosen) if whole else (), return_hydra_config))
+    for group, _, choice in () if whole else (word.partition("=") for word in chosen):
+        made[group] = copy.deepcopy(_file(group, choice))
+        if return_hydra_config:
+            made.hydra.runtime.choices[group] = choice
+    try:
+        values = _parser().parse_overrides([word for word in overrides if not _is_choice(word)])
+        if any(value.get_key_element().partition("@")[0] in CHOICES for value in values):  # none of the choices there
+            return hydra.compose(name, list(overrides))
+        ConfigLoaderImpl._apply_overrides_to_config(values, made)
+    except OmegaConfBaseException as error:
+        raise ConfigCompositionException from error  # as Hydra's loader does
+    return made
 
 
 def _is_choice(word: str) -> bool:
@@ -53,8 +55,8 @@ def _is_choice(word: str) -> bool:
 
 
 @functools.cache
-def _composed(name: str, choices: tuple[str, ...]) -> DictConfig:
-    return hydra.compose(name, list(choices))
+def _composed(name: str, choices: tuple[str, ...], return_hydra_config: bool) -> DictConfig:
+    return hydra.compose(name, list(choices), return_hydra_config=return_hydra_config)
 
 
 @functools.cache

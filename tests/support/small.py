@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 
@@ -20,6 +20,8 @@ WORDS = (
     "logger=none",
     "report=none",
     "evaluation.head_alone=false",
+    "engine.clients_per_bank=3",
+    "engine.precision=fp32",  # on CUDA too, since results are compared with float64
 )
 
 
@@ -27,6 +29,11 @@ WORDS = (
 def small_config(*overrides: str) -> Config:
     """`WORDS`, then the given overrides."""
     return compose_config([*WORDS, *overrides])
+
+
+def slow_unless(ordinary: Callable[..., bool], cases: Iterable[Sequence[object]]) -> Iterator[object]:
+    """Cases of a parametrised test; only `pytest -m slow` runs those that are not ordinary."""
+    return (pytest.param(*case, marks=() if ordinary(*case) else pytest.mark.slow) for case in cases)
 
 
 def slow(*values: str) -> Iterator[object]:

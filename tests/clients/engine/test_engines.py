@@ -28,6 +28,7 @@ from fedinit.factors import Factors
 from fedinit.models import select_targets
 from fedinit.state import digest
 from fedinit.statistics import Request, Sampling
+from tests.support.small import slow_unless
 
 RANK, BASE = 4, "b" * 64
 ENGINES: dict[str, Callable[..., Engine]] = {
@@ -148,8 +149,13 @@ def reference(make_engine, cases) -> Callable[[str], list]:
     return functools.cache(lambda case: run(make_engine("inline"), jobs_of(cases[case])))
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("case", CASES)
+TELLING = ("plain", "two bases", "failing", "evaluate over a base", "gradients")  # for engines of one lane
+
+
+@pytest.mark.parametrize(
+    ("name", "case"),
+    slow_unless(lambda name, case: name == "threads-3" or case in TELLING, itertools.product(ENGINES, CASES)),
+)
 def test_the_same_jobs_give_the_same_bytes(name: str, case: str, make_engine, cases, targets, reference) -> None:
     """As the inline engine gives them; and again after other jobs, from jobs that were pickled."""
     jobs, engine = jobs_of(cases[case]), make_engine(name)

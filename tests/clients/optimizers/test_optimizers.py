@@ -205,6 +205,7 @@ def test_lora_plus_equals_parameter_groups(name: str, client_config) -> None:
 @pytest.mark.parametrize(("word", "expected"), [("standard", 16 / 4), ("rslora", 16 / 2)])
 def test_one_scale_for_all(word: str, expected: float) -> None:
     """adapter.scaling reaches the clients' banks; the server's scale is the same property."""
+    torch.set_default_dtype(torch.float32)  # as every run has it
     config = small_config(f"adapter.scaling={word}")
     assert config.adapter.scale == expected
     assert {w.settings.scale for w in Site(config).engine.workers} == {expected}

@@ -37,7 +37,7 @@ from strategies.reinit import Reinit, ReinitContext
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
-from tests.support.small import WORDS, small_config
+from tests.support.small import WORDS, slow, small_config
 
 SCALE = 2.0
 
@@ -174,7 +174,7 @@ def test_the_start_leaves_the_model_as_it_was(init: str) -> None:
 
     federate(config, Watching(Cohort(site), 3), site.backbone)
     layers, head = wire.from_tensors(first)
-    images = torch.randn(4, 1, 32, 32)
+    images = torch.randn(4, 1, 32, 32).to(next(site.engine.workers[0].bank.module.parameters()).device)
     bank, scale = site.engine.workers[0].bank, config.adapter.scale
     for name, f in layers.items():
         weight = site.backbone.module.get_submodule(name).weight
@@ -241,15 +241,12 @@ GOES = sorted(set(AGGREGATORS) - {"fed_sb", "ravan", "lora_a2", "fedsa_lora"})
 @pytest.mark.parametrize(
     "words",
     [
-        "fedit",
         "fedex_lora",
         "rolora",
         "flora",
-        "fedit reinit=svd",
-        "frlora init=pissa",
         "fedit reinit=gauge adapter.ranks=[2,4]",
         "fedit server_opt=adam",
-        "ffa_lora",
+        *slow("fedit", "fedit reinit=svd", "frlora init=pissa", "ffa_lora"),
     ],
 )
 def test_a_run_keeps_its_magnitudes_through_every_start(words: str, tmp_path) -> None:

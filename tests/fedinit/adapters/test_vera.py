@@ -42,7 +42,7 @@ from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from strategies.server.gate import Expected, Gate
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
-from tests.support.small import WORDS, small_config
+from tests.support.small import WORDS, slow, small_config
 
 VERA = ("adapter=vera", "init=vera", "adapter.rank=8")
 quick = settings(deadline=None, max_examples=30)
@@ -299,7 +299,9 @@ class Watching(LocalGrid):
         return replies
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "lora_fair", "flexlora", "fedex_lora", "ffa_lora", "rolora", "hetlora"])
+@pytest.mark.parametrize(
+    "strategy", ["fedit", "fedex_lora", "ffa_lora", "rolora", *slow("lora_fair", "flexlora", "hetlora")]
+)
 def test_only_the_vectors_travel(strategy: str, site) -> None:
     """A and B once, down; then b and d. The run learns, and ends the same on one lane's clients alone."""
     words = (*VERA, f"strategy={strategy}", "rounds=3", "client.lr=0.5")

@@ -17,9 +17,10 @@ import run_sim
 from clients.optimizers import OPTIMIZERS
 from fedinit.config.build import create, plain
 from fedinit.config.client import CLIENTS
-from fedinit.config.compose import compose_config, groups
+from fedinit.config.compose import compose_config
 from fedinit.config.flower import flatten, from_run_config, to_run_config
-from fedinit.config.schema import CONF_DIR, GROUPS, PLACES, UNCOUNTED, Config, load, to_dict
+from fedinit.config.groups import CONF_DIR, groups
+from fedinit.config.schema import GROUPS, PLACES, UNCOUNTED, Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.initializers import INITIALIZERS
@@ -41,6 +42,8 @@ REGISTRIES: dict[str, Any] = {name: LATER.get(name, group.choices) for name, gro
 CHOICES = [(group, choice) for group in GROUPS for choice in REGISTRIES[group]]
 # Values that are none of the defaults', where adding to the default does not give one.
 OTHER = {
+    "engine.clients_per_bank": 2,
+    "engine.precision": "bf16",
     "adapter.dropout": 0.1,
     "adapter.ranks": [8, 4],
     "adapter.targets": ["fc2"],

@@ -7,9 +7,9 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from fedinit.config.compose import compose_config, groups
+from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config, to_run_config
-from fedinit.config.schema import CONF_DIR
+from fedinit.config.groups import CONF_DIR, groups
 from fedinit.errors import InputError
 from tests.support import composing
 from tests.support.small import WORDS
@@ -32,7 +32,17 @@ def initialized():
         yield
 
 
-@pytest.mark.parametrize("turn", range(max(map(len, CHOICES.values()))))
+TURNS = range(max(map(len, CHOICES.values())))
+
+
+def test_a_choice_is_of_its_group_alone():
+    """No file of a group but experiment has a package or choices of its own, so that it is what its place becomes."""
+    for group, choices in CHOICES.items():
+        for text in ((CONF_DIR / group / f"{choice}.yaml").read_text() for choice in choices):
+            assert "@package" not in text and "defaults" not in OmegaConf.create(text)
+
+
+@pytest.mark.parametrize("turn", [*TURNS[:3], *(pytest.param(turn, marks=pytest.mark.slow) for turn in TURNS[3:])])
 def test_every_choice_is_what_hydra_makes_of_it(turn, initialized):
     """One choice of each group at a time, until all had their turn; a file stands in its group's place alone."""
     words = [f"{group}={choices[turn % len(choices)]}" for group, choices in CHOICES.items()]
@@ -66,12 +76,23 @@ def test_the_same_as_hydra_composes(words, initialized):
 
 
 @pytest.mark.parametrize(
-    "words", [["rounds=3", "runds=4"], ["client.rate=1"], ["rounds=[1"], ["model@x=glyph_vit"], ["strategy=null"]]
+    "words",
+    [
+        ["rounds=3", "runds=4"],
+        ["client=adamw", "client.momentum=1"],
+        ["rounds=[1"],
+        ["model@x=glyph_vit"],
+        ["strategy=null"],
+        ["model=vit_tiny", "model.kwargs.img_size=32"],
+        ["rounds=${nothing}"],
+        ["data.matrix.rows=3", "experiment=quick"],
+    ],
 )
 def test_refused_in_hydras_words(words, monkeypatch):
     with pytest.raises(InputError) as cheap:
         compose_config(words)
     monkeypatch.setattr("fedinit.config.compose.compose", hydra.compose)
+    monkeypatch.setattr("fedinit.config.unknown.compose", hydra.compose)
     with pytest.raises(InputError) as dear:
         compose_config(words)
     assert str(cheap.value) == str(dear.value)

@@ -40,7 +40,7 @@ def over_flower(flat):
     return fuse_dicts(project, user_config_from_proto(user_config_to_proto(flat)), check_keys=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(nested)
 def test_flat_form_round_trips_through_flower(values):
     arrived = unflatten(over_flower(flatten(values)))

@@ -96,7 +96,7 @@ def wait(self, run, check):
 
 layout._superlink = lambda federation: script("deaf" if event == "starting" else "superlink", str(federation.port))
 layout._supernode = lambda *_: script("supernode", "0")
-processes.stop_all.__defaults__ = (4.0 if event == "failure, then a signal" else 1.0,)
+processes.stop_all.__defaults__ = (4.0 if event == "failure, then a signal" else 0.5,)
 Server.start_run, Server.wait = lambda self: "1", wait
 sys.exit(cli.main(["deploy", "up", "--insecure", "data.domains=[plain,inverted]"]))
 """
@@ -133,7 +133,7 @@ def test_up_leaves_nothing_running(tmp_path, event, numbers, code):
         time.sleep(0.1)
     for number in numbers:
         process.send_signal(number)
-        time.sleep(0.3)
+        time.sleep(0.1)
     assert process.wait(60) == code, said.read_text()
     assert len(running()) == (2 if event == "starting" else 6)
     assert not [pid for pid in running() if processes._alive(pid)]

@@ -39,7 +39,7 @@ from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
 
-quick = settings(deadline=None, max_examples=20)
+quick = settings(deadline=None, max_examples=10)
 MEASURED = sorted(name for name, kind in HEADS.items() if issubclass(kind, MeasuredHead))
 
 

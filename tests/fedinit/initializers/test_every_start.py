@@ -18,7 +18,7 @@ from fedinit.models import init_head
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.measuring import asking, begun, create, setting_of
-from tests.support.small import small_config
+from tests.support.small import slow_unless, small_config
 
 RANK = 4
 # Options that make another computation of the same name; every name is there without any, too.
@@ -48,7 +48,9 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "split"), [(*c, UNEVEN) for c in CASES] + [(*c, SINGLES) for c in MEASURED]
+    ("name", "options", "split"),
+    [(*c, UNEVEN) for c in CASES]
+    + [*slow_unless(lambda name, options, split: not options, ((*c, SINGLES) for c in MEASURED))],
 )
 def test_federated_is_pooled(name, options, split, tiny_vit, tiny_data):
     pooled = made(name, options, tiny_vit, tiny_data, [range(60)])

@@ -37,7 +37,7 @@ from tests.support.round_zero_faults import spoilt, with_error
 from tests.support.small import small_config
 from tests.support.watching import SentTensors, Watch
 
-quick = settings(deadline=None, max_examples=15)
+quick = settings(deadline=None, max_examples=8)
 STARTS = sorted(name for name, kind in INITIALIZERS.items() if issubclass(kind, FromGradients))
 R, S = 3, 2.0  # rank and scale of the pools below
 

@@ -25,7 +25,7 @@ from strategies.aggregator import Aggregate, Update
 from strategies.reinit import ReinitContext, create_reinit
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
-from tests.support.small import small_config
+from tests.support.small import slow, small_config
 
 TAKING = ["pissa", "milora", "olora", "corda", "corda init.mode=kpm", "lora_null"]
 
@@ -189,14 +189,12 @@ def test_pairs_that_make_no_sense(overrides, message):
     "overrides",
     [
         "init=mica strategy=rolora",
-        "init=mica strategy=fedit",
-        "init=mica adapter.ranks=[2,4]",
+        *slow("init=mica strategy=fedit", "init=mica adapter.ranks=[2,4]"),
         "init=orthogonal strategy=ffa_lora strategy.frozen=B",
         "init=lora_null init.variant=v2 adapter.ranks=[2,4]",
         "init=lora_xs strategy=ffa_lora strategy.frozen=B",
         "init=pissa strategy=lora_a2 adapter.ranks=[2,4]",
-        "init=pissa strategy=fedsa_lora evaluation=clients",
-        "init=pissa strategy=fedit server_opt=momentum",
+        *slow("init=pissa strategy=fedsa_lora evaluation=clients", "init=pissa strategy=fedit server_opt=momentum"),
         "init=pissa reinit=local",
     ],
 )

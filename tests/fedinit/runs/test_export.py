@@ -32,7 +32,8 @@ from tests.support.state_on_disk import keeping
 
 peft = pytest.importorskip("peft", reason='needs peft: pip install -e ".[oracle]"')
 
-SHORT = (*WORDS, "client.lr=0.1", "engine.lanes=1", "head=ridge", "evaluation.every=2")
+# A client a bank, as at a site: on CUDA other products round otherwise in company.
+SHORT = (*WORDS, "engine.clients_per_bank=1", "client.lr=0.1", "engine.lanes=1", "head=ridge", "evaluation.every=2")
 BY_CLIENTS = "evaluation=clients"
 METHODS = {name: (f"strategy={name}",) for name in AGGREGATORS} | {
     "fed_sb": ("strategy=fed_sb", "init=lora_xs"),

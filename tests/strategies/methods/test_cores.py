@@ -28,7 +28,7 @@ from strategies.server_opt import create_server_optimizer
 from tests.support.small import small_config
 from tests.support.watching import SentTensors, numbers
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=20)
 
 
 @pytest.fixture(scope="module")

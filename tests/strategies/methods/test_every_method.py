@@ -27,7 +27,7 @@ from strategies.methods.choosing import Choosing
 from tests.support import oracles
 from tests.support.oracles import Clients, as_trained, clients, draw_clients, layer_product, well_posed
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=15)
 
 EVERY: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in AGGREGATORS},
@@ -80,7 +80,7 @@ def effective(made: Aggregate) -> np.ndarray:
 
 
 @every
-@settings(deadline=None, max_examples=15)
+@quick
 @given(c=clients(min_clients=2), seed=st.integers(0, 2**31))
 def test_any_order_of_the_updates_gives_the_same_bits(method: str, c: Clients, seed: int) -> None:
     updates = sent(c, method, torch.float32)
@@ -101,7 +101,7 @@ def test_the_order_of_a_float_sum_matters() -> None:
 
 
 @every
-@settings(deadline=None, max_examples=15)
+@quick
 @given(c=clients(), times=st.integers(2, 1000))
 def test_rescaled_examples_change_nothing(method: str, c: Clients, times: int) -> None:
     assume(well_posed(c))

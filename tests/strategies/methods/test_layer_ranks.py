@@ -16,7 +16,7 @@ from strategies.aggregator import Aggregate, Update
 from strategies.reinit import REINITS
 from strategies.server.federation import federate
 from tests.support.oracles import as_trained, draw_clients
-from tests.support.small import small_config
+from tests.support.small import slow_unless, small_config
 
 SHAPES = {"one": (17, 24, 4), "two": (24, 19, 8)}  # d, k, r
 EVA = ("init=eva", "init.examples=32", "client.max_steps=1")
@@ -79,11 +79,16 @@ def outcome(site: Site, *words: str):
     return federate(small_config(*EVA, evaluation, *words), LocalGrid(Cohort(site), 3), site.backbone)
 
 
+RUNS = [(f"strategy={name}",) for name in TAKING if name != "flora"]
+RUNS += [("strategy=fedit", f"reinit={reinit}") for reinit in REINITS if reinit in AGGREGATORS["fedit"].reinits]
+RUNS += [("strategy=lora_fair", "adapter=dora")]
+# Those that average, cut, choose, solve, merge and keep; a re-initialisation that turns, and two that draw anew.
+KINDS = {"fedit", "spectral", "lora_a2", "lora_fair", "fedex_lora", "fedsa_lora", "dora", "gauge", "fresh", "pissa"}
+
+
 @pytest.mark.parametrize(
     "words",
-    [(f"strategy={name}",) for name in TAKING if name != "flora"]
-    + [("strategy=fedit", f"reinit={reinit}") for reinit in REINITS if reinit in AGGREGATORS["fedit"].reinits]
-    + [("strategy=lora_fair", "adapter=dora")],
+    slow_unless(lambda words: words[-1].partition("=")[2] in KINDS, ((words,) for words in RUNS)),
     ids=" ".join,
 )
 def test_a_run_keeps_the_ranks_that_were_dealt(words, site):

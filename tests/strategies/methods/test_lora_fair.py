@@ -18,7 +18,7 @@ from strategies.methods.lora_fair import SKETCHED, moments, ridge_correction
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients, well_posed
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=20)
 lams = st.sampled_from([0.0, 1e-3, 0.01, 0.1, 1.0, 30.0])
 ridges = st.sampled_from(["relative", "absolute"])
 scales = st.sampled_from(["cosine", "relative", "absolute"])

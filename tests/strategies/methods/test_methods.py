@@ -34,7 +34,7 @@ from tests.support import oracles
 from tests.support.oracles import Clients, as_trained, draw_clients, layer_product
 from tests.support.small import small_config
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(deadline=None, max_examples=20)
 
 
 @st.composite
@@ -463,6 +463,8 @@ def test_a_product_of_noise_is_spread_as_a_white_matrix_of_that_beta(sizes):
     rng, found = np.random.default_rng(0), []
     for _ in range(20):
         left, right = rng.standard_normal((d, rank)), rng.standard_normal((rank, k))
+        if rank < min(d, k):  # the singular values of Q₁ (R₁ R₂ᵀ) Q₂ᵀ are those of its middle
+            left, right = np.linalg.qr(left, mode="r"), np.linalg.qr(right.T, mode="r").T
         s2 = np.linalg.svd(left @ right, compute_uv=False)[: min(sizes)] ** 2
         found.append(s2.var() / s2.mean() ** 2)
     assert abs(np.mean(found) / spread(sizes) - 1) < 0.1

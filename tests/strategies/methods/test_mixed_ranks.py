@@ -22,7 +22,7 @@ from strategies.aggregator import Aggregate
 from strategies.server.federation import federate
 from tests.support import oracles
 from tests.support.oracles import Clients, as_trained, draw_clients, layer_product
-from tests.support.small import small_config
+from tests.support.small import slow_unless, small_config
 from tests.support.watching import Absent
 
 RANK = 4
@@ -166,7 +166,18 @@ RUNS = [(name,) for name in TAKING] + [
 ]
 
 
-@pytest.mark.parametrize("words", RUNS, ids="-".join)
+# Those whose state, or what is made of it between rounds, is of a kind of its own.
+OWN = ["fedit", "florist", "flora", "hetlora", "lora_a2", "lora_fair", "ravan", "rbla"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    slow_unless(
+        lambda words: words[1:] in ((), ("reinit=local",), ("reinit=gauge",)) and words[0] in OWN,
+        ((words,) for words in RUNS),
+    ),
+    ids="-".join,
+)
 def test_a_round_without_the_client_of_the_highest_rank(site, words):
     """In a run: client 0, the only one of rank four, misses round 2; the state keeps its rank, and all of it can learn,
     so that in round 4 its update is of rank four again."""

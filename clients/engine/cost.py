@@ -1,0 +1,85 @@
+"""What a training step costs, and so how many clients fit into a device's memory in one pass.
+
+In closed form but for what autograd keeps and what is computed, which is asked of a pass over tensors without memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedinit.adapters.bank import Bank
+from fedinit.factors import Factors
+from fedinit.models.backbone import Backbone
+
+META = torch.device("meta")
+SHARE = 0.6  # of a device's memory; the rest is the data's, the driver's, the libraries' and the fragments'
+COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
+MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a training step needs, in bytes.
+
+    fixed: the frozen weights. image: what a pass keeps of one image for the way back. client: adapter, head, their
+    gradients and the optimiser's state.
+    flops: operations of one image's way through the model and back, where no weight has a gradient.
+    """
+
+    fixed: int
+    image: int
+    client: int
+    flops: int
+
+    def peak(self, clients: int, batch: int) -> int:
+        """Bytes at once, of so many clients with batches of so many images."""
+        return self.fixed + clients * (self.client + batch * self.image)
+
+    def fit(self, room: int, batch: int) -> int:
+        """The most clients whose step fits into `room` bytes; 1 at least, MOST at most."""
+        return max(1, min(MOST, (room - self.fixed) // (self.client + batch * self.image)))
+
+
+def step_cost(
+    backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int, dtype: torch.dtype
+) -> StepCost:
+    """The model for one backbone.
+
+    targets: {layer: (d, k)} of the layers with adapters. rank, classes: of the adapters and the head.
+    dtype: what the backbone computes in.
+    """
+    from torch.utils.flop_counter import FlopCounterMode  # here, since it takes long to import and CUDA alone asks
+
+    module = copy.deepcopy(backbone.module).to(META, dtype)
+    bank = Bank(Backbone(module, backbone.features, backbone.input), targets, 1.0)
+    adapter = {name: Factors(torch.zeros(rank, k), torch.zeros(d, rank)) for name, (d, k) in targets.items()}
+    head = {"weight": torch.zeros(classes, backbone.features), "bias": torch.zeros(classes)}
+    leaves = bank.load([adapter], [head])
+    weights = sum(value.numel() * value.itemsize for value in module.parameters())
+    held = {value.untyped_storage()._cdata for value in (*module.parameters(), *leaves.values())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()._cdata
+        if storage not in held:
+            kept[storage] = value  # the tensor too, so that no other gets its place
+        return value
+
+    spec = backbone.input
+    counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
+    with counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        bank.forward(torch.zeros(1, spec.channels, spec.height, spec.width, device=META), 1)
+    numbers = sum(leaf.numel() for leaf in leaves.values())
+    exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
+    image = sum(value.untyped_storage().nbytes() for value in kept.values())
+    return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
+
+
+def _product(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
+    """Operations of `total.baddbmm_(a, b)`, which torch counts out of place alone. a: (n, t, r). b: (n, r, d)."""
+    return 2 * a.numel() * b[2]

@@ -1,0 +1,127 @@
+"""What a machine has to compute on, and how it computes there: devices, precision, determinism."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from clients.engine.cost import SHARE, StepCost, step_cost
+from fedinit.config.engine import BANK_ON_CPU, Precision
+from fedinit.config.schema import Config
+from fedinit.errors import InputError
+from fedinit.models import build_backbone, select_targets
+from fedinit.models.backbone import Backbone, outline
+from fedinit.threads import cores
+
+CPU = torch.device("cpu")
+CLASSES = 1000  # that a head is reckoned with before the data is there
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
+
+
+def devices(device: str, lanes: int | None) -> list[torch.device]:
+    """The device of each lane.
+
+    device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices) or "cuda:<n>".
+    lanes: their number on CPU; None is one a core. Raises InputError for a device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>") from error
+    if wanted.type == "cpu":
+        return [CPU] * (lanes or cores())
+    if wanted.type != "cuda":
+        raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>")
+    there = torch.cuda.device_count()
+    if there == 0 or (wanted.index or 0) >= there:
+        raise InputError(f"engine.device={device}: this machine has {there} CUDA devices; use engine.device=cpu")
+    indices = range(there) if wanted.index is None else [wanted.index]
+    return [torch.device("cuda", i) for i in indices]
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with a value for every `auto` of the engine that a run's result depends on.
+
+    Raises InputError for a device that is not there, and for a precision that it has not.
+    """
+    place = devices(config.engine.device, 1)[0]
+    precision = _precision(config.engine.precision, place, config.head.name == "none")
+    size = config.engine.clients_per_bank
+    if size == "auto":
+        size = BANK_ON_CPU
+        if place.type == "cuda":
+            room = int(SHARE * torch.cuda.get_device_properties(place).total_memory)
+            size = _cost(config, precision).fit(room, config.client.batch_size)
+    return replace(config, engine=replace(config.engine, precision=precision, clients_per_bank=size))
+
+
+def _precision(wanted: Precision, place: torch.device, numbers: bool) -> Precision:
+    """numbers: the model's outputs are numbers to predict, which bf16 has not the digits for."""
+    on_cuda = place.type == "cuda"
+    # From Ampere on both; torch.cuda.is_bf16_supported takes most of a second to say so.
+    has_tf32 = on_cuda and torch.cuda.get_device_capability(place) >= (8, 0)
+    has_bf16 = not on_cuda or has_tf32
+    if wanted == "auto":
+        return "bf16" if on_cuda and has_bf16 and not numbers else "fp32"
+    if (wanted == "bf16" and not has_bf16) or (wanted == "tf32" and not has_tf32):
+        name = f"{place} ({torch.cuda.get_device_name(place)})" if on_cuda else "the CPU"
+        raise InputError(f"engine.precision={wanted}: {name} has none; use engine.precision=fp32")
+    return wanted
+
+
+def _cost(config: Config, precision: str) -> StepCost:
+    """Of the configuration's training step."""
+    try:
+        backbone = outline(config.model)
+    except InputError:
+        raise
+    except Exception:  # noqa: BLE001 (a module that cannot be made without memory is made with it)
+        backbone = build_backbone(config.model)
+    targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
+    return step_cost(backbone, targets, config.adapter.rank, CLASSES, DTYPES[precision])
+
+
+@contextmanager
+def computing(device: torch.device, precision: str, repeats: bool = True) -> Iterator[None]:
+    """On CUDA, within the block: matrix products in this precision, and the same bytes every time.
+
+    repeats: False where the model has an operation that cannot give the same bytes, which is then let through.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products on several streams may differ
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=not repeats)
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def repeats(backbone: Backbone, device: torch.device, precision: str) -> bool:
+    """Whether a pass through the backbone and back gives the same bytes twice on this device; says so where not."""
+    if device.type != "cuda":
+        return True
+    spec, dtype = backbone.input, next(backbone.module.parameters()).dtype
+    images = torch.zeros(1, spec.channels, spec.height, spec.width, device=device, dtype=dtype, requires_grad=True)
+    try:
+        with computing(device, precision):
+            backbone.module(images).sum().backward()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        print(f"engine: two runs may differ in their last digits: {str(error).partition('.')[0]}", file=sys.stderr)
+        return False
+    return True

@@ -1,0 +1,260 @@
+"""Training on CUDA: a step of one shape is recorded once as a CUDA graph and replayed.
+
+A step is hundreds of small kernels, and launching them one by one leaves a GPU idle most of the time. A recording works
+on tensors of its own: a bank that trains is copied into them, its leaves and its optimiser's state, and gone through
+without a word to the device but which step comes next. Images, labels and the augmentation are on the device too.
+
+Clients that are done stay in the pass, with weight zero and unmoved, until half of the bank is done: kernels round
+differently at another number of rows, so that few shapes are also what makes a client's bytes independent of when its
+mates are done, but for these halvings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clients import batches
+from clients.loader import BankLoader
+from clients.step import Training
+from clients.task import StepFailed
+from fedinit.adapters.bank import Bank
+from fedinit.adapters.contract import Frozen
+from fedinit.config.client import ClientConfig
+from fedinit.data.dataset import Dataset
+from fedinit.models.input_spec import InputSpec
+
+RECORDINGS = 4  # shapes of banks that are kept; each holds its adapters, and the graphs of all share their memory
+RESIDENT = 0.25  # of the device's memory: data sets up to this lie on the device, beside the SHARE of cost.py
+
+
+class Recorder:
+    """The recorded steps of one device, by the shape of the bank that is trained."""
+
+    def __init__(self, data: Dataset, spec: InputSpec, device: torch.device) -> None:
+        """spec: the size and normalisation of the backbone's input.
+        device: on the CPU nothing is recorded, and the same steps are taken one by one: the twin that tests can have
+        everywhere."""
+        self.data, self.spec, self.device = data, spec, device
+        size, on_cuda = data.images.shape.numel() * data.images.dtype.itemsize, device.type == "cuda"
+        room = RESIDENT * torch.cuda.get_device_properties(device).total_memory if on_cuda else size
+        self.images = data.images.to(device) if isinstance(data.images, Tensor) and size <= room else None
+        self.labels = data.labels.to(device)
+        self.works, self.pool = on_cuda, torch.cuda.graph_pool_handle() if on_cuda else None
+        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+
+    def takes(self, training: Training, loader: BankLoader) -> bool:
+        """Whether this training can be recorded: not where the heads train on features, nor with dropout, whose
+        generators a graph cannot hold."""
+        layers = training.bank.layers.values()
+        return loader.on_images and not any(layer.dropout and layer.generators for layer in layers)
+
+    def train(self, training: Training, loader: BankLoader) -> Training:
+        """All steps; what they worked on in place of `training`. Raises StepFailed."""
+        recording = self._recording(training, loader.settings)
+        recording.adopt(training)
+        indices, weight, moving = (part.to(self.device) for part in loader.table())
+        batch, count, words, pixels = recording.batch, len(loader.members), None, None
+        if batch.pixels is not None:
+            pixels = _ahead(loader)
+        elif loader.settings.augment != "none":
+            words = loader.words(torch.arange(len(indices), device=self.device))
+        for step, active in enumerate(loader.active):
+            try:
+                batch.indices.copy_(indices[step])
+                batch.weight.copy_(weight[step])
+                batch.moving.copy_(moving[step])
+                if words is not None:
+                    batch.words.copy_(words[step])
+                if batch.pixels is not None and pixels is not None:
+                    batch.pixels[:active].copy_(next(pixels), non_blocking=True)
+                rows = _rows(active, count)
+                recording.step(rows, active < rows)
+            except Exception as error:
+                raise StepFailed(step + 1) from error
+        return recording.training
+
+    def _recording(self, training: Training, settings: ClientConfig) -> Recording:
+        """The one of this training's shape and settings; made where there is none."""
+        key = settings, _shape(training)
+        if key not in self._recordings:
+            while len(self._recordings) >= RECORDINGS:
+                self._recordings.popitem(last=False)
+            self._recordings[key] = Recording(self, training, settings)
+        self._recordings.move_to_end(key)
+        return self._recordings[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Where a recorded step finds its batch, for all K clients of the bank.
+
+    indices: (K, b). weight: (K, b). moving: (K, 1) bool. words: (K, b, 4), of the augmentation.
+    pixels: (K, b, c, h, w), augmented, where the data set is not on the device; else None.
+    """
+
+    indices: Tensor
+    weight: Tensor
+    moving: Tensor
+    words: Tensor
+    pixels: Tensor | None
+
+    @staticmethod
+    def empty(count: int, size: int, pixels: Tensor | None, device: torch.device) -> Batch:
+        """For `count` clients with batches of `size`. pixels: images like those that are not on the device."""
+        staged = None if pixels is None else pixels.new_zeros(count, size, *pixels.shape[1:], device=device)
+        return Batch(
+            torch.zeros(count, size, dtype=torch.long, device=device),
+            torch.zeros(count, size, device=device),
+            torch.ones(count, 1, dtype=torch.bool, device=device),
+            torch.zeros(count, size, 4, dtype=torch.long, device=device),
+            staged,
+        )
+
+
+class Recording:
+    """The steps of banks of one shape. The first bank's tensors become its own; every other is copied into them."""
+
+    def __init__(self, recorder: Recorder, training: Training, settings: ClientConfig) -> None:
+        self.recorder, self.training, self.settings, bank = recorder, training, settings, training.bank
+        self.leaves = {name: layer.leaves for name, layer in bank.layers.items()}
+        self.offsets = {name: layer.offset for name, layer in bank.layers.items()}
+        self.head = bank.head
+        self.bases = {name: _copy(base) for name, base in _merged(bank).items()}
+        self.graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        unseen = recorder.data.images[:1] if recorder.images is None else None
+        self.batch = Batch.empty(len(training.losses), settings.batch_size, unseen, recorder.device)
+
+    @torch.no_grad()
+    def adopt(self, training: Training) -> None:
+        """Take another training of this shape: its values go into this one's tensors, which the bank then works on."""
+        mine, bank = self.training, training.bank
+        if training is not mine:
+            for target, source in zip(self._tensors(), _tensors(training), strict=True):
+                target.copy_(source)
+        mine.optimizer.steps = 0
+        for name, base in _merged(bank).items():
+            _copy_into(self.bases[name], base)
+        bank.head = self.head
+        for name, layer in bank.layers.items():
+            layer.leaves, layer.offset = self.leaves[name], self.offsets[name]
+            layer.base = self.bases.get(name, layer.own)
+
+    def step(self, rows: int, resting: bool) -> None:
+        """The next step of the first `rows` clients. resting: some of them are done."""
+        self.training.optimizer.advance()
+        if (rows, resting) not in self.graphs and self.recorder.works:
+            self._record(rows, resting)
+        if (rows, resting) in self.graphs:
+            self.graphs[rows, resting].replay()
+        else:
+            self._take(rows, resting)
+
+    def _record(self, rows: int, resting: bool) -> None:
+        """Record the step, which is taken a few times before, by values that are put back."""
+        tensors, device = self._tensors(), self.recorder.device
+        with torch.no_grad():
+            before = [value.clone() for value in tensors]
+        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._take(rows, resting)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        try:
+            with torch.cuda.graph(graph, pool=self.recorder.pool, capture_error_mode="thread_local"):
+                self._take(rows, resting)
+            self.graphs[rows, resting] = graph
+        except (
+            RuntimeError
+        ) as error:  # what cannot be recorded waits for the device somewhere: it is taken step by step
+            self.recorder.works = False
+            print(f"engine: steps are taken one by one, since they cannot be recorded: {error}".split("\n")[0],
+                  file=sys.stderr)  # fmt: skip
+        with torch.no_grad():
+            for value, kept in zip(tensors, before, strict=True):
+                value.copy_(kept)
+
+    def _take(self, rows: int, resting: bool) -> None:
+        batch, recorder = self.batch, self.recorder
+        indices = batch.indices[:rows]
+        if recorder.images is None:
+            assert batch.pixels is not None
+            pixels = batch.pixels[:rows].flatten(0, 1)
+        else:
+            words = batch.words[:rows].flatten(0, 1)
+            pixels = batches.augment(recorder.images[indices.flatten()], self.settings.augment, words)
+        inputs = batches.normalise(pixels, recorder.spec, recorder.device)
+        moving = batch.moving[:rows] if resting else None
+        self.training.step(inputs, recorder.labels[indices], batch.weight[:rows], moving=moving)
+
+    def _tensors(self) -> list[Tensor]:
+        """All that a training brings besides its base, in one order."""
+        held = [*self.leaves.values(), self.head]
+        parts = [value.detach() for group in held for value in group.values()]
+        offsets = [value for pair in self.offsets.values() for value in pair]
+        return [*parts, *offsets, *self.training.optimizer.tensors(), self.training.losses]
+
+
+def _tensors(training: Training) -> list[Tensor]:
+    """As `Recording._tensors`, of a training whose bank was just loaded."""
+    layers = training.bank.layers.values()
+    held = [*(layer.leaves for layer in layers), training.bank.head]
+    parts = [value.detach() for group in held for value in group.values()]
+    return [*parts, *(value for layer in layers for value in layer.offset), *training.optimizer.tensors(),
+            training.losses]  # fmt: skip
+
+
+def _shape(training: Training) -> Hashable:
+    """What a recording depends on: the names, shapes and dtypes of all it works on, and what lies on a merged base."""
+    names = tuple(training.leaves)
+    return names, tuple((tuple(t.shape), t.dtype) for t in _tensors(training)), tuple(_merged(training.bank))
+
+
+def _merged(bank: Bank) -> dict[str, Frozen]:
+    """{layer: its base} of the layers into whose base something was merged."""
+    return {name: layer.base for name, layer in bank.layers.items() if layer.base is not layer.own}
+
+
+def _copy(base: Frozen) -> Frozen:
+    weight = base.weight.clone()
+    return Frozen(weight, base.bias, weight if base.exact is base.weight else base.exact.clone())
+
+
+def _copy_into(target: Frozen, source: Frozen) -> None:
+    if target is source:
+        return
+    target.weight.copy_(source.weight)
+    if target.exact is not target.weight:
+        target.exact.copy_(source.exact)
+    if "squares" in vars(target):  # DoRA's, made once a base
+        target.squares.copy_(source.squares)
+
+
+def _rows(active: int, count: int) -> int:
+    """How many of a bank's rows a step computes: `count`, halved as often as the active ones still fit in."""
+    while count > 1 and active <= -(-count // 2):
+        count = -(-count // 2)
+    return count
+
+
+def _ahead(loader: BankLoader) -> Iterator[Tensor]:
+    """The pixels of every step, in pinned memory, read while the device works on the step before."""
+
+    def read(step: int) -> Tensor:
+        pixels = loader.pixels(loader.batch(step), step)
+        return pixels.pin_memory() if torch.cuda.is_available() else pixels
+
+    with ThreadPoolExecutor(1, "pixels") as pool:
+        future = pool.submit(read, 0)
+        for step in range(len(loader.active)):
+            ready = future.result()
+            if step + 1 < len(loader.active):
+                future = pool.submit(read, step + 1)
+            yield ready

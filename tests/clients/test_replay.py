@@ -1,0 +1,245 @@
+"""Recorded steps end where plain ones do, whatever the bank's shape; on CUDA twice the same, and mates change no bit.
+
+On the CPU a Recorder takes its steps one by one, by the tensors, the shapes and the masks that it records on CUDA, so
+everything but the recording itself is held here on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from clients.engine.hardware import computing
+from clients.engine.worker import Settings, Worker
+from clients.replay import Recorder, _rows
+from clients.task import ClientFailed, Job, Result, Task
+from fedinit.config.client import ClientConfig
+from fedinit.data.dataset import Dataset
+from fedinit.factors import Factors
+from fedinit.models import Backbone, select_targets
+
+RANK, SCALE = 4, 2.0
+# Batches of four: six, three, two and one an epoch; four clients, then two, then one are in a step.
+SIZES = {0: 24, 1: 11, 2: 5, 3: 3}
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def tasks(tiny_vit: Backbone, random_adapter, random_head) -> list[Task]:
+    targets = select_targets(tiny_vit.module, None, RANK)
+    return [
+        Task(
+            client=client,
+            round=1,
+            examples=(torch.arange(size) * 7 + 11 * client) % 60,
+            adapter=random_adapter(targets, RANK - client % 2, client),
+            head=random_head(5, tiny_vit.features, client),
+            trainable=frozenset("AB"),
+        )
+        for client, size in SIZES.items()
+    ]
+
+
+@pytest.fixture
+def worker(tiny_vit: Backbone, tiny_data: Dataset) -> Callable[..., Worker]:
+    """worker(settings, device, recorded, precision)"""
+
+    def make(settings: ClientConfig, device: str = "cpu", recorded: bool = True, precision: str = "fp32") -> Worker:
+        place = torch.device(device, 0) if device == "cuda" else torch.device(device)
+        targets = select_targets(tiny_vit.module, None, RANK)
+        of_run = Settings(client=settings, seed=3, scale=SCALE, precision=precision)
+        made = Worker(tiny_vit, targets, tiny_data, of_run, place)
+        made.recorder = Recorder(tiny_data, tiny_vit.input, place) if recorded else None
+        return made
+
+    return make
+
+
+def results(worker: Worker, tasks: Sequence[Task], base: str = "") -> list[Result]:
+    answers = worker.do(Job("train", base, "", tuple(tasks)))
+    assert all(isinstance(answer, Result) for answer in answers), answers
+    return list(answers)  # type: ignore[arg-type]
+
+
+def tensors(result: Result) -> dict[str, torch.Tensor]:
+    parts = {f"{n}/{p}": v for n, f in result.adapter.items() for p, v in f.parts.items()}
+    return parts | {f"head/{key}": value for key, value in result.head.items()}
+
+
+def gap(ours: Sequence[Result], theirs: Sequence[Result]) -> float:
+    """The largest difference of a tensor, by its size; of the losses too."""
+    worst = 0.0
+    for one, two in zip(ours, theirs, strict=True):
+        assert (one.client, one.steps, one.optimizer_state) == (two.client, two.steps, two.optimizer_state)
+        worst = max(worst, abs(one.loss - two.loss) / two.loss)
+        a, b = tensors(one), tensors(two)
+        worst = max(worst, *(float((a[name] - b[name]).norm() / b[name].norm()) for name in b))
+    return worst
+
+
+def same_bytes(ours: Sequence[Result], theirs: Sequence[Result]) -> bool:
+    pairs = [(tensors(one), tensors(two)) for one, two in zip(ours, theirs, strict=True)]
+    return all(torch.equal(a[name], b[name]) for a, b in pairs for name in b)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"augment": "crop_flip", "clip_norm": 1.0},
+        {"optimizer": "adamw", "lr": 0.003, "augment": "flip"},
+        {"optimizer": "sgd_sai", "prox": 0.1, "epochs": 1},
+    ],
+    ids=["sgd", "adamw", "sgd_sai"],
+)
+def test_recorded_steps_end_where_plain_ones_do(device, changes, worker, client_config, tasks) -> None:
+    """Uneven steps, short batches, mixed ranks. The second bank of a shape works on the first one's tensors."""
+    settings = client_config(**changes)
+    plain = results(worker(settings, device, recorded=False), tasks)
+    recorded = worker(settings, device)
+    others = [dataclasses.replace(task, round=2) for task in tasks]
+    results(recorded, others)
+    # AdamW divides by √v near zero, where rounding shows.
+    assert gap(results(recorded, tasks), plain) < (2e-3 if settings.optimizer == "adamw" else 2e-5)
+    assert gap(results(recorded, others), plain) > 1e-3  # what this can tell apart
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_merged_base_is_the_bases_own(device, worker, client_config, tasks) -> None:
+    """One recording serves the rounds of a method that merges, whose base is another one every round."""
+    recorded, plain = worker(client_config(), device), worker(client_config(), device, recorded=False)
+    offsets = {}
+    for key in ("one", "two"):
+        draw = torch.Generator().manual_seed(len(offsets))
+        offsets[key] = {"blocks.1.mlp.fc2": 0.1 * torch.randn(24, 96, generator=draw)}
+        for made in (recorded, plain):
+            made.replica.hold(key, offsets[key])
+    ends = {}
+    for key in ("one", "two", "one", ""):
+        ours = results(recorded, tasks, key)
+        assert gap(ours, results(plain, tasks, key)) < 2e-5
+        assert key not in ends or same_bytes(ours, ends[key])
+        ends[key] = ours
+    assert gap(ends["one"], ends["two"]) > 1e-3
+
+
+def test_rows_are_halves_of_the_bank() -> None:
+    assert [_rows(active, 6) for active in range(1, 7)] == [1, 2, 3, 6, 6, 6]
+    assert [_rows(active, 1) for active in (1,)] == [1]
+    assert {_rows(active, 64) for active in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_client_that_is_done_does_not_move(device, worker, client_config, tasks) -> None:
+    """Client 2 is done after two steps, client 1 after three, in one pass of their shape: cutting the longer one's
+    further steps changes nothing of the other."""
+    settings = client_config(momentum=0.9, weight_decay=0.1)
+    both = [dataclasses.replace(t, adapter=tasks[1].adapter) for t in tasks[:3]]
+    long = results(worker(settings, device), both)
+    short = results(worker(settings, device), [dataclasses.replace(both[0], examples=both[0].examples[:12]), *both[1:]])
+    assert same_bytes(long[1:], short[1:])
+    assert not same_bytes(long[:1], short[:1])
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_twice_the_same_on_cuda(precision, worker, client_config, tasks) -> None:
+    """Also in a process that has recorded other shapes in between."""
+    made = worker(client_config(augment="crop_flip"), "cuda", precision=precision)
+    first = results(made, tasks)
+    results(made, tasks[:2])
+    assert made.recorder is not None and made.recorder.works
+    assert same_bytes(results(made, tasks), first)
+    assert same_bytes(results(worker(client_config(augment="crop_flip"), "cuda", precision=precision), tasks), first)
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_mute_mate_changes_no_bit_on_cuda(precision, worker, client_config, tasks) -> None:
+    settings = client_config()
+    whole = results(worker(settings, "cuda", precision=precision), tasks)
+    muted = [tasks[0], tasks[1].stand_in(tasks[0]), *tasks[2:]]
+    answers = worker(settings, "cuda", precision=precision).do(Job("train", "", "", tuple(muted)))
+    assert same_bytes([answers[i] for i in (0, 2, 3)], [whole[i] for i in (0, 2, 3)])  # type: ignore[misc]
+
+
+@needs_cuda
+def test_images_that_do_not_fit_are_read_ahead(worker, client_config, tasks) -> None:
+    settings = client_config(augment="crop_flip")
+    resident, staged = worker(settings, "cuda"), worker(settings, "cuda")
+    staged.recorder.images = None
+    assert same_bytes(results(staged, tasks), results(resident, tasks))
+
+
+def test_images_off_the_device_are_augmented_alike(worker, client_config, tasks) -> None:
+    settings = client_config(augment="crop_flip")
+    resident, staged = worker(settings), worker(settings)
+    staged.recorder.images = None
+    assert same_bytes(results(staged, tasks), results(resident, tasks))
+
+
+@needs_cuda
+def test_too_little_memory_is_said_in_one_line(worker, client_config, tasks, monkeypatch) -> None:
+    from fedinit.errors import RunFailed
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = worker(client_config(), "cuda")
+    monkeypatch.setattr(made.recorder, "_recording", full)
+    with pytest.raises(RunFailed, match="4 clients .* engine.clients_per_bank=2"):
+        made.do(Job("train", "", "", tuple(tasks)))
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("tf32", marks=needs_cuda)])
+def test_less_precision_trains_alike_and_keeps_float32(precision, worker, client_config, tasks) -> None:
+    """Within what the backbone's rounding explains; what leaves a client is float32."""
+    device = "cpu" if precision == "bf16" else "cuda"
+    ours = results(worker(client_config(), device, precision=precision), tasks)
+    exact = results(worker(client_config(), device), tasks)
+    assert all(v.dtype == torch.float32 for result in ours for v in tensors(result).values())
+    assert 1e-6 < gap(ours, exact) < 0.1
+
+
+def test_a_small_update_is_not_lost_in_a_rounded_weight(worker, client_config, tasks) -> None:
+    """Merged and folded in float32: W + s·O in bf16 of a change below its last place would be W."""
+    made = worker(client_config(), precision="bf16")
+    layer = made.bank.layers["blocks.0.mlp.fc2"]
+    change = layer.weight.abs() * 2.0**-12
+    made.replica.hold("small", {"blocks.0.mlp.fc2": change / SCALE})
+    made.replica.put(made.bank, "small")
+    torch.testing.assert_close(layer.base.exact - layer.weight, change, rtol=1e-2, atol=1e-8)
+    assert layer.base.weight.dtype == torch.bfloat16 and layer.weight.dtype == torch.float32
+    rounded = (layer.own.weight.float() + change).to(torch.bfloat16)
+    assert torch.equal(rounded, layer.own.weight)  # the control
+
+
+def test_computing_restores_what_it_changes() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    with computing(torch.device("cpu"), "fp32"):
+        pass
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_failed_clients_of_a_bank_are_told(worker, client_config, tasks) -> None:
+    """One that has nothing to train on costs its mates nothing."""
+    empty = [tasks[0], dataclasses.replace(tasks[1], examples=torch.zeros(0, dtype=torch.long)), *tasks[2:]]
+    answers = worker(client_config()).do(Job("train", "", "", tuple(empty)))
+    assert [isinstance(answer, ClientFailed) for answer in answers] == [False, True, False, False]
+
+
+def test_factors_are_the_tasks_own(worker, client_config, tasks) -> None:
+    """What a recording works on is its own: neither the start nor an earlier result moves."""
+    made = worker(client_config())
+    before = {n: f.map(torch.clone) for n, f in tasks[0].adapter.items()}
+    first = results(made, tasks[:1])
+    kept = {n: Factors(f.A.clone(), f.B.clone()) for n, f in first[0].adapter.items()}
+    results(made, [dataclasses.replace(tasks[0], round=2)])
+    for name, factors in tasks[0].adapter.items():
+        assert torch.equal(factors.A, before[name].A) and torch.equal(factors.B, before[name].B)
+        assert torch.equal(first[0].adapter[name].A, kept[name].A)
