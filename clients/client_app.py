@@ -16,6 +16,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from fedinit.config.flower import from_run_config
+from fedinit.config.limits import Limits
 from fedinit.config.schema import Config
 from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError, Refused, public_of
@@ -46,6 +47,9 @@ def _cohort(run_config: str, node_config: str, client: int | None):
     if config.attack.name != "none":
         raise InputError(f"attack={config.attack.name}: is for simulations by run_sim.py; a client of Flower is honest")
     console = None if simulated() else Console(stderr=True)  # a site's log says what data it found
+    if console is not None:
+        limits = Limits.of(json.loads(node_config))
+        console.print(f"limits: {limits or 'off'}", highlight=False, markup=False, soft_wrap=True)
     site = Site(config, client, console=console)
     return Cohort(site, persistent=True, deployed=not simulated())
 

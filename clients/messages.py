@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clients import guard
 from clients.guard import Received
+from clients.limits import Keeper
 from clients.replies import HELD, description, held, refusal
 from clients.site import Site
 from clients.state import rounds
@@ -18,6 +19,7 @@ from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
 from fedinit.adapters.core import BLOCK_SCALES
+from fedinit.config.limits import Limits
 from fedinit.config.site import noise_secret
 from fedinit.errors import Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
@@ -59,6 +61,9 @@ class Decoder:
         message_type = message.metadata.message_type
         try:
             received = guard.check(message, self.site)
+            keeper = self._keeper(context)
+            if keeper is not None:
+                keeper.check_partition(self.site.partition_of(context).train)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
             read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}
@@ -101,6 +106,8 @@ class Decoder:
     def _evaluation(self, message: Message, received: Received, context: Context) -> Task:
         part = self.site.partition_of(context)
         adapter, head = self._start(message, received, context)
+        if (keeper := self._keeper(context)) is not None:
+            keeper.evaluate(part.test)
         base, round = (
             self.bases.receive(message, received[RECORD], context),
             wire.value(wire.config(message), "round", int),
@@ -130,10 +137,13 @@ class Decoder:
                 "the run asks for noise, and this site has no secret to draw it with: start the node with "
                 "--node-config 'noise-secret-file=\"…\"'"
             )
+        examples, keeper = part.train, self._keeper(context)
+        if keeper is not None:
+            request, examples = keeper.measure(request, part.train)
         return Task(
             client=part.client,
             round=0,
-            examples=part.train,
+            examples=examples,
             adapter=adapter,
             head=head,
             trainable=trainable,
@@ -142,6 +152,11 @@ class Decoder:
             request=request,
             secret=secret,
         )
+
+    def _keeper(self, context: Context) -> Keeper | None:
+        """Of this client's own limits; None where it has none, as on a machine that is the server's too."""
+        limits = Limits.of(context.node_config) if self.deployed else None
+        return None if limits is None else Keeper(self.site, limits, context)
 
     def _start(
         self, message: Message, received: Received, context: Context

@@ -68,7 +68,9 @@ def measure(
                 sums[f"{layer}/{key}"] += value.double().cpu()
     if sampling.noise:
         # By the sums too: the same noise on those of all images and of a part of them leaves their difference bare.
-        draw = torch_generator(request.seed, "init.noise", client, secret, of_tensors(sums))
+        # Nor by the server's seed, where there is a secret: the noise of many seeds would average off.
+        seed = 0 if secret else request.seed
+        draw = torch_generator(seed, "init.noise", client, secret, of_tensors(sums))
         disturb(sums, statistics, rows, sampling, draw)
     if sampling.weighting == "uniform":
         for layer in statistics:

@@ -22,6 +22,7 @@ class Code(enum.IntEnum):
     site: the site's own settings, files or images do not do for the run.
     refused: the client does not do what was asked, or does not take what was sent.
     too_few_examples: it has fewer than a statistic may be made of.
+    limit: what was asked is more than the site's own limits let it say.
     too_large, unreadable: what the server says in place of a reply that it does not take.
     """
 
@@ -29,6 +30,7 @@ class Code(enum.IntEnum):
     site = 1002
     refused = 1003
     too_few_examples = 1004
+    limit = 1005
     too_large = 1101
     unreadable = 1102
 

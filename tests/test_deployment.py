@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import fedinit
-from fedinit.deploy import certificates
+from fedinit.deploy import certificates, layout
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.models import build_backbone
 from tests.support import federations
@@ -246,6 +246,54 @@ def test_two_folders_on_two_machines(tmp_path):
             process.stop()
     expected = simulated(config_of(tmp_path, "rounds=1", "evaluation=clients"))
     assert f"final hash: {expected}" in done.stdout and f"final hash: {expected}" in again.stdout
-    sites, runs = status.split("\n\n")
+    sites, runs, days = status.split("\n\n")
+    assert "server's certificate: 364 days left" in days and "authority's certificate: 3649" in days
     assert [line.split()[:2] for line in sites.splitlines()[1:]] == [["site-0", "online"], ["site-1", "online"]]
     assert [line.split()[1] for line in runs.splitlines()[1:]] == ["finished:completed"] * 2
+
+
+STRANGER = """
+import os, pathlib
+pathlib.Path({written!r} + "-" + str(os.getpid())).write_text("code of a stranger")
+from flwr.app import Message, RecordDict
+from flwr.{kind}app import {Kind}App
+app = {Kind}App()
+"""
+SERVER = """
+@app.main()
+def main(grid, context):
+    import time
+    while len(nodes := list(grid.get_node_ids())) < 2:
+        time.sleep(0.5)
+    replies = grid.send_and_receive([Message(RecordDict(), n, "query.describe") for n in nodes], timeout=60)
+    print("REPLIES", [reply.error.code if reply.has_error() else "answered" for reply in replies], flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guarded", [True, False], ids=["at the server", "at a site of a server that was taken over"])
+def test_a_strangers_bundle_runs_nowhere(tmp_path, guarded):
+    """One that brings code under the names of fedinit's apps, which writes a file where it runs."""
+    config = config_of(tmp_path)
+    app = tmp_path / "stranger"
+    for package, kind in (("strategies", "server"), ("clients", "client")):
+        (app / package).mkdir(parents=True)
+        (app / package / "__init__.py").write_text("")
+        text = STRANGER.format(written=str(tmp_path / f"written-by-{kind}"), kind=kind, Kind=kind.title())
+        (app / package / f"{kind}_app.py").write_text(text + (SERVER if kind == "server" else ""))
+    layout.write_app(app, config)
+    with federation(tmp_path, config, secure=True) as made:
+        if not guarded:
+            script = made.server.folder / "superlink.sh"
+            plain = script.read_text().replace("python -m fedinit.deploy.guarded superlink", "flower-superlink")
+            script.write_text(plain)
+        made.start()
+        if guarded:
+            with pytest.raises(DeployFailed, match="no bundle with code|[Ii]nvalid"):
+                made.server._ask("run", str(app), "federation")
+        else:
+            run = str(made.server._ask("run", str(app), "federation")["run-id"])
+            made.server.wait(run)
+            assert "REPLIES [7, 7]" in made.server.log_tail(run, 60)  # INVALID_FAB, twice
+        written = sorted(path.name.rpartition("-")[0] for path in tmp_path.glob("written-by-*"))
+    assert written == ([] if guarded else ["written-by-server"])

@@ -127,6 +127,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         say("")
         for line in show(server.runs(), ("run-id", "status", "elapsed")):
             say(line)
+        say("")
         for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
             days = certificates.read_days_left(server.folder / file)
             if days is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from fedinit.config.limits import KEYS as LIMITS
+from fedinit.config.limits import OFF
 from fedinit.config.schema import Config
 from fedinit.errors import InputError, Refused, did_you_mean
 from fedinit.home import expand_home
@@ -21,7 +23,7 @@ SITE_KEYS = {
 
 # Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
 # read: how many clients there are is what the run's partition says.
-OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "noise-secret-file", "state-dir")
+OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "noise-secret-file", "state-dir", OFF, *LIMITS)
 
 
 def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:

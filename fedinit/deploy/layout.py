@@ -200,7 +200,7 @@ def _superlink(federation: Federation) -> str:
     else:
         words += ["--insecure"]
     what = "The server of the federation. Who is registered and what ran is kept in superlink.db."
-    return _HEAD.format(what=what) + f"exec flower-superlink {shlex.join(words)}\n"
+    return _HEAD.format(what=what) + f"exec python -m fedinit.deploy.guarded superlink {shlex.join(words)}\n"
 
 
 def _supernode(federation: Federation, node_config: Mapping[str, object], port: int) -> str:
@@ -216,7 +216,7 @@ def _supernode(federation: Federation, node_config: Mapping[str, object], port: 
         + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device, and limits.\n"
         + f"NODE_CONFIG={shlex.quote(settings)}\n"
         + f"fedinit deploy check {shlex.join(reach)} || exit 1\n"
-        + f'exec flower-supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
+        + f'exec python -m fedinit.deploy.guarded supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedinit.config import site as site_settings
+from fedinit.config.limits import OFF
 from fedinit.config.schema import Config
 from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
@@ -41,7 +42,7 @@ class LocalFederation:
         ports = [free_port() for _ in range(sites)]
         self.federation = layout.Federation(hosts=["127.0.0.1"], port=self.port, node_ports=ports, secure=secure)
         sent, settings = site_settings.split_off(config)
-        layout.make(folder, self.federation, sent, settings)
+        layout.make(folder, self.federation, sent, {**settings, OFF: "off"})  # nobody to keep anything from
         self.server = Server.at(folder)
         self.superlink: Process | None = None
         self.supernodes: dict[int, Process] = {}

@@ -156,7 +156,7 @@ def admit_statistics(
 ) -> Statistics | Refusal:
     """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused.
 
-    most: the examples that this client may have measured: no more than it said it has, or than were asked for.
+    most: the examples that this client may have measured: no more than it said it has.
     """
     client = asked.client
     if reply.has_error():

@@ -24,8 +24,9 @@ class Refusal:
     """Why a client's reply, or its silence, counts for nothing.
 
     client: its partition id, -1 for a node that is no client's.
-    code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, missing_record,
-    names, slots, shape, dtype, not_finite, sums, weight, round, run, metrics, factor_norm, product_norm, head_norm.
+    code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, limit,
+    missing_record, names, slots, shape, dtype, not_finite, sums, weight, round, run, metrics, factor_norm,
+    product_norm, head_norm.
     detail: the reason, in one line of at most `SAID` characters: it goes into the ledger and onto a screen.
     """
 
@@ -58,11 +59,8 @@ Waiting = TypeVar("Waiting", bound=Asked)
 
 def of_error(reply: Message, client: int) -> Refusal:
     """The refusal that an Error comes to."""
-    codes: dict[int, str] = {
-        Code.too_few_examples: "too_few_examples",
-        Code.too_large: "size",
-        Code.unreadable: "missing_record",
-    }
+    codes: dict[int, str] = {code: code.name for code in (Code.too_few_examples, Code.limit)}
+    codes |= {Code.too_large: "size", Code.unreadable: "missing_record"}
     return Refusal(client, codes.get(reply.error.code, "client_error"), reply.error.reason or "")
 
 

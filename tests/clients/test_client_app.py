@@ -191,7 +191,12 @@ def test_what_the_server_sent_or_knows_may_leave(caplog):
 
 
 def test_no_reply_of_an_honest_run_names_a_file_or_a_place(images, tmp_path):
-    own = {"data-root": str(images), "state-dir": str(tmp_path / "kept"), "cache-dir": str(tmp_path / "cache")}
+    own = {
+        "data-root": str(images),
+        "state-dir": str(tmp_path / "kept"),
+        "cache-dir": str(tmp_path / "cache"),
+        "min-test-images": 1,
+    }
     config = folder_config("init=eva", "init.examples=16", "init.min_examples=4")
     answers, server = deployed(config, own)
     assert len(answers) >= 8 and not any(reply.has_error() for reply in answers)

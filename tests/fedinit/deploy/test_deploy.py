@@ -481,4 +481,7 @@ def test_a_site_of_another_federation_and_a_server_that_is_not_there(made, tmp_p
     assert cli.main(["deploy", "check", address, str(made / "site-0/ca.crt")]) == 0
     assert "the SuperNode waits until the server is there" in capsys.readouterr().out
     script = (made / "site-0/supernode.sh").read_text()
-    assert "fedinit deploy check server.example.org:8443 ca.crt || exit 1\nexec flower-supernode" in script
+    assert (
+        "fedinit deploy check server.example.org:8443 ca.crt || exit 1\nexec python -m fedinit.deploy.guarded supernode"
+        in script
+    )

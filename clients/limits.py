@@ -1,0 +1,165 @@
+"""A site's own limits (fedinit/config/limits.py), and the book in which it counts what it answered.
+
+Which images a statistic is over is the site's to say: the first of an order that its own key draws, as many as were
+asked for, or as were answered for before where the two numbers are close. So a server that asks again, with another
+seed, share or number, asks about the same images, and what two answers differ by is never about a few of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from flwr.app import ConfigRecord, Context
+from torch import Tensor
+
+from clients.site import Site
+from fedinit.config.limits import Limited, Limits
+from fedinit.errors import InputError
+from fedinit.home import expand_home
+from fedinit.seeding import derive
+from fedinit.state import disk
+from fedinit.statistics import Request
+
+BOOK = "answers"  # in the Context, of a site without a folder for its state
+
+
+class Keeper:
+    """What one client may still answer."""
+
+    def __init__(self, site: Site, limits: Limits, context: Context) -> None:
+        """site: holds the images. context: the client's, whose --node-config may name a `state-dir` for its book."""
+        self.site, self.limits, self.context = site, limits, context
+        folder = context.node_config.get("state-dir")
+        client = context.node_config.get("partition-id")
+        self.file = None if folder is None else expand_home("state-dir", str(folder)) / f"answers-client-{client}.json"
+
+    def check_partition(self, train: Tensor) -> None:
+        """Raise Limited for a partition that leaves this client too few images to train on. train: (n,) indices."""
+        least = self.limits.min_images
+        if len(train) < least:
+            raise Limited(
+                f"the run's partition leaves this site {len(train)} images, fewer than its min-images={least}"
+            )
+
+    def measure(self, request: Request, train: Tensor) -> tuple[Request, Tensor]:
+        """The request as this site answers it, and the images (m,) that it is over, of those of the client; counted.
+
+        Raises Limited for one that it does not answer."""
+        limits, sampling = self.limits, request.sampling
+        for name in sorted({*request.layers.values()}):
+            if not limits.answers_to(name):
+                raise Limited(f"this site does not answer statistics {name!r}: statistics={limits.statistics}")
+        if sampling.tokens is not None and limits.tokens == "all":
+            raise Limited(f"this site answers over all tokens of an image, not over {sampling.tokens}: tokens=all")
+        if (sampling.clip or float("inf")) > limits.max_clip:
+            raise Limited(
+                f"this site answers with a clip of max-clip={limits.max_clip:g} at the most, asked {sampling.clip}"
+            )
+        if sampling.noise < limits.min_noise:
+            raise Limited(
+                f"this site answers with noise of min-noise={limits.min_noise:g} or more, asked {sampling.noise}"
+            )
+        with self._book() as book:
+            wanted = len(train) if sampling.examples is None else min(sampling.examples, len(train))
+            count = max(round(wanted * sampling.share), min(sampling.min_examples, wanted), 1)
+            images = _first(book["key"], train, self._settled(book, count, len(train)))
+            self._take(book, "statistics", images, limits.min_images, limits.answers_per_run, limits.answers)
+        whole = dataclasses.replace(sampling, examples=None, share=1.0)
+        return dataclasses.replace(request, sampling=whole), images
+
+    def evaluate(self, test: Tensor) -> None:
+        """Count an evaluation on these images (n,). Raises Limited for one too many, or over too few of a domain."""
+        limits, domains = self.limits, self.site.data.domains[test]
+        least = limits.min_test_images
+        if (fewest := int(domains.unique(return_counts=True)[1].min())) < least:
+            raise Limited(
+                f"the run's partition leaves this site {fewest} test images, of which min-test-images={least}"
+            )
+        with self._book() as book:
+            self._take(book, "evaluations", test, least, limits.evaluations_per_run, limits.evaluations)
+
+    def _settled(self, book: Mapping[str, Any], count: int, most: int) -> int:
+        """So many images, or a number of before that is near it, so that the two do not differ by a few; all, where few
+        would be left over."""
+        before = [len(images) for images in book["images"]["statistics"]]
+        near = [n for n in [*before, most] if n <= most and abs(n - count) < self.limits.min_images]
+        return min(near, key=lambda n: (n not in before, abs(n - count)), default=count)
+
+    def _take(self, book: dict[str, Any], kind: str, images: Tensor, least: int, a_run: int, in_all: int) -> None:
+        """Write an answer into the book. Raises Limited where that is one too many, or about too few images."""
+        prints = sorted({*self._prints(book["key"], images)})
+        if len(prints) < least:
+            raise Limited(f"{kind} over {len(prints)} distinct images, fewer than the {least} of this site's limits")
+        for earlier in book["images"][kind]:
+            apart = min((n for n in (len({*prints} - {*earlier}), len({*earlier} - {*prints})) if n), default=least)
+            if apart < least:
+                raise Limited(
+                    f"{kind} that differ from earlier ones by fewer images than the {least} of this site's limits"
+                )
+        run = f"{self.site.config.identity()}-s{self.site.config.seed}"
+        counts = book["runs"].setdefault(run, {}).setdefault(kind, 0), book["all"].setdefault(kind, 0)
+        for count, limit, where in ((counts[0], a_run, "this run"), (counts[1], in_all, "all runs")):
+            if count >= limit:
+                raise Limited(f"this site has answered {count} questions for {kind} in {where}, which is its limit")
+        book["runs"][run][kind], book["all"][kind] = counts[0] + 1, counts[1] + 1
+        if prints not in book["images"][kind]:
+            book["images"][kind].append(prints)
+
+    def _prints(self, key: str, images: Tensor) -> Iterator[str]:
+        """What tells each image from another, wherever it lies in a run's data: a hash of its values, by the key."""
+        for part in images.split(256):
+            for image in self.site.data.images[part]:
+                yield hashlib.blake2b(image.numpy().tobytes(), digest_size=8, key=key.encode()).hexdigest()
+
+    @contextmanager
+    def _book(self) -> Iterator[dict[str, Any]]:
+        """The book, to be changed within; it is kept unless something is raised.
+
+        Raises InputError for one that cannot be read or written: a book that is damaged is not begun anew."""
+        if self.file is None:
+            record = self.context.state.get(BOOK)
+            book = _opened(json.loads(str(record["book"])) if isinstance(record, ConfigRecord) else {})
+            yield book
+            self.context.state[BOOK] = ConfigRecord({"book": json.dumps(book)})
+            return
+        try:
+            with _owners_alone(self.file.parent), FileLock(f"{self.file}.lock"):
+                book = _opened(json.loads(self.file.read_text()) if self.file.exists() else {})
+                yield book
+                disk.replace_json(self.file, book)
+        except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self.file}: the book of this site's answers cannot be used ({error})") from error
+
+
+def _opened(book: dict[str, Any]) -> dict[str, Any]:
+    """A book; of one that is begun here, with a key that no server has."""
+    begun = {"key": secrets.token_hex(16), "runs": {}, "all": {}, "images": {"statistics": [], "evaluations": []}}
+    return begun | book
+
+
+def _first(key: str, train: Tensor, count: int) -> Tensor:
+    """The first so many of a client's images (n,) in the order that the key draws, by index."""
+    lots = torch.tensor([derive(0, "site.images", key, image) for image in train.tolist()])
+    return train[lots.argsort(stable=True)[:count]].sort().values
+
+
+@contextmanager
+def _owners_alone(folder: Path) -> Iterator[None]:
+    before = os.umask(0o077)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        os.umask(before)

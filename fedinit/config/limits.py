@@ -1,0 +1,91 @@
+"""What a site lets a server learn of its images, by its own --node-config: no server sets these, or sees more than that
+one of them refused it. They are on in a deployment without being asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedinit.errors import Code, InputError, Refused, choose
+
+# Those of fedinit.statistics.STATISTICS, which is torch's to import.
+STATISTICS = ("class_moments", "class_sums", "gradient", "gradient_range", "gradient_rows", "gram", "losses")
+STATISTICS += ("nystrom", "total")
+OFF = "limits"  # the setting that takes all of them off, "off": on one's own machine
+
+
+class Limited(Refused):
+    """What a server asks for is more than the site gives. The message names the limit, and nothing of the images."""
+
+    code = Code.limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """A site's limits; a setting of --node-config each, with - for _.
+
+    statistics: names of fedinit.statistics.STATISTICS that are answered, separated by commas; "all", or "none".
+    min_images: distinct images that a statistic is over at the least, and that training is on. Two answers are over the
+        same images, or differ by as many at the least, in both directions.
+    min_test_images: the same of an evaluation, for each domain.
+    tokens: "all": a statistic is over all rows of its images; "any": over as many as the run says.
+    max_clip: a statistic needs a clip, of this at the most; inf: it needs none.
+    min_noise: a statistic needs noise, of this at the least; 0: it needs none.
+    answers_per_run, answers: to questions for statistics, in a run and in all.
+    evaluations_per_run, evaluations: the same of evaluations.
+    """
+
+    statistics: str = "all"
+    min_images: int = 16
+    min_test_images: int = 8
+    tokens: Literal["all", "any"] = "all"
+    max_clip: float = math.inf
+    min_noise: float = 0.0
+    answers_per_run: int = 20
+    answers: int = 1000
+    evaluations_per_run: int = 1000
+    evaluations: int = 100_000
+
+    @staticmethod
+    def of(node_config: Mapping[str, object]) -> Limits | None:
+        """A site's limits; None where it took them off. Raises InputError for a value that is none."""
+        if OFF in node_config:
+            choose(f"--node-config {OFF}", node_config[OFF], ["off"])
+            return None
+        given = {}
+        for field in dataclasses.fields(Limits):
+            key = field.name.replace("_", "-")
+            if key in node_config:
+                given[field.name] = _value(key, node_config[key], field.default)
+        return Limits(**given)
+
+    def __str__(self) -> str:
+        """All of them, as they are set, on one line."""
+        values = dataclasses.asdict(self)
+        return " ".join(f"{key.replace('_', '-')}={value}" for key, value in values.items())
+
+    def answers_to(self, statistic: str) -> bool:
+        """Whether a statistic of this name is answered."""
+        return self.statistics == "all" or statistic in self.statistics.split(",")
+
+
+KEYS = tuple(field.name.replace("_", "-") for field in dataclasses.fields(Limits))
+
+
+def _value(key: str, given: object, default: object) -> object:
+    what = f"--node-config {key}={given}"
+    if isinstance(default, str):
+        words = str(given).replace(" ", "")
+        if key == "tokens":
+            choose(f"--node-config {key}", words, ["all", "any"])
+        else:
+            for word in words.split(","):
+                choose(f"--node-config {key}", word, ["all", "none", *STATISTICS])
+        return words
+    whole = isinstance(default, int)
+    if isinstance(given, bool) or not isinstance(given, int if whole else (int, float)) or not given >= 0:  # type: ignore[operator]
+        raise InputError(f"{what}: expected a {'whole ' if whole else ''}number of 0 or more")
+    return given if whole else float(given)  # type: ignore[arg-type]

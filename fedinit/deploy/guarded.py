@@ -1,0 +1,142 @@
+"""Flower's SuperLink and SuperNode, started so that no code but the installed fedinit's is run, whoever submits what.
+
+    python -m fedinit.deploy.guarded superlink|supernode <words of flower-superlink or flower-supernode>
+
+Flower runs what a bundle holds, at the server and at every site; it takes one from whoever reaches the SuperLink's
+port, and its signatures are those of its own hub. Here a bundle is a project file that names the two apps of fedinit,
+with nothing beside it but a licence: the SuperLink refuses another when it is submitted, a SuperNode when it is told to
+run it, so that a site need not believe its server. And what starts runs, registers keys or reads logs is taken from the
+server's own machine alone: others reach what SuperNodes use.
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import logging
+import sys
+import zipfile
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import tomli
+
+COMPONENTS = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
+FILES = {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+LARGEST = 2**20  # bytes of a file in a bundle, unpacked
+FOR_SITES = "/v1/fleet/"  # what a SuperNode asks the server for
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+def fault(bundle: bytes) -> str:
+    """Why a bundle is more than a run of the installed fedinit; empty where it is none. Unpacks nothing."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+            entries = archive.infolist()
+            names = [entry.filename for entry in entries]
+            if odd := sorted(set(names) - FILES):
+                return f"it holds {odd[0]!r}"
+            if len(names) != len(set(names)) or any(entry.file_size > LARGEST for entry in entries):
+                return "it holds a file twice, or one that is too large"
+            project = tomli.loads(archive.read("pyproject.toml").decode("utf-8"))
+        components = project["tool"]["flwr"]["app"]["components"]
+    except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises)
+        return f"it cannot be read ({type(error).__name__})"
+    if components != COMPONENTS:
+        return "it names other apps than those of fedinit"
+    return ""
+
+
+class OnlySites:
+    """ASGI: from other machines, what SuperNodes ask for; all else from this one alone."""
+
+    def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
+        """app: the SuperLink's."""
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answers 403 to what is not for the asker, without reading it."""
+        if scope["type"] == "lifespan" or scope.get("path", "").startswith(FOR_SITES) or is_here(scope.get("client")):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"from the server's own machine alone"})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def is_here(client: Sequence[Any] | None) -> bool:
+    """Whether an ASGI client, (host, port), is on this machine."""
+    try:
+        address = ipaddress.ip_address(client[0] if client else "")
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def superlink() -> None:
+    """Run flower-superlink with both guards."""
+    from flwr.supercore.error import ApiErrorCode, FlowerError
+    from flwr.superlink import main as api
+    from flwr.superlink.cli import flower_superlink
+    from flwr.superlink.servicer.control import control_handlers
+
+    create, start = api.create_app, control_handlers.start_run
+
+    def created(*args: Any, **kwargs: Any) -> Any:
+        app = create(*args, **kwargs)
+        app.add_middleware(OnlySites)  # the outermost
+        return app
+
+    def started(request: Any, *args: Any, **kwargs: Any) -> Any:
+        why = "it is an app of a hub's" if request.app_spec or not request.fab.content else fault(request.fab.content)
+        if why:
+            logging.getLogger(__name__).warning("a bundle is refused: %s", why)
+            said = f"this server runs the fedinit that is installed, and no bundle with code: {why}"
+            raise FlowerError(ApiErrorCode.INVALID_APP_SPEC, said, public_details=said)
+        return start(request, *args, **kwargs)
+
+    api.create_app = created
+    control_handlers.start_run = started
+    flower_superlink()
+
+
+def supernode() -> None:
+    """Run flower-supernode with the guard of bundles: Flower's own place for what could not be verified."""
+    from flwr.supernode import start_client_internal as node
+    from flwr.supernode.cli import flower_supernode
+
+    pull = node._pull_and_store_message
+
+    def pulled(*args: Any, **kwargs: Any) -> Any:
+        fetch = kwargs["get_fab"]
+
+        def fetched(*about: Any) -> Any:
+            fab = fetch(*about)
+            why = fault(fab.content)
+            if why:
+                logging.getLogger(__name__).warning("a run is refused, no bundle with code is run here: %s", why)
+            fab.verifications.clear()
+            fab.verifications.update({} if why else {"valid_license": "Valid"})
+            return fab
+
+        return pull(*args, **{**kwargs, "get_fab": fetched, "trusted_entities": {"fedinit": "fault"}})
+
+    node._pull_and_store_message = pulled
+    node._verify_fab = lambda fab, trusted: not fault(fab.content)
+    flower_supernode()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one of the two, with the words after its name."""
+    programs = {"superlink": superlink, "supernode": supernode}
+    if not argv or argv[0] not in programs:
+        raise SystemExit(f"expected one of {', '.join(programs)}, and its words")
+    sys.argv = [f"flower-{argv[0]}", *argv[1:]]
+    programs[argv[0]]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,250 @@
+"""What a site lets a server learn, by its own limits: which are on in a deployment without being asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+
+import pytest
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from clients import client_app
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit import wire
+from fedinit.config import limits
+from fedinit.config.flower import to_run_config
+from fedinit.config.limits import Limits
+from fedinit.errors import Code, InputError
+from fedinit.statistics import STATISTICS, Request, Sampling
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
+from tests.support.small import small_config
+
+LAYER = "blocks.0.attn.proj"
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config("data.domains=[plain,inverted]", "evaluation=clients"))
+
+
+class Asker:
+    """Asks one deployed client, whose Context lasts from question to question."""
+
+    def __init__(self, site: Site, **own: object) -> None:
+        LocalGrid(lambda pairs: [], 1)
+        self.site, self.cohort = site, Cohort(site, persistent=True, deployed=True)
+        node = {key.replace("_", "-"): value for key, value in own.items()}
+        self.context = Context(1, 1000, {"partition-id": 0, "noise-secret": "s", **node}, RecordDict(), {})
+
+    def __call__(self, source: str = "inputs", name: str = "gram", seed: int = 0, **sampling: object) -> Message:
+        layer, shape = ("head", (10, 24)) if source == "features" else (LAYER, (24, 24))
+        given = Sampling(**sampling)  # type: ignore[arg-type]
+        request = Request(source=source, layers={layer: name}, shapes={layer: shape}, seed=seed, sampling=given)  # type: ignore[arg-type]
+        config = ConfigRecord({"request": request.to_json(), "backbone": self.site.backbone.digest})
+        content = RecordDict({"state": wire.encode({}), "asked": wire.encode({}), "config": config})
+        return self.send(content, "query.statistics")
+
+    def send(self, content: RecordDict, kind: str) -> Message:
+        (reply,) = self.cohort([(Message(content, 1000, kind), self.context)])
+        return reply
+
+    def sums(self, **given: object) -> dict[str, torch.Tensor]:
+        reply = self(**given)  # type: ignore[arg-type]
+        assert reply.has_content(), reply.error.reason
+        return wire.decode(reply.content["state"])
+
+
+def refused(reply: Message, said: str, code: Code = Code.limit) -> None:
+    assert reply.has_error() and reply.error.code == code and said in reply.error.reason, reply
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (dict(examples=1, min_examples=1), "over 1 distinct images, fewer than the 16"),
+        (dict(examples=15, min_examples=1), "over 15 distinct images"),
+        (dict(examples=64, share=0.01, min_examples=1), "over 1 distinct images"),
+        (dict(examples=64, tokens=1), "over all tokens of an image, not over 1"),
+        (dict(source="features", name="class_sums", examples=1, min_examples=1), "over 1 distinct images"),
+        (dict(source="gradients", name="gradient", examples=1, min_examples=1), "over 1 distinct images"),
+    ],
+)
+def test_what_is_about_a_few_images_is_not_answered(site, asked, said):
+    """A server read an image to the last grey level out of Gram matrices of one token of one image."""
+    refused(Asker(site)(**asked), said)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        dict(min_examples=-5),
+        dict(examples=-1, min_examples=1),
+        dict(clip=-3.0),
+        dict(noise=float("nan"), clip=1.0),
+        dict(noise=-1.0, clip=1.0),
+        dict(tokens=0),
+        dict(share=0.0),
+        dict(share=float("nan")),
+        dict(noise=1.0),
+    ],
+)
+def test_numbers_that_are_none_are_not_asked_with(site, sampling):
+    refused(Asker(site)(**sampling), "statistics that are none, or with options that they cannot have", Code.refused)
+
+
+def test_whatever_a_server_varies_it_asks_about_the_same_images(site):
+    """Seed, number, share: no two answers differ by a few images, so that no subtraction is about a few."""
+    ask = Asker(site, noise_secret="s")
+    first = ask.sums(examples=64)
+    assert first[f"{LAYER}/count"] == 64 * 17 or float(first[f"{LAYER}/count"]) % 64 == 0
+    for again in (dict(examples=64, seed=1), dict(examples=65), dict(examples=60), dict(examples=128, share=0.5)):
+        assert all(torch.equal(value, first[name]) for name, value in ask.sums(**again).items()), again
+    larger = ask.sums(examples=64 + 16)
+    assert not torch.equal(larger[f"{LAYER}/gram"], first[f"{LAYER}/gram"])
+    others = Asker(site, noise_secret="s").sums(examples=64)  # another book, another key
+    assert not torch.equal(others[f"{LAYER}/gram"], first[f"{LAYER}/gram"])
+
+
+def test_noise_is_the_same_for_the_same_sums_whatever_the_seed(site):
+    """Else it averages off."""
+    ask = Asker(site)
+    answers = [ask.sums(examples=64, clip=1.0, noise=1.0, seed=seed)[f"{LAYER}/gram"] for seed in range(5)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "said"),
+    [
+        (dict(statistics="none"), {}, "does not answer statistics 'gram'"),
+        (dict(statistics="class_sums,nystrom"), {}, "does not answer statistics 'gram'"),
+        (dict(max_clip=2.0), {}, "max-clip=2 at the most, asked None"),
+        (dict(max_clip=2.0), dict(clip=3.0), "max-clip=2 at the most, asked 3.0"),
+        (dict(min_noise=1.0), dict(clip=1.0, noise=0.5), "min-noise=1 or more, asked 0.5"),
+        (dict(min_images=100), dict(examples=64), "over 64 distinct images, fewer than the 100"),
+        (dict(answers_per_run=0), {}, "has answered 0 questions for statistics in this run"),
+        (dict(answers=0), {}, "has answered 0 questions for statistics in all runs"),
+    ],
+)
+def test_a_site_sets_its_own_limits(site, own, asked, said):
+    refused(Asker(site, **own)(**asked), said)
+
+
+def test_limits_that_are_kept_to_are_answered(site):
+    own = dict(statistics="gram", max_clip=2.0, min_noise=0.5, min_images=32, tokens="any")
+    assert Asker(site, **own)(examples=64, clip=1.0, noise=0.5, tokens=3).has_content()
+    assert Asker(site, limits="off")(examples=1, min_examples=1, tokens=1).has_content()
+    simulated = Asker(site)
+    simulated.cohort = Cohort(site)  # where server and clients are one
+    assert simulated(examples=1, min_examples=1, tokens=1).has_content()
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_answers_are_counted_in_a_run_and_in_all(site, folder, tmp_path):
+    own = dict(answers_per_run=3, answers=5, **({"state_dir": str(tmp_path / "state")} if folder else {}))
+    ask = Asker(site, **own)
+    assert [ask(seed=seed).has_content() for seed in range(5)] == [True] * 3 + [False] * 2
+    refused(ask(), "has answered 3 questions for statistics in this run")
+    if folder:
+        (book,) = (tmp_path / "state").glob("answers-client-0.json")
+        assert stat.S_IMODE(book.stat().st_mode) == 0o600 and json.loads(book.read_text())["all"] == {"statistics": 3}
+        other = Site(dataclasses.replace(site.config, seed=7))
+        ask = Asker(other, **own)  # another run, another process
+        assert [ask(seed=seed).has_content() for seed in range(3)] == [True, True, False]
+        refused(ask(), "has answered 5 questions for statistics in all runs")
+        book.write_text("{")
+        refused(ask(), "site; the site's log says why", Code.site)
+
+
+@pytest.mark.parametrize("kind", ["query.describe", "query.statistics", "train", "evaluate"])
+def test_a_partition_that_leaves_a_site_too_few_images_is_refused(kind):
+    """One image a client, whose label and feature one update gives away."""
+    small = Site(small_config("data.domains=[plain,inverted]", "evaluation=clients", "partition.clients=200"))
+    config = ConfigRecord({"backbone": small.backbone.digest, "round": 1})
+    refused(Asker(small).send(RecordDict({"config": config}), kind), "the run's partition leaves this site ")
+    lax = Asker(small, min_images=1).send(RecordDict({"config": config}), "query.describe")
+    assert lax.has_content()
+
+
+def test_a_few_test_images_are_not_evaluated_on_and_their_client_trains(site):
+    from clients.limits import Keeper
+    from fedinit.config.limits import Limited
+
+    keeper = Keeper(site, Limits(min_test_images=8), Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
+    keeper.check_partition(site.partitions[0].train)
+    with pytest.raises(Limited, match="leaves this site 7 test images"):
+        keeper.evaluate(site.partitions[0].test[:7])
+
+
+def test_evaluations_are_counted_and_over_as_many_images():
+    words = ("data.domains=[plain,inverted]", "evaluation=clients", "rounds=3", "client.max_steps=1")
+    site = Site(small_config(*words))
+
+    def run(**own):
+        cohort, errors = Cohort(site, persistent=True, deployed=True), []
+
+        def handler(deliveries):
+            for _, context in deliveries:
+                context.node_config.update({key.replace("_", "-"): value for key, value in own.items()})
+            replies = cohort(deliveries)
+            errors.extend(reply.error for reply in replies if reply.has_error())
+            return replies
+
+        outcome = federate(site.config, LocalGrid(handler, 2), site.backbone)
+        return outcome, errors
+
+    outcome, errors = run()
+    assert not errors and outcome.score is not None
+    _, errors = run(evaluations_per_run=2)
+    assert [e.code for e in errors] == [Code.limit] * 2 and "2 questions for evaluations in this run" in errors[
+        0
+    ].reason
+
+
+def test_an_evaluation_of_nearly_the_same_images_is_refused(site):
+    """The difference of two is about a few of them."""
+    from clients.limits import Keeper
+    from fedinit.config.limits import Limited
+
+    keeper = Keeper(site, Limits(min_test_images=8), Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
+    test = site.partitions[0].test
+    keeper.evaluate(test)
+    keeper.evaluate(test)
+    keeper.evaluate(test[8:])
+    for near in (test[1:], test[:-7], test[9:], test[:7]):
+        with pytest.raises(Limited):
+            keeper.evaluate(near)
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"min-images": "many"}, "--node-config min-images=many: expected a whole number of 0 or more"),
+        ({"min-images": -1}, "expected a whole number of 0 or more"),
+        ({"min-noise": "x"}, "--node-config min-noise=x: expected a number of 0 or more"),
+        ({"limits": "on"}, "--node-config limits=on: no such choice"),
+        ({"tokens": "some"}, "--node-config tokens=some: no such choice"),
+        ({"statistics": "grams"}, "--node-config statistics=grams: no such choice"),
+    ],
+)
+def test_a_limit_that_is_none_is_said(own, said):
+    with pytest.raises(InputError, match=said.replace("[", "\\[")):
+        Limits.of(own)
+
+
+def test_every_statistic_can_be_named():
+    assert set(limits.STATISTICS) == set(STATISTICS)
+
+
+def test_the_limits_are_printed_at_start(monkeypatch, capsys):
+    LocalGrid(lambda pairs: [], 1)
+    client_app._cohort.cache_clear()
+    config = small_config("data.domains=[plain,inverted]")
+    context = Context(1, 1000, {"partition-id": 0, "min-images": 20}, RecordDict(), to_run_config(config))
+    client_app.app(Message(RecordDict(), 1000, "query.describe"), context)
+    said = capsys.readouterr().err
+    assert "limits: statistics=all min-images=20 min-test-images=8 tokens=all max-clip=inf min-noise=0.0" in said
+    client_app._cohort.cache_clear()

@@ -1,0 +1,121 @@
+"""Nothing but the installed fedinit runs, whoever submits what, and only from the server's own machine. With processes:
+tests/test_deployment.py."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import zipfile
+
+import pytest
+import tomli_w
+from flwr.cli.build import build_fab_from_disk
+
+from fedinit.deploy import guarded, layout
+from fedinit.deploy.guarded import OnlySites, fault, is_here
+from tests.support.small import small_config
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory) -> bytes:
+    folder = tmp_path_factory.mktemp("app")
+    layout.write_app(folder, small_config("evaluation=clients"))
+    return build_fab_from_disk(folder)
+
+
+def files_of(bundle: bytes) -> dict[str, bytes]:
+    archive = zipfile.ZipFile(io.BytesIO(bundle))
+    return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+def project(**components: str) -> bytes:
+    return tomli_w.dumps({"tool": {"flwr": {"app": {"components": components}}}}).encode()
+
+
+def test_the_apps_that_fedinit_makes_are_let_in(honest):
+    assert fault(honest) == "" and set(files_of(honest)) <= guarded.FILES
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda files: files | {"clients/client_app.py": b"open('written', 'w')"},
+        lambda files: files | {"strategies/server_app.py": b""},
+        lambda files: files | {"sitecustomize.py": b""},
+        lambda files: files | {"torch.pth": b""},
+        lambda files: files | {"../pyproject.toml": b""},
+        lambda files: files | {"/etc/cron.d/x": b""},
+        lambda files: files | {"evil.so": b""},
+        lambda files: files | {"pyproject.toml": project(serverapp="evil:app", clientapp="clients.client_app:app")},
+        lambda files: files | {"pyproject.toml": project(**guarded.COMPONENTS, agentapp="os:system")},
+        lambda files: files | {"pyproject.toml": project(clientapp="clients.client_app:app")},
+        lambda files: files | {"pyproject.toml": b"["},
+        lambda files: files | {"LICENSE": bytes(2**21)},
+        lambda files: {name: content for name, content in files.items() if name != "pyproject.toml"},
+    ],
+)
+def test_a_bundle_of_anything_else_is_not(honest, spoil):
+    assert fault(packed(spoil(files_of(honest))))
+    assert fault(packed(files_of(honest))) == ""  # the control: packing it is not what is refused
+
+
+@pytest.mark.parametrize("bundle", [b"", b"PK\x03\x04", bytes(10**6)])
+def test_what_is_no_bundle_is_not(bundle):
+    assert fault(bundle)
+
+
+@pytest.mark.parametrize(
+    ("client", "path", "let_in"),
+    [
+        (("127.0.0.1", 5), "/v1/control/start-run", True),
+        (("::1", 5), "/v1/control/start-run", True),
+        (("::ffff:127.0.0.1", 5), "/v1/control/start-run", True),
+        (("192.0.2.7", 5), "/v1/fleet/pull-messages", True),
+        (("192.0.2.7", 5), "/v1/control/start-run", False),
+        (("192.0.2.7", 5), "/v1/control/register-node", False),
+        (("192.0.2.7", 5), "/v1/control/stream-logs", False),
+        (("192.0.2.7", 5), "/v1/runtime/acquire-task", False),
+        (("192.0.2.7", 5), "/v1/fleet/../control/start-run", True),  # Starlette resolves no dots: there is no such path
+        (("::ffff:192.0.2.7", 5), "/docs", False),
+        (None, "/v1/control/start-run", False),
+        (("localhost.example.org", 5), "/v1/control/start-run", False),
+    ],
+)
+def test_runs_are_started_from_the_servers_own_machine(client, path, let_in):
+    reached, sent = [], []
+
+    async def app(scope, receive, send):
+        reached.append(scope["path"])
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        raise AssertionError("the body of what is refused is not read")
+
+    asyncio.run(OnlySites(app)({"type": "http", "client": client, "path": path}, receive, send))
+    assert bool(reached) == let_in and bool(sent) != let_in
+    assert let_in or sent[0]["status"] == 403
+    assert is_here(("127.0.0.1", 1)) and not is_here(None)
+
+
+def test_flower_has_what_is_guarded():
+    """By the names at which it is; a Flower that renames them must not start unguarded."""
+    from flwr.superlink import main as api
+    from flwr.superlink.servicer.control import control_handlers
+    from flwr.supernode import start_client_internal as node
+
+    router = importlib.import_module("flwr.superlink.routers.control.router")
+    assert router.control_handlers is control_handlers and callable(control_handlers.start_run)
+    assert callable(api.create_app) and callable(node._pull_and_store_message) and callable(node._verify_fab)
+    paths = {route.path for route in router.router.routes}
+    assert "/v1/control/start-run" in paths and not any(path.startswith(guarded.FOR_SITES) for path in paths)
