@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from fedinit.factors import Factors, inner, norm
 from strategies.means import centred, mean_factors
 
+MEASURED = ("ideal2", "bias2", "correctable2", "merged2", "dot")  # of a layer; its figures may hold others
+
 
 def measure_bias(
     products: Sequence[Factors], weights: Sequence[float], merged: Factors, frame: Factors
@@ -44,7 +46,7 @@ def summarise(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
     block-diagonal matrix; empty where no layer was measured."""
     if not measured:
         return {}
-    total = {key: sum(m[key] for m in measured) for key in measured[0]}
+    total = {key: sum(m[key] for m in measured) for key in MEASURED}
     ideal, merged = total["ideal2"] ** 0.5, total["merged2"] ** 0.5
     return {
         "bias": (total["bias2"] ** 0.5 / ideal) if ideal else 0.0,

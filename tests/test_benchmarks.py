@@ -7,12 +7,14 @@ import math
 import pytest
 import torch
 
-from benchmarks import methods, pacs
+from benchmarks import methods, pacs, robust
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
+from fedinit.config.attack import ATTACKS
 from fedinit.factors import Factors
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Update
 from strategies.reinit import ReinitContext
+from strategies.robust import ROBUST
 
 SHAPES = {"one": (40, 96), "two": (96, 40), "three": (80, 300)}
 RANK = methods.RANK
@@ -66,3 +68,22 @@ def test_a_grid_goes_on_while_its_best_rate_lies_at_an_edge(scores, following):
     found = pacs.beyond(pacs.METHODS, scores)
     assert found is None if following is None else found == pytest.approx(following, rel=5e-3)
     assert pacs.beyond(pacs.INITS, scores) is None
+
+
+def test_every_attack_meets_every_defence_at_every_share():
+    attacks, defences = sorted(set(ATTACKS) - {"none"}), sorted(ROBUST)
+    every, quick = (list(robust.cases(attacks, defences, quick)) for quick in (False, True))
+    assert len(every) == len(set(every)) == len(defences) * (2 + (2 + 3) * len(attacks))
+    assert set(quick) < set(every) and {case.bad for case in quick} == {0, 2}
+
+
+@pytest.mark.parametrize("defence", ["multi_krum", "trust"])
+def test_a_defence_is_told_how_many_are_bad_and_whom_to_trust(defence):
+    """The root of trust is an honest client, whoever the seed makes bad."""
+    for seed in range(3):
+        config, bad = robust.configured(robust.Case("iid", "ipm", 6, defence), seed, robust.SHORT)
+        assert len(bad) == 6 and config.attack.attackers(20, seed) == bad
+        told = config.robust.options["bad" if defence == "multi_krum" else "root"]
+        assert told == 6 if defence == "multi_krum" else told not in bad
+    config, bad = robust.configured(robust.Case("domains", "none", 0, defence), 0)
+    assert not bad and config.attack.name == "none"

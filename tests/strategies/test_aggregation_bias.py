@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedinit.factors import Factors
 from strategies import create_aggregator
 from strategies.aggregator import UNCONVERGED, Aggregate, Update
 from strategies.bias import measure_bias
@@ -111,6 +113,20 @@ def test_no_update_at_all_is_measured_as_zero(method: str) -> None:
     made = aggregate(method, c.updates())
     assert made.diagnostics == {"bias": 0, "correctable": 0, "cosine": 0, "norm_ratio": 0}
     assert not layer_product(made).any()
+
+
+def test_a_layer_without_a_minimum_beside_one_that_has_it():
+    """Two clients whose averaged factors turn away from their products, in one layer of two: counted, and the rest of
+    the figures are there. Two bad clients can bring that about."""
+
+    def factors(a: float, b: float) -> Factors:
+        return Factors(a * torch.ones(1, 3, dtype=torch.float64), b * torch.ones(4, 1, dtype=torch.float64))
+
+    clients = ({"away": factors(3, -1), "plain": factors(1, 1)}, {"away": factors(-1, 3), "plain": factors(1, 2)})
+    updates = [Update(i, 1, layers, {}) for i, layers in enumerate(clients)]
+    measured = create_aggregator("lora_fair").aggregate(updates, 1)
+    assert measured.diagnostics[UNCONVERGED] == 1 and measured.diagnostics["bias"] > 1
+    assert UNCONVERGED not in measured.by_layer["away"]
 
 
 def test_diagnostics_can_be_left_out() -> None:
