@@ -106,11 +106,11 @@ DIAGNOSTICS: dict[str, type[NoDiagnostics | InitDiagnostics]] = {"init": InitDia
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Whether Weights & Biases is told of the run (`logger=`), and under which names."""
+    """Which service is told of the run (`logger=`), and under which names."""
 
-    name: Literal["auto", "none", "wandb", "wandb_offline"]
-    project: str
-    entity: str | None
+    name: Literal["auto", "none", "wandb", "wandb_offline", "tensorboard", "mlflow"]
+    project: str  # of wandb; the experiment of MLflow
+    entity: str | None  # of wandb
 
 
 @dataclass(frozen=True, kw_only=True)
