@@ -62,15 +62,23 @@ def run(*words: str, quiet: bool = True) -> Run:
     for option in (word for word in words if word.startswith("-")):
         raise InputError(f"{option}: an option is the command line's, python run_sim.py {option} …")
     ((_, config),) = configurations(arguments.read(words))
+    if config.preview:
+        raise InputError("preview=true: a preview is the command line's, python run_sim.py preview=true …")
     return Run(simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))["folder"])
 
 
 def simulate(config: Config, console: Console) -> dict[str, Any]:
-    """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown."""
+    """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown, and of a
+    preview nothing is run, written or returned."""
     check_method(config)
     config = resolved(config)
     located = run_folder.locate(config)
     folder = located.path
+    if config.preview:
+        from run_trial import previewed
+
+        previewed(config, Site(config, console=console), folder).show(console)
+        return {}
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         return show_done(done, config, folder, console)

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedinit.config.flower import from_run_config
+from fedinit.errors import InputError
 from fedinit.models import adapted_layers, build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
@@ -37,6 +38,8 @@ def main(grid: Grid, context: Context) -> None:
     as the run's failure."""
     config = from_run_config(context.run_config)
     check_method(config, under_flower=True)
+    if config.preview:
+        raise InputError("preview=true: a preview is run_sim.py's, on one machine; leave it out")
     located, grid, console = run_folder.locate(config), WatchedGrid(grid), Console()
     folder, backbone = located.path, build_backbone(config.model)
     progress = ProgressObserver(console, config.strategy.name)

@@ -83,6 +83,6 @@ def without_encoding(source: str) -> list[int]:
 
 
 def test_text_files_are_utf8_wherever_they_are_read():
-    sources = [ROOT / "run_sim.py", *(path for p in PACKAGES for path in Path(p.__path__[0]).rglob("*.py"))]
+    sources = [*ROOT.glob("*.py"), *(path for p in PACKAGES for path in Path(p.__path__[0]).rglob("*.py"))]
     assert {path.name: lines for path in sources if (lines := without_encoding(path.read_text(encoding="utf-8")))} == {}
     assert without_encoding("open(p)\np.read_text()\nopen(p, 'rb')\nopen(p, 'a')\nImage.open(p)") == [1, 2, 4]

@@ -37,7 +37,7 @@ def test_a_run_leaves_its_folder(tmp_path, capsys):
     (folder,) = (tmp_path / "digits").iterdir()
     assert str(folder) in printed and "head alone" in printed and "lora_fair: round 2/2" in printed
     names = {"config.yaml", "metrics.csv", "clients.csv", "ledger.jsonl", "summary.json", "DONE.json", "adapter"}
-    names |= {"checkpoints", "made_of.json"}
+    names |= {"checkpoints", "made_of.json", "metrics.jsonl"}
     assert {p.name for p in folder.iterdir()} == names
     summary = json.loads((folder / "summary.json").read_text())
     rows = list(csv.DictReader(open(folder / "metrics.csv")))

@@ -163,7 +163,7 @@ def _run(said: Arguments, errors: Console) -> int:
 
     def simulate(config: Config) -> None:
         summary = simulator.simulate(config, console)
-        if said.quiet:
+        if said.quiet and "folder" in summary:  # a preview has none
             print(summary["folder"])
 
     with listening():

@@ -107,11 +107,11 @@ DIAGNOSTICS: dict[str, type[NoDiagnostics | InitDiagnostics]] = {"init": InitDia
 
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
-    """Whether Weights & Biases is told of the run (`logger=`), and under which names."""
+    """Which service is told of the run (`logger=`), and under which names."""
 
-    name: Literal["auto", "none", "wandb", "wandb_offline"]
-    project: str
-    entity: str | None
+    name: Literal["auto", "none", "wandb", "wandb_offline", "tensorboard", "mlflow"]
+    project: str  # of wandb; the experiment of MLflow
+    entity: str | None  # of wandb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +155,8 @@ GROUPS = {
 
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
 # (engines and lanes change no bit), what its files are checked against.
-UNCOUNTED = ("output_dir", "resume", "report", "logger", "node_timeout", "reply_timeout", "engine.name", "engine.lanes")
-UNCOUNTED += ("engine.strict", "data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
+UNCOUNTED = ("output_dir", "resume", "report", "preview", "logger", "node_timeout", "reply_timeout", "engine.name")
+UNCOUNTED += ("engine.lanes", "engine.strict", "data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
 # Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
 PLACES = ("data.root", "model.checkpoint")
 
@@ -177,6 +177,7 @@ class Config:
     output_dir: str
     resume: str
     report: Literal["full", "no_images", "none"] = "full"  # what report.html is made of (docs/report.md)
+    preview: bool = False  # say what the run would be, and do not run
     strategy: Choice
     reinit: Choice
     server_opt: Choice

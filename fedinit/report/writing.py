@@ -36,10 +36,12 @@ def write_whole(path: Path, content: str, how: str = "name a file in a folder th
             partial.unlink(missing_ok=True)
 
 
-def report_of_run(folder: Path, say: Callable[[str], None]) -> None:
-    """report.html of a run that has just ended, in its folder. Whatever goes wrong becomes one warning."""
+def report_of_run(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """report.html of a run that has just ended, in its folder. Whatever goes wrong becomes one warning, and None."""
     try:
         write_report([read(folder)], folder / FILE)
         say(f"report: {folder / FILE}")
+        return folder / FILE
     except Exception as error:  # noqa: BLE001 (a report must never make a run fail)
         say(f"warning: {folder / FILE} was not written: {' '.join(str(error).split())}")
+        return None

@@ -3,6 +3,7 @@
 config.yaml  the resolved configuration, which run_sim.py takes back word for word
 made_of.json what lies in the files that it is made of, images and backbone, by digest
 metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
+metrics.jsonl the same as metrics.csv, an object a line, with null where there is no figure
 ledger.jsonl  refusals, missing replies, warnings
 checkpoints/ the last three states of the run, and of its reference run
 adapter/     the final adapter and head; summary.json; DONE.json, last of all
@@ -38,7 +39,8 @@ from fedinit.state.checkpoint import FOLDER, State, difference, refuse_other, wr
 
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
 CONFIG, DONE = "config.yaml", "DONE.json"
-TABLES = ("metrics.csv", "clients.csv")
+LINES = "metrics.jsonl"
+TABLES = ("metrics.csv", "clients.csv", LINES)
 
 
 class Located(NamedTuple):
@@ -194,6 +196,7 @@ class RunFolder(Observer):
         self.notes: list[str] = []
         self._lock: FolderLock | None = None
         self._domains: Sequence[str] = ()
+        self._columns: Sequence[str] = ()
         # Only with magnitudes are the weights that count no product of factors.
         self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
@@ -252,16 +255,18 @@ class RunFolder(Observer):
 
     def started(self, rounds: int, roster: Roster) -> None:
         self._domains = roster.domain_names
-        self._header(
-            "metrics.csv",
-            ["round", "seconds", "clients", "train_loss", roster.score, *(f"{roster.score}_{d}" for d in self._domains)]
-            + ["bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"],
-        )
+        self._columns = [
+            *("round", "seconds", "clients", "train_loss", roster.score),
+            *(f"{roster.score}_{d}" for d in self._domains),
+            *("bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"),
+        ]
+        self._header("metrics.csv", self._columns)
         self._header(
             "clients.csv",
             ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"]
             + ["weight"] * self._weights,
         )
+        disk.replace(self.path / LINES, b"")
         (self.path / "ledger.jsonl").touch()
 
     def round_zero_done(self, report: RoundReport) -> None:
@@ -273,16 +278,17 @@ class RunFolder(Observer):
         by_domain = score.by_domain if score else {}
         count = len(report.clients)
         loss = "" if report.train_loss is None else report.train_loss
-        self._row(
-            "metrics.csv",
-            [report.round, f"{report.seconds:.3f}", count, loss, score.mean if score else ""]
-            + [by_domain.get(d, "") for d in self._domains]
-            + [report.bytes_up, report.bytes_down, *(report.diagnostics.get(d, "") for d in self._diagnostics)]
-            + [
-                sum(getattr(c, key) for c in report.clients) / count if count else ""
-                for key in ("drift_factors", "drift_product")
-            ],
-        )
+        row = [report.round, f"{report.seconds:.3f}", count, loss, score.mean if score else ""]
+        row += [by_domain.get(d, "") for d in self._domains]
+        row += [report.bytes_up, report.bytes_down, *(report.diagnostics.get(d, "") for d in self._diagnostics)]
+        row += [
+            sum(getattr(c, key) for c in report.clients) / count if count else ""
+            for key in ("drift_factors", "drift_product")
+        ]
+        self._row("metrics.csv", row)
+        figures = {**dict(zip(self._columns, row, strict=True)), "seconds": round(report.seconds, 3)}
+        with open(self.path / LINES, "a", encoding="utf-8") as file:
+            file.write(json.dumps({name: None if value == "" else value for name, value in figures.items()}) + "\n")
         for c in report.clients:
             loss = "" if c.loss is None else c.loss
             row = [report.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -111,6 +112,9 @@ class Observer:
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run is done; `summary` is what summary.json holds."""
+
+    def reported(self, path: Path) -> None:
+        """The run's report is written, to this file."""
 
     def close(self) -> None:
         """Told last, also where the run failed or was stopped; gives up what this observer holds."""

@@ -74,7 +74,10 @@ class OpenRun:
             observer.finished(figures)
         print_summary(self.console, figures, str(self.folder.path))
         if self.config.report != "none":
-            report_of_run(self.folder.path, partial(_say, self.console))
+            report = report_of_run(self.folder.path, partial(_say, self.console))
+            if report is not None:
+                for observer in self.observers:
+                    observer.reported(report)
         return figures
 
     def close(self) -> None:

@@ -252,7 +252,7 @@ def test_every_key_of_a_choice_counts(group, choice):
 def attributes_read(*folders: str) -> set[str]:
     """The names of all attributes that are read in the source, but in checks of values."""
     found = set()
-    for path in [ROOT / "run_sim.py", *(p for folder in folders for p in sorted((ROOT / folder).rglob("*.py")))]:
+    for path in [*ROOT.glob("*.py"), *(p for folder in folders for p in sorted((ROOT / folder).rglob("*.py")))]:
         tree = ast.parse(path.read_text())
         checks = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"]
         skipped = {id(inner) for check in checks for inner in ast.walk(check)}

@@ -1,0 +1,65 @@
+"""`logger=mlflow`: MLflow, at MLFLOW_TRACKING_URI, or in a folder mlruns beside the runs' own where that is not set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fedinit.runs.tracker import Tracker, group_of
+from fedinit.state import disk
+
+ID_FILE = "mlflow-id"  # in the run's folder: which run it is there
+LONGEST = 500  # characters of a parameter that MLflow takes
+
+
+class MlflowTracker(Tracker):
+    """Sends every round's figures to MLflow, by a client of its own, so that no other run of the process is touched."""
+
+    name: ClassVar[str] = "mlflow"
+    client: Any
+    identity: str
+
+    def begin(self) -> None:
+        from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
+
+        beside = (Path(self.config.output_dir).absolute() / "mlruns").as_uri()
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions ask for
+        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or beside)
+        kept = self.folder / ID_FILE
+        if kept.is_file():
+            self.identity = kept.read_text(encoding="utf-8")
+            self.client.set_terminated(self.identity, "RUNNING")
+            return
+        project = self.config.logger.project
+        known = self.client.get_experiment_by_name(project)
+        experiment = known.experiment_id if known is not None else self.client.create_experiment(project)
+        tags = {"group": group_of(self.folder), "folder": str(self.folder)}
+        run = self.client.create_run(experiment, run_name=self.folder.name, tags=tags)
+        self.identity = run.info.run_id
+        disk.replace(kept, self.identity.encode())
+        for name, value in _flat(self.values).items():
+            self.client.log_param(self.identity, name, str(value)[:LONGEST])
+
+    def log(self, values: Mapping[str, float], round: int) -> None:
+        for name, value in values.items():
+            self.client.log_metric(self.identity, name, value, step=round)
+
+    def conclude(self, figures: Mapping[str, int | float | str]) -> None:
+        for name, value in figures.items():
+            self.client.set_tag(self.identity, name, str(value))
+
+    def keep(self, report: Path) -> None:
+        self.client.log_artifact(self.identity, str(report))
+
+    def end(self, code: int) -> None:
+        self.client.set_terminated(self.identity, "FAILED" if code else "FINISHED")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: value}, of mappings inside each other."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,164 @@
+"""JSON lines beside the tables; TensorBoard and MLflow as choices; none of them stops or changes a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+
+import pytest
+
+import fedinit
+import run_sim
+from fedinit.runs.tracker import group_of
+from tests.support.small import WORDS
+
+SHORT = (*WORDS, "client.max_steps=1", "engine.lanes=1")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> fedinit.Run:
+    return fedinit.run(*SHORT, "evaluation.every=2", f"output_dir={tmp_path_factory.mktemp('plain')}")
+
+
+def test_json_lines_are_the_table(plain):
+    with open(plain.folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in (plain.folder / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == len(rows) == 2 and list(lines[0]) == list(rows[0])
+    for line, row in zip(lines, rows, strict=True):
+        assert {k: None if v == "" else float(v) for k, v in row.items()} == line
+    assert lines[0]["accuracy"] is None and lines[1]["accuracy"] == plain.summary["accuracy"]
+
+
+def test_a_run_that_goes_on_keeps_the_lines_up_to_its_checkpoint(plain, tmp_path, monkeypatch):
+    from fedinit.runs.folder import RunFolder
+
+    words = [*SHORT, "evaluation.every=2", f"output_dir={tmp_path}"]
+    done = RunFolder.round_done
+
+    def stops(folder, report):
+        done(folder, report)
+        if report.round == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "round_done", stops)
+        assert run_sim.main(words) == 130
+    assert run_sim.main(words) == 0
+    (folder,) = (tmp_path / "digits").iterdir()
+    kept = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in kept] == [1, 2] and kept[1]["train_loss"] == plain.metrics["train_loss"][1]
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "mlflow"])
+@pytest.mark.parametrize("fault", ["absent", "begin", "log", "end"])
+def test_a_service_that_fails_is_one_warning_and_the_run_is_the_same(
+    logger, fault, plain, tmp_path, monkeypatch, capsys
+):
+    from fedinit.runs.mlflow_tracker import MlflowTracker
+    from fedinit.runs.tensorboard_tracker import TensorboardTracker
+
+    kind = {"tensorboard": TensorboardTracker, "mlflow": MlflowTracker}[logger]
+
+    def fail(*_, **__):
+        raise ConnectionError("the service\nwent")
+
+    for step in ("begin", "log", "conclude", "end"):
+        monkeypatch.setattr(kind, step, fail if step == fault else lambda *_: None)
+    if fault == "absent":
+        monkeypatch.undo()
+        monkeypatch.setitem(sys.modules, "mlflow", None)
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
+    assert run_sim.main([*SHORT, "evaluation.every=2", f"logger={logger}", f"output_dir={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("warning: ") == 1 and f"warning: {logger} is off for this run: " in out
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert json.loads((folder / "summary.json").read_text())["final_hash"] == plain.summary["final_hash"]
+    assert folder.name == plain.folder.name, "which service is told is no part of a run's identity"
+
+
+def test_tensorboard_has_every_figure(tmp_path):
+    pytest.importorskip("tensorboard", reason='needs tensorboard: pip install -e ".[tensorboard]"')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = fedinit.run(*SHORT, "logger=tensorboard", f"output_dir={tmp_path}")
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    told = [e.value for e in events.Scalars("train_loss")]
+    assert told == pytest.approx(run.metrics["train_loss"].tolist(), rel=1e-6)
+    assert {"accuracy", "accuracy/plain", "bytes_up"} <= set(events.Tags()["scalars"])
+
+
+def test_mlflow_has_every_figure_and_the_run_goes_on_there(tmp_path, monkeypatch):
+    told: dict[str, list] = {"runs": [], "metrics": [], "ends": [], "files": []}
+
+    class Client:
+        def __init__(self, uri: str) -> None:
+            self.uri = uri
+
+        def get_experiment_by_name(self, name):
+            return None
+
+        def create_experiment(self, name):
+            return name
+
+        def create_run(self, experiment, run_name, tags):
+            told["runs"].append((experiment, run_name, tags["group"]))
+            return types.SimpleNamespace(info=types.SimpleNamespace(run_id="an-id"))
+
+        def log_param(self, run, name, value):
+            pass
+
+        def set_tag(self, run, name, value):
+            pass
+
+        def log_metric(self, run, name, value, step):
+            told["metrics"].append((run, name, step))
+
+        def log_artifact(self, run, file):
+            told["files"].append(file)
+
+        def set_terminated(self, run, status):
+            told["ends"].append(status)
+
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
+    run = fedinit.run(*SHORT, "report=full", "logger=mlflow", f"output_dir={tmp_path}")
+    assert told["runs"] == [("fedinit", run.folder.name, group_of(run.folder))] and told["ends"] == ["FINISHED"]
+    assert ("an-id", "train_loss", 2) in told["metrics"] and ("an-id", "accuracy/plain", 2) in told["metrics"]
+    assert told["files"] == [str(run.folder / "report.html")]
+
+
+def test_wandb_groups_runs_of_one_configuration_and_keeps_the_report(tmp_path, monkeypatch):
+    told: list = []
+    made = types.SimpleNamespace(
+        log=lambda values, step: None,
+        summary={},
+        finish=lambda: told.append("finish"),
+        log_artifact=lambda artifact: told.append(artifact.files),
+    )
+
+    class Artifact:
+        def __init__(self, name, type):
+            self.files = []
+
+        def add_file(self, file):
+            self.files.append(file)
+
+    def init(**about):
+        told.append(about["group"])
+        return made
+
+    fake = types.SimpleNamespace(init=init, Settings=lambda **_: None, Artifact=Artifact)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    groups = []
+    for seed in (0, 1):
+        run = fedinit.run(
+            *SHORT, "rounds=1", f"seed={seed}", "report=full", "logger=wandb_offline", f"output_dir={tmp_path}"
+        )
+        group, files, end = told
+        assert files == [str(run.folder / "report.html")] and end == "finish"
+        groups.append(group)
+        told.clear()
+    assert groups[0] == groups[1] == f"digits/{run.folder.name[:-3]}"

@@ -1,0 +1,160 @@
+"""preview=true: what a run would be, and that it is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+import fedinit
+import run_sim
+import run_trial
+from clients.site import Site
+from fedinit.data.partition import PARTITIONS
+from fedinit.errors import RunFailed
+from fedinit.runs.preview import Preview, pattern
+from fedinit.runs.view import clock
+from tests.support.small import WORDS, small_config
+
+SHORT = (*WORDS, "rounds=3", "engine.lanes=1", "client.max_steps=null", "client.batch_size=50")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Preview, dict, list[dict]]:
+    """A preview, and the run that it is of: its summary, and its rounds."""
+    root = tmp_path_factory.mktemp("run")
+    config = small_config(*SHORT, f"output_dir={root}", "evaluation.head_alone=true")
+    shown = run_trial.previewed(config, Site(config), root)
+    run = fedinit.run(*SHORT, f"output_dir={root}", "evaluation.head_alone=true")
+    rounds = [dict(zip(run.metrics, row, strict=True)) for row in zip(*run.metrics.values(), strict=True)]
+    return shown, run.summary, rounds
+
+
+def test_bytes_and_parameters_are_the_runs(done):
+    shown, summary, rounds = done
+    assert shown.trial is not None and shown.trial.trained == summary["trainable_parameters"]
+    # A message's numbers are of as many digits as they are: some bytes, of many thousand.
+    assert shown.trial.up == pytest.approx(rounds[-1]["bytes_up"], rel=1e-3)
+    assert shown.trial.down == pytest.approx(rounds[-1]["bytes_down"], rel=1e-3)
+    assert f"{summary['trainable_parameters']:,} numbers a client" in shown.facts()["trained"]
+
+
+def test_a_client_tries_two_steps_with_images_of_its_own():
+    config = small_config(*SHORT)
+    site = Site(config)
+    assert (
+        run_trial._steps(240, config) == 10 and run_trial._steps(240, small_config(*SHORT, "client.max_steps=3")) == 3
+    )
+    for words, count in (((), 50), (("client.epochs=1",), 100), (("client.epochs=1", "client.batch_size=500"), None)):
+        for part in site.partitions:
+            few = run_trial._first_images(part, small_config(*SHORT, *words))
+            assert len(few.train) == (count or len(part.train)) and set(few.train.tolist()) <= set(part.train.tolist())
+            assert few.train.equal(few.train.sort().values) and few.test.equal(part.test)
+
+
+def test_time_is_scaled_to_the_steps_and_images_of_the_run(monkeypatch):
+    """By fixed seconds: 5 of the trial's six steps, 2 a thousand images that are judged."""
+    kept = run_trial.RoundsKept.round_done
+
+    def note(self, report):
+        kept(self, dataclasses.replace(report, phases={"clients": 5.0, "server": 0.25}))
+
+    monkeypatch.setattr(run_trial.RoundsKept, "round_done", note)
+    monkeypatch.setattr(run_trial, "_seconds_an_image", lambda site, outcome: 0.002)
+    config = small_config(*SHORT, "evaluation.every=3", "evaluation.head_alone=true")
+    site = Site(config)
+    trial = run_trial.trial_of(config, site)
+    steps = sum(2 * -(-len(part.train) // 50) for part in site.partitions)
+    assert trial.clients == pytest.approx(5.0 * steps / 6) and trial.server == 0.25
+    assert trial.evaluation == pytest.approx(0.002 * 3 * 364 / 3) and trial.reference == pytest.approx(0.002 * 1809)
+    shown = Preview(config, "f", site.backbone, site.targets, site.data, site.partitions, trial)
+    seconds = 3 * (trial.clients + 0.25 + trial.evaluation) + trial.reference
+    assert shown.facts()["time"].startswith(f"about {clock(seconds)} for 3 rounds (")
+
+
+def test_nothing_is_left_and_the_run_is_what_it_was(tmp_path, capsys):
+    words = [*SHORT, "rounds=1", "client.max_steps=1", f"output_dir={tmp_path / 'out'}"]
+    assert run_sim.main([*words, "preview=true"]) == 0
+    text = capsys.readouterr().out
+    assert not (tmp_path / "out").exists() and not any(tmp_path.iterdir())
+    plain = " ".join(text.split())
+    for told in ("nothing is trained, no folder is made", "blocks.{0-1}.attn.proj", "which would be made", "a round"):
+        assert told in plain, told
+    assert run_sim.main(words) == 0
+    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    assert str(folder) in text.replace("\n", "").replace(" ", "")
+    first = json.loads((folder / "summary.json").read_text())["final_hash"]
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert run_sim.main([*words, "preview=true"]) == 0
+    assert "is there, and done" in " ".join(capsys.readouterr().out.split())
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert run_sim.main([*words, "resume=never"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["final_hash"] == first
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("strategy=fedsa_lora", "evaluation=clients"),
+        ("init=eva", "head=ridge"),
+        ("strategy=head_alone",),
+        ("partition=pooled", "strategy=ffa_lora"),
+        ("partition=dirichlet", "partition.clients=30", "participation=0.2"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_kind_of_run_has_one(words, capsys):
+    assert run_sim.main([*SHORT, "client.batch_size=8", "client.epochs=1", *words, "preview=true"]) == 0
+    text = capsys.readouterr().out
+    assert "numbers a client" in text and "failed" not in text
+    assert ("before the first" in " ".join(text.split())) == (words[0] == "init=eva")
+    assert ("more" in text) == (words[0] == "partition=dirichlet")
+
+
+def test_a_regression_is_previewed_too(capsys):
+    assert run_sim.main(["experiment=matrix_sensing", "logger=none", "rounds=2", "preview=true"]) == 0
+    assert "numbers a client" in capsys.readouterr().out
+
+
+def test_a_trial_that_fails_is_said_and_the_rest_is_shown(monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RunFailed("round 0: too few examples")
+
+    monkeypatch.setattr(run_trial, "federate", fail)
+    assert run_sim.main([*SHORT, "preview=true"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "failed, so bytes, memory and time are not known: round 0: too few examples" in text and "plain" in text
+
+
+def test_wrong_words_are_refused_as_of_a_run(capsys):
+    assert run_sim.main([*SHORT, "preview=true", "quorum=9"]) == 2
+    assert capsys.readouterr().err == "error: quorum=9: there are 3 clients\n"
+    with pytest.raises(fedinit.InputError, match="preview=true: a preview is the command line's"):
+        fedinit.run(*SHORT, "preview=true")
+    assert run_sim.main([*SHORT, "preview=maybe"]) == 2
+
+
+def test_the_partition_is_drawn_by_class():
+    site = Site(small_config(*SHORT))
+    shown = Preview(site.config, "f", site.backbone, site.targets, site.data, site.partitions, None, "why")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(shown.holdings())
+    rows = [line for line in console.file.getvalue().splitlines() if "364" in line]
+    assert [row.split()[1:4] for row in rows] == [
+        [n, str(len(p.train)), "364"] for n, p in zip(("plain", "inverted", "thick"), site.partitions, strict=True)
+    ]
+    skewed = PARTITIONS["dirichlet"](clients=6, alpha=0.1).cut(site.data, 0)  # pyright: ignore
+    bars = Preview(site.config, "f", site.backbone, site.targets, site.data, skewed, None)._bars(skewed[0])
+    assert len(bars) == 10 and "█" in bars and "·" in bars
+
+
+def test_layers_of_one_name_are_one_word():
+    names = [f"blocks.{i}.{n}" for i in range(12) for n in ("attn.qkv", "mlp.fc1")]
+    assert pattern(names) == ["blocks.{0-11}.attn.qkv", "blocks.{0-11}.mlp.fc1"]
+    assert pattern(["a.0.b", "a.2.b", "head"]) == ["a.{0,2}.b", "head"] and pattern(["stages.1.blocks.3.x"]) == [
+        "stages.1.blocks.3.x"
+    ]
