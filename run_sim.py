@@ -1,24 +1,23 @@
-"""Federate low-rank adapters on this machine: ``python run_sim.py strategy=lora_fair rounds=30 …``.
+"""Federate low-rank adapters on this machine: ``python run_sim.py strategy=lora_fair rounds=30 …``, ``fedinit run …``.
 
-Every word is a Hydra override; ``--help`` lists the groups and their choices, ``-m`` sweeps over lists of values
-(``-m strategy=fedit,lora_fair seed=0,1,2``). ``--cfg job`` and ``--info`` show what would be run, ``--config-dir`` adds
-a folder of configurations; ``--hydra-help`` lists these options. Exit codes: 0 done, 1 a run failed, 2 wrong input, 130
-and 143 stopped by Ctrl-C and SIGTERM.
+The command line is read in fedinit/commands/run.py, before what is imported here, which takes seconds.
 """
 
 from __future__ import annotations
 
-from fedinit import starting
-
 if __name__ == "__main__":
-    starting.begin()  # before what takes seconds to import
+    from fedinit import starting
+
+    starting.begin()
+    import sys
+
+    from fedinit.commands import run as command
+
+    starting.end()
+    command.leave(command.command(sys.argv[1:]))
 
 import dataclasses
-import os
-import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -29,26 +28,24 @@ from clients.engine.hardware import resolved
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
-from fedinit.config import arguments, compose
+from fedinit.commands.run import command as main
+from fedinit.commands.run import configurations, leave
+from fedinit.config import arguments
 from fedinit.config.adapter import plain_lora
-from fedinit.config.arguments import Arguments
-from fedinit.config.compose import Swept
 from fedinit.config.schema import Choice, Config
-from fedinit.config.words import parse
-from fedinit.errors import InputError, RunFailed
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
-from fedinit.runs.stopping import listening
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
 from strategies.server.federation import Outcome, check_clients, federate
 
-GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
+__all__ = ["leave", "main", "run", "simulate"]
 
 
 def run(*words: str, quiet: bool = True) -> Run:
@@ -151,84 +148,3 @@ def federated(
         return outcome, list(grid.contexts.values())
     finally:
         progress.close()
-
-
-def configurations(said: Arguments) -> list[Swept]:
-    """What is to be run: one configuration, a sweep of them, or, for `resume=<folder>` alone, the folder's own."""
-    if said.multirun:
-        return compose.sweep(said.words, said.primary)
-    if len(said.words) == 1 and said.words[0].startswith("resume="):
-        alone = os.path.expanduser(str(parse(said.words[0]).value()))
-        if alone not in ("auto", "never") and Path(alone).is_dir():
-            return [Swept("", dataclasses.replace(run_folder.configured(Path(alone)), resume=alone))]
-    return [Swept("", compose.compose_config(said.words, said.primary))]
-
-
-def simulate_all(runs: Sequence[Swept], console: Console, errors: Console) -> int:
-    """Every run of a sweep, also after one that failed; at the end, or when it is stopped, says which failed and why, a
-    line each. Returns the exit code, 1 where one failed."""
-    failed: list[str] = []
-    try:
-        for words, config in runs:
-            try:
-                simulate(config, console)
-            except Exception as error:  # noqa: BLE001 (whatever ends a run, the others are to be done)
-                if (why := reason(error)) is None:
-                    traceback.print_exc()
-                    why = "run failed: " + " ".join(f"{type(error).__name__}: {error}".split())
-                failed.append(f"{words or config.name}: {why}")
-                errors.print(f"{failed[-1]}; the sweep goes on")
-    finally:
-        if failed:
-            errors.print(f"{len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ")
-    return 1 if failed else 0
-
-
-def reason(error: Exception) -> str | None:
-    """The line that an error which is foreseen is told in; None for one that is not."""
-    if isinstance(error, InputError):
-        return f"error: {error}"
-    if isinstance(error, RunFailed):
-        return f"run failed: {error}"
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
-    return None
-
-
-def main(argv: Sequence[str]) -> int:
-    """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
-    console, errors = Console(), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    try:
-        said = arguments.read(argv)
-        if said.help:
-            console.print(__doc__, compose.describe_groups(), sep="\n", markup=False, highlight=False, soft_wrap=True)
-        elif said.shows:
-            arguments.show(said)
-        else:
-            with listening():
-                runs = configurations(said)
-                if said.multirun:
-                    return simulate_all(runs, console, errors)
-                simulate(runs[0].config, console)
-        return 0
-    except (InputError, RunFailed, OSError) as error:
-        errors.print(reason(error))
-        return 2 if isinstance(error, InputError) else 1
-    except KeyboardInterrupt as stopped:
-        errors.print(f"stopped; {GOES_ON}")
-        return getattr(stopped, "code", 130)
-
-
-def leave(code: int) -> None:
-    """End the process; after a signal without waiting for lanes in the midst of a bank."""
-    if code > 128:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    starting.end()
-    leave(main(sys.argv[1:]))

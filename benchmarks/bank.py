@@ -33,7 +33,8 @@ from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.config.build import build, create
 from fedinit.config.client import CLIENTS
-from fedinit.config.schema import CONF_DIR, ModelConfig
+from fedinit.config.groups import CONF_DIR
+from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
 from fedinit.models import build_backbone, init_head, select_targets

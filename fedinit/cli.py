@@ -1,58 +1,49 @@
-"""fedinit report and compare: what runs left, as a page and as a table (fedinit report --help).
-
-fedinit deploy: federations of real Flower nodes.
-
-  fedinit deploy init FOLDER --host NAME …   keys, scripts and systemd units of a server and its sites
-  fedinit deploy up                          a federation on this machine, one run in it, and down again
-  fedinit deploy register FOLDER             let the sites whose keys are in FOLDER/server/sites take part
-  fedinit deploy run FOLDER                  start the run, wait for it, show the result
-  fedinit deploy status FOLDER               sites and runs
-
-Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They say what `init`
-writes into the folder and what `up` runs; `run` runs what the folder holds.
-Exit codes: 0 done, 1 a process or the run failed, 2 wrong input, 130, 143 and 129 stopped by Ctrl-C, SIGTERM and
-SIGHUP.
-"""
+"""The `fedinit` command: which subcommand is meant, and what its errors are told in."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
+import importlib
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from fedinit.commands import COMMANDS
+from fedinit.errors import InputError, RunFailed, did_you_mean
 
-from fedinit.config import site as site_settings
-from fedinit.config.compose import compose_config
-from fedinit.config.schema import Config
-from fedinit.deploy import layout
-from fedinit.deploy.flower import Server, show
-from fedinit.deploy.local import run_locally
-from fedinit.deploy.processes import DeployFailed
-from fedinit.errors import InputError
-from fedinit.report import commands
-from fedinit.runs import folder as run_folder
-from fedinit.runs.table import print_summary
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see fedinit --help")
+USAGE = "usage: fedinit COMMAND …"
+EXIT_CODES = """Exit codes: 0 done, 1 a run or a process failed, 2 wrong input; stopped: 130 by Ctrl-C, 143 by SIGTERM,
+129 by SIGHUP."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. argv: its words without the program's name; None: the process's."""
-    console, errors = Console(soft_wrap=True), Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        import fedinit
+
+        print(f"fedinit {fedinit.__version__}")
+        return 0
+    from rich.console import Console
+
+    quiet, verbose = ({f"-{name[0]}", f"--{name}"} & set(words) for name in ("quiet", "verbose"))
+    console = Console(soft_wrap=True, quiet=bool(quiet))
+    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv), console)
+        with contextlib.nullcontext() if not verbose else _traced():
+            return _run(words[0], words[1:], console)
+    except SystemExit as left:  # argparse's, after --help
+        return int(left.code or 0)
     except ValueError as error:  # InputError, and what a file that is no JSON or no text raises
         errors.print("error: " + " ".join(str(error).splitlines()))
         return 2
-    except DeployFailed as error:
+    except RunFailed as error:
         errors.print(f"failed: {error}")
         return 1
     except OSError as error:
@@ -64,124 +55,45 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(stopped, "code", 130)
 
 
-def _main(argv: list[str], console: Console) -> int:
-    if argv and argv[0] in commands.COMMANDS:
-        return commands.main(argv, console)
-    if not argv or {"-h", "--help"} & set(argv):
-        console.print(__doc__, markup=False, highlight=False)
-        return 0
-    options, words = _parser().parse_known_args(argv)
-    for word in words:
-        if word.startswith("-") or "=" not in word:
-            raise InputError(f"{word}: not an option of fedinit deploy {options.command}; expected key=value")
-    if words and options.command not in ("init", "up"):
-        raise InputError(f"{words[0]}: {options.command} runs what the folder holds; edit server/app/pyproject.toml")
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
-
-    if options.command == "init":
-        _init(options, words, say)
-    elif options.command == "up":
-        config = _configuration(words)
-        config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
-        sites = _sites(config, options.sites)
-        run_locally(config, sites, not options.insecure, options.port, say)
-        sent, _ = site_settings.split_off(config)  # by which the server names the folder
-        _show_result(config, run_folder.place(sent), console)
-    elif options.command == "register":
-        say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
-    elif options.command == "run":
-        server = Server.at(options.folder)
-        config = server.config()
-        run = server.start_run()
-        say(f"run {run}; Ctrl-C leaves it running")
-        server.wait(run)
-        _show_result(config, server.folder / run_folder.place(config), console)
-    else:
-        server = Server.at(options.folder)
-        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
-            say(line)
-        say("")
-        for line in show(server.runs(), ("run-id", "status", "elapsed")):
-            say(line)
-    return 0
+def _run(name: str, words: Sequence[str], console: Console) -> int:
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        raise InputError(
+            f"{name}: no such command{did_you_mean(name, COMMANDS)}; there are {known}; see fedinit --help"
+        )
+    command = importlib.import_module(COMMANDS[name].module)
+    return command.main(name, words, console)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="fedinit", add_help=False, allow_abbrev=False)
-    groups = parser.add_subparsers(dest="group", required=True, parser_class=_Parser)
-    deploy = groups.add_parser("deploy", add_help=False)
-    commands = deploy.add_subparsers(dest="command", required=True, parser_class=_Parser)
-    init = commands.add_parser("init", add_help=False, allow_abbrev=False)
-    init.add_argument("folder", type=Path)
-    init.add_argument("--host", action="append", default=[])
-    init.add_argument("--port", type=int, default=8000)
-    init.add_argument("--node-port", type=int, default=9094)
-    init.add_argument("--days", type=int, default=365)
-    init.add_argument("--installed", default="/opt/fedinit")
-    up = commands.add_parser("up", add_help=False, allow_abbrev=False)
-    up.add_argument("--port", type=int)
-    for command in (init, up):
-        command.add_argument("--sites", type=int)
-        command.add_argument("--insecure", action="store_true")
-    for name in ("register", "run", "status"):
-        commands.add_parser(name, add_help=False, allow_abbrev=False).add_argument("folder", type=Path)
-    return parser
+@contextlib.contextmanager
+def _traced() -> Iterator[None]:
+    """Within, an error is also shown with where in the code it arose."""
+    try:
+        yield
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        raise
 
 
-def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> None:
-    config = _configuration(words)
-    sites = _sites(config, options.sites)
-    federation = layout.Federation(
-        hosts=options.host or ["127.0.0.1"],
-        port=options.port,
-        node_ports=[options.node_port + i for i in range(sites)],
-        secure=not options.insecure,
-        installed=options.installed.rstrip("/"),
-        days=options.days,
+def usage() -> str:
+    """What `fedinit --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{command.summary}" for name, command in COMMANDS.items()]
+    about = "Federated fine-tuning of vision backbones with low-rank adapters, and what is done with the runs."
+    return "\n".join(
+        [
+            USAGE,
+            "",
+            about,
+            "",
+            *lines,
+            "",
+            "fedinit COMMAND --help says more; fedinit --version which this is.",
+            EXIT_CODES,
+        ]
     )
-    sent, settings = site_settings.split_off(config)
-    layout.make(options.folder, federation, sent, settings)
-    say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
-    keys = "" if options.insecure else ", and once it listens: fedinit deploy register ."
-    say(f"  on the server  ./superlink.sh{keys}")
-    say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
-    say("  on the server  fedinit deploy run .")
-
-
-def _configuration(words: Sequence[str]) -> Config:
-    config = compose_config(["evaluation=clients", *words])
-    if config.evaluation.where == "server":
-        raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
-    file = config.model.checkpoint
-    if file and not file.startswith(site_settings.EMBEDDED) and config.model.sha256 is None:
-        if not Path(file).is_file():
-            raise InputError(f"model.checkpoint={file}: no such file")
-        from fedinit.state.digest import of_file  # with all of torch
-
-        model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
-        config = dataclasses.replace(config, model=model)
-    return config
-
-
-def _sites(config: Config, given: int | None) -> int:
-    """How many sites there are to be: a client each. Raises InputError where `given` (--sites) is not what the
-    configuration says, as far as it says so itself, and where neither says it."""
-    said = config.partition.count(config.data.known_domains)
-    if given is None and said is None:
-        raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
-    if None not in (given, said) and given != said:
-        raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
-    return cast(int, said if given is None else given)
-
-
-def _show_result(config: Config, folder: Path, console: Console) -> None:
-    summary = run_folder.finished(folder)
-    if summary is None:
-        raise DeployFailed(f"the run completed, but {folder} holds no result that can be read")
-    print_summary(console, summary, str(folder))
-    console.print(f"final hash: {summary['final_hash']}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -26,11 +25,13 @@ def derive(root: int, purpose: str, *keys: int | str) -> int:
 
 def torch_generator(root: int, purpose: str, *keys: int | str) -> torch.Generator:
     """A CPU generator for `derive(root, purpose, *keys)`. Draws are made on the CPU on every device."""
-    import torch  # here: what the configuration is made of draws by numpy alone, and torch takes a second to import
+    import torch  # here: a configuration is read without drawing, and torch takes a second to import
 
     return torch.Generator().manual_seed(derive(root, purpose, *keys))
 
 
 def numpy_generator(root: int, purpose: str, *keys: int | str) -> np.random.Generator:
     """The numpy twin of `torch_generator`."""
+    import numpy as np
+
     return np.random.default_rng(derive(root, purpose, *keys))

@@ -11,7 +11,8 @@ import functools
 from collections.abc import Iterable, Sequence
 
 from fedinit.config.compatibility import objections
-from fedinit.config.compose import compose_config, groups
+from fedinit.config.compose import compose_config
+from fedinit.config.groups import groups
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from strategies import AGGREGATORS

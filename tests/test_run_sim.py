@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 import run_sim
 from fedinit import wire
-from fedinit.config.compose import compose_config, groups
-from fedinit.config.schema import CONF_DIR, load, to_dict
+from fedinit.config.compose import compose_config
+from fedinit.config.groups import CONF_DIR, groups
+from fedinit.config.schema import load, to_dict
 from fedinit.errors import InputError, RunFailed
 from fedinit.runs.export import load_adapter
 from fedinit.runs.stopping import Stopped

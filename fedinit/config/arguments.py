@@ -19,7 +19,7 @@ from hydra.types import RunMode
 
 import fedinit
 from fedinit.config.compose import Primary, composing
-from fedinit.config.schema import CONF_DIR
+from fedinit.config.groups import CONF_DIR
 from fedinit.errors import InputError
 
 INSTEAD = ("cfg", "info", "shell_completion", "hydra_help", "version")  # options that show something
@@ -33,6 +33,7 @@ class Arguments:
     primary: the configuration that they are put upon.
     multirun: they are a sweep.
     help: of this program.
+    quiet, verbose: how much is said.
     options: all of Hydra's.
     """
 
@@ -40,6 +41,8 @@ class Arguments:
     primary: Primary
     multirun: bool
     help: bool
+    quiet: bool
+    verbose: bool
     options: argparse.Namespace
 
     @property
@@ -56,6 +59,8 @@ def read(argv: Sequence[str]) -> Arguments:
     for word in unknown:
         hint = f"a key has no dashes, {word.lstrip('-')}" if "=" in word else "see --help, and --hydra-help"
         raise InputError(f"{word}: no such option; {hint}")
+    if options.quiet and options.verbose:
+        raise InputError("--quiet --verbose: one of them at a time")
     modes = ["--run", "--multirun", "--cfg", "--info", "--shell-completion"]
     given = [mode for mode in modes if getattr(options, mode[2:].replace("-", "_")) not in (None, False)]
     if len(given) > 1:
@@ -70,7 +75,15 @@ def read(argv: Sequence[str]) -> Arguments:
         primary = primary._replace(folder=_folder("--config-path", CONF_DIR.parent / options.config_path))
     if options.config_dir is not None:
         primary = primary._replace(beside=_folder("--config-dir", Path(options.config_dir)))
-    return Arguments(options.overrides, primary, options.multirun, options.help, options)
+    return Arguments(
+        words=options.overrides,
+        primary=primary,
+        multirun=options.multirun,
+        help=options.help,
+        quiet=options.quiet,
+        verbose=options.verbose,
+        options=options,
+    )
 
 
 def show(arguments: Arguments) -> None:
@@ -104,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = get_args_parser()
     parser.allow_abbrev = False
     parser.prog = "run_sim.py"
+    parser.add_argument("-q", "--quiet", action="store_true", help="Print the folder of the run and nothing else")
+    parser.add_argument("-v", "--verbose", action="store_true", help="Also print a line a client and round")
 
     def refuse(message: str) -> NoReturn:
         raise InputError(f"{message}; see --hydra-help")

@@ -11,22 +11,13 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
-from fedinit.config.schema import CONF_DIR, GROUPS
+from fedinit.config.schema import GROUPS
 from fedinit.errors import InputError, did_you_mean
 
 SEARCHPATH, PARAMS = "hydra.searchpath", "hydra.sweeper.params"  # what is read of Hydra's own
 OPTIONAL = "experiment"  # the group of which there may be none, or several
 # Of a group whose choices have their keys here, the key that holds a choice's name: client.optimizer, …
 NAMES = {f"{name}.{group.key}": name for name, group in GROUPS.items() if group.choices is not None}
-
-
-def groups() -> dict[str, list[str]]:
-    """{config group: its choices}, as the folders of conf/ have them."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(CONF_DIR.iterdir())
-        if folder.is_dir() and any(folder.glob("*.yaml"))
-    }
 
 
 def searched_groups(words: Sequence[Override]) -> dict[str, list[str]]:

@@ -21,9 +21,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedinit.config.choices import SEARCHPATH, check, check_setting, groups, searched_groups, values
-from fedinit.config.schema import CONF_DIR, Config, load
-from fedinit.config.unknown import explain
+from fedinit.config.choices import SEARCHPATH, check, check_setting, searched_groups, values
+from fedinit.config.groups import CONF_DIR, groups
+from fedinit.config.schema import Config, load
+from fedinit.config.unknown import explain, refuse
 from fedinit.config.words import parse
 from fedinit.errors import InputError
 
@@ -104,6 +105,8 @@ def composing(overrides: Sequence[str], primary: Primary, sweeping: bool = False
             for word in words:
                 if not (sweeping and word.is_sweep_override() and not word.is_hydra_override()):
                     check(word, known)
+            if primary == Primary():
+                refuse(words)
             try:
                 yield words
             except (HydraException, OmegaConfBaseException) as error:
@@ -112,17 +115,6 @@ def composing(overrides: Sequence[str], primary: Primary, sweeping: bool = False
         raise
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def describe_groups() -> str:
-    """Text for --help: the groups with their choices, a line each, then the plain keys with their defaults."""
-    lines = ["Groups (group=choice):"]
-    lines += [f"  {name:<11} {'  '.join(choices)}" for name, choices in groups().items()]
-    values = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml")))
-    lines += ["", "Keys (key=value), with their defaults:"]
-    lines += [f"  {key:<14} {value}" for key, value in values.items() if key not in ("defaults", "hydra")]
-    lines += ["", "Keys inside a group: model.checkpoint=  data.root=  adapter.rank=  client.lr=  strategy.lam=  …"]
-    return "\n".join(lines)
 
 
 def _known(words: Sequence[Override], primary: Primary) -> dict[str, list[str]]:

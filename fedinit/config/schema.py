@@ -15,7 +15,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
@@ -27,8 +26,6 @@ from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
 from fedinit.errors import InputError
-
-CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import yaml
 from hydra import compose
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedinit.config.build import not_read
-from fedinit.config.choices import groups
-from fedinit.config.schema import CONF_DIR, GROUPS
-from fedinit.errors import nearest
+from fedinit.config.groups import CONF_DIR, LOADER, defaults, groups, keys
+from fedinit.config.schema import GROUPS
+from fedinit.errors import InputError, nearest
 
 OPEN = "model.kwargs"  # a mapping that takes new keys
 
@@ -41,9 +42,7 @@ def explain(error: Exception, words: Sequence[Override], name: str) -> str:
 def _unknown(key: str, words: Sequence[Override], name: str) -> str:
     """What is said of a key that is not there with the choices that the words make."""
     known = groups()
-    choosing = [str(w.input_line) for w in words if w.key_or_group in known and not w.is_delete() and w.package is None]
-    composed = _plain(compose(name, overrides=choosing, return_hydra_config=True))
-    chosen = composed.pop("hydra")["runtime"]["choices"]
+    composed, chosen = _plainly(words) or _composed(words, name)
     group, _, inside = key.partition(".")
     inside = inside.partition(".")[0]
     if inside and group in GROUPS and inside not in composed[group]:
@@ -55,6 +54,41 @@ def _unknown(key: str, words: Sequence[Override], name: str) -> str:
     if key.startswith(f"{OPEN}.") and adding:
         return f"{key}: no such key{_near(key, composed)}; a new key takes a +, +{adding[-1].input_line}"
     return f"{key}: no such key{_near(key, composed)}. See run_sim.py --help for the groups."
+
+
+def refuse(words: Sequence[Override]) -> None:
+    """Raise InputError for a key that no file has, before Hydra takes its time to say so; where a word asks for more
+    than choices and keys, that is left to Hydra."""
+    if (found := _plainly(words)) is None:
+        return
+    composed, _ = found
+    for word in words:
+        group, _, inside = word.key_or_group.partition(".")
+        holder = composed.get(group) if inside else composed
+        if isinstance(holder, Mapping) and (inside.partition(".")[0] or group) not in holder:
+            raise InputError(_unknown(word.key_or_group, words, ""))
+
+
+def _plainly(words: Sequence[Override]) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """The values of conf/ under the choices that the words make, and these; None where Hydra alone can tell."""
+    known, chosen = groups(), defaults()
+    for word in words:
+        if word.is_add() or word.is_delete() or word.is_sweep_override() or word.is_hydra_override() or word.package:
+            return None
+        if word.key_or_group in known:
+            chosen[word.key_or_group] = str(word.value())
+    if "experiment" in chosen or not all(choice in known[group] for group, choice in chosen.items()):
+        return None
+    files = {group: (CONF_DIR / group / f"{choice}.yaml").read_bytes() for group, choice in chosen.items()}
+    return {**keys(), **{group: yaml.load(text, Loader=LOADER) for group, text in files.items()}}, chosen
+
+
+def _composed(words: Sequence[Override], name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The same by Hydra, which is initialised."""
+    known = groups()
+    choosing = [str(w.input_line) for w in words if w.key_or_group in known and not w.is_delete() and w.package is None]
+    composed = _plain(compose(name, overrides=choosing, return_hydra_config=True))
+    return composed, composed.pop("hydra")["runtime"]["choices"]
 
 
 def _near(key: str, composed: Mapping[str, Any]) -> str:

@@ -12,21 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from fedinit.config.checks import at_least, positive
 from fedinit.data.names import composed
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import numpy_generator
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from fedinit.data.dataset import Dataset
 
-_REDRAWS = 50  # Dirichlet draws tried for one domain before examples are moved
+    Shares = list[np.ndarray]  # one array of indices a client
 
-Shares = list[np.ndarray]  # one array of indices a client
+_REDRAWS = 50  # Dirichlet draws tried for one domain before examples are moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +210,8 @@ class Dirichlet(InsideDomains):
         A draw that leaves a client short is thrown away; after _REDRAWS of them the one whose smallest client is
         largest is mended.
         """
+        import numpy as np  # here, as in all functions below: the options are read without it
+
         labels = dataset.labels.numpy()[train]
         alphas = np.full(clients, min(self.alpha, 1e12))  # equal shares by then; their sum must not overflow
         best: Shares = []
@@ -266,6 +267,8 @@ PARTITIONS: dict[str, type[Partitioner]] = {"dirichlet": Dirichlet, "domain": By
 
 def _mend(shares: Shares, min_examples: int) -> Shares:
     """Move one example at a time from the largest client to the smallest; ties go to the lower number."""
+    import numpy as np
+
     pools = [share.tolist() for share in shares]
     sizes = np.array([len(pool) for pool in pools])
     while sizes.min() < min_examples:
@@ -284,6 +287,8 @@ def _deal(indices: np.ndarray, clients: int, seed: int, *keys: int | str) -> Sha
 
 def _indices(dataset: Dataset, domain: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The training and the test indices of a domain; of all for None."""
+    import numpy as np
+
     test = dataset.test.numpy()
     inside = np.ones_like(test) if domain is None else dataset.domains.numpy() == domain
     return np.flatnonzero(inside & ~test), np.flatnonzero(inside & test)
@@ -292,6 +297,7 @@ def _indices(dataset: Dataset, domain: int | None) -> tuple[np.ndarray, np.ndarr
 def _partitions(
     dataset: Dataset, train: Shares, test: Shares, domain: int | None = None, first: int = 0
 ) -> tuple[Partition, ...]:
+    import numpy as np
     import torch  # by now it is there: `dataset` holds tensors
 
     if domain is None:

@@ -1,5 +1,6 @@
 """timm backbones, frozen, and which of their layers are adapted."""
 
+import fedinit.models.timm_alone  # noqa: F401, I001  (before what imports timm)
 from fedinit.models.backbone import Backbone, build_backbone
 from fedinit.models.head import init_head
 from fedinit.models.input_spec import InputSpec

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -34,11 +34,13 @@ class Backbone:
     module: maps (n, channels, height, width) to (n, features); its parameters never require a gradient.
     features: D, how many there are.
     input: what it takes.
+    arguments: that timm, or the model's class, made it with, without the number of classes; the image size among them.
     """
 
     module: nn.Module
     features: int
     input: InputSpec
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def dry_pass(self) -> DryPass:
@@ -67,7 +69,7 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     weights = "file" if settings.checkpoint else "hub" if settings.pretrained else "none"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module, convert = _created(settings, kwargs, weights)
+        module, convert, arguments = _created(settings, kwargs, weights)
     spec = _input_spec(module, settings, kwargs)
     if settings.image_size is not None or "img_size" in kwargs:
         _check_patches(module, settings.name, spec)
@@ -76,7 +78,7 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     if settings.checkpoint:
         load(module, settings.checkpoint, settings.sha256, convert, settings.checkpoint_grid)
     module.eval().requires_grad_(False)
-    backbone = Backbone(module, cast(int, module.num_features), spec)
+    backbone = Backbone(module, cast(int, module.num_features), spec, arguments)
     # Some say another number of features than they give without a classifier (MambaOut): what counts is what they give.
     features = _features(backbone, settings.name)
     return backbone if features == backbone.features else dataclasses.replace(backbone, features=features)
@@ -89,24 +91,25 @@ def outline(settings: ModelConfig) -> Backbone:
     """
     kwargs = dict(settings.kwargs)
     with torch.device("meta"), torch.no_grad():
-        module, _ = _created(settings, kwargs, "none")
+        module, _, arguments = _created(settings, kwargs, "none")
         spec = _input_spec(module, settings, kwargs)
         module.eval().requires_grad_(False)
         features = module(torch.zeros(1, spec.channels, spec.height, spec.width)).shape[1]
-    return Backbone(module, features, spec)
+    return Backbone(module, features, spec, arguments)
 
 
-def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tuple[nn.Module, Filter]:
-    """`create`, with the image size, which models of any size take no argument for."""
-    if settings.image_size is None:
-        return create(settings.name, kwargs, weights)
-    try:
-        return create(settings.name, {**kwargs, "img_size": settings.image_size}, weights)
-    except InputError as error:
-        said = str(error.__cause__)  # in Python's words, or in those of a model that looks through its arguments itself
-        if "unexpected keyword argument" not in said or "'img_size'" not in said:
-            raise
-    return create(settings.name, kwargs, weights)
+def _created(settings: ModelConfig, kwargs: dict[str, Any], weights: str) -> tuple[nn.Module, Filter, dict[str, Any]]:
+    """`create`, with the image size, which models of any size take no argument for, and the arguments it was given."""
+    if settings.image_size is not None:
+        sized = {**kwargs, "img_size": settings.image_size}
+        try:
+            return *create(settings.name, sized, weights), sized
+        except InputError as error:
+            # In Python's words, or in those of a model that looks through its arguments itself.
+            said = str(error.__cause__)
+            if "unexpected keyword argument" not in said or "'img_size'" not in said:
+                raise
+    return *create(settings.name, kwargs, weights), kwargs
 
 
 def _check_patches(module: nn.Module, name: str, spec: InputSpec) -> None:

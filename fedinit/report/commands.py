@@ -1,58 +1,57 @@
-"""fedinit report, fedinit compare: what runs left, as a page and as a table.
-
-  fedinit report FOLDER … [--output FILE]    report.html of a run, or of several in one page
-  fedinit compare FOLDER … [--csv FILE] [--markdown FILE] [--latex FILE] [--report FILE]
-                                             methods over seeds, with what is beyond noise
-
-A FOLDER is a run's, as run_sim.py prints it, or one with runs anywhere below it, such as a sweep's outputs/digits.
-Runs that differ by their seed alone are one method. A run that is not done is shown as far as it came. `report` of one
-FOLDER writes into it, of several into the present folder. docs/report.md says what everything is.
-"""
+"""fedinit report, fedinit compare: what runs left, as a page and as a table."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fedinit.errors import InputError
-from fedinit.report import formats
-from fedinit.report.panels.results import judged
-from fedinit.report.runs.finding import find
-from fedinit.report.runs.methods import Method, methods
-from fedinit.report.runs.results import results
-from fedinit.report.writing import FILE, write_report, write_whole
+from fedinit.commands.parsing import Parser
 
-COMMANDS = ("report", "compare")
+if TYPE_CHECKING:
+    from fedinit.report.runs.methods import Method
+
+ABOUT = {
+    "report": "report.html of a run, or of several in one page: one file for a browser, without network.",
+    "compare": "Methods over seeds as a table, with what is beyond noise.",
+}
+EPILOG = """A FOLDER is a run's, as run_sim.py prints it, or one with runs anywhere below it, such as a sweep's
+outputs/digits. Runs that differ by their seed alone are one method. A run that is not done is shown as far as it came.
+docs/report.md says what everything is."""
+OPTIONS = {
+    "report": {"--output": "where to; default: into the FOLDER, of several into the present folder"},
+    "compare": {
+        "--csv": "also write the table as CSV",
+        "--markdown": "also as Markdown",
+        "--latex": "also as LaTeX",
+        "--report": "also write the report of these runs",
+    },
+}
 WIDTH = 1000  # columns where nobody sees a terminal: a file's table is not cut
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see {self.prog} --help")
+def parser(name: str) -> Parser:
+    """Of the words of `report` or `compare`."""
+    made = Parser(f"fedinit {name}", ABOUT[name], EPILOG)
+    made.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run, or with runs below it")
+    for option, about in OPTIONS[name].items():
+        made.add_argument(option, type=Path, metavar="FILE", help=about)
+    return made
 
 
-def main(argv: Sequence[str], console: Console) -> int:
-    """Run `report` or `compare` and return the exit code.
-
-    argv: the command and its words. console: for what is said. Raises InputError, one line.
-    """
-    if {"-h", "--help"} & set(argv):
-        console.print(__doc__, markup=False, highlight=False)
-        return 0
-    command, *words = argv
-    parser = _Parser(prog=f"fedinit {command}", add_help=False, allow_abbrev=False)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    for option in ("--output",) if command == "report" else ("--csv", "--markdown", "--latex", "--report"):
-        parser.add_argument(option, type=Path, metavar="FILE")
-    options = parser.parse_args(words)
-    return (_report if command == "report" else _compare)(options, console)
+def main(name: str, words: Sequence[str], console: Console) -> int:
+    """Run `report` or `compare` and return the exit code. Raises InputError, one line."""
+    options = parser(name).parse_args(words)
+    return (_report if name == "report" else _compare)(options, console)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    from fedinit.report.runs.finding import find
+    from fedinit.report.writing import FILE, write_report
+
     runs = find(options.folders)
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
     write_report(runs, path)
@@ -61,6 +60,13 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
+    from fedinit.report import formats
+    from fedinit.report.panels.results import judged
+    from fedinit.report.runs.finding import find
+    from fedinit.report.runs.methods import methods
+    from fedinit.report.runs.results import results
+    from fedinit.report.writing import write_report, write_whole
+
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.verbose import VerboseConsole
 
 
 class ProgressObserver(Observer):
@@ -58,6 +59,20 @@ class ProgressObserver(Observer):
                 self.bar.stop()
         elif report.score is not None:
             self.console.print(f"{self.label}: round {report.round}/{self.rounds}, {facts}, {report.seconds:.1f} s")
+        if isinstance(self.console, VerboseConsole):
+            self._tell(report)
+
+    def _tell(self, report: RoundReport) -> None:
+        """A line a client, and the score by domain."""
+        for c in report.clients:
+            loss = "" if c.loss is None else f", loss {_shown(c.loss)}"
+            self._line(f"  round {report.round}, client {c.client}: {c.examples:,} images, {c.steps} steps{loss}")
+        if report.score is not None:
+            by_domain = [f"{name} {report.score.show(value)}" for name, value in report.score.by_domain.items()]
+            self._line(f"  round {report.round}, {report.score.title}: {', '.join(by_domain)}")
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def round_zero_done(self, report: RoundReport) -> None:
         if not report.clients:  # nobody had anything to measure

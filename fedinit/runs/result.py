@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
+import re
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
@@ -19,11 +21,13 @@ from torch import nn
 
 from fedinit.adapters.bank import Bank
 from fedinit.config.schema import Config
+from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError
-from fedinit.models import build_backbone
+from fedinit.home import expand_home
+from fedinit.models import Backbone, build_backbone
 from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
-from fedinit.runs import export
+from fedinit.runs import export, made_of
 from fedinit.runs import folder as run_folder
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
@@ -32,9 +36,12 @@ from fedinit.scores import SCORES
 WIDTH = 1000  # columns: no table is cut to the width of whoever reads it
 
 
-def load(folder: str | PathLike[str]) -> Run:
-    """The run that is kept in a folder, done or not. Raises InputError for a folder that no run was begun in."""
-    return Run(folder)
+def load(folder: str | PathLike[str], checkpoint: str | None = None) -> Run:
+    """The run that is kept in a folder, done or not. Raises InputError for a folder that no run was begun in.
+
+    checkpoint: the backbone's file, where it lies elsewhere now; None: where the run had it.
+    """
+    return Run(folder, checkpoint)
 
 
 class Run:
@@ -46,13 +53,14 @@ class Run:
     folder: Path
     config: Config
 
-    def __init__(self, folder: str | PathLike[str]) -> None:
+    def __init__(self, folder: str | PathLike[str], checkpoint: str | None = None) -> None:
         """
         folder: of a run, as `run_sim.py` prints it and `Run.folder` has it.
+        checkpoint: the backbone's file, where it lies elsewhere now; None: where the run had it.
 
         Raises InputError, one line, for one that no run was begun in.
         """
-        self.folder = Path(folder)
+        self.folder, self._checkpoint = Path(folder), checkpoint
         self.config = run_folder.configured(self.folder, str(folder))
 
     @property
@@ -104,9 +112,9 @@ class Run:
         Raises InputError for a run that is not done, a client where all have one model or none where each has its own,
         or a checkpoint of the backbone that is not there any more.
         """
-        with _reading(folder := self._adapter(client)):
+        with _reading(folder := self.adapter(client)):
             layers, head, offset = export.load_adapter(folder)
-        backbone = build_backbone(self.config.model)
+        backbone = self.backbone()
         scale = self.config.adapter.scale
         module = backbone.module
         bank = Bank(backbone, {name: factors.shape for name, factors in layers.items()}, scale)
@@ -120,7 +128,29 @@ class Run:
         module.register_forward_pre_hook(TakesImages(backbone.input))
         return module.eval().requires_grad_(False)
 
-    def _adapter(self, client: int | None) -> Path:
+    def backbone(self) -> Backbone:
+        """The frozen model that the run began with, a new one each time. Raises InputError where its file is not there
+        any more, or is another than the run's."""
+        model, kept = self.config.model, made_of.read(self.folder)
+        if self._checkpoint is not None:
+            model = dataclasses.replace(model, checkpoint=self._checkpoint)
+        if kept is not None and re.fullmatch("[0-9a-f]{64}", kept.made_of.checkpoint or ""):
+            model = dataclasses.replace(model, sha256=kept.made_of.checkpoint)
+        file = model.checkpoint
+        if file and not file.startswith(EMBEDDED) and not expand_home("model.checkpoint", file).is_file():
+            raise InputError(
+                f"{self.folder}: the file of its backbone, {file}, is not there; name it, --checkpoint FILE, in Python "
+                "load(folder, checkpoint=FILE)"
+            )
+        return build_backbone(model)
+
+    @property
+    def clients_with_models(self) -> range:
+        """The clients that have a model of their own; empty where all have one. Raises InputError for a run that is not
+        done."""
+        return range(self.summary["clients"] if self._finished().get("adapter") == export.PERSONAL else 0)
+
+    def adapter(self, client: int | None = None) -> Path:
         """The folder of the adapter of all clients, or of one. Raises InputError where there is none."""
         where, method = self._finished().get("adapter", export.ONE), f"strategy={self.config.strategy.name}"
         if where == export.SHARED:

@@ -19,8 +19,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedinit.config.compose import groups
-from fedinit.config.schema import CONF_DIR
+from fedinit.config.groups import CONF_DIR, groups
 
 CHOICES = groups()
 

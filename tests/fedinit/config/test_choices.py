@@ -17,9 +17,10 @@ import run_sim
 from clients.optimizers import OPTIMIZERS
 from fedinit.config.build import create, plain
 from fedinit.config.client import CLIENTS
-from fedinit.config.compose import compose_config, groups
+from fedinit.config.compose import compose_config
 from fedinit.config.flower import flatten, from_run_config, to_run_config
-from fedinit.config.schema import CONF_DIR, GROUPS, PLACES, UNCOUNTED, Config, load, to_dict
+from fedinit.config.groups import CONF_DIR, groups
+from fedinit.config.schema import GROUPS, PLACES, UNCOUNTED, Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.initializers import INITIALIZERS

@@ -7,9 +7,9 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
-from fedinit.config.compose import compose_config, groups
+from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config, to_run_config
-from fedinit.config.schema import CONF_DIR
+from fedinit.config.groups import CONF_DIR, groups
 from fedinit.errors import InputError
 from tests.support import composing
 from tests.support.small import WORDS

@@ -216,7 +216,7 @@ def test_systemd_takes_the_units(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["deploy", "init"], "folder; see fedinit --help"),
+        (["deploy", "init"], "FOLDER; see fedinit deploy init --help"),
         (["deploy", "init", "{made}"], "is there already; keys are not overwritten"),
         (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
         (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
@@ -244,7 +244,7 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "status", "{new}"], "no federation.json there"),
         (["deploy", "run", "{made}", "rounds=2"], "edit server/app/pyproject.toml"),
         (["deploy", "down"], "invalid choice"),
-        (["depoly"], "invalid choice"),
+        (["depoly"], "depoly: no such command (did you mean 'deploy'?)"),
     ],
 )
 def test_wrong_words(argv, expected, made, tmp_path, capsys):

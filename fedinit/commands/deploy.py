@@ -1,0 +1,169 @@
+"""fedinit deploy: federations of real Flower nodes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from rich.console import Console
+
+from fedinit.commands.parsing import Parser
+from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from fedinit.config.schema import Config
+
+ABOUT = """Federations of real Flower nodes: keys, scripts, and what starts and shows a run."""
+EPILOG = """Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They
+say what init writes into the folder and what up runs; run runs what the folder holds."""
+
+
+def parser(name: str) -> Parser:
+    """Of the command's words, but for those of run_sim.py."""
+    made = Parser(f"fedinit {name}", ABOUT, EPILOG)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    about = "keys, scripts and systemd units of a server and its sites"
+    init = commands.add_parser("init", help=about, about=f"Write {about}.", epilog=EPILOG)
+    init.add_argument("folder", type=Path, metavar="FOLDER", help="to be made")
+    init.add_argument("--host", action="append", default=[], help="name or address of the server; may be repeated")
+    init.add_argument("--port", type=int, default=8000, help="that it listens on (8000)")
+    init.add_argument("--node-port", type=int, default=9094, help="the first of the sites' own ports (9094)")
+    init.add_argument("--days", type=int, default=365, help="that the certificate is good for (365)")
+    init.add_argument("--installed", default="/opt/fedinit", help="where fedinit is on the machines (/opt/fedinit)")
+    about = "a federation on this machine, one run in it, and down again"
+    up = commands.add_parser("up", help=about, about=f"Start {about}.", epilog=EPILOG)
+    up.add_argument("--port", type=int, help="that the server listens on; default: a free one")
+    for command in (init, up):
+        command.add_argument("--sites", type=int, help="how many, where the configuration does not say it")
+        command.add_argument("--insecure", action="store_true", help="without TLS and keys")
+    abouts = {
+        "register": "let the sites whose keys are in FOLDER/server/sites take part",
+        "run": "start the run, wait for it, show the result",
+        "status": "sites and runs",
+    }
+    for each, about in abouts.items():
+        command = commands.add_parser(each, help=about, about=f"{about[0].upper()}{about[1:]}.")
+        command.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
+    return made
+
+
+def main(name: str, words: Sequence[str], console: Console) -> int:
+    """Run one of them; the exit code. Raises InputError, one line, and DeployFailed."""
+    options, words = parser(name).parse_known_args(words)
+    for word in words:
+        if word.startswith("-") or "=" not in word:
+            raise InputError(f"{word}: not an option of fedinit deploy {options.command}; expected key=value")
+    if words and options.command not in ("init", "up"):
+        raise InputError(f"{words[0]}: {options.command} runs what the folder holds; edit server/app/pyproject.toml")
+    from fedinit.deploy.processes import DeployFailed
+
+    try:
+        return _run(options, words, console)
+    except DeployFailed as error:
+        errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        errors.print(f"failed: {error}")
+        return 1
+
+
+def _run(options: argparse.Namespace, words: Sequence[str], console: Console) -> int:
+    from fedinit.config import site as site_settings
+    from fedinit.deploy.flower import Server, show
+    from fedinit.deploy.local import run_locally
+    from fedinit.runs import folder as run_folder
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False)
+
+    if options.command == "init":
+        _init(options, words, say)
+    elif options.command == "up":
+        config = _configuration(words)
+        config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
+        sites = _sites(config, options.sites)
+        run_locally(config, sites, not options.insecure, options.port, say)
+        sent, _ = site_settings.split_off(config)  # by which the server names the folder
+        _show_result(config, run_folder.place(sent), console)
+    elif options.command == "register":
+        say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
+    elif options.command == "run":
+        server = Server.at(options.folder)
+        config = server.config()
+        run = server.start_run()
+        say(f"run {run}; Ctrl-C leaves it running")
+        server.wait(run)
+        _show_result(config, server.folder / run_folder.place(config), console)
+    else:
+        server = Server.at(options.folder)
+        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
+            say(line)
+        say("")
+        for line in show(server.runs(), ("run-id", "status", "elapsed")):
+            say(line)
+    return 0
+
+
+def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> None:
+    from fedinit.config import site as site_settings
+    from fedinit.deploy import layout
+
+    config = _configuration(words)
+    sites = _sites(config, options.sites)
+    federation = layout.Federation(
+        hosts=options.host or ["127.0.0.1"],
+        port=options.port,
+        node_ports=[options.node_port + i for i in range(sites)],
+        secure=not options.insecure,
+        installed=options.installed.rstrip("/"),
+        days=options.days,
+    )
+    sent, settings = site_settings.split_off(config)
+    layout.make(options.folder, federation, sent, settings)
+    say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
+    keys = "" if options.insecure else ", and once it listens: fedinit deploy register ."
+    say(f"  on the server  ./superlink.sh{keys}")
+    say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
+    say("  on the server  fedinit deploy run .")
+
+
+def _configuration(words: Sequence[str]) -> Config:
+    from fedinit.config.compose import compose_config
+    from fedinit.config.site import EMBEDDED
+
+    config = compose_config(["evaluation=clients", *words])
+    if config.evaluation.where == "server":
+        raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
+    file = config.model.checkpoint
+    if file and not file.startswith(EMBEDDED) and config.model.sha256 is None:
+        if not Path(file).is_file():
+            raise InputError(f"model.checkpoint={file}: no such file")
+        from fedinit.state.digest import of_file  # with all of torch
+
+        model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
+        config = dataclasses.replace(config, model=model)
+    return config
+
+
+def _sites(config: Config, given: int | None) -> int:
+    """How many sites there are to be: a client each. Raises InputError where `given` (--sites) is not what the
+    configuration says, as far as it says so itself, and where neither says it."""
+    said = config.partition.count(config.data.known_domains)
+    if given is None and said is None:
+        raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
+    if None not in (given, said) and given != said:
+        raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
+    return cast(int, said if given is None else given)
+
+
+def _show_result(config: Config, folder: Path, console: Console) -> None:
+    from fedinit.deploy.processes import DeployFailed
+    from fedinit.runs import folder as run_folder
+    from fedinit.runs.table import print_summary
+
+    summary = run_folder.finished(folder)
+    if summary is None:
+        raise DeployFailed(f"the run completed, but {folder} holds no result that can be read")
+    print_summary(console, summary, str(folder))
+    console.print(f"final hash: {summary['final_hash']}", markup=False, highlight=False)

@@ -1,0 +1,79 @@
+"""fedinit evaluate: how good a run's model is on data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fedinit.commands.parsing import Parser, add_run, load_run
+from fedinit.errors import InputError
+
+ABOUT = """How good the model that a run ended with is, by domain, and which classes it takes for which.
+
+Without --data it is judged on the test images of the run's own data, and scores what the run's table says. Other images
+are matched by the names of their classes; of those with named splits the test images count, of others all."""
+EPILOG = """examples:
+  fedinit evaluate outputs/pets/63deaa3db3-s0
+  fedinit evaluate outputs/pets/63deaa3db3-s0 --data holiday/ --csv confusion.csv
+  fedinit evaluate outputs/pets/63deaa3db3-s0 --data data=csv data.root=photos.csv"""
+
+
+WIDTH = 1000  # columns where nobody sees a terminal
+
+
+def parser(name: str) -> Parser:
+    """Of the command's words."""
+    made = Parser(f"fedinit {name}", ABOUT, EPILOG)
+    add_run(made)
+    made.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="PLACE",
+        help="a folder or zip of images, domain/class/image or class/image; or words of run_sim.py, data=… data.root=…",
+    )
+    made.add_argument(
+        "--split", choices=("auto", "test", "all"), default="auto", help="which of the images; auto: as said above"
+    )
+    made.add_argument("--csv", type=Path, metavar="FILE", help="write the confusion matrix")
+    return made
+
+
+def main(name: str, words: Sequence[str], console: Console) -> int:
+    """Evaluate, and print; the exit code. Raises InputError, one line."""
+    options = parser(name).parse_args(words)
+    run = load_run(options)
+    from fedinit.inference import confusion
+    from fedinit.inference.evaluating import evaluate
+    from fedinit.report.writing import write_whole
+
+    data = options.data
+    if not all("=" in word for word in data):
+        if len(data) > 1:
+            raise InputError(f"--data {' '.join(data)}: expected one folder or zip, or words such as data.root=FOLDER")
+        data = data[0]
+    found = evaluate(run, data, options.split, options.client, console)
+    score, names = found.score, found.class_names
+    table = Table(title=f"{run.config.strategy.name} on {found.images:,} images")
+    table.add_column("domain")
+    for column in ("images", score.title):
+        table.add_column(column, justify="right")
+    for domain, value in score.by_domain.items():
+        images = f"{score.whole[domain]:,}" if score.counts_examples else ""
+        table.add_row(domain.replace("[", r"\["), images, score.show(value))
+    table.add_row("average", f"{found.images:,}", score.show(score.mean), style="bold")
+    console.print(f"judged on {found.what}", markup=False, highlight=False)
+    console.print(table)
+    if found.confusion is None:
+        if options.csv:
+            raise InputError(f"--csv: data={run.config.data.name} has no classes, so there is no confusion matrix")
+        return 0
+    wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
+    wide.print(confusion.table(found.confusion, names))
+    if options.csv:
+        write_whole(options.csv, confusion.csv_text(found.confusion, names))
+        console.print(f"csv: {options.csv}", markup=False, highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,73 @@
+"""What the parsers of the subcommands have in common."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from fedinit.runs.result import Run
+
+
+WIDTH = 80  # columns of what --help prints
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, which raises InputError, one line, in place of ending the process, and takes no shortened options."""
+
+    def __init__(self, prog: str, about: str, epilog: str | None = None) -> None:
+        """prog: how the command is called. about: what it does. epilog: examples, as they are to be shown."""
+        super().__init__(
+            prog=prog,
+            description=_wrapped(about),
+            epilog=_wrapped(epilog or ""),
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("-q", "--quiet", action="store_true", help="print nothing but errors")
+        self.add_argument("-v", "--verbose", action="store_true", help="print where in the code an error arose")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _wrapped(text: str) -> str:
+    """The paragraphs at a terminal's width; those with lines that are indented stay as they are."""
+    parts = []
+    for paragraph in text.split("\n\n"):
+        plain = any(line.startswith("  ") for line in paragraph.splitlines())
+        parts.append(paragraph if plain else textwrap.fill(paragraph, WIDTH))
+    return "\n\n".join(parts)
+
+
+def add_run(parser: Parser) -> None:
+    """RUN, and what says which model of it: --client, --checkpoint."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, as run_sim.py prints it")
+    parser.add_argument(
+        "--client", type=int, metavar="N", help="whose model, of a method whose clients have one each (fedsa_lora)"
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="the backbone's file, where it lies elsewhere than when the run was made"
+    )
+
+
+def load_run(options: argparse.Namespace) -> Run:
+    """The run that the options name. Raises InputError for a folder that is none, or is not done."""
+    from fedinit.runs.result import load
+
+    run = load(options.run, options.checkpoint)
+    _ = run.summary  # says what is the matter, where it is not done
+    return run
+
+
+def whose(run: Run, client: int | None) -> None:
+    """Raise InputError where each client has a model, and none is named that there is."""
+    clients = run.clients_with_models
+    if clients and client not in clients:
+        told = "" if client is None else f"--client {client}: "
+        method = f"strategy={run.config.strategy.name}"
+        raise InputError(f"{told}{method} has a model a client; say whose, --client 0 to {clients[-1]}")

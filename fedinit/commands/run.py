@@ -1,0 +1,182 @@
+"""fedinit run, python run_sim.py: federations on this machine, from Hydra's words.
+
+Here is what takes no time: the words are read and judged before torch, timm and Flower are imported, with run_sim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+import fedinit
+from fedinit import starting
+from fedinit.commands.parsing import Parser
+from fedinit.config import groups
+from fedinit.errors import InputError, RunFailed
+from fedinit.runs.stopping import listening
+from fedinit.runs.verbose import VerboseConsole
+
+if TYPE_CHECKING:
+    from fedinit.config.arguments import Arguments
+    from fedinit.config.compose import Swept
+    from fedinit.config.schema import Config
+
+ABOUT = """usage: fedinit run [OPTION …] [group=choice | key=value …]
+       python run_sim.py [OPTION …] [group=choice | key=value …]
+
+Federate low-rank adapters on this machine.
+
+  fedinit run                                           the default: handwritten digits, six clients
+  fedinit run strategy=fedit rounds=30                  Hydra's overrides
+  fedinit run -m strategy=fedit,lora_fair seed=0,1,2    a sweep over lists of values
+  fedinit run resume=FOLDER                             go on with the run in a folder
+
+  -h, --help            this; --hydra-help: all of Hydra's options
+  -m, --multirun        a sweep
+  -c, --cfg job         show the configuration, do not run it; -p KEY: a part of it
+  -i, --info            show how it is composed: all, config, defaults, defaults-tree, plugins, searchpath
+  -cd, --config-dir DIR a folder of configurations of your own
+  -q, --quiet           print the folder of the run and nothing else
+  -v, --verbose         also a line a client and round, and where in the code a run failed
+  --version
+
+Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by Ctrl-C and SIGTERM."""
+OPTIONS = (
+    "--cfg",
+    "--config-dir",
+    "--config-name",
+    "--config-path",
+    "--hydra-help",
+    "--info",
+    "--multirun",
+    "--package",
+)
+OPTIONS += ("--resolve", "--version")
+GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
+
+
+def parser(name: str) -> Parser:
+    """Of the command's options, for completion; they are read by fedinit/config/arguments.py, where Hydra's are."""
+    made = Parser(f"fedinit {name}", ABOUT)
+    for option in OPTIONS:
+        made.add_argument(option)
+    return made
+
+
+def main(name: str, words: Sequence[str], console: Console) -> int:
+    """`fedinit run`; the exit code."""
+    code = command(words)
+    if code > 128:
+        leave(code)
+    return code
+
+
+def configurations(said: Arguments) -> list[Swept]:
+    """What is to be run: one configuration, a sweep of them, or, for `resume=<folder>` alone, the folder's own."""
+    from fedinit.config import compose
+    from fedinit.config.compose import Swept
+    from fedinit.config.words import parse
+
+    if said.multirun:
+        return compose.sweep(said.words, said.primary)
+    if len(said.words) == 1 and said.words[0].startswith("resume="):
+        alone = os.path.expanduser(str(parse(said.words[0]).value()))
+        from fedinit.runs import folder as run_folder  # with all of torch
+
+        if alone not in ("auto", "never") and Path(alone).is_dir():
+            return [Swept("", dataclasses.replace(run_folder.configured(Path(alone)), resume=alone))]
+    return [Swept("", compose.compose_config(said.words, said.primary))]
+
+
+def simulate_all(runs: Sequence[Swept], simulate: Callable[[Config], None], errors: Console) -> int:
+    """Every run of a sweep, also after one that failed; at the end, or when it is stopped, says which failed and why, a
+    line each. Returns the exit code, 1 where one failed."""
+    failed: list[str] = []
+    try:
+        for words, config in runs:
+            try:
+                simulate(config)
+            except Exception as error:  # noqa: BLE001 (whatever ends a run, the others are to be done)
+                if (why := reason(error)) is None:
+                    traceback.print_exc()
+                    why = "run failed: " + " ".join(f"{type(error).__name__}: {error}".split())
+                failed.append(f"{words or config.name}: {why}")
+                errors.print(f"{failed[-1]}; the sweep goes on")
+    finally:
+        if failed:
+            errors.print(f"{len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ")
+    return 1 if failed else 0
+
+
+def reason(error: Exception) -> str | None:
+    """The line that an error which is foreseen is told in; None for one that is not."""
+    if isinstance(error, InputError):
+        return f"error: {error}"
+    if isinstance(error, RunFailed):
+        return f"run failed: {error}"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
+    return None
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
+    errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    verbose = False
+    try:
+        if {"-h", "--help"} & set(argv):
+            print(ABOUT, groups.describe(), sep="\n\n")
+            return 0
+        from fedinit.config import arguments  # with Hydra
+
+        said = arguments.read(argv)
+        verbose = said.verbose
+        if not said.shows:
+            return _run(said, errors)
+        arguments.show(said)
+        return 0
+    except (InputError, RunFailed, OSError) as error:
+        if verbose:
+            traceback.print_exc()
+        errors.print(reason(error))
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt as stopped:
+        errors.print(f"stopped; {GOES_ON}")
+        return getattr(stopped, "code", 130)
+
+
+def _run(said: Arguments, errors: Console) -> int:
+    """The run, or the sweep; the exit code. Raises InputError, RunFailed and OSError for what ends it."""
+    runs = configurations(said)
+    with starting.imports():
+        simulator = importlib.import_module(fedinit.FACE["run"])
+    console = VerboseConsole() if said.verbose else Console(quiet=said.quiet)
+
+    def simulate(config: Config) -> None:
+        summary = simulator.simulate(config, console)
+        if said.quiet:
+            print(summary["folder"])
+
+    with listening():
+        if said.multirun:
+            return simulate_all(runs, simulate, errors)
+        simulate(runs[0].config)
+    return 0
+
+
+def leave(code: int) -> None:
+    """End the process; after a signal without waiting for lanes in the midst of a bank."""
+    if code > 128:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

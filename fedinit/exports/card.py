@@ -1,0 +1,165 @@
+"""README.md of an exported model: what it is, how it is used, what it scores, how it was trained.
+
+In the form of the Hugging Face hub's model cards; names that came with the data are escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+import fedinit
+from fedinit.exports.contract import Format
+from fedinit.exports.portable import Portable
+from fedinit.scores import SCORES
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+FEW = 30  # class names that a card lists; more stand in config.json alone
+
+
+def card(model: Portable, written: Format) -> str:
+    """The whole text."""
+    run, config = model.run, model.run.config
+    whose = "" if model.client is None else f", client {model.client}"
+    title = f"{config.strategy.name} on {config.data.name}: {config.model.name}{whose}"
+    parts = [_front_matter(model, written), f"# {_plain(title)}", _what(model)]
+    parts += ["## Use", _use(model, written), "## Input", _input(model)]
+    if scores := model.scores():
+        head_alone = run.summary.get("head_alone")
+        parts += ["## What it scores", _scores(model, scores, head_alone)]
+    parts += ["## How it was trained", _training(model), "## Limits", _limits(model)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(model: Portable, written: Format) -> str:
+    tags = ["federated-learning", "lora", "fedinit", model.run.config.strategy.name]
+    values: dict[str, Any] = {"library_name": written.library, "tags": tags}
+    if not _is_regression(model):
+        values = {**values, "pipeline_tag": "image-classification"}
+    return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
+
+
+def _what(model: Portable) -> str:
+    names = model.run.class_names
+    config, clients = model.run.config, model.run.summary["clients"]
+    what = "A regression" if _is_regression(model) else f"An image classifier of {len(names):,} classes"
+    text = (
+        f"{what}: {_plain(config.model.name)}, fine-tuned by {clients} clients that shared no images, each with a "
+        f"low-rank adapter (`adapter={config.adapter.kind}`, rank {config.adapter.rank}), by "
+        f"fedinit {fedinit.__version__}, `strategy={config.strategy.name}`."
+    )
+    if model.client is not None:
+        text += f" Clients keep part of their adapters to themselves; this is the model of client {model.client}."
+    if not _is_regression(model):
+        listed = ", ".join(map(_plain, names[:FEW])) + (", …" if len(names) > FEW else "")
+        text += f"\n\nClasses, in the order of the logits: {listed}. `config.json` has them as `label_names`."
+    return text
+
+
+def _use(model: Portable, written: Format) -> str:
+    return "\n".join(["```python", *_reading(model, written), *written.code(model), "```"])
+
+
+def _reading(model: Portable, written: Format) -> Sequence[str]:
+    spec = model.backbone.input
+    if _is_regression(model):
+        return []
+    mode = "L" if spec.channels == 1 else "RGB"
+    shape = f"{spec.height}, {spec.width}, {spec.channels}"
+    lines = [
+        "import numpy as np",
+        *([] if written.name == "onnx" else ["import torch"]),
+        "from PIL import Image, ImageOps",
+    ]
+    lines += [
+        "",
+        f'picture = Image.open("picture.jpg").convert("{mode}")',
+        f"picture = ImageOps.fit(picture, ({spec.width}, {spec.height}), Image.Resampling.BICUBIC)",
+        f"pixels = np.asarray(picture, np.float32).reshape({shape}) / 255",
+        f"pixels = (pixels - np.float32({list(spec.mean)})) / np.float32({list(spec.std)})",
+        "images = pixels.transpose(2, 0, 1)[None]",
+    ]
+    if written.name != "onnx":
+        lines[-1] = "images = torch.from_numpy(pixels.transpose(2, 0, 1))[None].contiguous()"
+    return [*lines, ""]
+
+
+def _input(model: Portable) -> str:
+    spec = model.backbone.input
+    shape = f"(n, {spec.channels}, {spec.height}, {spec.width})"
+    if _is_regression(model):
+        return f"{shape} float32, as the data has them."
+    kind = "grey" if spec.channels == 1 else "RGB"
+    return (
+        f"{shape} float32, {kind}: the shorter side brought to size by bicubic resampling and the centre cut out; "
+        f"pixels on [0, 1], less the mean {list(spec.mean)}, divided by the standard deviation {list(spec.std)}. "
+        "`config.json` has these too, and the arguments that the model is made with."
+    )
+
+
+def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any) -> str:
+    run = model.run
+    score = SCORES[run.summary["score"]]
+    rows = [["test " + score.title, *(name for name, _ in scores)], ["this run", *(shown for _, shown in scores)]]
+    if head_alone and head_alone[score.name] is not None:
+        by_domain = head_alone[f"{score.name}_by_domain"]
+        alone = [score.show(by_domain[name]) for name, _ in scores[:-1]]
+        rows.append(["head alone", *alone, score.show(head_alone[score.name])])
+    lines = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    text = "\n".join(lines)
+    if model.client is not None:
+        text += "\n\nOf all clients' models together, each on the test images of its own client."
+    if len(rows) > 2:
+        text += "\n\n*Head alone*: the same budget with the adapters frozen."
+    return text
+
+
+def _training(model: Portable) -> str:
+    config, summary = model.run.config, model.run.summary
+    rows = {
+        "method": f"`strategy={config.strategy.name}`, `reinit={config.reinit.name}`",
+        "start": f"`init={config.init.name}`, `head={config.head.name}`",
+        "adapters": f"`{config.adapter.kind}`, rank {config.adapter.rank}, scale {config.adapter.scale:g}, "
+        f"{summary['trainable_parameters']:,} trained parameters",
+        "clients": f"{summary['clients']}, `partition={config.partition.name}`, participation {config.participation:g}",
+        "rounds": f"{summary['rounds']}",
+        "optimiser": f"`{config.client.optimizer}`, learning rate {config.client.lr:g}, "
+        f"{config.client.batch_size} images a batch",
+        "sent": f"{summary['bytes_up'] / 1e6:.1f} MB up, {summary['bytes_down'] / 1e6:.1f} MB down",
+        "seed, final hash": f"{config.seed}, `{summary['final_hash'][:16]}`",
+        "frozen weights": f"{_weights(model)}, sha256 of the tensors `{model.backbone.digest[:16]}`",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _weights(model: Portable) -> str:
+    settings = model.run.config.model
+    if settings.checkpoint:
+        return f"the file {_plain(re.split(r'[/:]|' + re.escape(chr(92)), settings.checkpoint)[-1])}"
+    return "timm's own" if settings.pretrained else "random"
+
+
+def _limits(model: Portable) -> str:
+    lines = []
+    if model.scores():
+        lines.append("- The scores are of one seed, on held-out images of the same domains that were trained on.")
+    else:
+        lines.append("- The run was not evaluated.")
+    if not _is_regression(model):
+        lines.append("- It says one of its classes of every image, also of one that shows none of them.")
+    lines.append("- The licences of the frozen weights and of the images that it was trained on are not known here.")
+    return "\n".join(lines)
+
+
+def _is_regression(model: Portable) -> bool:
+    return model.run.config.data.is_regression
+
+
+def _plain(text: str) -> str:
+    """Text without meaning to Markdown, on one line."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

@@ -1,0 +1,128 @@
+"""A run's model, written in a format: checked by its reader first, whole or not at all, and over nothing of others."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fedinit.errors import InputError, choose, first_line
+from fedinit.exports import FORMATS
+from fedinit.exports.card import card
+from fedinit.exports.contract import Format, absent
+from fedinit.exports.portable import Portable
+from fedinit.runs.result import Run
+
+CONFIG, CARD = "config.json", "README.md"
+TOLERANCE = 1e-5  # between the logits of the run's model and of the reader, where these are of the order of one
+
+
+@dataclass(frozen=True)
+class Exported:
+    """folder: what was written. files: their names. size: bytes of all of them.
+    difference: the largest, between the logits of the run's model and those of the format's reader; None: it is not
+    installed, `untried` says which."""
+
+    folder: Path
+    files: tuple[str, ...]
+    size: int
+    difference: float | None
+    untried: tuple[str, ...]
+
+
+def export(run: Run, format: str, folder: Path | None = None, client: int | None = None) -> list[Exported]:
+    """Write the model that a run ended with, or, of a method whose clients have models of their own, each of them.
+
+    format: a key of FORMATS.
+    folder: to be made; None: export/<format> in the run's. Of clients' models it holds one a client, client-<n>.
+    client: only this one's.
+
+    Raises InputError for a run that is not done, a format that the model cannot be written in, and a folder that cannot
+    be written, or holds what is no export.
+    """
+    written = _format(format)
+    place = run.folder / "export" / format if folder is None else folder
+    if client is None and run.clients_with_models:
+        return [_export(run, written, place / f"client-{each}", each) for each in run.clients_with_models]
+    inside = f"client-{client}" if client is not None and folder is None else ""
+    return [_export(run, written, place / inside, client)]
+
+
+def reader(format: str) -> str:
+    """What reads the format back."""
+    return _format(format).reader
+
+
+def _format(name: str) -> Format:
+    module, _, of = FORMATS[choose("--format", name, FORMATS)].partition(":")
+    return getattr(importlib.import_module(module), of)()
+
+
+def _export(run: Run, written: Format, folder: Path, client: int | None) -> Exported:
+    if folder.exists() and not _is_export(folder, written.name):
+        raise InputError(f"{folder}: is there, and is no {written.name} export; name a new folder with --output")
+    model = Portable.of(run, client)
+    written.refuse(model)
+    expected = model.logits()
+    files = {**written.files(model), CARD: card(model, written).encode(), CONFIG: _config(model, written.name)}
+    untried, difference = absent(written.reads_with), None
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
+            for name, content in files.items():
+                (Path(partial) / name).write_bytes(content)
+            if not untried:
+                difference = _compare(written, Path(partial), model, expected)
+            for name in files:
+                os.replace(Path(partial) / name, folder / name)
+    return Exported(folder, tuple(files), sum(map(len, files.values())), difference, tuple(untried))
+
+
+def _compare(written: Format, folder: Path, model: Portable, expected: Tensor) -> float:
+    """The largest difference of logits. Raises InputError where the reader fails, or makes others of the files."""
+    try:
+        difference = float((written.read(folder, model) - expected).abs().max())
+        size = float(expected.abs().max())
+    except Exception as error:  # whatever a reader raises
+        raise InputError(
+            f"--format {written.name}: what was written cannot be read back ({type(error).__name__}: "
+            f"{first_line(error)}); nothing is left of it"
+        ) from error
+    if not difference <= TOLERANCE * max(1.0, size):
+        raise InputError(
+            f"--format {written.name}: its reader gives other logits than the run's model, by {difference:.1e}; "
+            "nothing is left of it; use --format merged"
+        )
+    return difference
+
+
+def _config(model: Portable, format: str) -> bytes:
+    values = model.config()
+    values["fedinit"]["format"] = format
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _is_export(folder: Path, format: str) -> bool:
+    """Whether a folder is empty, or holds what was exported in this format before."""
+    try:
+        return not any(folder.iterdir()) or json.loads((folder / CONFIG).read_bytes())["fedinit"]["format"] == format
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within, a folder that cannot be written is an InputError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror or error}); name another folder with --output"
+        ) from error

@@ -1,0 +1,212 @@
+"""How good a run's model is on data: on the run's own test images, where the figures are those of its table, or others.
+
+Of other images with named splits the test images count, of those without all do; classes are matched by their names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from fedinit.config.compose import compose_config
+from fedinit.config.schema import load, to_dict
+from fedinit.config.words import parse
+from fedinit.data.dataset import Dataset
+from fedinit.data.file_source import FileSource
+from fedinit.data.source import ImageSource, Source
+from fedinit.data.store import Store
+from fedinit.errors import InputError, did_you_mean
+from fedinit.models import InputSpec
+from fedinit.runs import made_of
+from fedinit.runs.result import Run
+from fedinit.scores import Accuracy, RecoveryError, Score
+
+Split = Literal["auto", "test", "all"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it.
+
+    score: of the model, or of all clients' models together.
+    confusion: (classes, classes) int64, images by their class (rows) and what was said of them; None of a regression.
+    class_names: of the rows and columns.
+    images: how many were judged.
+    what: which those were, in words.
+    """
+
+    score: Score
+    confusion: Tensor | None
+    class_names: Sequence[str]
+    images: int
+    what: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """data: with the images. rows: (n,) of them that are judged. what: these are, in words."""
+
+    data: Dataset
+    rows: Tensor
+    what: str
+
+
+def evaluate(
+    run: Run,
+    data: str | Sequence[str] = (),
+    split: Split = "auto",
+    client: int | None = None,
+    console: Console | None = None,
+) -> Evaluation:
+    """Judge the model that a run ended with.
+
+    data: the folder or zip of images, or words such as data=csv data.root=FILE, of which a key alone changes the run's
+        own data; none: the run's own.
+    split: "auto": the test images of the run's own data and of data whose splits are named, all images of others.
+    client: whose model, where each has one of its own; None there: each client's, on its own test images.
+    console: where it is told what is read; None: nowhere.
+
+    Raises InputError for a run that is not done, and for data that cannot be read or has classes that the run's does
+    not.
+    """
+    source, own = _placed(run, data) if isinstance(data, str) else _said(run, data)
+    personal, spec = client is None and run.clients_with_models, run.backbone().input
+    if personal and not (own and split != "all"):
+        last = run.clients_with_models[-1]
+        raise InputError(
+            f"strategy={run.config.strategy.name} has a model a client: say whose is judged on these images, "
+            f"--client 0 to {last}"
+        )
+    judged = _own(run, source, spec, split, console) if own else _others(run, source, spec, split, console)
+    if personal:
+        parts = run.config.partition.cut(judged.data, run.config.seed)
+        work = [(run.model(part.client), part.test) for part in parts]
+    else:
+        work = [(run.model(client), judged.rows)]
+    return _judge(judged, work, spec, run)
+
+
+def _placed(run: Run, place: str) -> tuple[Source, bool]:
+    """The images in a folder or zip, and whether they are the run's own, which may have been moved."""
+    own = run.config.data
+    if isinstance(own, FileSource):
+        moved = dataclasses.replace(own, root=place)
+        with contextlib.suppress(InputError):  # of other domains, say
+            if _changes(run, moved) == "":
+                return moved, True
+    source = compose_config(["data=image_folder", f"data.root={place}"]).data
+    range = getattr(own, "grey_range", "auto")
+    return dataclasses.replace(cast(FileSource, source), grey_range=range), False
+
+
+def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:
+    """The data that the words say, and whether it is the run's own. Raises InputError for other words than of data."""
+    for word in words:
+        key = parse(word).key_or_group
+        if key != "data" and not key.startswith("data."):
+            raise InputError(f"{word}: the data alone can be another, data=… and data.…=…")
+    if any(word.startswith("data=") for word in words):
+        source = compose_config(words).data
+        return source, False
+    values = to_dict(run.config)
+    for word in map(parse, words):
+        values["data"][word.key_or_group.removeprefix("data.")] = word.value()
+    source = load(cast("dict[str, Any]", values)).data
+    changes = _changes(run, source)
+    if changes and not words:
+        raise InputError(f"{run.folder}: its data is not what it was: {changes}; say which to judge by, --data FOLDER")
+    return source, not changes
+
+
+def _changes(run: Run, source: Source) -> str:
+    """What is other than in the images that the run was made of, in a few words; empty where nothing is."""
+    kept, content = made_of.read(run.folder), source.content(run.config.partition.test_domains or ())
+    if kept is None or kept.made_of.images is None:
+        return "" if source == run.config.data else "they are drawn otherwise"
+    return "they are of another kind" if content is None else content.changes(kept.made_of.images)
+
+
+def _own(run: Run, source: Source, spec: InputSpec, split: Split, console: Console | None) -> Judged:
+    config = run.config
+    # Which domains and classes, and in which order, is the run's; where they lie is the source's.
+    data = source.load(
+        spec.channels, (spec.height, spec.width), config.seed, None, console, config.partition.test_domains or ()
+    )
+    data = config.partition.hold_out(data)
+    if split == "all":
+        return Judged(data, torch.arange(len(data)), "all images of the run's own data, those trained on among them")
+    return Judged(data, data.test.nonzero().flatten(), "the test images of the run's own data")
+
+
+def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Console | None) -> Judged:
+    if not isinstance(source, ImageSource) or run.config.data.is_regression:
+        raise InputError(f"data={source.name}: the run's model is judged on data={run.config.data.name} alone")
+    listed = source.catalogue(spec.channels, (spec.height, spec.width))
+    names, known = listed.class_names, run.class_names
+    domains = source.known_domains or listed.domain_names
+    places = torch.tensor([domains.index(d) if d in domains else -1 for d in listed.domain_names])[listed.domains]
+    for name in (names[i] for i in listed.labels[places >= 0].unique().tolist()):
+        if name not in known:
+            few = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+            raise InputError(f"data: class '{name}' is none of the model's{did_you_mean(name, known)}; it has {few}")
+    named = not isinstance(source, FileSource) or any(s in ("test", "val") for s in source.listing()[1].splits)
+    if split == "test" or (split == "auto" and named):
+        rows, what = (places >= 0) & listed.test & torch.tensor(listed.used), "test images"
+    else:
+        rows, what = places >= 0, "all images"
+    rows = rows.nonzero().flatten()
+    if not len(rows):
+        raise InputError(f"data={source.name}: there is no image to judge the model on")
+    kept = torch.ones(len(rows), dtype=torch.bool)
+    if isinstance(listed.read, Store):
+        images, kept = listed.read.fetch(rows, console)
+    else:
+        images = listed.read(rows)
+    rows = rows[kept]
+    labels = torch.tensor([known.index(name) if name in known else -1 for name in names])[listed.labels[rows]]
+    test = torch.ones(len(rows), dtype=torch.bool)
+    data = Dataset(images, labels, places[rows], test, tuple(known), tuple(domains))
+    return Judged(data, torch.arange(len(rows)), f"{what} of data={source.name}")
+
+
+def _judge(judged: Judged, work: Sequence[tuple[nn.Module, Tensor]], spec: InputSpec, run: Run) -> Evaluation:
+    data, names = judged.data, run.class_names
+    part: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    confusion = None if data.is_regression else torch.zeros(len(names) ** 2, dtype=torch.int64)
+    count = 0
+    for model, rows in work:
+        for batch, outputs in _outputs(model, data, rows, run.config.evaluation.batch_size):
+            labels, count = data.labels[batch], count + len(batch)
+            if confusion is None:
+                right, all_of = (outputs - labels).double().square().sum(-1), labels.double().square().sum(-1)
+            else:
+                said = outputs.argmax(-1)
+                confusion += torch.bincount(labels * len(names) + said, minlength=len(confusion))
+                right, all_of = said == labels, torch.ones_like(labels)
+            for domain in data.domains[batch].unique().tolist():
+                name, there = data.domain_names[domain], data.domains[batch] == domain
+                part[name] = part.get(name, 0) + right[there].sum().item()
+                whole[name] = whole.get(name, 0) + all_of[there].sum().item()
+    order = [name for name in data.domain_names if name in whole]
+    score = RecoveryError if data.is_regression else Accuracy
+    return Evaluation(
+        score({n: part[n] for n in order}, {n: whole[n] for n in order}),
+        None if confusion is None else confusion.view(len(names), len(names)),
+        names,
+        count,
+        judged.what,
+    )
+
+
+@torch.inference_mode()
+def _outputs(model: nn.Module, data: Dataset, rows: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in rows.split(size):
+        yield batch, model(data.images[batch])

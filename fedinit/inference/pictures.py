@@ -1,0 +1,100 @@
+"""Picture files that a person names, as a run's model takes them: decoded as its training images were."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedinit.config.schema import Config
+from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, suffixes
+from fedinit.data.store import THREADS
+from fedinit.errors import InputError
+from fedinit.models import InputSpec
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """paths: of those that could be read. images: (n, C, H, W) uint8, of these.
+    unread: (path, why), of the others."""
+
+    paths: Sequence[Path]
+    images: Tensor
+    unread: Sequence[tuple[Path, str]]
+
+
+def named(given: Sequence[Path]) -> list[Path]:
+    """The picture files that are meant: a file by itself, of a folder all that lie below it and whose names end as
+    pictures' do, in the order of their names. Raises InputError for a folder without any."""
+    paths: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            paths.append(path)
+            continue
+        inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        pictures = sorted(file for file in inside if file.name.lower().endswith(suffixes()))
+        if not pictures:
+            raise InputError(f"{path}: no pictures in this folder, or below it")
+        paths += pictures
+    return paths
+
+
+def read(paths: Sequence[Path], spec: InputSpec, window: Window | Windows | None) -> Pictures:
+    """The pictures as a model takes them. window: as in `decode`, of grey with more than 8 bits."""
+    size = spec.height, spec.width
+
+    def one(path: Path) -> Tensor | str:
+        try:
+            content = path.read_bytes()
+            if not content:
+                return "the file is empty"
+            return torch.from_numpy(decode(content, spec.channels, size, window).copy())
+        except MemoryError:
+            raise
+        except OSError as error:
+            # Pillow's own is an OSError too, without the system's words.
+            return error.strerror.lower() if error.strerror else reason(error)
+        except Exception as error:  # noqa: BLE001 (a broken file makes Pillow raise nearly anything)
+            return reason(error)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        decoded = list(zip(paths, pool.map(one, paths), strict=True))
+    there = [(path, pixels) for path, pixels in decoded if isinstance(pixels, Tensor)]
+    unread = [(path, why) for path, why in decoded if isinstance(why, str)]
+    empty = torch.empty((0, spec.channels, *size), dtype=torch.uint8)
+    images = torch.stack([pixels for _, pixels in there]) if there else empty
+    return Pictures([path for path, _ in there], images, unread)
+
+
+def window_of(config: Config, paths: Sequence[Path], given: Window | None) -> Window | Windows | None:
+    """The levels that grey of more than 8 bits is shown between, as in the run's own images.
+
+    given: by the person; None: as `data.grey_range` of the run says, by its images where that is "auto".
+
+    Raises InputError where that is, there is such a picture, and the run's images are not there any more.
+    """
+    chosen: GreyRange = getattr(config.data, "grey_range", "full") if given is None else given
+    if not isinstance(chosen, str):
+        return chosen
+    if chosen == "full":
+        return None
+    if not measure_windows(lambda name: open(name, "rb"), map(str, paths), THREADS):
+        return None
+    from fedinit.data.file_source import FileSource
+    from fedinit.data.image_files import ImageFiles
+
+    if not isinstance(config.data, FileSource):
+        return None
+    try:
+        tree, listing = config.data.listing()
+        return ImageFiles(tree, listing.names, 1, (1, 1), "auto").prepare()
+    except InputError as error:
+        raise InputError(
+            "pictures of grey with more than 8 bits are shown between the levels of the run's own images "
+            f"(data.grey_range=auto), which cannot be read ({error}); say --grey-range LOW HIGH"
+        ) from error

@@ -1,0 +1,298 @@
+"""What is exported scores what the run's table says, exactly, when the lines of its own card read it, and nothing else.
+
+The card's code is run as it stands, in the folder alone, on a picture; the model that it makes is then judged on the
+run's test images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fedinit
+from clients.site import Site
+from fedinit import cli
+from fedinit.data.decoding import decode
+from fedinit.exports import writing
+from fedinit.exports.card import card
+from fedinit.exports.merged import Merged
+from fedinit.exports.portable import Portable
+from fedinit.exports.writing import export
+from tests.support.small import WORDS
+from tests.support.timm_models import SMALL
+
+SHORT = (*WORDS, "client.max_steps=2", "client.lr=0.01", "engine.lanes=1", "head=ridge", "evaluation.every=2")
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "peft": ("peft",)}
+FORMATS = [
+    "merged",
+    "timm",
+    pytest.param("peft", id="peft"),
+    pytest.param("onnx", marks=pytest.mark.slow, id="onnx"),  # torch's exporter takes ten seconds
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> fedinit.Run:
+    """Two rounds of LoRA-FAIR."""
+    return fedinit.run(*SHORT, "evaluation.head_alone=true", f"output_dir={tmp_path_factory.mktemp('run')}")
+
+
+@pytest.fixture(scope="module")
+def personal(tmp_path_factory) -> fedinit.Run:
+    """A run whose clients keep their B."""
+    words = ("strategy=fedsa_lora", "evaluation=clients", f"output_dir={tmp_path_factory.mktemp('personal')}")
+    return fedinit.run(*SHORT, *words)
+
+
+def need(format: str) -> None:
+    for package in NEEDS.get(format, ()):
+        pytest.importorskip(package, reason=f"needs {package}")
+
+
+def by_the_card(folder: Path, spec: Any, monkeypatch) -> dict[str, Any]:
+    """What the names of the card's code stand for, once it has run in the folder on a picture of another size."""
+    shape = (2 * spec.height, 3 * spec.width, 3)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, shape, np.uint8)).save(folder / "picture.jpg", quality=90)
+    (code,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    with monkeypatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, names)  # noqa: S102
+    return names
+
+
+def logits_of(names: dict[str, Any], images: torch.Tensor) -> torch.Tensor:
+    """By whichever reader the card has made."""
+    with torch.inference_mode():
+        if "session" in names:
+            return torch.from_numpy(names["session"].run(None, {"images": images.numpy()})[0])
+        return names["model"].eval()(images)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_cards_own_lines_score_what_the_table_says(format, run, monkeypatch, tmp_path):
+    need(format)
+    (made,) = export(run, format, tmp_path / "out")
+    assert made.difference is not None and made.difference <= 1e-5
+    site = Site(run.config)
+    data, spec = site.data, site.backbone.input
+    names = by_the_card(tmp_path / "out", spec, monkeypatch)
+    # The picture is brought to size as training images are, to a level of rounding, and the logits are the run's.
+    pixels = torch.from_numpy(decode((tmp_path / "out" / "picture.jpg").read_bytes(), 1, (32, 32)).copy())[None]
+    images = torch.as_tensor(np.asarray(names["images"]))
+    assert (images - spec.normalise(pixels, torch.device("cpu"))).abs().max() <= 1.01 / 255 / spec.std[0]
+    torch.testing.assert_close(torch.as_tensor(names["logits"]).detach(), run.model()(images), rtol=0, atol=1e-5)
+    hits, of = torch.zeros(3), torch.zeros(3)
+    for rows in data.test.nonzero().flatten().split(256):
+        said = logits_of(names, spec.normalise(data.images[rows], torch.device("cpu"))).argmax(-1)
+        hits.index_add_(0, data.domains[rows], (said == data.labels[rows]).float())
+        of.index_add_(0, data.domains[rows], torch.ones(len(rows)))
+    assert {n: 100 * int(hits[i]) / int(of[i]) for i, n in enumerate(data.domain_names)} == run.summary[
+        "accuracy_by_domain"
+    ]
+
+
+def test_what_the_model_takes_travels_with_it(run, tmp_path):
+    export(run, "timm", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [1, 32, 32] and config["label_names"] == list("0123456789")
+    assert config["pretrained_cfg"]["mean"] == [0.5] and config["pretrained_cfg"]["std"] == [0.5]
+    assert config["model_args"] == dict(run.config.model.kwargs)
+    assert config["fedinit"]["final_hash"] == run.summary["final_hash"] and config["fedinit"]["format"] == "timm"
+    import timm
+    from timm.data import resolve_model_data_config
+
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    told = resolve_model_data_config(model)
+    assert told["input_size"] == (1, 32, 32) and list(told["mean"]) == [0.5] and told["crop_pct"] == 1.0
+    assert list(model.pretrained_cfg["label_names"]) == list("0123456789")
+
+
+@pytest.mark.slow
+def test_an_onnx_file_says_what_it_takes(run, tmp_path):
+    need("onnx")
+    import onnxruntime
+
+    export(run, "onnx", tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["label_names"]) == list("0123456789") and json.loads(about["mean"]) == [0.5]
+    (taken,) = session.get_inputs()
+    assert taken.shape[1:] == [1, 32, 32] and isinstance(taken.shape[0], str)
+
+
+@pytest.mark.parametrize("format", ["merged", "peft"])
+def test_each_client_of_a_personal_method_has_a_model(format, personal, tmp_path):
+    need(format)
+    made = export(personal, format, tmp_path / "all")
+    assert [m.folder.name for m in made] == ["client-0", "client-1", "client-2"]
+    weights = {(m.folder / m.files[0]).read_bytes() for m in made}
+    assert len(weights) == 3, "the control: none has another's"
+    (alone,) = export(personal, format, tmp_path / "one", client=1)
+    assert (alone.folder / alone.files[0]).read_bytes() == (made[1].folder / made[1].files[0]).read_bytes()
+    assert "this is the model of client 1" in (alone.folder / "README.md").read_text()
+
+
+def test_a_model_that_timm_has_no_name_for_is_merged(tmp_path, monkeypatch):
+    words = [w for w in SHORT if not w.startswith("model.")] + ["model=glyph_mixer", "rounds=1", "client.max_steps=1"]
+    run = fedinit.run(*words, "evaluation=none", f"output_dir={tmp_path}")
+    with pytest.raises(fedinit.InputError) as refused:
+        export(run, "timm", tmp_path / "out")
+    assert str(refused.value) == "--format timm: timm has no model of the name MlpMixer; use --format merged"
+    assert not (tmp_path / "out").exists()
+    export(run, "merged", tmp_path / "out")
+    names = by_the_card(tmp_path / "out", run.backbone().input, monkeypatch)
+    torch.testing.assert_close(names["logits"], run.model()(names["images"]))
+    assert "was not evaluated" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_classifier_that_is_more_than_a_linear_layer_keeps_the_head_behind_it(tmp_path, monkeypatch):
+    words = [w for w in SHORT if not w.startswith(("model.", "head"))] + ["model=vit_tiny", "model.name=levit_128s"]
+    words += [
+        "model.pretrained=false",
+        "data.domains=[plain,thick]",
+        "data.classes=2",
+        "client.batch_size=2",
+        "rounds=1",
+        "client.max_steps=1",
+        "evaluation=none",
+        f"output_dir={tmp_path}",
+    ]
+    run = fedinit.run(*words)
+    with pytest.raises(fedinit.InputError, match="the classifier of levit_128s is more than a linear layer"):
+        export(run, "timm", tmp_path / "timm")
+    for format in ("merged", "peft"):
+        need(format)
+        export(run, format, tmp_path / format)
+        names = by_the_card(tmp_path / format, run.backbone().input, monkeypatch)
+        torch.testing.assert_close(names["logits"].detach(), run.model()(names["images"]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_size_that_the_model_was_made_with_is_among_its_arguments():
+    from tests.support.timm_models import backbone_of
+
+    assert backbone_of("vit_tiny_patch16_224", SMALL, image_size=32).arguments == {**SMALL, "img_size": 32}
+    assert backbone_of("vit_tiny_patch16_224", SMALL).arguments == SMALL
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+def told(capsys, *words: object) -> str:
+    """What `fedinit export` says of words that are wrong."""
+    assert cli.main(["export", *map(str, words)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("error: ")
+    return said.err.removeprefix("error: ").strip()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line_and_what_is_there_stays(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    for place in ("mine", "file"):
+        assert "is there, and is no timm export; name a new folder" in told(
+            capsys, run.folder, "--format", "timm", "--output", tmp_path / place
+        )
+    below = told(capsys, run.folder, "--format", "timm", "--output", tmp_path / "file" / "out")
+    assert below == f"{tmp_path}/file/out: cannot be written (Not a directory); name another folder with --output"
+    assert {p.name for p in tmp_path.rglob("*")} == {"file", "mine", "config.json"}
+    # The control: what was exported before is written anew, and holds nothing else after it.
+    for _ in range(2):
+        assert cli.main(["export", str(run.folder), "--format", "timm", "--output", str(tmp_path / "new")]) == 0
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+
+
+def test_an_export_of_another_format_is_not_written_over(run, tmp_path):
+    export(run, "timm", tmp_path)
+    with pytest.raises(fedinit.InputError, match="is there, and is no merged export"):
+        export(run, "merged", tmp_path)
+
+
+def test_no_run_an_unfinished_one_and_one_that_lost_a_file_are_a_line_each(run, personal, tmp_path, capsys):
+    assert told(capsys, tmp_path, "--format", "timm") == (
+        f"{tmp_path}: not the folder of a run; it has no readable config.yaml"
+    )
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_bytes((run.folder / "config.yaml").read_bytes())
+    assert "this run is not done, it came to round 0 of 2" in told(capsys, begun, "--format", "timm")
+    assert "--format: invalid choice: 'tim'" in told(capsys, run.folder, "--format", "tim")
+    lost = tmp_path / "lost"
+    shutil.copytree(run.folder, lost)
+    (lost / "adapter" / "head.safetensors").unlink()
+    assert told(capsys, lost, "--format", "timm").startswith(
+        f"{lost}/adapter: not what a run writes (FileNotFoundError"
+    )
+    assert "has one model for all clients" in told(capsys, run.folder, "--format", "timm", "--client", "0")
+    assert "ask for model(client=0) to 2" in told(capsys, personal.folder, "--format", "peft", "--client", "7")
+
+
+def test_a_reader_that_gives_other_logits_leaves_nothing(run, tmp_path, monkeypatch):
+    """The negative control of the check that every export goes through."""
+    files = Merged.files
+
+    def spoilt(self, model: Portable) -> dict[str, bytes]:
+        weights = {k: v + 0.1 * (k == "head.bias") for k, v in model.module.state_dict().items()}
+        from safetensors.torch import save
+
+        return {**files(self, model), "model.safetensors": save(weights)}
+
+    monkeypatch.setattr(Merged, "files", spoilt)
+    with pytest.raises(fedinit.InputError, match="its reader gives other logits than the run's model, by 1.0e-01"):
+        export(run, "merged", tmp_path / "out")
+    assert not any(tmp_path.rglob("*.safetensors"))
+
+
+def test_packages_that_are_missing_are_named(run, tmp_path, monkeypatch, capsys):
+    from fedinit.exports import contract
+
+    monkeypatch.setattr(contract.importlib.util, "find_spec", lambda name: None)
+    assert told(capsys, run.folder, "--format", "onnx") == (
+        '--format onnx: onnx and onnxscript are not installed; pip install "fedinit[onnx]"'
+    )
+    # What only the reader needs is not in the way; it is said that nobody has read it.
+    assert cli.main(["export", str(run.folder), "--format", "peft", "--output", str(tmp_path / "out")]) == 0
+    assert "; not read back: peft not installed" in capsys.readouterr().out
+
+
+def test_a_backbone_that_is_gone_or_another_is_named(run, tmp_path, capsys):
+    """The file can be named where it lies now; another file is refused by its hash."""
+    from safetensors.torch import save_file
+
+    file = tmp_path / "weights.safetensors"
+    save_file(run.backbone().module.state_dict(), file)
+    words = (*SHORT, "rounds=1", "client.max_steps=1", "evaluation=none", f"model.checkpoint={file}")
+    made = fedinit.run(*words, f"output_dir={tmp_path}")
+    moved = file.rename(tmp_path / "moved.safetensors")
+    gone = told(capsys, made.folder, "--format", "merged")
+    assert gone.startswith(f"{made.folder}: the file of its backbone, {file}, is not there; name it, --checkpoint FILE")
+    assert cli.main(["export", str(made.folder), "--format", "merged", "--checkpoint", str(moved)]) == 0
+    other = tmp_path / "other.safetensors"
+    save_file({k: v + 1 for k, v in run.backbone().module.state_dict().items()}, other)
+    capsys.readouterr()
+    assert "this is not the file that the run was made for" in told(
+        capsys, made.folder, "--format", "timm", "--checkpoint", other
+    )
+
+
+def test_names_in_a_card_are_no_markup(run):
+    hostile = ("</script>", "a|b", "[x](http://y)", "*bold*\n# title")
+
+    class Renamed(fedinit.Run):
+        class_names = hostile  # pyright: ignore[reportAssignmentType]
+
+    model = Portable.of(run)
+    text = card(dataclasses.replace(model, run=Renamed(run.folder)), writing._format("merged"))
+    listed = next(line for line in text.splitlines() if line.startswith("Classes, in the order"))
+    assert r"\</script\>, a\|b, \[x\](http://y), \*bold\* \# title." in listed
