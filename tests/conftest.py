@@ -36,7 +36,7 @@ def one_lane() -> Iterator[None]:
     """One lane for a run, unless a test asks for a number of them: pytest's own workers have the cores already, and
     threads that share a core wait for each other. Lanes change no hash (tests/faults/test_runs.py)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clients.engine.worker.cores", lambda: 1)
+        patch.setattr("clients.engine.hardware.cores", lambda: 1)
         yield
 
 
