@@ -39,6 +39,7 @@ from fedinit.runs import folder as run_folder
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
+from fedinit.runs.status import StatusObserver
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
@@ -127,7 +128,8 @@ def federated(
     grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict)
     progress = ProgressObserver(console, (method or config.strategy).name.replace("head_alone", "head alone"))
     parts = {"clients": grid, "bases": cohort.bases}
-    watching = [*opened.observers, progress]
+    status = StatusObserver(opened.folder.path, progress.label)
+    watching = [*opened.observers, progress, status]
     if method is None:
         parts["files"] = opened.folder
         if config.diagnostics.name != "none":
@@ -139,7 +141,7 @@ def federated(
             config,
             grid,
             site.backbone,
-            observers=[progress] if method else watching,
+            observers=[progress, status] if method else watching,
             evaluate_fn=site.evaluate_round if config.evaluation.where == "server" else None,
             method=method,
             checkpoints=opened.checkpoints(method.name if method else None),

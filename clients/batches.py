@@ -50,11 +50,10 @@ class Step:
 
 def join(batches: list[Tensor], size: int) -> Step:
     """The clients' batches of one step, at one `size`, so that a client computes the same alone and in company."""
-    indices = torch.stack([torch.cat([b, b[:1].expand(size - len(b))]) for b in batches])
-    weight = torch.zeros(len(batches), size)
-    for row, batch in zip(weight, batches, strict=True):
-        row[: len(batch)] = 1 / len(batch)
-    return Step(indices=indices, weight=weight)
+    filled = [b if len(b) == size else torch.cat([b, b[:1].expand(size - len(b))]) for b in batches]
+    counts = torch.tensor([len(b) for b in batches])[:, None]
+    weight = torch.where(torch.arange(size) < counts, 1 / counts, 0.0)
+    return Step(indices=torch.stack(filled), weight=weight)
 
 
 def losses(logits: Tensor, targets: Tensor, weight: Tensor, loss: str) -> Tensor:

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sys
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 
 from fedinit.config.flower import from_run_config
 from fedinit.config.schema import Config
 from fedinit.config.site import with_site_settings
-from fedinit.errors import InputError
+from fedinit.errors import InputError, Refused, public_of
 
 app = ClientApp()
+OWN = ("partition-id", "noise-secret", "noise-secret-file")  # a client's; those of one process share the rest
 
 
 @functools.lru_cache(maxsize=2)
 def _configured(run_config: str, node_config: str) -> tuple[Config, Config]:
     """The run's configuration, and the same with what is the site's own."""
-    config = from_run_config(json.loads(run_config))
+    try:
+        config = from_run_config(json.loads(run_config))
+    except InputError as error:
+        raise Refused(str(error)) from error  # of the server's words alone
     return config, with_site_settings(config, json.loads(node_config), simulated())
 
 
@@ -51,9 +55,8 @@ def simulated() -> bool:
 
 def _answer(message: Message, context: Context) -> Message:
     """The reply of this node's client, which goes on from its state on disk where the site keeps one; an Error for
-    wrong input."""
-    # The two are a client's own: clients that share a process share the data and the backbone.
-    shared = {k: v for k, v in context.node_config.items() if k not in ("partition-id", "noise-secret")}
+    whatever goes wrong: Flower would send the words of an exception, and they may name a file."""
+    shared = {k: v for k, v in context.node_config.items() if k not in OWN}
     try:
         words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(shared, sort_keys=True)
         config, _ = _configured(*words)
@@ -69,8 +72,12 @@ def _answer(message: Message, context: Context) -> Message:
             kept.export(message, context, cohort)
             kept.remember(message, context)
         return reply
-    except InputError as error:
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+    except Exception as error:
+        code, public = public_of(error)
+        if simulated():
+            return Message(Error(code, str(error)), reply_to=message)
+        logging.getLogger(__name__).warning("%s", error, exc_info=None if isinstance(error, InputError) else error)
+        return Message(Error(code, public), reply_to=message)
 
 
 def _alone(context: Context, config: Config) -> int | None:

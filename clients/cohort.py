@@ -32,7 +32,8 @@ class Cohort:
     def __init__(self, site: Site, persistent: bool = False, deployed: bool = False) -> None:
         """site: what this process holds for its clients.
         persistent: clients keep their base in their Context, for when the next message meets a new process.
-        deployed: the server is another's, so noise is drawn with a secret of the client's or not at all."""
+        deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
+        of an error is a code and what the server knows."""
         self.site, self.bases = site, Bases(persistent)
         self.decoder = Decoder(site, self.bases, deployed)
 
@@ -58,7 +59,7 @@ class Cohort:
             if entry.reply is not None:
                 replies.append(entry.reply)
             elif entry.task is not None:
-                replies.append(encode(self.site, entry.task, of_task, message, context))
+                replies.append(encode(self.site, entry.task, of_task, message, context, self.decoder.deployed))
         return replies
 
     def answers(self, tasks: Sequence[Task]) -> list[list[Answer]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clients.site import Site
 from fedinit import wire
-from fedinit.errors import InputError
+from fedinit.errors import Refused
 from fedinit.factors import PARTS
 from fedinit.state import base_offset as base
 from fedinit.statistics import Request, shapes_of
@@ -30,14 +30,14 @@ RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
 def check(message: Message, site: Site) -> Received:
     """The tensors of the message, by record and name.
 
-    Raises InputError, one line, for another backbone, and for a record, tensor, shape or value that is no part of a
+    Raises Refused, one line, for another backbone, and for a record, tensor, shape or value that is no part of a
     run.
     """
     for name in message.content.keys() - RECORDS:
-        raise InputError(f"the server sent a record {name!r}, which is no part of a run")
+        raise Refused(f"the server sent a record {name!r}, which is no part of a run")
     meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
     if meant != site.backbone.digest:
-        raise InputError(
+        raise Refused(
             f"the run is for the backbone {meant[:12] or '(none named)'}, this client holds "
             f"{site.backbone.digest[:12]}; give both the same model.checkpoint"
         )
@@ -60,7 +60,7 @@ def check(message: Message, site: Site) -> Received:
 
 
 def check_request(request: Request, site: Site) -> None:
-    """Raise InputError for a statistic of what the site's model does not have, or with sums larger than the square of
+    """Raise Refused for a statistic of what the site's model does not have, or with sums larger than the square of
     a layer's width, before anything is allocated for it."""
     for name, shape in request.shapes.items():
         expected = {
@@ -69,30 +69,34 @@ def check_request(request: Request, site: Site) -> None:
         }.get(request.source, site.targets.get(name))
         if tuple(shape) != expected or not all(type(size) is int and size > 0 for size in shape):
             what = f"which is {expected} here" if expected else "which is no adapted layer"
-            raise InputError(f"the server asked for statistics of {name!r} as {tuple(shape)}, {what}")
+            raise Refused(f"the server asked for statistics of {name!r} as {tuple(shape)}, {what}")
+    try:
+        shapes = shapes_of(request)
+    except Exception as error:  # noqa: BLE001 (options from outside: whatever reading them raises)
+        raise Refused("the server asked for statistics that are none, or with options that they do not have") from error
     widest = 1 + max(max(shape) for shape in (*site.targets.values(), (site.backbone.features,)))
-    for name, shape in shapes_of(request).items():
+    for name, shape in shapes.items():
         if not math.prod(shape) <= max(widest, len(site.data.class_names)) ** 2:
-            raise InputError(f"the server asked for {name} as {shape}, more than the square of a layer's width")
+            raise Refused(f"the server asked for {name} as {shape}, more than the square of a layer's width")
 
 
 def _tensors(message: Message, record: str) -> dict[str, Tensor]:
     """The arrays of a record, decoded, all values finite."""
     content = message.content.get(record, ArrayRecord())
     if not isinstance(content, ArrayRecord):
-        raise InputError(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
+        raise Refused(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
     try:
         tensors = wire.decode(content)
     except ValueError as error:
-        raise InputError(f"the server sent {error}") from error
+        raise Refused(f"the server sent {error}") from error
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise InputError(f"the server sent {name} with NaN or infinity")
+            raise Refused(f"the server sent {name} with NaN or infinity")
     return tensors
 
 
 def _basis(name: str, array: Tensor, site: Site) -> None:
-    """Raise InputError for what is no basis to project a statistic on: orthonormal columns (k, q) or (d, q), for the
+    """Raise Refused for what is no basis to project a statistic on: orthonormal columns (k, q) or (d, q), for the
     inputs or the outputs of an adapted layer.
 
     A longer column would carry more of an image than the noise is made for, and one that repeats would have noise
@@ -100,12 +104,12 @@ def _basis(name: str, array: Tensor, site: Site) -> None:
     """
     layer = name.rpartition("/")[0]
     if layer not in site.targets:
-        raise InputError(f"the server sent {name!r}, which belongs to no adapted layer")
+        raise Refused(f"the server sent {name!r}, which belongs to no adapted layer")
     rows = array.shape[0] if len(array.shape) == 2 and array.shape[0] in site.targets[layer] else site.targets[layer][1]
     columns = (array.shape[1:2] or (0,))[0]
     _shape(name, array, (rows, columns))
     if columns > rows or not _off_orthonormal(array.double()) <= ORTHONORMAL:
-        raise InputError(f"the server sent {name} with columns that are not orthonormal to {ORTHONORMAL:g}")
+        raise Refused(f"the server sent {name} with columns that are not orthonormal to {ORTHONORMAL:g}")
 
 
 def _off_orthonormal(basis: Tensor) -> float:
@@ -115,28 +119,28 @@ def _off_orthonormal(basis: Tensor) -> float:
 
 
 def _factor(name: str, array: Tensor, site: Site, stacked: bool = False) -> None:
-    """Raise InputError for what is no factor, in its shape, of an adapted layer.
+    """Raise Refused for what is no factor, in its shape, of an adapted layer.
 
     stacked: of a merge, which may hold the factors of all clients side by side.
     """
     layer, _, part = name.rpartition("/")
     if layer not in site.targets or part not in PARTS:
-        raise InputError(
+        raise Refused(
             f"the server sent {name!r}, which is no factor of an adapted layer; a client takes no weights of its "
             "backbone from a server"
         )
     d, k = site.targets[layer]
     rank = (tuple(array.shape) or (0,))[0 if part == "A" else -1]
     if part in ("A", "B") and not stacked and rank > min(d, k):
-        raise InputError(f"the server sent {name} of rank {rank}; a map from {k} to {d} has no more than {min(d, k)}")
+        raise Refused(f"the server sent {name} of rank {rank}; a map from {k} to {d} has no more than {min(d, k)}")
     core = (rank, rank) if len(array.shape) == 2 else (array.shape[0], rank, rank)  # full, or its diagonal blocks
     _shape(name, array, {"A": (rank, k), "B": (d, rank), "R": core, "b": (d,), "d": (rank,), "m": (d,)}[part])
 
 
 def _shape(name: str, array: Tensor, expected: tuple[int, ...] | None) -> None:
-    """Raise InputError for another shape, or none that is expected, and for what is not float32."""
+    """Raise Refused for another shape, or none that is expected, and for what is not float32."""
     if expected is None:
-        raise InputError(f"the server sent {name!r}, which is no part of a head")
+        raise Refused(f"the server sent {name!r}, which is no part of a head")
     if tuple(array.shape) != expected or array.dtype != torch.float32:
         dtype = str(array.dtype).removeprefix("torch.")
-        raise InputError(f"the server sent {name} as {dtype} {tuple(array.shape)}, expected float32 {expected}")
+        raise Refused(f"the server sent {name} as {dtype} {tuple(array.shape)}, expected float32 {expected}")

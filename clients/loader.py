@@ -52,8 +52,8 @@ class BankLoader:
         self.members = sorted(tasks, key=lambda t: -len(plans[t.client]))
         self.counts = [len(plans[t.client]) for t in self.members]
         self._plans = [plans[t.client] for t in self.members]
-        self._keys = torch.tensor([derive(seed, "augment", t.round, t.client) for t in self.members])
-        self.active = [sum(count > step for count in self.counts) for step in range(self.counts[0])]
+        self.seed = seed
+        self.active = (torch.tensor(self.counts) > torch.arange(self.counts[0])[:, None]).sum(1).tolist()
         self._features = self._table()
 
     @property
@@ -81,7 +81,7 @@ class BankLoader:
         active = len(batch.indices)
         shape = (active, self.settings.batch_size, *self.data.images.shape[1:])
         kind = augment or self.settings.augment
-        words = self._keys if kind == "none" else self.words(torch.tensor([step]))[0]
+        words = self.words(torch.tensor([step]))[0] if kind != "none" else [torch.empty(0)] * active
         images = torch.zeros(shape, dtype=self.data.images.dtype)
         for row, t in enumerate(self.members[:active]):
             if t.client not in self.failures.mute:
@@ -94,14 +94,14 @@ class BankLoader:
         """Every step of every member: indices (steps, K, b), weight (steps, K, b), and moving (steps, K, 1), whether
         the member still trains then; one that is done sees its first image, with weight zero."""
         size, count = self.settings.batch_size, self.counts[0]
+        whole = [batch for plan in self._plans for batch in plan]
+        if len(whole) == count * len(self._plans) and all(len(batch) == size for batch in whole):
+            indices = torch.cat(whole).view(-1, count, size).transpose(0, 1)
+            return indices, torch.full(indices.shape, 1 / size), torch.ones(*indices.shape[:2], 1, dtype=torch.bool)
         indices = torch.zeros(len(self._plans), count, size, dtype=torch.long)
         weight = torch.zeros(len(self._plans), count, size)
         for row, plan in enumerate(self._plans):
-            whole = torch.cat(plan)
-            if len(whole) == len(plan) * size:  # no short batch
-                steps = batches.Step(whole.view(-1, size), torch.full((len(plan), size), 1 / size))
-            else:
-                steps = batches.join(plan, size)
+            steps = batches.join(plan, size)
             indices[row], weight[row, : len(plan)] = plan[0][0], steps.weight
             indices[row, : len(plan)] = steps.indices
         moving = torch.tensor(self.counts)[None] > torch.arange(count)[:, None]
@@ -113,7 +113,8 @@ class BankLoader:
         place = torch.arange(self.settings.batch_size, device=steps.device).expand(len(steps), -1)
         nothing = torch.zeros_like(place)
         counter = torch.stack([place, steps[:, None].expand_as(place), nothing, nothing], dim=-1)  # (n, b, 4)
-        return philox(self._keys.to(steps.device)[:, None], counter[:, None])
+        keys = torch.tensor([derive(self.seed, "augment", t.round, t.client) for t in self.members])
+        return philox(keys.to(steps.device)[:, None], counter[:, None])
 
     def features(self, batch: batches.Step) -> Tensor | None:
         """(active·b, D) pooled features of the frozen backbone in place of the images, where the tasks bring them."""

@@ -18,7 +18,8 @@ from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
 from fedinit.adapters.core import BLOCK_SCALES
-from fedinit.errors import InputError
+from fedinit.config.site import noise_secret
+from fedinit.errors import Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.state import digest
 from fedinit.state.base_offset import EMPTY, RECORD
@@ -46,7 +47,8 @@ class Decoder:
 
     def __init__(self, site: Site, bases: Bases, deployed: bool) -> None:
         """bases: the base offsets of the clients, which messages bring up to date.
-        deployed: the server is another's, so noise is drawn with a secret of the client's or not at all."""
+        deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
+        of an error is a code and what the server knows."""
         self.site, self.bases, self.deployed = site, bases, deployed
 
     def decode(self, message: Message, context: Context) -> Decoded:
@@ -64,7 +66,8 @@ class Decoder:
         except Exception as error:  # noqa: BLE001 (what a server may send is anything)
             given = context.node_config.get("partition-id", -1)
             failed = ClientFailed.of(given if isinstance(given, int) else -1, STAGES[message_type], error)
-            return Decoded(self._place(message, context) if message_type == "train" else None, refusal(message, failed))
+            place = self._place(message, context) if message_type == "train" else None
+            return Decoded(place, refusal(message, failed, self.deployed))
 
     def _training(self, message: Message, received: Received, context: Context) -> Task:
         config, part = wire.config(message), self.site.partition_of(context)
@@ -73,7 +76,7 @@ class Decoder:
         drift = drift_product = 0.0
         trainable, round = wire.words(config, "trainable"), wire.value(config, "round", int)
         if not set(trainable) <= {*PARTS, BLOCK_SCALES} or round < 1:
-            raise InputError(f"the server asked to train {trainable} in round {round}")
+            raise Refused(f"the server asked to train {trainable} in round {round}")
         own_factors = _own_factors(message, context) if config["own-factors"] else None
         if own_factors is not None:
             apart = {name: difference(adapter[name], own_factors[name]) for name in adapter}
@@ -107,7 +110,7 @@ class Decoder:
     def _measurement(self, message: Message, received: Received, context: Context) -> Task:
         """On the bare backbone; or, where trained factors are named, at the start that is sent along.
 
-        Raises InputError for noise that the server could draw again, and take off.
+        Raises Refused for noise that the server could draw again, and take off.
         """
         config, part = wire.config(message), self.site.partition_of(context)
         adapter, trainable, base = {}, frozenset(), EMPTY
@@ -121,11 +124,11 @@ class Decoder:
             head = {name[len(wire.HEAD) :]: value for name, value in received[wire.STATE].items()}
         request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
         guard.check_request(request, self.site)
-        secret = str(context.node_config.get("noise-secret", ""))
+        secret = noise_secret(context.node_config)
         if self.deployed and request.sampling.noise and not secret:
-            raise InputError(
+            raise Refused(
                 "the run asks for noise, and this site has no secret to draw it with: start the node with "
-                "--node-config 'noise-secret=\"…\"'"
+                "--node-config 'noise-secret-file=\"…\"'"
             )
         return Task(
             client=part.client,

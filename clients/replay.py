@@ -11,7 +11,6 @@ mates are done, but for these halvings.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients import batches
 from clients.loader import BankLoader
@@ -32,17 +31,17 @@ from fedinit.data.dataset import Dataset
 from fedinit.models.input_spec import InputSpec
 
 RECORDINGS = 4  # shapes of banks that are kept; each holds its adapters, and the graphs of all share their memory
-RESIDENT = 0.4  # of the device's memory: data sets up to this lie on the device
+RESIDENT = 0.25  # of the device's memory: data sets up to this lie on the device, beside the SHARE of cost.py
 
 
 class Recorder:
     """The recorded steps of one device, by the shape of the bank that is trained."""
 
-    def __init__(self, data: Dataset, spec: InputSpec, device: torch.device, compiled: bool = False) -> None:
+    def __init__(self, data: Dataset, spec: InputSpec, device: torch.device) -> None:
         """spec: the size and normalisation of the backbone's input.
-        compiled: the backbone's blocks are compiled before they are recorded. On the CPU nothing is recorded, and the
-        same steps are taken one by one: the twin that tests can have everywhere."""
-        self.data, self.spec, self.device, self.compiled = data, spec, device, compiled
+        device: on the CPU nothing is recorded, and the same steps are taken one by one: the twin that tests can have
+        everywhere."""
+        self.data, self.spec, self.device = data, spec, device
         size, on_cuda = data.images.shape.numel() * data.images.dtype.itemsize, device.type == "cuda"
         room = RESIDENT * torch.cuda.get_device_properties(device).total_memory if on_cuda else size
         self.images = data.images.to(device) if isinstance(data.images, Tensor) and size <= room else None
@@ -162,8 +161,6 @@ class Recording:
         tensors, device = self._tensors(), self.recorder.device
         with torch.no_grad():
             before = [value.clone() for value in tensors]
-        if self.recorder.compiled:
-            _compile(self.training.bank.module)
         stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
@@ -238,14 +235,6 @@ def _copy_into(target: Frozen, source: Frozen) -> None:
         target.exact.copy_(source.exact)
     if "squares" in vars(target):  # DoRA's, made once a base
         target.squares.copy_(source.squares)
-
-
-def _compile(module: nn.Module) -> None:
-    """Compile a backbone's blocks, one for all of a kind; a model without blocks as a whole."""
-    blocks = [block for name, block in module.named_modules() if re.fullmatch(r"(.*\.)?blocks\.\d+", name)]
-    for block in blocks or [module]:
-        if getattr(block, "_compiled_call_impl", None) is None:
-            block.compile(dynamic=False)
 
 
 def _rows(active: int, count: int) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from torch import Tensor
 
 from clients.evaluation import by_domain, measured, sums_record
@@ -22,8 +22,11 @@ from fedinit.transforms import HalfPrecision, Payload, UpdateTransform
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
 
 
-def encode(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> Message:
-    """The reply to a message from the answers to its task, one or one a batch; an Error where one is a failure."""
+def encode(
+    site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context, deployed: bool
+) -> Message:
+    """The reply to a message from the answers to its task, one or one a batch; an Error where one is a failure, as
+    `refusal` makes it."""
     write, stage = {
         "train": (update, "reply"),
         "measure": (statistics, "statistics"),
@@ -31,16 +34,21 @@ def encode(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
     }[task.work]
     for answer in answers:
         if isinstance(answer, ClientFailed):
-            return refusal(message, answer)
+            return refusal(message, answer, deployed)
     try:
         return Message(write(site, task, answers, message, context), reply_to=message)
     except Exception as error:  # noqa: BLE001 (this client's: the other clients' round goes on)
-        return refusal(message, ClientFailed.of(task.client, stage, error))
+        return refusal(message, ClientFailed.of(task.client, stage, error), deployed)
 
 
-def refusal(message: Message, failed: ClientFailed) -> Message:
-    """An Error that says in one line who failed, at what and why."""
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(failed)), reply_to=message)
+def refusal(message: Message, failed: ClientFailed, deployed: bool) -> Message:
+    """An Error that says in one line who failed, at what and why.
+
+    deployed: the server is another's, so only a code leaves, and what the server knows; the rest is in the site's log.
+    """
+    if deployed:
+        logging.getLogger(__name__).warning("%s", failed)
+    return Message(Error(failed.code, failed.public if deployed else str(failed)), reply_to=message)
 
 
 def description(site: Site, context: Context) -> RecordDict:

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor
 
 from clients.engine import Engine
-from clients.engine.hardware import compiles, resolved
+from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
-from clients.engine.worker import Settings, Worker, make_workers
+from clients.engine.worker import Settings, Worker, described, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.task import Task
 from fedinit import wire
@@ -23,7 +23,7 @@ from fedinit.config.compatibility import CONFIG_RULES, refuse
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
-from fedinit.errors import InputError
+from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
 from fedinit.models import Backbone, adapted_layers, build_backbone
 from fedinit.scores import Accuracy, RecoveryError, Score
@@ -65,23 +65,23 @@ class Site:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
-        compiled = compiles(config, [len(part.train) for part in self.partitions])
-        settings = replace(Settings.of(config), compiled=compiled)
-        held = self.backbone, self.targets, self.data, settings
+        held = self.backbone, self.targets, self.data, Settings.of(config)
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
+        if console is not None:
+            console.print(f"engine: {described(workers)}, banks of up to {config.engine.clients_per_bank} clients")
         self.engine: Engine = ENGINES[config.engine.name](workers)
 
     def partition_of(self, context: Context) -> Partition:
-        """The data of the client whose Context this is. Raises InputError for a node without a partition id, or with
+        """The data of the client whose Context this is. Raises Refused for a node without a partition id, or with
         one that is not there."""
         index = context.node_config.get("partition-id")
         if type(index) is not int:
             what = (
                 "this node has no partition-id" if index is None else f"partition-id={index}: expected a whole number"
             )
-            raise InputError(f"{what}; start it with --node-config 'partition-id=0 …'")
+            raise Refused(f"{what}; start it with --node-config 'partition-id=0 …'")
         if not 0 <= index < len(self.partitions):
-            raise InputError(
+            raise Refused(
                 f"partition-id={index}: this run has {len(self.partitions)} partitions, 0 to "
                 f"{len(self.partitions) - 1}; start as many clients, or change partition.clients"
             )

@@ -16,6 +16,7 @@ from torch import Tensor
 from clients import batches
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
+from fedinit.errors import Code, Refused
 from fedinit.losses import choose_loss
 from fedinit.models.input_spec import InputSpec
 from fedinit.seeding import derive, torch_generator
@@ -25,8 +26,10 @@ from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_
 Seen = tuple[str, Tensor, Tensor | None]  # layer, and what its statistic sees
 
 
-class TooFew(ValueError):
+class TooFew(Refused):
     """This client has fewer examples than a statistic may be made of; it does not answer."""
+
+    code = Code.too_few_examples
 
 
 def measure(

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedinit.errors import Code, public_of
 from fedinit.factors import Factors
 from fedinit.slots import Chosen
 from fedinit.state.base_offset import EMPTY
@@ -132,11 +133,15 @@ class Measured:
 
 
 class ClientFailed(Exception):
-    """One client's failure, as one line: who, at what, in which step, and why."""
+    """One client's failure, as one line: who, at what, in which step, and why.
 
-    def __init__(self, client: int, said: str) -> None:
-        super().__init__(client, said)
-        self.client = client
+    code, public: what may be said of it to a server of other people's: a code, and one line without what only the site
+    knows.
+    """
+
+    def __init__(self, client: int, said: str, code: Code = Code.failed, public: str = "") -> None:
+        super().__init__(client, said, code, public)
+        self.client, self.code, self.public = client, code, public
 
     def __str__(self) -> str:
         return self.args[1]
@@ -151,7 +156,9 @@ class ClientFailed(Exception):
         """
         where = traceback.extract_tb(cause.__traceback__)[-1]
         at = f"client {client}, {stage}" + ("" if step is None else f", step {step}")
-        failed = ClientFailed(client, f"{at}: {type(cause).__name__}: {cause} ({where.name}, line {where.lineno})")
+        said = f"{at}: {type(cause).__name__}: {cause} ({where.name}, line {where.lineno})"
+        code, public = public_of(cause)
+        failed = ClientFailed(client, said, code, f"{at}: {public}")
         failed.__cause__ = cause
         return failed
 

@@ -1,8 +1,10 @@
-"""The two ways to fail, wrong input and a run that cannot go on, and the "did you mean" of the first."""
+"""The two ways to fail, wrong input and a run that cannot go on, and the "did you mean" of the first; and what a client
+may say of either."""
 
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable
 
 
@@ -11,6 +13,42 @@ class InputError(ValueError):
 
     The message is one line: what was wrong, what was expected, what to do. Programs print it and exit with 2.
     """
+
+
+class Code(enum.IntEnum):
+    """What an Error is, as the number that Flower's Error has; Flower's own are below 1000.
+
+    failed: something went wrong at the stage that the reply names.
+    site: the site's own settings, files or images do not do for the run.
+    refused: the client does not do what was asked, or does not take what was sent.
+    too_few_examples: it has fewer than a statistic may be made of.
+    too_large, unreadable: what the server says in place of a reply that it does not take.
+    """
+
+    failed = 1001
+    site = 1002
+    refused = 1003
+    too_few_examples = 1004
+    too_large = 1101
+    unreadable = 1102
+
+
+class Refused(InputError):
+    """What a server sent or asked for is not what a client takes or does.
+
+    The message may leave the site: it holds nothing but what the server sent, or knows of the client already. The words
+    of every other error stay in the site's log, since they may hold paths and the names of files.
+    """
+
+    code = Code.refused
+
+
+def public_of(error: BaseException) -> tuple[Code, str]:
+    """What a server may know of a client's error: its code, and what can be said of it."""
+    if isinstance(error, Refused):
+        return error.code, str(error)
+    code = Code.site if isinstance(error, InputError) else Code.failed
+    return code, f"{code.name}; the site's log says why"
 
 
 class RunFailed(RuntimeError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,27 @@ HEAD = "head/"
 MERGE = "merge/"
 
 Wanted = TypeVar("Wanted")
+
+
+Formats = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # {name: (shape, dtype)}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a reply may hold at the most, in bytes: `values` of arrays with their headers, `rest` of names, numbers and
+    whatever else."""
+
+    values: int = 0
+    rest: int = 2**16
+
+    @staticmethod
+    def of(formats: Formats) -> Limit:
+        """Of a reply with tensors of these formats, and a page of numbers."""
+        values = sum(math.prod(shape) * dtype.itemsize + 256 for shape, dtype in formats.values())
+        return Limit(values, 2**16 + 1024 * len(formats))
+
+    def __str__(self) -> str:
+        return f"{self.values} and {self.rest}"
 
 
 class RecordMissing(LookupError):
@@ -125,6 +147,30 @@ def _array(tensor: Tensor) -> Array:
     return Array(tensor.detach().cpu().contiguous().numpy())
 
 
+def excess(content: RecordDict, limit: Limit) -> str:
+    """Why the records are more than a limit allows; empty where they are not. Looks at lengths and at no value, and no
+    further than to the limit."""
+    values = rest = 0
+    for name, record in content.items():
+        for key, entry in record.items():
+            if isinstance(entry, Array):
+                values += len(entry.data)
+                rest += len(entry.dtype) + len(entry.stype) + 8 * len(entry.shape)
+            else:
+                rest += _length(entry, limit.rest)
+            rest += len(name) + len(key) + 16
+            if values > limit.values or rest > limit.rest:
+                return f"more than {values} bytes of arrays and {rest} of other things, {limit} may come"
+    return ""
+
+
+def _length(entry: object, most: int) -> int:
+    """Bytes of a record's value, or of what is too much of it."""
+    if isinstance(entry, list):
+        return 8 * len(entry) if 8 * len(entry) > most else sum(_length(value, most) for value in entry)
+    return 8 + (len(entry) if isinstance(entry, (str, bytes)) else 0)
+
+
 def decode(record: ArrayRecord) -> dict[str, Tensor]:
     """The inverse of `encode`; the tensors own their memory.
 
@@ -143,7 +189,7 @@ def _tensor(name: str, array: Array) -> Tensor:
     try:
         version = npy.read_magic(content)
         shape, fortran, dtype = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version](content)
-    except (ValueError, KeyError, SyntaxError) as error:
+    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{name}: its bytes are no numpy array, declared as {declared}") from error
     if shape != tuple(array.shape) or str(dtype) != array.dtype or dtype.hasobject:
         raise ValueError(f"{name}: its bytes are {dtype} {shape}, declared as {declared}")

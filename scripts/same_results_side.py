@@ -15,7 +15,6 @@ import importlib
 import io
 import json
 import re
-import shlex
 import shutil
 import sys
 import tempfile
@@ -120,6 +119,7 @@ def sites(main: Main, words: Sequence[str], root: Path) -> Result:
     federate = found_in("federate", "strategies.federation", "strategies.server.federation")
     grid_class = found_in("LocalGrid", "fedinit.engines.local", "fedinit.transport.local")
     observer = found_in("Observer", "fedinit.metrics", "fedinit.runs.observer")
+    to_run_config = found_in("to_run_config", "fedinit.config.flower")
     site_class, app = found_in("Site", "clients.site"), found_in("app", "clients.client_app")
     events: list[Any] = []
 
@@ -134,7 +134,7 @@ def sites(main: Main, words: Sequence[str], root: Path) -> Result:
     grid = grid_class(
         lambda deliveries: [app(message, context) for message, context in deliveries],
         len(site.partitions),
-        run_config={"overrides": shlex.join(words)},
+        run_config=to_run_config(site.config),
     )
     outcome = federate(site.config, grid, site.backbone, observers=[Ledger()])
     tensors = found_in("to_tensors", "fedinit.wire")(outcome.aggregate.layers, outcome.aggregate.head)

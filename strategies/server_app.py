@@ -19,11 +19,13 @@ from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run, show_done
+from fedinit.runs.status import StatusObserver
 from fedinit.state.disk import replace_json
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
 from strategies.server.exchange import Exchange
 from strategies.server.federation import federate, roster_of
+from strategies.server.meeting import Meeting
 
 app = ServerApp()
 SITES_FILE = "federation.json"  # in the run's folder: whose run it is
@@ -41,7 +43,7 @@ def main(grid: Grid, context: Context) -> None:
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         exchange = Exchange(grid, timeout=config.node_timeout, emit=progress.event, waiting=progress.waiting)
-        introductions = exchange.register_clients(backbone.digest, config.rounds)
+        introductions = exchange.register_clients(backbone.digest, config.rounds, Meeting.of(config))
         if kept_sites(folder) == sites_of(grid.run.federation_id, roster_of(introductions)):
             show_done(done, config, folder, console)
             return
@@ -52,12 +54,13 @@ def main(grid: Grid, context: Context) -> None:
     except run_folder.RunDone as ended:
         show_done(ended.summary, config, folder, console)
         return
+    status = StatusObserver(run.folder.path, config.strategy.name)
     try:
         outcome = federate(
             config,
             grid,
             backbone,
-            observers=[*run.observers, progress],
+            observers=[*run.observers, progress, status],
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
         )

@@ -83,7 +83,7 @@ def test_cohort_and_client_app_one_by_one_agree(method):
     def one_by_one(deliveries):
         return [client_app(message, context) for message, context in deliveries]
 
-    run_config = {"overrides": " ".join(f'"{w}"' for w in words)}
+    run_config = to_run_config(site.config)
     apart = federate(site.config, LocalGrid(one_by_one, 3, run_config=run_config), site.backbone)
     ours, theirs = (
         wire.to_tensors(o.aggregate.layers, o.aggregate.head) | {f"offset {n}": t for n, t in o.offset.items()}
@@ -249,10 +249,12 @@ def test_another_backbone_is_refused_on_both_sides(site):
         exchange_over(LocalGrid(careless, 3)).register_clients(other, -1)
 
 
-def test_more_nodes_than_partitions_is_refused(site):
-    exchange = exchange_over(LocalGrid(Cohort(site), 4))
-    with pytest.raises(RunFailed, match="this run has 3 partitions, 0 to 2"):
-        exchange.register_clients(site.backbone.digest, -1)
+def test_a_node_more_than_there_are_partitions_is_refused_by_name(site):
+    exchange, events = exchange_over(LocalGrid(Cohort(site), 4)), []
+    exchange.emit = lambda kind, facts: events.append((kind, facts["detail"]))
+    assert list(exchange.register_clients(site.backbone.digest, -1)) == [0, 1, 2] == exchange.clients
+    ((kind, detail),) = events
+    assert kind == "node_refused" and detail.startswith("node 1003: ") and "this run has 3 partitions, 0 to 2" in detail
 
 
 def test_clients_that_disagree_end_the_meeting_at_once(site):

@@ -1,4 +1,4 @@
-"""`flwr run .`: this project in Flower's own simulation, with real processes and Ray.
+"""`flwr run`: this project in Flower's own simulation, with real processes and Ray.
 
 Needs the [ray] extra and about a minute: pytest -m slow tests/test_flwr_run.py
 """
@@ -21,6 +21,7 @@ import pytest
 
 from clients.cohort import Cohort
 from clients.site import Site
+from fedinit.cli import main
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
@@ -82,10 +83,10 @@ def flwr(environment, *words: str) -> str:
 def test_two_rounds_in_flowers_simulation_equal_run_sim(superlink, tmp_path):
     """Three simulated SuperNodes, two rounds; the final adapter is the one of the in-process engine, bit for bit."""
     words = [*WORDS, "engine.clients_per_bank=1", f"output_dir={tmp_path / 'out'}"]
-    overrides = " ".join(f'"{word}"' for word in words)
+    assert main(["deploy", "app", str(tmp_path / "app"), *words]) == 0
     size = "num-supernodes=3 client-resources-num-cpus=1 client-resources-num-gpus=0.0"
-    options = ["--federation-config", size, "--run-config", f"overrides='{overrides}'"]
-    run_id = json.loads(flwr(superlink, "run", ".", "sim", "--format", "json", *options))["run-id"]
+    app, options = str(tmp_path / "app"), ["--federation-config", size]
+    run_id = json.loads(flwr(superlink, "run", app, "sim", "--format", "json", *options))["run-id"]
     deadline = time.monotonic() + 240
     status = ""
     while not status.startswith("finished") and time.monotonic() < deadline:

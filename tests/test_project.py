@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import sys
 from pathlib import Path
 
 import tomli
@@ -44,3 +47,31 @@ def test_the_checks_of_a_commit_are_those_of_ci():
         need for need in PROJECT["project"]["optional-dependencies"]["test"] if need.startswith(("ruff", "pyright"))
     ]
     assert len(pins) == 2 and all("==" in pin for pin in pins)
+
+
+# What is imported by another name than it is installed by.
+NAMES = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn", "hydra": "hydra-core", "tomli_w": "tomli-w"}
+
+
+def declared(needs: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=; ]", need)[0].lower().replace("_", "-") for need in needs}
+
+
+def test_what_is_imported_is_declared():
+    """Another package's dependency may go without a word."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    known = declared(PROJECT["project"]["dependencies"]) | declared([*extras["hub"], *extras["ray"]])
+    ours = {"fedinit", "strategies", "clients", "run_sim"}
+    for path in [ROOT / "run_sim.py", *(p for name in sorted(ours - {"run_sim"}) for p in (ROOT / name).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.partition(".")[0] for name in names} - ours - {*sys.stdlib_module_names}:
+                assert NAMES.get(name, name).lower().replace("_", "-") in known, f"{path}: {name}"
+
+
+def test_the_constraints_are_versions_of_what_is_needed_and_name_no_place():
+    lines = [x for x in (ROOT / "constraints.txt").read_text().splitlines() if not x.startswith("#")]
+    pins = dict(line.split("==") for line in lines)
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.!]*", line) for line in lines), "a package and a version a line"
+    assert declared(PROJECT["project"]["dependencies"]) <= pins.keys()

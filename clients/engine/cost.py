@@ -1,4 +1,4 @@
-"""What a training step costs: how many clients fit into a device's memory in one pass, and whether compiling pays.
+"""What a training step costs, and so how many clients fit into a device's memory in one pass.
 
 In closed form but for what autograd keeps and what is computed, which is asked of a pass over tensors without memory.
 """
@@ -17,7 +17,7 @@ from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 
 META = torch.device("meta")
-SHARE = 0.8  # of a device's memory; the rest is the driver's, the libraries' and the fragments'
+SHARE = 0.6  # of a device's memory; the rest is the data's, the driver's, the libraries' and the fragments'
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
 
@@ -71,10 +71,15 @@ def step_cost(
         return value
 
     spec = backbone.input
-    counted = FlopCounterMode(display=False)
+    counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
     with counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         bank.forward(torch.zeros(1, spec.channels, spec.height, spec.width, device=META), 1)
     numbers = sum(leaf.numel() for leaf in leaves.values())
     exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
     image = sum(value.untyped_storage().nbytes() for value in kept.values())
     return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
+
+
+def _product(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
+    """Operations of `total.baddbmm_(a, b)`, which torch counts out of place alone. a: (n, t, r). b: (n, r, d)."""
+    return 2 * a.numel() * b[2]

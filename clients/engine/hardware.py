@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from clients import batches
 from clients.engine.cost import SHARE, StepCost, step_cost
 from fedinit.config.engine import BANK_ON_CPU, Precision
 from fedinit.config.schema import Config
@@ -20,9 +19,6 @@ from fedinit.models.backbone import Backbone, outline
 from fedinit.threads import cores
 
 CPU = torch.device("cpu")
-# Of compiling, measured on an H200 (docs/benchmarks.md): operations a second and the least seconds an image without it,
-# the share of these that it saves, and the seconds that it takes.
-RATES, PER_IMAGE, SAVES, TAKES = {"fp32": 4e13, "tf32": 1e14, "bf16": 2.5e14}, 7e-6, 0.1, 15.0
 CLASSES = 1000  # that a head is reckoned with before the data is there
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -69,8 +65,9 @@ def resolved(config: Config) -> Config:
 def _precision(wanted: Precision, place: torch.device, numbers: bool) -> Precision:
     """numbers: the model's outputs are numbers to predict, which bf16 has not the digits for."""
     on_cuda = place.type == "cuda"
-    has_bf16 = not on_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
+    # From Ampere on both; torch.cuda.is_bf16_supported takes most of a second to say so.
     has_tf32 = on_cuda and torch.cuda.get_device_capability(place) >= (8, 0)
+    has_bf16 = not on_cuda or has_tf32
     if wanted == "auto":
         return "bf16" if on_cuda and has_bf16 and not numbers else "fp32"
     if (wanted == "bf16" and not has_bf16) or (wanted == "tf32" and not has_tf32):
@@ -89,25 +86,6 @@ def _cost(config: Config, precision: str) -> StepCost:
         backbone = build_backbone(config.model)
     targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
     return step_cost(backbone, targets, config.adapter.rank, CLASSES, DTYPES[precision])
-
-
-def compiles(config: Config, examples: Sequence[int]) -> bool:
-    """Whether the blocks of the backbone are compiled, for a run over clients with so many examples.
-
-    `auto` compiles on CUDA where it saves more of the training than it takes: a function of the configuration, the data
-    and the kind of device, so that the same command gives the same bytes. config: resolved.
-    """
-    engine = config.engine
-    if engine.compile != "auto":
-        return engine.compile is True
-    if devices(engine.device, 1)[0].type != "cuda" or config.adapter.dropout:
-        return False
-    size = config.client.batch_size
-    images = (
-        sum(batches.steps(count, config.client) * size for count in examples) * config.rounds * config.participation
-    )
-    seconds = images * max(_cost(config, engine.precision).flops / RATES[engine.precision], PER_IMAGE)
-    return SAVES * seconds > TAKES
 
 
 @contextmanager

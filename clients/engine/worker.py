@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +31,7 @@ class Settings:
     scale: s = α/r.
     dropout: the probability with which an adapter's inputs are dropped in training.
     batch_size: images of a pass in which nothing is trained.
-    precision: what the backbone computes in, a key of DTYPES. compiled: whether its blocks are compiled on CUDA.
+    precision: what the backbone computes in, a key of DTYPES.
     """
 
     client: ClientConfig
@@ -41,7 +40,6 @@ class Settings:
     dropout: float = 0.0
     batch_size: int = 256
     precision: str = "fp32"
-    compiled: bool = False
 
     @staticmethod
     def of(config: Config) -> Settings:
@@ -76,21 +74,15 @@ class Worker:
         self.replica = Replica(*made) if alone else beside.replica
         self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout, self.replica.exact)
         self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
-        self.recorder = None if device.type == "cpu" else Recorder(data, self.spec, device, settings.compiled)
+        self.recorder = None if device.type == "cpu" else Recorder(data, self.spec, device)
 
     def do(self, job: Job) -> tuple[Answer, ...]:
         """The answers to the job's tasks, in their order; ClientFailed for a client that fails."""
-        training = job.work == "train"
-        with computing(self.device, self.settings.precision, self.replica.repeats), self._compiled(training):
+        with computing(self.device, self.settings.precision, self.replica.repeats):
             self.replica.put(self.bank, job.base)
-            if training:
+            if job.work == "train":
                 return tuple(self._train(job.tasks))
             return tuple(self._attempt(job.work, task) for task in job.tasks)
-
-    def _compiled(self, training: bool) -> AbstractContextManager[object]:
-        """Compiled blocks are for training alone: what else goes through them has other shapes, and too few passes."""
-        others = self.settings.compiled and not training
-        return torch.compiler.set_stance("force_eager") if others else nullcontext()
 
     def _train(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         try:
@@ -169,3 +161,13 @@ def make_workers(
         beside = next((w for w in workers if w.replica.device == place), None)
         workers.append(Worker(backbone, targets, data, settings, place, beside))
     return workers
+
+
+def described(workers: Sequence[Worker]) -> str:
+    """On what and how they compute, in a few words: "2 lanes on CPU, fp32"."""
+    first, lanes = workers[0], len(workers)
+    place = f"{lanes} lane{'s' * (lanes > 1)} on CPU"
+    if first.device.type == "cuda":
+        place = " and ".join(dict.fromkeys(torch.cuda.get_device_name(worker.device) for worker in workers))
+        place = f"{lanes} x {place}" if lanes > 1 else place
+    return f"{place}, {first.settings.precision}"

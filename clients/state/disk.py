@@ -9,7 +9,9 @@ checkpoint, is trained from the same state and gives the same bytes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -80,7 +82,8 @@ class Kept:
         if task is not None and task.round == config.rounds:
             offset = cohort.bases.known[task.base]
             try:
-                save_adapter(self.folder / ONE, task.adapter, task.head, offset, config, data.class_names)
+                with _private():
+                    save_adapter(self.folder / ONE, task.adapter, task.head, offset, config, data.class_names)
             except OSError as error:
                 raise _not_kept(error) from error
 
@@ -88,14 +91,26 @@ class Kept:
         """Save what the client holds now, unless that is nothing. Raises InputError when the disk does not take it."""
         if message.metadata.message_type != "query.describe" and context.state:
             try:
-                self._rounds.save(_round(message), {"client": wire.to_state(context.state)})
+                with _private():
+                    self._rounds.save(_round(message), {"client": wire.to_state(context.state)})
             except OSError as error:
                 raise _not_kept(error) from error
         context.state = RecordDict()  # not a second time in the SuperNode's memory
 
 
+@contextmanager
+def _private() -> Iterator[None]:
+    """Within, whatever is made is its owner's alone: a client's state is as private as its images."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def _not_kept(error: OSError) -> InputError:
-    return InputError(f"{SETTING}: cannot keep this client's state ({error.strerror})")
+    where = f", {error.filename}" if error.filename else ""
+    return InputError(f"{SETTING}: cannot keep this client's state ({error.strerror}{where})")
 
 
 def _round(message: Message) -> int:

@@ -14,6 +14,7 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {
     "run": Command("fedinit.commands.run", "federate on this machine; the same as python run_sim.py"),
+    "watch": Command("fedinit.commands.watch", "a run of another process, live"),
     "report": Command("fedinit.report.commands", "report.html of a run, or of several in one page"),
     "compare": Command("fedinit.report.commands", "methods over seeds as a table, with what is beyond noise"),
     "predict": Command("fedinit.commands.predict", "classes of pictures, by the model of a run"),

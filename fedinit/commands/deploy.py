@@ -16,9 +16,10 @@ from fedinit.errors import InputError
 if TYPE_CHECKING:
     from fedinit.config.schema import Config
 
+SOON = 30  # days left of a certificate at which it is said how to renew it
 ABOUT = """Federations of real Flower nodes: keys, scripts, and what starts and shows a run."""
 EPILOG = """Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They
-say what init writes into the folder and what up runs; run runs what the folder holds."""
+say what init and app write into the folder and what up runs; run runs what the folder holds."""
 
 
 def parser(name: str) -> Parser:
@@ -32,6 +33,7 @@ def parser(name: str) -> Parser:
     init.add_argument("--port", type=int, default=8000, help="that it listens on (8000)")
     init.add_argument("--node-port", type=int, default=9094, help="the first of the sites' own ports (9094)")
     init.add_argument("--days", type=int, default=365, help="that the certificate is good for (365)")
+    init.add_argument("--authority-days", type=int, default=3650, help="that the authority is good for (3650)")
     init.add_argument("--installed", default="/opt/fedinit", help="where fedinit is on the machines (/opt/fedinit)")
     about = "a federation on this machine, one run in it, and down again"
     up = commands.add_parser("up", help=about, about=f"Start {about}.", epilog=EPILOG)
@@ -40,13 +42,23 @@ def parser(name: str) -> Parser:
         command.add_argument("--sites", type=int, help="how many, where the configuration does not say it")
         command.add_argument("--insecure", action="store_true", help="without TLS and keys")
     abouts = {
+        "app": "an app of the words, for flwr run FOLDER on one's own machine",
         "register": "let the sites whose keys are in FOLDER/server/sites take part",
         "run": "start the run, wait for it, show the result",
-        "status": "sites and runs",
+        "status": "sites, runs, and how long the certificates hold",
     }
     for each, about in abouts.items():
         command = commands.add_parser(each, help=about, about=f"{about[0].upper()}{about[1:]}.")
         command.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
+    about = "a new certificate for the server, by the authority in FOLDER/ca"
+    renew = commands.add_parser("renew", help=about, about=f"Make {about}.")
+    renew.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
+    renew.add_argument("--ca", type=Path, help="the authority's folder, where it is kept elsewhere")
+    renew.add_argument("--days", type=int, default=365, help="that the certificate is good for (365)")
+    about = "whether this machine can take part in the federation there"
+    check = commands.add_parser("check", help=about, about=f"Say {about}.")
+    check.add_argument("address", metavar="HOST:PORT", help="of the SuperLink")
+    check.add_argument("authority", type=Path, nargs="?", metavar="CA.CRT", help="the authority's certificate")
     return made
 
 
@@ -56,7 +68,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     for word in words:
         if word.startswith("-") or "=" not in word:
             raise InputError(f"{word}: not an option of fedinit deploy {options.command}; expected key=value")
-    if words and options.command not in ("init", "up"):
+    if words and options.command not in ("init", "app", "up"):
         raise InputError(f"{words[0]}: {options.command} runs what the folder holds; edit server/app/pyproject.toml")
     from fedinit.deploy.processes import DeployFailed
 
@@ -70,6 +82,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _run(options: argparse.Namespace, words: Sequence[str], console: Console) -> int:
     from fedinit.config import site as site_settings
+    from fedinit.deploy import certificates, layout, reaching
     from fedinit.deploy.flower import Server, show
     from fedinit.deploy.local import run_locally
     from fedinit.runs import folder as run_folder
@@ -79,15 +92,27 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
 
     if options.command == "init":
         _init(options, words, say)
+    elif options.command == "app":
+        layout.make_app(options.folder, _at_home(_configuration(words)))
+        say(f"{options.folder}: flwr run {options.folder} --stream")
     elif options.command == "up":
-        config = _configuration(words)
-        config = dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
+        config = _at_home(_configuration(words))
         sites = _sites(config, options.sites)
         run_locally(config, sites, not options.insecure, options.port, say)
         sent, _ = site_settings.split_off(config)  # by which the server names the folder
         _show_result(config, run_folder.place(sent), console)
     elif options.command == "register":
         say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
+    elif options.command == "renew":
+        server = Server.at(options.folder).folder
+        authority = options.ca or server.parent / "ca"
+        certificates.renew(server, authority, options.days)
+        say(
+            f"{server / 'server.crt'}: holds for {options.days} days; start the SuperLink again, the sites need nothing"
+        )
+    elif options.command == "check":
+        found = reaching.check(options.address, options.authority)
+        say(found or f"{options.address}: can be reached")
     elif options.command == "run":
         server = Server.at(options.folder)
         config = server.config()
@@ -102,6 +127,11 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         say("")
         for line in show(server.runs(), ("run-id", "status", "elapsed")):
             say(line)
+        for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
+            days = certificates.read_days_left(server.folder / file)
+            if days is not None:
+                soon = "; fedinit deploy renew makes another" if days < SOON and file == "server.crt" else ""
+                say(f"{name}: {days} days left{soon}")
     return 0
 
 
@@ -118,6 +148,7 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
         secure=not options.insecure,
         installed=options.installed.rstrip("/"),
         days=options.days,
+        authority_days=options.authority_days,
     )
     sent, settings = site_settings.split_off(config)
     layout.make(options.folder, federation, sent, settings)
@@ -144,6 +175,11 @@ def _configuration(words: Sequence[str]) -> Config:
         model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
         config = dataclasses.replace(config, model=model)
     return config
+
+
+def _at_home(config: Config) -> Config:
+    """Whose folder is where these words were given, wherever its ServerApp runs."""
+    return dataclasses.replace(config, output_dir=str(Path(config.output_dir).absolute()))
 
 
 def _sites(config: Config, given: int | None) -> int:

@@ -2,16 +2,14 @@
 
 Flower's run config maps dotted keys to whole numbers (64 bits), numbers, true or false, and words. A key must stand in
 the project's [tool.flwr.app.config] before a run may set it, so the flat form of a run is written there whole, in the
-project file that `fedinit deploy` makes; clients then need neither Hydra nor the same conf/ folder to agree with it.
-
-By hand, `flwr run .` in this project's folder, the run config is one key, `overrides`: the words of run_sim.py's
-command line, composed where they are read.
+project file that `fedinit deploy init` and `fedinit deploy app` make. Words are composed there, by whoever gives them.
+Where a run is read nothing is: its values are taken by their types, and `${oc.env:HOME}` is a text like any other. A
+server could otherwise have a site's environment and files read to it, in what the site says of them.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +17,7 @@ from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
 
 Scalar = bool | int | float | str
-OVERRIDES = "overrides"
+OVERRIDES = "overrides"  # words in place of a configuration, which no run brings any more
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
@@ -61,17 +59,14 @@ def to_run_config(config: Config) -> dict[str, Scalar]:
 
 
 def from_run_config(run_config: Mapping[str, Scalar]) -> Config:
-    """The checked configuration of a Flower run: the flat form, or the words in `overrides` on top of evaluation by the
-    clients themselves. Raises InputError, one line."""
-    rest = {key: value for key, value in run_config.items() if key != OVERRIDES}
-    words = shlex.split(str(run_config.get(OVERRIDES, "")))
-    if rest and words:
-        raise InputError(f"{OVERRIDES}: this run's configuration is resolved; set {words[0]} as a key of its own")
-    if rest:
-        return load(unflatten(rest))
-    from fedinit.config.compose import compose_config  # Hydra, which a client of a resolved run does without
-
-    return compose_config(["evaluation=clients", *words])
+    """The checked configuration of a Flower run, from its flat form. Raises InputError, one line."""
+    if not run_config or OVERRIDES in run_config:
+        what = "words" if run_config else "nothing"
+        raise InputError(
+            f"this run brings {what} in place of a configuration, and none is composed where a run is read: make an "
+            "app of the words with fedinit deploy app FOLDER rounds=2 …, then flwr run FOLDER"
+        )
+    return load(unflatten(run_config))
 
 
 def _scalar(value: Any) -> Scalar:
@@ -89,6 +84,6 @@ def _value(value: Scalar) -> Any:
 def _reads_as_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True

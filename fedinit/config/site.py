@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from fedinit.config.schema import Config
-from fedinit.errors import InputError, did_you_mean
+from fedinit.errors import InputError, Refused, did_you_mean
+from fedinit.home import expand_home
 
 EMBEDDED = "embedded:"  # before the name of a checkpoint inside this package
 # The setting, the key it stands for, and what that key is where nobody set it.
@@ -20,7 +21,7 @@ SITE_KEYS = {
 
 # Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
 # read: how many clients there are is what the run's partition says.
-OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "state-dir")
+OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "noise-secret-file", "state-dir")
 
 
 def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
@@ -31,7 +32,7 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
     node_config: {setting: value}, the site's --node-config.
     simulated: server and clients are on one machine, so the run may set the places.
 
-    Raises InputError for a place or device that came with the run and that the site did not set itself, and for a
+    Raises Refused for a place or device that came with the run and that the site did not set itself, InputError for a
     setting that does not exist.
     """
     for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
@@ -45,15 +46,30 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
         if key in node_config:
             config = _replace(config, group, field, str(node_config[key]))
         elif given != unset and not simulated and not _harmless(key, given):
-            raise InputError(
+            raise Refused(
                 f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
                 f"--node-config '{key}=\"…\"'"
             )
     if not simulated and getattr(config.data, "root", "none needed") is None:
-        raise InputError(
+        raise Refused(
             f"this site has no images for data={config.data.name}: start the node with --node-config 'data-root=\"…\"'"
         )
     return config
+
+
+def noise_secret(node_config: Mapping[str, object]) -> str:
+    """What the noise of this site's statistics is drawn from besides the seed, from the file that is named or as it is
+    given; empty where it is neither. Raises InputError for a file that is not there, or empty."""
+    given = node_config.get("noise-secret-file")
+    if given is None:
+        return str(node_config.get("noise-secret", ""))
+    try:
+        secret = expand_home("noise-secret-file", str(given)).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise InputError(f"noise-secret-file={given}: {error}") from error
+    if not secret:
+        raise InputError(f"noise-secret-file={given}: is empty; write any long random word into it")
+    return secret
 
 
 def split_off(config: Config) -> tuple[Config, dict[str, str]]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -39,7 +40,7 @@ class Authority:
             key_cert_sign=True, crl_sign=True, **dict.fromkeys((*other, "encipher_only", "decipher_only"), False)
         )
         builder = (
-            _builder(subject, subject, key, days)
+            _builder(subject, subject, key.public_key(), days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(signs_only, critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -55,16 +56,72 @@ class Authority:
         Raises InputError for a host that is neither.
         """
         key = ec.generate_private_key(ec.SECP384R1())
+        return key, self.signed(key.public_key(), hosts, days)
+
+    def signed(self, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], days: int) -> x509.Certificate:
+        """A server's certificate for its public key; hosts and days as in `certify`."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
         builder = (
             _builder(subject, self.certificate.subject, key, days)
             .add_extension(x509.SubjectAlternativeName([host_name(host) for host in hosts]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
         )
-        return key, builder.sign(self.key, hashes.SHA384())
+        return builder.sign(self.key, hashes.SHA384())
+
+
+def renew(server: Path, authority: Path, days: int) -> x509.Certificate:
+    """Replace the server's certificate by one for the same key and names, that holds for `days` days from now. The
+    sites' copies of the authority's stay as they are.
+
+    server: the folder with server.key and server.crt. authority: that with ca.key and ca.crt.
+
+    Raises InputError for files that are not there or not a pair, and for an authority whose own days are over first.
+    """
+    try:
+        key = serialization.load_pem_private_key((server / "server.key").read_bytes(), None)
+        old = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+        signer = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), None)
+        own = x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
+        names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        hosts = [str(name.value) for name in names]
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; a renewal needs the server's folder and ca/") from error
+    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+        raise InputError(f"{server}, {authority}: a key or certificate that cannot be read ({error})") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise InputError(f"{server}, {authority}: keys of another kind than fedinit deploy init makes")
+    try:
+        old.verify_directly_issued_by(own)
+    except (InvalidSignature, ValueError, TypeError) as error:
+        raise InputError(f"{authority}: not the authority of {server / 'server.crt'}") from error
+    if signer.public_key() != own.public_key():
+        raise InputError(f"{authority}: its key is not that of its certificate")
+    if days_left(own) < days:
+        raise InputError(
+            f"{authority / 'ca.crt'}: has {days_left(own)} days left itself, fewer than --days {days}; its end is the "
+            "federation's, so give fewer days, or make a new one with fedinit deploy init"
+        )
+    certificate = Authority(signer, own).signed(key.public_key(), hosts, days)
+    fresh = server / "server.crt.new"
+    write_certificate(fresh, certificate)
+    os.replace(fresh, server / "server.crt")
+    return certificate
+
+
+def days_left(certificate: x509.Certificate) -> int:
+    """Whole days until a certificate is over; negative once it is."""
+    return (certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)).days
+
+
+def read_days_left(path: Path) -> int | None:
+    """As `days_left`, of a file; None where it holds no certificate."""
+    try:
+        return days_left(x509.load_pem_x509_certificate(path.read_bytes()))
+    except (OSError, ValueError):
+        return None
 
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey, openssh: bool = False) -> None:
@@ -88,13 +145,13 @@ def write_node_key(folder: Path) -> None:
     (folder / "node.pub").write_bytes(key.public_key().public_bytes(*form) + b"\n")
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int):
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int):
     now = datetime.datetime.now(datetime.timezone.utc)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))  # for a site whose clock is a little behind
         .not_valid_after(now + datetime.timedelta(days=days))

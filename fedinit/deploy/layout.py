@@ -1,8 +1,9 @@
 """The folder of a federation, as `fedinit deploy init` makes it.
 
 ca/           ca.key, ca.crt: the authority. Its key is needed for new certificates only; keep it off the server.
+              It outlives many of the server's certificates, which `renew` makes anew.
 server/       superlink.sh, fedinit-superlink.service, the certificate, sites/*.pub, app/ (what `flwr run` bundles)
-site-<i>/     supernode.sh, fedinit-supernode.service, ca.crt, node.key, node.pub
+site-<i>/     supernode.sh, fedinit-supernode.service, ca.crt, node.key, node.pub, noise.secret
 
 Each of server/ and site-<i>/ goes to its own machine and works from wherever it lies: the scripts change into it.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import secrets
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,7 @@ from fedinit.deploy import certificates
 from fedinit.errors import InputError
 
 PROJECT = "pyproject.toml"  # of the app
+SECRET = "noise-secret-file"  # a site's setting: where its secret lies
 WRITTEN = ("cache-dir", "state-dir")  # those of a site's settings that name a folder it writes to
 ALWAYS = ("localhost", "127.0.0.1")  # the operator's own tools reach the server by these
 
@@ -39,7 +42,7 @@ class Federation:
     node_ports: TCP, one a site, for Flower's own use between a SuperNode and the processes that it starts.
     secure: TLS and node authentication.
     installed: the absolute path that server/ or a site's folder will lie in, for the systemd units.
-    days: how long certificates hold.
+    days, authority_days: how long the server's certificate holds, and the authority's.
     """
 
     hosts: Sequence[str]
@@ -48,6 +51,7 @@ class Federation:
     secure: bool = True
     installed: str = "/opt/fedinit"
     days: int = 365
+    authority_days: int = 3650
 
     def __post_init__(self) -> None:
         """Raises InputError, before anything is written."""
@@ -55,6 +59,10 @@ class Federation:
             certificates.host_name(host)
         if not self.node_ports or self.days < 1:
             raise InputError("--sites and --days: expected 1 or more")
+        if self.authority_days < self.days:
+            raise InputError(
+                f"--authority-days {self.authority_days}: ends before --days {self.days}, which it signs for"
+            )
         for port in (self.port, *self.node_ports):
             if not 0 < port < 65536:
                 raise InputError(f"port {port}: expected 1 to 65535")
@@ -90,8 +98,8 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8", newline="\n")  # sh knows no other line end
-            if name.endswith(".sh"):
-                (folder / name).chmod(0o755)
+            if name.endswith((".sh", ".secret")):
+                (folder / name).chmod(0o700 if name.endswith(".sh") else 0o600)
         if federation.secure:
             _keys(folder, federation)
     except BaseException:
@@ -112,11 +120,19 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
         f"server/app/{PROJECT}": _project(config),
     }
     for i, port in enumerate(federation.node_ports):
-        node_config = {"partition-id": i, "state-dir": "state", **settings}
+        node_config = {"partition-id": i, "state-dir": "state", SECRET: "noise.secret", **settings}
+        files[f"site-{i}/noise.secret"] = secrets.token_hex(32) + "\n"
         files[f"site-{i}/supernode.sh"] = _supernode(federation, node_config, port)
         places = [settings[key] for key in WRITTEN if key in settings]
         files[f"site-{i}/fedinit-supernode.service"] = _unit(f"site-{i}", "supernode", federation, places)
     return files
+
+
+def make_app(folder: Path, config: Config) -> None:
+    """As `write_app`, where nothing is yet. Raises InputError for a folder that holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already, with something in it; choose a new folder")
+    write_app(folder, config)
 
 
 def write_app(folder: Path, config: Config) -> None:
@@ -150,7 +166,7 @@ def _keys(folder: Path, federation: Federation) -> None:
     authority_folder, server = folder / "ca", folder / "server"
     authority_folder.mkdir()
     (server / "sites").mkdir()
-    authority = certificates.Authority.create("fedinit federation", federation.days)
+    authority = certificates.Authority.create("fedinit federation", federation.authority_days)
     certificates.write_key(authority_folder / "ca.key", authority.key)
     names = list(dict.fromkeys([*federation.hosts, *ALWAYS]))
     key, certificate = authority.certify(names, federation.days)
@@ -168,6 +184,7 @@ def _keys(folder: Path, federation: Federation) -> None:
 _HEAD = """#!/bin/sh
 # {what}
 cd "$(dirname "$0")" || exit 1
+umask 077
 export FLWR_HOME="$PWD/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
 export FLWR_SUPEREXEC_TASK_POLL_INTERVAL=0.5
 mkdir -p "$FLWR_HOME"
@@ -192,11 +209,13 @@ def _supernode(federation: Federation, node_config: Mapping[str, object], port: 
         words += ["--root-certificates", "ca.crt", "--auth-supernode-private-key", "node.key"]
     else:
         words += ["--insecure"]
+    reach = [words[1], *(["ca.crt"] if federation.secure else [])]
     settings = " ".join(f"{key}={_toml(key, value)}" for key, value in node_config.items())
     return (
         _HEAD.format(what="One site of the federation.")
-        + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device.\n"
+        + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device, and limits.\n"
         + f"NODE_CONFIG={shlex.quote(settings)}\n"
+        + f"fedinit deploy check {shlex.join(reach)} || exit 1\n"
         + f'exec flower-supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
     )
 
@@ -219,6 +238,8 @@ Environment=PATH={federation.installed}/venv/bin:/usr/local/bin:/usr/bin:/bin
 KillSignal=SIGINT
 Restart=on-failure
 RestartSec=10
+UMask=0077
+EnvironmentFile=-{place}/secrets.env
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict

@@ -41,8 +41,7 @@ class LocalFederation:
         ports = [free_port() for _ in range(sites)]
         self.federation = layout.Federation(hosts=["127.0.0.1"], port=self.port, node_ports=ports, secure=secure)
         sent, settings = site_settings.split_off(config)
-        # One person's server and sites: a run with noise wants a secret, and there is nobody to keep it from.
-        layout.make(folder, self.federation, sent, {**settings, "noise-secret": "none"})
+        layout.make(folder, self.federation, sent, settings)
         self.server = Server.at(folder)
         self.superlink: Process | None = None
         self.supernodes: dict[int, Process] = {}

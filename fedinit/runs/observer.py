@@ -101,6 +101,9 @@ class Observer:
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         """A refusal, a missing reply, a warning: one line of the ledger, of this kind and with these facts."""
 
+    def doing(self, text: str) -> None:
+        """What the run is at before a round, in words, where that takes long: a start that clients measure."""
+
     def waiting(self, text: str) -> None:
         """Before `started`: what the run waits for, in words; at once, and again every while."""
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
 
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.verbose import VerboseConsole
+from fedinit.runs.view import Round, View, figure
+from fedinit.scores import SCORES
 
 
 class ProgressObserver(Observer):
@@ -21,51 +23,49 @@ class ProgressObserver(Observer):
         label: what is being run, at the start of every line.
         """
         self.console, self.label = console, label
-        self.bar: Progress | None = None
+        self.view = View(label)
+        self.live: Live | None = None
         self.score = ""
 
     def started(self, rounds: int, roster: Roster) -> None:
-        self.rounds = rounds
-        if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[facts]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
-            self.bar.start()
-            self.task = self.bar.add_task(self.label, total=rounds, facts=f"{len(roster.examples)} clients")
+        self.view.rounds, self.view.total, self.view.score = rounds, len(roster.examples), roster.score
+        if self.console.is_terminal and not self.console.quiet:
+            self.live = Live(self.view, console=self.console, refresh_per_second=2)
+            self.live.start()
         else:
-            self.console.print(f"{self.label}: {rounds} rounds, {len(roster.examples)} clients")
+            self._line(f"{self.label}: {rounds} rounds, {len(roster.examples)} clients")
+
+    def doing(self, text: str) -> None:
+        self.view.doing = text
+        if self.live is not None:
+            self.live.refresh()
+        elif self.view.rounds:
+            self._line(f"{self.label}: {text}")
 
     def resumed(self, round: int) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=round)
-        else:
-            self.console.print(f"{self.label}: goes on after round {round}")
+        self.view.add(Round(round, 0.0, (), 0, None, {}, 0, 0))
+        if self.live is None:
+            self._line(f"{self.label}: goes on after round {round}")
 
     def round_done(self, report: RoundReport) -> None:
+        self.view.add(shown(report))
         if report.score is not None:
             self.score = f", {report.score}"
-        loss = "" if report.train_loss is None else f", loss {_shown(report.train_loss)}"
+        loss = "" if report.train_loss is None else f", loss {figure(report.train_loss)}"
         facts = f"{len(report.clients)} clients{loss}{self.score}"
-        if self.bar is not None:
-            self.bar.update(self.task, advance=1, facts=facts)
-            if report.round == self.rounds:
-                self.bar.stop()
+        if self.live is not None:
+            self.live.refresh()
+            if report.round == self.view.rounds:
+                self.live.stop()
         elif report.score is not None:
-            self.console.print(f"{self.label}: round {report.round}/{self.rounds}, {facts}, {report.seconds:.1f} s")
+            self._line(f"{self.label}: round {report.round}/{self.view.rounds}, {facts}, {report.seconds:.1f} s")
         if isinstance(self.console, VerboseConsole):
             self._tell(report)
 
     def _tell(self, report: RoundReport) -> None:
         """A line a client, and the score by domain."""
         for c in report.clients:
-            loss = "" if c.loss is None else f", loss {_shown(c.loss)}"
+            loss = "" if c.loss is None else f", loss {figure(c.loss)}"
             self._line(f"  round {report.round}, client {c.client}: {c.examples:,} images, {c.steps} steps{loss}")
         if report.score is not None:
             by_domain = [f"{name} {report.score.show(value)}" for name, value in report.score.by_domain.items()]
@@ -77,11 +77,10 @@ class ProgressObserver(Observer):
     def round_zero_done(self, report: RoundReport) -> None:
         if not report.clients:  # nobody had anything to measure
             return
+        self.view.add(shown(report))
         facts = f"statistics of {len(report.clients)} clients, {report.bytes_up / 1e6:.1f} MB up"
-        if self.bar is not None:
-            self.bar.update(self.task, facts=facts)
-        else:
-            self.console.print(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
+        if self.live is None:
+            self._line(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         text = ", ".join(f"{key} {value}" for key, value in facts.items())
@@ -91,10 +90,21 @@ class ProgressObserver(Observer):
         self.console.print(f"{self.label}: {text}", style="yellow", markup=False, highlight=False)
 
     def close(self) -> None:
-        """Stop the progress bar, so that the terminal is in order, also after a failure."""
-        if self.bar is not None:
-            self.bar.stop()
+        """Stop the live view, so that the terminal is in order, also after a failure."""
+        if self.live is not None:
+            self.live.stop()
 
 
-def _shown(loss: float) -> str:
-    return f"{loss:.3f}" if loss >= 0.001 else f"{loss:.1e}"
+def shown(report: RoundReport) -> Round:
+    """What is shown of a round that was reported."""
+    score = report.score
+    return Round(
+        number=report.round,
+        seconds=report.seconds,
+        clients=[c.client for c in report.clients],
+        count=len(report.clients),
+        loss=report.train_loss,
+        scores={} if score is None or score.name not in SCORES else score.by_domain,
+        bytes_up=report.bytes_up,
+        bytes_down=report.bytes_down,
+    )

@@ -17,6 +17,7 @@ from fedinit.data.partition import Partition
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.writing import report_of_run
+from fedinit.runs import status
 from fedinit.runs.export import FinalModel, export
 from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
@@ -78,6 +79,7 @@ class OpenRun:
 
     def close(self) -> None:
         """Close the tracker, which keeps what it was told, and then the folder, however the run ended."""
+        status.remove(self.folder.path)
         for observer in reversed(self.observers):
             observer.close()
 

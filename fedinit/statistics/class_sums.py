@@ -3,12 +3,13 @@ moment."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedinit.statistics.gram import about_mean, pack, shift
+from fedinit.statistics.gram import about_mean, is_positive, pack, shift, unpack
 from fedinit.statistics.statistic import Statistic
 
 
@@ -52,6 +53,24 @@ class ClassSums(Statistic):
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"counts": 1.0, "sums": clip}
 
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        if said := super().fault(sums, examples):
+            return said
+        images, counts, slack = (
+            self.images(sums, examples)[0],
+            sums["counts"].double(),
+            self.slack("counts", sums, examples),
+        )
+        whole = slack or self.request.sampling.weighting == "uniform" or bool((counts == counts.round()).all())
+        off = abs(float(counts.sum()) - images)
+        if not whole or not bool((counts >= -6 * slack).all()) or off > 6 * slack * len(counts) ** 0.5 + 1e-3 * images:
+            return f"{self.layer}: class counts that are none of {examples} images"
+        lengths, noise = sums["sums"].double().norm(dim=1), self.slack("sums", sums, examples)
+        most = (counts.clamp(min=0) + 6 * slack) * self.energy(1.0) ** 0.5 + 6 * noise * sums["sums"].shape[1] ** 0.5
+        if not bool((lengths <= 1.001 * most).all()):
+            return f"{self.layer}: sums of features longer than those of so many images"
+        return ""
+
 
 @dataclass(frozen=True)
 class ClassMoments(ClassSums):
@@ -83,3 +102,19 @@ class ClassMoments(ClassSums):
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return super().sensitivity(clip, rows) | {"gram": clip**2}
+
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        """The scatter inside the classes, Σ z zᵀ − Σ s_c s_cᵀ / n_c, is positive semi-definite too."""
+        if said := super().fault(sums, examples):
+            return said
+        gram, slack = unpack(sums["gram"].double(), self.shape[1]), self.slack("gram", sums, examples)
+        trace, most = float(gram.trace()), self.energy(self.images(sums, examples)[0])
+        if not trace <= most + 6 * slack * len(gram) ** 0.5:
+            return f"{self.layer}: a second moment of trace {trace:.3g} over {examples} images"
+        inside, counts = gram, sums["counts"].double()
+        if not slack:
+            means = sums["sums"].double()[counts > 0] / counts[counts > 0].sqrt()[:, None]
+            inside = gram - means.T @ means
+        if not is_positive(inside, 3 * slack * len(gram) ** 0.5, trace):
+            return f"{self.layer}: its second moment is not positive semi-definite"
+        return ""

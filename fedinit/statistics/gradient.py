@@ -7,6 +7,7 @@ sends; G ≈ QT. Both come from the rows x and y at O(n(d + k)l), and the d×k m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedinit.statistics.nystrom import test_matrix
-from fedinit.statistics.statistic import Statistic
+from fedinit.statistics.statistic import LARGEST, Statistic
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,15 @@ class Gradient(Statistic):
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """An image's gradient has norm `clip` at most, and orthonormal projections make it no longer."""
         return {self.key: clip}
+
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        if said := super().fault(sums, examples):
+            return said
+        total, clip = sums[self.key].double(), self.request.sampling.clip
+        longest = self.images(sums, examples)[0] * (LARGEST**2 * self.shape[1] if clip is None else 1.001 * clip)
+        if not float(total.norm()) <= longest + 2 * self.slack(self.key, sums, examples) * total.numel() ** 0.5:
+            return f"{self.layer}: a gradient of norm {float(total.norm()):.3g} over {examples} images"
+        return ""
 
 
 @dataclass(frozen=True)

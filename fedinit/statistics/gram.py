@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Gram(Statistic):
     On the way gram is about the client's mean, and rest (k,) is what sum lacks in float32.
     """
 
+    per_row: ClassVar[bool] = True
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         k = self.shape[1]
         return {"count": (), "sum": (k,), "gram": (k * (k + 1) // 2,)}
@@ -40,6 +43,19 @@ class Gram(Statistic):
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"sum": rows * clip, "gram": rows * clip**2}
+
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        if said := super().fault(sums, examples):
+            return said
+        count, total, gram = float(sums["count"]), sums["sum"].double(), unpack(sums["gram"].double(), self.shape[1])
+        slack = self.slack("gram", sums, examples)
+        trace = float(gram.trace())
+        if not trace <= self.energy(count) + 6 * slack * len(gram) ** 0.5:
+            return f"{self.layer}: a second moment of trace {trace:.3g} over {count:g} rows"
+        covariance = gram if slack else gram - torch.outer(total, total) / max(count, 1e-12)
+        if not is_positive(covariance, 3 * slack * len(gram) ** 0.5, trace):
+            return f"{self.layer}: its second moment is not positive semi-definite"
+        return ""
 
     def sent(self) -> dict[str, tuple[int, ...]]:
         return self.shapes() | {"rest": self.shape[1:]}
@@ -82,6 +98,24 @@ def shift(centre: Tensor, total: Tensor, count: float) -> Tensor:
     """(k, k): Σ x xᵀ less Σ (x − c)(x − c)ᵀ, for the centre c (k,) and Σ (x − c) = total (k,) over `count` rows."""
     mixed = torch.outer(centre, total + count / 2 * centre)
     return mixed + mixed.T
+
+
+def is_positive(matrix: Tensor, slack: float, scale: float) -> bool:
+    """Whether a symmetric matrix (k, k) has no eigenvalue below -slack, up to the rounding of its entries in float32.
+
+    Without a slack this is asked of the correlations, which no row's scale has a part in. scale: of the sums that the
+    matrix is what is left of.
+    """
+    k, diagonal = len(matrix), matrix.diagonal()
+    floor = 1e-6 * max(scale, 0.0) + slack
+    if not bool((diagonal >= -floor).all()):
+        return False
+    if not slack:
+        size = (diagonal.clamp(min=0) + 1e-9 * max(scale, 0.0) + 1e-30).rsqrt()
+        matrix, floor = matrix * size * size[:, None], 1e-2
+    matrix = matrix + floor * torch.eye(k, dtype=matrix.dtype)
+    # Cholesky's own rounding in float32 is k·2⁻²⁴ of a correlation.
+    return int(torch.linalg.cholesky_ex(matrix if slack or k <= 1024 else matrix.float()).info) == 0
 
 
 def pack(symmetric: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ which no gain changes."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,15 @@ class Losses(Statistic):
             "correct": (logits.argmax(1) == labels).sum(dtype=torch.float64),
             "losses": torch.stack([F.cross_entropy(gain * logits, labels, reduction="sum") for gain in gains]),
         }
+
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        if said := super().fault(sums, examples):
+            return said
+        images, correct, losses = self.images(sums, examples)[0], float(sums["correct"]), sums["losses"].double()
+        off, beside = (6 * self.slack(key, sums, examples) for key in ("correct", "losses"))
+        if not -off <= correct <= images + off or not bool((losses >= -beside).all()):
+            return f"{self.layer}: {correct:g} right answers of {examples}, or a loss below 0"
+        return ""
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """A loss is at most log C plus the largest difference of two logits, max ‖w_a − w_b‖·clip + |b_a − b_b|."""

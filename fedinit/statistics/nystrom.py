@@ -9,6 +9,7 @@ iteration, and what it misses falls with the square of the ratio of the eigenval
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedinit.seeding import torch_generator
-from fedinit.statistics.gram import about_mean, joined_total, split_total
+from fedinit.statistics.gram import about_mean, is_positive, joined_total, split_total
 from fedinit.statistics.statistic import Request, Statistic
 
 
@@ -36,6 +37,7 @@ class Nystrom(Statistic):
     """
 
     half: ClassVar[frozenset[str]] = frozenset({"sketch"})
+    per_row: ClassVar[bool] = True
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         k = self.shape[1]
@@ -55,6 +57,24 @@ class Nystrom(Statistic):
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"sum": rows * clip, "trace": rows * clip**2, "sketch": rows * clip**2}
+
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        """For an orthonormal Ω: 0 ⪯ ΩᵀGΩ, and its trace and ‖GΩ‖ are no more than tr G; up to half precision."""
+        if said := super().fault(sums, examples):
+            return said
+        count, trace, sketch = float(sums["count"]), float(sums["trace"]), sums["sketch"].double()
+        k, width = sketch.shape
+        slack, beside = self.slack("sketch", sums, examples), 6 * self.slack("trace", sums, examples)
+        if not -beside <= trace <= self.energy(count) + beside:
+            return f"{self.layer}: a trace of {trace:.3g} over {count:g} rows"
+        core = basis_of(self.request, self.layer, k, width).double().T @ sketch
+        most = 1.02 * max(trace, 0.0) + beside
+        longest = float(sketch.norm()) - 2 * slack * (k * width) ** 0.5
+        if longest > most or float(core.trace()) > most + 6 * slack * width**0.5:
+            return f"{self.layer}: a sketch that is more than the trace beside it"
+        if not is_positive((core + core.T) / 2, 0.02 * max(trace, 0.0) + 3 * slack * width**0.5, trace):
+            return f"{self.layer}: its sketch is not of a positive semi-definite matrix"
+        return ""
 
     def sent(self) -> dict[str, tuple[int, ...]]:
         return self.shapes() | {"rest": self.shape[1:]}

@@ -18,6 +18,7 @@ adapters   forward and backward with adapters and head in place; a "layer" is th
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +29,8 @@ from torch import Tensor
 
 from fedinit.config.checks import at_least, positive, within
 from fedinit.errors import InputError
+
+LARGEST = 1e6  # what an entry of a layer's inputs is at most, where no clip says so
 
 Source = Literal["inputs", "gradients", "features", "adapters"]
 
@@ -139,6 +142,7 @@ class Statistic(ABC):
     shape: tuple[int, ...]
     request: Request
 
+    per_row: ClassVar[bool] = False  # whether "count" counts rows, several an image
     # The keys of matrices that travel in half precision, each column in units of its largest entry.
     half: ClassVar[frozenset[str]] = frozenset()
 
@@ -166,6 +170,41 @@ class Statistic(ABC):
         Keys that are left out get no noise. Raises NotImplementedError where it is not bounded.
         """
         raise NotImplementedError(f"{type(self).__name__} has no bound for init.noise")
+
+    def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
+        """Why these cannot be the sums of one client's so many examples; empty where they can. sums: as `restored`.
+
+        What the request's noise may have done to them is allowed for.
+        """
+        count = float(sums["count"])
+        if count == 0 and not any(bool(value.any()) for value in sums.values()):
+            return ""  # of a layer that no image reaches
+        if self.request.sampling.weighting == "uniform":
+            return "" if count == 1 else f"{self.layer}: a count of {count:g}, expected 1 of a mean"
+        if count < examples or count % examples or (not self.per_row and count != examples):
+            what = "as many rows an image" if self.per_row else "each image once"
+            return f"{self.layer}: a count of {count:g} over {examples} images, expected {what}"
+        return ""
+
+    def images(self, sums: Mapping[str, Tensor], examples: int) -> tuple[float, float]:
+        """(how many examples the sums are over, 1 of a mean; rows an example, as far as a mean says)."""
+        if self.request.sampling.weighting == "uniform":
+            return 1.0, 1.0
+        return float(examples), float(sums["count"]) / examples
+
+    def slack(self, key: str, sums: Mapping[str, Tensor], examples: int) -> float:
+        """One standard deviation of the noise in an entry of the sum, 0 without any."""
+        sampling = self.request.sampling
+        if not sampling.noise or sampling.clip is None:
+            return 0.0
+        rows = math.ceil(self.images(sums, examples)[1])
+        divisor = examples if sampling.weighting == "uniform" else 1.0
+        return sampling.noise * self.sensitivity(sampling.clip, rows).get(key, 0.0) / divisor
+
+    def energy(self, count: float) -> float:
+        """The most that Σ ‖x‖² can be over so many rows: by the clip; without one, of what float32 can train on."""
+        clip = self.request.sampling.clip
+        return count * (LARGEST**2 * max(self.shape) if clip is None else 1.001 * clip**2)
 
     def sent(self) -> dict[str, tuple[int, ...]]:
         """{key: shape} of what `reduced` makes of the sums."""

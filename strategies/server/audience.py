@@ -40,6 +40,10 @@ class Audience(Observer):
         for observer in self.observers:
             observer.event(kind, facts)
 
+    def doing(self, text: str) -> None:
+        for observer in self.observers:
+            observer.doing(text)
+
     def waiting(self, text: str) -> None:
         for observer in self.observers:
             observer.waiting(text)

@@ -74,7 +74,7 @@ def collect(
         else:
             state = _discovered(state, method, exchange, halfway)
         state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
-        replies = exchange.send(messages, end - time.monotonic())
+        replies = exchange.send(messages, end - time.monotonic(), expected)
         added = admit(method, exchange, replies, expected)
         state = drop(state, exchange, round, added.refusals)
         admitted += added

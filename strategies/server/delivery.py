@@ -7,17 +7,23 @@ node, and waits until the deadline for a node that was started again and knows n
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from fedinit.wire import Limit
+from strategies.server.pulling import Pulled, unreadable
 
 AWAY = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
 POLL_SECONDS = (0.2, 2.0)  # between two looks for replies, at first and at most
 LOOK_SECONDS = 4.0  # between two looks at the nodes
+UNLIMITED: Mapping[int, Limit] = MappingProxyType({})
 
 
 def activations(grid: Grid) -> dict[int, str]:
@@ -55,20 +61,27 @@ class WatchedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self.inner.pull_messages(message_ids)
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None, limits: Mapping[int, Limit] = UNLIMITED
+    ) -> list[Message]:
         """What came until all answered or `timeout` seconds were over; an Error for a node that was started again after
-        it was asked. A message that the grid did not take is not waited for."""
+        it was asked, and for a reply that cannot be read. A message that the grid did not take is not waited for.
+
+        limits: {node id: what its reply may hold}; of one that holds more an Error comes.
+        """
         messages = list(messages)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         before = activations(self.inner)
         waiting = {i: m for i, m in zip(self.push_messages(messages), messages, strict=False) if i}
+        ways = {i: self._way(i, m, limits.get(m.metadata.dst_node_id)) for i, m in waiting.items()}
         replies: list[Message] = []
         pause, looked = POLL_SECONDS[0], time.monotonic()
         while waiting:
-            for reply in self.pull_messages(list(waiting)):
-                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if asked is not None:
+            for i, asked in [*waiting.items()]:  # one by one: what one of them holds is no other's fault
+                reply = ways[i]()
+                if reply is not None:
                     replies.append(_from(asked, reply))
+                    del waiting[i], ways[i]
             if not waiting or time.monotonic() >= deadline:
                 break
             time.sleep(pause)
@@ -78,6 +91,19 @@ class WatchedGrid(Grid):
                 for key in _lost(waiting, before, activations(self.inner)):
                     replies.append(_restarted(waiting.pop(key)))
         return replies
+
+    def _way(self, message_id: str, asked: Message, limit: Limit | None) -> Callable[[], Message | None]:
+        """What gives the reply to a message, once it is there."""
+        if isinstance(self.inner, HttpGrid) and limit is not None:
+            return Pulled(self.inner, asked, message_id, limit).look
+
+        def look() -> Message | None:
+            try:
+                return next(iter(self.pull_messages([message_id])), None)
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+                return unreadable(asked, error)  # not one of the connection's
+
+        return look
 
 
 def _lost(waiting: Mapping[str, Message], before: Mapping[int, str], online: Mapping[int, str]) -> list[str]:

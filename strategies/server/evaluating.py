@@ -46,7 +46,8 @@ def evaluate_clients(
     extra: settings that go into every message. Clients that failed are in the ledger.
     """
     state, messages, asked = requests.for_evaluation(state, method, exchange, extra)
-    state, score = merge_replies(state, exchange, exchange.send(messages, exchange.reply_timeout), asked)
+    replies = exchange.send(messages, exchange.reply_timeout, asked)
+    state, score = merge_replies(state, exchange, replies, asked)
     return replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down), score
 
 

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.errors import RunFailed
-from strategies.server.delivery import AWAY, activations
+from strategies.server.delivery import AWAY, WatchedGrid, activations
 from strategies.server.introduction import Introduction
-from strategies.server.replies import Asked, Refusal, match_replies
+from strategies.server.meeting import Meeting, divided
+from strategies.server.replies import Asked, Refusal, match_replies, of_error, too_large
 
 Emit = Callable[[str, Mapping[str, object]], None]
 SAY_SECONDS = 10.0  # between two words of what a run waits for
+INTRODUCTION = wire.Limit(rest=2**20)  # of what a node says of itself: names of classes, digests of what it holds
+NOBODY: Mapping[int, Asked] = MappingProxyType({})
 
 
 class Exchange:
     """The server's way to its clients, over one grid.
 
     by_client: {partition id: node id}.
-    tests: {partition id: number of test images that it says it has}.
+    examples, tests: {partition id: number of training, of test images that it says it has}.
     backbone_digest: of the one backbone of the run; empty until clients are registered.
     bytes_up, bytes_down: of all messages so far, as serialised.
 
@@ -53,6 +57,7 @@ class Exchange:
         self.grid, self.timeout, self.emit = grid, timeout, emit
         self.reply_timeout = reply_timeout or timeout
         self.by_client: dict[int, int] = {}
+        self.examples: dict[int, int] = {}
         self.tests: dict[int, int] = {}
         self.backbone_digest = ""
         self.bytes_up = self.bytes_down = 0
@@ -69,37 +74,56 @@ class Exchange:
         """The id of Flower's run; None for a grid without one."""
         return getattr(self.grid.run, "run_id", None)
 
-    def register_clients(self, backbone_digest: str, round: int) -> dict[int, Introduction]:
+    def register_clients(
+        self,
+        backbone_digest: str,
+        round: int,
+        meeting: Meeting = Meeting(),  # noqa: B008 (it is immutable)
+    ) -> dict[int, Introduction]:
         """Ask every node who it is, until all partitions are there; {partition id: what it says}, in order.
 
-        Raises RunFailed after `timeout` seconds, for a partition id given twice, and for clients that disagree on
-        the partitions, the classes, the domains, the score or the backbone.
+        A node that cannot be used costs its own client: one whose answer cannot be read, that has another backbone, a
+        partition id of another's, or other classes, domains, score or number of partitions than the configuration or
+        most of the others. The ledger names it, and the run begins without it where the rest are a quorum.
+        meeting: what the configuration knows of the clients, and how many are enough.
+
+        Raises RunFailed after `timeout` seconds, or as soon as too few nodes are left that could be used.
         """
         self.backbone_digest = backbone_digest
         deadline = time.monotonic() + self.timeout
         spoken = float("-inf")
-        said: dict[int, Introduction] = {}
+        heard: dict[int, Introduction] = {}
+        useless: dict[int, str] = {}  # node: why
         while True:
-            for node, reply in self._hello(round, max(deadline - time.monotonic(), 1.0)).items():
-                introduction = _introduced(reply)
-                if isinstance(introduction, str):
-                    raise RunFailed(f"a client could not start: {introduction}")
-                client = introduction.client
-                if self.by_client.get(client, node) != node and self.by_client[client] in activations(self.grid):
-                    raise RunFailed(f"partition-id {client} is given to two nodes; each needs one of its own")
-                said[client], self.by_client[client] = introduction, node
-            said = dict(sorted(said.items()))
-            self._agree(said)
-            wanted = max((f.partitions for f in said.values()), default=1)
-            if len(said) >= wanted:
-                break
+            for node, answer in self._hello(round, max(deadline - time.monotonic(), 1.0)).items():
+                client = answer.client if isinstance(answer, Introduction) else -1
+                if isinstance(answer, str):
+                    useless[node] = answer
+                elif why := meeting.misfit(answer, backbone_digest):
+                    useless[node] = why
+                elif self.by_client.get(client, node) != node and self.by_client[client] in activations(self.grid):
+                    useless[node] = f"partition-id {client} is given to two nodes; each needs one of its own"
+                else:
+                    useless.pop(node, None)
+                    heard[client], self.by_client[client] = answer, node
+            said, odd = divided(heard)
+            refused = list({**useless, **{self.by_client[client]: why for client, why in odd.items()}}.items())
+            wanted = meeting.clients or max((f.partitions for f in said.values()), default=1)
+            if len(said) + len(refused) >= wanted:  # whoever is missing has been heard of
+                if len(said) >= wanted or meeting.enough(len(said), wanted):
+                    break
+                raise RunFailed(f"a client could not start: {refused[0][1]}")
             if time.monotonic() > deadline:
                 raise RunFailed(f"{len(said)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
             if time.monotonic() - spoken >= SAY_SECONDS:
                 spoken = time.monotonic()
-                self.waiting(_missing(said, wanted, deadline - spoken))
+                self.waiting(_missing(said, wanted, deadline - spoken) + "".join(f"; {why}" for _, why in refused[:1]))
             time.sleep(0.5)
+        for node, why in refused:
+            self.emit("node_refused", {"round": max(round, 0) + 1, "detail": f"node {node}: {why}"})
+        self.by_client = {client: self.by_client[client] for client in said}
         self._first = next(iter(said.values()))
+        self.examples = {client: introduction.examples for client, introduction in said.items()}
         self.tests = {client: introduction.test_examples for client, introduction in said.items()}
         return said
 
@@ -117,8 +141,7 @@ class Exchange:
         """
         again, back = set(), []
         while True:
-            for node, reply in self._hello(round, max(deadline - time.monotonic(), 0.0)).items():
-                introduction = _introduced(reply)
+            for node, introduction in self._hello(round, max(deadline - time.monotonic(), 0.0)).items():
                 fault = introduction if isinstance(introduction, str) else self._misfit(introduction)
                 if not isinstance(introduction, str) and not fault:
                     client, known = introduction.client, self.by_client[introduction.client]
@@ -142,49 +165,42 @@ class Exchange:
         node = reply.metadata.src_node_id
         return next((c for c, n in self.by_client.items() if n == node), -1)
 
-    def send(self, messages: list[Message], timeout: float) -> list[Message]:
-        """The replies that came within `timeout` seconds; the bytes of both directions are counted."""
+    def send(self, messages: list[Message], timeout: float, asked: Mapping[int, Asked] = NOBODY) -> list[Message]:
+        """The replies that came within `timeout` seconds; the bytes of both directions are counted, of replies those
+        that are no larger than they may be. asked: {node id: what its client is asked}."""
         self.bytes_down += wire.nbytes(m.content for m in messages)
-        replies = list(self.grid.send_and_receive(messages, timeout=timeout)) if messages else []
-        self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content())
+        limits = {node: wanted.limit for node, wanted in asked.items() if wanted.limit is not None}
+        how = {"limits": limits} if isinstance(self.grid, WatchedGrid) else {}
+        replies = list(self.grid.send_and_receive(messages, timeout=timeout, **how)) if messages else []
+        self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content() and not too_large(r, asked))
         return replies
 
     def log_refusal(self, round: int, refusal: Refusal) -> None:
         """Put a refusal of this round into the ledger."""
         self.emit("refused", {"round": round, **vars(refusal)})
 
-    def _hello(self, round: int, timeout: float) -> dict[int, Message]:
-        """{node: what it says of itself}, of those that were not asked yet, or came online again since."""
+    def _hello(self, round: int, timeout: float) -> dict[int, Introduction | str]:
+        """{node: what it says of itself, or why that cannot be used}, of those that were not asked yet, or came online
+        again since."""
         online = activations(self.grid)
         fresh = [node for node, since in online.items() if self._greeted.get(node) != since]
         hello = ConfigRecord({"backbone": self.backbone_digest, "round": round})
         messages = {node: Message(RecordDict({wire.CONFIG: hello}), node, "query.describe") for node in fresh}
-        asked = {node: Asked(node, round, run=self.run_id, message=message) for node, message in messages.items()}
-        replies = self.send(list(messages.values()), timeout)
-        heard, refusals = match_replies(
-            replies, asked, lambda reply: reply.metadata.src_node_id, lambda reply, _: reply
-        )
+        asked = {
+            node: Asked(node, round, run=self.run_id, message=message, limit=INTRODUCTION)
+            for node, message in messages.items()
+        }
+        replies = self.send(list(messages.values()), timeout, asked)
+        heard, refusals = match_replies(replies, asked, lambda reply: reply.metadata.src_node_id, _introduced)
+        said = {node: answer for node, answer in heard.items() if answer is not None}
         for refusal in refusals:
-            if refusal.code != "no_reply":
-                detail = f"{refusal.code}: {refusal.detail}"
+            detail = f"{refusal.code}: {refusal.detail}"
+            if refusal.code in ("not_asked", "duplicate"):
                 self.emit("node_refused", {"round": max(round, 0) + 1, "detail": detail})
-        heard = {node: r for node, r in heard.items() if not (r.has_error() and r.error.code in AWAY)}
-        self._greeted |= {node: online[node] for node in heard}
-        return heard
-
-    def _agree(self, introductions: Mapping[int, Introduction]) -> None:
-        """Raise RunFailed where clients are not of one federation, or hold another backbone than the server."""
-        first = next(iter(introductions.values()), None)
-        for client, introduction in introductions.items():
-            for key in ("classes", "domains", "partitions", "score"):
-                if first is not None and getattr(introduction, key) != getattr(first, key):
-                    said = f"{key} than client {first.client}: {getattr(introduction, key)}"
-                    raise RunFailed(f"client {client} has other {said}")
-            if introduction.backbone != self.backbone_digest:
-                raise RunFailed(
-                    f"client {client} holds another backbone ({introduction.backbone[:12]}) than the server "
-                    f"({self.backbone_digest[:12]}); give both the same model.checkpoint"
-                )
+            elif refusal.code != "no_reply":
+                said.setdefault(refusal.client, detail)
+        self._greeted |= {node: online[node] for node in said}
+        return said
 
     def _misfit(self, introduction: Introduction) -> str:
         """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
@@ -207,11 +223,11 @@ def _missing(said: Mapping[int, Introduction], wanted: int, seconds: float) -> s
     return f"{len(said)} of {wanted} clients are there; waits for nodes with partition-id {names}, {limit}"
 
 
-def _introduced(reply: Message) -> Introduction | str:
-    """What a node says of itself, or why it cannot be used."""
+def _introduced(reply: Message, asked: Asked) -> Introduction | str | None:
+    """What a node says of itself, or why it cannot be used; None where it is away."""
     if reply.has_error():
-        return reply.error.reason or ""
+        return None if reply.error.code in AWAY else of_error(reply, asked.client).detail
     try:
         return Introduction.read(reply)
     except ValueError as error:
-        return str(error)
+        return Refusal(asked.client, "introduction", str(error)).detail

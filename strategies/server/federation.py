@@ -27,6 +27,7 @@ from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
 from strategies.server.introduction import Introduction
+from strategies.server.meeting import Meeting
 from strategies.server.method import Method
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
@@ -55,7 +56,7 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
         rule = [rank >> i for i in range(rank.bit_length())]
     elif len(rule) > len(examples):
         raise InputError(f"adapter.ranks: {len(rule)} ranks for {len(examples)} clients; expected one a client at most")
-    return {client: rule[i % len(rule)] for i, client in enumerate(examples)}
+    return {client: rule[client % len(rule)] for client in examples}
 
 
 def check_clients(config: Config, examples: Mapping[int, int]) -> None:
@@ -137,7 +138,8 @@ def _ready(
     """The method of every round, and the state that the next one goes on from: after the clients have registered, and
     round 0 where it was not done before."""
     began = time.perf_counter()
-    introductions = exchange.register_clients(opening.backbone.digest, -1 if saved is None else saved.round)
+    round = -1 if saved is None else saved.round
+    introductions = exchange.register_clients(opening.backbone.digest, round, Meeting.of(config))
     roster, reports = roster_of(introductions), []
     if saved is not None:
         _compare(saved.roster, roster, audience)
@@ -145,6 +147,8 @@ def _ready(
     ranks = client_ranks(config, roster.examples)
     audience.started(config.rounds, roster)
     if saved is None:
+        if opening.measured:
+            audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)
     method = Method(
         aggregator=opening.aggregator,
@@ -166,6 +170,7 @@ def _ready(
         return method, state
     state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, introductions.items())
     if fixes_scales(config):
+        audience.doing("clients measure the step scales")
         state, notes, reports = fix_step_scales(state, method, exchange, config.rounds, config.client.loss)
         opening.note(step_scales=notes)
     state = dataclasses.replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import Array, Message, MetricRecord
 from torch import Tensor
 
 from fedinit import wire
@@ -20,7 +20,7 @@ from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
 from strategies.aggregator import Update
-from strategies.server.replies import Asked, Refusal
+from strategies.server.replies import Asked, Refusal, of_error
 
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
 # negative, and what float32 can hold stays finite in sums over clients and examples.
@@ -78,19 +78,24 @@ class Gate:
             return Refusal(expected.client, code, detail)
 
         if reply.has_error():
-            return refuse("client_error", reply.error.reason or "")
+            return of_error(reply, expected.client)
+        formats = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
         try:
-            tensors: Mapping[str, Tensor] = wire.decode(wire.arrays(reply))
-            metrics: dict[str, Any] = dict(wire.metrics(reply))
+            arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
+            # Before a byte is decoded; of chosen slots it is the transform that knows the shapes.
+            if self.enabled and expected.slots is None and (odd := _fault(arrays, formats)):
+                return refuse(*odd)
+            tensors: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
         try:
             tensors = receive(transforms, expected, tensors)
         except Malformed as error:
             return refuse(error.code, error.detail)
+        except Exception as error:  # noqa: BLE001 (the tensors are not validated yet)
+            return refuse("missing_record", f"{type(error).__name__}: {error}")
         if self.enabled:
-            formats = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
             fault = (
                 _fault(tensors, formats)
                 or _fault_of_counts(examples, round, expected.round)
@@ -121,17 +126,22 @@ class Gate:
         return None
 
 
-def admit_statistics(reply: Message, asked: Asked, statistics: Mapping[str, Statistic]) -> Statistics | Refusal:
-    """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused."""
+def admit_statistics(
+    reply: Message, asked: Asked, statistics: Mapping[str, Statistic], most: int = MAX_EXAMPLES
+) -> Statistics | Refusal:
+    """The reply of round 0 as the sums of what was asked, {layer: statistic}, or the reason it is refused.
+
+    most: the examples that this client may have measured: no more than it said it has, or than were asked for.
+    """
     client = asked.client
     if reply.has_error():
-        reason = reply.error.reason or ""
-        few = ": TooFew: " in reason  # as a client says it: who, at what, which error
-        return Refusal(client, "too_few_examples" if few else "client_error", reason)
+        return of_error(reply, client)
     try:
-        tensors = wire.decode(wire.arrays(reply))
-        metrics: dict[str, Any] = dict(wire.metrics(reply))
+        arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
         examples, round = metrics["num-examples"], metrics["round"]
+        if odd := _fault(arrays, wire_format(statistics)):
+            return Refusal(client, *odd)
+        tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
     fault = _fault(tensors, wire_format(statistics)) or _fault_of_counts(examples, round, asked.round)
@@ -141,7 +151,13 @@ def admit_statistics(reply: Message, asked: Asked, statistics: Mapping[str, Stat
     for name, value in sums.items():
         if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
             return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
-    return Statistics(examples, sums)
+    if examples > most:
+        return Refusal(client, "weight", f"statistics of {examples} examples, of a client that has {most} for them")
+    measured = Statistics(examples, sums)
+    for layer, statistic in statistics.items():
+        if why := statistic.fault(measured.of(layer), examples):
+            return Refusal(client, "sums", why)
+    return measured
 
 
 def admit_counts(
@@ -153,11 +169,13 @@ def admit_counts(
     """
     client = asked.client
     if reply.has_error():
-        return Refusal(client, "client_error", reply.error.reason or "")
+        return of_error(reply, client)
     try:
         record = wire.metrics(reply)
         counts: dict[str, Any] = dict(record)
         round, (parts, wholes) = counts["round"], (counts[key] for key in score.wire)
+        if max(map(len, (counts["domains"], parts, wholes))) > domains:
+            return Refusal(client, "metrics", f"more rows than there are domains, {domains}")
         rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
@@ -172,20 +190,18 @@ def admit_counts(
     return record
 
 
-def _fault(
-    tensors: Mapping[str, Tensor], formats: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-) -> tuple[str, str] | None:
-    """(code, detail) of the first thing that is wrong with named tensors, or None. formats: {name: (shape, dtype)}."""
-    if tensors.keys() != formats.keys():
-        odd = sorted(tensors.keys() ^ formats.keys())
-        return "names", f"{odd[0]} is {'unexpected' if odd[0] in tensors else 'missing'}"
-    for name, value in tensors.items():
+def _fault(values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.Formats) -> tuple[str, str] | None:
+    """(code, detail) of the first thing that is wrong with named arrays, by what they declare, or with tensors."""
+    if values.keys() != formats.keys():
+        odd = sorted(values.keys() ^ formats.keys())
+        return "names", f"{odd[0]} is {'unexpected' if odd[0] in values else 'missing'}"
+    for name, value in values.items():
         shape, dtype = formats[name]
         if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
             return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
-        if value.dtype != dtype:
+        if str(value.dtype).removeprefix("torch.") != str(dtype).removeprefix("torch."):
             return "dtype", f"{name} is {value.dtype}, expected {dtype}"
-        if not torch.isfinite(value).all():
+        if isinstance(value, Tensor) and not torch.isfinite(value).all():
             return "not_finite", f"{name} holds NaN or infinity"
     return None
 

@@ -14,6 +14,7 @@ from fedinit.config.schema import Config
 from fedinit.factors import Factors, stack
 from fedinit.heads import create_head
 from fedinit.heads.head import HeadContext
+from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import InitContext
 from fedinit.models import Backbone, adapted_layers, shared_inputs
@@ -52,6 +53,12 @@ class Opening:
             context = dataclasses.replace(context, groups=shared_inputs(backbone, self.targets))
         self.context = context
         self._start: StartState | None = None
+
+    @property
+    def measured(self) -> str:
+        """What of the start is made of the clients' data, in words of the command line; "" where nothing is."""
+        init = [f"init={self.config.init.name}"] if self.initializer.needs != "none" else []
+        return " ".join([*init, *([f"head={self.config.head.name}"] if isinstance(self.head, MeasuredHead) else [])])
 
     @property
     def start(self) -> StartState:

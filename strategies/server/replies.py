@@ -13,8 +13,10 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fedinit import wire
+from fedinit.errors import Code
 
 Judged = TypeVar("Judged")
+SAID = 500  # characters of an Error
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,17 @@ class Refusal:
     """Why a client's reply, or its silence, counts for nothing.
 
     client: its partition id, -1 for a node that is no client's.
-    code: one of client_error, no_reply, not_asked, misdirected, duplicate, too_few_examples, missing_record, names,
-    slots, shape, dtype, not_finite, weight, round, run, metrics, factor_norm, product_norm, head_norm.
-    detail: the reason, in one line.
+    code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, missing_record,
+    names, slots, shape, dtype, not_finite, sums, weight, round, run, metrics, factor_norm, product_norm, head_norm.
+    detail: the reason, in one line of at most `SAID` characters: it goes into the ledger and onto a screen.
     """
 
     client: int
     code: str
     detail: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", " ".join(self.detail[: 4 * SAID].split())[:SAID])
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,27 @@ class Asked:
 
     run: Flower's id of the run; None for a grid without one.
     message: the one it was sent, which the grid gives its id; None where replies are taken at their word.
+    limit: what its reply may hold; None: anything.
     """
 
     client: int
     round: int
     run: int | None = field(default=None, kw_only=True)
     message: Message | None = field(default=None, kw_only=True)
+    limit: wire.Limit | None = field(default=None, kw_only=True)
 
 
 Waiting = TypeVar("Waiting", bound=Asked)
+
+
+def of_error(reply: Message, client: int) -> Refusal:
+    """The refusal that an Error comes to."""
+    codes: dict[int, str] = {
+        Code.too_few_examples: "too_few_examples",
+        Code.too_large: "size",
+        Code.unreadable: "missing_record",
+    }
+    return Refusal(client, codes.get(reply.error.code, "client_error"), reply.error.reason or "")
 
 
 def match_replies(
@@ -66,11 +83,13 @@ def match_replies(
     """
     admitted: dict[int, Judged] = {}
     refusals, silent = [], dict(asked)
-    for reply in _in_order(replies, client_of):
+    for reply in _in_order(replies, asked, client_of):
         node = reply.metadata.src_node_id
         silent.pop(node, None)
         if node not in asked:
             judged = Refusal(client_of(reply), "not_asked", "its node was asked nothing")
+        elif why := too_large(reply, asked):
+            judged = Refusal(asked[node].client, "size", why)
         elif (judged := _misaddressed(reply, asked[node])) is None:
             twice = asked[node].client in admitted
             judged = Refusal(asked[node].client, "duplicate", "counted once") if twice else admit(reply, asked[node])
@@ -80,6 +99,14 @@ def match_replies(
             admitted[asked[node].client] = judged
     refusals += [Refusal(a.client, "no_reply", "nothing came in time") for a in silent.values()]
     return admitted, refusals
+
+
+def too_large(reply: Message, asked: Mapping[int, Asked]) -> str:
+    """Why the reply holds more than its node may send; empty where it does not, or its node was asked nothing."""
+    wanted = asked.get(reply.metadata.src_node_id)
+    if wanted is None or wanted.limit is None or not reply.has_content():
+        return ""
+    return wire.excess(reply.content, wanted.limit)
 
 
 def _misaddressed(reply: Message, asked: Asked) -> Refusal | None:
@@ -98,14 +125,17 @@ def _misaddressed(reply: Message, asked: Asked) -> Refusal | None:
     return None
 
 
-def _in_order(replies: Iterable[Message], client_of: Callable[[Message], int]) -> list[Message]:
+def _in_order(
+    replies: Iterable[Message], asked: Mapping[int, Asked], client_of: Callable[[Message], int]
+) -> list[Message]:
     """Replies by client; where a client has several, by their bytes, so that which one counts does not depend on which
     came first."""
     replies = list(replies)
-    several = {c for c, n in Counter(map(client_of, replies)).items() if n > 1}
+    nodes = Counter(reply.metadata.src_node_id for reply in replies)
+    several = {node for node, count in nodes.items() if count > 1 and node in asked}
 
     def key(reply: Message) -> tuple[int, bytes]:
-        content = wire.to_bytes(reply.content) if client_of(reply) in several and reply.has_content() else b""
-        return client_of(reply), content
+        counts = reply.metadata.src_node_id in several and reply.has_content() and not too_large(reply, asked)
+        return client_of(reply), wire.to_bytes(reply.content) if counts else b""
 
     return sorted(replies, key=key)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.state import base_offset, digest
+from fedinit.statistics import Request, create_statistics, wire_format
 from strategies.methods.choosing import Choosing
 from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
@@ -57,6 +58,7 @@ def for_training(
             sent=starts[client],
             trained=returned,
             slots=budgets.get(client),
+            limit=_limit({name: starts[client][name] for name in returned}, budgets.get(client, 0)),
         )
         for client, message in zip(starts, messages, strict=True)
     }
@@ -74,32 +76,51 @@ def for_evaluation(
     starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, tensors)
     by_client = dict.fromkeys(clients, {"start-digest": digest.of_tensors(tensors)})
     state, messages = _messages(state, exchange, "evaluate", starts, frozenset(tensors), settings, by_client)
-    return state, messages, asked(exchange, clients, messages, state.round)
+    rows = wire.Limit(rest=2**16 + 64 * len(state.roster.domain_names))
+    return state, messages, asked(exchange, clients, messages, state.round, rows)
 
 
 def for_statistics(
-    state: ServerState, method: Method, exchange: Exchange, trainable: frozenset[str], extra: Settings
+    state: ServerState,
+    method: Method,
+    exchange: Exchange,
+    trainable: frozenset[str],
+    request: Request,
 ) -> tuple[ServerState, list[Message], dict[int, Asked]]:
     """A question of round 0 to all clients, which are given the start and what of the base they lack, as in training;
     and {node id: what it was asked}.
 
     trainable: the factors that are trained in some round; the others clients keep.
-    extra: settings that go into every message, the request among them.
     """
     starts = {client: method.start_of(client, state.model) for client in exchange.clients}
     passing = frozenset(wire.trained_names(state.model.layers, state.model.head, trainable))
-    settings = {**_factor_settings(state, method, 0, trainable), **extra}
+    settings = {**_factor_settings(state, method, 0, trainable), "request": request.to_json()}
     by_client = _start_digests(method, starts)
     state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, by_client)
     for message in messages:
         message.content[wire.ASKED] = wire.encode({})
-    return state, messages, asked(exchange, exchange.clients, messages, 0)
+    return state, messages, asked(exchange, exchange.clients, messages, 0, answer_limit(request))
 
 
-def asked(exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int) -> dict[int, Asked]:
-    """{node id: what its client was asked}, as replies are matched to it. messages: one a client, in their order."""
+def asked(
+    exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int, limit: wire.Limit
+) -> dict[int, Asked]:
+    """{node id: what its client was asked}, as replies are matched to it. messages: one a client, in their order.
+    limit: what a reply may hold."""
     pairs = zip(clients, messages, strict=True)
-    return {exchange.by_client[c]: Asked(c, round, run=exchange.run_id, message=message) for c, message in pairs}
+    about = {"run": exchange.run_id, "limit": limit}
+    return {exchange.by_client[c]: Asked(c, round, message=message, **about) for c, message in pairs}
+
+
+def answer_limit(request: Request) -> wire.Limit:
+    """What an answer to a request may hold."""
+    return wire.Limit.of(wire_format(create_statistics(request)))
+
+
+def _limit(returned: Mapping[str, Tensor], slots: int) -> wire.Limit:
+    """What an update may hold. slots: as many may be chosen, their places beside them."""
+    whole = wire.Limit.of({name: (tuple(value.shape), value.dtype) for name, value in returned.items()})
+    return wire.Limit(whole.values + slots * 8 + 256 * len(returned), whole.rest + 1024 * len(returned))
 
 
 def _factor_settings(state: ServerState, method: Method, round: int, trainable: frozenset[str]) -> dict[str, object]:

@@ -13,6 +13,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -23,6 +24,7 @@ from fedinit.heads.head import Head, HeadContext
 from fedinit.initializers import Initializer
 from fedinit.initializers.initializer import InitContext
 from fedinit.runs.observer import ClientReport
+from fedinit.scores import MAX_EXAMPLES
 from fedinit.state.start import StartState
 from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
 from fedinit.step_scale import scale_of
@@ -34,6 +36,7 @@ from strategies.server.method import Method, needed
 from strategies.server.replies import Asked, Refusal, match_replies
 from strategies.server.state import ServerState
 
+ANY: Mapping[int, int] = MappingProxyType({})
 Answers = tuple[dict[int, Statistics], list[Refusal]]
 
 
@@ -64,7 +67,8 @@ class Survey:
         )
         nodes = [exchange.by_client[client] for client in exchange.clients]
         messages = [Message(wire.clone(content), node, "query.statistics") for node in nodes]
-        asked = requests.asked(exchange, exchange.clients, messages, 0)
+        limit = requests.answer_limit(request)
+        asked = requests.asked(exchange, exchange.clients, messages, 0, limit)
         answers, refusals = _answers(exchange, messages, asked, request, self.need)
         for refusal in refusals:
             if refusal.client in exchange.by_client.keys() - answers.keys():  # not for a second or a forged answer
@@ -132,8 +136,7 @@ def fix_step_scales(
         options={"loss": loss},
         sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
     )
-    about = {"request": request.to_json()}
-    state, messages, asked = requests.for_statistics(state, method, exchange, trainable, about)
+    state, messages, asked = requests.for_statistics(state, method, exchange, trainable, request)
     need = max(method.needed(len(exchange.by_client)), 1)
     answers, refusals = _answers(exchange, messages, asked, request, need)
     state = drop(state, exchange, 0, refusals)
@@ -148,10 +151,12 @@ def fix_step_scales(
     return dataclasses.replace(state, step_scales=step_scales), notes, rows
 
 
-def judge_of(request: Request) -> Callable[[Message, Asked], Statistics | Refusal]:
-    """The judge of one answer to a request: its sums, or why they are refused."""
-    statistics = create_statistics(request)
-    return lambda reply, asked: admit_statistics(reply, asked, statistics)
+def judge_of(request: Request, examples: Mapping[int, int] = ANY) -> Callable[[Message, Asked], Statistics | Refusal]:
+    """The judge of one answer to a request: its sums, or why they are refused. examples: {client: how many it has}."""
+    statistics, wanted = create_statistics(request), request.sampling.examples or MAX_EXAMPLES
+    return lambda reply, asked: admit_statistics(
+        reply, asked, statistics, min(wanted, examples.get(asked.client, wanted))
+    )
 
 
 def _answers(
@@ -159,8 +164,8 @@ def _answers(
 ) -> Answers:
     """The answers that can be used, by client, and refusals. Raises RunFailed for fewer than `need`, with the refusals
     in the ledger."""
-    replies = exchange.send(messages, exchange.reply_timeout)
-    answers, refusals = match_replies(replies, asked, exchange.client_of, judge_of(request))
+    replies = exchange.send(messages, exchange.reply_timeout, asked)
+    answers, refusals = match_replies(replies, asked, exchange.client_of, judge_of(request, exchange.examples))
     if len(answers) >= need:
         return answers, refusals
     for refusal in refusals:

@@ -22,6 +22,7 @@ from fedinit import wire
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.dora import DoRAFactors, magnitudes, row_norms
 from fedinit.adapters.kinds import KINDS
+from fedinit.config.flower import to_run_config
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -339,7 +340,7 @@ def test_the_client_app_gives_the_same_run() -> None:
 
     site = Site(config)
     ours = federate(config, LocalGrid(Cohort(site), 3), site.backbone)
-    run_config = {"overrides": " ".join(f'"{w}"' for w in [*WORDS, *own])}
+    run_config = to_run_config(config)
     theirs = federate(config, LocalGrid(one_by_one, 3, run_config=run_config, strict=True), site.backbone)
     assert ours.final_hash == theirs.final_hash and ours.score == theirs.score
 

@@ -26,6 +26,7 @@ from fedinit import wire
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.kinds import KINDS, of_parts
 from fedinit.adapters.vera import VeRAFactors
+from fedinit.config.flower import to_run_config
 from fedinit.errors import InputError
 from fedinit.factors import Factors, distance, leading, pad
 from fedinit.initializers import create_initializer
@@ -324,14 +325,13 @@ def test_the_client_app_and_a_strict_grid_give_the_same_run(site) -> None:
     from clients.client_app import app
 
     config = small_config(*VERA, "strategy=fedex_lora", "engine.clients_per_bank=1", "evaluation=clients")
-    words = " ".join(f'"{w}"' for w in [*WORDS, *VERA, "strategy=fedex_lora", "engine.clients_per_bank=1"])
 
     def one_by_one(deliveries):
         return [app(message, context) for message, context in deliveries]
 
     alone = Site(config)
     ours = federate(config, LocalGrid(Cohort(alone), 3), alone.backbone)
-    theirs = federate(config, LocalGrid(one_by_one, 3, run_config={"overrides": words}, strict=True), alone.backbone)
+    theirs = federate(config, LocalGrid(one_by_one, 3, run_config=to_run_config(config), strict=True), alone.backbone)
     assert ours.final_hash == theirs.final_hash and ours.score == theirs.score
 
 

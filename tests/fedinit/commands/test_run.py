@@ -107,7 +107,7 @@ def test_verbose_shows_where_an_error_arose_and_quiet_keeps_errors(tmp_path, cap
 
 
 def test_colours_go_where_they_are_not_wanted(tmp_path, capsys, monkeypatch):
-    colours = re.compile(r"\x1b\[[0-9;]*3\dm")
+    colours = re.compile(r"\x1b\[[0-9;]*[39]\dm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     words = ["run", *SHORT, f"output_dir={tmp_path}", "evaluation=none", "quorum=1.0"]
     for unwanted in (False, True):

@@ -42,7 +42,6 @@ REGISTRIES: dict[str, Any] = {name: LATER.get(name, group.choices) for name, gro
 CHOICES = [(group, choice) for group in GROUPS for choice in REGISTRIES[group]]
 # Values that are none of the defaults', where adding to the default does not give one.
 OTHER = {
-    "engine.compile": True,
     "engine.clients_per_bank": 2,
     "engine.precision": "bf16",
     "adapter.dropout": 0.1,

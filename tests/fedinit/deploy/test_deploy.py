@@ -29,7 +29,7 @@ from fedinit import cli
 from fedinit.config import site as site_settings
 from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config
-from fedinit.deploy import flower, layout
+from fedinit.deploy import certificates, flower, layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import DeployFailed, environment
 from tests.support.small import WORDS
@@ -58,6 +58,7 @@ def test_init_gives_each_machine_its_folder(made):
         "node.pub",
         "supernode.sh",
         "fedinit-supernode.service",
+        "noise.secret",
     }
     # No private key lies where it is not needed, and those that are there are their owner's alone.
     private = sorted(str(p.relative_to(made)) for p in made.rglob("*.key"))
@@ -121,7 +122,8 @@ def test_scripts_say_what_flower_reads(made):
     script = (made / "site-2/supernode.sh").read_text()
     setting = next(line for line in script.splitlines() if line.startswith("NODE_CONFIG="))
     (value,) = shlex.split(setting.removeprefix("NODE_CONFIG="))
-    assert parse_config_args([value]) == {"partition-id": 2, "state-dir": "state"}
+    own = {"partition-id": 2, "state-dir": "state", "noise-secret-file": "noise.secret"}
+    assert parse_config_args([value]) == own
     assert "--superlink server.example.org:8443" in script and "--insecure" not in script
     superlink = (made / "server/superlink.sh").read_text()
     for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
@@ -144,7 +146,7 @@ def test_a_sites_settings_survive_into_its_node_config(tmp_path):
     layout.make(tmp_path / "f", federation, sent, own)
     line = next(x for x in (tmp_path / "f/site-0/supernode.sh").read_text().splitlines() if x.startswith("NODE_CONFIG"))
     read = parse_config_args([shlex.split(line.partition("=")[2])[0]])
-    places = {"state-dir": "state", "data-root": "/my images/a=b"}
+    places = {"state-dir": "state", "noise-secret-file": "noise.secret", "data-root": "/my images/a=b"}
     assert read == {"partition-id": 0, **places, "device": "cpu"}
     assert site_settings.with_site_settings(sent, read).data.root == "/my images/a=b"
 
@@ -326,3 +328,157 @@ def test_an_app_edited_into_something_wrong_is_named(made, tmp_path):
     project = folder / "app/pyproject.toml"
     project.write_text(project.read_text().replace("rounds = 2", "rounds = 0"))
     assert cli.main(["deploy", "run", str(folder)]) == 2
+
+
+def test_an_app_of_words_for_flwr_run_is_resolved_where_they_are_given(tmp_path, monkeypatch, capsys):
+    """And is what Flower bundles: one project file. A folder with something in it is left alone."""
+    monkeypatch.setenv("ROUNDS", "7")
+    words = [*WORDS, "rounds='${oc.decode:${oc.env:ROUNDS}}'", f"output_dir={tmp_path}/out"]
+    assert cli.main(["deploy", "app", str(tmp_path / "app"), *words]) == 0
+    text = (tmp_path / "app/pyproject.toml").read_text()
+    sent = from_run_config(tomli.loads(text)["tool"]["flwr"]["app"]["config"])
+    assert sent == compose_config(["evaluation=clients", *words]) and sent.rounds == 7 and "oc.env" not in text
+    assert zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "app"))).namelist()[0] == "pyproject.toml"
+    assert cli.main(["deploy", "app", str(tmp_path / "app"), *words]) == 2
+    assert "app: is there already, with something in it" in capsys.readouterr().err
+
+
+# -- certificates that end, clocks, and what others on the machine can read --------------------------------------------
+
+
+def ends(path: Path) -> int:
+    days = certificates.read_days_left(path)
+    assert days is not None
+    return days
+
+
+def test_a_renewed_server_is_trusted_with_the_authority_that_the_sites_have(tmp_path, capsys):
+    """The authority outlives the server's certificate, so that the sites need nothing when that one is over."""
+    folder = tmp_path / "f"
+    assert init(folder, "--host", "server.example.org", "--days", "40") == 0
+    server = folder / "server"
+    assert (ends(server / "server.crt"), ends(server / "ca.crt")) == (39, 3649)
+    key, before = (server / "server.key").read_bytes(), (server / "server.crt").read_bytes()
+    assert cli.main(["deploy", "renew", str(folder), "--days", "400"]) == 0
+    assert "holds for 400 days; start the SuperLink again, the sites need nothing" in capsys.readouterr().out
+    assert ends(server / "server.crt") == 399 and (server / "server.crt").read_bytes() != before
+    assert (server / "server.key").read_bytes() == key and (server / "ca.crt").read_bytes() == (
+        folder / "site-0/ca.crt"
+    ).read_bytes()
+    for name in ("server.example.org", "localhost", "127.0.0.1"):
+        shake_hands(server, folder / "site-0/ca.crt", name)
+    shutil.move(folder / "ca", tmp_path / "safe")  # where it should be, off the server
+    assert cli.main(["deploy", "renew", str(server), "--ca", str(tmp_path / "safe"), "--days", "30"]) == 0
+    shake_hands(server, folder / "site-0/ca.crt", "localhost")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["renew", "{f}", "--days", "9000"], "days left itself, fewer than --days 9000"),
+        (["renew", "{f}", "--ca", "{g}/ca"], "not the authority of"),
+        (["renew", "{f}", "--ca", "{f}/nowhere"], "No such file or directory; a renewal needs"),
+        (["renew", "{f}", "--ca", "{f}/server"], "No such file or directory; a renewal needs"),
+        (["init", "{n}", "--days", "90", "--authority-days", "30"], "--authority-days 30: ends before --days 90"),
+        (["check", "nowhere"], "nowhere: expected host:port"),
+    ],
+)
+def test_a_renewal_that_cannot_be(words, expected, tmp_path, capsys):
+    assert init(tmp_path / "f") == init(tmp_path / "g") == 0
+    before = (tmp_path / "f/server/server.crt").read_bytes()
+    capsys.readouterr()
+    given = [word.format(f=tmp_path / "f", g=tmp_path / "g", n=tmp_path / "n") for word in words]
+    assert cli.main(["deploy", *given]) == 2
+    said = capsys.readouterr().err
+    assert expected in said and said.count("\n") == 1 and (tmp_path / "f/server/server.crt").read_bytes() == before
+
+
+def test_what_others_on_the_machine_cannot_read(made):
+    """Scripts hold a site's settings, its secret is in a file of its own, and what programs make is their owner's."""
+    for path in (*made.rglob("*.sh"), *made.rglob("*.secret"), *made.rglob("*.key")):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+    secrets_ = {path.read_text() for path in made.rglob("noise.secret")}
+    assert len(secrets_) == 3 and all(len(text.strip()) == 64 for text in secrets_)
+    for script in made.rglob("*.sh"):
+        text = script.read_text()
+        assert text.index("umask 077") < text.index("exec ") and not any(s.strip() in text for s in secrets_)
+    for unit in made.rglob("*.service"):
+        assert "UMask=0077" in unit.read_text().splitlines()
+    read = {"noise-secret-file": str(made / "site-1/noise.secret")}
+    assert site_settings.noise_secret(read) == (made / "site-1/noise.secret").read_text().strip()
+
+
+class Speaks:
+    """A server on loopback that answers any request with its own time, over TLS or plainly."""
+
+    def __init__(self, server: Path | None, off: float = 0.0) -> None:
+        self.server, self.off, self.said = server, off, []
+
+    def __enter__(self) -> str:
+        import email.utils
+        import time
+        from http.server import BaseHTTPRequestHandler, HTTPServer
+
+        off = self.off
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response_only(404)
+                self.send_header("Date", email.utils.formatdate(time.time() + off, usegmt=True))
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        class Quiet(HTTPServer):
+            def handle_error(self, request, client_address):
+                pass
+
+        self.http = Quiet(("127.0.0.1", 0), Answer)
+        if self.server is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.server / "server.crt", self.server / "server.key")
+            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return f"127.0.0.1:{self.http.server_address[1]}"
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.mark.parametrize(
+    ("secure", "site_secure", "off", "expected"),
+    [
+        (True, True, 0, None),
+        (False, False, 0, None),
+        (False, True, 0, "speaks no TLS"),
+        (True, False, 0, "answers no plain http"),
+        (True, True, -60, "clock is 60 s ahead of the server's"),
+        (True, True, 400, "clock is 400 s behind the server's"),
+        (True, True, 100, None),  # Flower takes what was signed five minutes ago
+        (False, False, -60, "ahead of the server's"),
+    ],
+)
+def test_a_site_says_why_it_would_not_be_let_in(made, secure, site_secure, off, expected, capsys):
+    """Within seconds; the SuperNode itself would wait in silence."""
+    with Speaks(made / "server" if secure else None, off) as address:
+        authority = [str(made / "site-0/ca.crt")] if site_secure else []
+        code = cli.main(["deploy", "check", address, *authority])
+    captured = capsys.readouterr()
+    if expected is None:
+        assert code == 0 and "can be reached" in captured.out
+    else:
+        text = captured.err.replace("61 s", "60 s").replace("399 s", "400 s").replace("59 s", "60 s")
+        assert code == 2 and expected in text and captured.err.count("\n") == 1
+
+
+def test_a_site_of_another_federation_and_a_server_that_is_not_there(made, tmp_path, capsys):
+    assert init(tmp_path / "other") == 0
+    with Speaks(made / "server") as address:
+        assert cli.main(["deploy", "check", address, str(tmp_path / "other/site-0/ca.crt")]) == 2
+    assert "is not one that" in capsys.readouterr().err
+    assert cli.main(["deploy", "check", address, str(made / "site-0/ca.crt")]) == 0
+    assert "the SuperNode waits until the server is there" in capsys.readouterr().out
+    script = (made / "site-0/supernode.sh").read_text()
+    assert "fedinit deploy check server.example.org:8443 ca.crt || exit 1\nexec flower-supernode" in script

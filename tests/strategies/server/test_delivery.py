@@ -151,6 +151,9 @@ class MortalGrid(LocalGrid):
         return [r for r in replies if r.metadata.src_node_id != 1001]
 
 
+TWICE = "partition-id 1 is given to two nodes; each needs one of its own"
+
+
 class Watcher:
     def __init__(self):
         self.events = []
@@ -234,10 +237,10 @@ def test_nobody_takes_the_place_of_a_client_that_is_there(undisturbed):
 
     watcher = Watcher()
     grid = Joined(Cohort(site), 3)
-    with pytest.raises(RunFailed, match="partition-id 1 is given to two nodes"):
-        strange = LocalGrid(Cohort(site), 3)
-        strange.contexts[7] = Context(1, 7, dict(strange.contexts[1001].node_config), RecordDict(), {})
-        federate(config, strange, site.backbone)
+    strange = LocalGrid(Cohort(site), 3)  # from the beginning: one of the two is refused, by name
+    strange.contexts[1007] = Context(1, 1007, dict(strange.contexts[1001].node_config), RecordDict(), {})
+    assert federate(config, strange, site.backbone, observers=[watcher]).final_hash == expected
+    assert ("node_refused", {"round": 1, "detail": "node 1007: " + TWICE}) in watcher.events
     assert federate(config, grid, site.backbone, observers=[watcher]).final_hash == expected
     assert ("node_refused", {"round": 1, "detail": "partition-id 1 is another node's"}) in watcher.events
 

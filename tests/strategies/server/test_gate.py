@@ -253,16 +253,22 @@ def test_a_lost_evaluation_costs_no_update(site):
     ],
     ids=["nothing", "short", "negative", "number", "score"],
 )
-def test_who_cannot_say_who_it_is_ends_the_run_in_one_line(site, spoil):
+def test_who_cannot_say_who_it_is_is_left_out_by_name(site, spoil):
+    """Or, where the run wants all of its clients, ends it in one line."""
+
     def handler(deliveries):
         replies = cohort(deliveries)
         if deliveries[0][0].metadata.message_type == "query.describe":
             spoil(replies[1])
         return replies
 
-    cohort = Cohort(site)
+    cohort, ledger = Cohort(site), Ledger()
+    outcome = federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone, observers=[ledger])
+    assert sorted(outcome.roster.examples) == [0, 2]
+    ((kind, facts),) = ledger.lines
+    assert kind == "node_refused" and facts["detail"].startswith("node 1001: what it says of itself cannot be used")
     with pytest.raises(RunFailed, match="a client could not start: what it says of itself cannot be used") as caught:
-        federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone)
+        federate(small_config("rounds=1", "quorum=1.0"), LocalGrid(handler, 3), site.backbone)
     assert "\n" not in str(caught.value)
 
 

@@ -14,6 +14,7 @@ from clients.client_app import app as client_app
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
+from fedinit.config.flower import to_run_config
 from fedinit.errors import RunFailed
 from fedinit.statistics import Request, Sampling
 from fedinit.transport.local import LocalGrid
@@ -111,8 +112,7 @@ def test_round_0_is_in_the_bytes_and_the_files(site, tmp_path, capsys):
 
 def test_cohort_and_client_app_measure_the_same(site):
     config = small_config(*EVA, "rounds=1", "evaluation=none", "client.max_steps=1", "init.tokens=5")
-    words = [*WORDS, *EVA, "init.tokens=5", "client.max_steps=1"]
-    run_config = {"overrides": " ".join(f'"{w}"' for w in words)}
+    run_config = to_run_config(config)
 
     def one_by_one(deliveries):
         return [client_app(message, context) for message, context in deliveries]
@@ -190,7 +190,7 @@ def test_a_deployed_site_adds_no_noise_that_the_server_can_draw(site, monkeypatc
     """Without a secret it is a function of the run's seed. In a simulation there is nobody to keep it from."""
     monkeypatch.setattr("clients.client_app.simulated", lambda: simulated)
     _cohort.cache_clear()
-    run_config = {"overrides": " ".join(f'"{word}"' for word in (*WORDS, *NOISY))}
+    run_config = to_run_config(small_config(*NOISY))
 
     def handler(deliveries):
         own = {} if secret is None else {"noise-secret": secret}
@@ -200,7 +200,7 @@ def test_a_deployed_site_adds_no_noise_that_the_server_can_draw(site, monkeypatc
     grid = LocalGrid(handler, 3, run_config=run_config)
     try:
         if refused:
-            with pytest.raises(RunFailed, match="start the node with --node-config 'noise-secret="):
+            with pytest.raises(RunFailed, match="start the node with --node-config 'noise-secret-file="):
                 federate(small_config(*NOISY), grid, site.backbone)
         else:
             assert federate(small_config(*NOISY), grid, site.backbone).start["clients"] == 3
@@ -217,3 +217,82 @@ def answer(site, asked, secret):
     context = Context(1, node, {**own.node_config, "noise-secret": secret}, RecordDict(), {})
     (reply,) = Cohort(site)([(Message(content, node, "query.statistics"), context)])
     return wire.decode(reply.content["state"])["blocks.0.attn.proj/gram"]
+
+
+def scaled(ending, factor, key=None):
+    """A client's sums of this ending, times a factor."""
+
+    def spoil(message, reply):
+        state = wire.decode(reply.content["state"])
+        for name in [n for n in state if n.endswith(ending)][:1]:  # none in another question
+            if key is None:
+                state[name] = state[name] * factor
+            else:
+                state[name][key] = factor
+        reply.content = RecordDict({"state": wire.encode(state), "metrics": reply.content["metrics"]})
+        return reply
+
+    return spoil
+
+
+def claiming(count):
+    def spoil(message, reply):
+        reply.content["metrics"]["num-examples"] = count
+        return reply
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("words", "spoil", "code"),
+    [
+        ("init=eva init.sketch=exact", scaled("/gram", -1e6), "sums"),
+        ("init=eva init.sketch=exact", scaled("/gram", 1e30), "sums"),
+        ("init=eva init.sketch=exact", scaled("/gram", 1e6, key=1), "sums"),
+        ("init=eva init.sketch=exact", scaled("/count", -1.0), "sums"),
+        ("init=eva init.sketch=exact", scaled("/count", 1.5), "sums"),
+        ("init=eva init.sketch=nystrom", scaled("/sketch.scale", -1e6), "sums"),
+        ("init=eva init.sketch=nystrom", scaled("/trace", -1.0), "sums"),
+        ("init=lora_ga init.sketch=exact head=ncm", scaled("/gradient", 1e30), "sums"),
+        ("head=ridge", scaled("/counts", -1.0), "sums"),
+        ("head=ridge", scaled("/counts", -40.0, key=3), "sums"),
+        ("head=ridge", scaled("/counts", 1e6), "sums"),
+        ("head=ridge", scaled("/gram", -1e6), "sums"),
+        ("head=ridge", scaled("/gram", 1e-3), "sums"),
+        ("head=ncm", scaled("/counts", 0.5), "sums"),
+        ("head=ncm", scaled("/sums", 1e30), "sums"),
+        ("head=ridge", claiming(10**6), "weight"),
+        ("init=eva init.sketch=exact", claiming(33), "weight"),
+    ],
+)
+def test_sums_that_no_images_have_cost_their_client(words, spoil, code):
+    """Finite, of the right shape, and absurd: added up, they cancelled the others' and ended the run."""
+    group = words.partition("=")[0]
+    config = small_config(*words.split(), f"{group}.examples=32", "rounds=1", "evaluation=none", "client.max_steps=1")
+    site, watch = Site(config), Watch()
+    outcome = federate(config, LocalGrid(spoilt(Cohort(site), {1}, spoil), 3), site.backbone, observers=[watch])
+    assert watch.events[0] == ("refused", 0, 1, code)
+    assert outcome.rounds == 1 and "1" in str(outcome.start)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "init=eva init.sketch=exact",
+        "init=eva init.sketch=exact init.weighting=uniform",
+        "init=eva init.clip=1.0 init.noise=0.5",
+        "init=eva init.sketch=exact init.clip=1.0 init.noise=0.5",
+        "init=lora_ga init.clip=0.1 init.noise=0.1 head=ncm",
+        "head=ridge",
+        "head=ridge head.clip=1.0 head.noise=0.3",
+        "head=ridge head.weighting=uniform",
+        "head=mvn",
+        "head=convex",
+    ],
+)
+def test_sums_of_images_are_refused_of_nobody(words):
+    """The control of the test above, with noise and without."""
+    config = small_config(*words.split(), "rounds=1", "evaluation=none", "client.max_steps=1")
+    site, watch = Site(config), Watch()
+    federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[watch])
+    assert not watch.events

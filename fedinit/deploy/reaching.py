@@ -1,0 +1,75 @@
+"""Whether a site can reach its server, asked before a SuperNode is started, which would wait in silence: what speaks at
+the server's port, whose certificate it shows, and how far the two clocks are apart."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import ssl
+import time
+from pathlib import Path
+
+from fedinit.errors import InputError
+
+SECONDS = 3.0  # that the server has to answer, each of two times
+AHEAD, BEHIND = 4.0, 300.0  # seconds of a site's clock: Flower refuses what was signed 5 s from now, or 305 s ago
+
+
+def check(address: str, authority: Path | None) -> str:
+    """What is found at the server, as a line; empty where all is well.
+
+    address: host:port, the host in brackets where it is an IPv6 address.
+    authority: the file of the certificate authority; None for plain http.
+
+    Raises InputError, one line, for a server that this site will never be let in by as it is.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise InputError(f"{address}: expected host:port")
+    host = host.strip("[]")
+    try:
+        date = _date(host, int(port), authority)
+    except ssl.SSLCertVerificationError as error:
+        raise InputError(
+            f"{address}: its certificate is not one that {authority} vouches for ({error.verify_message}): another "
+            "federation's, one that is over, or for another name"
+        ) from error
+    except ssl.SSLError as error:
+        raise InputError(
+            f"{address} speaks no TLS ({error.reason}), and this site has an authority's certificate: a server with "
+            "--insecure, or another program's port"
+        ) from error
+    except (http.client.HTTPException, ConnectionResetError) as error:
+        raise InputError(
+            f"{address} answers no plain http ({type(error).__name__}): this site was made with --insecure, and the "
+            "server speaks TLS"
+        ) from error
+    except OSError as error:
+        return f"{address}: {error.strerror or error}; the SuperNode waits until the server is there"
+    if date is None:
+        return ""
+    apart = time.time() - date
+    if not -BEHIND < apart < AHEAD:
+        raise InputError(
+            f"{address}: this site's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} the server's, "
+            "which takes nothing signed at another time: set both by NTP"
+        )
+    return ""
+
+
+def _date(host: str, port: int, authority: Path | None) -> float | None:
+    """The time by the server's clock, in seconds since 1970; None where it does not say."""
+    if authority is None:
+        connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
+    else:
+        trusted = ssl.create_default_context(cafile=str(authority))
+        connection = http.client.HTTPSConnection(host, port, timeout=SECONDS, context=trusted)
+    try:
+        connection.request("GET", "/")
+        said = connection.getresponse().getheader("Date")
+    finally:
+        connection.close()
+    try:
+        return None if said is None else email.utils.parsedate_to_datetime(said).timestamp()
+    except ValueError:
+        return None

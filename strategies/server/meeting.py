@@ -1,0 +1,70 @@
+"""Who takes part, from what nodes say of themselves: what the configuration knows of them, and on what they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fedinit.config.schema import Config
+from strategies.server.introduction import Introduction
+from strategies.server.method import needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """What a run wants of its clients before it begins.
+
+    quorum: how many are enough where some cannot be used: a number (int), or a share of all (float).
+    clients, classes, domains: how many there are, and the names of both, as far as the configuration says so itself.
+    """
+
+    quorum: int | float = 1.0
+    clients: int | None = None
+    classes: frozenset[str] | None = None
+    domains: frozenset[str] | None = None
+
+    @staticmethod
+    def of(config: Config) -> Meeting:
+        """What this configuration wants."""
+        domains, classes = config.data.known_domains, getattr(config.data, "classes", None)
+        return Meeting(
+            quorum=config.quorum,
+            clients=config.partition.count(domains),
+            classes=frozenset(classes) if isinstance(classes, tuple) else None,
+            domains=None if domains is None else frozenset(domains),
+        )
+
+    def enough(self, said: int, wanted: int) -> bool:
+        """Whether so many clients can begin the run of so many."""
+        return said >= max(needed(self.quorum, wanted), 1)
+
+    def misfit(self, introduction: Introduction, backbone: str) -> str:
+        """Why what a node says is not what the configuration says; empty where it is. backbone: the server's digest."""
+        who = f"client {introduction.client}"
+        if introduction.backbone != backbone:
+            return (
+                f"{who} holds another backbone ({introduction.backbone[:12]}) than the server ({backbone[:12]}); give "
+                "both the same model.checkpoint"
+            )
+        for key, known in (("classes", self.classes), ("domains", self.domains)):
+            if known is not None and known != frozenset(getattr(introduction, key)):
+                return f"{who} has other {key} than the run: {list(getattr(introduction, key))}"
+        if self.clients is not None and introduction.partitions != self.clients:
+            return f"{who} knows of {introduction.partitions} clients, the run of {self.clients}"
+        return ""
+
+
+def divided(introductions: Mapping[int, Introduction]) -> tuple[dict[int, Introduction], dict[int, str]]:
+    """Those of the clients that agree on the classes, domains, score and number of partitions, in order, and {client:
+    in what it differs from them} of the others: the larger part, and of equals the one with the lowest partition id."""
+    parts: dict[tuple[object, ...], list[int]] = {}
+    for client, said in sorted(introductions.items()):
+        parts.setdefault((tuple(said.classes), tuple(said.domains), said.partitions, said.score), []).append(client)
+    agreed = max(parts.values(), key=lambda part: (len(part), -part[0]), default=[])
+    odd: dict[int, str] = {}
+    for client, said in introductions.items():
+        for key in ("classes", "domains", "partitions", "score"):
+            first = introductions[agreed[0]]
+            if client not in odd and getattr(said, key) != getattr(first, key):
+                odd[client] = f"client {client} has other {key} than client {first.client}: {getattr(said, key)}"
+    return {client: introductions[client] for client in agreed}, odd

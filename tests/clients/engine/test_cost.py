@@ -1,0 +1,87 @@
+"""What a training step is reckoned to need, beside what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from clients.engine.cost import MOST, StepCost, step_cost
+from clients.engine.hardware import resolved
+from clients.engine.worker import Settings, Worker
+from clients.task import Job, Task
+from fedinit.config.engine import BANK_ON_CPU
+from fedinit.errors import InputError
+from fedinit.factors import Factors
+from fedinit.models import select_targets
+from tests.support.small import small_config
+
+RANK = 4
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def test_operations_are_those_of_the_formula(tiny_vit) -> None:
+    """A block of width w over t tokens is 12tw² + 2t²w multiplications (four of t·w·w and two of t·w·4w in linears, two
+    of t·t·w in attention); an adapter r(d + k) a token. Two operations each, and as many again on the way back."""
+    w, t, blocks, patches = 24, 17, 2, 16
+    targets = select_targets(tiny_vit.module, None, RANK)
+    adapters = t * RANK * sum(d + k for d, k in targets.values())
+    multiplications = blocks * (12 * t * w**2 + 2 * t**2 * w) + patches * 16 * w + adapters + 5 * w
+    assert step_cost(tiny_vit, targets, RANK, 5, torch.float32).flops == 4 * multiplications
+
+
+def test_half_the_bytes_of_a_number_are_half_of_what_is_kept(tiny_vit) -> None:
+    targets = select_targets(tiny_vit.module, None, RANK)
+    whole, half = (step_cost(tiny_vit, targets, RANK, 5, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert 0.5 * whole.image <= half.image < 0.7 * whole.image  # statistics of the norms stay float32
+    assert half.client == whole.client and half.flops == whole.flops
+
+
+def test_the_bank_that_fits_is_the_largest() -> None:
+    cost = StepCost(fixed=1000, image=10, client=20, flops=0)
+    assert cost.fit(1000 + 7 * (20 + 4 * 10), 4) == 7 and cost.fit(1000 + 7 * (20 + 4 * 10) - 1, 4) == 6
+    assert cost.peak(7, 4) == 1000 + 7 * 60
+    assert cost.fit(0, 4) == 1 and cost.fit(10**9, 4) == MOST
+
+
+@needs_cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_takes_what_the_model_says(precision, tiny_vit, tiny_data, client_config, random_head) -> None:
+    """Of many clients, so that what a process holds anyway does not count."""
+    targets, count = select_targets(tiny_vit.module, None, RANK), 256
+    adapter = {n: Factors(torch.randn(RANK, k) / k**0.5, torch.zeros(d, RANK)) for n, (d, k) in targets.items()}
+    head = random_head(5, tiny_vit.features, 0)
+    tasks = [Task(c, 1, torch.arange(8), adapter, head, frozenset("AB")) for c in range(count)]
+    settings = Settings(client=client_config(batch_size=8), seed=0, scale=2.0, precision=precision)
+    worker = Worker(tiny_vit, targets, tiny_data, settings, torch.device("cuda", 0))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    worker.do(Job("train", "", "", tuple(tasks)))
+    taken = torch.cuda.max_memory_allocated() - before
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    reckoned = step_cost(tiny_vit, targets, RANK, 5, dtype).peak(count, 8)
+    assert 0.6 < taken / reckoned < 1.3
+
+
+def test_auto_is_a_number_and_a_precision_before_a_run_is_named() -> None:
+    config = small_config("engine.device=cpu", "engine.clients_per_bank=auto", "engine.precision=auto")
+    made = resolved(config)
+    assert (made.engine.clients_per_bank, made.engine.precision) == (BANK_ON_CPU, "fp32")
+    assert made.identity() != config.identity() and resolved(made) == made
+    said = dataclasses.replace(made.engine, clients_per_bank=BANK_ON_CPU)
+    assert dataclasses.replace(config, engine=said).identity() == made.identity()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["engine.precision=tf32"], "engine.precision=tf32: the CPU has none; use engine.precision=fp32"),
+        (["engine.device=cuda:99"], "engine.device=cuda:99: this machine has"),
+        (["engine.device=gpu"], "engine.device=gpu: expected auto, cpu, cuda or cuda:<n>"),
+    ],
+)
+def test_what_a_machine_has_not_is_one_line(words, said) -> None:
+    with pytest.raises(InputError) as caught:
+        resolved(small_config(*(["engine.device=cpu"] if "device" not in words[0] else []), *words))
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""The live view: what it says of a run, on a terminal of any kind, by a clock that the test turns."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from fedinit.runs.observer import ClientReport, Roster, RoundReport
+from fedinit.runs.progress import ProgressObserver
+from fedinit.runs.view import Round, View, chosen, clock, cohort, sparkline
+from fedinit.scores import Accuracy
+
+
+def round_of(number: int, **changes) -> Round:
+    values = {"seconds": 10.0, "clients": [0, 2], "count": 2, "loss": 0.5, "bytes_up": 10**6, "bytes_down": 2 * 10**6}
+    return Round(number=number, **(values | {"scores": {"photo": 60.0 + number, "sketch": 40.0}} | changes))
+
+
+def drawn(view: View, **options) -> str:
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, no_color=True, **options)
+    with console.capture() as captured:
+        console.print(view)
+    return captured.get()
+
+
+def test_it_shows_rounds_cohort_scores_bytes_and_the_time_left():
+    now = [0.0]
+    view = View("lora_fair on pacs", rounds=5, total=4, clock=lambda: now[0])
+    assert view.left is None and "0/5" in drawn(view) and "4 clients" in drawn(view)
+    for number in (1, 2, 3):
+        view.add(round_of(number))
+    now[0] = 4.0
+    text = drawn(view)
+    for told in ("lora_fair on pacs", "3/5", "0:16 left", "2 of 4 clients (0, 2)", "loss 0.500", "after round 3"):
+        assert told in text, told
+    assert "sent 3.0 MB up, 6.0 MB down" in text and "10.0 s a round" in text and "round 4 for 0:04" in text
+    rows = {line.split()[0].lstrip("\x1b[1m"): line for line in text.splitlines() if "▁" in line}
+    assert "63.0" in rows["photo"] and "+1.0" in rows["photo"] and "▁▅█" in rows["photo"]
+    assert (
+        "40.0" in rows["sketch"]
+        and "+0.0" in rows["sketch"]
+        and "51.5" in next(v for k, v in rows.items() if "avera" in k)
+    )
+    now[0] = 1000.0
+    assert view.left == 10.0, "a round that takes longer than the last ones is not the other rounds' time"
+
+
+def test_the_last_rounds_foretell_the_time_and_a_done_run_has_none_left():
+    view = View("", rounds=8, clock=lambda: 0.0)
+    for number, seconds in enumerate([100.0, 2.0, 2.0, 2.0, 2.0, 2.0], 1):
+        view.add(round_of(number, seconds=seconds))
+    assert view.left == 4.0
+    for number in (7, 8):
+        view.add(round_of(number))
+    assert "left" not in drawn(view) and "8/8" in drawn(view)
+
+
+def test_what_takes_long_is_said_and_goes_with_the_next_round():
+    view = View("fedit", rounds=2, total=3, doing="clients measure the start, init=eva")
+    assert "clients measure the start, init=eva; 3 clients" in drawn(view)
+    view.add(round_of(1, scores={}))
+    assert "measure" not in drawn(view) and "average" not in drawn(view)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], ""),
+        ([5.0], "▁"),
+        ([1.0, 1.0], "▁▁"),
+        ([0.0, 7.0], "▁█"),
+        ([0.0, float("nan"), 7.0], "▁ █"),
+        ([float("nan")], ""),
+    ],
+)
+def test_sparklines(values, expected):
+    assert sparkline(values) == expected
+
+
+def test_a_terminal_without_unicode_gets_none():
+    view = View("fedit", rounds=2)
+    view.add(round_of(1))
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=100, force_terminal=True)
+    console.print(view)
+    console.file.seek(0)
+    assert "40.0" in console.file.read()
+
+
+def test_of_many_domains_the_worst_and_the_best_have_rows():
+    scores = {f"d{i}": float(i) for i in range(40)}
+    view = View("", rounds=2)
+    view.add(round_of(1, scores=scores))
+    text = drawn(view)
+    assert len(chosen(scores)) == 13 and "d0 " in text and "d39" in text and "d20" not in text and "… 28 more" in text
+    view.add(round_of(2, scores={"[red]a[/red]\x1b[31m": 3.0}))
+    assert "[red]a[/red]" in drawn(view) and "\x1b[31m" not in drawn(view), "names are text"
+
+
+def test_times_and_cohorts():
+    assert [clock(s) for s in (0.2, 9.4, 754, 3723)] == ["0:00", "0:09", "12:34", "1:02:03"]
+    assert cohort(round_of(1, count=2), 2) == "2 of 2 clients"
+    assert cohort(round_of(1, clients=list(range(13)), count=13), 50) == "13 of 50 clients"
+
+
+def test_the_observer_draws_on_a_terminal_and_writes_lines_elsewhere():
+    roster = Roster(examples={0: 5, 1: 5}, class_names=["a", "b"], domain_names=["x"])
+    clients = [ClientReport(0, 5, 1, 0.25), ClientReport(1, 5, 1, 0.75)]
+    report = RoundReport(1, 2.0, 0.5, Accuracy({"x": 1}, {"x": 2}), 10, 20, clients)
+    texts = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), width=100, force_terminal=terminal, no_color=True)
+        observer = ProgressObserver(console, "fedit")
+        observer.started(1, roster)
+        observer.doing("clients measure the start, init=eva")
+        observer.round_done(report)
+        observer.close()
+        texts[terminal] = console.file.getvalue()
+    assert "50.0" in texts[True] and "1/1" in texts[True] and "clients measure the start" in texts[True]
+    assert texts[False].splitlines() == [
+        "fedit: 1 rounds, 2 clients",
+        "fedit: clients measure the start, init=eva",
+        "fedit: round 1/1, 2 clients, loss 0.500, accuracy 50.0 %, 2.0 s",
+    ]

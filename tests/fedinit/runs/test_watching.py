@@ -1,0 +1,147 @@
+"""fedinit watch: another process's run by its files, as far as it came, until it ends or its process is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedinit
+from fedinit import cli
+from fedinit.report.runs.reading import read
+from fedinit.runs import status, watching
+from fedinit.runs.observer import Roster
+from fedinit.runs.progress import shown
+from fedinit.runs.status import StatusObserver, status_of
+from tests.support.recorded_runs import config, write_run
+from tests.support.small import WORDS
+
+SHORT = (*WORDS, "client.max_steps=1", "engine.lanes=1")
+
+
+@pytest.fixture
+def begun(tmp_path) -> Path:
+    """A run that came to round 2 of 5 and that this process is at."""
+    folder = write_run(tmp_path / "runs" / "a", config(), reached=2, recorded=False)
+    observer = StatusObserver(folder, "lora_fair")
+    observer.started(5, Roster(examples=dict.fromkeys(range(8), 1), class_names=(), domain_names=()))
+    return folder
+
+
+def test_the_files_say_what_the_run_itself_shows(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("fedinit.runs.progress.shown", lambda report: seen.append(shown(report)) or seen[-1])
+    run = fedinit.run(*SHORT, "evaluation.every=2", "init=eva", f"output_dir={tmp_path}")
+    told = watching.rounds_of(read(run.folder))
+    assert [r.number for r in told] == [0, 1, 2] and len(seen) == 3
+    for ours, own in zip(told, seen, strict=True):
+        assert ours.seconds == pytest.approx(own.seconds, abs=1e-3)
+        assert (ours.count, ours.bytes_up, ours.bytes_down) == (own.count, own.bytes_up, own.bytes_down)
+        assert ours.clients == list(own.clients) and ours.loss == own.loss and ours.scores == own.scores
+
+
+def test_a_run_says_what_it_is_at_while_it_goes_on_and_nothing_behind_it(tmp_path, monkeypatch):
+    """Its reference first, a start that clients measure, its rounds; in the end the folder is as ever."""
+    told = []
+    say = StatusObserver._say
+
+    def note(self, **changes) -> None:
+        say(self, **changes)
+        found = status_of(self.file.parent)
+        assert found is not None and found.process
+        told.append((found.label, found.doing, found.round))
+
+    monkeypatch.setattr(StatusObserver, "_say", note)
+    words = ("evaluation.head_alone=true", "init=eva", "head=ridge", f"output_dir={tmp_path}")
+    run = fedinit.run(*SHORT, *words)
+    assert ("head alone", "", 0) in told and ("lora_fair", "", 2) in told
+    assert ("lora_fair", "clients measure the start, init=eva head=ridge", 0) in told
+    assert not (run.folder / status.FILE).exists()
+
+
+def test_a_status_that_cannot_be_written_stops_nothing(tmp_path):
+    observer = StatusObserver(tmp_path / "absent", "fedit")
+    observer.doing("nothing")
+    status.remove(tmp_path / "absent")
+    assert status_of(tmp_path / "absent") is None
+    for text in ("", "{", "[]", '{"label": "x"}'):
+        (tmp_path / status.FILE).write_text(text)
+        assert status_of(tmp_path) is None
+
+
+def test_the_view_has_what_goes_on_now(begun):
+    StatusObserver(begun, "head alone").doing("clients measure the step scales")
+    view = watching.view_of(read(begun))
+    assert view.doing == "head alone, round 0/0: clients measure the step scales"
+    observer = StatusObserver(begun, "lora_fair")
+    observer.values["clients"] = 8
+    observer.doing("clients measure the start")
+    view = watching.view_of(read(begun))
+    assert view.doing == "clients measure the start" and (view.reached, view.rounds, view.total) == (2, 5, 8)
+
+
+def test_it_ends_with_the_run(begun):
+    """The run goes on between two looks, and ends."""
+    pauses = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            whole = write_run(begun.parent.parent / "whole", config(), recorded=False)
+            for name in ("metrics.csv", "clients.csv", "summary.json", "DONE.json"):
+                (begun / name).write_bytes((whole / name).read_bytes())
+
+    seen = [(run.summary is not None, view.reached) for run, view in watching.watch(begun, pause)]
+    assert seen[0] == (False, 2) and seen[-1] == (True, 5) and len(pauses) == 2
+
+
+def test_a_process_that_is_gone_ends_it_too(begun):
+    assert watching.goes_on(begun)
+    values = json.loads((begun / status.FILE).read_text())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (begun / status.FILE).write_text(json.dumps(values | {"pid": gone.pid}))
+    assert not watching.goes_on(begun)
+    (begun / status.FILE).write_text(json.dumps(values | {"pid": gone.pid, "host": "another machine"}))
+    assert watching.goes_on(begun), "it cannot be told"
+    assert len(list(watching.watch(write_run(begun.parent / "b", config(), reached=1, recorded=False)))) == 1
+
+
+def test_of_several_runs_the_one_that_goes_on_is_meant(begun):
+    done = write_run(begun.parent / "z", config(seed=1), recorded=False)
+    os.utime(done / "metrics.csv", (2**31, 2**31))
+    assert watching.newest(begun.parent) == begun and watching.newest(done) == done
+
+
+def test_the_command(begun, capsys):
+    assert cli.main(["watch", str(begun), "--once"]) == 0
+    once = capsys.readouterr().out
+    assert "lora_fair on digits" in once and "2/5" in once and "average" in once
+    (begun / status.FILE).unlink()
+    assert cli.main(["watch", str(begun)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("round 1/5, 6 clients, loss 2.000, accuracy ") and len(lines) == 3
+    assert lines[-1] == f"stopped after round 2 of 5; resume={begun} goes on with it"
+    done = write_run(begun.parent / "done", config(), recorded=False)
+    assert cli.main(["watch", str(done)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"done: {done}"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("absent", "absent: no such folder"),
+        ("file", "file: is a file; give the folder"),
+        ("empty", "empty: no run in it"),
+    ],
+)
+def test_a_folder_without_a_run_is_one_line(name, expected, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["watch", str(tmp_path / name)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and expected in err
