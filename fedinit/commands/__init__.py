@@ -20,6 +20,7 @@ COMMANDS: dict[str, Command] = {
     "predict": Command("fedinit.commands.predict", "classes of pictures, by the model of a run"),
     "evaluate": Command("fedinit.commands.evaluate", "how good a run's model is on data, with a confusion matrix"),
     "export": Command("fedinit.commands.export", "a run's model for PEFT, timm, ONNX or PyTorch, with a card"),
+    "data": Command("fedinit.commands.data", "what images there are, and published sets out of their archives"),
     "deploy": Command("fedinit.commands.deploy", "federations of real Flower nodes"),
     "completion": Command("fedinit.commands.completion", "the lines that make bash, zsh or fish complete all this"),
 }

@@ -25,7 +25,13 @@ def searched_groups(words: Sequence[Override]) -> dict[str, list[str]]:
     search = [word.input_line for word in words if word.key_or_group == SEARCHPATH]
     loader: Any = GlobalHydra.instance().config_loader()  # its base class does not tell of `overrides`
     names = set(loader.get_group_options("", ObjectType.GROUP, overrides=search)) - {"hydra"}
-    return {name: loader.get_group_options(name, overrides=search) for name in sorted(names)}
+
+    def options(group: str) -> list[str]:
+        inside = loader.get_group_options(group, ObjectType.GROUP, overrides=search)
+        nested = [f"{name}/{option}" for name in inside for option in options(f"{group}/{name}")]
+        return sorted([*loader.get_group_options(group, overrides=search), *nested])
+
+    return {name: options(name) for name in sorted(names)}
 
 
 def check(word: Override, known: Mapping[str, Sequence[str]]) -> None:

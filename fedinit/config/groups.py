@@ -13,9 +13,9 @@ CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def groups() -> dict[str, list[str]]:
-    """{config group: its choices}, as the folders of conf/ have them."""
+    """{config group: its choices}, as the folders of conf/ have them; paper/nico_vit for one in a folder of a group."""
     return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        folder.name: sorted(f.relative_to(folder).with_suffix("").as_posix() for f in folder.rglob("*.yaml"))
         for folder in sorted(CONF_DIR.iterdir())
         if folder.is_dir() and any(folder.glob("*.yaml"))
     }

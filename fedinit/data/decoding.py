@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -77,16 +78,26 @@ def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window
         low, high = (window.get(kind) if isinstance(window, Mapping) else window) or _FULL[kind]
         grey = (np.nan_to_num(levels, nan=low) - low) / ((high - low) / 255 if high > low else 1.0)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = _on_paper(image).convert("L" if channels == 1 else "RGB")
     scale = max(height / image.height, width / image.width)
     box_width, box_height = min(image.width, width / scale), min(image.height, height / scale)
     left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
     box = (left, top, left + box_width, top + box_height)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box))
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def identity(content: bytes) -> tuple[tuple[int, int], str]:
+    """((width, height), a digest of the pixels) of an image file, at its full size and upright. Two files have the same
+    digest where they show the same, whatever their names, formats and other contents. Raises as `decode` does."""
+    with Image.open(io.BytesIO(content), formats=formats()) as image:
+        image.load()
+        image = _upright(image)
+    if not _is_deep(image):
+        image = _on_paper(image).convert("RGB")
+    said = hashlib.sha256(repr((image.mode, image.size)).encode())
+    said.update(image.tobytes())
+    return image.size, said.hexdigest()
 
 
 def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> dict[str, Window]:
@@ -126,6 +137,13 @@ def reason(error: Exception) -> str:
 def _is_deep(image: Image.Image) -> bool:
     """Whether it is grey of more than 8 bits, which Pillow would clip at 255."""
     return image.mode[0] in _FULL
+
+
+def _on_paper(image: Image.Image) -> Image.Image:
+    """The image, with white where it is transparent."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

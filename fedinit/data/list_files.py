@@ -45,21 +45,26 @@ def list_files(tree: Tree, images: Sequence[str]) -> dict[str, ListFile]:
         splits: set[Split] = {split for word in words if (split := meaning(word) or _WORDS.get(word))}
         if len(splits) > 1:
             said = " and ".join(sorted(splits))
-            raise InputError(f"data.root={tree.root}: the name of {name!r} says {said}; expected one split, rename it")
+            raise InputError(f"{tree.where}: the name of {name!r} says {said}; expected one split, rename it")
         if splits:
-            try:
-                lines = tree.read(name).decode("utf-8-sig").splitlines()
-            except UnicodeDecodeError as error:
-                raise InputError(f"data.root={tree.root}: {name!r} cannot be read ({error}); expected UTF-8") from error
-            lists[name] = ListFile(splits.pop(), [(i, x.strip()) for i, x in enumerate(lines, 1) if x.strip()])
+            lists[name] = read_list(tree, name, splits.pop())
         elif looks_like(file.rpartition(".")[0]):
             unclear.append(name)
     if lists and unclear and INDEX not in tree.files:
         raise InputError(
-            f"data.root={tree.root}: {unclear[0]!r} beside {next(iter(lists))!r} looks like the list of a split; name "
+            f"{tree.where}: {unclear[0]!r} beside {next(iter(lists))!r} looks like the list of a split; name "
             "it train, val or test, or move it out of data.root"
         )
     return lists
+
+
+def read_list(tree: Tree, name: str, split: Split) -> ListFile:
+    """The file of that name, whose images are of that split. Raises InputError for what is no text."""
+    try:
+        lines = tree.read(name).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{tree.where}: {name!r} cannot be read ({error}); expected UTF-8") from error
+    return ListFile(split, [(i, x.strip()) for i, x in enumerate(lines, 1) if x.strip()])
 
 
 def read_index(tree: Tree, images: Sequence[str]) -> dict[str, Split]:
@@ -67,7 +72,7 @@ def read_index(tree: Tree, images: Sequence[str]) -> dict[str, Split]:
 
     Raises InputError for one that cannot be read, names what is absent, has an image twice, or leaves one out.
     """
-    where = f"data.root={tree.root}: {INDEX}"
+    where = f"{tree.where}: {INDEX}"
     splits: dict[str, Split] = {}
     spelled = _spellings(images)
     for line, row in read_table(where, tree.read(INDEX), ("path", "split")):
@@ -104,8 +109,8 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
     kinds: dict[str, str] = {}  # the inverse
     for file, (split, lines) in lists.items():
         for number, line in lines:
-            where = f"data.root={tree.root}: line {number} of {file!r}"
-            path, label = _parse(line)
+            where = f"{tree.where}: line {number} of {file!r}"
+            path, label = parse_line(line)
             parts = path.replace("\\", "/").split("/")[-depth:]
             name = "/".join(parts)
             name = spelled.get(name) or spelled.get(composed(name), name)
@@ -114,7 +119,7 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
                     continue
                 raise InputError(
                     f"{where}: no image {path!r} there; by its name the file lists the images of a split, one a line: "
-                    "add the image, mend the list, or move the file out of data.root"
+                    "add the image, mend the list, or move the file elsewhere"
                 )
             if splits.setdefault(name, split) != split:
                 raise InputError(
@@ -135,7 +140,7 @@ def _spellings(images: Iterable[str]) -> dict[str, str]:
     return {composed(name): name for name in images} | {name: name for name in images}
 
 
-def _parse(line: str) -> tuple[str, str]:
+def parse_line(line: str) -> tuple[str, str]:
     """The path and the class number of a line such as `clipart/dog/1.jpg 3`; the number may be missing."""
     numbered = re.fullmatch(r"(.+?)[\s,;]+(\d+)", line)
     return (numbered[1], numbered[2]) if numbered else (line, "")

@@ -26,21 +26,21 @@ class Reporter:
             self.console.print(f"data: {text}", markup=False, highlight=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def progress(self, total: int) -> Iterator[Callable[[int], None]]:
-        """A function that is told how many more images are decoded, of `total`: it moves a bar on a terminal, and
-        prints a line a minute elsewhere."""
+    def progress(self, total: int, doing: str = "decoding") -> Iterator[Callable[[int], None]]:
+        """A function that is told how many more images are done, of `total`: it moves a bar on a terminal, and prints a
+        line a minute elsewhere. doing: what is done with them."""
         if self.console is None or not self.console.is_terminal:
-            yield self._lines(total)
+            yield self._lines(total, doing)
             return
         from rich import progress  # a terminal's run has it loaded
 
-        columns = progress.TextColumn("data: decoding"), progress.BarColumn(), progress.MofNCompleteColumn()
+        columns = progress.TextColumn(f"data: {doing}"), progress.BarColumn(), progress.MofNCompleteColumn()
         times = progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()
         with progress.Progress(*columns, *times, console=self.console, transient=True) as bar:
             task = bar.add_task("", total=total)
             yield lambda more: bar.update(task, advance=more)
 
-    def _lines(self, total: int) -> Callable[[int], None]:
+    def _lines(self, total: int, doing: str) -> Callable[[int], None]:
         done, told = 0, time.monotonic()
 
         def advance(more: int) -> None:
@@ -48,7 +48,7 @@ class Reporter:
             done += more
             if time.monotonic() - told > _SECONDS:
                 told = time.monotonic()
-                self.line(f"decoded {done:,} of {total:,} images")
+                self.line(f"{doing}: {done:,} of {total:,} images")
 
         return advance
 

@@ -28,11 +28,13 @@ class Tree(ABC):
     """What lies below the root.
 
     root: the folder or zip itself, resolved.
+    where: what errors begin with.
     files, folders: their names below the root, sorted.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self.where = f"data.root={self.root}"
         self.files: list[str] = []
         self.folders: list[str] = []
         self._prefix = ""  # a leading folder that the names leave out
@@ -158,6 +160,11 @@ class Zip(Tree):
         self.files = sorted(n for n in names if not n.endswith("/"))
         parts = [n.split("/") for n in names]
         self.folders = sorted({"/".join(p[:i]) for p in parts for i in range(1, len(p))})
+
+    def way_out(self) -> str | None:
+        """The name of a member that, were it a path, would lead out of where the zip lies; None where there is none."""
+        names = (info.orig_filename for info in self._zip.infolist())
+        return next((n for n in names if n.startswith("/") or "\\" in n or ".." in n.split("/") or n[1:2] == ":"), None)
 
     def read(self, name: str) -> bytes:
         with self._lock:

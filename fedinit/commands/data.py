@@ -1,0 +1,135 @@
+"""fedinit data: what images there are, and published sets out of their archives."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from rich.console import Console
+
+from fedinit.commands.parsing import Parser
+from fedinit.data.layout import Layout
+from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fedinit.data.checking import Checked
+
+ABOUT = """Images before a run: whether a folder is as it should be, and published sets in the splits of papers."""
+CHECK = """Read every image of a folder, zip or CSV table that data=image_folder and data=csv take, and say how many
+there are by domain, split and class, their sizes, which cannot be read, and which pictures (the same pixels, whatever
+the file) are in two splits, so that what is trained on is tested on."""
+CHECK_CODES = """Exit codes: 0 all is well, 1 something is wrong with the images, 2 it cannot be said what they are."""
+PREPARE = """Make the folder domain/class/image with index.csv that data=image_folder reads out of a published set's
+archives and lists, in the splits of LoRA-FAIR's experiments. It is whole or not there: stopped at any moment, the same
+command goes on."""
+PREPARE_EPILOG = """examples:
+  fedinit data prepare domainnet downloads/ --to domainnet
+  fedinit data prepare nico DG_Benchmark.zip --to nico
+  fedinit data prepare officehome OfficeHomeDataset_10072016.zip --to officehome
+  fedinit data prepare pacs PACS.zip pacs_label/ --to pacs
+
+docs/reproducing.md says where the archives are, and what is done with each."""
+SETS = ("domainnet", "nico", "officehome", "pacs")
+WIDTH = 1000  # columns where nobody sees a terminal
+
+
+def parser(name: str) -> Parser:
+    """Of the command's words."""
+    made = Parser(f"fedinit {name}", ABOUT)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    check = commands.add_parser("check", help="what is there, and what is wrong", about=CHECK, epilog=CHECK_CODES)
+    check.add_argument("root", type=Path, metavar="ROOT", help="a folder domain/class/image, a zip of one, or a table")
+    check.add_argument("--layout", choices=get_args(Layout), default="auto", help="what the levels of folders are")
+    prepare = commands.add_parser(
+        "prepare", help="a published set out of its archives", about=PREPARE, epilog=PREPARE_EPILOG
+    )
+    prepare.add_argument("set", choices=SETS, help="which set")
+    prepare.add_argument(
+        "archives", type=Path, nargs="+", metavar="ARCHIVE", help="a zip, a list of a split, or a folder with some"
+    )
+    prepare.add_argument("--to", type=Path, required=True, metavar="ROOT", help="the folder to make")
+    prepare.add_argument("--domains", metavar="A,B", help="some of the set's domains; default: all")
+    return made
+
+
+def main(name: str, words: Sequence[str], console: Console) -> int:
+    """Check or prepare; the exit code. Raises InputError, one line, and OSError where a disk is full."""
+    options = parser(name).parse_args(words)
+    return (_check if options.command == "check" else _prepare)(options, console)
+
+
+def _check(options: argparse.Namespace, console: Console) -> int:
+    root = options.root.expanduser()
+    if not root.exists():
+        raise InputError(f"{options.root}: there is no such folder, zip or table")
+    from fedinit.data.checking import check
+    from fedinit.data.image_folder import ImageFolder
+    from fedinit.data.image_list import ImageList
+    from fedinit.data.reporter import Reporter
+
+    is_table = root.is_file() and root.suffix.lower() != ".zip"
+    source = ImageList(root=str(root)) if is_table else ImageFolder(root=str(root), layout=options.layout)
+    found = check(source, Reporter(console))
+    wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
+    for table in _tables(found):
+        wide.print(table)
+    for line in [found.sizes(), *found.remarks]:
+        console.print(line, markup=False, highlight=False)
+    for line in [*found.unreadable(), *found.shared(), *found.gaps()]:
+        console.print(line, markup=False, highlight=False)
+    if verdict := found.verdict():
+        errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        errors.print(f"wrong: {verdict}")
+        return 1
+    console.print("all images can be read, and none is in two splits", markup=False, highlight=False)
+    return 0
+
+
+def _tables(found: Checked) -> list[Table]:
+    """Images by domain and split, and by class and domain, there as train/val/test, without splits that are not."""
+    from rich.table import Table
+
+    from fedinit.data.checking import SPLITS
+
+    counts = found.counts()
+    splits = [split for split in SPLITS if split in found.splits]
+    by_domain = Table("domain", *splits, "classes")
+    for domain in found.domain_names:
+        sums = [sum(n for (d, _, s), n in counts.items() if (d, s) == (domain, split)) for split in splits]
+        classes = len({kind for d, kind, _ in counts if d == domain})
+        by_domain.add_row(_plain(domain), *(f"{n:,}" for n in sums), str(classes))
+    by_class = Table(f"class ({'/'.join(splits)})", *map(_plain, found.domain_names))
+    for kind in found.class_names:
+        cells = ["/".join(str(counts.get((d, kind, s), 0)) for s in splits) for d in found.domain_names]
+        by_class.add_row(_plain(kind), *cells)
+    return [by_domain, by_class]
+
+
+def _plain(name: str) -> str:
+    from rich.markup import escape
+
+    return escape(name)
+
+
+def _prepare(options: argparse.Namespace, console: Console) -> int:
+    from fedinit.data.official import OFFICIAL
+    from fedinit.data.preparing import plan, prepare
+    from fedinit.data.reporter import Reporter
+
+    domains = options.domains.split(",") if options.domains else None
+    made = plan(OFFICIAL[options.set], [path.expanduser() for path in options.archives], domains)
+    for remark in made.remarks:
+        console.print(remark, markup=False, highlight=False)
+    root = options.to.expanduser()
+    is_new = prepare(made, root, Reporter(console))
+    held = {split: sum(s == split for s in made.splits.values()) for split in ("train", "val", "test")}
+    classes, sites = ({name.split("/")[level] for name in made.splits} for level in (1, 0))
+    text = ", ".join(f"{count:,} {split}" for split, count in held.items() if count)
+    before = "" if is_new else ", prepared already"
+    text = f"{root}: {made.official.title}, {len(sites)} domains, {len(classes)} classes, {text}{before}"
+    console.print(text, markup=False, highlight=False)
+    return 0

@@ -1,0 +1,208 @@
+"""A published set as a folder domain/class/image with index.csv, out of its archives: `fedinit data prepare`.
+
+It is written beside its place, as <name>.partial, and gets its name when it is whole and on the disk. Stopped at any
+moment, the same command goes on: what was written is known by its size and CRC-32, which zips keep of every member.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedinit.data.archives import Archives
+from fedinit.data.list_files import INDEX, ListFile, parse_line, read_list, read_lists
+from fedinit.data.official import Official
+from fedinit.data.reporter import Reporter, readable
+from fedinit.data.splits import Split, choose_sides
+from fedinit.errors import InputError
+from fedinit.state.disk import replace, sync_folder
+
+RECORD = ".prepared.json"  # in the folder: what it was made of; a name that no run reads
+_HELD_OUT = 0.2  # of each domain's images, by name, where no list says the split
+_SPARE = 16e6  # bytes of the disk that are left free
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the folder will hold. splits: {domain/class/file: its split}. remarks: a line each, for who is told."""
+
+    official: Official
+    tree: Archives
+    splits: Mapping[str, Split]
+    remarks: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the images, sorted."""
+        return sorted(self.splits)
+
+    def record(self) -> dict[str, object]:
+        """What tells this folder from one that is made of other files."""
+        stamps = self.tree.stamps(self.names)
+        made_of = [(self.splits[name], *stamp) for name, stamp in zip(self.names, stamps, strict=True)]
+        digest = hashlib.sha256(json.dumps(made_of).encode("utf-8", "surrogateescape")).hexdigest()
+        return {"set": self.official.title, "images": len(self.splits), "made_of": digest}
+
+
+def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | None = None) -> Plan:
+    """What is made of these archives and lists, before anything is written.
+
+    domains: some of the set's; None: all.
+
+    Raises InputError for archives that are not whole or of another set, a domain or list that is missing, and a list
+    that does not fit its archive.
+    """
+    wanted = tuple(domains or official.domains)
+    for name in wanted:
+        if name not in official.domains:
+            raise InputError(f"--domains {name}: {official.title} has {', '.join(official.domains)}")
+    tree = Archives(official, given, wanted)
+    classes = {name: name.split("/")[1] for name in tree.files if "/" in name}
+    _refuse_missing("no images", official, wanted, {name.split("/")[0] for name in classes})
+    lists = {name: read_list(tree, name, split) for name in tree.files if (split := official.split_of(name))}
+    if not lists and not official.lists_needed:
+        names = sorted(classes)
+        test = choose_sides([None] * len(names), names, [n.split("/")[0] for n in names], "auto", _HELD_OUT).test
+        splits: dict[str, Split] = {n: "test" if t else "train" for n, t in zip(names, test, strict=True)}
+        remarks = [f"no lists of splits: {_HELD_OUT:.0%} of each domain is held out, by the hash of each name"]
+    else:
+        for end in official.lists:
+            _refuse_missing(
+                f"no list …{end}", official, wanted, {n.removesuffix(end) for n in lists if n.endswith(end)}
+            )
+        splits = read_lists(tree, classes, {name: _wanted(name, file, official) for name, file in lists.items()})
+        _refuse_missing("no image in the lists", official, wanted, {name.split("/")[0] for name in splits})
+        left = len(classes) - len(splits)
+        remarks = [f"{left:,} images that the lists do not name, or of other classes, left out"] * bool(left)
+    there = len({classes[name] for name in splits})
+    if there != official.classes:
+        remarks.append(f"warning: {there} classes, where {official.title} has {official.classes}")
+    return Plan(official, tree, splits, remarks)
+
+
+def prepare(made: Plan, place: Path, reporter: Reporter) -> bool:
+    """Write the folder, or go on with it; whether it was not there yet, whole.
+
+    Raises InputError for a place that holds something else or that another process writes to, and for a damaged
+    archive; OSError, with what to do, where the disk is full.
+    """
+    record = made.record()
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+        if _record(place) == record:
+            return False
+        raise InputError(f"{place}: is there already, and not made of these archives; delete it, or give another --to")
+    partial = place.with_name(f"{place.name}.partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(place, partial.with_name(f"{partial.name}.lock")):
+        _begin(partial, record)
+        _write(made, partial, reporter)
+        if place.exists():
+            place.rmdir()
+        partial.rename(place)
+        sync_folder(place.parent)
+    return True
+
+
+def _write(made: Plan, partial: Path, reporter: Reporter) -> None:
+    """All images and the index, as far as they are not there. Raises OSError where there is no room for them."""
+    stamps = dict(zip(made.names, made.tree.stamps(made.names), strict=True))
+    left = [name for name in made.names if not _is_whole(partial / name, stamps[name])]
+    needed, free = sum(made.tree.size(name) for name in left) + _SPARE, shutil.disk_usage(partial).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"{partial.parent}: {readable(needed)} are needed and {readable(free)} free; make room and give the same "
+            "command again, or another --to",
+        )
+    try:
+        with reporter.progress(len(left), "writing") as advance:
+            for name in left:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(made.tree.read(name))
+                advance(1)
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(made.splits.items())])
+        replace(partial / INDEX, text.getvalue().encode())
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        kept = f"the disk is full; what was written stays in {partial}: make room and give the same command again"
+        raise OSError(errno.ENOSPC, kept) from error
+    if hasattr(os, "sync"):  # before the folder gets its name; Windows has no such call
+        os.sync()
+
+
+def _is_whole(file: Path, stamp: Sequence[int | str]) -> bool:
+    """Whether a file is there as its archive has it. stamp: its name, size and CRC-32."""
+    if not file.is_file() or file.stat().st_size != stamp[1]:
+        return False
+    return zlib.crc32(file.read_bytes()) == stamp[2]
+
+
+def _begin(partial: Path, record: Mapping[str, object]) -> None:
+    """The unfinished folder of this record, empty or as far as it came; one of another record is begun anew."""
+    if partial.exists() and (before := _record(partial)) != record:
+        if before is None and any(partial.iterdir()):
+            raise InputError(f"{partial}: is needed for what is unfinished, and holds something else; move it away")
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    replace(partial / RECORD, json.dumps(record).encode())
+
+
+def _record(folder: Path) -> object:
+    try:
+        return json.loads((folder / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def _alone(place: Path, file: Path) -> Iterator[None]:
+    """Within, no other process prepares this place."""
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"{place}: another process prepares it; wait for it, or end it") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            file.unlink()
+        lock.release()
+
+
+def _wanted(name: str, file: ListFile, official: Official) -> ListFile:
+    """A list without the lines about spoilt images and, where classes go by number, about those that are not among the
+    first. Raises InputError for a line without a number there."""
+    kept = []
+    for number, line in file.lines:
+        path, label = parse_line(line)
+        if not label and official.numbered:
+            raise InputError(
+                f"{official.title}: line {number} of {name!r} is {line!r}; expected an image and its class's number"
+            )
+        is_first = not official.numbered or int(label) < official.classes
+        if is_first and "/".join(path.split("/")[-3:]) not in official.spoilt:
+            kept.append((number, line))
+    return ListFile(file.split, kept)
+
+
+def _refuse_missing(what: str, official: Official, wanted: Sequence[str], there: Collection[str]) -> None:
+    missing = [domain for domain in wanted if domain not in there]
+    if missing:
+        raise InputError(
+            f"{official.title}: {what} of {', '.join(missing)}; expected {official.archives}, or --domains=… for some"
+        )
