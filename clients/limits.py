@@ -134,7 +134,7 @@ class Keeper:
             return
         try:
             with _owners_alone(self.file.parent), FileLock(f"{self.file}.lock"):
-                book = _opened(json.loads(self.file.read_text()) if self.file.exists() else {})
+                book = _opened(json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {})
                 yield book
                 disk.replace_json(self.file, book)
         except (OSError, ValueError) as error:

@@ -115,10 +115,10 @@ def repeats(backbone: Backbone, device: torch.device, precision: str) -> bool:
     if device.type != "cuda":
         return True
     spec, dtype = backbone.input, next(backbone.module.parameters()).dtype
-    images = torch.zeros(1, spec.channels, spec.height, spec.width, device=device, dtype=dtype, requires_grad=True)
     try:
-        with computing(device, precision):
-            backbone.module(images).sum().backward()
+        with computing(device, precision), torch.inference_mode(False), torch.enable_grad():
+            images = torch.zeros(1, spec.channels, spec.height, spec.width, device=device, dtype=dtype)
+            backbone.module(images.requires_grad_(True)).sum().backward()
     except RuntimeError as error:
         if "deterministic" not in str(error):
             raise

@@ -33,7 +33,8 @@ class Replica:
         dtype = DTYPES[precision]
         module, rounded = backbone.module, dtype != torch.float32 and dtype != next(backbone.module.parameters()).dtype
         if device.type != "cpu" or rounded:
-            module = copy.deepcopy(module).to(device, dtype if rounded else None)
+            with torch.inference_mode(False):  # weights of the training, wherever they are made
+                module = copy.deepcopy(module).to(device, dtype if rounded else None)
         # What adapters are folded and merged into, where the module's own weights are rounded.
         weights = {name: cast(nn.Linear, backbone.module.get_submodule(name)).weight for name in targets}
         self.exact = {name: weight.to(device) for name, weight in weights.items()} if rounded else {}

@@ -166,7 +166,12 @@ def test_whatever_is_raised_in_a_message_leaves_as_a_code(module, name, stage, e
     failing.cache_clear = lambda: None
     monkeypatch.setattr(module, name, failing)
     config = small_config(
-        "data.domains=[plain,inverted]", "rounds=1", "evaluation=clients", "head=ridge", "head.min_examples=1"
+        "data.domains=[plain,inverted]",
+        "rounds=1",
+        "evaluation=clients",
+        "head=ridge",
+        "head.min_examples=1",
+        "engine.device=cpu",  # where batches are made one by one, and can fail
     )
     answers, server = deployed(config, {})
     errors = [reply.error for reply in answers if reply.has_error()]

@@ -170,7 +170,9 @@ class Server:
         if kind == "evaluate":
             state = self.played.strategy.state
             counted, _ = evaluating.admit(state.roster, self.exchange, replies, self.played.expected[kind])
-            evaluating.merge_replies(state, self.exchange, replies, self.played.expected[kind])
+            evaluating.merge_replies(
+                state, self.played.strategy.method, self.exchange, replies, self.played.expected[kind]
+            )
             return {client: repr(dict(record)) for client, record in counted.items()}
         sent = self.played.sent[kind]
         request = Request.from_json(str(sent[0].content[wire.CONFIG]["request"]), {}, {})

@@ -298,7 +298,7 @@ def test_more_ranks_than_clients(site):
 @pytest.mark.parametrize(
     ("rule", "examples", "expected"),
     [
-        ("by_examples", [100, 50, 26, 1], [4, 2, 2, 1]),  # 4·n/100, rounded up
+        ("by_examples", [100, 50, 26, 1], [4, 3, 2, 1]),  # 4·n/78, rounded up: the first counts three medians of 26
         ("by_examples", [7, 7], [4, 4]),
         ("halving", [1, 1, 1, 1, 1], [4, 2, 1, 4, 2]),
         ("halving", [1], [4]),
