@@ -171,9 +171,9 @@ def test_whatever_is_raised_in_a_message_leaves_as_a_code(module, name, stage, e
         "evaluation=clients",
         "head=ridge",
         "head.min_examples=1",
-        "engine.device=cpu",  # where batches are made one by one, and can fail
     )
-    answers, server = deployed(config, {})
+    # On CPU, where batches are made one by one, and can fail.
+    answers, server = deployed(config, {"device": "cpu"})
     errors = [reply.error for reply in answers if reply.has_error()]
     assert errors and PATIENT not in words_of(answers) + server and PATIENT in caplog.text
     assert all(
