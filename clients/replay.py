@@ -127,6 +127,7 @@ class Recording:
         self.offsets = {name: layer.offset for name, layer in bank.layers.items()}
         self.head = bank.head
         self.bases = {name: _copy(base) for name, base in _merged(bank).items()}
+        self.tensors = _tensors(training)
         self.graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         unseen = recorder.data.images[:1] if recorder.images is None else None
         self.batch = Batch.empty(len(training.losses), settings.batch_size, unseen, recorder.device)
@@ -136,7 +137,7 @@ class Recording:
         """Take another training of this shape: its values go into this one's tensors, which the bank then works on."""
         mine, bank = self.training, training.bank
         if training is not mine:
-            for target, source in zip(self._tensors(), _tensors(training), strict=True):
+            for target, source in zip(self.tensors, _tensors(training), strict=True):
                 target.copy_(source)
         mine.optimizer.steps = 0
         for name, base in _merged(bank).items():
@@ -158,7 +159,7 @@ class Recording:
 
     def _record(self, rows: int, resting: bool) -> None:
         """Record the step, which is taken a few times before, by values that are put back."""
-        tensors, device = self._tensors(), self.recorder.device
+        tensors, device = self.tensors, self.recorder.device
         with torch.no_grad():
             before = [value.clone() for value in tensors]
         stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
@@ -194,16 +195,9 @@ class Recording:
         moving = batch.moving[:rows] if resting else None
         self.training.step(inputs, recorder.labels[indices], batch.weight[:rows], moving=moving)
 
-    def _tensors(self) -> list[Tensor]:
-        """All that a training brings besides its base, in one order."""
-        held = [*self.leaves.values(), self.head]
-        parts = [value.detach() for group in held for value in group.values()]
-        offsets = [value for pair in self.offsets.values() for value in pair]
-        return [*parts, *offsets, *self.training.optimizer.tensors(), self.training.losses]
-
 
 def _tensors(training: Training) -> list[Tensor]:
-    """As `Recording._tensors`, of a training whose bank was just loaded."""
+    """All that a training brings besides its base, in one order, where its bank was just loaded."""
     layers = training.bank.layers.values()
     held = [*(layer.leaves for layer in layers), training.bank.head]
     parts = [value.detach() for group in held for value in group.values()]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.adapted import Adapted
-from fedinit.adapters.contract import Frozen, Leaves
+from fedinit.adapters.contract import Frozen, Kind, Leaves
 from fedinit.adapters.lora import LoRA
 from fedinit.factors import Factors, resized
 
@@ -99,8 +99,7 @@ class Core(LoRA):
         blocks = scaled(leaves)[i]
         return CoreFactors(leaves["A"][i], leaves["B"][i], blocks[0] if self.full else blocks)
 
-    def clients(self, leaves: Leaves, count: int) -> list[Factors]:
-        return [self.client(leaves, i) for i in range(count)]
+    clients = Kind.clients  # one by one, by the `client` above; LoRA's takes the leaves as they are
 
     def parameter_count(self, part: str, rank: int, leaves: Leaves) -> int:
         if part in ("A", "B"):
