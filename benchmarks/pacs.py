@@ -31,7 +31,9 @@ from rich.console import Console
 from scipy.stats import t as student
 
 from benchmarks.machine import RESULTS, commit
+from clients.engine.hardware import resolved
 from fedinit.config.compose import compose_config
+from fedinit.config.schema import Config
 from fedinit.initializers import INITIALIZERS
 from fedinit.runs import folder as run_folder
 
@@ -164,6 +166,11 @@ def selecting(table: Table, row: Row, rate: float, place: Sequence[str]) -> Run:
     return (*kept, *rounds, f"name=pacs_{table.name}_rates", "data.validation_fraction=0.2")
 
 
+def config_of(words: Run) -> Config:
+    """The configuration as a run knows itself by it: with what `auto` stands for on this machine."""
+    return resolved(compose_config(words))
+
+
 def execute(words: Run) -> None:
     """Run it, unless it is done. A failure is told and leaves the table incomplete; the other runs go on."""
     import torch
@@ -172,7 +179,7 @@ def execute(words: Run) -> None:
     from fedinit.errors import InputError, RunFailed
 
     torch.set_num_threads(1)
-    config = compose_config(words)
+    config = config_of(words)
     if run_folder.finished(run_folder.place(config)) is None:
         folder = run_folder.place(config)
         began, whole = time.process_time(), not folder.exists()
@@ -186,18 +193,18 @@ def execute(words: Run) -> None:
 
 
 def summary_of(words: Run) -> dict | None:
-    return run_folder.finished(run_folder.place(compose_config(words)))
+    return run_folder.finished(run_folder.place(config_of(words)))
 
 
 def accuracy_by_round(words: Run) -> dict[int, float]:
     """{round: percent} of a finished run."""
-    with open(run_folder.place(compose_config(words)) / "metrics.csv") as file:
+    with open(run_folder.place(config_of(words)) / "metrics.csv") as file:
         return {int(r["round"]): float(r["accuracy"]) for r in csv.DictReader(file) if r["accuracy"]}
 
 
 def cpu_seconds(words: Run) -> float:
     """Of a run on one core; NaN for one that was interrupted and went on."""
-    path = run_folder.place(compose_config(words)) / CPU_SECONDS
+    path = run_folder.place(config_of(words)) / CPU_SECONDS
     return float(path.read_text()) if path.exists() else math.nan
 
 
