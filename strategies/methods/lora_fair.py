@@ -265,14 +265,16 @@ def fit_axes(M: Tensor, g: Tensor, ideal_norm: float, B: Tensor, lam: float) -> 
     kept = g > floor
     if not ideal_norm or not kept.any():
         return B, True
-    M, B, g, whole = M[:, kept], B[:, kept], g[kept], B
+    if not kept.all():
+        corrected = B.clone()
+        corrected[:, kept], done = fit_axes(M[:, kept], g[kept], ideal_norm, B[:, kept], lam)
+        return corrected, done
     # Below this λ the minimiser moves no more: it is MG⁺, as long as ⟨MG⁺, B̄⟩ has it.
     lam = max(lam, 1e-40 * float(g.max()) / ideal_norm**2)
     m, x, b = (M.square().sum(0), (M * B).sum(0), B.square().sum(0))
     fit = cosine_fit(Axes(g.numpy(), m.numpy(), x.numpy(), b.numpy(), ideal_norm), lam)
-    whole = whole.clone()
-    whole[:, kept] += (fit.w * (M - B * g) + (fit.p - fit.w) * M) / (1 + fit.w * g)  # ΔB; nought where M = B̄G
-    return whole, fit.converged
+    moved = (fit.w * (M - B * g) + (fit.p - fit.w) * M) / (1 + fit.w * g)  # ΔB; nought where M = B̄G
+    return B + moved, fit.converged
 
 
 def ridge_correction(M: Tensor, G: Tensor, B: Tensor, lam: float) -> Tensor:
