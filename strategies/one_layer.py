@@ -130,6 +130,13 @@ def _factors(which: str, A: ArrayLike, B: ArrayLike, R: ArrayLike | None) -> Fac
             raise InputError(f"{name}{which}: has shape {tuple(tensor.shape)}, which holds nothing")
         if not tensor.isfinite().all():
             raise InputError(f"{name}{which}: holds NaN or infinity")
+        # A run's factors are float32; the squares of what it cannot hold leave float64 as well.
+        size, limits = float(tensor.abs().max()), torch.finfo(torch.float32)
+        if size > limits.max or 0 < size < limits.tiny:
+            raise InputError(
+                f"{name}{which}: its largest number is {size:.2g}, expected one that float32 holds, "
+                f"{limits.tiny:.2g} to {limits.max:.2g}"
+            )
         parts[name] = tensor
     try:
         return of_parts(parts)

@@ -289,7 +289,7 @@ A, B = ([t.tolist() for t in ts] for ts in layer())
     ("words", "expected"),
     [
         ({"method": "lorafair"}, "strategy=lorafair: no such choice (did you mean 'lora_fair'?)"),
-        ({"lam": -1.0}, "strategy.lam=-1.0: expected a number in [0, inf)"),
+        ({"lam": -1.0}, "strategy.lam=-1.0: expected a number in [0, 1e+100]"),
         ({"lamb": 1.0}, "strategy.lamb: no such key (did you mean 'lam'?)"),
         ({"A": A[:1]}, "got 1 in A, 2 in B"),
         ({"A": [], "B": []}, "expected one or more clients"),
@@ -300,6 +300,8 @@ A, B = ([t.tolist() for t in ts] for ts in layer())
         ({"A": iter(A)}, "expected a list, one entry a client"),
         ({"A": [np.array(A[0]) * 1j, A[1]]}, "A[0]: is complex, expected real numbers"),
         ({"A": [[[]] * 4] * 2}, "A[0]: has shape (4, 0), which holds nothing"),
+        ({"A": [np.array(A[0]) * 1e160, A[1]]}, "expected one that float32 holds"),
+        ({"A": [np.array(A[0]) * 1e-160, A[1]]}, "expected one that float32 holds"),
         (
             {"method": "frlora", "start": (np.ones((4, 9)), np.ones((7, 4)))},
             "start: a map from 9 to 7, the clients' are",

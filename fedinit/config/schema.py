@@ -71,7 +71,7 @@ class EvaluationConfig:
 
     where: Literal["server", "clients", "none"]
     every: int  # rounds; the last round is always evaluated
-    rounds: tuple[int, ...] | None  # the rounds to evaluate, in place of `every`
+    rounds: tuple[int, ...] | None  # the rounds to evaluate, in place of `every`; some may lie beyond the last
     batch_size: int
     head_alone: bool  # also run the same budget with the adapters frozen
 

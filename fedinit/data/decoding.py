@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Literal
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
@@ -140,7 +140,12 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _on_paper(image: Image.Image) -> Image.Image:
-    """The image, with white where it is transparent."""
+    """The image, with white where it is transparent, in a mode that `convert` takes to RGB and grey."""
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
+    if image.mode in ("RGBa", "La"):  # with the colours multiplied by their alpha
+        image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image

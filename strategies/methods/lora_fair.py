@@ -47,7 +47,7 @@ class LoRAFAIR(Aggregator):
     """The averaged factors, one or both of them corrected.
 
     solver: how the correction is found, as above. side: which factor is corrected; ``both``: B, then A.
-    lam: λ ≥ 0.
+    lam: λ, from 0 to 1e100.
     lam_scale: what λ stands against. ``cosine``: 1 − cos, as in the paper. The others leave that objective:
     ``absolute`` has λ′ = λ against the squared residual of the closed form, ``relative`` λ′ = λ·tr(G)/r. To the SGD
     solvers, which know the cosine alone, ``absolute`` is as ``cosine``, and ``relative`` takes λ/‖B̄‖².
@@ -71,7 +71,7 @@ class LoRAFAIR(Aggregator):
     similarity: Literal["matrix", "columns"] = "matrix"
 
     def __post_init__(self) -> None:
-        within("strategy.lam", self.lam, 0, float("inf"), open_high=True)
+        within("strategy.lam", self.lam, 0, 1e100)  # far above the largest that float32 factors feel
         at_least("strategy.steps", self.steps, 1)
         positive("strategy.lr", self.lr)
         if self.similarity == "columns" and self.solver == "gram_sgd":

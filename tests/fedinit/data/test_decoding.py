@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, features
 from rich.console import Console
 
 from fedinit.config.build import create
@@ -173,3 +173,23 @@ def test_a_tiff_is_turned_once() -> None:
     half.paste(255, (0, 0, 16, 8))
     turned = decode(encoded(half, "TIFF", tiffinfo={274: 6}), 1, (16, 16))[0]
     assert turned[:, -4:].min() > 200 > 50 > turned[:, :4].max()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB"])
+def test_a_tiff_of_any_mode_shows_its_colour(mode: str) -> None:
+    """Of those in which a TIFF can be, LAB is one that Pillow does not convert itself."""
+    colour = Image.new("RGB", (8, 8), (200, 30, 60))
+    if mode == "LAB":
+        profiles = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+        image = ImageCms.profileToProfile(colour, *profiles, outputMode="LAB")
+    else:
+        palette = {"palette": Image.Palette.ADAPTIVE} if mode[0] == "P" else {}
+        image = colour.convert(mode[:1] if palette else mode, **palette).convert(mode)
+    stored = io.BytesIO()
+    image.save(stored, "TIFF")
+    expected = {"1": None, "L": (84, 84, 84), "LA": (84, 84, 84)}.get(mode, (200, 30, 60))
+    pixel = decode(stored.getvalue(), 3, (8, 8))[:, 4, 4].astype(int)
+    if expected is None:
+        assert set(pixel) <= {0, 255} and len(set(pixel)) == 1
+    else:
+        assert abs(pixel - expected).max() <= 4
