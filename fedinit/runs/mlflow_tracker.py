@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,7 +45,7 @@ class MlflowTracker(Tracker):
 
     def log(self, values: Mapping[str, float], round: int) -> None:
         for name, value in values.items():
-            self.client.log_metric(self.identity, name, value, step=round)
+            self.client.log_metric(self.identity, _name(name), value, step=round)
 
     def conclude(self, figures: Mapping[str, int | float | str]) -> None:
         for name, value in figures.items():
@@ -55,6 +56,12 @@ class MlflowTracker(Tracker):
 
     def end(self, code: int) -> None:
         self.client.set_terminated(self.identity, "FAILED" if code else "FINISHED")
+
+
+def _name(figure: str) -> str:
+    """What the figure is called there, "accuracy.photo" for accuracy/photo: in MLflow's folders a slash makes a folder,
+    which cannot be beside the file of "accuracy" itself, and most other signs are refused."""
+    return re.sub(r"[^\w. -]", lambda sign: f"_{ord(sign[0]):x}_", figure.replace("/", "."))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

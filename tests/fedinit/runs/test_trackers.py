@@ -126,8 +126,22 @@ def test_mlflow_has_every_figure_and_the_run_goes_on_there(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
     run = fedinit.run(*SHORT, "report=full", "logger=mlflow", f"output_dir={tmp_path}")
     assert told["runs"] == [("fedinit", run.folder.name, group_of(run.folder))] and told["ends"] == ["FINISHED"]
-    assert ("an-id", "train_loss", 2) in told["metrics"] and ("an-id", "accuracy/plain", 2) in told["metrics"]
+    assert ("an-id", "train_loss", 2) in told["metrics"] and ("an-id", "accuracy.plain", 2) in told["metrics"]
     assert told["files"] == [str(run.folder / "report.html")]
+
+
+def test_mlflow_itself_takes_every_figure_and_the_report(tmp_path, monkeypatch, capsys):
+    """In its folders a figure "accuracy/plain" cannot be beside one called "accuracy"."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = fedinit.run(*SHORT, "report=full", "logger=mlflow", f"output_dir={tmp_path}")
+    assert "warning" not in capsys.readouterr().out
+    client = mlflow.MlflowClient((tmp_path / "mlruns").as_uri())
+    there = client.get_run((run.folder / "mlflow-id").read_text())
+    assert there.info.status == "FINISHED"
+    assert there.data.metrics["accuracy"] == pytest.approx(run.summary["accuracy"])
+    assert {"accuracy.plain", "train_loss", "bytes_up"} <= there.data.metrics.keys()
+    assert [file.path for file in client.list_artifacts(there.info.run_id)] == ["report.html"]
 
 
 def test_wandb_groups_runs_of_one_configuration_and_keeps_the_report(tmp_path, monkeypatch):
