@@ -31,6 +31,7 @@ CONFIG = "config"  # the ConfigRecord that goes down
 ASKED = "asked"  # the ArrayRecord of what a statistic needs besides the head: {"<layer>/<key>": (d or k, width)}
 METRICS = "metrics"  # the MetricRecord that comes back
 HEAD = "head/"
+IMAGE = "/S"
 MERGE = "merge/"
 
 NUMPY = "numpy.ndarray"  # how an array's bytes are written
@@ -110,6 +111,11 @@ def to_tensors(layers: Mapping[str, Factors], head: Mapping[str, Tensor]) -> dic
 def trained_names(layers: Mapping[str, Factors], head: Mapping[str, Tensor], trainable: frozenset[str]) -> list[str]:
     """The names of the factors that are trained, and of the head, in order."""
     return sorted(n for n in to_tensors(layers, head) if n.startswith(HEAD) or n[-1] in trainable)
+
+
+def image_name(layer: str) -> str:
+    """Of what a client answers in the second phase of a round for a layer, B(AĀᵀ)."""
+    return layer + IMAGE
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:

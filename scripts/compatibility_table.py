@@ -31,6 +31,7 @@ AXES: dict[str, list[str]] = {
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
+    "strategy.phases": ["strategy.phases=2"],
     "participation": ["participation=0.5"],
     "client.lr_ratio_b": ["client.lr_ratio_b=4"],
     "client.gsnr_scope": ["client=sgd_sai client.gsnr_scope=global_once"],
@@ -50,6 +51,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("adapter.ranks", ("client.gsnr_scope", "attack")),
     ("data", ("head", "client.loss", "client.augment", "attack")),
     ("participation", ("robust",)),
+    ("strategy.phases", ("adapter", "robust")),
     ("deployment", ("evaluation", "diagnostics", "attack")),
 ]
 

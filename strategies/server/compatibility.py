@@ -51,6 +51,8 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     if chosen.robust is not None and (why := chosen.robust.lacks()):
         raise InputError(f"robust={config.robust.name}: {why}")
     refuse(chosen, RULES)
+    if config.privacy.name != "none":
+        raise InputError(f"privacy={config.privacy.name}: no part of a run heeds it; use privacy=none")
 
 
 def _named(names: Iterable[str], lead: str = "choose one of") -> str:
@@ -279,6 +281,14 @@ def _the_server_knows_the_products(c: Components) -> Objection | None:
     method = f"strategy={c.config.strategy.name}"
     why = f"compares what clients changed by their products, of which {method} keeps a factor at the client"
     return Objection(f"robust={c.config.robust.name}", why, "use robust=none")
+
+
+@rule("strategy.phases", "robust")
+def _a_client_is_judged_by_all_it_sends(c: Components) -> Objection | None:
+    if c.robust is None or not c.aggregator.two_phase:
+        return None
+    why = "judges clients by their updates, and strategy.phases=2 has them send a second answer, which is not judged"
+    return Objection(f"robust={c.config.robust.name}", why, "use strategy.phases=1")
 
 
 @rule("participation", "robust")
