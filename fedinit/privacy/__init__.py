@@ -1,0 +1,1 @@
+"""Differential privacy: what a release costs, and what an audit finds that it cost."""
