@@ -23,6 +23,7 @@ from fedinit.config.build import build, create, plain
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
 from fedinit.config.engine import ENGINES, EngineConfig
+from fedinit.config.privacy import PRIVACY, NoPrivacy, PrivacyConfig
 from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
@@ -150,6 +151,7 @@ GROUPS = {
     "client": Group("optimizer", CLIENTS),
     "engine": Group("name", ENGINES),
     "attack": Group("name", ATTACKS),
+    "privacy": Group("name", PRIVACY),
     "diagnostics": Group("name", DIAGNOSTICS),
 }
 
@@ -193,6 +195,7 @@ class Config:
     gate: GateConfig
     robust: Choice = field(default_factory=lambda: Choice(name="none"))
     attack: AttackConfig | NoAttack = field(default_factory=NoAttack)
+    privacy: PrivacyConfig | NoPrivacy = field(default_factory=NoPrivacy)
     diagnostics: NoDiagnostics | InitDiagnostics
     logger: LoggerConfig
 

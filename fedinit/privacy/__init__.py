@@ -1,1 +1,1 @@
-"""Differential privacy: what a release costs, and what an audit finds that it cost."""
+"""Differential privacy that is counted: what a round costs, and how much noise a run needs (docs/privacy.md)."""

@@ -51,6 +51,8 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     if chosen.robust is not None and (why := chosen.robust.lacks()):
         raise InputError(f"robust={config.robust.name}: {why}")
     refuse(chosen, RULES)
+    if config.privacy.name != "none":
+        raise InputError(f"privacy={config.privacy.name}: no part of a run heeds it; use privacy=none")
 
 
 def _named(names: Iterable[str], lead: str = "choose one of") -> str:

@@ -77,6 +77,10 @@ OTHER = {
     "data.root": "there",
     "data.validation_fraction": 0.5,
     "partition.clients": 12,
+    "privacy.accountant": "pld",
+    "privacy.delta": 0.5,
+    "privacy.noise": 3.0,
+    "privacy.sampling": "fixed",
     "partition.test_domains": ["a"],
 }
 

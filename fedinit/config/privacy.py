@@ -1,0 +1,76 @@
+"""Differential privacy (`privacy=`): a dataclass a unit of it, a client or an example."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fedinit.config.checks import positive, within
+from fedinit.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoPrivacy:
+    """`privacy=none`: nothing is clipped, no noise is drawn and nothing is counted."""
+
+    name: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyConfig:
+    """What every kind of privacy reads.
+
+    epsilon: ε that a run may spend: it stops before a round that would pass it; null: as much as its rounds take.
+    delta: δ at which ε is stated, in (0, 1).
+    noise: standard deviation of the noise over the sensitivity of what it is added to; null: the least with which all
+    rounds stay within `epsilon`.
+    accountant: by which losses are composed, Rényi divergences or privacy loss distributions.
+    """
+
+    name: str
+    epsilon: float | None = 8.0
+    delta: float = 1e-5
+    noise: float | None = None
+    accountant: Literal["rdp", "pld"] = "rdp"
+
+    def __post_init__(self) -> None:
+        within("privacy.delta", self.delta, 0, 1, open_low=True, open_high=True)
+        for key in ("epsilon", "noise"):
+            value = getattr(self, key)
+            if value is not None:
+                within(f"privacy.{key}", value, 0, math.inf, open_low=True, open_high=True)
+        if self.epsilon is None and self.noise is None:
+            raise InputError(
+                f"privacy={self.name}: neither privacy.epsilon nor privacy.noise is given; name the ε that the run may "
+                "spend, from which the noise follows, or the noise itself"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPrivacyConfig(PrivacyConfig):
+    """`privacy=clients`: what one client has, in all, hardly changes what is released.
+
+    noise: of the round as a whole, over the clip (`z`).
+    clip: L2 norm of a client's change, of all factors that it trains and the head together, at most.
+    sampling: of a round's clients: each on its own with probability `participation`, or as many of them.
+    secure: the noise comes from the operating system's entropy, so that nobody who knows the seed can draw it again;
+    a resumed run then is not the same to the byte. Always so in a deployment.
+    """
+
+    name: Literal["clients"] = "clients"  # pyright: ignore[reportIncompatibleVariableOverride]
+    clip: float = 1.0
+    sampling: Literal["poisson", "fixed"] = "poisson"
+    secure: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("privacy.clip", self.clip)
+        if self.accountant == "pld" and self.sampling == "fixed":
+            raise InputError(
+                "privacy.accountant=pld: knows no samples of a fixed size; use privacy.sampling=poisson or "
+                "privacy.accountant=rdp"
+            )
+
+
+PRIVACY: dict[str, type[PrivacyConfig | NoPrivacy]] = {"clients": ClientPrivacyConfig, "none": NoPrivacy}

@@ -1,0 +1,71 @@
+"""ε of rounds: against published figures, closed forms and laws."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+
+from fedinit.errors import InputError
+from fedinit.privacy.accounting import Rounds
+
+pytest.importorskip("dp_accounting", reason="ε is counted by dp-accounting: pip install fedinit[privacy]")
+
+
+def counted(share=1.0, sampling="poisson", delta=1e-5, accountant="rdp") -> Rounds:
+    return Rounds(share, sampling, delta, accountant)
+
+
+@pytest.mark.parametrize(("noise", "epochs", "published"), [(1.3, 15, 1.18), (1.1, 60, 2.97), (0.7, 45, 7.10)])
+def test_the_table_of_tensorflow_privacy(noise, epochs, published):
+    """tensorflow/privacy, tutorials/README: MNIST, 60,000 examples in batches of 256, δ = 1e-5, of which its newer
+    conversion from Rényi divergences takes off up to a sixth."""
+    epsilon = counted(256 / 60000).epsilon(noise, epochs * 60000 // 256)
+    assert 0.8 * published < epsilon <= 1.02 * published
+    assert epsilon < 0.5 * counted(256 / 60000).epsilon(noise / 1.5, epochs * 60000 // 256)  # the control
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+@pytest.mark.parametrize("noise", [1.0, 4.0])
+def test_one_gaussian_has_its_own_formula(accountant, noise):
+    """Balle and Wang, 2018, theorem 8: δ(ε) = Φ(1/2z − εz) − e^ε Φ(−1/2z − εz). The distribution attains it; Rényi
+    divergences bound it."""
+
+    def tail(x: float) -> float:
+        return math.erfc(-x / math.sqrt(2)) / 2
+
+    epsilon = counted(accountant=accountant).epsilon(noise, 1)
+    delta = tail(0.5 / noise - epsilon * noise) - math.exp(epsilon) * tail(-0.5 / noise - epsilon * noise)
+    assert delta <= 1e-5 * (1 + 1e-6)
+    assert accountant == "rdp" or delta > 0.97e-5
+
+
+def test_composed_gaussians_are_one_of_less_noise():
+    assert counted().epsilon(2.0, 16) == pytest.approx(counted().epsilon(0.5, 1))
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+def test_more_rounds_cost_more_and_more_noise_less(sampling):
+    about = counted(0.2, sampling)
+    by_rounds = [about.epsilon(1.5, rounds) for rounds in range(5)]
+    assert by_rounds[0] == 0 and sorted(set(by_rounds)) == by_rounds
+    assert about.epsilon(3.0, 4) < about.epsilon(1.5, 4) < about.epsilon(0, 4) == math.inf
+    assert about.epsilon(1.5, 4) < counted(0.4, sampling).epsilon(1.5, 4)
+
+
+def test_a_fixed_sample_has_neighbours_that_are_twice_as_far():
+    assert counted(0.2, "fixed").epsilon(1.5, 4) > counted(0.2).epsilon(1.5, 4)
+    assert counted(1.0, "fixed").epsilon(1.5, 4) == counted(1.0).epsilon(1.5, 4)
+
+
+def test_the_noise_that_epsilon_takes():
+    about = counted(0.25)
+    noise = about.noise(8.0, 15)
+    assert about.epsilon(noise, 15) <= 8 < about.epsilon(noise / 1.01, 15)
+
+
+def test_without_the_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(InputError, match="not installed; pip install 'fedinit\\[privacy\\]'"):
+        counted(0.123).epsilon(1.0, 3)
