@@ -2,7 +2,7 @@
 
 Abadi et al., CCS 2016, arXiv 1607.00133. In every step each example is in the batch S with probability q = b/n, and
 
-    g = (Σ_{i∈S} g_i · min(1, C/‖g_i‖) + N(0, (σC)²)) / b
+    g = (Σ_{i∈S} g_i · min(1, C/‖g_i‖) + N(0, (zC)²)) / b
 
 is what the optimiser gets, b = client.batch_size being the expected size of S, whatever its size was: the denominator
 says nothing. g_i is the gradient of example i over all that the client trains, adapters and head together. What the
@@ -27,12 +27,12 @@ from clients.task import Result, StepFailed, Task
 from clients.training import dropout, load, unload
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
-from fedinit.config.privacy_examples import ExamplePrivacy
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.data.dataset import Dataset
 from fedinit.losses import choose_loss
 from fedinit.models.input_spec import InputSpec
 from fedinit.philox import philox
-from fedinit.privacy.sampled_gaussian import Sampling
+from fedinit.privacy.steps import Steps
 from fedinit.seeding import derive, torch_generator
 
 
@@ -42,38 +42,39 @@ def train_privately(
     data: Dataset,
     spec: InputSpec,
     settings: ClientConfig,
-    privacy: ExamplePrivacy,
+    privacy: ExamplePrivacyConfig,
     rounds: int,
     seed: int,
 ) -> Result:
     """Train one client; its loss, a mean over examples, is not told.
 
     bank, data, spec, settings, seed: as of `train_bank`. rounds: of the run, over which ε is to last.
-    Raises InputError for fewer examples than are expected in a batch, and StepFailed.
+    Raises InputError as `steps_of` does, and StepFailed.
     """
-    sampling = sampling_of(len(task.examples), settings)
+    steps = steps_of(len(task.examples), settings, privacy, rounds)
     leaves = load(bank, [task], None, [dropout(seed, task, bank.device)])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [task.step_scales])
     round = PrivateRound(bank, task, data, spec, settings, privacy.clip, seed)
-    noise, keys = sampling.noise(privacy, rounds), (task.round, task.client, task.secret)
+    noise, keys = steps.noise, (task.round, task.client, task.secret)
     # Nor by the server's seed, where there is a secret.
     root = 0 if task.secret else seed
     chosen, drawn = (torch_generator(root, f"privacy.{what}", *keys) for what in ("batches", "noise"))
-    for step in range(sampling.steps):
+    for step in range(steps.a_round):
         try:
-            batch = poisson(len(task.examples), sampling.rate, chosen)
+            batch = poisson(len(task.examples), steps.rate, chosen)
             total = round.clipped_sum(batch, step)
             total += torch.randn(total.shape, generator=drawn).to(total) * (noise * privacy.clip)
             move(optimizer, total / settings.batch_size)
         except Exception as error:
             raise StepFailed(step + 1) from error
-    return unload(bank, [task], [sampling.steps], None, [None], optimizer)[0]
+    return unload(bank, [task], [steps.a_round], None, [None], optimizer)[0]
 
 
-def sampling_of(examples: int, settings: ClientConfig) -> Sampling:
-    """How a client with so many examples draws its batches: as many as it would take in passes over them. Raises
-    InputError for fewer examples than are expected in a batch."""
-    return Sampling.of(examples, settings.batch_size, batches.steps(examples, settings))
+def steps_of(examples: int, settings: ClientConfig, privacy: ExamplePrivacyConfig, rounds: int) -> Steps:
+    """The steps of a client with so many examples, as many in a round as passes over them would take. Raises InputError
+    for fewer examples than are expected in a batch, and for too little noise."""
+    a_round = batches.steps(examples, settings)
+    return Steps.of(examples, settings.batch_size, a_round, rounds, privacy)
 
 
 def poisson(examples: int, rate: float, draw: torch.Generator) -> Tensor:

@@ -23,7 +23,7 @@ from fedinit.adapters.bank import Bank
 from fedinit.adapters.core import CoreFactors
 from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
-from fedinit.config.privacy_examples import ExamplePrivacy
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import InputError
 from fedinit.factors import Factors
@@ -32,7 +32,7 @@ from tests.support.bank_runs import in_float64
 
 SCALE, RANK, CLIP = 2.0, 4, 0.7
 EXAMPLES = torch.tensor([3, 59, 17, 4, 28, 41, 8])
-QUIET = ExamplePrivacy(clip=1e9, noise=0.0, epsilon=None)
+QUIET = ExamplePrivacyConfig(clip=1e9, noise=1e-30, epsilon=None)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_the_noise_has_the_stated_deviation_and_no_batch_is_noise_alone(
     round = make(tiny_vit)
     monkeypatch.setattr("clients.private.poisson", lambda *_: torch.zeros(0, dtype=torch.long))
     settings = client_config(batch_size=7, epochs=1, momentum=0.0, weight_decay=0.0, lr=0.5)
-    privacy = ExamplePrivacy(clip=0.3, noise=1.5, epsilon=None)
+    privacy = ExamplePrivacyConfig(clip=0.3, noise=1.5, epsilon=None)
     result = train_privately(round.bank, round.task, tiny_data, tiny_vit.input, settings, privacy, 1, 1)
     start = Result(3, round.task.adapter, round.task.head, None, 1)
     std = 0.5 * 1.5 * 0.3 / 7
@@ -265,7 +265,7 @@ def test_a_secret_hides_the_noise_and_the_batches_from_who_knows_the_seed(
     make, tiny_data: Dataset, tiny_vit: Backbone, client_config
 ) -> None:
     round, settings = make(tiny_vit), client_config(batch_size=4, epochs=1)
-    privacy = ExamplePrivacy(noise=1.0, epsilon=None)
+    privacy = ExamplePrivacyConfig(noise=1.0, epsilon=None)
 
     def run(seed: int, secret: str) -> Tensor:
         task = dataclasses.replace(round.task, secret=secret)
@@ -298,7 +298,7 @@ def test_a_head_alone_trains_on_features(make, tiny_data: Dataset, tiny_vit: Bac
     adapter = {name: Factors(f.A, torch.zeros_like(f.B)) for name, f in round.task.adapter.items()}
     task = dataclasses.replace(round.task, adapter=adapter, trainable=frozenset())
     images = batches.normalise(tiny_data.images[EXAMPLES], tiny_vit.input, torch.device("cpu"))
-    privacy = ExamplePrivacy(noise=0.5, epsilon=None)
+    privacy = ExamplePrivacyConfig(noise=0.5, epsilon=None)
     on_images = train_privately(round.bank, task, tiny_data, tiny_vit.input, settings, privacy, 1, 1)
     task = dataclasses.replace(task, features=tiny_vit.module(images))
     on_features = train_privately(round.bank, task, tiny_data, tiny_vit.input, settings, privacy, 1, 1)
