@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import pathlib
 
 import pytest
@@ -17,9 +18,12 @@ from fedinit.config.limits import Limits
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import InputError, Refused
 from fedinit.privacy.accounting import Rounds
+from fedinit.runs.observer import ClientReport, RoundReport
 from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
-from strategies.server.outcome import Outcome
+from strategies.server.gate import _fault_of_metrics
+from strategies.server.outcome import Outcome, Tally
 from tests.support.small import small_config
 
 pytest.importorskip("dp_accounting", reason="the [privacy] extra is not installed")
@@ -98,6 +102,37 @@ def test_a_site_counts_in_its_own_book_what_a_server_asks_again(tmp_path: pathli
     with pytest.raises(Refused, match="is spent"):
         anew = context(**{"state-dir": str(tmp_path)})
         spend(of_run, privacy, examples, anew, Keeper(of_run, Limits(), anew))
+
+
+def test_a_reply_without_epsilon_or_with_a_loss_is_not_let_in() -> None:
+    """In a private run a client says its ε and no loss; in any other a loss and no ε."""
+    metrics = {"steps": 3, "optimizer-state": 0, "drift-factors": 0.0, "drift-product": 0.0}
+    metrics |= {"num-examples": 9, "round": 1}
+    assert _fault_of_metrics({**metrics, "epsilon": 1.0}, private=True) is None
+    assert _fault_of_metrics({**metrics, "loss": 1.0}, private=False) is None
+    for private, more in ((True, {}), (True, {"epsilon": 1.0, "loss": 1.0}), (True, {"epsilon": math.nan}),
+                          (False, {}), (False, {"epsilon": 1.0, "loss": 1.0})):  # fmt: skip
+        assert _fault_of_metrics({**metrics, **more}, private) is not None
+
+
+def test_a_run_that_goes_on_knows_what_was_spent_before() -> None:
+    said = [ClientReport(0, 9, 3, None, epsilon=1.5), ClientReport(1, 9, 3, None, epsilon=2.5)]
+    tally, later = Tally(), Tally()
+    tally.round_done(RoundReport(1, 0.1, None, None, 0, 0, said))
+    later.restore(tally.snapshot())
+    later.round_done(RoundReport(2, 0.1, None, None, 0, 0, [ClientReport(0, 9, 3, None, epsilon=2.0)]))
+    assert later.epsilon == {0: 2.0, 1: 2.5} and tally.restore(Tally().snapshot()) is None and tally.epsilon == {}
+
+
+@pytest.mark.parametrize("words", [
+    ["init=lora_ga", "head=ncm"], ["init=eva"], ["head=ridge"], ["evaluation=clients"], ["diagnostics=init"],
+    ["client=sgd_sai", "client.gsnr_scope=global_once"], ["strategy=lora_a2"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_what_would_leave_without_noise_is_refused_in_one_line(words: list[str]) -> None:
+    with pytest.raises(InputError, match="examples|images|noise") as raised:
+        check_method(small_config(*WORDS, *words))
+    assert "\n" not in str(raised.value)
+    check_method(small_config(*words))  # it is privacy that does not go with it
 
 
 @pytest.mark.parametrize("kind", ["query.statistics", "evaluate"])

@@ -1,4 +1,4 @@
-"""An attacker against private training: the one-run membership audit (fedinit/privacy/audit.py), on the embedded digits.
+"""An attacker against private training: the one-run audit (fedinit/privacy/audit.py), on the embedded digits.
 
 Canaries are digits with labels drawn at random, each in the training data or not by a fair coin. The attacker is the
 server at its best: it knows the start, the settings and all canaries, sees what a client releases after one step over
