@@ -88,6 +88,17 @@ class Keeper:
         with self._book() as book:
             self._take(book, "evaluations", test, least, limits.evaluations_per_run, limits.evaluations)
 
+    def train(self, steps: int) -> int:
+        """Write down so many private steps; those of this run so far, with these."""
+        with self._book() as book:
+            counts = book["runs"].setdefault(self._run, {})
+            counts["steps"] = counts.get("steps", 0) + steps
+            return counts["steps"]
+
+    @property
+    def _run(self) -> str:
+        return f"{self.site.config.identity()}-s{self.site.config.seed}"
+
     def _settled(self, book: Mapping[str, Any], count: int, most: int) -> int:
         """So many images, or a number of before that is near it, so that the two do not differ by a few; all, where few
         would be left over."""
@@ -106,7 +117,7 @@ class Keeper:
                 raise Limited(
                     f"{kind} that differ from earlier ones by fewer images than the {least} of this site's limits"
                 )
-        run = f"{self.site.config.identity()}-s{self.site.config.seed}"
+        run = self._run
         counts = book["runs"].setdefault(run, {}).setdefault(kind, 0), book["all"].setdefault(kind, 0)
         for count, limit, where in ((counts[0], a_run, "this run"), (counts[1], in_all, "all runs")):
             if count >= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from clients import guard
+from clients import budget, guard
 from clients.guard import Received
 from clients.limits import Keeper
 from clients.replies import HELD, description, held, projection, refusal
@@ -20,6 +21,7 @@ from clients.task import ClientFailed, SlotChoice, Task
 from fedinit import wire
 from fedinit.adapters.core import BLOCK_SCALES
 from fedinit.config.limits import Limits
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.site import noise_secret
 from fedinit.errors import Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
@@ -74,6 +76,10 @@ class Decoder:
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
             if message_type == "query.project":
                 return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
+            if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):
+                raise Refused(
+                    "privacy=examples: this client answers no statistics and no evaluation, which have no noise"
+                )
             read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}
             return Decoded(read[message_type](message, received, context))
         except Exception as error:  # noqa: BLE001 (what a server may send is anything)
@@ -96,6 +102,11 @@ class Decoder:
             drift, drift_product = distance(own_factors, adapter), sum(norm(o) ** 2 for o in apart.values()) ** 0.5
             # On the global model the base takes up what the start leaves out.
             adapter, offset = own_factors, apart if config.get("on-global", False) else {}
+        notes, secret, privacy = {"drift-factors": drift, "drift-product": drift_product}, "", self.site.config.privacy
+        if isinstance(privacy, ExamplePrivacyConfig):
+            # Drawn anew each time: noise that was there before could be taken off by asking again.
+            secret = secrets.token_hex(16) if self.deployed else ""
+            notes["epsilon"] = budget.spend(self.site, privacy, len(part.train), context, self._keeper(context))
         return Task(
             client=part.client,
             round=round,
@@ -108,7 +119,8 @@ class Decoder:
             step_scales=_step_scales(message, context, adapter, head),
             choice=_slot_choice(message),
             personal=frozenset(wire.words(config, "personal")),
-            notes={"drift-factors": drift, "drift-product": drift_product},
+            notes=notes,
+            secret=secret,
         )
 
     def _evaluation(self, message: Message, received: Received, context: Context) -> Task:

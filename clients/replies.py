@@ -101,7 +101,7 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
     metrics = {
         "num-examples": len(task.examples),
         "round": task.round,
-        "loss": result.loss,
+        **({} if result.loss is None else {"loss": result.loss}),
         "steps": result.steps,
         "optimizer-state": result.optimizer_state,
         **task.notes,

@@ -18,10 +18,12 @@ from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, described, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
+from clients.private import steps_of
 from clients.task import Task
 from fedinit import wire
 from fedinit.config.attack import LabelFlipConfig
 from fedinit.config.compatibility import CONFIG_RULES, refuse
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
@@ -67,6 +69,9 @@ class Site:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
+        if isinstance(config.privacy, ExamplePrivacyConfig):
+            for part in self.partitions if client is None else self.partitions[client : client + 1]:
+                steps_of(len(part.train), config.client, config.privacy, config.rounds)
         if isinstance(config.attack, LabelFlipConfig):
             bad = config.attack.attackers(len(self.partitions), config.seed)
             self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])

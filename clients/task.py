@@ -47,7 +47,8 @@ class Task:
     choice: how many slots of the trained factor this client may train, and by which rule; None: all.
     personal: the parts that it trains and keeps to itself.
     notes: numbers known before training, to be reported with the result.
-    request, secret: of a measurement: what is summed, and what its noise is drawn with besides the seed.
+    request: of a measurement: what is summed.
+    secret: what noise, and a private training's batches, are drawn with besides the seed; "": the seed alone.
     features: (n, D) pooled features of the examples, where no adapter is in play; used instead of the images.
     mute: the task of a client that failed, which only keeps its place in the bank, on black images.
     """
@@ -103,7 +104,7 @@ class Result:
     """What a client made of its training.
 
     adapter, head: as they are after it, those factors that were not trained among them.
-    loss: mean training loss over its steps. steps: how many it took.
+    loss: mean training loss over its steps; None where it is kept to itself. steps: how many it took.
     step_scales: the optimiser's step scales {leaf: number} as they are now.
     optimizer_state: how many numbers the optimiser kept for this client.
     chosen: {layer: places} of the slots it trained, where it had a choice.
@@ -112,7 +113,7 @@ class Result:
     client: int
     adapter: Mapping[str, Factors]
     head: Mapping[str, Tensor]
-    loss: float
+    loss: float | None
     steps: int
     step_scales: Mapping[str, float] = field(default_factory=dict)
     optimizer_state: int = 0

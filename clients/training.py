@@ -48,7 +48,7 @@ def train_bank(
     members = loader.members
     choosing = any(t.choice is not None for t in members)
     views = choose(bank, loader, seed) if choosing else None
-    leaves = load(bank, members, views, [_dropout(seed, t, device) for t in members])
+    leaves = load(bank, members, views, [dropout(seed, t, device) for t in members])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.step_scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
     training = Training(bank, leaves, optimizer, losses, settings.loss)
@@ -58,7 +58,8 @@ def train_bank(
     else:
         train(training, loader)
 
-    results = unload(bank, loader, views, training.losses.cpu(), training.optimizer)
+    means = [_finite_mean(*of) for of in zip(training.losses.cpu(), loader.counts, strict=True)]
+    results = unload(bank, members, loader.counts, views, means, training.optimizer)
     by_client = {result.client: result for result in results} | loader.failures.by_client
     return [by_client[t.client] for t in tasks]
 
@@ -96,29 +97,36 @@ def load(
 
 
 def unload(
-    bank: Bank, loader: BankLoader, views: Sequence[Slots] | None, losses: Tensor, optimizer: BankOptimizer
+    bank: Bank,
+    members: Sequence[Task],
+    counts: Sequence[int],
+    views: Sequence[Slots] | None,
+    losses: Sequence[float | None],
+    optimizer: BankOptimizer,
 ) -> list[Result]:
-    """The members' results, in their order. views: as in `load`. losses: (K,) sums over each one's steps."""
+    """The members' results, in their order. counts: their steps. views: as in `load`. losses: their means over these
+    steps."""
     adapters, heads = bank.unload()
     if views is not None:
-        trained = zip(views, adapters, loader.members, strict=True)
+        trained = zip(views, adapters, members, strict=True)
         adapters = [view.embed(part, task.adapter) for view, part, task in trained]
     return [
         Result(
             t.client,
             adapters[row],
             heads[row],
-            _finite_mean(losses[row], loader.counts[row]),
-            loader.counts[row],
+            losses[row],
+            counts[row],
             optimizer.fixed_scales(row),
             optimizer.state_size,
             None if views is None or t.choice is None else views[row].places,
         )
-        for row, t in enumerate(loader.members)
+        for row, t in enumerate(members)
     ]
 
 
-def _dropout(seed: int, task: Task, device: torch.device) -> torch.Generator:
+def dropout(seed: int, task: Task, device: torch.device) -> torch.Generator:
+    """What a client's dropout of a round is drawn from."""
     return torch.Generator(device).manual_seed(derive(seed, "dropout", task.round, task.client))
 
 

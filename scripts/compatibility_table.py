@@ -26,7 +26,7 @@ AXES: dict[str, list[str]] = {
     "reinit": [f"reinit={name}" for name in sorted(REINITS)],
     **{
         group: [f"{group}={name}" for name in groups()[group]]
-        for group in ("init", "head", "adapter", "server_opt", "robust", "attack")
+        for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "privacy")
     },
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
@@ -44,12 +44,13 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("strategy", ("reinit",)),
     ("strategy", ("init",)),
     ("strategy", ("adapter", "adapter.ranks", "client.lr_ratio_b", "client.gsnr_scope")),
-    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics")),
+    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics", "privacy")),
     ("init", ("adapter", "adapter.ranks", "head")),
     ("reinit", ("adapter", "adapter.ranks", "server_opt")),
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
     ("adapter.ranks", ("client.gsnr_scope", "attack")),
     ("data", ("head", "client.loss", "client.augment", "attack")),
+    ("privacy", ("init", "head", "evaluation", "diagnostics", "client.gsnr_scope")),
     ("participation", ("robust",)),
     ("strategy.phases", ("adapter", "robust")),
     ("deployment", ("evaluation", "diagnostics", "attack")),

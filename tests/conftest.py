@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import pytest
@@ -29,6 +31,16 @@ def cheap_compositions() -> Iterator[None]:
         patch.setattr("fedinit.config.compose.compose", composing.compose)
         patch.setattr("fedinit.config.unknown.compose", composing.compose)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def absl_has_the_real_stderr() -> None:
+    """absl, which dp-accounting logs by, keeps the stream that it finds when it is imported and closes it where logging
+    is set up anew, as Hydra does; that would be pytest's."""
+    with contextlib.suppress(ImportError):
+        from absl import logging  # pyright: ignore[reportMissingImports]
+
+        logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session", autouse=True)

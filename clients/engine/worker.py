@@ -10,12 +10,14 @@ import torch
 from clients.engine.hardware import CPU, computing, devices
 from clients.engine.replica import Replica
 from clients.evaluation import features_of, score_sums
+from clients.private import train_privately
 from clients.replay import Recorder
 from clients.statistics import measure
 from clients.task import Answer, ClientFailed, Job, Measured, Result, StepFailed, Task
 from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.errors import RunFailed
@@ -32,6 +34,8 @@ class Settings:
     dropout: the probability with which an adapter's inputs are dropped in training.
     batch_size: images of a pass in which nothing is trained.
     precision: what the backbone computes in, a key of DTYPES.
+    rounds: of the run.
+    privacy: how every client's examples are hidden; None: they are not.
     """
 
     client: ClientConfig
@@ -40,6 +44,8 @@ class Settings:
     dropout: float = 0.0
     batch_size: int = 256
     precision: str = "fp32"
+    rounds: int = 1
+    privacy: ExamplePrivacyConfig | None = None
 
     @staticmethod
     def of(config: Config) -> Settings:
@@ -52,6 +58,8 @@ class Settings:
             dropout=adapter.dropout,
             batch_size=config.evaluation.batch_size,
             precision=config.engine.precision,
+            rounds=config.rounds,
+            privacy=config.privacy if isinstance(config.privacy, ExamplePrivacyConfig) else None,
         )
 
 
@@ -85,6 +93,8 @@ class Worker:
             return tuple(self._attempt(job.work, task) for task in job.tasks)
 
     def _train(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
+        if self.settings.privacy is not None:
+            return [self._train_privately(task, self.settings.privacy) for task in tasks]
         try:
             return self._train_together(tasks)
         except Exception as error:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
@@ -111,6 +121,18 @@ class Worker:
             return ClientFailed.of(tasks[i].client, "train", error.__cause__ or error, error.step)
         except Exception as error:  # noqa: BLE001 (this client's)
             return ClientFailed.of(tasks[i].client, "train", error)
+
+    def _train_privately(self, task: Task, privacy: ExamplePrivacyConfig) -> Result | ClientFailed:
+        settings = self.settings
+        run = self.data, self.spec, settings.client, privacy, settings.rounds, settings.seed
+        try:
+            if task.mute:
+                raise ValueError("failed before it was asked")
+            return train_privately(self.bank, task, *run)
+        except StepFailed as error:
+            return ClientFailed.of(task.client, "train", error.__cause__ or error, error.step)
+        except Exception as error:  # noqa: BLE001 (this client's)
+            return ClientFailed.of(task.client, "plan", error)
 
     def _attempt(self, work: str, task: Task) -> Answer:
         do = {"measure": self._measure, "evaluate": self._evaluate, "features": self._features}[work]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import cast
 
@@ -193,6 +194,25 @@ class Bank:
         layer, _, part = name.rpartition("/")
         return self.head[part] if layer == "head" else self.layers[layer].leaves[part]
 
+    @contextmanager
+    def as_examples(self, count: int) -> Iterator[dict[str, Tensor]]:
+        """Within, the one client that is loaded is `count` clients of the same values, each of which is given one
+        example: {leaf: (count, …)}, in `load`'s order, whose gradients are those of each example by itself, whatever
+        the kind of adapters. What moves the client is still `load`'s leaves."""
+        held, head, rows = [(n, x, x.leaves, x.offset) for n, x in self.layers.items()], self.head, {}
+        try:
+            for name, layer, leaves, offset in held:
+                layer.leaves = {part: _as_rows(value, count) for part, value in leaves.items()}
+                layer.offset = tuple(_repeated(value[0], count) for value in offset)
+                layer.generators = [*layer.generators] * count  # whose draws follow each other
+                rows |= {f"{name}/{k}": v for k, v in sorted(layer.leaves.items()) if v.requires_grad}
+            self.head = {key: _as_rows(value, count) for key, value in head.items()}
+            yield rows | {f"head/{key}": value for key, value in self.head.items()}
+        finally:
+            self.head = head
+            for _, layer, leaves, offset in held:
+                layer.leaves, layer.offset, layer.generators = leaves, offset, layer.generators[:1]
+
     def bare(self) -> None:
         """Leave out the adapters of all layers, so that `forward` is the base alone. The head stays."""
         for layer in self.layers.values():
@@ -270,6 +290,11 @@ class Bank:
 def _repeated(value: Tensor, count: int) -> Tensor:
     """(count, …), one client's tensor for each of them, which is copied where it is needed."""
     return value.expand(count, *value.shape)
+
+
+def _as_rows(leaf: Tensor, count: int) -> Tensor:
+    """(count, …), views of a leaf (1, …), which have gradients of their own where it has one."""
+    return _repeated(leaf.detach()[0], count).requires_grad_(leaf.requires_grad)
 
 
 def _copied(groups: Sequence[Mapping[str, Tensor]], device: torch.device) -> list[dict[str, Tensor]]:

@@ -73,4 +73,25 @@ class ClientPrivacyConfig(PrivacyConfig):
             )
 
 
-PRIVACY: dict[str, type[PrivacyConfig | NoPrivacy]] = {"clients": ClientPrivacyConfig, "none": NoPrivacy}
+@dataclass(frozen=True, kw_only=True)
+class ExamplePrivacyConfig(PrivacyConfig):
+    """`privacy=examples`: what one example of a client has hardly changes what that client releases.
+
+    epsilon, noise: of every client by itself, over all its steps; what a client's ε is at last depends on how many
+    examples it has.
+    clip: L2 norm of an example's gradient, of all that is trained together, at most.
+    """
+
+    name: Literal["examples"] = "examples"  # pyright: ignore[reportIncompatibleVariableOverride]
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("privacy.clip", self.clip)
+
+
+PRIVACY: dict[str, type[PrivacyConfig | NoPrivacy]] = {
+    "clients": ClientPrivacyConfig,
+    "examples": ExamplePrivacyConfig,
+    "none": NoPrivacy,
+}

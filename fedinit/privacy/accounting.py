@@ -8,6 +8,7 @@ and Doroshenko et al., 2022, arXiv 2207.04380 (privacy loss distributions).
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,4 +85,6 @@ def _package() -> Any:
         raise InputError(
             "privacy: ε is counted by dp-accounting, which is not installed; pip install 'fedinit[privacy]'"
         ) from error
+    # Of the fractional orders some have no sum that converges: they are left out, which makes ε no smaller.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     return dp_accounting

@@ -199,6 +199,7 @@ class RunFolder(Observer):
         self._columns: Sequence[str] = ()
         # Only with magnitudes are the weights that count no product of factors.
         self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
+        self._epsilon = config.privacy.name == "examples"  # whether it says what each client's privacy is
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         self._rows: Mapping[str, str] = {}
         try:
@@ -264,7 +265,8 @@ class RunFolder(Observer):
         self._header(
             "clients.csv",
             ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"]
-            + ["weight"] * self._weights,
+            + ["weight"] * self._weights
+            + ["epsilon"] * self._epsilon,
         )
         disk.replace(self.path / LINES, b"")
         (self.path / "ledger.jsonl").touch()
@@ -292,7 +294,8 @@ class RunFolder(Observer):
         for c in report.clients:
             loss = "" if c.loss is None else c.loss
             row = [report.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
-            self._row("clients.csv", [*row, c.optimizer_state, *[c.weight] * self._weights])
+            row += [c.optimizer_state, *[c.weight] * self._weights]
+            self._row("clients.csv", [*row, *["" if c.epsilon is None else c.epsilon] * self._epsilon])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         with open(self.path / "ledger.jsonl", "a+b") as file:

@@ -19,11 +19,12 @@ class ClientReport:
     client: its partition id.
     examples: its training images.
     steps: batches that it trained on.
-    loss: mean over its steps; None where it did not train.
+    loss: mean over its steps; None where it did not train, or keeps it to itself.
     drift_factors: ‖·‖_F of its start less the global factors.
     drift_product: the same of the products B A.
     optimizer_state: how many numbers its optimiser kept.
     weight: of its update in the aggregate; None where it did not train.
+    epsilon: of its examples' privacy so far, at `privacy.delta`, as it says; None where they have none.
     """
 
     client: int
@@ -34,6 +35,7 @@ class ClientReport:
     drift_product: float = 0.0
     optimizer_state: int = 0
     weight: float | None = None
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RoundReport:
 
     round: its number, from 1; 0 for what comes before training.
     seconds: wall-clock time.
-    train_loss: mean over clients, weighted by examples; None where nobody trained.
+    train_loss: mean over clients that told theirs, weighted by examples; None where nobody did.
     score: of the global model after the round; None in a round without evaluation.
     bytes_up, bytes_down: of all messages from and to the clients, as serialised.
     clients: those whose updates were aggregated.
@@ -64,6 +66,11 @@ class RoundReport:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def epsilon(self) -> float | None:
+        """The largest of the clients' ε so far; None where nobody says one."""
+        return max((c.epsilon for c in self.clients if c.epsilon is not None), default=None)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ class ProgressObserver(Observer):
         if report.score is not None:
             self.score = f", {report.score}"
         loss = "" if report.train_loss is None else f", loss {figure(report.train_loss)}"
-        facts = f"{len(report.clients)} clients{loss}{self.score}"
+        spent = "" if report.epsilon is None else f", ε {figure(report.epsilon)}"
+        facts = f"{len(report.clients)} clients{loss}{spent}{self.score}"
         if self.live is not None:
             self.live.refresh()
             if report.round == self.view.rounds:
@@ -66,6 +67,7 @@ class ProgressObserver(Observer):
         """A line a client, and the score by domain."""
         for c in report.clients:
             loss = "" if c.loss is None else f", loss {figure(c.loss)}"
+            loss += "" if c.epsilon is None else f", ε {figure(c.epsilon)}"
             self._line(f"  round {report.round}, client {c.client}: {c.examples:,} images, {c.steps} steps{loss}")
         if report.score is not None:
             by_domain = [f"{name} {report.score.show(value)}" for name, value in report.score.by_domain.items()]

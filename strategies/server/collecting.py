@@ -169,8 +169,9 @@ def _report(update: Update, metrics: Mapping[str, Any]) -> ClientReport:
         client=update.client,
         examples=update.examples,
         steps=int(metrics.get("steps", 0)),
-        loss=float(metrics.get("loss", float("nan"))),
+        loss=float(metrics["loss"]) if "loss" in metrics else None,
         drift_factors=float(metrics.get("drift-factors", 0.0)),
         drift_product=float(metrics.get("drift-product", 0.0)),
         optimizer_state=int(metrics.get("optimizer-state", 0)),
+        epsilon=float(metrics["epsilon"]) if "epsilon" in metrics else None,
     )

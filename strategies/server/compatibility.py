@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from fedinit.config.compatibility import CONFIG_RULES, Objection, Rule, refuse
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.heads import HEADS
@@ -51,7 +52,7 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     if chosen.robust is not None and (why := chosen.robust.lacks()):
         raise InputError(f"robust={config.robust.name}: {why}")
     refuse(chosen, RULES)
-    if config.privacy.name != "none":
+    if config.privacy.name == "clients":
         raise InputError(f"privacy={config.privacy.name}: no part of a run heeds it; use privacy=none")
 
 
@@ -297,6 +298,62 @@ def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
         return None
     why = "every round needs the trusted client's update, and a part of the clients is drawn anew each time"
     return Objection(f"participation={c.config.participation}", f"robust=trust: {why}", "use participation=1")
+
+
+def _hides_examples(c: Components) -> bool:
+    return isinstance(c.config.privacy, ExamplePrivacyConfig)
+
+
+@rule("privacy", "init")
+def _the_start_is_made_of_no_examples(c: Components) -> Objection | None:
+    if not _hides_examples(c) or c.initializer.needs == "none":
+        return None
+    blind = sorted(name for name, start in INITIALIZERS.items() if start.needs == "none")
+    why = "is measured on the clients' examples in round 0, which privacy=examples does not cover"
+    return Objection(f"init={c.config.init.name}", why, _named(blind))
+
+
+@rule("privacy", "head")
+def _the_head_is_made_of_no_examples(c: Components) -> Objection | None:
+    if not _hides_examples(c) or not isinstance(c.head, MeasuredHead):
+        return None
+    blind = sorted(name for name, kind in HEADS.items() if not issubclass(kind, MeasuredHead))
+    why = "is measured on the clients' examples in round 0, which privacy=examples does not cover"
+    return Objection(f"head={c.config.head.name}", why, _named(blind))
+
+
+@rule("privacy", "evaluation")
+def _no_client_tells_its_score(c: Components) -> Objection | None:
+    if not _hides_examples(c) or c.config.evaluation.where != "clients":
+        return None
+    instead = "use evaluation=none" if c.under_flower else "use evaluation=server or none"
+    return Objection("evaluation=clients", "tells counts over the clients' own images, without noise", instead)
+
+
+@rule("privacy", "diagnostics")
+def _nor_a_probe_of_its_images(c: Components) -> Objection | None:
+    if not _hides_examples(c) or c.config.diagnostics.name == "none":
+        return None
+    why = "is measured on the clients' images, which privacy=examples does not cover"
+    return Objection(f"diagnostics={c.config.diagnostics.name}", why, "use diagnostics=none")
+
+
+@rule("privacy", "client.gsnr_scope")
+def _no_step_scales_of_gradients_without_noise(c: Components) -> Objection | None:
+    if not _hides_examples(c) or not fixes_scales(c.config):
+        return None
+    why = "fixes the step scales by gradients without noise; a client's own, by its first noisy one, cost nothing"
+    return Objection("client.gsnr_scope=global_once", why, "use client_once or per_round")
+
+
+@rule("strategy", "privacy")
+def _slots_are_chosen_without_looking(c: Components) -> Objection | None:
+    if not _hides_examples(c) or not isinstance(c.aggregator, Choosing):
+        return None
+    fitting = sorted(name for name, method in AGGREGATORS.items() if not issubclass(method, Choosing))
+    method = f"strategy={c.config.strategy.name}"
+    why = f"clients of {method} choose the slots that they train, by their examples, and tell which"
+    return Objection("privacy=examples", why, _named(fitting, "these go"))
 
 
 @rule("deployment", "attack")

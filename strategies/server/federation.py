@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from fedinit.adapters.kinds import KINDS
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
@@ -168,7 +169,7 @@ def _ready(
         ranks=ranks,
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
-        gate=Gate(**vars(config.gate)),
+        gate=Gate(**vars(config.gate), private=config.privacy.name == "examples"),
         robust=create_robust(config.robust.name, config.robust.options),
         quorum=config.quorum,
         resamples=config.resamples,
@@ -244,7 +245,7 @@ def _compare(before: Roster, current: Roster, audience: Audience) -> None:
 
 
 def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening) -> Outcome:
-    tensors = state.tensors()
+    tensors, privacy = state.tensors(), opening.config.privacy
     return Outcome(
         aggregate=state.model,
         offset=state.base.offset,
@@ -259,4 +260,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         start=opening.start.notes,
         personal=method.aggregator.personal,
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
+        epsilon=tally.epsilon,
+        delta=privacy.delta if isinstance(privacy, ExamplePrivacyConfig) else None,
     )

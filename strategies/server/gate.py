@@ -33,6 +33,7 @@ METRICS: Mapping[str, tuple[type, float, float]] = {
     "optimizer-state": (int, 0, MAX_EXAMPLES),
     "drift-factors": (float, 0, LARGEST),
     "drift-product": (float, 0, LARGEST),
+    "epsilon": (float, 0, LARGEST),
 }
 
 
@@ -63,6 +64,8 @@ class Gate:
     head     as a factor, without a lower limit
     weight   p_i ≤ max_weight · the lower median of the round's weights; what is above is cut off (`capped`)
 
+    private: clients hide their examples, so that they tell no loss, and say their ε.
+
     A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
     many clients' factors is small before the next round makes them large again.
     """
@@ -71,6 +74,7 @@ class Gate:
     max_factor_ratio: float = 10.0
     max_product_ratio: float = 10.0
     max_weight: float = 3.0
+    private: bool = False
 
     def most(self, claimed: Iterable[float]) -> float:
         """What one client's number counts for at most, of these of all clients: `max_weight` times their median;
@@ -124,7 +128,7 @@ class Gate:
                 _fault(tensors, formats)
                 or _fault_of_counts(examples, round, expected.round)
                 or _fault_of_claim(examples, expected.examples)
-                or _fault_of_metrics(metrics)
+                or _fault_of_metrics(metrics, self.private)
                 or self._fault_of_norms(tensors, expected)
             )
             if fault is not None:
@@ -263,13 +267,14 @@ def _fault(values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.For
     return None
 
 
-def _fault_of_metrics(metrics: Mapping[str, Any]) -> tuple[str, str] | None:
-    for key, (kind, low, high) in METRICS.items():
+def _fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, str] | None:
+    known = {key: rule for key, rule in METRICS.items() if key != ("loss" if private else "epsilon")}
+    for key, (kind, low, high) in known.items():
         value = metrics.get(key)
         if value is None or type(value) is not kind or not low <= value <= high:  # NaN is in no interval
             what = "a whole" if kind is int else "a"
             return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
-    if odd := sorted(metrics.keys() - METRICS.keys() - {"num-examples", "round"}):
+    if odd := sorted(metrics.keys() - known.keys() - {"num-examples", "round"}):
         return "metrics", f"{odd[0]} is no number that is asked for"
     return None
 

@@ -32,6 +32,8 @@ class Outcome:
     start: the notes of round 0.
     personal: the parts of the factors that clients keep to themselves.
     accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
+    epsilon: {client: ε of its examples so far, as it says}; empty where they have no privacy.
+    delta: of each ε.
     """
 
     aggregate: Aggregate
@@ -47,6 +49,8 @@ class Outcome:
     start: Mapping[str, Any]
     personal: frozenset[str] = frozenset()
     accepted: Mapping[int, int] = field(default_factory=dict)
+    epsilon: Mapping[int, float] = field(default_factory=dict)
+    delta: float | None = None
 
     def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
         """What is exported. by_client: {client: {layer: its factors}}, where clients have their own and they are at
@@ -75,14 +79,30 @@ class Outcome:
             "trainable_parameters": self.trainable,
             "diagnostics": dict(self.aggregate.diagnostics),
             "start": dict(self.start),
+            **self._privacy(),
+        }
+
+    def _privacy(self) -> dict[str, Any]:
+        if not self.epsilon:
+            return {}
+        return {
+            "privacy": {
+                "unit": "example",
+                "epsilon": max(self.epsilon.values()),
+                "delta": self.delta,
+                "epsilon_by_client": {str(client): value for client, value in sorted(self.epsilon.items())},
+            }
         }
 
 
 class Tally(Observer):
-    """Remembers the score of the last round and the seconds of all rounds, over restarts too."""
+    """Remembers the score of the last round, the seconds of all rounds and each client's ε, over restarts too."""
 
     score: Score | None = None
     seconds: float = 0.0
+
+    def __init__(self) -> None:
+        self.epsilon: dict[int, float] = {}
 
     def round_zero_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
@@ -90,15 +110,19 @@ class Tally(Observer):
     def round_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
         self.score = report.score  # not an earlier one's, which is of another model
+        self.epsilon |= {c.client: c.epsilon for c in report.clients if c.epsilon is not None}
 
     def snapshot(self) -> State:
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}
+        if self.epsilon:
+            facts["epsilon"] = {str(client): value for client, value in self.epsilon.items()}
         if self.score is not None:
             facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
         return State(facts=facts)
 
     def restore(self, state: State) -> None:
         self.seconds = state.facts["seconds"]
+        self.epsilon = {int(client): value for client, value in state.facts.get("epsilon", {}).items()}
         self.score = None
         if state.facts["score"] is not None:
             name, part, whole = state.facts["score"]

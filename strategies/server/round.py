@@ -50,12 +50,11 @@ def run_round(
     state = advance(state, method, admitted, weighed, aggregate, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     most = method.gate.most(report.examples for report in admitted.reports)
-    counts = [min(report.examples, most) for report in admitted.reports]
+    told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]
     return state, RoundReport(
         round=state.round,
         seconds=time.perf_counter() - began,
-        train_loss=sum(r.loss * n for r, n in zip(admitted.reports, counts, strict=True) if r.loss is not None)
-        / sum(counts),
+        train_loss=sum(loss * n for loss, n in told) / sum(n for _, n in told) if told else None,
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,

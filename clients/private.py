@@ -1,0 +1,139 @@
+"""Private training (`privacy=examples`): one client's round by DP-SGD, whose bank has an example in every row.
+
+Abadi et al., CCS 2016, arXiv 1607.00133. In every step each example is in the batch S with probability q = b/n, and
+
+    g = (Σ_{i∈S} g_i · min(1, C/‖g_i‖) + N(0, (zC)²)) / b
+
+is what the optimiser gets, b = client.batch_size being the expected size of S, whatever its size was: the denominator
+says nothing. g_i is the gradient of example i over all that the client trains, adapters and head together. What the
+optimiser makes of g (momentum, decay, clipping, a proximal term, step scales fixed by the first gradient) looks at no
+example, and costs nothing.
+
+A client's steps are its own, a bank at a time, so that its bytes do not depend on its mates'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clients import batches
+from clients.optimizers import create_optimizer
+from clients.optimizers.contract import BankOptimizer
+from clients.task import Result, StepFailed, Task
+from clients.training import dropout, load, unload
+from fedinit.adapters.bank import Bank
+from fedinit.config.client import ClientConfig
+from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.data.dataset import Dataset
+from fedinit.losses import choose_loss
+from fedinit.models.input_spec import InputSpec
+from fedinit.philox import philox
+from fedinit.privacy.steps import Steps
+from fedinit.seeding import derive, torch_generator
+
+
+def train_privately(
+    bank: Bank,
+    task: Task,
+    data: Dataset,
+    spec: InputSpec,
+    settings: ClientConfig,
+    privacy: ExamplePrivacyConfig,
+    rounds: int,
+    seed: int,
+) -> Result:
+    """Train one client; its loss, a mean over examples, is not told.
+
+    bank, data, spec, settings, seed: as of `train_bank`. rounds: of the run, over which ε is to last.
+    Raises InputError as `steps_of` does, and StepFailed.
+    """
+    steps = steps_of(len(task.examples), settings, privacy, rounds)
+    leaves = load(bank, [task], None, [dropout(seed, task, bank.device)])
+    optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [task.step_scales])
+    round = PrivateRound(bank, task, data, spec, settings, privacy.clip, seed)
+    noise, keys = steps.noise, (task.round, task.client, task.secret)
+    # Nor by the server's seed, where there is a secret.
+    root = 0 if task.secret else seed
+    chosen, drawn = (torch_generator(root, f"privacy.{what}", *keys) for what in ("batches", "noise"))
+    for step in range(steps.a_round):
+        try:
+            batch = poisson(len(task.examples), steps.rate, chosen)
+            total = round.clipped_sum(batch, step)
+            total += torch.randn(total.shape, generator=drawn).to(total) * (noise * privacy.clip)
+            move(optimizer, total / settings.batch_size)
+        except Exception as error:
+            raise StepFailed(step + 1) from error
+    return unload(bank, [task], [steps.a_round], None, [None], optimizer)[0]
+
+
+def steps_of(examples: int, settings: ClientConfig, privacy: ExamplePrivacyConfig, rounds: int) -> Steps:
+    """The steps of a client with so many examples, as many in a round as passes over them would take. Raises InputError
+    for fewer examples than are expected in a batch, and for too little noise."""
+    a_round = batches.steps(examples, settings)
+    return Steps.of(examples, settings.batch_size, a_round, rounds, privacy)
+
+
+def poisson(examples: int, rate: float, draw: torch.Generator) -> Tensor:
+    """(m,) places of the examples of a batch, each of them there with probability `rate`; m is often 0 where few are
+    expected."""
+    return (torch.rand(examples, generator=draw, dtype=torch.float64) < rate).nonzero().flatten()
+
+
+def move(optimizer: BankOptimizer[Any], gradient: Tensor) -> None:
+    """One step of the optimiser of one client by the gradient (P,), all leaves of it side by side."""
+    parts = gradient.split([leaf.numel() for leaf in optimizer.leaves.values()])
+    shaped = {n: part.view(leaf.shape) for (n, leaf), part in zip(optimizer.leaves.items(), parts, strict=True)}
+    optimizer.step(shaped, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class PrivateRound:
+    """What the steps of one client's private round see. bank: with this client loaded. clip: C."""
+
+    bank: Bank
+    task: Task
+    data: Dataset
+    spec: InputSpec
+    settings: ClientConfig
+    clip: float
+    seed: int
+
+    def clipped_sum(self, batch: Tensor, step: int) -> Tensor:
+        """(P,): Σ g_i · min(1, C/‖g_i‖) over a batch (m,) of places among the client's examples, in passes of at most
+        client.batch_size examples.
+
+        An example whose gradient is not finite has none, so that it moves the sum by no more than any other.
+        """
+        total = torch.zeros((), device=self.bank.device)
+        for places in batch.split(self.settings.batch_size) if len(batch) else [batch]:
+            gradients = self.gradients(places, step)
+            norms = torch.linalg.vector_norm(gradients, dim=1)
+            factors = (self.clip / norms).clamp(max=1.0)  # of a norm of zero: 1
+            whole = norms.isfinite()
+            total = total + torch.where(whole, factors, 0.0) @ torch.where(whole[:, None], gradients, 0.0)
+        return total
+
+    def gradients(self, places: Tensor, step: int) -> Tensor:
+        """(m, P): each example's gradient of its own loss, over all leaves side by side."""
+        count, labels = len(places), self.data.labels[self.task.examples[places]].to(self.bank.device)
+        with self.bank.as_examples(count) as rows:
+            if not count:
+                return torch.zeros(0, sum(row.shape[1:].numel() for row in rows.values()), device=self.bank.device)
+            if self.task.features is not None:
+                logits = self.bank.classify(self.task.features[places].to(self.bank.device), count)
+            else:
+                logits = self.bank.forward(self._images(places, step), count)
+            loss = choose_loss(self.settings.loss, labels.is_floating_point())(logits.flatten(0, 1), labels)
+            gradients = torch.autograd.grad(loss.sum(), list(rows.values()))
+        return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+    def _images(self, places: Tensor, step: int) -> Tensor:
+        """(m, c, h, w) normalised; an example is augmented by the step and its place, not by who else is there."""
+        images, zero = self.data.images[self.task.examples[places]], torch.zeros_like(places)
+        key = torch.tensor(derive(self.seed, "augment", self.task.round, self.task.client))
+        words = philox(key, torch.stack([places, torch.full_like(places, step), zero, zero], dim=-1))
+        return batches.normalise(batches.augment(images, self.settings.augment, words), self.spec, self.bank.device)

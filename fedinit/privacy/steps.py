@@ -1,0 +1,58 @@
+"""One client's private steps in a run (`privacy=examples`): how many, how its batches are drawn, what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.errors import InputError
+from fedinit.privacy.accounting import Rounds
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of one client. Every one is a round of the subsampled Gaussian mechanism over its examples.
+
+    rate: q, the probability of an example to be in a batch. a_round: how many steps a round has. rounds: of the run.
+    """
+
+    rate: float
+    a_round: int
+    rounds: int
+    privacy: ExamplePrivacyConfig
+
+    @staticmethod
+    def of(examples: int, batch_size: int, a_round: int, rounds: int, privacy: ExamplePrivacyConfig) -> Steps:
+        """batch_size: the expected one. Raises InputError where that is more than there are examples, and for noise
+        that the given ε does not allow over the run."""
+        if batch_size > examples:
+            raise InputError(
+                f"client.batch_size={batch_size}: with privacy=examples so many of a client's examples are expected in "
+                f"a batch, and a client has {examples}; use {examples} or less"
+            )
+        steps = Steps(batch_size / examples, a_round, rounds, privacy)
+        if privacy.noise is not None and privacy.epsilon is not None:
+            in_all = rounds * a_round
+            if (spends := steps.epsilon(in_all)) > privacy.epsilon:
+                raise InputError(
+                    f"privacy.noise={privacy.noise}: {in_all} steps of a client with {examples} examples spend an ε of "
+                    f"{spends:.3g}, above privacy.epsilon={privacy.epsilon}; use more noise, or privacy.epsilon=null"
+                )
+        return steps
+
+    @property
+    def noise(self) -> float:
+        """z, the standard deviation of a step's noise over the clip: as given, or the least with which all rounds stay
+        within ε. Raises InputError where there is none, and where dp-accounting is not installed."""
+        if self.privacy.noise is not None:
+            return self.privacy.noise
+        assert self.privacy.epsilon is not None  # one of both is given
+        return self._cost.noise(self.privacy.epsilon, self.rounds * self.a_round)
+
+    def epsilon(self, steps: int) -> float:
+        """ε at `privacy.delta` of so many steps."""
+        return self._cost.epsilon(self.noise, steps)
+
+    @property
+    def _cost(self) -> Rounds:
+        return Rounds(self.rate, "poisson", self.privacy.delta, self.privacy.accountant)

@@ -1,0 +1,177 @@
+"""What a client spends of its examples' privacy, clients/budget.py, and that nothing else of them leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+
+from clients.budget import spend
+from clients.cohort import Cohort
+from clients.limits import Keeper
+from clients.site import Site
+from fedinit.config.limits import Limits
+from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.errors import InputError, Refused
+from fedinit.privacy.accounting import Rounds
+from fedinit.runs.observer import ClientReport, RoundReport
+from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
+from strategies.server.gate import _fault_of_metrics
+from strategies.server.outcome import Outcome, Tally
+from tests.support.small import small_config
+
+pytest.importorskip("dp_accounting", reason="the [privacy] extra is not installed")
+WORDS = ("privacy=examples", "evaluation=none")
+
+
+@functools.cache
+def site(*words: str) -> Site:
+    return Site(small_config(*WORDS, *words))
+
+
+def context(**node: object) -> Context:
+    return Context(1, 1, {"partition-id": 0, **node}, RecordDict(), {})
+
+
+def run(*words: str) -> tuple[Outcome, LocalGrid]:
+    of_run = site(*words)
+    grid = LocalGrid(Cohort(of_run), len(of_run.partitions))
+    return federate(of_run.config, grid, of_run.backbone), grid
+
+
+def test_a_run_ends_within_its_epsilon_and_the_summary_says_so() -> None:
+    outcome, grid = run()
+    told = outcome.summary()["privacy"]
+    assert told["unit"] == "example" and told["delta"] == 1e-5 and len(told["epsilon_by_client"]) == 3
+    assert 0.97 * 8 < told["epsilon"] == max(told["epsilon_by_client"].values()) <= 8
+    assert all(context.state["privacy"]["steps"] == 6 for context in grid.contexts.values())
+
+
+def test_the_same_seed_ends_in_the_same_bytes_on_any_bank() -> None:
+    """A client trains in a bank of its own examples, whoever its mates are."""
+    outcome, _ = run()
+    assert run("engine.clients_per_bank=1")[0].final_hash == outcome.final_hash
+    assert run("seed=1")[0].final_hash != outcome.final_hash
+
+
+def test_next_to_no_noise_says_what_it_is_worth() -> None:
+    outcome, _ = run("privacy.noise=1e-3", "privacy.epsilon=null")
+    assert outcome.summary()["privacy"]["epsilon"] > 1e5
+
+
+def test_no_loss_leaves_a_client() -> None:
+    of_run, seen = site(), []
+    cohort = Cohort(of_run)
+
+    def listening(deliveries):
+        replies = cohort(deliveries)
+        seen.extend(r.content["metrics"] for r in replies if r.metadata.message_type == "train")
+        return replies
+
+    federate(of_run.config, LocalGrid(listening, len(of_run.partitions)), of_run.backbone)
+    assert seen and all("loss" not in metrics and 0 < metrics["epsilon"] <= 8 for metrics in seen)
+
+
+def test_epsilon_grows_by_the_round_and_a_round_too_many_is_refused() -> None:
+    of_run, client, examples = site(), context(), len(site().partitions[0].train)
+    privacy = of_run.config.privacy
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    first, second = (spend(of_run, privacy, examples, client, None) for _ in range(2))
+    assert 0 < first < second <= 8
+    with pytest.raises(Refused, match=r"privacy.epsilon=8.0: is spent; this client has trained 2 rounds"):
+        spend(of_run, privacy, examples, client, None)
+    given = dataclasses.replace(privacy, noise=1.0, epsilon=None)  # the noise is given, and ε is what comes of it
+    rate = of_run.config.client.batch_size / examples
+    assert spend(of_run, given, examples, client, None) == Rounds(rate, "poisson", 1e-5, "rdp").epsilon(1.0, 12)
+
+
+def test_a_site_counts_in_its_own_book_what_a_server_asks_again(tmp_path: pathlib.Path) -> None:
+    """Its state goes back to before the round that is asked again; the book does not."""
+    of_run, examples = site(), len(site().partitions[0].train)
+    privacy = of_run.config.privacy
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    for _ in range(2):
+        anew = context(**{"state-dir": str(tmp_path)})
+        spend(of_run, privacy, examples, anew, Keeper(of_run, Limits(), anew))
+    with pytest.raises(Refused, match="is spent"):
+        anew = context(**{"state-dir": str(tmp_path)})
+        spend(of_run, privacy, examples, anew, Keeper(of_run, Limits(), anew))
+
+
+def test_a_reply_without_epsilon_or_with_a_loss_is_not_let_in() -> None:
+    """In a private run a client says its ε and no loss; in any other a loss and no ε."""
+    metrics = {"steps": 3, "optimizer-state": 0, "drift-factors": 0.0, "drift-product": 0.0}
+    metrics |= {"num-examples": 9, "round": 1}
+    assert _fault_of_metrics({**metrics, "epsilon": 1.0}, private=True) is None
+    assert _fault_of_metrics({**metrics, "loss": 1.0}, private=False) is None
+    for private, more in ((True, {}), (True, {"epsilon": 1.0, "loss": 1.0}), (True, {"epsilon": math.nan}),
+                          (False, {}), (False, {"epsilon": 1.0, "loss": 1.0})):  # fmt: skip
+        assert _fault_of_metrics({**metrics, **more}, private) is not None
+
+
+def test_a_run_that_goes_on_knows_what_was_spent_before() -> None:
+    said = [ClientReport(0, 9, 3, None, epsilon=1.5), ClientReport(1, 9, 3, None, epsilon=2.5)]
+    tally, later = Tally(), Tally()
+    tally.round_done(RoundReport(1, 0.1, None, None, 0, 0, said))
+    later.restore(tally.snapshot())
+    later.round_done(RoundReport(2, 0.1, None, None, 0, 0, [ClientReport(0, 9, 3, None, epsilon=2.0)]))
+    assert later.epsilon == {0: 2.0, 1: 2.5} and tally.restore(Tally().snapshot()) is None and tally.epsilon == {}
+
+
+@pytest.mark.parametrize("words", [
+    ["init=lora_ga", "head=ncm"], ["init=eva"], ["head=ridge"], ["evaluation=clients"], ["diagnostics=init"],
+    ["client=sgd_sai", "client.gsnr_scope=global_once"], ["strategy=lora_a2"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_what_would_leave_without_noise_is_refused_in_one_line(words: list[str]) -> None:
+    with pytest.raises(InputError, match="examples|images|noise") as raised:
+        check_method(small_config(*WORDS, *words))
+    assert "\n" not in str(raised.value)
+    check_method(small_config(*words))  # it is privacy that does not go with it
+
+
+@pytest.mark.parametrize("kind", ["query.statistics", "evaluate"])
+def test_what_has_no_noise_is_not_answered(kind: str) -> None:
+    asked: list[Message] = []
+    of_run = Site(small_config("init=lora_ga", "head=ncm", "evaluation=clients", "rounds=1"))
+    cohort = Cohort(of_run)
+
+    def listening(deliveries):
+        asked.extend(message for message, _ in deliveries if message.metadata.message_type == kind)
+        return cohort(deliveries)
+
+    federate(of_run.config, LocalGrid(listening, len(of_run.partitions)), of_run.backbone)
+    private = Cohort(Site(dataclasses.replace(of_run.config, privacy=ExamplePrivacyConfig())))
+    (reply,) = private([(asked[0], context())])
+    assert reply.has_error() and "privacy=examples: this client answers no statistics" in reply.error.reason
+
+
+def test_a_client_with_fewer_examples_than_a_batch_is_one_line_before_the_run() -> None:
+    with pytest.raises(InputError, match=r"client.batch_size=100000: .* a client has \d+; use \d+ or less"):
+        Site(small_config(*WORDS, "client.batch_size=100000"))
+
+
+def test_noise_that_epsilon_does_not_allow_is_one_line_before_the_run() -> None:
+    line = r"privacy.noise=0.3: 6 steps of a client with \d+ examples spend an ε of [\d.]+, above privacy.epsilon=8.0"
+    with pytest.raises(InputError, match=line):
+        Site(small_config(*WORDS, "privacy.noise=0.3", "client.batch_size=100"))
+
+
+@pytest.mark.parametrize("words, line", [
+    (["privacy.clip=0"], r"privacy.clip=0.0: expected a number in \(0, inf\)"),
+    (["privacy.delta=1"], r"privacy.delta=1.0: expected a number in \(0, 1\)"),
+    (["privacy.epsilon=-1"], r"privacy.epsilon=-1.0: expected a number in \(0, inf\)"),
+    (["privacy.epsilon=null"], r"privacy=examples: neither privacy.epsilon nor privacy.noise is given"),
+    (["privacy.noise=-1", "privacy.epsilon=null"], r"privacy.noise=-1.0: expected a number in \(0, inf\)"),
+    (["privacy.accountant=zcdp"], r"privacy.accountant=zcdp"),
+    (["privacy.sigma=1"], r"privacy.sigma"),
+])  # fmt: skip
+def test_an_option_that_is_none_is_one_line(words: list[str], line: str) -> None:
+    with pytest.raises(InputError, match=line) as raised:
+        small_config(*WORDS, *words)
+    assert "\n" not in str(raised.value)
