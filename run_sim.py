@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context
@@ -28,18 +29,21 @@ from clients.engine.hardware import resolved
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
+from clients.trial import RoundsKept, scaled, seconds_an_image, shortened, with_few_images
 from fedinit.commands.run import command as main
 from fedinit.commands.run import configurations, leave
 from fedinit.config import arguments
 from fedinit.config.adapter import plain_lora
 from fedinit.config.schema import Choice, Config
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
+from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
+from fedinit.state.checkpoint import FOLDER
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
@@ -75,8 +79,6 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     located = run_folder.locate(config)
     folder = located.path
     if config.preview:
-        from run_trial import previewed
-
         previewed(config, Site(config, console=console), folder).show(console)
         return {}
     done = None if config.resume == "never" else run_folder.finished(folder)
@@ -97,6 +99,29 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         return opened.finish(model, outcome.summary() | {"head_alone": head_alone})
     finally:
         opened.close()
+
+
+def previewed(config: Config, site: Site, folder: Path) -> Preview:
+    """What the run would be: who holds what, and what a trial of two steps a client, which leaves nothing, measures."""
+    check_clients(config, {part.client: len(part.train) for part in site.partitions})
+    there = run_folder.finished(folder) is not None
+    begun = any((folder / FOLDER).rglob("round-*"))
+    state = "is there, and done" if there else "is there, and goes on" if begun else "would be made"
+    facts = config, f"{folder}, which {state}", site.backbone, site.targets, site.data, site.partitions
+    try:
+        return Preview(*facts, trial_of(config, site))
+    except (InputError, RunFailed) as error:
+        return Preview(*facts, None, str(error))
+
+
+def trial_of(config: Config, site: Site) -> Trial:
+    """Two rounds of the run in memory, with a few images of each client: figures of the second, scaled to the run."""
+    few, kept = with_few_images(site), RoundsKept()
+    grid = LocalGrid(Cohort(few), len(few.partitions))
+    outcome = federate(shortened(config), grid, site.backbone, observers=[kept])
+    model = outcome.aggregate
+    image = seconds_an_image(site, model.layers, model.head, outcome.offset)
+    return scaled(kept.reports, site, few, outcome.trainable, image)
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:

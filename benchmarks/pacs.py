@@ -19,27 +19,29 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
-import multiprocessing
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from rich.console import Console
-from scipy.stats import t as student
+from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import RESULTS, commit
 from clients.engine.hardware import resolved
 from fedinit.config.compose import compose_config
 from fedinit.config.schema import Config
 from fedinit.initializers import INITIALIZERS
+from fedinit.report.runs.significance import LEVEL, Sample, paired
 from fedinit.runs import folder as run_folder
+from fedinit.sweeps.processes import CORES, side_by_side
 
 SELECT = 1000  # the seed of the runs that choose a rate; no reported run has it
 BATCHES = 3  # a client and round
 CPU_SECONDS = "cpu_seconds.txt"  # in a run's folder: unlike the clock's, hardly changed by what else the machine does
+ONE_CORE = {CORES: "1", "OMP_NUM_THREADS": "1"}  # for each process, so that its CPU seconds are of one core
+TOLD = ("strategy", "init", "client.lr", "seed", "partition")  # the words that a run is called by
 COMMON = (
     "client.batch_size=32",
     "evaluation.head_alone=false",
@@ -171,27 +173,6 @@ def config_of(words: Run) -> Config:
     return resolved(compose_config(words))
 
 
-def execute(words: Run) -> None:
-    """Run it, unless it is done. A failure is told and leaves the table incomplete; the other runs go on."""
-    import torch
-
-    import run_sim
-    from fedinit.errors import InputError, RunFailed
-
-    torch.set_num_threads(1)
-    config = config_of(words)
-    if run_folder.finished(run_folder.place(config)) is None:
-        folder = run_folder.place(config)
-        began, whole = time.process_time(), not folder.exists()
-        try:
-            run_sim.simulate(config, Console(quiet=True))
-            if whole:
-                (folder / CPU_SECONDS).write_text(f"{time.process_time() - began:.1f}")
-        except (InputError, RunFailed) as error:
-            told = ("strategy", "init", "client.lr", "seed")
-            print(f"{' '.join(w for w in words if w.split('=')[0] in told)}: {error}")
-
-
 def summary_of(words: Run) -> dict | None:
     return run_folder.finished(run_folder.place(config_of(words)))
 
@@ -209,13 +190,17 @@ def cpu_seconds(words: Run) -> float:
 
 
 def run_all(runs: Sequence[Run], workers: int) -> None:
-    """The runs that are not done, side by side."""
-    left = [words for words in runs if summary_of(words) is None]
+    """The runs that are not done, side by side. A failure is told and leaves the table incomplete; the others go on."""
+    left = {" ".join(words): words for words in runs if summary_of(words) is None}
     print(f"{len(runs)} runs, {len(left)} to do", flush=True)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers) as pool:
-        for done, _ in enumerate(pool.imap_unordered(execute, left), 1):
-            print(f"{done} of {len(left)} done", flush=True)
+    whole = {name for name, words in left.items() if not run_folder.place(config_of(words)).exists()}
+    named = [(name, config_of(words)) for name, words in left.items()]
+    for number, outcome in enumerate(side_by_side(named, [ONE_CORE] * workers), 1):
+        told = [w for w in outcome.words.split() if w.split("=")[0] in TOLD]
+        said = dataclasses.replace(outcome, words=" ".join(told)).line
+        print(f"{outcome.trace}{number} of {len(left)}: {said}", flush=True)
+        if outcome.summary is not None and outcome.words in whole:
+            (Path(outcome.summary["folder"]) / CPU_SECONDS).write_text(f"{outcome.cpu_seconds:.1f}")
 
 
 def beyond(table: Table, scores: Mapping[float, float]) -> float | None:
@@ -287,27 +272,30 @@ def make(table: Table, place: Sequence[str], seeds: int, workers: int) -> list[d
     return made
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
+def spread(sample: Sample) -> str:
     """Mean and sample standard deviation."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{sample.mean:.1f} ± {math.nan if sample.std is None else sample.std:.1f}"
 
 
-def beyond_noise(differences: Sequence[float]) -> bool:
-    """Whether the 95 % interval of the mean difference, by Student's t over the seeds, leaves out zero."""
-    if len(differences) < 2:
-        return False
-    mean, deviation = spread(differences)
-    return abs(mean) > student.ppf(0.975, len(differences) - 1) * deviation / len(differences) ** 0.5
+def against(sample: Sample, other: Sample) -> str:
+    """The difference, seed by seed; in bold where the 95 % interval of its mean, by Student's t, leaves out zero."""
+    difference = paired(sample, other)
+    gaps = Sample({seed: value - other.by_seed[seed] for seed, value in sample.by_seed.items()})
+    text = f"{'+' if gaps.mean >= 0 else ''}{spread(gaps)}"
+    return f"**{text}**" if difference.p is not None and difference.p < LEVEL else text
 
 
-def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
+def render(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: mean ± standard deviation over the seeds, and the difference to the reference, seed by seed, in bold
     where it is beyond noise."""
     lines = []
     for setting in table.settings:
         inside = [r for r in rows if r["setting"] == setting]
         last = f"round_{table.evaluated[-1]}"
-        base = {r["seed"]: r[last] for r in inside if r["method"] == table.reference}
+
+        def sample(label: str, column: str, rows: Sequence[Mapping[str, Any]] = inside) -> Sample:
+            return Sample({r["seed"]: r[column] for r in rows if r["method"] == label})
+
         heads = [f"round {r}" for r in table.evaluated]
         lines += [
             f"**{setting}**",
@@ -318,14 +306,14 @@ def render(table: Table, rows: Sequence[Mapping[str, object]]) -> str:
         ]
         for row in table.rows:
             mine = [r for r in inside if r["method"] == row.label]
-            cells = ["{:.1f} ± {:.1f}".format(*spread([r[f"round_{n}"] for r in mine])) for n in table.evaluated]
-            gap = [r[last] - base[r["seed"]] for r in mine]
-            against = "" if row.label == table.reference else "{:+.1f} ± {:.1f}".format(*spread(gap))
-            against = f"**{against}**" if against and beyond_noise(gap) else against
-            up, down = (statistics.fmean(r[key] for r in mine) / 1e6 for key in ("bytes_up", "bytes_down"))
-            cells = [row.label, f"{mine[0]['lr']:g}", *cells, against, f"{up:.1f}", f"{down:.1f}"]
+            cells = [spread(sample(row.label, f"round_{n}")) for n in table.evaluated]
+            reference = row.label == table.reference
+            gap = "" if reference else against(sample(row.label, last), sample(table.reference, last))
+            up, down = (sample(row.label, key).mean / 1e6 for key in ("bytes_up", "bytes_down"))
+            cells = [row.label, f"{mine[0]['lr']:g}", *cells, gap, f"{up:.1f}", f"{down:.1f}"]
             if table.timed:
-                cells.append(f"{statistics.fmean(r['cpu_seconds'] for r in mine):.0f}")
+                seconds = statistics.fmean(r["cpu_seconds"] for r in mine)  # NaN where a run was interrupted
+                cells.append(f"{seconds:.0f}")
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)

@@ -107,6 +107,12 @@ def statistics(message: Message, context: Context) -> Message:
     return _answer(message, context)
 
 
+@app.query("project")
+def project(message: Message, context: Context) -> Message:
+    """What the second phase of a round asks about the update that this client made in it."""
+    return _answer(message, context)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """An update of what the message sends."""

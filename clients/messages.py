@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients import budget, guard
 from clients.guard import Received
 from clients.limits import Keeper
-from clients.replies import HELD, description, held, refusal
+from clients.replies import HELD, description, held, projection, refusal
 from clients.site import Site
 from clients.state import rounds
 from clients.state.base_offset import Bases
@@ -32,7 +32,13 @@ from fedinit.statistics import Request
 from fedinit.transforms.personal import with_personal
 
 # Message types, and the stage at which a message of this type may fail before there is a task.
-STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train": "start", "evaluate": "evaluate"}
+STAGES = {
+    "query.describe": "describe",
+    "query.statistics": "statistics",
+    "query.project": "reply",
+    "train": "start",
+    "evaluate": "evaluate",
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,8 @@ class Decoder:
                 keeper.check_partition(self.site.partition_of(context).train)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
+            if message_type == "query.project":  # of what this client released, and of nothing else that it has
+                return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
             if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):
                 raise Refused(
                     "privacy=examples: this client answers no statistics and no evaluation, which have no noise"
@@ -130,6 +138,17 @@ class Decoder:
             wire.value(wire.config(message), "round", int),
         )
         return Task(part.client, round, part.test, adapter, head, frozenset(), base, work="evaluate")
+
+    def _projection(self, message: Message, received: Received, context: Context) -> RecordDict:
+        """The answer to the second phase of a round. Raises Refused where this client made no update in it."""
+        round, part = wire.value(wire.config(message), "round", int), self.site.partition_of(context)
+        update = rounds.recall(context, rounds.UPDATE, round, ArrayRecord)
+        if update is None:
+            raise Refused(f"the server asked for the second phase of round {round}, of which this client has no update")
+        means, factors = wire.from_tensors(received[wire.STATE])[0], wire.from_tensors(wire.decode(update))[0]
+        if means.keys() != factors.keys():
+            raise Refused("the server asked for the second phase of other layers than this client has trained")
+        return projection(self.site, Task(part.client, round, part.train, means, {}, frozenset()), factors)
 
     def _measurement(self, message: Message, received: Received, context: Context) -> Task:
         """On the bare backbone; or, where trained factors are named, at the start that is sent along.

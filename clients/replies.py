@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -15,6 +15,7 @@ from clients.state.base_offset import held_key
 from clients.task import Answer, ClientFailed, Result, Task
 from fedinit import transforms, wire
 from fedinit.config.client import SGDSaIConfig
+from fedinit.factors import Factors
 from fedinit.state.digest import of_tensors
 from fedinit.statistics import create_statistics
 from fedinit.transforms import HalfPrecision, Payload, UpdateTransform
@@ -86,6 +87,8 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
     config, remembered = wire.config(message), {}
     if config["own-factors"] or task.personal:
         remembered[rounds.FACTORS] = wire.encode(wire.to_tensors(result.adapter, {}))
+    if config.get("second-phase", False):
+        remembered[rounds.UPDATE] = wire.encode(wire.to_tensors(result.adapter, {}))
     optimizer = site.config.client
     if result.step_scales and isinstance(optimizer, SGDSaIConfig) and optimizer.gsnr_scope != "per_round":
         remembered[rounds.SCALES] = MetricRecord({**task.step_scales, **result.step_scales})
@@ -104,6 +107,18 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         **task.notes,
     }
     return _sent(transforms.UPDATES, task, Payload(trained, result.chosen), MetricRecord(metrics))
+
+
+def projection(site: Site, task: Task, factors: Mapping[str, Factors]) -> RecordDict:
+    """What the second phase of a round asks for: {"<layer>/S": B_i(A_iĀᵀ)}, (d, r) in float32.
+
+    task: whose `adapter` are the means Ā and B̄ of the first phase. factors: {layer: A_i, B_i} of this client's update.
+    """
+    means, images = task.adapter, {}
+    for name, mean in means.items():
+        core = factors[name].A.double() @ mean.A.double().T  # (r_i, k) @ (k, r)
+        images[wire.image_name(name)] = (factors[name].B.double() @ core).to(mean.B.dtype)
+    return _sent([], task, Payload(images), MetricRecord({"round": task.round}))
 
 
 def statistics(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:

@@ -7,6 +7,8 @@ import difflib
 import enum
 from collections.abc import Iterable
 
+GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
+
 
 class InputError(ValueError):
     """Something a person gave (a key, a file, a number) cannot be used.
@@ -59,6 +61,18 @@ class RunFailed(RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(" ".join(reason.split()))
+
+
+def reason(error: Exception) -> str | None:
+    """The line that an error which is foreseen is told in; None for one that is not."""
+    if isinstance(error, InputError):
+        return f"error: {error}"
+    if isinstance(error, RunFailed):
+        return f"run failed: {error}"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
+    return None
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -14,10 +14,10 @@ import torch
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use; no more than FEDINIT_CORES says, which a process of a sweep is started with."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get("FEDINIT_CORES", "")
+    return min(there, int(share)) if share.isdecimal() and int(share) else there
 
 
 def make_pool(workers: int, name: str) -> ThreadPoolExecutor:

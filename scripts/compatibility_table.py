@@ -31,6 +31,7 @@ AXES: dict[str, list[str]] = {
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
+    "strategy.phases": ["strategy.phases=2"],
     "participation": ["participation=0.5"],
     "client.lr_ratio_b": ["client.lr_ratio_b=4"],
     "client.gsnr_scope": ["client=sgd_sai client.gsnr_scope=global_once"],
@@ -51,6 +52,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("data", ("head", "client.loss", "client.augment", "attack")),
     ("privacy", ("init", "head", "evaluation", "diagnostics", "client.gsnr_scope")),
     ("participation", ("robust",)),
+    ("strategy.phases", ("adapter", "robust")),
     ("deployment", ("evaluation", "diagnostics", "attack")),
 ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -116,6 +116,36 @@ class Aggregator(ABC):
         norms first. Of VeRA's vectors b is B and dᵀ is A; DoRA's magnitudes and the head are plain sums always.
         """
 
+    @property
+    def two_phase(self) -> bool:
+        """Whether clients are asked a second time in a round, for what "B(AĀᵀ)" sums, given the means of their factors,
+        which is what `aggregate` makes then. The server may know sums alone, so that no bias is measured."""
+        return False
+
+    def complete_layer(self, average: Factors, image: Tensor) -> tuple[Factors, bool]:
+        """A layer's global factors, as `solve` has them, of a method in two phases.
+
+        average: the means Ā (r, k) and B̄ (d, r). image: Σ p_i B_i(A_iĀᵀ), (d, r), in float64.
+        """
+        return average, True
+
+    def complete(self, means: Aggregate, images: Mapping[str, Tensor], round: int) -> Aggregate:
+        """The aggregate of a round from those of its first phase and {layer: sum} of its second."""
+        corrected = server_pool().map(lambda name: self.complete_layer(means.layers[name], images[name]), means.layers)
+        layers = dict(zip(means.layers, corrected, strict=True))
+        diagnostics = dict(means.diagnostics) | self._missed({name: met for name, (_, met) in layers.items()}, round)
+        return replace(means, layers={name: factors for name, (factors, _) in layers.items()}, diagnostics=diagnostics)
+
+    def _missed(self, met: Mapping[str, bool], round: int) -> dict[str, float]:
+        """The diagnostic of the layers that did not converge in a round, which is logged. met: {layer: whether it
+        did}."""
+        missed = [name for name, converged in met.items() if not converged]
+        if not missed:
+            return {}
+        some = ", ".join(missed[:3]) + (", …" if len(missed) > 3 else "")
+        _log.warning("round %d: %s, in %d of %d layers: %s", round, self.shortfall(), len(missed), len(met), some)
+        return {UNCONVERGED: len(missed)}
+
     def objection(self, kind: str) -> str:
         """Why this method does not go with a kind of adapters; empty where it does."""
         return "" if kind in self.kinds else KINDS[kind].why
@@ -161,13 +191,9 @@ class Aggregator(ABC):
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
         measured = {name: figures for name, (_, _, figures) in by_layer.items() if "bias2" in figures}
         diagnostics = summarise(list(measured.values()))
-        missed = [name for name, (_, _, figures) in by_layer.items() if UNCONVERGED in figures]
-        if missed:
-            diagnostics[UNCONVERGED] = len(missed)
-            some = ", ".join(missed[:3]) + (", …" if len(missed) > 3 else "")
-            _log.warning(
-                "round %d: %s, in %d of %d layers: %s", round, self.shortfall(), len(missed), len(layers), some
-            )
+        diagnostics |= self._missed(
+            {name: UNCONVERGED not in figures for name, (_, _, figures) in by_layer.items()}, round
+        )
         head = {k: mean([u.head[k] for u in updates], shares).to(v.dtype) for k, v in updates[0].head.items()}
         return Aggregate(
             layers=layers,
@@ -192,7 +218,7 @@ class Aggregator(ABC):
         merged = frame.from_product(product, factors if self.trainable(round) else (), weights)
         left_out = None if rest is None else frame.lift(rest)
         measured = {}
-        if self.diagnostics:
+        if self.diagnostics and not self.two_phase:
             total = merged if left_out is None else stack([merged, left_out], [1.0, 1.0])
             measured = measure_bias(self.averaged(products, product), weights, total, frame)
         if not converged:

@@ -77,6 +77,10 @@ def aggregate(
     clients = [_factors(f"[{i}]", a, b, core) for i, (a, b, core) in enumerate(zip(A, B, cores, strict=True))]
     aggregator.check(max(factors.rank for factors in clients))
     before = None if start is None else Aggregate(layers={LAYER: _start(start, clients[0])})
+    if aggregator.two_phase:
+        raise InputError(
+            f"{method}: phases=2 takes a second answer of the clients; their factors are here, use phases=1"
+        )
     # A share may be a fraction; a run's are numbers of examples.
     updates = [
         Update(client=i, examples=cast(int, share), layers={LAYER: factors}, head={})

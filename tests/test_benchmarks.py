@@ -11,6 +11,8 @@ from benchmarks import methods, pacs, robust
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
 from fedinit.config.attack import ATTACKS
 from fedinit.factors import Factors
+from fedinit.report.runs.significance import Sample
+from fedinit.sweeps.outcome import Outcome
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Update
 from strategies.reinit import ReinitContext
@@ -87,3 +89,32 @@ def test_a_defence_is_told_how_many_are_bad_and_whom_to_trust(defence):
         assert told == 6 if defence == "multi_krum" else told not in bad
     config, bad = robust.configured(robust.Case("domains", "none", 0, defence), 0)
     assert not bad and config.attack.name == "none"
+
+
+def test_a_table_says_what_is_beyond_noise_seed_by_seed():
+    base = Sample({seed: 50.0 + 5 * seed for seed in range(3)})
+    better = Sample({seed: value + 2 + 0.1 * seed for seed, value in base.by_seed.items()})
+    noisy = Sample({0: 50.0, 1: 60.0, 2: 58.0})
+    assert pacs.against(better, base) == "**+2.1 ± 0.1**" and pacs.against(noisy, base) == "+1.0 ± 3.6"
+    assert pacs.against(Sample({0: 40.0}), base) == "-10.0 ± nan"
+
+
+def test_processor_time_is_kept_of_runs_that_were_made_in_one_go(tmp_path, monkeypatch, capsys):
+    """The second was begun before, and the third fails."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    asked = [(f"seed={seed}",) for seed in range(3)]
+    places = {0: tmp_path / "new", 1: tmp_path / "b", 2: tmp_path / "c"}
+    monkeypatch.setattr(pacs, "summary_of", lambda words: None)
+    monkeypatch.setattr(pacs.run_folder, "place", lambda config: places[config.seed])
+
+    def done(named, environments):
+        assert [name for name, _ in named] == ["seed=0", "seed=1", "seed=2"] and environments == [pacs.ONE_CORE] * 2
+        for name, folder in (("seed=0", "a"), ("seed=1", "b")):
+            yield Outcome(name, {"folder": str(tmp_path / folder)}, cpu_seconds=7.25)
+        yield Outcome("seed=2", why="run failed: nobody answered")
+
+    monkeypatch.setattr(pacs, "side_by_side", done)
+    pacs.run_all(asked, 2)
+    assert (tmp_path / "a" / pacs.CPU_SECONDS).read_text() == "7.2" and not any((tmp_path / "b").iterdir())
+    assert "3 of 3: seed=2: run failed: nobody answered" in capsys.readouterr().out

@@ -147,7 +147,7 @@ def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsy
 
 def test_a_sweep_runs_every_combination_and_checks_all_of_them_first(tmp_path, capsys):
     words = (f"output_dir={tmp_path}", "rounds=1", "client.max_steps=1")
-    assert command("-m", "strategy=fedit,flora", "seed=0,1", *words) == 0
+    assert command("-m", "-j", "1", "strategy=fedit,flora", "seed=0,1", *words) == 0
     done = [json.loads(p.read_text()) for p in tmp_path.glob("digits/*/summary.json")]
     assert sorted(d["strategy"] for d in done) == ["fedit", "fedit", "flora", "flora"]
     assert len({d["final_hash"] for d in done}) == 4
@@ -164,9 +164,10 @@ def test_a_sweep_goes_on_after_a_failed_run_and_says_at_the_end_which_failed(tmp
         ran.append(config.seed)
         if config.seed in faults:
             raise faults[config.seed]
+        return {}
 
     monkeypatch.setattr(run_sim, "simulate", simulate)
-    words = ("-m", "seed=range(0,6)", f"output_dir={tmp_path}")
+    words = ("-m", "--jobs=1", "seed=range(0,6)", f"output_dir={tmp_path}")
     assert command(*words) == 1 and ran == [0, 1, 2, 3, 4, 5]
     reasons = ["run failed: nobody answered", "run failed: ZeroDivisionError: by zero", "error: no rank"]
     lines = [f"seed={seed}: {why}" for seed, why in zip(faults, reasons, strict=True)]

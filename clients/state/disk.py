@@ -57,7 +57,7 @@ class Kept:
         """Put the client's state where this message wants it into the Context: an empty one where there is none.
 
         train: before the round that is to be trained.
-        evaluate, query.statistics: after the round that the message names, 0 where it names none.
+        evaluate, query.statistics, query.project: after the round that the message names, 0 where it names none.
         query.describe: at the round that the server stands at, -1 before any; later ones are another past's, and are
         dropped.
         """

@@ -17,6 +17,7 @@ from fedinit import wire
 from fedinit.factors import Factors
 
 FACTORS = "own"  # the factors this client ended the round with
+UPDATE = "update"  # the factors of its update, until the second phase of the round has asked about them
 SCALES = "scales"  # its optimiser's step scales by leaf, fixed once
 
 Record = TypeVar("Record", ArrayRecord, MetricRecord)
@@ -43,9 +44,9 @@ def own_factors(context: Context, round: int) -> dict[str, Factors] | None:
 
 def remember(message: Message, context: Context, records: Mapping[str, ArrayRecord | MetricRecord]) -> None:
     """Remember what this round made, {name: record}, beside what it was made from; other rounds' are forgotten."""
-    for name in (FACTORS, SCALES):
+    for name in (FACTORS, SCALES, UPDATE):
         for round in remembered(context, name):
-            if round != accepted(message):
+            if round != accepted(message) or name == UPDATE:
                 del context.state[f"{name}@{round}"]
     for name, record in records.items():
         context.state[f"{name}@{wire.value(wire.config(message), 'round', int)}"] = record

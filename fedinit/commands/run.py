@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,13 @@ import fedinit
 from fedinit import starting
 from fedinit.commands.parsing import Parser
 from fedinit.config import groups
-from fedinit.errors import InputError, RunFailed
+from fedinit.errors import GOES_ON, InputError, RunFailed, reason
 from fedinit.runs.stopping import listening
 from fedinit.runs.verbose import VerboseConsole
 
 if TYPE_CHECKING:
     from fedinit.config.arguments import Arguments
     from fedinit.config.compose import Swept
-    from fedinit.config.schema import Config
 
 ABOUT = """usage: fedinit run [OPTION …] [group=choice | key=value …]
        python run_sim.py [OPTION …] [group=choice | key=value …]
@@ -36,11 +35,12 @@ Federate low-rank adapters on this machine.
 
   fedinit run                                           the default: handwritten digits, six clients
   fedinit run strategy=fedit rounds=30                  Hydra's overrides
-  fedinit run -m strategy=fedit,lora_fair seed=0,1,2    a sweep over lists of values
+  fedinit run -m strategy=fedit,lora_fair seed=0,1,2    a sweep over lists of values, in processes side by side
   fedinit run resume=FOLDER                             go on with the run in a folder
 
   -h, --help            this; --hydra-help: all of Hydra's options
-  -m, --multirun        a sweep
+  -m, --multirun        a sweep; what is done already is skipped, and a run that fails does not end it
+  -j, --jobs N          of a sweep: runs at a time; default: one a core, 8 at most, or one a GPU
   -c, --cfg job         show the configuration, do not run it; -p KEY: a part of it
   -i, --info            show how it is composed: all, config, defaults, defaults-tree, plugins, searchpath
   -cd, --config-dir DIR a folder of configurations of your own
@@ -56,11 +56,11 @@ OPTIONS = (
     "--config-path",
     "--hydra-help",
     "--info",
+    "--jobs",
     "--multirun",
     "--package",
 )
 OPTIONS += ("--resolve", "--version")
-GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
 
 def parser(name: str) -> Parser:
@@ -96,38 +96,6 @@ def configurations(said: Arguments) -> list[Swept]:
     return [Swept("", compose.compose_config(said.words, said.primary))]
 
 
-def simulate_all(runs: Sequence[Swept], simulate: Callable[[Config], None], errors: Console) -> int:
-    """Every run of a sweep, also after one that failed; at the end, or when it is stopped, says which failed and why, a
-    line each. Returns the exit code, 1 where one failed."""
-    failed: list[str] = []
-    try:
-        for words, config in runs:
-            try:
-                simulate(config)
-            except Exception as error:  # noqa: BLE001 (whatever ends a run, the others are to be done)
-                if (why := reason(error)) is None:
-                    traceback.print_exc()
-                    why = "run failed: " + " ".join(f"{type(error).__name__}: {error}".split())
-                failed.append(f"{words or config.name}: {why}")
-                errors.print(f"{failed[-1]}; the sweep goes on")
-    finally:
-        if failed:
-            errors.print(f"{len(failed)} of {len(runs)} runs failed:", *failed, sep="\n  ")
-    return 1 if failed else 0
-
-
-def reason(error: Exception) -> str | None:
-    """The line that an error which is foreseen is told in; None for one that is not."""
-    if isinstance(error, InputError):
-        return f"error: {error}"
-    if isinstance(error, RunFailed):
-        return f"run failed: {error}"
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
-    return None
-
-
 def command(argv: Sequence[str]) -> int:
     """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -156,20 +124,20 @@ def command(argv: Sequence[str]) -> int:
 
 def _run(said: Arguments, errors: Console) -> int:
     """The run, or the sweep; the exit code. Raises InputError, RunFailed and OSError for what ends it."""
+    if said.jobs is not None and not said.multirun:
+        raise InputError("--jobs: goes with -m, a sweep")
     runs = configurations(said)
+    console = VerboseConsole() if said.verbose else Console(quiet=said.quiet)
+    if said.multirun:
+        from fedinit.commands import sweep
+
+        return sweep.run(said, runs, console, errors)
     with starting.imports():
         simulator = importlib.import_module(fedinit.FACE["run"])
-    console = VerboseConsole() if said.verbose else Console(quiet=said.quiet)
-
-    def simulate(config: Config) -> None:
-        summary = simulator.simulate(config, console)
-        if said.quiet and "folder" in summary:  # a preview has none
-            print(summary["folder"])
-
     with listening():
-        if said.multirun:
-            return simulate_all(runs, simulate, errors)
-        simulate(runs[0].config)
+        summary = simulator.simulate(runs[0].config, console)
+    if said.quiet and "folder" in summary:  # a preview has none
+        print(summary["folder"])
     return 0
 
 

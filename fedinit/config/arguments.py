@@ -32,6 +32,7 @@ class Arguments:
     words: the overrides.
     primary: the configuration that they are put upon.
     multirun: they are a sweep.
+    jobs: how many runs of it at a time; None: not said.
     help: of this program.
     quiet, verbose: how much is said.
     options: all of Hydra's.
@@ -40,6 +41,7 @@ class Arguments:
     words: Sequence[str]
     primary: Primary
     multirun: bool
+    jobs: int | None
     help: bool
     quiet: bool
     verbose: bool
@@ -68,6 +70,8 @@ def read(argv: Sequence[str]) -> Arguments:
     for option in ("--resolve", "--package"):
         if getattr(options, option[2:]) and not options.cfg:
             raise InputError(f"{option}: goes with --cfg, which shows a configuration")
+    if options.jobs is not None and options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: expected a number from 1, of runs at a time")
     if options.experimental_rerun:
         raise InputError("--experimental-rerun: is not done here; resume=FOLDER goes on with the run in a folder")
     primary = Primary(name=(options.config_name or "config").removesuffix(".yaml"))
@@ -79,6 +83,7 @@ def read(argv: Sequence[str]) -> Arguments:
         words=options.overrides,
         primary=primary,
         multirun=options.multirun,
+        jobs=options.jobs,
         help=options.help,
         quiet=options.quiet,
         verbose=options.verbose,
@@ -118,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.allow_abbrev = False
     parser.prog = "run_sim.py"
     parser.add_argument("-q", "--quiet", action="store_true", help="Print the folder of the run and nothing else")
+    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="How many runs of a sweep at a time")
     parser.add_argument("-v", "--verbose", action="store_true", help="Also print a line a client and round")
 
     def refuse(message: str) -> NoReturn:

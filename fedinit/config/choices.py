@@ -15,6 +15,7 @@ from fedinit.config.schema import GROUPS
 from fedinit.errors import InputError, did_you_mean
 
 SEARCHPATH, PARAMS = "hydra.searchpath", "hydra.sweeper.params"  # what is read of Hydra's own
+LAUNCHER = "hydra/launcher"  # in a sweep, with the keys that are in it
 OPTIONAL = "experiment"  # the group of which there may be none, or several
 # Of a group whose choices have their keys here, the key that holds a choice's name: client.optimizer, …
 NAMES = {f"{name}.{group.key}": name for name, group in GROUPS.items() if group.choices is not None}
@@ -89,10 +90,26 @@ def _check_choice(group: str, value: Any, known: Sequence[str], text: str) -> No
         )
 
 
-def check_setting(word: Override) -> None:
+def is_launcher(word: Override) -> bool:
+    """Whether the word says which of Hydra's launchers does a sweep, or how."""
+    return word.key_or_group == LAUNCHER or word.key_or_group.startswith(f"{LAUNCHER.replace('/', '.')}.")
+
+
+def check_launcher(word: Override) -> None:
+    """Raise InputError for a launcher that is not there. Hydra is initialised."""
+    if word.key_or_group == LAUNCHER:
+        loader: Any = GlobalHydra.instance().config_loader()
+        known = loader.get_group_options(LAUNCHER)
+        if word.is_sweep_override() or word.value() not in known:
+            extra = '; pip install "fedinit[slurm]" brings submitit_slurm and submitit_local'
+            here = "" if any("submitit" in name for name in known) else extra
+            raise InputError(f"{word.input_line}: no such launcher; there are {', '.join(known)}{here}")
+
+
+def check_setting(word: Override, sweeping: bool = False) -> None:
     """Raise InputError for a setting of Hydra's own that would do nothing here, and a folder to search that is none."""
     key, text = word.key_or_group, word.input_line
-    if not word.is_hydra_override() and key != "hydra":
+    if (not word.is_hydra_override() and key != "hydra") or (sweeping and is_launcher(word)):
         return
     if key == SEARCHPATH:
         places = word.value()
@@ -107,7 +124,7 @@ def check_setting(word: Override) -> None:
         if setting.startswith(("run", "sweep.", "output_subdir", "job.chdir")):
             instead = "a run's folder is made under output_dir=…, by its name=…"
         elif "launcher" in key or "sweeper" in key or "mode" in key:
-            instead = "-m sweeps, one run after another"
+            instead = "-m sweeps, and there hydra/launcher=… is"
         else:
             instead = f"of Hydra's own, {SEARCHPATH} and {PARAMS} are"
         raise InputError(f"{text}: is not read here; {instead}")

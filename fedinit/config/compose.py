@@ -21,7 +21,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from fedinit.config.choices import SEARCHPATH, check, check_setting, searched_groups, values
+from fedinit.config.choices import (
+    SEARCHPATH,
+    check,
+    check_launcher,
+    check_setting,
+    is_launcher,
+    searched_groups,
+    values,
+)
 from fedinit.config.groups import CONF_DIR, groups
 from fedinit.config.schema import Config, load
 from fedinit.config.unknown import explain, refuse
@@ -43,10 +51,15 @@ class Primary(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """One run of a sweep. words: those that are swept over, as they are in this run."""
+    """One run of a sweep.
+
+    words: those that are swept over, as they are in this run.
+    overrides: all of its words, as Hydra takes them, but for the launcher's.
+    """
 
     words: str
     config: Config
+    overrides: Sequence[str] = ()
 
 
 def compose_config(overrides: Sequence[str], primary: Primary = Primary()) -> Config:  # noqa: B008 (it is immutable)
@@ -58,7 +71,7 @@ def compose_config(overrides: Sequence[str], primary: Primary = Primary()) -> Co
     with composing(overrides, primary) as words:
         composed = compose(primary.name, overrides=[str(word.input_line) for word in words])
         container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    return load(cast("dict[str, Any]", _at_home(container)))
+    return load(cast("dict[str, Any]", at_home(container)))
 
 
 def sweep(overrides: Sequence[str], primary: Primary = Primary()) -> list[Swept]:  # noqa: B008
@@ -69,7 +82,7 @@ def sweep(overrides: Sequence[str], primary: Primary = Primary()) -> list[Swept]
     """
     with composing(overrides, primary, sweeping=True) as words:
         known, each, swept = _known(words, primary), {}, []
-        for word in [*_declared(words, primary), *words]:
+        for word in [*_declared(words, primary), *(word for word in words if not is_launcher(word))]:
             key = word.get_key_element()
             each[key] = [str(word.input_line)]
             if word.is_sweep_override():
@@ -78,7 +91,7 @@ def sweep(overrides: Sequence[str], primary: Primary = Primary()) -> list[Swept]
     runs = []
     for combination in itertools.product(*each.values()):
         varied = " ".join(text for key, text in zip(each, combination, strict=True) if key in swept)
-        runs.append(Swept(varied, compose_config(combination, primary)))
+        runs.append(Swept(varied, compose_config(combination, primary), combination))
     return runs
 
 
@@ -91,7 +104,7 @@ def composing(overrides: Sequence[str], primary: Primary, sweeping: bool = False
     """
     words = [parse(word) for word in overrides]
     for word in words:
-        check_setting(word)
+        check_setting(word, sweeping)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(primary.folder.absolute()), job_name="run_sim", version_base="1.3"):
@@ -103,7 +116,9 @@ def composing(overrides: Sequence[str], primary: Primary, sweeping: bool = False
                 Hydra.create_main_hydra2("run_sim", search)
             known = _known(words, primary)
             for word in words:
-                if not (sweeping and word.is_sweep_override() and not word.is_hydra_override()):
+                if is_launcher(word):
+                    check_launcher(word)
+                elif not (sweeping and word.is_sweep_override() and not word.is_hydra_override()):
                     check(word, known)
             if primary == Primary():
                 refuse(words)
@@ -132,10 +147,10 @@ def _declared(words: Sequence[Override], primary: Primary) -> list[Override]:
     return [parse(f"{key}={value}") for key, value in (composed.hydra.sweeper.params or {}).items()]
 
 
-def _at_home(value: Any) -> Any:
-    """The value, with the home folder for the ~ that paths in it begin with."""
+def at_home(value: Any) -> Any:
+    """What Hydra composed, with the home folder for the ~ that paths in it begin with."""
     if isinstance(value, Mapping):
-        return {key: _at_home(inside) for key, inside in value.items()}
+        return {key: at_home(inside) for key, inside in value.items()}
     if isinstance(value, list):
-        return [_at_home(inside) for inside in value]
+        return [at_home(inside) for inside in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith(("~/", "~\\")) else value

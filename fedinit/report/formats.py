@@ -19,8 +19,6 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
 CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
-CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
-CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
 
 
 def terminal(found: Results) -> Table:
@@ -43,20 +41,7 @@ def csv_text(found: Results) -> str:
     """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(
-        [
-            "method",
-            "column",
-            "mean",
-            "std",
-            "seeds",
-            "best",
-            "against_best",
-            "half_interval_95",
-            "p_holm",
-            "beyond_noise",
-        ]
-    )
+    writer.writerow(CSV_COLUMNS)
     for row in found.rows:
         for column in found.columns:
             sample = row.figures[column]

@@ -88,7 +88,7 @@ class OpenRun:
 
 
 def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
-    """Print the table of a run that is done; returns its summary, with the folder as it is now.
+    """Print the table of a run that is done; returns its summary, with the folder as it is now, and `done_before`.
 
     done: its summary. config: what was asked for, which the run's own configuration is mended by.
     """
@@ -96,7 +96,7 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
     for note in mend(folder, config):
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     print_summary(console, done, str(folder))
-    return {**done, "folder": str(folder)}
+    return {**done, "folder": str(folder), "done_before": True}
 
 
 def open_run(config: Config, console: Console, located: Located, anew: bool = False) -> OpenRun:

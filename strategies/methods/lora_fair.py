@@ -13,6 +13,10 @@ closed_form  lam_scale=cosine: the objective's minimiser itself (fair_cosine.py)
 gram_sgd     the paper's objective by SGD, with loss and gradient evaluated from M, G and ‖ΔW‖.
 dense_sgd    the paper's way, on d×k matrices: the baseline that benchmarks compare with.
 
+`phases=2` is for a server that knows sums alone: factors are averaged first, then each client answers Ā with
+B_i(A_iĀᵀ), whose mean is M. ‖ΔW‖ is no sum; it is taken in the rows of Ā, ‖ΔW P_A‖, which M and G know, so that
+lam_scale=cosine has λ·‖ΔW P_A‖/‖ΔW‖ for λ (the minimiser depends on λ‖ΔW‖). The other scales are as they are.
+
 `side` chooses the corrected factor. A is corrected as B of the transposed problem; ``both`` corrects B first, then A
 against the corrected B. With VeRA (fedinit/adapters/vera.py) b is corrected for the averaged d, row by row.
 """
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -54,6 +58,7 @@ class LoRAFAIR(Aggregator):
     steps, lr: of the SGD solvers, steps a layer and the learning rate, of ΔW, B̄ and Ā normalised to one size
     (`normalised_rate`). Where they end more than 1 % above the objective's least value, the log says so.
     similarity: whether the cosine is that of the whole ΔW, or the mean of those of its columns (fair_columns.py).
+    phases: 2: from sums alone, in a second exchange with the clients; closed form, side B, one cosine.
     delta_init: where they start; the Xavier start of some public code is harmful at small λ, since its noise decays by
     only (1 − 2·lr·λ‖B̄‖²) a step.
     """
@@ -69,11 +74,17 @@ class LoRAFAIR(Aggregator):
     lr: float = 0.01
     delta_init: Literal["zero", "xavier"] = "zero"
     similarity: Literal["matrix", "columns"] = "matrix"
+    phases: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
         within("strategy.lam", self.lam, 0, 1e100)  # far above the largest that float32 factors feel
         at_least("strategy.steps", self.steps, 1)
         positive("strategy.lr", self.lr)
+        if self.phases == 2 and (self.solver, self.side, self.similarity) != ("closed_form", "B", "matrix"):
+            raise InputError(
+                "strategy.phases=2: its sum is all that strategy.solver=closed_form, strategy.side=B and "
+                "strategy.similarity=matrix need, the others need more; use these, or strategy.phases=1"
+            )
         if self.similarity == "columns" and self.solver == "gram_sgd":
             raise InputError(
                 "strategy.similarity=columns: does not go with strategy.solver=gram_sgd, whose M and G know no "
@@ -85,7 +96,13 @@ class LoRAFAIR(Aggregator):
                 "objective has no cosine; choose one of: cosine"
             )
 
+    @property
+    def two_phase(self) -> bool:
+        return self.phases == 2
+
     def objection(self, kind: str) -> str:
+        if KINDS[kind].rank_one and self.two_phase:
+            return "the second phase's sum is of products B A, and VeRA's b has another: use strategy.phases=1"
         if KINDS[kind].rank_one and (self.solver, self.side, self.similarity) != ("closed_form", "B", "matrix"):
             return "VeRA's b is corrected in closed form: solver=closed_form, side=B, similarity=matrix"
         return super().objection(kind)
@@ -93,6 +110,8 @@ class LoRAFAIR(Aggregator):
     def sums(self, round: int) -> tuple[str, ...]:
         """B̄ in "(B̄ᵀB)A" is the corrected one with side=both. With VeRA the second phase is of d numbers, ⟨ΔW_j, v_j⟩ of
         `corrected_b`."""
+        if self.two_phase:
+            return ("A", "B", "B(AĀᵀ)")
         if self.solver != "closed_form" or self.lam_scale == "cosine":  # the cosine's own ‖ΔW‖
             return ("A", "B", "BA")
         second = {"B": ("B(AĀᵀ)",), "A": ("(B̄ᵀB)A",), "both": ("B(AĀᵀ)", "(B̄ᵀB)A")}
@@ -118,6 +137,8 @@ class LoRAFAIR(Aggregator):
         self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
     ) -> tuple[Factors, bool]:
         average, first = mean_factors(products, weights), products[0]
+        if self.two_phase:  # the correction is for `complete`
+            return average, True
         if isinstance(first, Pair):
             b, done = self._correct_b(first.frame, products, weights, average)
             return Factors(average.A, b), done
@@ -138,11 +159,7 @@ class LoRAFAIR(Aggregator):
             M, G, ideal_norm = moments_and_norm(products, weights, average.A, cosine)
             if self.similarity == "columns":
                 return self._fit_columns(products, weights, average, self.lam)
-            if cosine:
-                return cosine_correction(M, G, ideal_norm, average.B, self.lam)
-            relative = self.lam_scale == "relative"
-            lam = self.lam * float(G.trace()) / G.shape[0] if relative else self.lam
-            return average.B + ridge_correction(M, G, average.B, lam), True
+            return self._closed_form(M, G, ideal_norm, average.B)
         M, G = moments(products, weights, average.A)
         size2 = float(average.B.square().sum())
         lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
@@ -159,6 +176,19 @@ class LoRAFAIR(Aggregator):
         else:
             delta = gram_sgd(M, G, ideal_norm, average.B, delta, lam, self.steps, rate)
         return average.B + delta, near_the_least(M, G, ideal_norm, average.B, delta, lam)
+
+    def _closed_form(self, M: Tensor, G: Tensor, ideal_norm: float, B: Tensor) -> tuple[Tensor, bool]:
+        """B̄′ from M (d, r), G (r, r), ‖ΔW‖, which lam_scale=cosine alone reads, and B̄ (d, r)."""
+        if self.lam_scale == "cosine" and self.lam > 0:
+            return cosine_correction(M, G, ideal_norm, B, self.lam)
+        lam = self.lam * float(G.trace()) / G.shape[0] if self.lam_scale == "relative" else self.lam
+        return B + ridge_correction(M, G, B, lam), True
+
+    def complete_layer(self, average: Factors, image: Tensor) -> tuple[Factors, bool]:
+        M, G = image.double(), average.A.double() @ average.A.double().T
+        inside2 = float(((M @ torch.linalg.pinv(G, hermitian=True)) * M).sum())  # ‖ΔW P_A‖²
+        B, done = self._closed_form(M, G, max(inside2, 0.0) ** 0.5, average.B.double())
+        return replace(average, B=B.to(average.B.dtype)), done
 
     def _fit_columns(
         self, products: Sequence[Factors], weights: Sequence[float], average: Factors, lam: float

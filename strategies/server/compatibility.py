@@ -284,6 +284,14 @@ def _the_server_knows_the_products(c: Components) -> Objection | None:
     return Objection(f"robust={c.config.robust.name}", why, "use robust=none")
 
 
+@rule("strategy.phases", "robust")
+def _a_client_is_judged_by_all_it_sends(c: Components) -> Objection | None:
+    if c.robust is None or not c.aggregator.two_phase:
+        return None
+    why = "judges clients by their updates, and strategy.phases=2 has them send a second answer, which is not judged"
+    return Objection(f"robust={c.config.robust.name}", why, "use strategy.phases=1")
+
+
 @rule("participation", "robust")
 def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
     if not isinstance(c.robust, Trust) or c.config.participation == 1:

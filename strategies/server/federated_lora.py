@@ -22,7 +22,7 @@ from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
 from strategies.server.method import Method
 from strategies.server.replies import Asked
-from strategies.server.round import advance, run_round
+from strategies.server.round import advance, combined, run_round
 from strategies.server.state import ServerState
 from strategies.server.weighing import weigh
 
@@ -104,7 +104,8 @@ class FederatedLora(Strategy):
         admitted = collecting.admit(self.method, self.exchange, replies, self.expected)
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
         weighed = weigh(admitted.updates, self.method, state.model)
-        self.state = advance(state, self.method, admitted, weighed)
+        state, aggregate = combined(state, self.method, self.exchange, admitted, weighed)
+        self.state = advance(state, self.method, admitted, weighed, aggregate)
         return wire.encode(self.state.tensors()), MetricRecord(dict(self.state.model.diagnostics))
 
     def configure_evaluate(

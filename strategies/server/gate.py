@@ -17,7 +17,7 @@ from flwr.app import Array, Message, MetricRecord
 from torch import Tensor
 
 from fedinit import wire
-from fedinit.factors import norm
+from fedinit.factors import Factors, norm
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
@@ -153,6 +153,36 @@ class Gate:
             if not size <= high and not size <= self.max_product_ratio * norm(starts[name]):
                 return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
         return None
+
+
+def admit_images(
+    gate: Gate, means: Mapping[str, Factors], reply: Message, asked: Asked
+) -> Mapping[str, Tensor] | Refusal:
+    """The reply of a round's second phase, {"<layer>/S": B(AĀᵀ)}, or the reason it is refused.
+
+    means: {layer: Ā, B̄}. With the gate on ‖B(AĀᵀ)‖ is held to the product's own limit times ‖Ā‖: an update that was let
+    in has no larger one.
+    """
+    if reply.has_error():
+        return of_error(reply, asked.client)
+    formats = {wire.image_name(name): (tuple(f.B.shape), f.B.dtype) for name, f in means.items()}
+    try:
+        arrays, round = wire.arrays(reply), wire.metrics(reply)["round"]
+        if odd := _fault(arrays, formats):
+            return Refusal(asked.client, *odd)
+        tensors = wire.decode(arrays)
+    except Exception as error:  # noqa: BLE001 (as in Gate.admit)
+        return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
+    if fault := _fault(tensors, formats) or _fault_of_round(round, asked.round):
+        return Refusal(asked.client, *fault)
+    for name, mean in means.items() if gate.enabled else ():
+        size = float(tensors[wire.image_name(name)].double().norm())
+        high = gate.max_product_ratio * max(min(mean.shape) ** 0.5, norm(mean)) * float(mean.A.double().norm())
+        if not size <= high:
+            return Refusal(
+                asked.client, "product_norm", f"{name}: B(AĀᵀ) of norm {size:.3g}, expected {high:.3g} or less"
+            )
+    return tensors
 
 
 def admit_statistics(

@@ -16,6 +16,7 @@ from torch import Tensor
 from fedinit import wire
 from fedinit.state import base_offset, digest
 from fedinit.statistics import Request, create_statistics, wire_format
+from strategies.aggregator import Aggregate
 from strategies.methods.choosing import Choosing
 from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
@@ -38,6 +39,8 @@ def for_training(
     round = state.round + 1
     trainable, returned = method.trainable(round), method.returned(state.model, round)
     settings = {**_factor_settings(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
+    if method.aggregator.two_phase:
+        settings["second-phase"] = True
     if method.reinit.on_global:
         settings["on-global"] = True
     if state.step_scales:
@@ -101,6 +104,19 @@ def for_statistics(
     for message in messages:
         message.content[wire.ASKED] = wire.encode({})
     return state, messages, asked(exchange, exchange.clients, messages, 0, answer_limit(request))
+
+
+def for_projection(
+    method: Method, exchange: Exchange, means: Aggregate, clients: Sequence[int], round: int
+) -> tuple[list[Message], dict[int, Asked]]:
+    """The second phase's question: the means of the first, to each of the clients whose updates they are made of; and
+    {node id: what it was asked}."""
+    tensors = {f"{n}/{part}": f.parts[part] for n, f in means.layers.items() for part in ("A", "B")}
+    config = ConfigRecord({"backbone": exchange.backbone_digest, "round": round})
+    content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: config})
+    messages = [Message(wire.clone(content), exchange.by_client[client], "query.project") for client in clients]
+    limit = wire.Limit.of({wire.image_name(n): (tuple(f.B.shape), f.B.dtype) for n, f in means.layers.items()})
+    return messages, asked(exchange, clients, messages, round, limit)
 
 
 def asked(

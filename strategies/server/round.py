@@ -21,6 +21,7 @@ from strategies.server import requests
 from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
+from strategies.server.projecting import project
 from strategies.server.state import ServerState
 from strategies.server.weighing import Weighed, weigh
 
@@ -45,7 +46,8 @@ def run_round(
     state, admitted = collect(state, method, exchange, extra)
     collected = time.perf_counter()
     weighed = weigh(admitted.updates, method, state.model)
-    state = advance(state, method, admitted, weighed, last)
+    state, aggregate = combined(state, method, exchange, admitted, weighed)
+    state = advance(state, method, admitted, weighed, aggregate, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     most = method.gate.most(report.examples for report in admitted.reports)
     told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]
@@ -63,19 +65,37 @@ def run_round(
     )
 
 
+def combined(
+    state: ServerState, method: Method, exchange: Exchange, admitted: Admitted, weighed: Weighed
+) -> tuple[ServerState, Aggregate]:
+    """What the method makes of the updates of round `state.round + 1`, after its second phase where it has one, and the
+    state once that has been asked for. weighed: what these updates count for."""
+    round = state.round + 1
+    aggregate = method.aggregator.aggregate(weighed.updates, round, state.model, weighed.weights)
+    aggregate = settle(method.transforms, aggregate, admitted.updates)
+    refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
+    if method.aggregator.two_phase:
+        state, images = project(state, method, exchange, aggregate, weighed.weights)
+        aggregate = method.aggregator.complete(aggregate, images, round)
+        refuse_not_finite(aggregate, f"round {round}: the corrected aggregate of strategy={method.name}")
+    return state, aggregate
+
+
 def advance(
-    state: ServerState, method: Method, admitted: Admitted, weighed: Weighed, last: bool = False
+    state: ServerState,
+    method: Method,
+    admitted: Admitted,
+    weighed: Weighed,
+    aggregate: Aggregate,
+    last: bool = False,
 ) -> ServerState:
     """The state after round `state.round + 1`, from the updates that were let in.
 
-    weighed: what these updates count for.
+    weighed: what these updates count for. aggregate: what they were `combined` to.
     last: whether nobody starts after this round any more; the global factors are then left as they were aggregated.
     """
     round, updates, moments = state.round + 1, admitted.updates, state.moments
     context = method.context.over(state.base.offset)  # re-initialisers see the weights as clients have them now
-    aggregate = method.aggregator.aggregate(weighed.updates, round, state.model, weighed.weights)
-    aggregate = settle(method.transforms, aggregate, updates)
-    refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
     aggregate = _with_effective_bias(aggregate, method, weighed, context)
     if method.server_optimizer is not None:
         moved = method.server_optimizer.step(state.model, aggregate, state.moments)

@@ -66,6 +66,11 @@ def test_next_to_no_noise_says_what_it_is_worth() -> None:
     assert outcome.summary()["privacy"]["epsilon"] > 1e5
 
 
+def test_a_second_phase_over_what_was_released_costs_nothing() -> None:
+    once, twice = run()[0], run("strategy=lora_fair", "strategy.phases=2")[0]
+    assert once.summary()["privacy"] == twice.summary()["privacy"] and once.final_hash != twice.final_hash
+
+
 def test_no_loss_leaves_a_client() -> None:
     of_run, seen = site(), []
     cohort = Cohort(of_run)

@@ -30,6 +30,7 @@ VARIANTS = [
     ("fedrot_lora", {"align": "joint"}),
     ("lora_fair", {"side": "A", "lam_scale": "absolute"}),
     ("lora_fair", {"side": "both"}),
+    ("lora_fair", {"phases": 2}),
     ("lora_fair", {"solver": "gram_sgd", "steps": 20}),
     ("lora_fair", {"solver": "dense_sgd", "steps": 20}),
 ]

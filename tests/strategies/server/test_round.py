@@ -16,7 +16,7 @@ from strategies.aggregator import Aggregate, Update
 from strategies.methods.fedit import FedIT
 from strategies.server.collecting import Admitted
 from strategies.server.federation import federate
-from strategies.server.round import advance, refuse_not_finite
+from strategies.server.round import advance, combined, refuse_not_finite
 from strategies.server.weighing import weigh
 from strategies.server_opt import create_server_optimizer
 from tests.support.serving import method_of, registered
@@ -61,6 +61,8 @@ def test_a_state_that_failed_is_still_there(site):
     method = method_of(server_optimizer=create_server_optimizer("momentum"))
     layers = {name: dataclasses.replace(f, B=torch.ones_like(f.B)) for name, f in state.model.layers.items()}
     updates = [Update(0, 5, layers, state.model.head)]
-    after = advance(state, method, Admitted(updates), weigh(updates, method, state.model))
+    admitted, weighed = Admitted(updates), weigh(updates, method, state.model)
+    state, aggregate = combined(state, method, exchange, admitted, weighed)
+    after = advance(state, method, admitted, weighed, aggregate)
     assert state.moments == {} and state.round == 0 and not any(f.B.any() for f in state.model.layers.values())
     assert after.round == 1 and after.moments and after.mirror(0).accepted == 1 and state.mirror(0).accepted == 0

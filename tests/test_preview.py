@@ -11,7 +11,7 @@ from rich.console import Console
 
 import fedinit
 import run_sim
-import run_trial
+from clients import trial as trials
 from clients.site import Site
 from fedinit.data.partition import PARTITIONS
 from fedinit.errors import RunFailed
@@ -27,7 +27,7 @@ def done(tmp_path_factory) -> tuple[Preview, dict, list[dict]]:
     """A preview, and the run that it is of: its summary, and its rounds."""
     root = tmp_path_factory.mktemp("run")
     config = small_config(*SHORT, f"output_dir={root}", "evaluation.head_alone=true")
-    shown = run_trial.previewed(config, Site(config), root)
+    shown = run_sim.previewed(config, Site(config), root)
     run = fedinit.run(*SHORT, f"output_dir={root}", "evaluation.head_alone=true")
     rounds = [dict(zip(run.metrics, row, strict=True)) for row in zip(*run.metrics.values(), strict=True)]
     return shown, run.summary, rounds
@@ -45,28 +45,26 @@ def test_bytes_and_parameters_are_the_runs(done):
 def test_a_client_tries_two_steps_with_images_of_its_own():
     config = small_config(*SHORT)
     site = Site(config)
-    assert (
-        run_trial._steps(240, config) == 10 and run_trial._steps(240, small_config(*SHORT, "client.max_steps=3")) == 3
-    )
+    assert trials.steps_of(240, config) == 10 and trials.steps_of(240, small_config(*SHORT, "client.max_steps=3")) == 3
     for words, count in (((), 50), (("client.epochs=1",), 100), (("client.epochs=1", "client.batch_size=500"), None)):
         for part in site.partitions:
-            few = run_trial._first_images(part, small_config(*SHORT, *words))
+            few = trials.first_images(part, small_config(*SHORT, *words))
             assert len(few.train) == (count or len(part.train)) and set(few.train.tolist()) <= set(part.train.tolist())
             assert few.train.equal(few.train.sort().values) and few.test.equal(part.test)
 
 
 def test_time_is_scaled_to_the_steps_and_images_of_the_run(monkeypatch):
     """By fixed seconds: 5 of the trial's six steps, 2 a thousand images that are judged."""
-    kept = run_trial.RoundsKept.round_done
+    kept = trials.RoundsKept.round_done
 
     def note(self, report):
         kept(self, dataclasses.replace(report, phases={"clients": 5.0, "server": 0.25}))
 
-    monkeypatch.setattr(run_trial.RoundsKept, "round_done", note)
-    monkeypatch.setattr(run_trial, "_seconds_an_image", lambda site, outcome: 0.002)
+    monkeypatch.setattr(trials.RoundsKept, "round_done", note)
+    monkeypatch.setattr(run_sim, "seconds_an_image", lambda *_: 0.002)
     config = small_config(*SHORT, "evaluation.every=3", "evaluation.head_alone=true")
     site = Site(config)
-    trial = run_trial.trial_of(config, site)
+    trial = run_sim.trial_of(config, site)
     steps = sum(2 * -(-len(part.train) // 50) for part in site.partitions)
     assert trial.clients == pytest.approx(5.0 * steps / 6) and trial.server == 0.25
     assert trial.evaluation == pytest.approx(0.002 * 3 * 364 / 3) and trial.reference == pytest.approx(0.002 * 1809)
@@ -124,7 +122,7 @@ def test_a_trial_that_fails_is_said_and_the_rest_is_shown(monkeypatch, capsys):
     def fail(*_, **__):
         raise RunFailed("round 0: too few examples")
 
-    monkeypatch.setattr(run_trial, "federate", fail)
+    monkeypatch.setattr(run_sim, "federate", fail)
     assert run_sim.main([*SHORT, "preview=true"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "failed, so bytes, memory and time are not known: round 0: too few examples" in text and "plain" in text

@@ -1,0 +1,119 @@
+"""Seconds of the same federated work in fedinit and in what a person would use instead.
+
+    python -m benchmarks.peers [--quick] [--clients 10 50 100]
+
+Every contestant is a process of its own; they take turns, and the median of the turns counts, with the spread of them
+beside it. A client is a glyph ViT with adapters on digits, five SGD steps of
+eight images a round, all clients in every round, FedAvg of adapters and head, no evaluation.
+
+fedinit           this engine: banks on lanes, `engine.*` as it stands by default
+plain loop        plain torch, a client at a time, all cores inside each operation
+pfl, one process  pfl-research, likewise
+pfl, a core each  pfl-research under torchrun, a process a core
+Flower with Ray   stock Flower's simulation, a core a client
+
+steady   a round but the first: the median of all
+first    from the start of the process to the end of the first round
+whole    from the start of the process to its end
+no-op    a steady round in which nobody trains: the framework's own time
+
+What is not installed is left out and named: pip install -e ".[peers]".
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.peers.work import Work
+
+ROUNDS, STEPS, BATCH, LIMIT = 10, 5, 8, 900  # LIMIT: seconds of one contestant's turn
+PLAIN = [sys.executable, "-m", "benchmarks.peers.contestant"]
+CONTESTANTS = {  # {name: (its module, what it needs, how its process is started)}
+    "fedinit": ("fedinit_itself", None, PLAIN),
+    "plain loop": ("plain_loop", None, PLAIN),
+    "pfl, one process": ("pfl_research", "pfl", PLAIN),
+    "pfl, a core each": (
+        "pfl_research",
+        "pfl",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={machine.cores()}"]
+        + ["-m", "benchmarks.peers.contestant"],
+    ),
+    "Flower with Ray": ("flower_ray", "ray", PLAIN),
+}
+
+
+def turn(contestant: str, work: Work) -> dict[str, float]:
+    """{"steady", "first", "whole"}: seconds of one process of a contestant."""
+    module, _, command = CONTESTANTS[contestant]
+    one_thread = {"OMP_NUM_THREADS": "1"} if "run" in command[2] else {}
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "ends"
+        words = [module, json.dumps(asdict(work)), str(told)]
+        began = time.time()
+        done = subprocess.run(
+            [*command, *words], capture_output=True, text=True, timeout=LIMIT, env={**os.environ, **one_thread}
+        )
+        whole = time.time() - began
+        ends = [float(line) for line in told.read_text().split()] if told.exists() else []
+    if done.returncode or len(ends) != work.rounds:
+        raise SystemExit(f"{contestant}: ended with {done.returncode} after {len(ends)} rounds\n{done.stderr[-2000:]}")
+    between = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    return {"steady": statistics.median(between), "first": ends[0] - began, "whole": whole}
+
+
+def measure(work: Work, names: list[str], turns: int) -> list[dict[str, object]]:
+    """One row a contestant. The ratios are to fedinit, above 1 where it is faster."""
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(turns):
+        for name in names:
+            taken[name].append(turn(name, work))
+    middle = {name: {k: statistics.median(t[k] for t in all_) for k in all_[0]} for name, all_ in taken.items()}
+    ours = middle["fedinit"]
+    return [
+        {
+            "clients": work.clients,
+            "steps": work.steps,
+            "contestant": name,
+            "steady": float(f"{middle[name]['steady']:.4g}"),
+            "spread": float(f"{max(t['steady'] for t in all_) - min(t['steady'] for t in all_):.2g}"),
+            "first": round(middle[name]["first"], 2),
+            "whole": round(middle[name]["whole"], 2),
+            "steady_to_fedinit": round(middle[name]["steady"] / ours["steady"], 2),
+            "whole_to_fedinit": round(middle[name]["whole"] / ours["whole"], 2),
+        }
+        for name, all_ in taken.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="ten clients, three rounds, one turn")
+    parser.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100])
+    parser.add_argument("--noop", type=int, nargs="*", default=[10, 100, 1000], help="clients of the no-op rounds")
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]
+    for missing in CONTESTANTS.keys() - set(names):
+        print(f'left out, not installed: {missing}; pip install -e ".[peers]"')
+    if options.quick:
+        works, turns = [Work(10, 3, STEPS, BATCH)], 1
+    else:
+        works = [Work(n, ROUNDS, STEPS, BATCH) for n in options.clients]
+        works, turns = works + [Work(n, ROUNDS, 0, BATCH) for n in options.noop], options.turns
+    rows = [row for work in works for row in measure(work, names, turns)]
+    machine.publish("peers-quick" if options.quick else "peers", rows, dtype="float32", seed=0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A sweep on the command line: where its runs are done, a line for each, and what failed at the end."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+import fedinit
+from fedinit import starting
+from fedinit.runs.stopping import LIMIT, listening
+from fedinit.sweeps.outcome import Outcome, attempt
+
+if TYPE_CHECKING:
+    from fedinit.config.arguments import Arguments
+    from fedinit.config.compose import Swept
+
+WAIT = 2 * LIMIT  # seconds until this process ends anyhow after a signal: its own wait LIMIT and a little more
+
+
+def run(said: Arguments, runs: Sequence[Swept], console: Console, errors: Console) -> int:
+    """Do the runs by the launcher that the words choose, else in processes side by side, or, one at a time, here.
+
+    Returns the exit code, 1 where a run failed.
+    """
+    from fedinit.sweeps.launchers import chosen, launched
+
+    if chosen(said.words):
+        with listening(limit=None):
+            return tell(launched(said, runs), len(runs), console, errors)
+    from fedinit.sweeps.processes import environments, side_by_side
+
+    with starting.imports():
+        preview = any(swept.config.preview for swept in runs)
+        places = environments([swept.config for swept in runs], 1 if preview or said.verbose else said.jobs)
+        simulate = importlib.import_module(fedinit.FACE["run"]).simulate if len(places) == 1 else None
+    if simulate is not None:
+        with listening():
+            here = (attempt(name(swept), swept.config, simulate, console) for swept in runs)
+            return tell(here, len(runs), console, errors)
+    _say(console, f"{len(runs)} runs, {len(places)} at a time")
+    with listening(limit=WAIT):
+        together = side_by_side([(name(swept), swept.config) for swept in runs], places)
+        code = tell(together, len(runs), console, errors)
+    if not code and not console.quiet:
+        kept = sorted({str(Path(swept.config.output_dir) / swept.config.name) for swept in runs})
+        _say(console, f"the table: fedinit compare {' '.join(kept)}")
+    return code
+
+
+def name(swept: Swept) -> str:
+    """What a run of a sweep is called: the words that are swept over."""
+    return swept.words or swept.config.name
+
+
+def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Console) -> int:
+    """A line a run, as it ends, and at the end, or when the sweep is stopped, which failed and why, a line each.
+
+    console: on a quiet one a run's folder alone is printed.
+
+    Returns the exit code, 1 where a run failed.
+    """
+    failed: list[Outcome] = []
+    told: Iterator[Outcome] = iter(outcomes)
+    try:
+        for number, outcome in enumerate(told, 1):
+            if outcome.why:
+                failed.append(outcome)
+                errors.print(f"{outcome.trace}{number} of {count}: {outcome.line}; the sweep goes on")
+            elif not console.quiet:
+                _say(console, f"{number} of {count}: {outcome.line}")
+            elif outcome.summary:  # a preview has none
+                print(outcome.summary["folder"], flush=True)
+    finally:
+        close = getattr(told, "close", None)
+        if close is not None:
+            close()  # ends the processes, also where a signal is what ends the sweep
+        if failed:
+            errors.print(f"{len(failed)} of {count} runs failed:", *(f.line for f in failed), sep="\n  ")
+    return 1 if failed else 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
