@@ -65,7 +65,8 @@ def run(*words: str, quiet: bool = True) -> Run:
         raise InputError("-m: a sweep is the command line's, python run_sim.py -m …; here, call run for each")
     for option in (word for word in words if word.startswith("-")):
         raise InputError(f"{option}: an option is the command line's, python run_sim.py {option} …")
-    ((_, config),) = configurations(arguments.read(words))
+    (single,) = configurations(arguments.read(words))
+    config = single.config
     if config.preview:
         raise InputError("preview=true: a preview is the command line's, python run_sim.py preview=true …")
     return Run(simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))["folder"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -87,6 +88,16 @@ class Keeper:
             )
         with self._book() as book:
             self._take(book, "evaluations", test, least, limits.evaluations_per_run, limits.evaluations)
+
+    def check_privacy(self, epsilon: float, delta: float, images: int) -> None:
+        """Raise Limited for training that makes the run's ε more than this site gives, or has a δ that is none.
+
+        epsilon: of the run so far, at delta; infinity where it has no privacy. images: that are trained on."""
+        most = self.limits.max_epsilon
+        if epsilon > most:
+            raise Limited(f"this site trains with privacy=examples, and to an ε of max-epsilon={most:g} in a run")
+        if most < math.inf and delta * images > 1:
+            raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
 
     def train(self, steps: int) -> int:
         """Write down so many private steps; those of this run so far, with these."""

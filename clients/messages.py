@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Decoder:
                 keeper.check_partition(self.site.partition_of(context).train)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
-            if message_type == "query.project":
+            if message_type == "query.project":  # of what this client released, and of nothing else that it has
                 return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
             if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):
                 raise Refused(
@@ -103,10 +104,14 @@ class Decoder:
             # On the global model the base takes up what the start leaves out.
             adapter, offset = own_factors, apart if config.get("on-global", False) else {}
         notes, secret, privacy = {"drift-factors": drift, "drift-product": drift_product}, "", self.site.config.privacy
+        spent, delta, keeper = math.inf, 1.0, self._keeper(context)
         if isinstance(privacy, ExamplePrivacyConfig):
             # Drawn anew each time: noise that was there before could be taken off by asking again.
             secret = secrets.token_hex(16) if self.deployed else ""
-            notes["epsilon"] = budget.spend(self.site, privacy, len(part.train), context, self._keeper(context))
+            spent = budget.spend(self.site, privacy, len(part.train), context, keeper)
+            notes["epsilon"], delta = spent, privacy.delta
+        if keeper is not None:
+            keeper.check_privacy(spent, delta, len(part.train))
         return Task(
             client=part.client,
             round=round,

@@ -36,6 +36,8 @@ class Limits:
     min_noise: a statistic needs noise, of this at the least; 0: it needs none.
     answers_per_run, answers: to questions for statistics, in a run and in all.
     evaluations_per_run, evaluations: the same of evaluations.
+    max_epsilon: training needs privacy=examples, to this ε at the most in a run, at a δ of one over its images or
+        less; inf: it needs none.
     """
 
     statistics: str = "all"
@@ -48,6 +50,7 @@ class Limits:
     answers: int = 1000
     evaluations_per_run: int = 1000
     evaluations: int = 100_000
+    max_epsilon: float = math.inf
 
     @staticmethod
     def of(node_config: Mapping[str, object]) -> Limits | None:

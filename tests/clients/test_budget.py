@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -14,9 +15,9 @@ from clients.budget import spend
 from clients.cohort import Cohort
 from clients.limits import Keeper
 from clients.site import Site
-from fedinit.config.limits import Limits
+from fedinit.config.limits import Limited, Limits
 from fedinit.config.privacy import ExamplePrivacyConfig
-from fedinit.errors import InputError, Refused
+from fedinit.errors import Code, InputError, Refused, RunFailed
 from fedinit.privacy.accounting import Rounds
 from fedinit.runs.observer import ClientReport, RoundReport
 from fedinit.transport.local import LocalGrid
@@ -63,6 +64,11 @@ def test_the_same_seed_ends_in_the_same_bytes_on_any_bank() -> None:
 def test_next_to_no_noise_says_what_it_is_worth() -> None:
     outcome, _ = run("privacy.noise=1e-3", "privacy.epsilon=null")
     assert outcome.summary()["privacy"]["epsilon"] > 1e5
+
+
+def test_a_second_phase_over_what_was_released_costs_nothing() -> None:
+    once, twice = run()[0], run("strategy=lora_fair", "strategy.phases=2")[0]
+    assert once.summary()["privacy"] == twice.summary()["privacy"] and once.final_hash != twice.final_hash
 
 
 def test_no_loss_leaves_a_client() -> None:
@@ -175,3 +181,31 @@ def test_an_option_that_is_none_is_one_line(words: list[str], line: str) -> None
     with pytest.raises(InputError, match=line) as raised:
         small_config(*WORDS, *words)
     assert "\n" not in str(raised.value)
+
+
+def test_a_site_may_train_with_privacy_alone_whatever_the_server_says() -> None:
+    of_run = site()
+    keeper = Keeper(of_run, Limits(max_epsilon=4.0), context())
+    keeper.check_privacy(4.0, 1e-5, 100)
+    with pytest.raises(Limited, match="this site trains with privacy=examples, and to an ε of max-epsilon=4 in a run"):
+        keeper.check_privacy(math.inf, 1.0, 100)
+    with pytest.raises(Limited, match="privacy.delta=0.5: with max-epsilon this site trains at one over its images"):
+        keeper.check_privacy(1.0, 0.5, 100)
+    Keeper(of_run, Limits(), context()).check_privacy(math.inf, 1.0, 100)  # a site without the limit
+
+
+@pytest.mark.parametrize("words, code", [((), Code.limit), (WORDS, None)])
+def test_the_limit_is_asked_before_a_deployed_client_trains(words: tuple[str, ...], code: Code | None) -> None:
+    of_run = Site(small_config("evaluation=none", "rounds=1", *words))
+    cohort, seen = Cohort(of_run, deployed=True), []
+
+    def handler(deliveries):
+        for _, to in deliveries:
+            to.node_config.update({"max-epsilon": 9})
+        replies = cohort(deliveries)
+        seen.extend(reply for reply in replies if reply.metadata.message_type == "train")
+        return replies
+
+    with contextlib.suppress(RunFailed):
+        federate(of_run.config, LocalGrid(handler, len(of_run.partitions)), of_run.backbone)
+    assert seen and {reply.error.code if reply.has_error() else None for reply in seen} == {code}
