@@ -26,11 +26,12 @@ AXES: dict[str, list[str]] = {
     "reinit": [f"reinit={name}" for name in sorted(REINITS)],
     **{
         group: [f"{group}={name}" for name in groups()[group]]
-        for group in ("init", "head", "adapter", "server_opt", "robust", "attack")
+        for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "privacy")
     },
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
+    "weighting": [f"weighting={name}" for name in ("examples", "uniform", "norm")],
     "strategy.phases": ["strategy.phases=2"],
     "participation": ["participation=0.5"],
     "client.lr_ratio_b": ["client.lr_ratio_b=4"],
@@ -44,13 +45,14 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("strategy", ("reinit",)),
     ("strategy", ("init",)),
     ("strategy", ("adapter", "adapter.ranks", "client.lr_ratio_b", "client.gsnr_scope")),
-    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics")),
+    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics", "privacy")),
     ("init", ("adapter", "adapter.ranks", "head")),
     ("reinit", ("adapter", "adapter.ranks", "server_opt")),
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
     ("adapter.ranks", ("client.gsnr_scope", "attack")),
     ("data", ("head", "client.loss", "client.augment", "attack")),
     ("participation", ("robust",)),
+    ("privacy", ("reinit", "init", "head", "evaluation", "robust", "adapter.ranks", "client.gsnr_scope", "weighting")),
     ("strategy.phases", ("adapter", "robust")),
     ("deployment", ("evaluation", "diagnostics", "attack")),
 ]

@@ -200,6 +200,7 @@ class RunFolder(Observer):
         # Only with magnitudes are the weights that count no product of factors.
         self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
+        self._diagnostics += ("epsilon",) if config.privacy.name == "clients" else ()
         self._rows: Mapping[str, str] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)

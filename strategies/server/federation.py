@@ -32,6 +32,7 @@ from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
+from strategies.server.private import affordable_rounds, mechanism_of, spent_of
 from strategies.server.round_zero import fix_step_scales
 from strategies.server.state import ServerState
 from strategies.server_opt import create_server_optimizer
@@ -132,7 +133,8 @@ def federate(
         observer=audience,
         on_checkpoint=save,
     )
-    strategy.start(grid, ArrayRecord(), config.rounds, evaluate_fn=evaluate_fn)
+    rounds = affordable_rounds(config, run_method, audience)
+    strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
     return _outcome(strategy.state, run_method, tally, opening)
 
 
@@ -172,6 +174,7 @@ def _ready(
         robust=create_robust(config.robust.name, config.robust.options),
         quorum=config.quorum,
         resamples=config.resamples,
+        privacy=mechanism_of(config, opening.aggregator, len(roster.examples), exchange.remote),
     )
     if saved is not None:
         state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
@@ -245,6 +248,7 @@ def _compare(before: Roster, current: Roster, audience: Audience) -> None:
 
 def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening) -> Outcome:
     tensors = state.tensors()
+    spent = {} if method.privacy is None else spent_of(method.privacy, state.round)
     return Outcome(
         aggregate=state.model,
         offset=state.base.offset,
@@ -258,5 +262,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         final_hash=digest.of_tensors(tensors),
         start=opening.start.notes,
         personal=method.aggregator.personal,
+        privacy=spent,
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
     )

@@ -31,6 +31,7 @@ class Outcome:
     final_hash: of factors, head and base offset, SHA-256.
     start: the notes of round 0.
     personal: the parts of the factors that clients keep to themselves.
+    privacy: what the run has spent of it; empty without.
     accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
     """
 
@@ -46,6 +47,7 @@ class Outcome:
     final_hash: str
     start: Mapping[str, Any]
     personal: frozenset[str] = frozenset()
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     accepted: Mapping[int, int] = field(default_factory=dict)
 
     def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
@@ -75,6 +77,7 @@ class Outcome:
             "trainable_parameters": self.trainable,
             "diagnostics": dict(self.aggregate.diagnostics),
             "start": dict(self.start),
+            **({"privacy": dict(self.privacy)} if self.privacy else {}),
         }
 
 
