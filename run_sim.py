@@ -128,6 +128,7 @@ def trial_of(config: Config, site: Site) -> Trial:
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:
     """The summary of the same budget with the adapters frozen; None where that is not wanted or is the run itself."""
     without = config.strategy.name == "head_alone" or config.head.name == "none"
+    without = without or config.privacy.name != "none"  # a second run on the same data would be counted too
     if without or not config.evaluation.head_alone:
         return None
     last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)

@@ -106,7 +106,8 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         "optimizer-state": result.optimizer_state,
         **task.notes,
     }
-    return _sent(transforms.UPDATES, task, Payload(trained, result.chosen), MetricRecord(metrics))
+    chain = [*transforms.UPDATES, *transforms.clips_of(site.config.privacy)]
+    return _sent(chain, task, Payload(trained, result.chosen), MetricRecord(metrics))
 
 
 def projection(site: Site, task: Task, factors: Mapping[str, Factors]) -> RecordDict:
@@ -118,7 +119,7 @@ def projection(site: Site, task: Task, factors: Mapping[str, Factors]) -> Record
     for name, mean in means.items():
         core = factors[name].A.double() @ mean.A.double().T  # (r_i, k) @ (k, r)
         images[wire.image_name(name)] = (factors[name].B.double() @ core).to(mean.B.dtype)
-    return _sent([], task, Payload(images), MetricRecord({"round": task.round}))
+    return _sent(transforms.clips_of(site.config.privacy), task, Payload(images), MetricRecord({"round": task.round}))
 
 
 def statistics(site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context) -> RecordDict:

@@ -31,6 +31,7 @@ AXES: dict[str, list[str]] = {
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
+    "weighting": [f"weighting={name}" for name in ("examples", "uniform", "norm")],
     "strategy.phases": ["strategy.phases=2"],
     "participation": ["participation=0.5"],
     "client.lr_ratio_b": ["client.lr_ratio_b=4"],
@@ -52,6 +53,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("data", ("head", "client.loss", "client.augment", "attack")),
     ("privacy", ("init", "head", "evaluation", "diagnostics", "client.gsnr_scope")),
     ("participation", ("robust",)),
+    ("privacy", ("reinit", "init", "head", "evaluation", "robust", "adapter.ranks", "client.gsnr_scope", "weighting")),
     ("strategy.phases", ("adapter", "robust")),
     ("deployment", ("evaluation", "diagnostics", "attack")),
 ]

@@ -53,6 +53,7 @@ class ClientPrivacyConfig(PrivacyConfig):
 
     noise: of the round as a whole, over the clip (`z`).
     clip: L2 norm of a client's change, of all factors that it trains and the head together, at most.
+    second_clip: the same of what it sends in the second phase of a method that has one; null: as `clip`.
     sampling: of a round's clients: each on its own with probability `participation`, or as many of them.
     secure: the noise comes from the operating system's entropy, so that nobody who knows the seed can draw it again;
     a resumed run then is not the same to the byte. Always so in a deployment.
@@ -60,17 +61,24 @@ class ClientPrivacyConfig(PrivacyConfig):
 
     name: Literal["clients"] = "clients"  # pyright: ignore[reportIncompatibleVariableOverride]
     clip: float = 1.0
+    second_clip: float | None = None
     sampling: Literal["poisson", "fixed"] = "poisson"
     secure: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("privacy.clip", self.clip)
+        positive("privacy.second_clip", self.of_second_phase)
         if self.accountant == "pld" and self.sampling == "fixed":
             raise InputError(
                 "privacy.accountant=pld: knows no samples of a fixed size; use privacy.sampling=poisson or "
                 "privacy.accountant=rdp"
             )
+
+    @property
+    def of_second_phase(self) -> float:
+        """The clip of a method's second phase."""
+        return self.clip if self.second_clip is None else self.second_clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -201,6 +201,7 @@ class RunFolder(Observer):
         self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
         self._epsilon = config.privacy.name == "examples"  # whether it says what each client's privacy is
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
+        self._diagnostics += ("epsilon",) if config.privacy.name == "clients" else ()
         self._rows: Mapping[str, str] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fedinit.config.privacy import ClientPrivacyConfig, NoPrivacy, PrivacyConfig
 from fedinit.transforms.chosen_slots import ChosenSlots
+from fedinit.transforms.client_clip import ClientClip
 from fedinit.transforms.contract import Asked, Malformed, Payload, Task, UpdateTransform, leave, receive, settle
 from fedinit.transforms.half_precision import HalfPrecision
 from fedinit.transforms.personal import Personal
@@ -11,12 +13,14 @@ __all__ = [
     "UPDATES",
     "Asked",
     "ChosenSlots",
+    "ClientClip",
     "HalfPrecision",
     "Malformed",
     "Payload",
     "Personal",
     "Task",
     "UpdateTransform",
+    "clips_of",
     "leave",
     "receive",
     "settle",
@@ -24,3 +28,9 @@ __all__ = [
 
 # The chain of every run's updates, in the order in which they leave a client.
 UPDATES: tuple[UpdateTransform, ...] = (Personal(), ChosenSlots())
+
+
+def clips_of(privacy: PrivacyConfig | NoPrivacy) -> tuple[UpdateTransform, ...]:
+    """The transforms that come last with privacy=clients; none without."""
+    clips = isinstance(privacy, ClientPrivacyConfig)
+    return (ClientClip(privacy.clip, privacy.of_second_phase),) if clips else ()

@@ -7,7 +7,8 @@ goes through `on_server` in the opposite order, before the server's optimiser an
     client   trained tensors -> t1.on_client -> t2.on_client -> reply
     server   reply -> t2.received -> t1.received -> validation -> aggregation -> t2.on_server -> t1.on_server
 
-Clipping is an `on_client`, noise an `on_server`; a compression is an `on_client` with its inverse in `received`.
+Clipping is an `on_client`; its noise goes on the clients' sums before a method's rule, which may be no linear one
+(strategies/server/weighing.py). A compression is an `on_client` with its inverse in `received`.
 A transform keeps nothing between two calls, so that a task that is given again makes the same bytes again.
 """
 

@@ -18,6 +18,7 @@ from fedinit.initializers import INITIALIZERS
 from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
 from strategies.robust.trust import Trust
+from strategies.server.compatibility_privacy import PRIVACY_RULES
 from strategies.server.components import Components, fixes_scales
 
 
@@ -25,7 +26,7 @@ def _of_config(one: Rule[Config]) -> Rule[Components]:
     return Rule(one.about, lambda components: one.judge(components.config))
 
 
-RULES: list[Rule[Components]] = [_of_config(one) for one in CONFIG_RULES]
+RULES: list[Rule[Components]] = [*(_of_config(one) for one in CONFIG_RULES), *PRIVACY_RULES]
 
 
 Judge = Callable[[Components], Objection | None]
@@ -52,8 +53,6 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     if chosen.robust is not None and (why := chosen.robust.lacks()):
         raise InputError(f"robust={config.robust.name}: {why}")
     refuse(chosen, RULES)
-    if config.privacy.name == "clients":
-        raise InputError(f"privacy={config.privacy.name}: no part of a run heeds it; use privacy=none")
 
 
 def _named(names: Iterable[str], lead: str = "choose one of") -> str:

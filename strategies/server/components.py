@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedinit.adapters.kinds import KINDS, Kind
 from fedinit.config.client import SGDSaIConfig
+from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError
 from fedinit.heads import create_head
@@ -69,7 +70,10 @@ def aggregator_of(config: Config, chosen: Choice) -> Aggregator:
     if "weighting" in chosen.options:
         raise InputError("strategy.weighting: no such key; weighting= is one of the run")
     weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
-    return create_aggregator(chosen.name, **weighting, **chosen.options)
+    options = {**weighting, **chosen.options}
+    if isinstance(config.privacy, ClientPrivacyConfig):  # all that it sees is one noisy mean, which has no bias
+        options = {"weighting": "uniform", **options, "diagnostics": False}
+    return create_aggregator(chosen.name, **options)
 
 
 def reinit_name(config: Config, aggregator: Aggregator) -> str:

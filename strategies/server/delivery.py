@@ -44,6 +44,11 @@ class WatchedGrid(Grid):
     def run(self) -> Run:
         return self.inner.run
 
+    @property
+    def remote(self) -> bool:
+        """Whether messages go over a network."""
+        return isinstance(self.inner, HttpGrid)
+
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:

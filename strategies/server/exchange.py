@@ -72,6 +72,11 @@ class Exchange:
         return sorted(self.by_client)
 
     @property
+    def remote(self) -> bool:
+        """Whether the clients are reached over a network, as in a deployment."""
+        return isinstance(self.grid, WatchedGrid) and self.grid.remote
+
+    @property
     def run_id(self) -> int | None:
         """The id of Flower's run; None for a grid without one."""
         return getattr(self.grid.run, "run_id", None)

@@ -33,6 +33,7 @@ from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
+from strategies.server.private import affordable_rounds, mechanism_of, spent_of
 from strategies.server.round_zero import fix_step_scales
 from strategies.server.state import ServerState
 from strategies.server_opt import create_server_optimizer
@@ -133,7 +134,8 @@ def federate(
         observer=audience,
         on_checkpoint=save,
     )
-    strategy.start(grid, ArrayRecord(), config.rounds, evaluate_fn=evaluate_fn)
+    rounds = affordable_rounds(config, run_method, audience)
+    strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
     return _outcome(strategy.state, run_method, tally, opening)
 
 
@@ -173,6 +175,7 @@ def _ready(
         robust=create_robust(config.robust.name, config.robust.options),
         quorum=config.quorum,
         resamples=config.resamples,
+        privacy=mechanism_of(config, opening.aggregator, len(roster.examples), exchange.remote),
     )
     if saved is not None:
         state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
@@ -246,6 +249,7 @@ def _compare(before: Roster, current: Roster, audience: Audience) -> None:
 
 def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening) -> Outcome:
     tensors, privacy = state.tensors(), opening.config.privacy
+    spent = {} if method.privacy is None else spent_of(method.privacy, state.round)
     return Outcome(
         aggregate=state.model,
         offset=state.base.offset,
@@ -259,6 +263,7 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         final_hash=digest.of_tensors(tensors),
         start=opening.start.notes,
         personal=method.aggregator.personal,
+        privacy=spent,
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
         epsilon=tally.epsilon,
         delta=privacy.delta if isinstance(privacy, ExamplePrivacyConfig) else None,

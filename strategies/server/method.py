@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedinit import slots, wire
 from fedinit.adapters.kinds import KINDS, Kind
+from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.seeding import numpy_generator
 from fedinit.transforms import UPDATES, UpdateTransform
 from fedinit.views import LeadingRank, View, Whole
@@ -38,6 +39,7 @@ class Method:
     robust: how much each of those counts; None: as the aggregator weighs them.
     quorum: how many updates a round needs, a number (int) or a share of the clients asked (float).
     resamples: how often others are asked for what is missing.
+    privacy: clips and noise on the sums that the aggregator declares; None: none.
     transforms: of the updates between training and aggregation, in the order in which they leave a client.
     """
 
@@ -53,6 +55,7 @@ class Method:
     robust: Robust | None = None
     quorum: int | float = 1
     resamples: int = 0
+    privacy: ClientMechanism | None = None
     transforms: Sequence[UpdateTransform] = UPDATES
 
     @property
@@ -71,12 +74,17 @@ class Method:
 
     def sample(self, round: int, clients: Sequence[int]) -> list[int]:
         """The clients of a round, in order: a function of the seed and the round alone. clients: all, in order."""
+        if self.privacy is not None:
+            return self.privacy.sample(round, clients)
         count = sample_size(self.participation, len(clients))
         draw = numpy_generator(self.seed, "sampling", round)
         return sorted(int(client) for client in draw.choice(clients, size=count, replace=False))
 
     def needed(self, asked: int) -> int:
-        """How many of so many clients must give a usable answer."""
+        """How many of so many clients must give a usable answer; none under privacy=clients, where who answered would
+        be told by whether the run goes on."""
+        if self.privacy is not None:
+            return 0
         return needed(self.quorum, asked)
 
     def view_of(self, client: int) -> View:

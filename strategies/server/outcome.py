@@ -31,6 +31,7 @@ class Outcome:
     final_hash: of factors, head and base offset, SHA-256.
     start: the notes of round 0.
     personal: the parts of the factors that clients keep to themselves.
+    privacy: what the run has spent of it; empty without.
     accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
     epsilon: {client: ε of its examples so far, as it says}; empty where they have no privacy.
     delta: of each ε.
@@ -48,6 +49,7 @@ class Outcome:
     final_hash: str
     start: Mapping[str, Any]
     personal: frozenset[str] = frozenset()
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     accepted: Mapping[int, int] = field(default_factory=dict)
     epsilon: Mapping[int, float] = field(default_factory=dict)
     delta: float | None = None
@@ -84,7 +86,7 @@ class Outcome:
 
     def _privacy(self) -> dict[str, Any]:
         if not self.epsilon:
-            return {}
+            return {"privacy": dict(self.privacy)} if self.privacy else {}
         return {
             "privacy": {
                 "unit": "example",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.errors import RunFailed
+from fedinit.transforms.client_clip import known_images
 from strategies.aggregator import Aggregate
 from strategies.server import requests
 from strategies.server.collecting import drop
@@ -28,8 +29,10 @@ from strategies.server.state import ServerState
 def project(
     state: ServerState, method: Method, exchange: Exchange, means: Aggregate, weights: Mapping[int, float]
 ) -> tuple[ServerState, dict[str, Tensor]]:
-    """{layer: Σ p_i B_i(A_iĀᵀ) / Σ p_i}, (d, r) in float64, over those who answer; and the state once it is known who
-    does not. means: Ā and B̄. weights: {client: p_i} of the updates in them.
+    """{layer: Σ p_i B_i(A_iĀᵀ) / Σ p_i}, (d, r) in float64, over those who answer, or over q·N and with noise under
+    privacy=clients; and the state once it is known who does not.
+
+    means: Ā and B̄. weights: {client: p_i} of the updates in them.
 
     Raises RunFailed where fewer answer than the quorum is of these clients.
     """
@@ -39,6 +42,9 @@ def project(
     judge = functools.partial(_judge, method.gate, means)
     answers, refusals = match_replies(replies, asked, exchange.client_of, judge)
     state = drop(state, exchange, round, refusals)
+    if method.privacy is not None:
+        released = method.privacy.release(known_images(means.layers), list(answers.values()), "second", round)
+        return state, {name: released[wire.image_name(name)] for name in means.layers}
     need = max(method.needed(len(clients)), 1)
     if len(answers) < need:
         why = f"{refusals[0].code}: {refusals[0].detail}"

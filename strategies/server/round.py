@@ -6,6 +6,7 @@ What is before the first round is in opening.py; what follows each, evaluation a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -45,11 +46,13 @@ def run_round(
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = collect(state, method, exchange, extra)
     collected = time.perf_counter()
-    weighed = weigh(admitted.updates, method, state.model)
+    weighed = weigh(admitted.updates, method, state.model, state.round + 1)
     state, aggregate = combined(state, method, exchange, admitted, weighed)
     state = advance(state, method, admitted, weighed, aggregate, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
-    most = method.gate.most(report.examples for report in admitted.reports)
+    counted = weights_of(method, admitted, weighed)
+    claimed = [report.examples for report in admitted.reports]
+    most = method.gate.most(claimed) if claimed else 0  # of a Poisson sample of nobody
     told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]
     return state, RoundReport(
         round=state.round,
@@ -58,7 +61,7 @@ def run_round(
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,
-        clients=[replace(report, weight=weighed.weights.get(report.client, 0.0)) for report in admitted.reports],
+        clients=[replace(r, weight=counted.get(r.client, 0.0)) for r in admitted.reports],
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
@@ -75,10 +78,21 @@ def combined(
     aggregate = settle(method.transforms, aggregate, admitted.updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
     if method.aggregator.two_phase:
-        state, images = project(state, method, exchange, aggregate, weighed.weights)
+        weights = weights_of(method, admitted, weighed)
+        state, images = project(state, method, exchange, aggregate, weights)
         aggregate = method.aggregator.complete(aggregate, images, round)
         refuse_not_finite(aggregate, f"round {round}: the corrected aggregate of strategy={method.name}")
+    if method.privacy is not None:
+        counted = {"epsilon": method.privacy.epsilon(round)}
+        aggregate = replace(aggregate, diagnostics={**aggregate.diagnostics, **counted})
     return state, aggregate
+
+
+def weights_of(method: Method, admitted: Admitted, weighed: Weighed) -> Mapping[int, float]:
+    """{client: p_i} of the updates that were let in; under privacy=clients 1/(q·N) each, whatever their sum."""
+    if method.privacy is None:
+        return weighed.weights
+    return {update.client: 1 / method.privacy.expected for update in admitted.updates}
 
 
 def advance(

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fedinit import wire
 from fedinit.errors import RunFailed
+from fedinit.privacy.mechanism import ClientMechanism
 from strategies.aggregator import Aggregate, Update
 from strategies.robust.contract import Changes
 from strategies.robust.geometry import gram_of
@@ -31,12 +33,16 @@ class Weighed:
     weights: Mapping[int, float]
 
 
-def weigh(updates: Sequence[Update], method: Method, start: Aggregate) -> Weighed:
+def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: int = 0) -> Weighed:
     """The weights of a round's updates, which are in client order. start: what the clients started from.
+
+    Under privacy=clients all that is left of them is one update, their noisy mean, as client START.
 
     Updates without a weight are left out, since some methods look at who is there besides. Raises RunFailed where the
     rule cannot judge so few, or these.
     """
+    if method.privacy is not None:
+        return _released(updates, method.privacy, start, method.returned(start, round), round)
     clients = [update.client for update in updates]
     gate, weights = method.gate, method.aggregator.weights(updates)
     if method.robust is None:
@@ -56,3 +62,15 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate) -> Weighe
         return Weighed(kept, counted)
     begun = Update(client=START, examples=1, layers=start.layers, head=start.head)
     return Weighed([begun, *kept], {START: rest, **counted})
+
+
+def _released(
+    updates: Sequence[Update], privacy: ClientMechanism, start: Aggregate, returned: frozenset[str], round: int
+) -> Weighed:
+    """The mean with noise. returned: the names of what clients send; the rest is as it was."""
+    tensors = wire.to_tensors(start.layers, start.head)
+    known = {name: tensors[name] for name in returned}
+    answers = [wire.to_tensors(update.layers, update.head) for update in updates]
+    released = privacy.release(known, answers, "first", round)
+    layers, head = wire.from_tensors(tensors | {n: v.to(known[n].dtype) for n, v in released.items()})
+    return Weighed([Update(client=START, examples=1, layers=layers, head=head)], {START: 1.0})

@@ -81,6 +81,7 @@ OTHER = {
     "privacy.delta": 0.5,
     "privacy.noise": 3.0,
     "privacy.sampling": "fixed",
+    "privacy.second_clip": 2.0,
     "partition.test_domains": ["a"],
 }
 

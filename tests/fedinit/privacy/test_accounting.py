@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from fedinit.privacy.accounting import Rounds
 pytest.importorskip("dp_accounting", reason="ε is counted by dp-accounting: pip install fedinit[privacy]")
 
 
-def counted(share=1.0, sampling="poisson", delta=1e-5, accountant="rdp") -> Rounds:
+def counted(share: float = 1.0, sampling: Any = "poisson", delta: float = 1e-5, accountant: Any = "rdp") -> Rounds:
     return Rounds(share, sampling, delta, accountant)
 
 

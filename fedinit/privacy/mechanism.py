@@ -1,0 +1,99 @@
+"""The Gaussian mechanism on sums over clients, with a denominator that does not depend on who answered."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from fedinit.privacy.accounting import Rounds
+from fedinit.seeding import numpy_generator, torch_generator
+
+Phase = Literal["first", "second"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientMechanism:
+    """What privacy=clients does at the server, in every round alike (McMahan et al., ICLR 2018, arXiv 1710.06963).
+
+    clips: {phase: L2 norm of a client's change in it at most}; a method that asks once has the first alone.
+    noise: z, the standard deviation of the round's noise over the clip. Of several phases each has z√phases, which
+    together tell as much as one with z would: Σ 1/z_i² = 1/z².
+    expected: of the round's clients, q·N: what sums are divided by, whoever answers.
+    costs: of a round. sampling as in Rounds.
+    seed: of the run; what it gives can be drawn again by who knows it. secure: the operating system's entropy instead.
+    """
+
+    clips: Mapping[Phase, float]
+    noise: float
+    expected: float
+    costs: Rounds
+    seed: int
+    secure: bool
+
+    def deviation(self, phase: Phase) -> float:
+        """Standard deviation of the noise on every entry of a phase's mean: z√phases · clip / (q·N)."""
+        return self.noise * math.sqrt(len(self.clips)) * self.clips[phase] / self.expected
+
+    def release(
+        self, known: Mapping[str, Tensor], answers: Sequence[Mapping[str, Tensor]], phase: Phase, round: int
+    ) -> dict[str, Tensor]:
+        """s + Σ(x_i − s)/(q·N) + N(0, deviation²) for every tensor, in float64.
+
+        known: {name: s}, as clients clip against. answers: {name: x_i} of each client, clipped, in client order.
+        """
+        released = {}
+        for name in sorted(known):
+            start = known[name].double()
+            total = torch.zeros_like(start)
+            for answer in answers:
+                total += answer[name].double() - start
+            noise = self._normal(start.shape, phase, round, name) * self.deviation(phase)
+            released[name] = start + total / self.expected + noise
+        return released
+
+    def sample(self, round: int, clients: Sequence[int]) -> list[int]:
+        """The clients of a round, in order: each on its own with probability q, perhaps none; or as many as q·N."""
+        draw = np.random.default_rng(secrets.randbits(256)) if self.secure else numpy_generator(
+            self.seed, "privacy.sampling", round
+        )  # fmt: skip
+        if self.costs.sampling == "poisson":
+            return [
+                client for client, u in zip(clients, draw.random(len(clients)), strict=True) if u < self.costs.share
+            ]
+        return sorted(int(client) for client in draw.choice(clients, size=round_of(self.expected), replace=False))
+
+    def epsilon(self, rounds: int) -> float:
+        """ε of so many rounds, at the stated δ."""
+        return self.costs.epsilon(self.noise, rounds)
+
+    def affordable(self, rounds: int, epsilon: float | None) -> int:
+        """How many of so many rounds stay within ε; all of them where there is no limit."""
+        if epsilon is None:
+            return rounds
+        low, high = 0, rounds
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.epsilon(middle) <= epsilon else (low, middle - 1)
+        return low
+
+    def _normal(self, shape: torch.Size, phase: Phase, round: int, name: str) -> Tensor:
+        """Standard normal numbers in float64."""
+        if not self.secure:
+            draw = torch_generator(self.seed, "privacy.noise", phase, round, name)
+            return torch.randn(shape, generator=draw, dtype=torch.float64)
+        bits = np.frombuffer(os.urandom(8 * math.prod(shape)), np.uint64) >> np.uint64(11)
+        return torch.from_numpy(ndtri((bits + 0.5) / 2**53)).reshape(shape)
+
+
+def round_of(expected: float) -> int:
+    """A number of clients that is whole up to rounding."""
+    return int(expected + 0.5)

@@ -1,0 +1,70 @@
+"""privacy=clients as a run has it: its mechanism, calibrated to the rounds, and how many of them it can afford."""
+
+from __future__ import annotations
+
+from fedinit.config.privacy import ClientPrivacyConfig
+from fedinit.config.schema import Config
+from fedinit.errors import InputError
+from fedinit.privacy.accounting import Rounds
+from fedinit.privacy.mechanism import ClientMechanism, Phase
+from strategies.aggregator import Aggregator
+from strategies.server.audience import Audience
+from strategies.server.method import Method, sample_size
+
+UNCOUNTED = (
+    "counted are the factors and head that clients are sent; not the losses, counts of examples, evaluations and who "
+    "took part, which are in the run's folder"
+)
+
+
+def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: bool = False) -> ClientMechanism | None:
+    """The mechanism of every round of a run with so many clients; None without privacy=clients.
+
+    remote: the clients are elsewhere, and noise is of the operating system's entropy whatever the configuration says.
+    Without `privacy.noise` it is the least with which all rounds stay within `privacy.epsilon`. Raises InputError where
+    dp-accounting is missing, or no noise is enough.
+    """
+    privacy = config.privacy
+    if not isinstance(privacy, ClientPrivacyConfig):
+        return None
+    fixed = privacy.sampling == "fixed"
+    expected = sample_size(config.participation, clients) if fixed else config.participation * clients
+    costs = Rounds(expected / clients, privacy.sampling, privacy.delta, privacy.accountant)
+    noise = privacy.noise
+    if noise is None:
+        assert privacy.epsilon is not None  # one of the two is given
+        noise = costs.noise(privacy.epsilon, config.rounds)
+    clips: dict[Phase, float] = {"first": privacy.clip}
+    if aggregator.two_phase:
+        clips["second"] = privacy.of_second_phase
+    secure = privacy.secure or remote
+    return ClientMechanism(clips=clips, noise=noise, expected=expected, costs=costs, seed=config.seed, secure=secure)
+
+
+def affordable_rounds(config: Config, method: Method, audience: Audience) -> int:
+    """How many of the run's rounds stay within `privacy.epsilon`, with a word in the ledger where these are not all.
+    Raises InputError where not even one does."""
+    mechanism, privacy = method.privacy, config.privacy
+    if mechanism is None or not isinstance(privacy, ClientPrivacyConfig):
+        return config.rounds
+    rounds = mechanism.affordable(config.rounds, privacy.epsilon)
+    if not rounds:
+        raise InputError(
+            f"privacy.epsilon={privacy.epsilon:g}: one round with privacy.noise={mechanism.noise:g} has "
+            f"ε = {mechanism.epsilon(1):.3g}; more noise, or privacy.noise=null, which is as much as it takes"
+        )
+    audience.event("privacy", spent_of(mechanism, rounds))
+    return rounds
+
+
+def spent_of(mechanism: ClientMechanism, rounds: int) -> dict[str, object]:
+    """What so many rounds have spent, for the ledger and the summary, and what of a run is not counted."""
+    return {
+        "unit": "client",
+        "epsilon": mechanism.epsilon(rounds),
+        "delta": mechanism.costs.delta,
+        "rounds": rounds,
+        "noise": mechanism.noise,
+        "sampling": f"{mechanism.costs.sampling}, {mechanism.costs.share:g}",
+        "detail": UNCOUNTED,
+    }

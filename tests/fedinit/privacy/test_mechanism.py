@@ -1,0 +1,110 @@
+"""Clips and noise: the stated deviation, a clip that is one, and denominators that do not depend on who answered."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fedinit.factors import Factors
+from fedinit.privacy.accounting import Rounds
+from fedinit.privacy.mechanism import ClientMechanism, Phase
+from fedinit.transforms import ClientClip, Payload, leave
+from fedinit.transforms.client_clip import clip_to, known_images
+
+COSTS = Rounds(0.5, "poisson", 1e-5, "rdp")
+KNOWN = {"l/A": torch.full((40, 50), 2.0), "l/B": torch.zeros(60, 40), "head/weight": torch.ones(30, 70)}
+
+
+def mechanism(**about: Any) -> ClientMechanism:
+    given = {"clips": {"first": 0.5}, "noise": 3.0, "expected": 4.0, "costs": COSTS, "seed": 0, "secure": False}
+    return ClientMechanism(**(given | about))
+
+
+def distance(tensors, known) -> float:
+    return sum(float((v.double() - known[n].double()).square().sum()) for n, v in tensors.items()) ** 0.5
+
+
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("phases", [1, 2])
+def test_every_released_tensor_has_the_stated_noise(phases, secure):
+    """z√phases·clip/(q·N) on each entry; 2,000 of them say it to 2 %, and five times that is allowed. Nothing else."""
+    clips: dict[Phase, float] = {"first": 0.5, "second": 0.25} if phases == 2 else {"first": 0.5}
+    made = mechanism(clips=clips, secure=secure)
+    for phase, clip in clips.items():
+        stated = 3.0 * phases**0.5 * clip / 4.0
+        assert made.deviation(phase) == pytest.approx(stated)
+        released = made.release(KNOWN, [], phase, 1)
+        for name, value in released.items():
+            noise = value - KNOWN[name]
+            assert float(noise.std()) == pytest.approx(stated, rel=0.1), name
+            assert abs(float(noise.mean())) < 5 * stated / noise.numel() ** 0.5
+    still = dataclasses.replace(made, noise=0.0).release(KNOWN, [], "first", 1)  # the control
+    assert all(torch.equal(value, KNOWN[name].double()) for name, value in still.items())
+
+
+def test_noise_differs_by_round_tensor_and_phase_and_comes_again():
+    made = mechanism(clips={"first": 0.5, "second": 0.5})
+    square = {"a": torch.zeros(20, 20), "b": torch.zeros(20, 20)}
+    draws = [made.release(square, [], phase, round) for phase in ("first", "second") for round in (1, 2)]
+    flat = torch.stack([value.flatten() for draw in draws for value in draw.values()])
+    assert float((torch.corrcoef(flat) - torch.eye(8)).abs().max()) < 0.25
+    again, other = made.release(square, [], "first", 1), dataclasses.replace(made, secure=True)
+    assert torch.equal(again["a"], draws[0]["a"])
+    assert not torch.equal(other.release(square, [], "first", 1)["a"], other.release(square, [], "first", 1)["a"])
+
+
+def test_the_denominator_does_not_depend_on_who_answered():
+    """s + Σ(x_i − s)/(q·N): one client's absence moves the mean by its own change over q·N, and by nothing else."""
+    quiet, draw = mechanism(noise=0.0), torch.Generator().manual_seed(0)
+    answers = [{n: v + torch.randn(v.shape, generator=draw) for n, v in KNOWN.items()} for _ in range(3)]
+    all_of, fewer = quiet.release(KNOWN, answers, "first", 1), quiet.release(KNOWN, answers[:2], "first", 1)
+    for name, value in KNOWN.items():
+        torch.testing.assert_close(all_of[name] - fewer[name], (answers[2][name].double() - value) / 4.0)
+
+
+@pytest.mark.parametrize("size", [0.01, 0.99, 1.01, 1e6])
+def test_what_leaves_a_client_is_no_farther_than_the_clip(size):
+    draw = torch.Generator().manual_seed(1)
+    change = {name: torch.randn(value.shape, generator=draw) for name, value in KNOWN.items()}
+    length = distance(change, {name: torch.zeros_like(value) for name, value in change.items()})
+    trained = {name: KNOWN[name] + size * 0.5 / length * change[name] for name in KNOWN}
+    clipped = clip_to(trained, KNOWN, 0.5)
+    assert distance(clipped, KNOWN) <= 0.5
+    if size < 1:
+        assert all(torch.equal(clipped[name], trained[name]) for name in KNOWN)
+        return
+    assert distance(trained, KNOWN) > 0.5  # the control
+    for name, value in clipped.items():  # all of it by one factor, so that the direction stays
+        torch.testing.assert_close(value - KNOWN[name], change[name] * 0.5 / length, rtol=1e-2, atol=1e-6)
+
+
+def test_a_client_clips_its_factors_and_head_together_and_its_second_answer_apart():
+    start = {"l": Factors(torch.ones(2, 5), torch.zeros(4, 2))}
+    task: Any = SimpleNamespace(adapter=start, head={"weight": torch.zeros(3, 4)})
+    chain = [ClientClip(0.5, 0.1)]
+    first = leave(chain, task, Payload({"l/B": torch.ones(4, 2), "head/weight": torch.ones(3, 4)})).tensors
+    assert distance(first, {"l/B": torch.zeros(4, 2), "head/weight": torch.zeros(3, 4)}) == pytest.approx(0.5, rel=1e-5)
+    means: Any = SimpleNamespace(adapter={"l": Factors(torch.ones(2, 5), torch.ones(4, 2))}, head={})
+    second = leave(chain, means, Payload({"l/S": torch.zeros(4, 2)})).tensors
+    assert known_images(means.adapter)["l/S"].tolist() == [[10.0, 10.0]] * 4
+    assert distance(second, known_images(means.adapter)) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_samples_are_as_they_are_counted():
+    clients = list(range(200))
+    poisson = [mechanism(expected=100.0).sample(round, clients) for round in range(50)]
+    sizes = torch.tensor([float(len(sample)) for sample in poisson])
+    assert float(sizes.mean()) == pytest.approx(100, abs=5) and 3 < float(sizes.std()) < 12  # √50
+    fixed = mechanism(expected=100.0, costs=dataclasses.replace(COSTS, sampling="fixed"))
+    assert {len(set(fixed.sample(round, clients))) for round in range(5)} == {100}
+
+
+def test_rounds_stop_before_they_pass_epsilon():
+    made = mechanism()
+    rounds = made.affordable(100, 8.0)
+    assert 0 < rounds < 100 and made.epsilon(rounds) <= 8 < made.epsilon(rounds + 1)
+    assert made.affordable(100, None) == 100 and made.affordable(100, 1e-3) == 0

@@ -1,0 +1,122 @@
+"""Runs with privacy=clients: what they equal without noise, what they count, and what they refuse."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit.errors import InputError
+from fedinit.runs.observer import Observer
+from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method
+from strategies.server.components import Components
+from strategies.server.federation import federate
+from strategies.server.private import mechanism_of
+from tests.support.small import small_config
+
+pytest.importorskip("dp_accounting", reason="ε is counted by dp-accounting: pip install fedinit[privacy]")
+
+PRIVATE = ("privacy=clients", "evaluation=none")
+OPEN = ("privacy.epsilon=null", "privacy.noise=1e-9", "privacy.clip=1e3")  # next to no noise, and no clip
+TWO = ("strategy=lora_fair", "strategy.phases=2", "strategy.lam_scale=absolute")
+
+
+class Reports(Observer):
+    def __init__(self) -> None:
+        self.rounds, self.events = [], []
+
+    def round_done(self, report) -> None:
+        self.rounds.append(report)
+
+    def event(self, kind, facts) -> None:
+        self.events.append((kind, facts))
+
+
+@functools.cache
+def run(*words):
+    config, reports = small_config(*words), Reports()
+    check_method(config)
+    site = Site(config)
+    return federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[reports]), reports
+
+
+def apart(ours, theirs) -> float:
+    """The largest relative difference of a layer's product, or of the head."""
+    pairs = [(f.dense(), theirs.aggregate.layers[n].dense()) for n, f in ours.aggregate.layers.items()]
+    pairs += [(v, theirs.aggregate.head[n]) for n, v in ours.aggregate.head.items()]
+    return max(float((a - b).norm() / b.norm()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("strategy", [("strategy=fedit",), ("strategy=rolora", "init=gaussian_pair"), TWO])
+def test_without_noise_and_clip_it_is_the_plain_run(strategy):
+    plain = run(*strategy, "weighting=uniform", "evaluation=none")[0]
+    private, _ = run(*strategy, *PRIVATE, *OPEN)
+    assert apart(private, plain) < 1e-3
+    assert apart(run(*strategy, *PRIVATE)[0], plain) > 0.1  # the control: with noise it is not
+
+
+def test_epsilon_is_in_every_round_in_the_ledger_and_in_the_summary():
+    outcome, reports = run("strategy=fedit", "rounds=3", *PRIVATE)
+    spent = [report.diagnostics["epsilon"] for report in reports.rounds]
+    assert len(spent) == 3 and 0 < spent[0] < spent[1] < spent[2] <= 8
+    told = outcome.summary()["privacy"]
+    assert told["epsilon"] == spent[2] and told["delta"] == 1e-5 and told["unit"] == "client"
+    config = small_config("rounds=3", *PRIVATE)
+    mechanism = mechanism_of(config, Components.of(config).aggregator, 3)
+    assert mechanism is not None and told["noise"] == mechanism.noise
+    assert ("privacy", told) in reports.events and "not the losses" in told["detail"]
+    assert "privacy" not in run("strategy=fedit", "evaluation=none", "weighting=uniform")[0].summary()
+
+
+def test_a_run_stops_before_it_passes_epsilon():
+    outcome, reports = run("strategy=fedit", "rounds=4", "privacy.noise=2", "privacy.epsilon=3.5", *PRIVATE)
+    assert 0 < outcome.rounds < 4 and reports.rounds[-1].diagnostics["epsilon"] <= 3.5
+    with pytest.raises(InputError, match="privacy.epsilon=0.5: one round with privacy.noise=2 has ε = "):
+        run("strategy=fedit", "privacy.noise=2", "privacy.epsilon=0.5", *PRIVATE)
+
+
+def test_a_round_of_nobody_is_noise_and_the_run_goes_on():
+    words = ("strategy=fedit", "rounds=2", "participation=0.01", *PRIVATE)
+    outcome, reports = run(*words)
+    assert outcome.rounds == 2 and any(not report.clients for report in reports.rounds)
+    assert all(torch.isfinite(f.dense()).all() for f in outcome.aggregate.layers.values())
+
+
+def test_the_same_words_make_the_same_bytes_unless_noise_is_secure():
+    words = ("strategy=fedit", *PRIVATE)
+    again = run(*words, "name=again")[0]
+    assert again.final_hash == run(*words)[0].final_hash
+    assert run(*words, "privacy.secure=true")[0].final_hash != again.final_hash
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("strategy=flora", "strategy=flora needs BA of the clients"),
+        ("strategy=flexlora", "strategy=flexlora needs BA of the clients"),
+        ("strategy=lora_fair", "strategy=lora_fair needs BA of the clients, .* lora_fair with strategy.phases=2"),
+        ("strategy=fedsa_lora", "strategy=fedsa_lora has clients go on from factors of their own"),
+        ("strategy=fedrot_lora", "strategy=fedrot_lora needs each client's update: each client's factors are turned"),
+        ("strategy=lora_a2 init=gaussian_pair", "needs each client's update: the slots that it chose"),
+        ("strategy=fedit reinit=local", "reinit=local: with privacy=clients: clients go on from factors of their own"),
+        ("strategy=fedit head=ridge", "head=ridge: is made of the clients' data, without noise"),
+        ("strategy=fedit init=eva", "init=eva: is made of the clients' data, without noise"),
+        ("strategy=fedit evaluation=clients", "evaluation=clients: is made of the clients' data, without noise"),
+        ("strategy=fedit client=sgd_sai client.gsnr_scope=global_once", "gsnr_scope=global_once: is made of"),
+        ("strategy=fedit robust=bounded", "robust=bounded: weighs clients by their updates"),
+        ("strategy=fedit adapter.ranks=halving", "adapter.ranks: has entries of a factor be sums over different"),
+        ("strategy=fedit weighting=examples", "weighting=examples: a weight by what a client has or made tells"),
+    ],
+)
+def test_what_is_not_sums_or_not_counted_is_refused(words, why):
+    with pytest.raises(InputError, match=why):
+        check_method(small_config(*PRIVATE, *words.split()))
+
+
+@pytest.mark.parametrize("words", ["fedit", "ffa_lora", "rolora init=gaussian_pair", "lora_fair strategy.phases=2"])
+def test_methods_that_are_sums_go(words):
+    check_method(small_config(*PRIVATE, *f"strategy={words}".split()))
