@@ -9,7 +9,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from torch import Tensor
 
-from clients import guard
+from clients import guard, secagg
 from clients.guard import Received
 from clients.limits import Keeper
 from clients.replies import HELD, description, held, refusal
@@ -23,13 +23,15 @@ from fedinit.config.limits import Limits
 from fedinit.config.site import noise_secret
 from fedinit.errors import Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
+from fedinit.secagg.messages import QUERY
 from fedinit.state import digest
 from fedinit.state.base_offset import EMPTY, RECORD
 from fedinit.statistics import Request
 from fedinit.transforms.personal import with_personal
 
 # Message types, and the stage at which a message of this type may fail before there is a task.
-STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train": "start", "evaluate": "evaluate"}
+STAGES = {"query.describe": "describe", "query.statistics": "statistics", "train": "start", "evaluate": "evaluate",
+          QUERY: "secagg"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class Decoder:
                 keeper.check_partition(self.site.partition_of(context).train)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
+            if message_type == QUERY:
+                part = self.site.partition_of(context)
+                return Decoded(None, Message(secagg.answer(message, context, part.client), reply_to=message))
             read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}
             return Decoded(read[message_type](message, received, context))
         except Exception as error:  # noqa: BLE001 (what a server may send is anything)

@@ -26,12 +26,13 @@ AXES: dict[str, list[str]] = {
     "reinit": [f"reinit={name}" for name in sorted(REINITS)],
     **{
         group: [f"{group}={name}" for name in groups()[group]]
-        for group in ("init", "head", "adapter", "server_opt", "robust", "attack")
+        for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "secure_aggregation")
     },
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
     "participation": ["participation=0.5"],
+    "weighting": [f"weighting={name}" for name in ("examples", "uniform", "norm")],
     "client.lr_ratio_b": ["client.lr_ratio_b=4"],
     "client.gsnr_scope": ["client=sgd_sai client.gsnr_scope=global_once"],
     "client.loss": [f"client.loss={name}" for name in ("cross_entropy", "l1", "l2")],
@@ -43,13 +44,14 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("strategy", ("reinit",)),
     ("strategy", ("init",)),
     ("strategy", ("adapter", "adapter.ranks", "client.lr_ratio_b", "client.gsnr_scope")),
-    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics")),
+    ("strategy", ("server_opt", "robust", "secure_aggregation", "head", "evaluation", "diagnostics")),
     ("init", ("adapter", "adapter.ranks", "head")),
     ("reinit", ("adapter", "adapter.ranks", "server_opt")),
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
     ("adapter.ranks", ("client.gsnr_scope", "attack")),
     ("data", ("head", "client.loss", "client.augment", "attack")),
     ("participation", ("robust",)),
+    ("secure_aggregation", ("reinit", "robust", "attack", "adapter.ranks", "weighting")),
     ("deployment", ("evaluation", "diagnostics", "attack")),
 ]
 

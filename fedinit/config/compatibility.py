@@ -74,9 +74,24 @@ def _there_are_labels_to_flip(c: Config) -> Objection | None:
     return Objection("attack=label_flip", f"data={c.data.name} has no classes", "use another attack")
 
 
+def _updates_of_one_shape(c: Config) -> Objection | None:
+    if c.adapter.ranks is None or c.secure_aggregation.name == "none":
+        return None
+    return Objection("adapter.ranks", "updates of several shapes have no one secret sum", "use one adapter.rank")
+
+
+def _attacks_are_on_what_is_open(c: Config) -> Objection | None:
+    if c.attack.name == "none" or c.secure_aggregation.name == "none":
+        return None
+    why = "forges what leaves a client, which is masked with secure_aggregation=secagg"
+    return Objection(f"attack={c.attack.name}", why, "use attack=none")
+
+
 CONFIG_RULES: Sequence[Rule[Config]] = (
     Rule(("data", "client.loss"), _the_loss_fits_the_targets),
     Rule(("data", "head"), _the_head_fits_the_targets),
     Rule(("data", "client.augment"), _there_are_images_to_augment),
     Rule(("data", "attack"), _there_are_labels_to_flip),
+    Rule(("adapter.ranks", "secure_aggregation"), _updates_of_one_shape),
+    Rule(("attack", "secure_aggregation"), _attacks_are_on_what_is_open),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from fedinit.adapters.kinds import KINDS, Kind
@@ -69,7 +70,10 @@ def aggregator_of(config: Config, chosen: Choice) -> Aggregator:
     if "weighting" in chosen.options:
         raise InputError("strategy.weighting: no such key; weighting= is one of the run")
     weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
-    return create_aggregator(chosen.name, **weighting, **chosen.options)
+    aggregator = create_aggregator(chosen.name, **weighting, **chosen.options)
+    if config.secure_aggregation.name == "none":
+        return aggregator
+    return dataclasses.replace(aggregator, diagnostics=False)  # of a mean alone every bias would be zero
 
 
 def reinit_name(config: Config, aggregator: Aggregator) -> str:

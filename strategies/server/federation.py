@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.schema import Choice, Config
+from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
 from fedinit.runs.observer import Observer, Roster, RoundReport
@@ -159,6 +160,7 @@ def _ready(
         if opening.measured:
             audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)
+    secure = config.secure_aggregation
     method = Method(
         aggregator=opening.aggregator,
         reinit=reinit_of(config, opening.aggregator),
@@ -170,6 +172,7 @@ def _ready(
         participation=config.participation,
         gate=Gate(**vars(config.gate)),
         robust=create_robust(config.robust.name, config.robust.options),
+        secure=secure if isinstance(secure, SecAggConfig) else None,
         quorum=config.quorum,
         resamples=config.resamples,
     )

@@ -21,6 +21,7 @@ from strategies.server import requests
 from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
+from strategies.server.secure_sum import collect_sum
 from strategies.server.state import ServerState
 from strategies.server.weighing import Weighed, weigh
 
@@ -42,22 +43,25 @@ def run_round(
     used than the quorum.
     """
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
-    state, admitted = collect(state, method, exchange, extra)
+    state, admitted = (collect if method.secure is None else collect_sum)(state, method, exchange, extra)
     collected = time.perf_counter()
     weighed = weigh(admitted.updates, method, state.model)
     state = advance(state, method, admitted, weighed, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     most = method.gate.most(report.examples for report in admitted.reports)
     counts = [min(report.examples, most) for report in admitted.reports]
+    loss, shares = admitted.loss, admitted.shares or weighed.weights
+    if loss is None:
+        pairs = zip(admitted.reports, counts, strict=True)
+        loss = sum(r.loss * n for r, n in pairs if r.loss is not None) / sum(counts)
     return state, RoundReport(
         round=state.round,
         seconds=time.perf_counter() - began,
-        train_loss=sum(r.loss * n for r, n in zip(admitted.reports, counts, strict=True) if r.loss is not None)
-        / sum(counts),
+        train_loss=loss,
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,
-        clients=[replace(report, weight=weighed.weights.get(report.client, 0.0)) for report in admitted.reports],
+        clients=[replace(report, weight=shares.get(report.client, 0.0)) for report in admitted.reports],
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
@@ -86,7 +90,7 @@ def advance(
     begun = Aggregate(layers=start.layers, residual=start.merge, head=aggregate.head)
     refuse_not_finite(begun, f"round {round}: what server_opt and reinit make of the aggregate")
     return replace(
-        state.accepting([update.client for update in updates], round),
+        state.accepting(admitted.clients, round),
         round=round,
         model=Aggregate(start.layers, {}, aggregate.head, aggregate.diagnostics, aggregate.by_layer),
         base=state.base.merged(start.merge),
