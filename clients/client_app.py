@@ -73,11 +73,22 @@ def _answer(message: Message, context: Context) -> Message:
         kept = Kept.of(context, config)
         if kept is None:
             return cohort([(message, context)])[0]
+        from clients import secagg
+        from fedinit.secagg.messages import QUERY
+
+        if message.metadata.message_type == QUERY:  # of a round's secrets alone, which go on no disk
+            return cohort([(message, context)])[0]
+        secrets = context.state.get(secagg.OWN)
         kept.recall(message, context)
+        if secrets is not None:
+            context.state[secagg.OWN] = secrets
         reply = cohort([(message, context)])[0]
+        secrets = context.state.pop(secagg.OWN, None)
         if reply.has_content():
             kept.export(message, context, cohort)
             kept.remember(message, context)
+        if secrets is not None:
+            context.state[secagg.OWN] = secrets
         return reply
     except Exception as error:
         code, public = public_of(error)
@@ -110,6 +121,12 @@ def statistics(message: Message, context: Context) -> Message:
 @app.query("project")
 def project(message: Message, context: Context) -> Message:
     """What the second phase of a round asks about the update that this client made in it."""
+    return _answer(message, context)
+
+
+@app.query("secagg")
+def secure_aggregation(message: Message, context: Context) -> Message:
+    """Keys and shares of the secret sum of a round."""
     return _answer(message, context)
 
 

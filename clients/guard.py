@@ -18,13 +18,14 @@ from clients.site import Site
 from fedinit import wire
 from fedinit.errors import Refused
 from fedinit.factors import PARTS
+from fedinit.secagg import messages as secagg
 from fedinit.state import base_offset as base
 from fedinit.statistics import Request, shapes_of
 
 Received = Mapping[str, dict[str, Tensor]]  # {record: {name: tensor}}
 
 ORTHONORMAL = 1e-3  # how far an entry of QᵀQ may be from the identity's; float32 leaves 1e-6
-RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD}
+RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD, secagg.RECORD}
 
 
 def check(message: Message, site: Site) -> Received:

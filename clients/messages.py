@@ -11,7 +11,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
-from clients import budget, guard
+from clients import budget, guard, secagg
 from clients.guard import Received
 from clients.limits import Keeper
 from clients.replies import HELD, description, held, projection, refusal
@@ -26,6 +26,7 @@ from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.site import noise_secret
 from fedinit.errors import Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
+from fedinit.secagg.messages import QUERY
 from fedinit.state import digest
 from fedinit.state.base_offset import EMPTY, RECORD
 from fedinit.statistics import Request
@@ -36,6 +37,7 @@ STAGES = {
     "query.describe": "describe",
     "query.statistics": "statistics",
     "query.project": "reply",
+    QUERY: "secagg",
     "train": "start",
     "evaluate": "evaluate",
 }
@@ -75,6 +77,9 @@ class Decoder:
                 keeper.check_partition(self.site.partition_of(context).train)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
+            if message_type == QUERY:
+                part = self.site.partition_of(context)
+                return Decoded(None, Message(secagg.answer(message, context, part.client), reply_to=message))
             if message_type == "query.project":  # of what this client released, and of nothing else that it has
                 return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
             if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):

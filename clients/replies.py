@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from clients import secagg
 from clients.evaluation import by_domain, measured, sums_record
 from clients.site import Site
 from clients.state import rounds
@@ -15,7 +16,9 @@ from clients.state.base_offset import held_key
 from clients.task import Answer, ClientFailed, Result, Task
 from fedinit import transforms, wire
 from fedinit.config.client import SGDSaIConfig
+from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.factors import Factors
+from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.state.digest import of_tensors
 from fedinit.statistics import create_statistics
 from fedinit.transforms import HalfPrecision, Payload, UpdateTransform
@@ -98,6 +101,10 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         for name, value in wire.to_tensors(result.adapter, result.head).items()
         if name.startswith(wire.HEAD) or name[-1] in task.trainable
     }
+    if isinstance(secure := site.config.secure_aggregation, SecAggConfig):
+        examples, seed = len(task.examples), site.config.seed
+        point = FixedPoint(secure.clip, secure.bits)
+        return secagg.masked(message, context, task.client, point, examples, seed, trained, result.loss)
     metrics = {
         "num-examples": len(task.examples),
         "round": task.round,

@@ -26,7 +26,7 @@ AXES: dict[str, list[str]] = {
     "reinit": [f"reinit={name}" for name in sorted(REINITS)],
     **{
         group: [f"{group}={name}" for name in groups()[group]]
-        for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "privacy")
+        for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "privacy", "secure_aggregation")
     },
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
@@ -45,7 +45,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("strategy", ("reinit",)),
     ("strategy", ("init",)),
     ("strategy", ("adapter", "adapter.ranks", "client.lr_ratio_b", "client.gsnr_scope")),
-    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics", "privacy")),
+    ("strategy", ("server_opt", "robust", "head", "evaluation", "diagnostics", "privacy", "secure_aggregation")),
     ("init", ("adapter", "adapter.ranks", "head")),
     ("reinit", ("adapter", "adapter.ranks", "server_opt")),
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
@@ -55,6 +55,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("participation", ("robust",)),
     ("privacy", ("reinit", "init", "head", "evaluation", "robust", "adapter.ranks", "client.gsnr_scope", "weighting")),
     ("strategy.phases", ("adapter", "robust")),
+    ("secure_aggregation", ("reinit", "robust", "attack", "adapter.ranks", "weighting", "privacy", "strategy.phases")),
     ("deployment", ("evaluation", "diagnostics", "attack")),
 ]
 

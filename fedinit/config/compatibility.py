@@ -41,6 +41,11 @@ def objections(judged: Judged, rules: Iterable[Rule[Judged]]) -> Iterable[Object
     return (found for rule in rules if (found := rule.judge(judged)) is not None)
 
 
+def named(names: Iterable[str], lead: str = "choose one of") -> str:
+    """What there is to choose from, for the end of an objection."""
+    return f"{lead}: {', '.join(names)}"
+
+
 def refuse(judged: Judged, rules: Iterable[Rule[Judged]]) -> None:
     """Raises InputError, one line, for the first objection."""
     for objection in objections(judged, rules):
@@ -74,9 +79,24 @@ def _there_are_labels_to_flip(c: Config) -> Objection | None:
     return Objection("attack=label_flip", f"data={c.data.name} has no classes", "use another attack")
 
 
+def _updates_of_one_shape(c: Config) -> Objection | None:
+    if c.adapter.ranks is None or c.secure_aggregation.name == "none":
+        return None
+    return Objection("adapter.ranks", "updates of several shapes have no one secret sum", "use one adapter.rank")
+
+
+def _attacks_are_on_what_is_open(c: Config) -> Objection | None:
+    if c.attack.name == "none" or c.secure_aggregation.name == "none":
+        return None
+    why = "forges what leaves a client, which is masked with secure_aggregation=secagg"
+    return Objection(f"attack={c.attack.name}", why, "use attack=none")
+
+
 CONFIG_RULES: Sequence[Rule[Config]] = (
     Rule(("data", "client.loss"), _the_loss_fits_the_targets),
     Rule(("data", "head"), _the_head_fits_the_targets),
     Rule(("data", "client.augment"), _there_are_images_to_augment),
     Rule(("data", "attack"), _there_are_labels_to_flip),
+    Rule(("adapter.ranks", "secure_aggregation"), _updates_of_one_shape),
+    Rule(("attack", "secure_aggregation"), _attacks_are_on_what_is_open),
 )

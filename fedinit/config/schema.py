@@ -24,6 +24,7 @@ from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
 from fedinit.config.engine import ENGINES, EngineConfig
 from fedinit.config.privacy import PRIVACY, NoPrivacy, PrivacyConfig
+from fedinit.config.secure_aggregation import SECURE_AGGREGATIONS, NoSecureAggregation, SecAggConfig
 from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
@@ -153,6 +154,7 @@ GROUPS = {
     "attack": Group("name", ATTACKS),
     "privacy": Group("name", PRIVACY),
     "diagnostics": Group("name", DIAGNOSTICS),
+    "secure_aggregation": Group("name", SECURE_AGGREGATIONS),
 }
 
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
@@ -194,6 +196,7 @@ class Config:
     evaluation: EvaluationConfig
     gate: GateConfig
     robust: Choice = field(default_factory=lambda: Choice(name="none"))
+    secure_aggregation: SecAggConfig | NoSecureAggregation = field(default_factory=NoSecureAggregation)
     attack: AttackConfig | NoAttack = field(default_factory=NoAttack)
     privacy: PrivacyConfig | NoPrivacy = field(default_factory=NoPrivacy)
     diagnostics: NoDiagnostics | InitDiagnostics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import Message
@@ -28,11 +28,20 @@ class Admitted:
     """What was let in in a round, in client order, and what was refused.
 
     reports: what each client says of its training, one an update.
+    shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
+    their mean loss then.
     """
 
     updates: Sequence[Update] = ()
     reports: Sequence[ClientReport] = ()
     refusals: Sequence[Refusal] = ()
+    shares: Mapping[int, float] = field(default_factory=dict)
+    loss: float | None = None
+
+    @property
+    def clients(self) -> list[int]:
+        """Whose updates were let in."""
+        return list(self.shares) or [update.client for update in self.updates]
 
     def __add__(self, other: Admitted) -> Admitted:
         """Both, in client order."""
@@ -70,9 +79,9 @@ def collect(
             if not chosen:
                 break
             asked |= set(chosen)
-            state = _discovered(state, method, exchange, halfway, chosen, {r.client for r in admitted.refusals})
+            state = discovered(state, method, exchange, halfway, chosen, {r.client for r in admitted.refusals})
         else:
-            state = _discovered(state, method, exchange, halfway)
+            state = discovered(state, method, exchange, halfway)
         state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
         replies = exchange.send(messages, end - time.monotonic(), expected)
         added = admit(method, exchange, replies, expected)
@@ -129,7 +138,7 @@ def reconcile(
     return state.mirroring(mirrors)
 
 
-def _discovered(
+def discovered(
     state: ServerState,
     method: Method,
     exchange: Exchange,

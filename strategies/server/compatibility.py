@@ -6,10 +6,9 @@ instead. `scripts/compatibility_table.py` asks the same rules about every pair o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from fedinit.config.compatibility import CONFIG_RULES, Objection, Rule, refuse
-from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.config.compatibility import CONFIG_RULES, Objection, Rule, named, refuse
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.heads import HEADS
@@ -18,7 +17,9 @@ from fedinit.initializers import INITIALIZERS
 from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
 from strategies.robust.trust import Trust
+from strategies.server.compatibility_examples import EXAMPLE_RULES
 from strategies.server.compatibility_privacy import PRIVACY_RULES
+from strategies.server.compatibility_secagg import SECAGG_RULES
 from strategies.server.components import Components, fixes_scales
 
 
@@ -26,7 +27,12 @@ def _of_config(one: Rule[Config]) -> Rule[Components]:
     return Rule(one.about, lambda components: one.judge(components.config))
 
 
-RULES: list[Rule[Components]] = [*(_of_config(one) for one in CONFIG_RULES), *PRIVACY_RULES]
+RULES: list[Rule[Components]] = [
+    *(_of_config(one) for one in CONFIG_RULES),
+    *PRIVACY_RULES,
+    *EXAMPLE_RULES,
+    *SECAGG_RULES,
+]
 
 
 Judge = Callable[[Components], Objection | None]
@@ -55,24 +61,20 @@ def check_method(config: Config, under_flower: bool = False) -> None:
     refuse(chosen, RULES)
 
 
-def _named(names: Iterable[str], lead: str = "choose one of") -> str:
-    return f"{lead}: {', '.join(names)}"
-
-
 @rule("reinit", "adapter")
 def _reinit_fits_the_kind(c: Components) -> Objection | None:
     fitting = c.kind.reinits
     if fitting is None or c.reinit_name in fitting:
         return None
     why = f"does not go with adapter={c.config.adapter.kind}, {c.kind.why}"
-    return Objection(f"reinit={c.reinit_name}", why, _named(fitting))
+    return Objection(f"reinit={c.reinit_name}", why, named(fitting))
 
 
 @rule("strategy", "reinit")
 def _reinit_fits_the_method(c: Components) -> Objection | None:
     if c.reinit_name not in c.aggregator.reinits:
         why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.why}"
-        return Objection(f"reinit={c.reinit_name}", why, _named(c.aggregator.reinits))
+        return Objection(f"reinit={c.reinit_name}", why, named(c.aggregator.reinits))
     if c.reinit.at is not None and "average" not in c.aggregator.reinits:
         why = "after the other rounds clients start from the global factors; this does not go with "
         return Objection(
@@ -142,7 +144,7 @@ def _the_kind_fits_the_method(c: Components) -> Objection | None:
         return None
     fitting = sorted(other for other, method in AGGREGATORS.items() if name in method.kinds)
     why = f"does not go with strategy={c.config.strategy.name}: {why}"
-    return Objection(f"adapter={name}", why, _named(fitting, "these go"))
+    return Objection(f"adapter={name}", why, named(fitting, "these go"))
 
 
 @rule("adapter", "init")
@@ -151,7 +153,7 @@ def _the_start_fits_the_kind(c: Components) -> Objection | None:
     if name in c.initializer.kinds:
         return None
     fitting = sorted(other for other, start in INITIALIZERS.items() if name in start.kinds)
-    return Objection(f"adapter={name}", f"init={c.config.init.name} makes no start for it", _named(fitting))
+    return Objection(f"adapter={name}", f"init={c.config.init.name} makes no start for it", named(fitting))
 
 
 @rule("adapter", "client.lr_ratio_b")
@@ -175,7 +177,7 @@ def _the_method_can_learn_from_the_start(c: Components) -> Objection | None:
     method, start, trained = f"strategy={c.config.strategy.name}", f"init={c.config.init.name}", c.trained()
     if c.aggregator.cores and not c.initializer.cores:
         cored = sorted(name for name, kind in INITIALIZERS.items() if kind.cores)
-        return Objection(method, f"trains a core between frozen factors, and {start} has none", _named(cored))
+        return Objection(method, f"trains a core between frozen factors, and {start} has none", named(cored))
     zero = c.initializer.zero
     if trained in (frozenset("A"), frozenset("B")) and zero and zero not in trained:
         why = f"starts with {zero} = 0, which {method} keeps frozen, so nothing could be learned"
@@ -219,7 +221,7 @@ def _the_server_may_move_the_factors(c: Components) -> Objection | None:
         return None
     fitting = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
     why = f"does not go with strategy={c.config.strategy.name}, {c.aggregator.unmoved}"
-    return Objection(f"server_opt={c.config.server_opt.name}", why, _named(fitting, "these go"))
+    return Objection(f"server_opt={c.config.server_opt.name}", why, named(fitting, "these go"))
 
 
 @rule("reinit", "server_opt")
@@ -254,7 +256,7 @@ def _the_method_has_mixed_ranks(c: Components) -> Objection | None:
         return None
     mixed = sorted(name for name, kind in AGGREGATORS.items() if kind.mixed_ranks)
     why = f"{c.config.strategy.name} has one rank for all clients"
-    return Objection("adapter.ranks", why, _named(mixed, "these take any"))
+    return Objection("adapter.ranks", why, named(mixed, "these take any"))
 
 
 @rule("reinit", "adapter.ranks")
@@ -297,62 +299,6 @@ def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
         return None
     why = "every round needs the trusted client's update, and a part of the clients is drawn anew each time"
     return Objection(f"participation={c.config.participation}", f"robust=trust: {why}", "use participation=1")
-
-
-def _hides_examples(c: Components) -> bool:
-    return isinstance(c.config.privacy, ExamplePrivacyConfig)
-
-
-@rule("privacy", "init")
-def _the_start_is_made_of_no_examples(c: Components) -> Objection | None:
-    if not _hides_examples(c) or c.initializer.needs == "none":
-        return None
-    blind = sorted(name for name, start in INITIALIZERS.items() if start.needs == "none")
-    why = "is measured on the clients' examples in round 0, which privacy=examples does not cover"
-    return Objection(f"init={c.config.init.name}", why, _named(blind))
-
-
-@rule("privacy", "head")
-def _the_head_is_made_of_no_examples(c: Components) -> Objection | None:
-    if not _hides_examples(c) or not isinstance(c.head, MeasuredHead):
-        return None
-    blind = sorted(name for name, kind in HEADS.items() if not issubclass(kind, MeasuredHead))
-    why = "is measured on the clients' examples in round 0, which privacy=examples does not cover"
-    return Objection(f"head={c.config.head.name}", why, _named(blind))
-
-
-@rule("privacy", "evaluation")
-def _no_client_tells_its_score(c: Components) -> Objection | None:
-    if not _hides_examples(c) or c.config.evaluation.where != "clients":
-        return None
-    instead = "use evaluation=none" if c.under_flower else "use evaluation=server or none"
-    return Objection("evaluation=clients", "tells counts over the clients' own images, without noise", instead)
-
-
-@rule("privacy", "diagnostics")
-def _nor_a_probe_of_its_images(c: Components) -> Objection | None:
-    if not _hides_examples(c) or c.config.diagnostics.name == "none":
-        return None
-    why = "is measured on the clients' images, which privacy=examples does not cover"
-    return Objection(f"diagnostics={c.config.diagnostics.name}", why, "use diagnostics=none")
-
-
-@rule("privacy", "client.gsnr_scope")
-def _no_step_scales_of_gradients_without_noise(c: Components) -> Objection | None:
-    if not _hides_examples(c) or not fixes_scales(c.config):
-        return None
-    why = "fixes the step scales by gradients without noise; a client's own, by its first noisy one, cost nothing"
-    return Objection("client.gsnr_scope=global_once", why, "use client_once or per_round")
-
-
-@rule("strategy", "privacy")
-def _slots_are_chosen_without_looking(c: Components) -> Objection | None:
-    if not _hides_examples(c) or not isinstance(c.aggregator, Choosing):
-        return None
-    fitting = sorted(name for name, method in AGGREGATORS.items() if not issubclass(method, Choosing))
-    method = f"strategy={c.config.strategy.name}"
-    why = f"clients of {method} choose the slots that they train, by their examples, and tell which"
-    return Objection("privacy=examples", why, _named(fitting, "these go"))
 
 
 @rule("deployment", "attack")

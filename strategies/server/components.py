@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from fedinit.adapters.kinds import KINDS, Kind
@@ -71,9 +72,12 @@ def aggregator_of(config: Config, chosen: Choice) -> Aggregator:
         raise InputError("strategy.weighting: no such key; weighting= is one of the run")
     weighting = {} if config.weighting == "auto" else {"weighting": config.weighting}
     options = {**weighting, **chosen.options}
-    if isinstance(config.privacy, ClientPrivacyConfig):  # all that it sees is one noisy mean, which has no bias
-        options = {"weighting": "uniform", **options, "diagnostics": False}
-    return create_aggregator(chosen.name, **options)
+    if isinstance(config.privacy, ClientPrivacyConfig):
+        options = {"weighting": "uniform", **options}
+    aggregator = create_aggregator(chosen.name, **options)
+    if isinstance(config.privacy, ClientPrivacyConfig) or config.secure_aggregation.name != "none":
+        return dataclasses.replace(aggregator, diagnostics=False)  # of one mean, noisy or not, there is no bias to see
+    return aggregator
 
 
 def reinit_name(config: Config, aggregator: Aggregator) -> str:

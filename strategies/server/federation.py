@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
+from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
 from fedinit.runs.observer import Observer, Roster, RoundReport
@@ -162,6 +163,7 @@ def _ready(
         if opening.measured:
             audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)
+    secure = config.secure_aggregation
     method = Method(
         aggregator=opening.aggregator,
         reinit=reinit_of(config, opening.aggregator),
@@ -173,6 +175,7 @@ def _ready(
         participation=config.participation,
         gate=Gate(**vars(config.gate), private=config.privacy.name == "examples"),
         robust=create_robust(config.robust.name, config.robust.options),
+        secure=secure if isinstance(secure, SecAggConfig) else None,
         quorum=config.quorum,
         resamples=config.resamples,
         privacy=mechanism_of(config, opening.aggregator, len(roster.examples), exchange.remote),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedinit import slots, wire
 from fedinit.adapters.kinds import KINDS, Kind
+from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.seeding import numpy_generator
 from fedinit.transforms import UPDATES, UpdateTransform
@@ -37,6 +38,7 @@ class Method:
     participation: the share of the clients that are asked in a round, in (0, 1].
     gate: what lets updates in.
     robust: how much each of those counts; None: as the aggregator weighs them.
+    secure: how updates are summed in secret; None: the server sees each.
     quorum: how many updates a round needs, a number (int) or a share of the clients asked (float).
     resamples: how often others are asked for what is missing.
     privacy: clips and noise on the sums that the aggregator declares; None: none.
@@ -53,6 +55,7 @@ class Method:
     participation: float = 1.0
     gate: Gate = field(default_factory=Gate)
     robust: Robust | None = None
+    secure: SecAggConfig | None = None
     quorum: int | float = 1
     resamples: int = 0
     privacy: ClientMechanism | None = None

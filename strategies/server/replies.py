@@ -26,7 +26,7 @@ class Refusal:
     client: its partition id, -1 for a node that is no client's.
     code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, limit,
     missing_record, names, slots, shape, dtype, not_finite, sums, weight, round, run, metrics, factor_norm,
-    product_norm, head_norm.
+    product_norm, head_norm, secagg.
     detail: the reason, in one line of at most `SAID` characters: it goes into the ledger and onto a screen.
     """
 

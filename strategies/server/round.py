@@ -23,6 +23,7 @@ from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.projecting import project
+from strategies.server.secure_sum import collect_sum
 from strategies.server.state import ServerState
 from strategies.server.weighing import Weighed, weigh
 
@@ -44,20 +45,21 @@ def run_round(
     used than the quorum.
     """
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
-    state, admitted = collect(state, method, exchange, extra)
+    state, admitted = (collect if method.secure is None else collect_sum)(state, method, exchange, extra)
     collected = time.perf_counter()
     weighed = weigh(admitted.updates, method, state.model, state.round + 1)
     state, aggregate = combined(state, method, exchange, admitted, weighed)
     state = advance(state, method, admitted, weighed, aggregate, last)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
-    counted = weights_of(method, admitted, weighed)
+    counted = admitted.shares or weights_of(method, admitted, weighed)
     claimed = [report.examples for report in admitted.reports]
     most = method.gate.most(claimed) if claimed else 0  # of a Poisson sample of nobody
     told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]
+    loss = sum(loss * n for loss, n in told) / sum(n for _, n in told) if told else None
     return state, RoundReport(
         round=state.round,
         seconds=time.perf_counter() - began,
-        train_loss=sum(loss * n for loss, n in told) / sum(n for _, n in told) if told else None,
+        train_loss=loss if admitted.loss is None else admitted.loss,
         score=None,
         bytes_up=exchange.bytes_up - up,
         bytes_down=exchange.bytes_down - down,
@@ -108,7 +110,7 @@ def advance(
     weighed: what these updates count for. aggregate: what they were `combined` to.
     last: whether nobody starts after this round any more; the global factors are then left as they were aggregated.
     """
-    round, updates, moments = state.round + 1, admitted.updates, state.moments
+    round, moments = state.round + 1, state.moments
     context = method.context.over(state.base.offset)  # re-initialisers see the weights as clients have them now
     aggregate = _with_effective_bias(aggregate, method, weighed, context)
     if method.server_optimizer is not None:
@@ -119,7 +121,7 @@ def advance(
     begun = Aggregate(layers=start.layers, residual=start.merge, head=aggregate.head)
     refuse_not_finite(begun, f"round {round}: what server_opt and reinit make of the aggregate")
     return replace(
-        state.accepting([update.client for update in updates], round),
+        state.accepting(admitted.clients, round),
         round=round,
         model=Aggregate(start.layers, {}, aggregate.head, aggregate.diagnostics, aggregate.by_layer),
         base=state.base.merged(start.merge),

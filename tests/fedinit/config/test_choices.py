@@ -44,6 +44,7 @@ REGISTRIES: dict[str, Any] = {name: LATER.get(name, group.choices) for name, gro
 CHOICES = [(group, choice) for group in GROUPS for choice in REGISTRIES[group]]
 # Values that are none of the defaults', where adding to the default does not give one.
 OTHER = {
+    "secure_aggregation.threshold": 0.9,
     "engine.clients_per_bank": 2,
     "engine.precision": "bf16",
     "adapter.dropout": 0.1,

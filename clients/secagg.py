@@ -1,0 +1,144 @@
+"""A client's part of a secret sum: keys and shares before training, a mask over its update, shares after it.
+
+What it keeps between the stages is in its Context, for the round alone: keys, seed, whose sealed shares it holds, and
+which stage it is at. Every stage is answered once, so that no key masks two vectors and nobody gets both secrets of a
+client.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from cryptography.fernet import InvalidToken
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.errors import Refused
+from fedinit.secagg import masks, secrets
+from fedinit.secagg.fixed_point import FixedPoint, flat
+from fedinit.secagg.messages import MASKED, RECORD, fault_of_threshold, pack, unpack
+from fedinit.seeding import numpy_generator
+
+OWN = "secagg-secrets"  # in Context.state; never on a disk of the site's
+
+
+def answer(message: Message, context: Context, client: int) -> RecordDict:
+    """The reply to a stage that is no training. Raises Refused for a stage out of turn, or what is none."""
+    config = wire.config(message)
+    stage, round = wire.value(config, "stage", str), wire.value(config, "round", int)
+    if stage == "keys":
+        return _keys(context, round)
+    if stage == "shares":
+        return _shares(message, context, client, round)
+    if stage == "unmask":
+        return _unmask(message, context, client, round)
+    raise Refused(f"the server asked for stage {stage!r} of a secret sum")
+
+
+def masked(
+    message: Message,
+    context: Context,
+    client: int,
+    point: FixedPoint,
+    examples: int,
+    seed: int,
+    tensors: Mapping[str, Tensor],
+    loss: float,
+) -> RecordDict:
+    """An update of which the server reads nothing by itself: `weight` times each value, the weight, and the weighted
+    loss, in fixed point, plus this client's masks.
+
+    seed: of the run, for the rounding. Raises Refused for a weight that is not this client's.
+    """
+    config, own, holders = wire.config(message), _own(context, message, "shared"), _by_client(message)
+    round, weight = wire.value(config, "round", int), wire.value(config, "weight", int)
+    peers = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
+    if not {client} <= set(holders) <= set(peers) or len(holders) < wire.value(own, "threshold", int):
+        raise Refused(f"the server sent shares of clients {sorted(holders)}, a threshold is of {own['threshold']}")
+    if not 1 <= weight <= examples:
+        raise Refused(f"the server gave this client the weight {weight}, it has {examples} examples")
+    point.check(weight * len(holders))
+    draw = numpy_generator(seed, "secagg", client, round)
+    beside = np.array([weight], np.uint64), point.encode(torch.tensor([loss]), weight, draw)
+    words = np.concatenate([point.encode(flat(tensors), weight, draw), *beside])
+    others = {c: secrets.public_key(peers[c][: secrets.PUBLIC]) for c in holders if c != client}
+    words += masks.pairwise(client, secrets.private_key(wire.value(own, "mask-key", bytes)), others, words.size)
+    words += masks.expand(wire.value(own, "seed", bytes), words.size)
+    sealed = {f"sealed-{c}": content for c, content in holders.items()}
+    context.state[OWN] = ConfigRecord({**own, **sealed, "stage": "masked", "holders": sorted(holders)})
+    counts = MetricRecord({"num-examples": examples, "round": round})
+    return RecordDict({wire.STATE: wire.encode({MASKED: torch.from_numpy(words.view(np.int64))}), wire.METRICS: counts})
+
+
+def _keys(context: Context, round: int) -> RecordDict:
+    mask, seal, seed = secrets.new_key(), secrets.new_key(), os.urandom(masks.SEED)
+    keys = {"mask-key": secrets.private_bytes(mask), "seal-key": secrets.private_bytes(seal), "seed": seed}
+    public = secrets.public_bytes(mask) + secrets.public_bytes(seal)
+    context.state[OWN] = ConfigRecord({"round": round, "stage": "keyed", "own-public": public, **keys})
+    return RecordDict({RECORD: ConfigRecord({"public": public, "commitment": masks.commitment(seed)})})
+
+
+def _shares(message: Message, context: Context, client: int, round: int) -> RecordDict:
+    own, public = _own(context, message, "keyed"), _by_client(message)
+    threshold = wire.value(wire.config(message), "threshold", int)
+    if why := fault_of_threshold(threshold, len(public)):
+        raise Refused(f"the server asked for a secret sum with {why}")
+    if public.get(client) != own["own-public"] or len(set(public.values())) < len(public):
+        raise Refused("the server sent other keys than this client's, or one key as two clients'")
+    cohort = sorted(public)
+    of_seed = secrets.split(wire.value(own, "seed", bytes), threshold, cohort)
+    of_key = secrets.split(wire.value(own, "mask-key", bytes), threshold, cohort)
+    sealed = {str(c): encrypt(_seal(own, public[c]), pack(client, c, of_seed[c], of_key[c])) for c in cohort}
+    known = {"cohort": cohort, "public": [public[c] for c in cohort], "threshold": threshold}
+    context.state[OWN] = ConfigRecord({**own, **known, "stage": "shared"})
+    return RecordDict({RECORD: ConfigRecord({**sealed})})
+
+
+def _unmask(message: Message, context: Context, client: int, round: int) -> RecordDict:
+    """Of a client that is left a share of its seed, of one that dropped out a share of its key; never both."""
+    own, config = _own(context, message, "masked"), wire.config(message)
+    left = set(wire.value(config, "left", list))
+    holders = set(wire.value(own, "holders", list))
+    if not {client} <= left <= holders or len(left) < wire.value(own, "threshold", int):
+        raise Refused(f"the server asked to unmask clients {sorted(left)}, a threshold is of {own['threshold']}")
+    public = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
+    shares: dict[str, bytes] = {}
+    for other in sorted(holders):
+        try:
+            content = decrypt(_seal(own, public[other]), wire.value(own, f"sealed-{other}", bytes))
+            source, target, of_seed, of_key = unpack(content)
+        except (InvalidToken, ValueError, TypeError):
+            continue  # what that client, or the server, sent is no share; others have theirs
+        if (source, target) == (other, client):
+            shares[str(other)] = of_seed if other in left else of_key
+    context.state[OWN] = ConfigRecord({"round": round, "stage": "revealed"})
+    return RecordDict({RECORD: ConfigRecord({**shares})})
+
+
+def _seal(own: ConfigRecord, public: bytes) -> bytes:
+    """The key under which two clients seal what they send each other."""
+    private = secrets.private_key(wire.value(own, "seal-key", bytes))
+    return generate_shared_key(private, secrets.public_key(public[secrets.PUBLIC :]))
+
+
+def _own(context: Context, message: Message, stage: str) -> ConfigRecord:
+    """What this client keeps of the round. Raises Refused where it is at another stage, or in another round."""
+    round = wire.value(wire.config(message), "round", int)
+    own = context.state.get(OWN)
+    if not isinstance(own, ConfigRecord) or own["round"] != round or own["stage"] != stage:
+        raise Refused(f"this client is at another stage of the secret sum of round {round} than {stage!r}")
+    return own
+
+
+def _by_client(message: Message) -> dict[int, bytes]:
+    """{partition id: bytes} that the server passed on. Raises Refused for what is none."""
+    try:
+        entries = wire.record(message.content, RECORD, ConfigRecord)
+        return {int(client): wire.value(entries, client, bytes) for client in entries}
+    except (LookupError, TypeError, ValueError) as error:
+        raise Refused(f"the server sent no bytes by client in {RECORD!r}") from error
