@@ -104,6 +104,7 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
     if isinstance(secure := site.config.secure_aggregation, SecAggConfig):
         examples, seed = len(task.examples), site.config.seed
         point = FixedPoint(secure.clip, secure.bits)
+        assert result.loss is not None  # with privacy=examples it is, which does not go with this
         return secagg.masked(message, context, task.client, point, examples, seed, trained, result.loss)
     metrics = {
         "num-examples": len(task.examples),
