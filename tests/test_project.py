@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -83,3 +84,19 @@ def test_the_constraints_are_versions_of_what_is_needed_and_name_no_place():
     pins = dict(line.split("==") for line in lines)
     assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.!]*", line) for line in lines), "a package and a version a line"
     assert declared(PROJECT["project"]["dependencies"]) <= pins.keys()
+
+
+def test_the_page_of_keys_is_what_conf_says():
+    spec = importlib.util.spec_from_file_location("keys_table", ROOT / "scripts/keys_table.py")
+    assert spec is not None and spec.loader is not None
+    keys_table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(keys_table)
+    page = (ROOT / "docs/keys.md").read_text(encoding="utf-8")
+    assert page == keys_table.page(), "python scripts/keys_table.py > docs/keys.md"
+    assert "| `gate.max_weight` | `3` | of a client, in medians of the round's weights |" in page
+
+
+def test_every_page_is_in_the_sites_menu():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = set(re.findall(r"[\w-]+\.md", str(nav)))
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}

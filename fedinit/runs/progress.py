@@ -85,7 +85,7 @@ class ProgressObserver(Observer):
             self._line(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        text = ", ".join(f"{key} {value}" for key, value in facts.items())
+        text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
         self.console.print(f"{kind.replace('_', ' ')}: {text}", style="yellow", markup=False, highlight=False)
 
     def waiting(self, text: str) -> None:
