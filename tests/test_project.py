@@ -100,3 +100,18 @@ def test_every_page_is_in_the_sites_menu():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
     listed = set(re.findall(r"[\w-]+\.md", str(nav)))
     assert listed == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_the_errors_that_are_explained_are_those_that_are_raised():
+    """Every piece of a quoted line, between what differs, stands in a string of the source."""
+    names = ("fedinit", "strategies", "clients")
+    source = [node for name in names for path in (ROOT / name).rglob("*.py") for node in ast.walk(_tree(path))]
+    said = " ".join(node.value for node in source if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/faq.md").read_text(encoding="utf-8"), re.MULTILINE)
+    pieces = [piece.strip(" :;,()") for row in rows for piece in row.split("…")]
+    assert len(rows) >= 10 and not [piece for piece in pieces if piece not in said]
+    assert "no such error" not in said  # the control
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
