@@ -93,6 +93,7 @@ def test_the_page_of_keys_is_what_conf_says():
     spec.loader.exec_module(keys_table)
     page = (ROOT / "docs/keys.md").read_text(encoding="utf-8")
     assert page == keys_table.page(), "python scripts/keys_table.py > docs/keys.md"
+    assert not re.findall(r"^(.*\|  \|)$", page, re.MULTILINE), "a key without a meaning"
     assert "| `gate.max_weight` | `3` | of a client, in medians of the round's weights |" in page
 
 
