@@ -80,8 +80,6 @@ def test_quiet_says_the_folder_alone_and_verbose_a_line_a_client(tmp_path, capsy
         assert cli.main(["run", "--quiet", *SHORT, f"output_dir={tmp_path}"]) == 0
         (folder,) = (tmp_path / "digits").iterdir()
         assert capsys.readouterr() == (f"{folder}\n", ""), times
-    assert run_sim.main(["-m", "-q", *SHORT, "seed=1,2", f"output_dir={tmp_path}"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
     assert run_sim.main([*SHORT, "-v", "seed=3", f"output_dir={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert [n for n in range(3) if re.search(rf"round 1, client {n}: \d+ images, 1 steps, loss \d", printed)] == [
@@ -94,6 +92,12 @@ def test_quiet_says_the_folder_alone_and_verbose_a_line_a_client(tmp_path, capsy
     assert "client 0:" not in capsys.readouterr().out, "the control"
     assert run_sim.main(["-q", "-v"]) == 2
     assert capsys.readouterr().err == "error: --quiet --verbose: one of them at a time\n"
+
+
+@pytest.mark.slow
+def test_quiet_says_a_folder_a_run_of_a_sweep(tmp_path, capsys):
+    assert run_sim.main(["-m", "-q", *SHORT, "seed=1,2", f"output_dir={tmp_path}"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_verbose_shows_where_an_error_arose_and_quiet_keeps_errors(tmp_path, capsys):
