@@ -18,6 +18,7 @@ from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, described, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
+from clients.prefix import Prefix
 from clients.private import steps_of
 from clients.task import Task
 from fedinit import wire
@@ -30,6 +31,7 @@ from fedinit.data.partition import Partition
 from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
 from fedinit.models import Backbone, adapted_layers, build_backbone
+from fedinit.models.prefix import cut, first_block
 from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
@@ -58,7 +60,9 @@ class Site:
         refuse(config, CONFIG_RULES)
         self.config = config = resolved(config)
         self.backbone: Backbone = build_backbone(config.model)
-        self.targets = adapted_layers(self.backbone, config.adapter.targets, config.adapter.rank)
+        self.targets = adapted_layers(
+            self.backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks
+        )
         spec = self.backbone.input
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
         size, held = (spec.height, spec.width), config.partition.test_domains or ()
@@ -75,7 +79,11 @@ class Site:
         if isinstance(config.attack, LabelFlipConfig):
             bad = config.attack.attackers(len(self.partitions), config.seed)
             self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])
-        held = self.backbone, self.targets, self.data, Settings.of(config)
+        backbone, shown = self.backbone, self.data  # what the engine works on
+        if config.engine.prefix_cache:
+            made = cut(backbone, first_block(backbone, self.targets))
+            backbone, shown = made.after, Prefix(made, shown, config, console).dataset
+        held = backbone, self.targets, shown, Settings.of(config)
         workers = make_workers(*held, config.engine.device, config.engine.lanes)
         if console is not None:
             console.print(f"engine: {described(workers)}, banks of up to {config.engine.clients_per_bank} clients")

@@ -171,12 +171,13 @@ def left_in(folder: Path) -> Result:
         found[path.name] = [dict(zip(columns, row, strict=True)) for row in rows]
         found[f"columns of {path.name}"] = ",".join(columns)
     found["ledger"] = read_ledger((folder / "ledger.jsonl").read_text().replace(str(folder), "").splitlines())
-    for path in sorted((folder / "adapter").iterdir()):
+    for path in sorted((folder / "adapter").rglob("*.*")):  # of a personal method one folder a client
+        name = path.relative_to(folder / "adapter").as_posix()
         if path.suffix == ".json":
-            found[path.name] = json.loads(path.read_text())
-        else:
+            found[name] = json.loads(path.read_text())
+        elif path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                found[path.name] = {name: digest(file.get_tensor(name)) for name in sorted(file.keys())}
+                found[name] = {key: digest(file.get_tensor(key)) for key in sorted(file.keys())}
     return found
 
 

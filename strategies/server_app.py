@@ -51,7 +51,9 @@ def main(grid: Grid, context: Context) -> None:
             show_done(done, config, folder, console)
             return
         console.print(f"{folder}: done by another federation; it is moved aside", highlight=False, markup=False)
-    adapted_layers(backbone, config.adapter.targets, config.adapter.rank)  # refused before a folder is made
+    adapted_layers(
+        backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks
+    )  # refused before a folder is made
     try:
         run = open_run(config, console, located, anew=done is not None)
     except run_folder.RunDone as ended:

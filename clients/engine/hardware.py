@@ -84,7 +84,8 @@ def _cost(config: Config, precision: str) -> StepCost:
         raise
     except Exception:  # noqa: BLE001 (a module that cannot be made without memory is made with it)
         backbone = build_backbone(config.model)
-    targets = select_targets(backbone.module, config.adapter.targets, config.adapter.rank)
+    adapter = config.adapter
+    targets = select_targets(backbone.module, adapter.targets, adapter.rank, last_blocks=adapter.last_blocks)
     return step_cost(backbone, targets, config.adapter.rank, CLASSES, DTYPES[precision])
 
 

@@ -8,7 +8,6 @@ The backbone's tensors are shared by every bank of the process; only the adapter
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from fedinit.adapters.contract import Frozen, Kind
 from fedinit.adapters.kinds import KINDS, trained_as
 from fedinit.factors import Factors, leading
-from fedinit.models.backbone import Backbone
+from fedinit.models.backbone import Backbone, share
 
 
 class BankLinear(nn.Module):
@@ -136,7 +135,7 @@ class Bank:
         exact: {layer: W0 (d, k) in float32} of a backbone whose weights are rounded to another dtype.
         """
         self.features = backbone.features
-        self.module = _share(backbone.module)
+        self.module = share(backbone.module)
         first = next(backbone.module.parameters())
         self.device, self.dtype = first.device, first.dtype  # what the backbone computes in; heads compute in float32
         self._bases: Mapping[str, Tensor] = {}
@@ -330,9 +329,3 @@ def _crossed(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         parts = moved.split([value.numel() for value in of_it])
         there[dtype] = iter([part.view(value.shape) for part, value in zip(parts, of_it, strict=True)])
     return [next(there[value.dtype]) for value in tensors]
-
-
-def _share(module: nn.Module) -> nn.Module:
-    """A copy of the module tree whose parameters and buffers are the original's tensors, not copies of them."""
-    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-    return copy.deepcopy(module, memo=tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,12 +18,22 @@ class AdapterConfig:
     rank: int
     dropout: float = 0.0  # on the adapter's input, while training
     targets: tuple[str, ...] | None = None  # patterns of layer names; null: the default of this kind of model
+    blocks: str | None = None  # "last:4": of the targets those in the last four blocks that have any; null: all
 
     def __post_init__(self) -> None:
         at_least("adapter.rank", self.rank, 1)
         within("adapter.dropout", self.dropout, 0, 1, open_high=True)
         if self.targets is not None and not self.targets:
             raise InputError("adapter.targets=[]: expected one pattern or more, or null for the model's default")
+        if self.blocks is not None and not re.fullmatch(r"last:[1-9]\d{0,3}", self.blocks):
+            raise InputError(
+                f"adapter.blocks={self.blocks}: expected last:<number>, such as last:4, or null for all blocks"
+            )
+
+    @property
+    def last_blocks(self) -> int | None:
+        """In how many blocks, the last ones, adapters are; None: in all."""
+        return None if self.blocks is None else int(self.blocks.removeprefix("last:"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +102,7 @@ ADAPTERS: dict[str, type[ProductConfig | VeRAConfig]] = {"dora": DoRAConfig, "lo
 def plain_lora(adapter: ProductConfig | VeRAConfig) -> LoRAConfig:
     """adapter=lora of the same rank in the same layers, with the same scale where the kind has one."""
     shared = {"rank": adapter.rank, "dropout": adapter.dropout, "targets": adapter.targets}
+    shared["blocks"] = adapter.blocks
     if isinstance(adapter, VeRAConfig):
         return LoRAConfig(**shared)
     return LoRAConfig(**shared, ranks=adapter.ranks, alpha=adapter.alpha, scaling=adapter.scaling)

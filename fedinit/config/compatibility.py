@@ -73,6 +73,15 @@ def _there_are_images_to_augment(c: Config) -> Objection | None:
     return Objection(f"client.augment={c.client.augment}", f"data={c.data.name} has no images", "use none")
 
 
+def _kept_images_stay_as_they_are(c: Config) -> Objection | None:
+    if not c.engine.prefix_cache or c.client.augment == "none":
+        return None
+    why = "what is kept is of one image, and augmentation makes another every time"
+    return Objection(
+        "engine.prefix_cache=true", f"{why} (client.augment={c.client.augment})", "use client.augment=none"
+    )
+
+
 def _there_are_labels_to_flip(c: Config) -> Objection | None:
     if not c.data.is_regression or c.attack.name != "label_flip":
         return None
@@ -97,6 +106,7 @@ CONFIG_RULES: Sequence[Rule[Config]] = (
     Rule(("data", "head"), _the_head_fits_the_targets),
     Rule(("data", "client.augment"), _there_are_images_to_augment),
     Rule(("data", "attack"), _there_are_labels_to_flip),
+    Rule(("engine.prefix_cache", "client.augment"), _kept_images_stay_as_they_are),
     Rule(("adapter.ranks", "secure_aggregation"), _updates_of_one_shape),
     Rule(("attack", "secure_aggregation"), _attacks_are_on_what_is_open),
 )

@@ -20,6 +20,7 @@ class EngineConfig:
     # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU.
     clients_per_bank: int | Literal["auto"] = "auto"
     precision: Precision = "auto"  # of the frozen backbone's products; auto: bf16 on CUDA, fp32 on CPU
+    prefix_cache: bool = False  # what the blocks before the first adapter make of an image is computed once and kept
     strict: bool = False  # serialise every message, as a network would
 
     lanes: ClassVar[int | None] = 1  # workers; None: one a core on CPU, one a device on CUDA

@@ -156,16 +156,22 @@ def _checksum(content: Any) -> int:
 
 
 class MappedImages:
-    """Rows of an image file, indexed like the tensor (n, C, H, W) uint8 that they are, of which none is in memory.
+    """Rows of an image file, indexed like the tensor (n, C, H, W) that they are, of which none is in memory.
 
     An index gives a tensor of its own.
     """
 
-    dtype = torch.uint8
     ndim = 4
 
-    def __init__(self, rows: Tensor, shape: Sequence[int], read: Callable[[np.ndarray], Tensor]) -> None:
-        """rows: (n,) int64, in the file. shape: (C, H, W). read: rows (m,) -> (m, C, H, W)."""
+    def __init__(
+        self,
+        rows: Tensor,
+        shape: Sequence[int],
+        read: Callable[[np.ndarray], Tensor],
+        dtype: torch.dtype = torch.uint8,
+    ) -> None:
+        """rows: (n,) int64, in the file. shape: (C, H, W). read: rows (m,) -> (m, C, H, W) of the dtype."""
+        self.dtype = dtype
         self.shape = torch.Size((len(rows), *shape))
         self._rows, self._read = rows, read
 

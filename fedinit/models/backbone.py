@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -82,6 +83,12 @@ def build_backbone(settings: ModelConfig) -> Backbone:
     # Some say another number of features than they give without a classifier (MambaOut): what counts is what they give.
     features = _features(backbone, settings.name)
     return backbone if features == backbone.features else dataclasses.replace(backbone, features=features)
+
+
+def share(module: nn.Module) -> nn.Module:
+    """A copy of the module tree whose parameters and buffers are the original's tensors, not copies of them."""
+    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
+    return copy.deepcopy(module, memo=tensors)
 
 
 def outline(settings: ModelConfig) -> Backbone:

@@ -39,6 +39,16 @@ def default_layers(module: nn.Module) -> list[str]:
     return [name for name in linears if name in chosen]
 
 
+def block_of(name: str) -> str | None:
+    """The name of the block that a layer is in, "blocks.3" of "blocks.3.mlp.fc2", "layers.2.blocks.1" of a Swin's; None
+    of a layer in none."""
+    part = _part(name)
+    above = name.split(".")[:-1] if part is None else part.split(".")
+    while above and not above[-1].isdigit():
+        above.pop()
+    return ".".join(above) or None
+
+
 def _part(name: str) -> str | None:
     """The name of the attention or MLP that a layer belongs to, the outermost one; None outside of them."""
     *above, leaf = name.split(".")

@@ -13,17 +13,19 @@ from torch import nn
 from fedinit.config.checks import check_rank
 from fedinit.errors import InputError, did_you_mean
 from fedinit.models.backbone import Backbone
-from fedinit.models.blocks import default_layers, linear_layers
+from fedinit.models.blocks import block_of, default_layers, linear_layers
 from fedinit.models.matrix import Matrix
 
 
-def adapted_layers(backbone: Backbone, patterns: Sequence[str] | None, rank: int) -> dict[str, tuple[int, int]]:
+def adapted_layers(
+    backbone: Backbone, patterns: Sequence[str] | None, rank: int, last_blocks: int | None = None
+) -> dict[str, tuple[int, int]]:
     """`select_targets`, checked against a forward pass: {layer name: (d, k)} of layers that can carry an adapter.
 
     Raises InputError for a layer that is not called as a module, once a pass, with the batch in front.
     """
     faults = backbone.dry_pass.faults
-    targets = select_targets(backbone.module, patterns, rank, faults)
+    targets = select_targets(backbone.module, patterns, rank, faults, last_blocks)
     wrong = [name for name in targets if name in faults]
     if wrong:
         linears = linear_layers(backbone.module)
@@ -37,7 +39,11 @@ def adapted_layers(backbone: Backbone, patterns: Sequence[str] | None, rank: int
 
 
 def select_targets(
-    module: nn.Module, patterns: Sequence[str] | None, rank: int, faults: Mapping[str, str] = MappingProxyType({})
+    module: nn.Module,
+    patterns: Sequence[str] | None,
+    rank: int,
+    faults: Mapping[str, str] = MappingProxyType({}),
+    last_blocks: int | None = None,
 ) -> dict[str, tuple[int, int]]:
     """{layer name: (d, k)} of the nn.Linear layers that the patterns name, in the module's own order.
 
@@ -45,8 +51,10 @@ def select_targets(
     (``blocks.[0-3].mlp.fc?``). None takes the default layers (blocks.py) but those with faults; of a Matrix, all it
     has.
     faults: {layer: why it can carry no adapter}, where that is known.
+    last_blocks: of the layers those in as many blocks, the last ones that have any; None: all.
     Raises InputError for a pattern that names no linear layer, for an end that names layers of an attention pooling
-    block beside others, for a model without default layers, and for a rank above min(d, k) of a target.
+    block beside others, for a model without default layers, for more blocks than there are, and for a rank above
+    min(d, k) of a target.
     """
     linears = linear_layers(module)
     chosen: set[str] = set()
@@ -61,9 +69,23 @@ def select_targets(
                 f"adapter.targets: {type(module).__name__} has no default targets; "
                 + (what if there else "none of its layers can carry an adapter: choose another model")
             )
+    if last_blocks is not None:
+        chosen = _in_last_blocks([name for name in linears if name in chosen], last_blocks)
     shapes = {n: (m.out_features, m.in_features) for n, m in linears.items() if n in chosen}
     check_rank(shapes, rank)
     return shapes
+
+
+def _in_last_blocks(names: Sequence[str], count: int) -> set[str]:
+    """Those of the layers, in the module's order, that are in the last `count` blocks. Raises InputError for more."""
+    blocks = {name: block_of(name) for name in names}
+    there = list(dict.fromkeys(block for block in blocks.values() if block))
+    if count > len(there):
+        raise InputError(
+            f"adapter.blocks=last:{count}: the targets are in {len(there)} blocks"
+            + (f"; expected at most last:{len(there)}" if there else ", none of which has a number")
+        )
+    return {name for name, block in blocks.items() if block in there[-count:]}
 
 
 def _named(pattern: str, linears: Iterable[str], pool: set[str]) -> set[str]:

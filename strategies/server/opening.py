@@ -38,7 +38,7 @@ class Opening:
         backbone: whose frozen weights the start may be made of.
         """
         self.config, self.aggregator, self.backbone = config, aggregator, backbone
-        self.targets = adapted_layers(backbone, config.adapter.targets, config.adapter.rank)
+        self.targets = adapted_layers(backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks)
         self.initializer = create_initializer(config.init.name, config.init.options)
         self.initializer.fit(self.targets, config.adapter.rank)
         self.head = create_head(config.head.name, config.head.options)

@@ -50,6 +50,7 @@ OTHER = {
     "adapter.dropout": 0.1,
     "adapter.ranks": [8, 4],
     "adapter.targets": ["fc2"],
+    "adapter.blocks": "last:2",
     "adapter.scaling": "rslora",
     "attack.clients": [1],
     "attack.direction": "unit",

@@ -1,0 +1,136 @@
+"""What a frozen backbone makes of every image before its first adapter, computed once and kept in a mapped file.
+
+`engine.prefix_cache=true`. The file is an image file (fedinit/data/image_cache.py) whose rows are the float32 numbers
+that the first adapted block is given. Its key says of which backbone, cut where, of which images, by which arithmetic,
+so that a file of others is never used. Rows are made in fixed batches of neighbours, each by one thread, so that they
+are the same bytes whoever makes them and however often that was stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from clients.engine.hardware import DTYPES, computing, devices
+from fedinit.config.schema import Config
+from fedinit.data.dataset import Dataset
+from fedinit.data.image_cache import ImageFile, MappedImages, default_folder
+from fedinit.data.reporter import Reporter, readable
+from fedinit.errors import InputError
+from fedinit.home import expand_home
+from fedinit.models.prefix import Cut
+from fedinit.threads import cores, make_pool
+
+BATCH, PART = 16, 1024  # images of one pass; rows that are hashed at a time
+
+
+class Prefix:
+    """The prefix of a data set's images under one backbone."""
+
+    def __init__(self, made: Cut, data: Dataset, config: Config, console: Console | None) -> None:
+        """made: the backbone, cut before its first adapter. config: `engine` resolved.
+
+        Raises InputError where the file cannot be made or has no room."""
+        self.cut, self.data, self.config = made, data, config
+        self.device = devices(config.engine.device, None)[0]
+        precision = config.engine.precision
+        dtype = DTYPES[precision]
+        self.module = made.whole.module
+        if self.device.type != "cpu" or dtype != torch.float32:
+            self.module = deepcopy(self.module).to(self.device, dtype)
+        self.dtype = next(self.module.parameters()).dtype
+        self.numbers = math.prod(made.tokens)
+        self.file = self._filled(Reporter(console))
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set with what `Cut.after` takes in place of its images."""
+        rows = torch.arange(len(self.data))
+        return replace(self.data, images=MappedImages(rows, (1, 1, self.numbers), self._read, torch.float32))
+
+    def _filled(self, report: Reporter) -> ImageFile:
+        folder = _folder(self.config)
+        key, count, shape = self._key(), len(self.data), (1, 1, 4 * self.numbers)
+        what = f"{count:,} images before {self.cut.block}, {readable(count * 4 * self.numbers)}"
+        try:
+            file = ImageFile(folder / f"{key[:32]}.prefix", key, count, shape)
+            missing = file.missing(np.arange(count))
+            if not len(missing):
+                report.line(f"{what}, from cache {folder}")
+                return file
+            if len(missing) * 4 * self.numbers > shutil.disk_usage(folder).free:
+                raise OSError(0, f"no room for {readable(len(missing) * 4 * self.numbers)}")
+            report.line(f"{what}, into cache {folder}")
+            self._fill(file, missing, report)
+        except OSError as error:
+            raise InputError(
+                f"engine.prefix_cache=true: cache {folder} cannot be used ({error.strerror or error}); make room, "
+                "give another folder as data.cache_dir=..., or use engine.prefix_cache=false"
+            ) from error
+        return file
+
+    def _key(self) -> str:
+        pixels = hashlib.sha256()
+        for rows in torch.arange(len(self.data)).split(PART):
+            pixels.update(memoryview(self.data.images[rows].numpy()))
+        arithmetic = (self.config.engine.precision, self.device.type, torch.__version__, sys.byteorder)
+        about = [self.cut.whole.digest, self.cut.block, str(self.cut.whole.input), *arithmetic, pixels.hexdigest()]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    def _fill(self, file: ImageFile, missing: np.ndarray, report: Reporter) -> None:
+        places = np.unique(missing // BATCH)
+
+        def work(place: int) -> int:
+            rows = np.arange(place * BATCH, min((place + 1) * BATCH, file.count))
+            wanted = file.missing(rows)
+            for row, numbers in zip(rows, self._computed(rows), strict=True):
+                if row in wanted:
+                    file.write(int(row), numbers)
+            return len(wanted)
+
+        lanes = cores() if self.device.type == "cpu" else 1
+        with make_pool(lanes, "prefix") as pool, report.progress(len(missing)) as advance:
+            futures = [pool.submit(work, int(place)) for place in places]
+            try:
+                for future in as_completed(futures):
+                    advance(future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _computed(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """What the block is given for each of the rows, as bytes (1, 1, 4 * numbers)."""
+        with computing(self.device, self.config.engine.precision):
+            images = self.cut.whole.input.normalise(self.data.images[torch.from_numpy(rows)], self.device)
+            tokens = self.cut.before(self.module, images.to(self.dtype)).cpu()
+        return (one.contiguous().view(torch.uint8).numpy() for one in tokens)
+
+    def _read(self, rows: np.ndarray) -> Tensor:
+        """(m, 1, 1, numbers) float32 of the rows (m,); what is damaged on the disk is made again."""
+        held, damaged = self.file.read(rows)
+        for place in np.unique(damaged // BATCH):
+            near = np.arange(place * BATCH, min((place + 1) * BATCH, self.file.count))
+            for row, numbers in zip(near, self._computed(near), strict=True):
+                if row in damaged:
+                    held[torch.from_numpy(rows == row)] = torch.from_numpy(numbers)
+                    self.file.write(int(row), numbers)
+        return held.view(torch.float32)
+
+
+def _folder(config: Config) -> Path:
+    """Where decoded images are kept too: `data.cache_dir`, or the user's cache folder."""
+    given = getattr(config.data, "cache_dir", None)
+    return default_folder() if given is None else expand_home("data.cache_dir", given)

@@ -1,0 +1,140 @@
+"""The kept prefix: the same training, its file, and what goes wrong with that."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from clients.cohort import Cohort
+from clients.prefix import Prefix
+from clients.site import Site
+from fedinit.config.compose import compose_config
+from fedinit.errors import InputError
+from fedinit.models.prefix import cut
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
+from tests.support.small import small_config
+
+WORDS = ("model.checkpoint=null", "adapter.blocks=last:1", "client.max_steps=2", "partition=iid", "partition.clients=2")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "fedinit"
+
+
+@pytest.fixture
+def prefix_of(tiny_vit, tiny_data):
+    """prefix_of(images): of the tiny backbone, cut before its last block."""
+    config = compose_config([*WORDS, "engine.prefix_cache=true", "engine.precision=fp32"])
+
+    def make(data=tiny_data, backbone=tiny_vit, console=None) -> Prefix:
+        return Prefix(cut(backbone, "blocks.1"), data, config, console)
+
+    return make
+
+
+def said(console: Console) -> str:
+    return " ".join(console.export_text().split())
+
+
+def test_what_is_kept_is_what_the_block_is_given(prefix_of, tiny_vit, tiny_data):
+    given = []
+    hook = tiny_vit.module.blocks[1].register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    tiny_vit.module(tiny_vit.input.normalise(tiny_data.images, torch.device("cpu")))
+    hook.remove()
+    kept = prefix_of().dataset
+    assert kept.images.dtype == torch.float32 and len(kept) == len(tiny_data)
+    torch.testing.assert_close(kept.images[torch.arange(60)].view(given[0].shape), given[0], rtol=1e-5, atol=1e-6)
+    assert kept.labels is tiny_data.labels and kept.test is tiny_data.test
+
+
+def test_a_run_is_that_without_it():
+    """Of FLoRA, which merges every round's update into the base."""
+    ended = []
+    for value in ("false", "true"):
+        site = Site(small_config("adapter.blocks=last:1", "strategy=flora", f"engine.prefix_cache={value}"))
+        ended.append(federate(site.config, LocalGrid(Cohort(site), len(site.partitions)), site.backbone))
+    plain, kept = ended
+    assert kept.score == plain.score and set(kept.offset) == {"blocks.1.attn.proj", "blocks.1.mlp.fc2"}
+    for name, value in plain.offset.items():
+        assert value.any()
+        torch.testing.assert_close(kept.offset[name], value, rtol=1e-4, atol=1e-6 * float(value.abs().max()))
+
+
+def test_the_file_is_used_again_and_never_for_others(prefix_of, tiny_vit, tiny_data, own_cache, monkeypatch):
+    first = prefix_of().dataset.images[torch.arange(60)]
+    passes = []
+    real = Prefix._computed
+    monkeypatch.setattr(Prefix, "_computed", lambda self, rows: passes.append(rows) or real(self, rows))
+    console = Console(record=True, width=300, file=open(os.devnull, "w"))
+    assert torch.equal(prefix_of(console=console).dataset.images[torch.arange(60)], first) and not passes
+    assert "60 images before blocks.1" in (text := said(console)) and f"from cache {own_cache}" in text
+    darker = replace(tiny_data, images=tiny_data.images // 2)
+    other = replace(tiny_vit, input=replace(tiny_vit.input, mean=(0.1,)))
+    for asked in ({"data": darker}, {"backbone": other}):
+        passes.clear()
+        assert not torch.equal(prefix_of(**asked).dataset.images[torch.arange(60)], first)
+        assert len(passes) == 4, "all of it is computed"
+    assert len(list(own_cache.glob("*.prefix"))) == 3
+
+
+def test_stopped_and_begun_again_it_has_the_same_bytes(prefix_of, own_cache, monkeypatch):
+    whole = prefix_of().dataset.images[torch.arange(60)]
+    (path,) = own_cache.iterdir()
+    path.unlink()
+    real, left = Prefix._computed, iter(range(2))
+
+    def stopped(self, rows):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return real(self, rows)
+
+    monkeypatch.setattr(Prefix, "_computed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        prefix_of()
+    passes = []
+    monkeypatch.setattr(Prefix, "_computed", lambda self, rows: passes.append(rows) or real(self, rows))
+    assert torch.equal(prefix_of().dataset.images[torch.arange(60)], whole)
+    assert 0 < len(passes) < 4, "what was there is not made again"
+
+
+def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
+    whole = prefix_of().dataset.images[torch.arange(60)]
+    (path,) = own_cache.iterdir()
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\1" * 10)
+    again = prefix_of()
+    assert torch.equal(again.dataset.images[torch.arange(60)], whole) and "is damaged" in caplog.text
+    _, damaged = again.file.read(np.arange(60))
+    assert not len(damaged), "and written again"
+
+
+def test_no_room_and_no_leave_are_one_line(prefix_of, own_cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("clients.prefix.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+        with pytest.raises(InputError, match=r"^engine.prefix_cache=true: cache .* cannot be used \(no room for "):
+            prefix_of()
+    for path in own_cache.iterdir():
+        path.unlink()
+    own_cache.rmdir()
+    own_cache.write_text("a file in the folder's place")
+    with pytest.raises(InputError, match=re.escape(str(own_cache))) as raised:
+        prefix_of()
+    assert "\n" not in str(raised.value) and "data.cache_dir=" in str(raised.value)
+
+
+def test_what_does_not_go_together_is_refused():
+    with pytest.raises(InputError, match="^engine.prefix_cache=true: .*use client.augment=none$"):
+        Site(compose_config([*WORDS, "engine.prefix_cache=true", "client.augment=flip"]))
+    for wrong in ("last:0", "first:2", "4", "last:x"):
+        with pytest.raises(InputError, match=f"^adapter.blocks={wrong}: expected last:<number>"):
+            compose_config([f"adapter.blocks={wrong}"])
