@@ -33,6 +33,7 @@ from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.config.build import build, create
 from fedinit.config.client import CLIENTS
+from fedinit.config.engine import BANK_ON_CPU
 from fedinit.config.groups import CONF_DIR
 from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
@@ -48,7 +49,7 @@ def read(group: str, name: str) -> dict:
     return yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
 
 
-DEFAULT_SIZE = read("engine", "threads")["clients_per_bank"]
+DEFAULT_SIZE = BANK_ON_CPU
 
 
 class Setting:

@@ -88,13 +88,25 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 class Setting:
     """Backbone, data, engine and tasks of one row."""
 
-    def __init__(self, name: str, kwargs: dict, clients: int, batch: int, steps: int, device: str, precision: str):
+    def __init__(
+        self,
+        name: str,
+        kwargs: dict,
+        clients: int,
+        batch: int,
+        steps: int,
+        device: str,
+        precision: str,
+        last_blocks: int | None = None,
+    ) -> None:
+        """last_blocks: adapters are in as many blocks, the last ones; None: in all."""
         torch.manual_seed(SEED)
         module = timm.create_model(name, num_classes=0, **kwargs).eval().requires_grad_(False)
         size = kwargs.get("img_size", 224)
         half = (0.5, 0.5, 0.5)
         backbone = Backbone(module, module.num_features, InputSpec(3, size, size, half, half))
-        targets = select_targets(module, ["attn.proj", "mlp.fc2"] if "vit" in name else None, RANK)
+        patterns = ["attn.proj", "mlp.fc2"] if "vit" in name else None
+        targets = select_targets(module, patterns, RANK, last_blocks=last_blocks)
         self.images, draw = clients * batch * steps, torch.Generator().manual_seed(SEED)
         data = Dataset(
             images=torch.randint(0, 256, (self.images, 3, size, size), dtype=torch.uint8, generator=draw),
@@ -114,6 +126,7 @@ class Setting:
         }
         settings = Settings(client=SGDConfig(batch_size=batch, epochs=1), seed=0, scale=2.0, precision=precision)
         self.cost = step_cost(backbone, targets, RANK, CLASSES, DTYPES[precision])
+        self.backbone, self.targets, self.data, self.settings = backbone, targets, data, settings
         self.engine = ThreadEngine(make_workers(backbone, targets, data, settings, device))
         self.tasks = [
             Task(client, 1, part, adapter, head, frozenset("AB"))
