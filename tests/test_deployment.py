@@ -88,7 +88,7 @@ def test_who_has_no_registered_key_and_who_trusts_another_authority_stay_out(tmp
         for node in made.supernodes.values():
             federations.until(lambda node=node: node._process.poll() == 1, f"{node.name} ended")
         unregistered, stranger, keyless = (" ".join(node.log.read_text().split()) for node in made.supernodes.values())
-        assert "code: 2004" in unregistered and "CERTIFICATE_VERIFY_FAILED" in stranger
+        assert "code: 2004" in unregistered and "its certificate is not one that ca.crt vouches for" in stranger
         assert "code: 2001" in keyless and "must be registered via the CLI" in keyless
         assert "No SuperNode found with the given public key" in made.superlink.log.read_text()
         assert {node["status"] for node in made.server.nodes()} == {"registered"}  # and none ever online
@@ -150,10 +150,11 @@ def backbones(tmp_path_factory) -> list[Path]:
     [
         (("ours.safetensors", "theirs.safetensors"), "the run is for the backbone"),
         (("partition-id=1", "partition-id=0"), "partition-id 0 is given to two nodes; each needs one of its own"),
-        (("state-dir", "stte-dir"), "--node-config stte-dir: no such setting of a site (did you mean 'state-dir'?)"),
+        (("state-dir", "stte-dir"), "site; the site's log says why"),
     ],
 )
 def test_a_site_that_does_not_fit_ends_the_run_with_a_line(tmp_path, backbones, edit, said):
+    """What a site's own settings are stays there."""
     config = config_of(tmp_path, f"model.checkpoint={backbones[0]}")
     with federation(tmp_path, config, secure=False) as made:
         script = made.folder / "site-1/supernode.sh"
@@ -162,7 +163,12 @@ def test_a_site_that_does_not_fit_ends_the_run_with_a_line(tmp_path, backbones, 
         made.start()
         with pytest.raises(DeployFailed) as failed:
             finish(made, made.server.start_run(), config, starts=1)
+        log = " ".join(made.supernodes[1].log.read_text().split())
     assert "finished:failed" in str(failed.value) and said in " ".join(str(failed.value).split())
+    assert "stte-dir" not in str(failed.value)
+    assert ("--node-config stte-dir: no such setting of a site (did you mean 'state-dir'?)" in log) == (
+        edit[0] == "state-dir"
+    )
 
 
 @pytest.mark.slow
