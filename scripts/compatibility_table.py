@@ -28,6 +28,7 @@ AXES: dict[str, list[str]] = {
         group: [f"{group}={name}" for name in groups()[group]]
         for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "privacy", "secure_aggregation")
     },
+    "engine": [f"engine={name}" for name in groups()["engine"]],
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
@@ -56,7 +57,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("privacy", ("reinit", "init", "head", "evaluation", "robust", "adapter.ranks", "client.gsnr_scope", "weighting")),
     ("strategy.phases", ("adapter", "robust")),
     ("secure_aggregation", ("reinit", "robust", "attack", "adapter.ranks", "weighting", "privacy", "strategy.phases")),
-    ("deployment", ("evaluation", "diagnostics", "attack")),
+    ("deployment", ("evaluation", "diagnostics", "attack", "engine")),
 ]
 
 
