@@ -16,6 +16,7 @@ if __name__ == "__main__":
     starting.end()
     command.leave(command.command(sys.argv[1:]))
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,18 +81,24 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     located = run_folder.locate(config)
     folder = located.path
     if config.preview:
-        previewed(config, Site(config, console=console), folder).show(console)
+        with contextlib.closing(Site(config, console=console)) as site:
+            previewed(config, site, folder).show(console)
         return {}
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         return show_done(done, config, folder, console)
-    site = Site(config, console=console)
+    with contextlib.closing(Site(config, console=console)) as site:
+        return simulated(config, site, located, console)
+
+
+def simulated(config: Config, site: Site, located: run_folder.Located, console: Console) -> dict[str, Any]:
+    """Run the configuration with this site, in the folder that is located; its summary."""
     # Refuses what does not fit, before a folder is made.
     check_clients(config, {part.client: len(part.train) for part in site.partitions})
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:
-        return show_done(ended.summary, config, folder, console)
+        return show_done(ended.summary, config, located.path, console)
     try:
         opened.record_holdings(site.data, site.partitions)
         head_alone = reference(config, site, opened, console)
@@ -165,6 +172,7 @@ def federated(
     parts = {"clients": grid, "bases": cohort.bases}
     status = StatusObserver(opened.folder.path, progress.label)
     watching = [*opened.observers, progress, status]
+    site.emit = opened.folder.event
     if method is None:
         parts["files"] = opened.folder
         if config.diagnostics.name != "none":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from flwr.app import ArrayRecord, Context, MetricRecord
 from rich.console import Console
@@ -16,7 +17,7 @@ from clients.engine import Engine
 from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
-from clients.engine.worker import Settings, Worker, described, make_workers
+from clients.engine.worker import Settings, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.prefix import Prefix
 from clients.private import steps_of
@@ -24,6 +25,7 @@ from clients.task import Task
 from fedinit import wire
 from fedinit.config.attack import LabelFlipConfig
 from fedinit.config.compatibility import CONFIG_RULES, refuse
+from fedinit.config.engine import EngineConfig, RayConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
@@ -36,10 +38,30 @@ from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
 
+Held = tuple[Backbone, Mapping[str, tuple[int, int]], Dataset, Settings]  # what an engine makes its workers of
+Emit = Callable[[str, Mapping[str, Any]], None]  # an event's kind and facts
+
+
+def _inline(config: EngineConfig, held: Held, emit: Emit) -> Engine:
+    return InlineEngine(make_workers(*held, config.device, 1)[0])
+
+
+def _threads(config: EngineConfig, held: Held, emit: Emit) -> Engine:
+    return ThreadEngine(make_workers(*held, config.device, config.lanes))
+
+
+def _ray(config: EngineConfig, held: Held, emit: Emit) -> Engine:
+    from clients.engine.ray import RayEngine
+
+    assert isinstance(config, RayConfig)
+    return RayEngine(config, *held, emit)
+
+
 # By the names of fedinit.config.engine.
-ENGINES: Mapping[str, Callable[[Sequence[Worker]], Engine]] = {
-    "inline": lambda workers: InlineEngine(workers[0]),
-    "threads": ThreadEngine,
+ENGINES: Mapping[str, Callable[[EngineConfig, Held, Emit], Engine]] = {
+    "inline": _inline,
+    "ray": _ray,
+    "threads": _threads,
 }
 
 
@@ -48,6 +70,7 @@ class Site:
 
     targets: {layer: (d, k)} of the layers with adapters.
     partitions: one a client, in the order of their ids.
+    emit: is told, as an Observer's `event`, of what befalls the engine; set by who keeps a ledger.
     """
 
     def __init__(self, config: Config, client: int | None = None, console: Console | None = None) -> None:
@@ -65,8 +88,8 @@ class Site:
         )
         spec = self.backbone.input
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
-        size, held = (spec.height, spec.width), config.partition.test_domains or ()
-        data = config.data.load(spec.channels, size, config.seed, domain, console, held)
+        size, held_out = (spec.height, spec.width), config.partition.test_domains or ()
+        data = config.data.load(spec.channels, size, config.seed, domain, console, held_out)
         self.data: Dataset = config.partition.hold_out(data)
         classes, outputs = len(self.data.class_names), self.backbone.features
         if config.head.name == "none" and outputs != classes:
@@ -84,10 +107,15 @@ class Site:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
         held = backbone, self.targets, shown, Settings.of(config)
-        workers = make_workers(*held, config.engine.device, config.engine.lanes)
+        self.emit: Emit = _nobody
+        self.engine: Engine = ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
         if console is not None:
-            console.print(f"engine: {described(workers)}, banks of up to {config.engine.clients_per_bank} clients")
-        self.engine: Engine = ENGINES[config.engine.name](workers)
+            most = config.engine.clients_per_bank
+            console.print(f"engine: {self.engine.described()}, banks of up to {most} clients")
+
+    def close(self) -> None:
+        """End what the engine started; nobody uses the site any more."""
+        self.engine.close()
 
     def partition_of(self, context: Context) -> Partition:
         """The data of the client whose Context this is. Raises Refused for a node without a partition id, or with
@@ -148,6 +176,10 @@ class Site:
         key = of_tensors(offset) if offset else EMPTY
         indices = self.data.test.nonzero().flatten()
         return sums_record(self.judge(indices, adapter, head, key, offset), self.score)
+
+
+def _nobody(kind: str, facts: Mapping[str, Any]) -> None:
+    """Takes an event where nobody keeps a ledger."""
 
 
 def is_zero(adapter: Mapping[str, Factors]) -> bool:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -260,14 +261,19 @@ def clone(content: RecordDict) -> RecordDict:
     return copy
 
 
-def share(contents: Iterable[RecordDict]) -> None:
-    """Have all arrays of these records that are equal to the last byte be over the same bytes, so that memory has them
-    once. The records are replaced by new ones; none is changed in place."""
-    first: dict[tuple[object, ...], Array] = {}
-    for content in contents:
+class Shared:
+    """The arrays that many records hold, each once: what several have to the last byte is one object. It forgets what
+    nobody holds any more."""
+
+    def __init__(self) -> None:
+        self._arrays: WeakValueDictionary[tuple[object, ...], Array] = WeakValueDictionary()
+
+    def put(self, content: RecordDict) -> None:
+        """Have this content's arrays be those that others hold, where they are equal. Its records are replaced by new
+        ones; none is changed in place."""
         for key, record in [*content.items()]:
             if isinstance(record, ArrayRecord):
-                content[key] = _record({name: first.setdefault(_key(a), a) for name, a in record.items()})
+                content[key] = _record({name: self._arrays.setdefault(_key(a), a) for name, a in record.items()})
 
 
 def _key(array: Array) -> tuple[object, ...]:

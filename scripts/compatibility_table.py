@@ -28,6 +28,7 @@ AXES: dict[str, list[str]] = {
         group: [f"{group}={name}" for name in groups()[group]]
         for group in ("init", "head", "adapter", "server_opt", "robust", "attack", "privacy", "secure_aggregation")
     },
+    "engine": [f"engine={name}" for name in groups()["engine"]],
     "adapter.ranks": ["adapter.ranks=halving"],
     "evaluation": ["evaluation=server", "evaluation=clients"],
     "diagnostics": ["diagnostics=init"],
@@ -38,6 +39,7 @@ AXES: dict[str, list[str]] = {
     "client.gsnr_scope": ["client=sgd_sai client.gsnr_scope=global_once"],
     "client.loss": [f"client.loss={name}" for name in ("cross_entropy", "l1", "l2")],
     "client.augment": ["client.augment=flip"],
+    "engine.prefix_cache": ["engine.prefix_cache=true"],
     "data": [f"data={name}" for name in groups()["data"]],
     "deployment": ["flwr run"],
 }
@@ -51,12 +53,13 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
     ("adapter.ranks", ("client.gsnr_scope", "attack")),
     ("data", ("head", "client.loss", "client.augment", "attack")),
+    ("engine.prefix_cache", ("client.augment",)),
     ("privacy", ("init", "head", "evaluation", "diagnostics", "client.gsnr_scope")),
     ("participation", ("robust",)),
     ("privacy", ("reinit", "init", "head", "evaluation", "robust", "adapter.ranks", "client.gsnr_scope", "weighting")),
     ("strategy.phases", ("adapter", "robust")),
     ("secure_aggregation", ("reinit", "robust", "attack", "adapter.ranks", "weighting", "privacy", "strategy.phases")),
-    ("deployment", ("evaluation", "diagnostics", "attack")),
+    ("deployment", ("evaluation", "diagnostics", "attack", "engine")),
 ]
 
 

@@ -58,6 +58,7 @@ NAMES = {
     "hydra": "hydra-core",
     "tomli_w": "tomli-w",
     "mlflow": "mlflow-skinny",
+    "grpc": "grpcio",
 }
 
 

@@ -85,8 +85,10 @@ def test_a_merged_base_is_kept_with_the_adapter(tmp_path):
     assert digest.of_tensors(tensors) == json.loads((folder / "summary.json").read_text())["final_hash"]
 
 
-def test_lanes_and_logging_are_not_part_of_a_runs_identity_but_bank_size_is():
+def test_engines_and_logging_are_not_part_of_a_runs_identity_but_bank_size_is():
     base = compose_config(WORDS)
+    actors = compose_config([*WORDS, "engine=ray", "engine.actors=3", "engine.address=auto"])
+    assert actors.identity() == base.identity()
     same = compose_config([*WORDS, "engine.lanes=4", "logger=wandb_offline", "output_dir=elsewhere", "seed=3"])
     assert base.identity() == same.identity()
     assert base.identity() != compose_config([*WORDS, "engine.clients_per_bank=1"]).identity()

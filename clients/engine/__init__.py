@@ -2,6 +2,7 @@
 
 inline   one job after another in the calling thread: the reference
 threads  a thread a core on CPU, one a device on CUDA
+ray      an actor of Ray a core, or a GPU, on this machine or on those of a cluster
 """
 
 from __future__ import annotations
@@ -37,4 +38,12 @@ class Engine(Protocol):
 
         An engine whose workers are elsewhere keeps one here for this.
         """
+        ...
+
+    def described(self) -> str:
+        """On what and how it computes, in a few words: "2 lanes on CPU, fp32"."""
+        ...
+
+    def close(self) -> None:
+        """End what it started. It is not used any more."""
         ...

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from clients.engine.cost import SHARE, StepCost, step_cost
-from fedinit.config.engine import BANK_ON_CPU, Precision
+from fedinit.config.engine import BANK_ON_CPU, EngineConfig, Precision, RayConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, select_targets
@@ -51,6 +51,8 @@ def resolved(config: Config) -> Config:
 
     Raises InputError for a device that is not there, and for a precision that it has not.
     """
+    if _elsewhere(config.engine):
+        return config
     place = devices(config.engine.device, 1)[0]
     precision = _precision(config.engine.precision, place, config.head.name == "none")
     size = config.engine.clients_per_bank
@@ -60,6 +62,19 @@ def resolved(config: Config) -> Config:
             room = int(SHARE * torch.cuda.get_device_properties(place).total_memory)
             size = _cost(config, precision).fit(room, config.client.batch_size)
     return replace(config, engine=replace(config.engine, precision=precision, clients_per_bank=size))
+
+
+def _elsewhere(engine: EngineConfig) -> bool:
+    """Whether the devices are a cluster's alone, so that nothing can be reckoned by them here. Raises InputError where
+    something would have to be."""
+    if not isinstance(engine, RayConfig) or not engine.address or engine.device != "cuda" or torch.cuda.is_available():
+        return False
+    if "auto" in (engine.precision, engine.clients_per_bank):
+        raise InputError(
+            "engine.device=cuda: this machine has no CUDA device to reckon by; give both engine.precision and "
+            "engine.clients_per_bank, by what the cluster's devices have, or start the run on one of its machines"
+        )
+    return True
 
 
 def _precision(wanted: Precision, place: torch.device, numbers: bool) -> Precision:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from clients.engine.worker import Worker
+from clients.engine.worker import Worker, described
 from clients.task import Answer, Job
 from fedinit.adapters.bank import Bank
 from fedinit.state.base_offset import EMPTY, Offset
@@ -23,7 +23,7 @@ class InlineEngine:
         self.workers[0].replica.hold(base, offset)
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Answer, ...]]:
-        self.workers[0].replica.prepare(jobs)
+        self.workers[0].replica.prepare(job.base for job in jobs)
         for job in jobs:
             with _one_thread():
                 answers = self.workers[0].do(job)
@@ -33,6 +33,12 @@ class InlineEngine:
     def borrow(self, base: str = EMPTY) -> Iterator[Bank]:
         self.workers[0].replica.put(self.workers[0].bank, base)
         yield self.workers[0].bank
+
+    def described(self) -> str:
+        return described(self.workers)
+
+    def close(self) -> None:
+        pass
 
 
 @contextmanager

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from clients.engine.hardware import DTYPES, repeats
-from clients.task import Job, Task
+from clients.task import Task
 from fedinit.adapters.bank import Bank
 from fedinit.models.backbone import Backbone
 from fedinit.state.base_offset import EMPTY, Offset
@@ -51,9 +51,13 @@ class Replica:
         """Hold the offset {layer: (d, k)} that this key names, for `put`."""
         self._offsets.setdefault(base, offset)
 
-    def prepare(self, jobs: Sequence[Job]) -> None:
-        """Forget the offsets and weights that none of these jobs needs."""
-        needed = {EMPTY, *(job.base for job in jobs)}
+    def holds(self, base: str) -> bool:
+        """Whether the offset of this key is held."""
+        return base in self._offsets
+
+    def prepare(self, bases: Iterable[str]) -> None:
+        """Forget the offsets of other bases than these, and what was made of them."""
+        needed = {EMPTY, *bases}
         self._offsets = {base: offset for base, offset in self._offsets.items() if base in needed}
         self._merged = {base: weights for base, weights in self._merged.items() if base in needed}
         self._folded = ()

@@ -11,7 +11,7 @@ import queue
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from clients.engine.worker import Worker
+from clients.engine.worker import Worker, described
 from clients.task import Answer, Job
 from fedinit.adapters.bank import Bank
 from fedinit.state.base_offset import EMPTY, Offset
@@ -36,7 +36,7 @@ class ThreadEngine:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Answer, ...]]:
         for replica in self._replicas:
-            replica.prepare(jobs)
+            replica.prepare(job.base for job in jobs)
         return self._pool.map(self._do, jobs)
 
     @contextmanager
@@ -44,6 +44,12 @@ class ThreadEngine:
         with self._worker() as worker:
             worker.replica.put(worker.bank, base)
             yield worker.bank
+
+    def described(self) -> str:
+        return described(self.workers)
+
+    def close(self) -> None:
+        pass  # a lane without a job ends with the process
 
     def _do(self, job: Job) -> tuple[Answer, ...]:
         with self._worker() as worker:

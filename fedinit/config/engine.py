@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedinit.config.checks import at_least
+from fedinit.errors import InputError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
+ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,4 +53,25 @@ class ThreadsConfig(EngineConfig):
             at_least("engine.lanes", self.lanes, 1)
 
 
-ENGINES: dict[str, type[EngineConfig]] = {"inline": InlineConfig, "threads": ThreadsConfig}
+@dataclass(frozen=True, kw_only=True)
+class RayConfig(EngineConfig):
+    """`engine=ray`: a worker an actor of Ray, on this machine or on those of a cluster."""
+
+    name: Literal["ray"] = "ray"
+    actors: int | Literal["auto"] = "auto"  # auto: one a GPU, or one a core
+    address: str = ""  # of a running cluster: auto, HOST:PORT or ray://HOST:PORT; "": one of this machine's own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.actors != "auto":
+            at_least("engine.actors", self.actors, 1)
+        if ADDRESS.fullmatch(self.address) is None:
+            raise InputError(f"engine.address={self.address}: expected auto, HOST:PORT, ray://HOST:PORT or nothing")
+        if self.device.startswith("cuda:"):
+            raise InputError(
+                f"engine.device={self.device}: Ray says which device an actor has; use engine.device=cuda, with "
+                "CUDA_VISIBLE_DEVICES for some of the GPUs alone"
+            )
+
+
+ENGINES: dict[str, type[EngineConfig]] = {"inline": InlineConfig, "ray": RayConfig, "threads": ThreadsConfig}

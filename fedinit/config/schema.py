@@ -158,9 +158,10 @@ GROUPS = {
 }
 
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
-# (engines and lanes change no bit), what its files are checked against.
+# (engines, lanes and actors change no bit), what its files are checked against.
 UNCOUNTED = ("output_dir", "resume", "report", "preview", "logger", "node_timeout", "reply_timeout", "engine.name")
-UNCOUNTED += ("engine.lanes", "engine.strict", "data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
+UNCOUNTED += ("engine.lanes", "engine.actors", "engine.address", "engine.strict")
+UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
 # Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
 PLACES = ("data.root", "model.checkpoint")
 

@@ -34,9 +34,11 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
     node_config: {setting: value}, the site's --node-config.
     simulated: server and clients are on one machine, so the run may set the places.
 
-    Raises Refused for a place or device that came with the run and that the site did not set itself, InputError for a
-    setting that does not exist.
+    Raises Refused for a place or device that came with the run and that the site did not set itself, and for an engine
+    that would join others' machines; InputError for a setting that does not exist.
     """
+    if config.engine.name == "ray":
+        raise Refused("engine=ray: is for simulations by run_sim.py; a client computes where it is: use engine=threads")
     for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
         known = sorted({*SITE_KEYS, *OTHER_KEYS})
         near = did_you_mean(key, known)

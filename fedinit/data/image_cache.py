@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import platform
 import sys
 import tempfile
 import threading
@@ -27,6 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from fedinit.errors import InputError
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +82,10 @@ class ImageFile:
             self._pixels = torch.from_numpy(pixels)
         self._verified = np.zeros(count, dtype=bool)
         self._file = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is the same file, which must be there."""
+        return _reopened, (self.path, self._asked["key"], self.count, self.shape)
 
     def _header(self) -> dict[str, Any] | None:
         """The header of the file that is there; None where there is none, or it is not what was asked for."""
@@ -148,6 +155,16 @@ class ImageFile:
         if damaged:
             _log.warning("image cache %s is damaged (%d checksums differ): decoding again", self.path, len(damaged))
         return images, np.array(damaged, dtype=np.int64)
+
+
+def _reopened(path: Path, key: str, count: int, shape: tuple[int, ...]) -> ImageFile:
+    """Raises InputError where there is no such file."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: the images are in this file, which {platform.node()} has not; give data.cache_dir=... on a file "
+            "system that all machines have, or data.cache=never"
+        )
+    return ImageFile(path, key, count, shape)
 
 
 def _checksum(content: Any) -> int:

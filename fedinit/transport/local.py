@@ -41,6 +41,7 @@ class LocalGrid(Grid):
         self._handler, self._strict = handler, strict
         self._run = Run.create_empty(1)
         self._replies: dict[str, Message] = {}
+        self._shared = wire.Shared()
         self.contexts = {
             FIRST_NODE_ID + i: Context(
                 run_id=1,
@@ -87,7 +88,8 @@ class LocalGrid(Grid):
             inbox.__dict__["_metadata"] = message.metadata
             deliveries.append((inbox, self.contexts[message.metadata.dst_node_id]))
         replies = self._handler(deliveries) if deliveries else []
-        wire.share(context.state for context in self.contexts.values())
+        for _, context in deliveries:
+            self._shared.put(context.state)
         for message_id, reply in zip(ids, replies, strict=True):
             if reply.has_content():
                 reply.content = self._carry(reply.content)

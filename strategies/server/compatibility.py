@@ -308,6 +308,13 @@ def _real_clients_attack_unasked(c: Components) -> Objection | None:
     return Objection(f"attack={c.config.attack.name}", "bad clients are for simulations by run_sim.py", "use none")
 
 
+@rule("deployment", "engine")
+def _a_client_computes_where_it_is(c: Components) -> Objection | None:
+    if not c.under_flower or c.config.engine.name != "ray":
+        return None
+    return Objection("engine=ray", "actors are for simulations by run_sim.py", "use engine=threads")
+
+
 @rule("adapter.ranks", "attack")
 def _who_knows_all_needs_one_shape(c: Components) -> Objection | None:
     if c.config.adapter.ranks is None or c.config.attack.name not in ("alie", "ipm", "minmax"):

@@ -51,6 +51,9 @@ class ClientMirror:
         return replace(self, held={}, base_version=UNKNOWN)
 
 
+NOTHING_HELD = ClientMirror()  # of a client that was sent nothing
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
     """Where a run stands between two rounds.
@@ -83,7 +86,7 @@ class ServerState:
 
     def mirror(self, client: int) -> ClientMirror:
         """What this client, a partition id, is counted on to hold; nothing where it was sent nothing."""
-        return self.mirrors.get(client, ClientMirror())
+        return self.mirrors.get(client, NOTHING_HELD)
 
     def mirroring(self, changed: Mapping[int, ClientMirror]) -> ServerState:
         """The state with these mirrors, {partition id: mirror}, in place of the clients' old ones."""
@@ -141,7 +144,11 @@ class ServerState:
             "round": self.round,
             "diagnostics": dict(self.model.diagnostics),
             "base": base.facts,
-            "mirrors": {str(client): {**vars(m), "held": dict(m.held)} for client, m in self.mirrors.items()},
+            "mirrors": {
+                str(client): {**vars(mirror), "held": dict(mirror.held)}
+                for client, mirror in self.mirrors.items()
+                if mirror != NOTHING_HELD  # as of all who were not sampled yet
+            },
             "scales": dict(self.step_scales),
             "bytes": [self.bytes_up, self.bytes_down],
             "roster": {

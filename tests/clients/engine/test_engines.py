@@ -16,6 +16,7 @@ from clients import site
 from clients.engine import Engine
 from clients.engine.inline import InlineEngine
 from clients.engine.plan import plan
+from clients.engine.ray import RayEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, devices, make_workers
 from clients.evaluation import split
@@ -34,7 +35,9 @@ RANK, BASE = 4, "b" * 64
 ENGINES: dict[str, Callable[..., Engine]] = {
     "inline": lambda *args: InlineEngine(Worker(*args)),
     **{f"threads-{n}": lambda *args, n=n: ThreadEngine(make_workers(*args, "cpu", n)) for n in (1, 3)},
+    "ray": lambda *args: RayEngine(config.RayConfig(device="cpu"), *args, lambda *_: None),
 }
+NAMES = list(slow_unless(lambda name: name != "ray", zip(ENGINES)))
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +48,23 @@ def targets(tiny_vit):
 @pytest.fixture(scope="module")
 def make_engine(tiny_vit, tiny_data, targets, client_config):
     """make_engine(name, seed): an engine over the tiny ViT, with dropout and augmentation, that holds BASE."""
+    actors: list[Engine] = []  # started once: it takes seconds
 
     def make(name: str, seed: int = 3) -> Engine:
+        if name == "ray" and actors:
+            actors[0].hold(BASE, offset_of(targets))
+            return actors[0]
         client = client_config(augment="crop_flip", optimizer="adamw", clip_norm=1.0)
         settings = Settings(client=client, seed=seed, scale=1.5, dropout=0.2, batch_size=7)
         made = ENGINES[name](tiny_vit, targets, tiny_data, settings)
         made.hold(BASE, offset_of(targets))
+        if name == "ray":
+            actors.append(made)
         return made
 
-    return make
+    yield make
+    for engine in actors:
+        engine.close()
 
 
 def offset_of(targets) -> dict[str, Tensor]:
@@ -154,7 +165,10 @@ TELLING = ("plain", "two bases", "failing", "evaluate over a base", "gradients")
 
 @pytest.mark.parametrize(
     ("name", "case"),
-    slow_unless(lambda name, case: name == "threads-3" or case in TELLING, itertools.product(ENGINES, CASES)),
+    slow_unless(
+        lambda name, case: name == "threads-3" or (name != "ray" and case in TELLING),
+        itertools.product(ENGINES, CASES),
+    ),
 )
 def test_the_same_jobs_give_the_same_bytes(name: str, case: str, make_engine, cases, targets, reference) -> None:
     """As the inline engine gives them; and again after other jobs, from jobs that were pickled."""
@@ -174,7 +188,7 @@ def test_the_cases_differ(make_engine, cases, reference) -> None:
 
 
 @pytest.mark.parametrize("case", ["failing", "without examples", "failing bank"])
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_failure_is_its_clients_alone(case: str, name: str, make_engine, cases, reference) -> None:
     """Its mates' bytes are those of a bank where nothing failed; it says who, at what, and why."""
     healthy = {m[0] for made in reference("plain") for m in made}
@@ -188,14 +202,14 @@ def test_a_failure_is_its_clients_alone(case: str, name: str, make_engine, cases
     assert (copied.client, str(copied)) == (1, str(failed[0]))
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_measurement_that_is_refused_is_its_clients_alone(name: str, make_engine, cases) -> None:
     answers = list(itertools.chain.from_iterable(make_engine(name).run(jobs_of(cases["inputs"]))))
     assert [isinstance(answer, ClientFailed) for answer in answers] == [True, False, False, False, False]
     assert str(answers[0]).startswith("client 0, statistics: TooFew: 6 examples, fewer than min_examples=8")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", NAMES)
 class TestBases:
     def test_a_base_that_is_not_held(self, name: str, make_engine, cases) -> None:
         with pytest.raises(LookupError, match="the base cccccccccccc is not held"):

@@ -71,6 +71,8 @@ OTHER = {
     "data.label_column": "kind",
     "data.layout": "class",
     "engine.lanes": 3,
+    "engine.actors": 3,
+    "engine.address": "auto",
     "data.set": "svhn",
     "data.subset": "plain",
     "data.matrix.condition": 3.0,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Sequence
+
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
@@ -26,10 +29,13 @@ def keeping(deliveries):
     return replies
 
 
+def ask(grid: LocalGrid, nodes: Sequence[int]) -> None:
+    list(grid.send_and_receive([grid.create_message(RecordDict(), "train", node, "1") for node in nodes]))
+
+
 def asked() -> LocalGrid:
     grid = LocalGrid(keeping, CLIENTS)
-    nodes = grid.get_node_ids()
-    list(grid.send_and_receive([grid.create_message(RecordDict(), "train", node, "1") for node in nodes]))
+    ask(grid, grid.get_node_ids())
     return grid
 
 
@@ -47,6 +53,26 @@ def assert_held_once(grid: LocalGrid) -> None:
 
 def test_equal_arrays_of_several_clients_are_held_once():
     assert_held_once(asked())
+
+
+def test_clients_of_different_rounds_hold_one_array_and_the_others_are_not_looked_at():
+    """What a round costs is by those that it asks, however many there are."""
+    grid = LocalGrid(keeping, CLIENTS)
+    for node in grid.get_node_ids():  # one a round
+        others = {n: dict(context.state) for n, context in grid.contexts.items() if n != node}
+        ask(grid, [node])
+        for n, records in others.items():
+            assert all(grid.contexts[n].state[key] is record for key, record in records.items())
+    assert_held_once(grid)
+
+
+def test_what_nobody_holds_any_more_is_forgotten():
+    shared, content = wire.Shared(), RecordDict({"held": wire.encode({"layer/A": torch.ones(3)})})
+    shared.put(content)
+    assert len(shared._arrays) == 1
+    content.clear()
+    gc.collect()
+    assert len(shared._arrays) == 0
 
 
 def test_a_checkpoint_writes_and_brings_back_what_several_hold_once(tmp_path):

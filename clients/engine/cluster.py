@@ -1,0 +1,213 @@
+"""A Ray to compute on: one of this machine's own, for as long as it is needed, or a cluster that is running."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fedinit.config.engine import RayConfig
+from fedinit.errors import InputError, RunFailed, first_line
+from fedinit.threads import cores
+
+ANSWER = 10.0  # seconds that a cluster has to answer
+TELL = 60.0  # seconds that its machines have to say what they are: a process each is started
+INSTALL = 'pip install "fedinit[ray]"'
+
+
+def installed() -> Any:
+    """The module ray. Raises InputError where there is none."""
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(f"engine=ray: Ray is not installed: {INSTALL}") from error
+    return ray
+
+
+class Cluster:
+    """What this process is connected to.
+
+    ray: the module. where: what errors call it. cuda: whether its GPUs are meant, or its cores. actors: how many there
+    are to be.
+    """
+
+    def __init__(self, config: RayConfig, cuda: bool) -> None:
+        """Connect, and where no address is given begin a Ray of this machine's own. One that this process was connected
+        to before is used as it is, and left so.
+
+        Raises InputError for a cluster that does not answer, has other versions, or has less than is asked for.
+        """
+        self.ray, self.cuda = installed(), cuda
+        self._kind, self._key = ("GPUs", "GPU") if cuda else ("cores", "CPU")
+        self.where = f"engine.address={config.address}" if config.address else "this machine"
+        self._connected = False  # by this
+        own = torch.cuda.device_count() if cuda else cores()
+        self.actors = self._room(config, own, own) if not config.address else 0  # before seconds are spent on it
+        try:
+            if not self.ray.is_initialized():
+                self._connected = True
+                self._join(config.address) if config.address else self._begin(own)
+            if config.address:
+                self._judge(_tellers(self.ray, self._key))
+                has, free = self.ray.cluster_resources(), self.ray.available_resources()
+                self.actors = self._room(config, int(has.get(self._key, 0)), int(free.get(self._key, 0)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave it; one of this machine's own ends."""
+        if self._connected:
+            self._connected = False
+            self.ray.shutdown()
+
+    def _begin(self, own: int) -> None:
+        """Start a Ray of this machine's own, which tells nobody of it. own: its cores, or GPUs."""
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it; else it advises so
+        try:
+            with _signals_kept():
+                self.ray.init(
+                    address="local",
+                    num_cpus=cores(),
+                    num_gpus=own if self.cuda else 0,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+        except Exception as error:
+            raise RunFailed(f"engine=ray: Ray does not start on this machine: {first_line(error)}") from error
+
+    def _join(self, address: str) -> None:
+        if address != "auto":
+            reach(address)
+        quiet = {} if address.startswith("ray://") else {"log_to_driver": False, "logging_level": logging.ERROR}
+        try:
+            with _signals_kept():
+                self.ray.init(address=address, **quiet)
+        except Exception as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            hint = "" if "ersion" in said else "; is it running? `ray status` says so there"
+            raise InputError(f"engine.address={address}: no cluster to join ({said}){hint}") from error
+
+    def _judge(self, tellers: Mapping[str, Any]) -> None:
+        """Refuse machines with another fedinit, torch or Python. tellers: {machine: its answer to come}."""
+        here = _facts()()
+        for machine, answer in tellers.items():
+            try:
+                there = self.ray.get(answer, timeout=TELL)
+            except Exception as error:
+                raise InputError(f"{self.where}: {machine} does not answer ({first_line(error)})") from error
+            if fault := difference(here, there):
+                raise InputError(f"{self.where}: {machine} {fault}; the same bytes need the same of both")
+
+    def _room(self, config: RayConfig, there: int, free: int) -> int:
+        """How many actors there are to be, where so many cores or GPUs are, and so many of them free. Raises InputError
+        for too many."""
+        if there < 1:
+            raise InputError(f"{self.where} has no {self._kind} for actors; use engine.device={self._other()}")
+        if config.actors == "auto":
+            return max(1, min(there, free))
+        if config.actors > there:
+            hint = f"use engine.actors={there}, or auto"
+            raise InputError(f"engine.actors={config.actors}: {self.where} has {there} {self._kind}; {hint}")
+        return config.actors
+
+    def _other(self) -> str:
+        return "cpu" if self.cuda else "cuda"
+
+
+def reach(address: str) -> None:
+    """Raise InputError where nothing at HOST:PORT, or ray://HOST:PORT, answers as a cluster does within ANSWER
+    seconds."""
+    target = address.removeprefix("ray://")
+    host, _, port = target.rpartition(":")
+    hint = "start one by `ray start --head`, or leave engine.address out for this machine's own"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        said = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {hint}") from error
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return  # the connection itself needs Ray's certificates
+    import grpc
+
+    channel = grpc.insecure_channel(target)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=ANSWER)
+    except grpc.FutureTimeoutError as error:
+        said = f"something listens there, which is no Ray, or says nothing within {ANSWER:.0f} s"
+        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {hint}") from error
+    finally:
+        channel.close()
+
+
+def difference(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:
+    """What a machine has another version of, in words; None where it has the same. Both as `_facts` gives them."""
+    for name, own in here.items():
+        other = there.get(name, "none")
+        if other != own:
+            return f"has {name} {other}, and this process {own}"
+    return None
+
+
+def _facts() -> Callable[[], dict[str, str]]:
+    """A function that says which versions a process has. It is made here since Ray sends such a function by its code,
+    so that it runs where no fedinit is."""
+
+    def facts() -> dict[str, str]:
+        import hashlib
+        import importlib.util
+        import platform
+        from importlib import metadata
+        from pathlib import Path
+
+        found = {"Python": platform.python_version(), "torch": "none", "fedinit": "none"}
+        try:
+            found["torch"] = metadata.version("torch").partition("+")[0]  # CPU's and CUDA's builds go together
+        except metadata.PackageNotFoundError:
+            pass
+        package = importlib.util.find_spec("fedinit")
+        if package is not None and package.origin is not None:
+            root, code = Path(package.origin).parent.parent, hashlib.sha256()
+            for path in sorted(path for name in ("fedinit", "clients") for path in (root / name).rglob("*.py")):
+                code.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+            found["fedinit"] = f"of the code {code.hexdigest()[:10]}"
+        return found
+
+    return facts
+
+
+def _tellers(ray: Any, key: str) -> dict[str, Any]:
+    """{machine: its answer to come} of the cluster's machines with something of this resource."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
+
+    ask = ray.remote(num_cpus=0, max_retries=0)(_facts())
+    machines = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(key, 0) >= 1]
+    return {
+        node["NodeManagerAddress"]: ask.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in machines
+    }
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Within, what a signal does may be changed, as Ray does with SIGTERM; afterwards it is as it was."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,238 @@
+"""What is refused before an actor starts, each in one line: no Ray, no answer, other versions, too many actors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from clients import client_app
+from clients.engine import cluster, hardware
+from clients.engine.cluster import Cluster, difference, reach
+from fedinit.config.engine import RayConfig
+from fedinit.config.flower import to_run_config
+from fedinit.errors import InputError, Refused, RunFailed
+from fedinit.threads import cores
+from strategies.server.compatibility import check_method
+from tests.support.small import small_config
+
+
+class FakeRay:
+    """A cluster of these resources, of which some are free, on machines that say these versions of themselves."""
+
+    def __init__(self, has: dict[str, float], free: dict[str, float] | None = None, **machines: dict[str, str]) -> None:
+        self.has, self.free, self.machines = has, has if free is None else free, machines
+        self.connected = False
+        self.init_error: BaseException | None = None
+        self.inits: list[dict[str, Any]] = []
+
+    def is_initialized(self) -> bool:
+        return self.connected
+
+    def init(self, **options: Any) -> None:
+        self.inits.append(options)
+        if self.init_error is not None:
+            raise self.init_error
+        self.connected = True
+
+    def shutdown(self) -> None:
+        self.connected = False
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.has
+
+    def available_resources(self) -> dict[str, float]:
+        return self.free
+
+    def get(self, answer: Any, timeout: float) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch):
+    """connect(ray, **options): the Cluster of such a Ray, whose address answers."""
+
+    def connected(ray: FakeRay, cuda: bool = False, **options: Any) -> Cluster:
+        monkeypatch.setattr(cluster, "installed", lambda: ray)
+        monkeypatch.setattr(cluster, "reach", lambda address: None)
+        monkeypatch.setattr(cluster, "_tellers", lambda *_: ray.machines)
+        return Cluster(RayConfig(**options), cuda)
+
+    return connected
+
+
+def refused(connect, ray: FakeRay, *args: Any, **options: Any) -> str:
+    """The line that it is refused in; what was connected is left."""
+    with pytest.raises((InputError, RunFailed)) as caught:
+        connect(ray, *args, **options)
+    assert "\n" not in str(caught.value) and not ray.connected
+    return str(caught.value)
+
+
+HERE = cluster._facts()()
+
+
+def test_ray_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r'^engine=ray: Ray is not installed: pip install "fedinit\[ray\]"$'):
+        cluster.installed()
+
+
+def test_one_of_this_machines_own_has_an_actor_a_core_and_ends(connect) -> None:
+    ray = FakeRay({"CPU": cores()})
+    made = connect(ray)
+    assert made.actors == cores()
+    (options,) = ray.inits
+    assert options["address"] == "local" and options["num_cpus"] == cores() and options["num_gpus"] == 0
+    assert options["include_dashboard"] is False
+    made.close()
+    assert not ray.connected
+    made.close()  # twice is once
+
+
+def test_a_ray_that_this_process_was_connected_to_is_left_as_it_was(connect) -> None:
+    ray = FakeRay({"CPU": 2})
+    ray.connected = True
+    made = connect(ray, actors=1)
+    made.close()
+    assert ray.connected and not ray.inits
+
+
+def test_more_actors_than_cores(connect) -> None:
+    there = cores()
+    ray = FakeRay({})
+    said = refused(connect, ray, actors=there + 1)
+    assert said.startswith(f"engine.actors={there + 1}: this machine has {there} cores; use engine.actors={there}, or")
+    assert not ray.inits  # nothing was begun for it
+    said = refused(connect, FakeRay({"CPU": 8.0}, node=HERE), actors=9, address="head:6379")
+    assert said == "engine.actors=9: engine.address=head:6379 has 8 cores; use engine.actors=8, or auto"
+
+
+def test_more_actors_than_gpus_and_none_at_all(connect) -> None:
+    ray = FakeRay({"CPU": 8.0, "GPU": 2.0}, a=HERE)
+    assert "has 2 GPUs; use engine.actors=2" in refused(connect, ray, True, actors=3, address="head:6379")
+    said = refused(connect, FakeRay({"CPU": 8.0}, a=HERE), True, address="head:6379")
+    assert said == "engine.address=head:6379 has no GPUs for actors; use engine.device=cpu"
+
+
+def test_auto_takes_what_is_free_and_one_at_least(connect) -> None:
+    for free, expected in ((5.0, 5), (0.0, 1), (99.0, 8)):
+        assert connect(FakeRay({"CPU": 8.0}, {"CPU": free}, a=HERE), address="auto").actors == expected
+
+
+@pytest.mark.parametrize("name", ["Python", "torch", "fedinit"])
+def test_another_version_on_one_of_the_machines(name: str, connect) -> None:
+    machines = {"ours": HERE, "10.0.0.7": {**HERE, name: "1.2.3"}}
+    said = refused(connect, FakeRay({"CPU": 8.0}, **machines), address="head:6379")
+    assert said.startswith(f"engine.address=head:6379: 10.0.0.7 has {name} 1.2.3, and this process {HERE[name]}")
+    absent = {key: value for key, value in HERE.items() if key != name}
+    assert difference(HERE, absent) == f"has {name} none, and this process {HERE[name]}"
+    assert difference(HERE, HERE) is None
+
+
+def test_the_facts_are_of_this_process_and_travel_without_fedinit() -> None:
+    assert HERE["Python"] == ".".join(map(str, sys.version_info[:3])) and HERE["fedinit"].startswith("of the code ")
+    assert HERE["torch"] == torch.__version__.partition("+")[0]
+    facts = cluster._facts()
+    assert not facts.__closure__ and "<locals>" in facts.__qualname__  # so that its code is sent, not its name
+
+
+def test_a_machine_that_does_not_answer(connect) -> None:
+    machines = {"10.0.0.7": TimeoutError("no answer")}
+    said = refused(connect, FakeRay({"CPU": 8.0}, **machines), address="auto")
+    assert said == "engine.address=auto: 10.0.0.7 does not answer (no answer)"
+
+
+def test_ray_does_not_start_or_is_interrupted(connect) -> None:
+    ray = FakeRay({"CPU": 2.0})
+    ray.init_error = OSError("no room\nand a long story")
+    assert refused(connect, ray) == "engine=ray: Ray does not start on this machine: no room"
+    ray.init_error = KeyboardInterrupt()
+    shut: list[bool] = []
+    ray.shutdown = lambda: shut.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        connect(ray)
+    assert shut == [True]
+
+
+def test_a_cluster_of_another_ray(connect) -> None:
+    ray = FakeRay({"CPU": 2.0})
+    ray.init_error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.1\n    Python: 3.9")
+    said = refused(connect, ray, address="head:6379")
+    assert "Version mismatch: The cluster was started with: Ray: 2.1 Python: 3.9" in said
+
+
+def test_an_address_where_nothing_listens() -> None:
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+    with pytest.raises(InputError) as caught:
+        reach(f"ray://127.0.0.1:{port}")
+    assert str(caught.value).startswith(f"engine.address=ray://127.0.0.1:{port}: no cluster answers there (")
+    assert "leave engine.address out" in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no cluster answers there"):
+        reach("127.0.0.1:99999")
+
+
+def test_an_address_where_something_else_listens(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "ANSWER", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ends: list[socket.socket] = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    ends.append(server.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        with pytest.raises(InputError, match="something listens there, which is no Ray"):
+            reach(f"127.0.0.1:{server.getsockname()[1]}")
+        for end in ends:
+            end.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"actors": 0}, "engine.actors=0: expected 1 or more"),
+        ({"address": "head"}, "engine.address=head: expected auto, HOST:PORT, ray://HOST:PORT or nothing"),
+        ({"address": "http://head:8265"}, "engine.address=http://head:8265: expected auto"),
+        ({"device": "cuda:1"}, "engine.device=cuda:1: Ray says which device an actor has; use engine.device=cuda"),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        RayConfig(**options)
+    assert str(caught.value).startswith(said)
+
+
+def test_addresses_that_can_be() -> None:
+    for address in ("", "auto", "10.0.0.1:6379", "ray://head-node.lan:10001", "[::1]:6379"):
+        assert RayConfig(address=address).address == address
+
+
+def test_a_clusters_gpus_are_not_reckoned_by_a_machine_that_has_none(monkeypatch) -> None:
+    monkeypatch.setattr(hardware, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False)))
+    words = "engine=ray", "engine.address=head:6379", "engine.device=cuda"
+    given = small_config(*words, "engine.precision=bf16", "engine.clients_per_bank=64")
+    assert hardware.resolved(given) == given
+    with pytest.raises(InputError, match="engine.device=cuda: this machine has no CUDA device to reckon by; give both"):
+        hardware.resolved(small_config(*words, "engine.precision=auto"))
+
+
+def test_no_client_of_flower_joins_a_cluster_that_a_server_names() -> None:
+    config = small_config("engine=ray", "engine.address=evil.example:6379", "evaluation=none")
+    check_method(config)
+    with pytest.raises(InputError, match="engine=ray: actors are for simulations by run_sim.py; use engine=threads"):
+        check_method(config, under_flower=True)
+    with pytest.raises(Refused, match="engine=ray: is for simulations by run_sim.py"):
+        client_app._configured(json.dumps(to_run_config(config), sort_keys=True), "{}")
