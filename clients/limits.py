@@ -99,6 +99,29 @@ class Keeper:
         if most < math.inf and delta * images > 1:
             raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
 
+    def check_masked(self) -> None:
+        """Raise Limited for training whose update would leave as it is."""
+        if self.limits.require_secure_aggregation and self.site.config.secure_aggregation.name == "none":
+            raise Limited(
+                "this site sends no update that is not masked, require-secure-aggregation=true: the run needs "
+                "secure_aggregation=secagg"
+            )
+
+    def project(self, round: int, means: str) -> None:
+        """Write down that the second phase of a round is answered, for means of this digest. Raises Limited for other
+        means than were answered for: of enough of them the whole update could be put together."""
+        most = self.limits.projections_per_round
+        with self._book() as book:
+            answered = book["runs"].setdefault(self._run, {}).setdefault("projections", {}).setdefault(str(round), [])
+            if means in answered:
+                return
+            if len(answered) >= most:
+                raise Limited(
+                    f"this site has answered the second phase of round {round} for other means, and "
+                    f"projections-per-round={most}"
+                )
+            answered.append(means)
+
     def train(self, steps: int) -> int:
         """Write down so many private steps; those of this run so far, with these."""
         with self._book() as book:

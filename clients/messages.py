@@ -110,6 +110,8 @@ class Decoder:
             adapter, offset = own_factors, apart if config.get("on-global", False) else {}
         notes, secret, privacy = {"drift-factors": drift, "drift-product": drift_product}, "", self.site.config.privacy
         spent, delta, keeper = math.inf, 1.0, self._keeper(context)
+        if keeper is not None:
+            keeper.check_masked()
         if isinstance(privacy, ExamplePrivacyConfig):
             # Drawn anew each time: noise that was there before could be taken off by asking again.
             secret = secrets.token_hex(16) if self.deployed else ""
@@ -145,14 +147,22 @@ class Decoder:
         return Task(part.client, round, part.test, adapter, head, frozenset(), base, work="evaluate")
 
     def _projection(self, message: Message, received: Received, context: Context) -> RecordDict:
-        """The answer to the second phase of a round. Raises Refused where this client made no update in it."""
+        """The answer to the second phase of a round. Raises Refused where this client made no update in it, or a
+        masked one, of which nothing else may be told."""
         round, part = wire.value(wire.config(message), "round", int), self.site.partition_of(context)
+        if (name := self.site.config.secure_aggregation.name) != "none":
+            raise Refused(
+                f"the server asked for the second phase of round {round} in a run with {name}, which has none"
+            )
         update = rounds.recall(context, rounds.UPDATE, round, ArrayRecord)
         if update is None:
             raise Refused(f"the server asked for the second phase of round {round}, of which this client has no update")
         means, factors = wire.from_tensors(received[wire.STATE])[0], wire.from_tensors(wire.decode(update))[0]
         if means.keys() != factors.keys():
             raise Refused("the server asked for the second phase of other layers than this client has trained")
+        if (keeper := self._keeper(context)) is not None:
+            keeper.check_masked()
+            keeper.project(round, digest.of_tensors(received[wire.STATE]))
         return projection(self.site, Task(part.client, round, part.train, means, {}, frozenset()), factors)
 
     def _measurement(self, message: Message, received: Received, context: Context) -> Task:

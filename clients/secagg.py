@@ -114,7 +114,8 @@ def _unmask(message: Message, context: Context, client: int, round: int) -> Reco
             source, target, of_seed, of_key = unpack(content)
         except (InvalidToken, ValueError, TypeError):
             continue  # what that client, or the server, sent is no share; others have theirs
-        if (source, target) == (other, client):
+        lengths = len(of_seed), len(of_key)
+        if (source, target, *lengths) == (other, client, *map(secrets.share_length, (masks.SEED, secrets.KEY))):
             shares[str(other)] = of_seed if other in left else of_key
     context.state[OWN] = ConfigRecord({"round": round, "stage": "revealed"})
     return RecordDict({RECORD: ConfigRecord({**shares})})

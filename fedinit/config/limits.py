@@ -38,6 +38,8 @@ class Limits:
     evaluations_per_run, evaluations: the same of evaluations.
     max_epsilon: training needs privacy=examples, to this ε at the most in a run, at a δ of one over its images or
         less; inf: it needs none.
+    require_secure_aggregation: no update leaves that is not masked: training needs secure_aggregation=secagg.
+    projections_per_round: different questions of a round's second phase that are answered; the same one is again.
     """
 
     statistics: str = "all"
@@ -51,6 +53,8 @@ class Limits:
     evaluations_per_run: int = 1000
     evaluations: int = 100_000
     max_epsilon: float = math.inf
+    require_secure_aggregation: bool = False
+    projections_per_round: int = 1
 
     @staticmethod
     def of(node_config: Mapping[str, object]) -> Limits | None:
@@ -68,7 +72,8 @@ class Limits:
     def __str__(self) -> str:
         """All of them, as they are set, on one line."""
         values = dataclasses.asdict(self)
-        return " ".join(f"{key.replace('_', '-')}={value}" for key, value in values.items())
+        said = {key: str(value).lower() if isinstance(value, bool) else value for key, value in values.items()}
+        return " ".join(f"{key.replace('_', '-')}={value}" for key, value in said.items())
 
     def answers_to(self, statistic: str) -> bool:
         """Whether a statistic of this name is answered."""
@@ -88,6 +93,10 @@ def _value(key: str, given: object, default: object) -> object:
             for word in words.split(","):
                 choose(f"--node-config {key}", word, ["all", "none", *STATISTICS])
         return words
+    if isinstance(default, bool):
+        if not isinstance(given, bool):
+            raise InputError(f"{what}: expected true or false")
+        return given
     whole = isinstance(default, int)
     if isinstance(given, bool) or not isinstance(given, int if whole else (int, float)) or not given >= 0:  # type: ignore[operator]
         raise InputError(f"{what}: expected a {'whole ' if whole else ''}number of 0 or more")

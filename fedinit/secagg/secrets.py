@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -13,6 +13,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs
 CURVE = ec.SECP384R1()  # Flower's
 KEY = 48  # bytes of a private key of it
 PUBLIC = 49  # of a public one, compressed
+TRIES = 64  # choices of shares: any two wrong ones of the first ten
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -50,25 +51,24 @@ def share_length(secret: int) -> int:
     return 4 + (secret // 16 + 1) * 16
 
 
-def joined(shares: Mapping[int, bytes], threshold: int, is_right: Callable[[bytes], bool]) -> tuple[bytes, list[int]]:
-    """The secret, and whose shares are not of it.
+def joined(
+    shares: Mapping[int, bytes], threshold: int, is_right: Callable[[bytes], bool], doubted: Collection[int] = ()
+) -> tuple[bytes, list[int]]:
+    """The secret, and whose shares had to be left out for it. No more shares are put together than it takes: that is
+    most of what a secret sum costs the server.
 
-    shares: {holder: share}, of the right length. is_right: whether bytes are the secret. Raises ValueError where no
-    `threshold` of the shares, with at most two wrong ones among the first of them, give it.
+    shares: {holder: share}, of the right length. is_right: whether bytes are the secret. doubted: holders who gave a
+    wrong share of another secret, and are asked last. Raises ValueError where `TRIES` choices of `threshold` of them,
+    without one or two of the first, do not give it.
     """
-    holders = sorted(shares)
-    for wrong in itertools.chain.from_iterable(itertools.combinations(holders, n) for n in range(3)):
+    holders = sorted(shares, key=lambda holder: (holder in doubted, holder))
+    without = itertools.chain.from_iterable(itertools.combinations(holders[: threshold + 1], n) for n in range(3))
+    for wrong in itertools.islice(without, TRIES):
         chosen = [h for h in holders if h not in wrong][:threshold]
         secret = _combined([shares[h] for h in chosen], is_right) if len(chosen) == threshold else None
         if secret is not None:
-            return secret, _liars(shares, chosen, is_right)
+            return secret, list(wrong)
     raise ValueError(f"{len(shares)} shares do not give the secret, {threshold} right ones would")
-
-
-def _liars(shares: Mapping[int, bytes], right: list[int], is_right: Callable[[bytes], bool]) -> list[int]:
-    """Whose share does not give the secret together with right ones."""
-    rest = [shares[holder] for holder in right[1:]]
-    return [h for h in sorted(shares) if h not in right and _combined([shares[h], *rest], is_right) is None]
 
 
 def _combined(shares: list[bytes], is_right: Callable[[bytes], bool]) -> bytes | None:

@@ -94,6 +94,11 @@ class Gate:
         cut = [min(weight, limit) for weight in weights]
         return [weight / sum(cut) for weight in cut]
 
+    def largest(self, start: Tensor) -> float:
+        """The most that ‖X‖ may be of what a client makes of this tensor; so it is of means of such."""
+        unit = (start.shape[:-1].numel() if start.ndim == 3 else min(start.shape)) ** 0.5  # 3: blocks of a core
+        return self.max_factor_ratio * max(unit, float(start.norm()))
+
     def admit(
         self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
     ) -> Update | Refusal:
@@ -141,8 +146,7 @@ class Gate:
         both = {ending for pair in (("/A", "/B"), ("/b", "/d")) for ending in pair if endings.issuperset(pair)}
         for name, value in tensors.items():
             size, start = float(value.norm()), float(expected.sent[name].norm())
-            unit = (value.shape[:-1].numel() if value.ndim == 3 else min(value.shape)) ** 0.5  # 3: blocks of a core
-            high = self.max_factor_ratio * max(unit, start)
+            high = self.largest(expected.sent[name])
             low = start / self.max_factor_ratio if name[-2:] in both else 0.0
             if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
                 code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"

@@ -47,11 +47,15 @@ def run_round(
     began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
     state, admitted = (collect if method.secure is None else collect_sum)(state, method, exchange, extra)
     collected = time.perf_counter()
-    weighed = weigh(admitted.updates, method, state.model, state.round + 1)
-    state, aggregate = combined(state, method, exchange, admitted, weighed)
-    state = advance(state, method, admitted, weighed, aggregate, last)
+    counted: Mapping[int, float] = {}
+    if admitted.updates or method.privacy is not None:
+        weighed = weigh(admitted.updates, method, state.model, state.round + 1)
+        state, aggregate = combined(state, method, exchange, admitted, weighed)
+        state = advance(state, method, admitted, weighed, aggregate, last)
+        counted = admitted.shares or weights_of(method, admitted, weighed)
+    else:  # a secret sum that was refused: the model is what it was
+        state = replace(state, round=state.round + 1)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
-    counted = admitted.shares or weights_of(method, admitted, weighed)
     claimed = [report.examples for report in admitted.reports]
     most = method.gate.most(claimed) if claimed else 0  # of a Poisson sample of nobody
     told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]

@@ -3,12 +3,17 @@
 Four exchanges in place of one: public keys, sealed shares for each other, masked updates, shares of what takes the
 masks off (fedinit/secagg/messages.py). A client may be gone after any of them; who was left when the updates came is
 in the sum, as long as `threshold` clients answer the last.
+
+A client that lies within its words cannot be found, since nothing but the sum is seen, and asking again without one
+would show that one's update, by the difference of two sums. So a sum that plausible updates do not have is refused as
+a whole: the round is skipped, and the model stays as it was.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -28,6 +33,7 @@ from strategies.aggregator import Update
 from strategies.server import requests
 from strategies.server.collecting import Admitted, discovered, drop
 from strategies.server.exchange import Exchange
+from strategies.server.gate import Gate
 from strategies.server.method import Method
 from strategies.server.replies import Asked, Refusal, match_replies, of_error
 from strategies.server.state import ServerState
@@ -37,6 +43,10 @@ SHARE = 0.125  # of reply_timeout that each exchange beside training has
 SEALED = 2048  # bytes of the two sealed shares for one client, at most
 
 Answer = TypeVar("Answer")
+
+
+class Spoilt(Exception):
+    """What came cannot be a sum of plausible updates, or cannot be unmasked. The message says why."""
 
 
 @dataclass
@@ -98,7 +108,8 @@ class Cohort:
 def collect_sum(
     state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
 ) -> tuple[ServerState, Admitted]:
-    """The mean of the updates of round `state.round + 1`, as one update, and the state once its messages have gone.
+    """The mean of the updates of round `state.round + 1`, as one update, and the state once its messages have gone. Of
+    a sum that is refused there is no update; the ledger says why (`sum_refused`).
 
     extra: settings that go into every message. Raises RunFailed for fewer clients than the threshold or the quorum, at
     any stage; nothing was unmasked then.
@@ -110,7 +121,7 @@ def collect_sum(
     state = discovered(state, method, exchange, began + exchange.reply_timeout / 2)
     sums = Cohort(exchange, round, threshold, max(threshold, method.needed(len(clients))), 0.0, state)
     sums.end = began + exchange.reply_timeout * (1 - SHARE)
-    keys = sums.ask("keys", {client: RecordDict() for client in clients}, _keys)
+    keys = _of_one_each(sums, sums.ask("keys", {client: RecordDict() for client in clients}, _keys))
     if len(keys) < LEAST:
         raise RunFailed(f"round {round}: too few clients, {len(keys)} gave keys, {LEAST} are the least of a secret sum")
     public = ConfigRecord({str(client): pair for client, (pair, _) in keys.items()})
@@ -121,8 +132,13 @@ def collect_sum(
     words, like = _masked(sums, method, sealed, weights, extra)
     sums.end = time.monotonic() + SHARE * exchange.reply_timeout
     shares = _shares(sums, list(words), sealed)
-    total = _unmasked(sums, words, shares, keys, list(sealed))
-    return sums.state, _admitted(point, total, {client: weights[client] for client in words}, like, sums)
+    counted = {client: weights[client] for client in words}
+    try:
+        total = _unmasked(sums, words, shares, keys, list(sealed))
+        return sums.state, _admitted(point, total, counted, like, sums, method.gate)
+    except Spoilt as why:
+        exchange.emit("sum_refused", {"round": round, "clients": sorted(words), "detail": str(why)})
+        return sums.state, Admitted()
 
 
 def _records(entries: ConfigRecord, **settings: int | list[int]) -> RecordDict:
@@ -148,6 +164,15 @@ def _keys(reply: Message, asked: Asked) -> tuple[bytes, bytes] | Refusal:
     public, commitment = wire.value(record, "public", bytes), wire.value(record, "commitment", bytes)
     why = fault_of_public(public) or ("" if len(commitment) == 32 else "its commitment is not 32 bytes")
     return Refusal(asked.client, "secagg", why) if why else (public, commitment)
+
+
+def _of_one_each(sums: Cohort, keys: Mapping[int, tuple[bytes, bytes]]) -> dict[int, tuple[bytes, bytes]]:
+    """Without clients that gave the same keys, which no other client would take."""
+    given = Counter(pair for pair, _ in keys.values())
+    twice = [client for client, (pair, _) in keys.items() if given[pair] > 1]
+    refusals = [Refusal(client, "secagg", f"clients {twice} gave the same public keys") for client in twice]
+    sums.state = drop(sums.state, sums.exchange, sums.round, refusals)
+    return {client: entry for client, entry in keys.items() if client not in twice}
 
 
 def _sealed(reply: Message, asked: Asked, cohort: set[int]) -> dict[int, bytes] | Refusal:
@@ -202,9 +227,8 @@ def _shares(sums: Cohort, left: Sequence[int], sealed: Mapping[int, object]) -> 
         if not set(record) <= {str(client) for client in lengths}:
             return Refusal(wanted.client, "secagg", "it gave shares of clients that are not in the sum")
         shares = {client: wire.value(record, str(client), bytes) for client in lengths if str(client) in record}
-        if odd := [client for client, share in shares.items() if len(share) != lengths[client]]:
-            return Refusal(wanted.client, "secagg", f"its share of client {odd[0]} has {len(shares[odd[0]])} bytes")
-        return shares
+        # A share of another length may be what it was given: it counts as none, and the others of this client do.
+        return {client: share for client, share in shares.items() if len(share) == lengths[client]}
 
     asks = {client: RecordDict({wire.CONFIG: ConfigRecord({"left": sorted(left)})}) for client in left}
     return sums.ask("unmask", asks, judge)
@@ -217,7 +241,8 @@ def _unmasked(
     keys: Mapping[int, tuple[bytes, bytes]],
     cohort: Sequence[int],
 ) -> Words:
-    """The sum of the vectors with all masks off. cohort: the clients whose masks are in them."""
+    """The sum of the vectors with all masks off. cohort: the clients whose masks are in them. Raises Spoilt."""
+    doubted: set[int] = set()
     total = np.zeros_like(next(iter(words.values())))
     for vector in words.values():
         total += vector
@@ -225,22 +250,29 @@ def _unmasked(
         of_client = {holder: given[client] for holder, given in shares.items() if client in given}
         public, commitment = keys[client]
         if client in words:
-            seed = _secret(sums, client, of_client, lambda s, c=commitment: masks.commitment(s) == c)
+            seed = _secret(sums, client, of_client, lambda s, c=commitment: masks.commitment(s) == c, doubted)
             total -= masks.expand(seed, total.size)
         else:
             mine = public[: secrets.PUBLIC]
-            key = _secret(sums, client, of_client, lambda s, p=mine: secrets.public_bytes(secrets.private_key(s)) == p)
+            key = _secret(sums, client, of_client, lambda s, p=mine: _is_key(s, p), doubted)
             left = {other: secrets.public_key(keys[other][0][: secrets.PUBLIC]) for other in words}
             total += masks.pairwise(client, secrets.private_key(key), left, total.size)
     return total
 
 
-def _secret(sums: Cohort, client: int, shares: Mapping[int, bytes], is_right: Callable[[bytes], bool]) -> bytes:
-    """A client's secret; the ledger names who gave a wrong share of it."""
+def _is_key(secret: bytes, public: bytes) -> bool:
+    return secrets.public_bytes(secrets.private_key(secret)) == public
+
+
+def _secret(
+    sums: Cohort, client: int, shares: Mapping[int, bytes], is_right: Callable[[bytes], bool], doubted: set[int]
+) -> bytes:
+    """A client's secret; the ledger names who gave a wrong share of it, and `doubted` has them from then on."""
     try:
-        secret, liars = secrets.joined(shares, sums.threshold, is_right)
+        secret, liars = secrets.joined(shares, sums.threshold, is_right, doubted)
     except ValueError as error:
-        raise RunFailed(f"round {sums.round}: the masks of client {client} cannot be taken off: {error}") from error
+        raise Spoilt(f"the masks of client {client} cannot be taken off: {error}") from error
+    doubted |= set(liars)
     for liar in liars:
         sums.exchange.log_refusal(sums.round, Refusal(liar, "secagg", f"its share of client {client} is wrong"))
     return secret
@@ -252,15 +284,44 @@ def _admitted(
     weights: Mapping[int, int],
     like: Mapping[str, torch.Tensor],
     sums: Cohort,
+    gate: Gate,
 ) -> Admitted:
-    """The mean as one update. Raises RunFailed for a sum that no honest clients have."""
+    """The mean as one update. Raises Spoilt for a sum that no plausible updates have."""
     total, state = sum(weights.values()), sums.state
     mean = point.decode(words, total)
-    if int(words[-2]) != total or float(mean.abs()[:-2].max()) > point.clip + point.step * len(weights):
-        raise RunFailed(f"round {sums.round}: the secret sum of clients {sorted(weights)} is none of honest clients")
+    tensors = unflat(mean[:-EXTRA], like)
+    if why := _fault_of_sum(point, mean, int(words[-2]), total, tensors, like, gate):
+        what = f"the masked sum of round {sums.round} is no sum of plausible updates of clients {sorted(weights)}"
+        raise Spoilt(f"{what}: {why}")
     start = wire.to_tensors(state.model.layers, state.model.head)
-    layers, head = wire.from_tensors({**start, **unflat(mean[:-EXTRA], like)})
+    layers, head = wire.from_tensors({**start, **tensors})
     update = Update(SUM, total, layers, head)
     reports = [ClientReport(client, sums.exchange.examples[client], 0, None) for client in weights]
     shares = {client: weight / total for client, weight in weights.items()}
     return Admitted([update], reports, shares=shares, loss=float(mean[-1]))
+
+
+def _fault_of_sum(
+    point: FixedPoint,
+    mean: torch.Tensor,
+    weight: int,
+    total: int,
+    tensors: Mapping[str, torch.Tensor],
+    like: Mapping[str, torch.Tensor],
+    gate: Gate,
+) -> str:
+    """Why a mean is none of plausible updates; empty where it may be one.
+
+    weight: the sum of the weights that clients put in. total: of those that they were given.
+    """
+    if weight != total:
+        return f"its weights are {weight} in all, those of its clients {total}"
+    if (largest := float(mean.abs().max())) > point.clip + point.step:  # values are rounded by less than a step
+        return f"a mean of {largest:.3g}, where no value is beyond {point.clip:g}"
+    if mean[-1] < -point.step:
+        return f"a mean loss of {float(mean[-1]):.3g}"
+    for name, value in tensors.items() if gate.enabled else ():
+        size, most = float(value.norm()), gate.largest(like[name]) + point.step * value.numel() ** 0.5
+        if size > most:
+            return f"the mean of {name} has norm {size:.3g}, of single updates it is {most:.3g} or less"
+    return ""

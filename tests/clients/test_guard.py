@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.lib import format as npy
 
 from clients import guard
@@ -117,6 +117,15 @@ WEIGHT, SQUARE = np.zeros((10, 24), np.float32), np.zeros((24, 24), np.float32)
 def test_a_client_refuses(site, change, expected):
     (reason,) = tampered(site, change)
     assert expected in reason
+
+
+def test_an_offset_of_any_values_is_taken(site):
+    """What a client cannot refuse (docs/trust.md): it changes the model that it trains and evaluates, in memory."""
+    LocalGrid(lambda pairs: [], 1)
+    offset = 1e6 * torch.ones(24, 24)
+    about = ConfigRecord({"backbone": site.backbone.digest})
+    content = RecordDict({wire.CONFIG: about, base.RECORD: wire.encode({LAYER: offset})})
+    assert torch.equal(guard.check(Message(content, 1, "train"), site)[base.RECORD][LAYER], offset)
 
 
 def test_an_untouched_round_is_refused_by_nobody(site):

@@ -225,6 +225,7 @@ def test_an_evaluation_of_nearly_the_same_images_is_refused(site):
         ({"min-images": "many"}, "--node-config min-images=many: expected a whole number of 0 or more"),
         ({"min-images": -1}, "expected a whole number of 0 or more"),
         ({"min-noise": "x"}, "--node-config min-noise=x: expected a number of 0 or more"),
+        ({"require-secure-aggregation": 1}, "--node-config require-secure-aggregation=1: expected true or false"),
         ({"limits": "on"}, "--node-config limits=on: no such choice"),
         ({"tokens": "some"}, "--node-config tokens=some: no such choice"),
         ({"statistics": "grams"}, "--node-config statistics=grams: no such choice"),

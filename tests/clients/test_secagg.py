@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, generate_shared_key
 
 from clients import client_app, secagg
+from fedinit import wire
 from fedinit.config.flower import to_run_config
 from fedinit.models import build_backbone
+from fedinit.secagg import masks, secrets
+from fedinit.secagg.fixed_point import FixedPoint
+from fedinit.secagg.messages import MASKED, QUERY, RECORD, unpack
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import small_config
@@ -46,3 +52,31 @@ def test_keys_outlive_a_process_and_are_never_on_disk(tmp_path):
             assert torch.allclose(getattr(masked.aggregate.layers[name], part), getattr(factors, part), atol=1e-5)
     files = [path for path in (tmp_path / "masked").rglob("*") if path.is_file()]
     assert files and all(secagg.OWN.encode() not in path.read_bytes() for path in files)
+
+
+def test_a_server_that_makes_up_clients_reads_an_update():
+    """A limit (docs/trust.md): no authority signs clients' keys, so that the others of a sum may be the server."""
+    LocalGrid(lambda pairs: [], 1)
+    context, point = Context(1, 1, {"partition-id": 0}, RecordDict(), {}), FixedPoint(64.0, 32)
+
+    def message(entries, **settings):
+        about = ConfigRecord({"round": 1, **settings})
+        return Message(RecordDict({wire.CONFIG: about, RECORD: ConfigRecord(entries)}), 1, QUERY)
+
+    theirs = secagg.answer(message({}, stage="keys"), context, 0)[RECORD]["public"]
+    made_up = {client: (secrets.new_key(), secrets.new_key()) for client in (1, 2)}
+    public = {"0": theirs} | {str(c): b"".join(map(secrets.public_bytes, pair)) for c, pair in made_up.items()}
+    sealed = secagg.answer(message(public, stage="shares", threshold=2), context, 0)[RECORD]
+    update = {"w": torch.randn(50, generator=torch.manual_seed(0))}
+    training = message({"0": sealed["0"], "1": b""}, weight=5)
+    reply = secagg.masked(training, context, 0, point, 5, 0, update, 1.0)
+    words = wire.decode(reply[wire.STATE])[MASKED].numpy().view(np.uint64)
+
+    of_seed = {}
+    for client, (_, seal) in made_up.items():
+        key = generate_shared_key(seal, secrets.public_key(theirs[secrets.PUBLIC :]))
+        of_seed[client] = unpack(decrypt(key, sealed[str(client)]))[2]
+    seed, _ = secrets.joined(of_seed, 2, lambda secret: len(secret) == masks.SEED)
+    pair = masks.expand(masks.shared(made_up[1][0], secrets.public_key(theirs[: secrets.PUBLIC])), words.size)
+    read = point.decode(words - masks.expand(seed, words.size) - pair, 5)[:-2]
+    assert torch.allclose(read, update["w"].double(), rtol=0, atol=2 * point.step)

@@ -1,13 +1,14 @@
 """One registered site that answers with whatever it likes, by seed, and what that costs the others.
 
-A run is played once. Then one client's answer to a question (meet, round 0, train, evaluate) is spoilt as often as is
-wanted, each time another way, and the server is given all the answers again. It must not raise; the others' must count
-as they did; and it may take a second and 50 MB more than for the honest answers.
+A run is played once. Then one client's answer to a question (meet, round 0, train, the second phase of a round,
+evaluate) is spoilt as often as is wanted, each time another way, and the server is given all the answers again. It must
+not raise; the others' must count as they did; and it may take a second and 50 MB more than for the honest answers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import random
 import time
@@ -25,6 +26,7 @@ from fedinit.statistics import Request
 from fedinit.transport.local import LocalGrid
 from strategies.server import evaluating
 from strategies.server.exchange import Exchange
+from strategies.server.gate import admit_images
 from strategies.server.meeting import Meeting
 from strategies.server.replies import match_replies
 from strategies.server.requests import answer_limit
@@ -33,7 +35,7 @@ from strategies.server.round_zero import judge_of
 from tests.faults.updates import Played
 
 SECONDS, BYTES = 1.0, 50e6
-KINDS = ("query.describe", "query.statistics", "train", "evaluate")
+KINDS = ("query.describe", "query.statistics", "train", "query.project", "evaluate")
 
 
 def bomb(draw: random.Random) -> bytes:
@@ -167,6 +169,8 @@ class Server:
         if kind == "train":
             admitted = self.played.admitted(replies)
             return {u.client: digest.of_tensors(wire.to_tensors(u.layers, u.head)) for u in admitted}
+        if kind == "query.project":
+            return self._projected(replies)
         if kind == "evaluate":
             state = self.played.strategy.state
             counted, _ = evaluating.admit(state.roster, self.exchange, replies, self.played.expected[kind])
@@ -179,6 +183,15 @@ class Server:
         asked = asking(self.exchange, self.exchange.clients, sent, 0, answer_limit(request))
         found, _ = match_replies(replies, asked, self.exchange.client_of, judge_of(request, self.exchange.examples))
         return {client: digest.of_tensors(one.sums) for client, one in found.items()}
+
+    def _projected(self, replies: list[Message]) -> dict[int, str]:
+        asked, gate = self.played.expected["query.project"], self.played.strategy.method.gate
+        question = next(iter(asked.values())).message
+        assert question is not None
+        means, _ = wire.from_tensors(wire.decode(wire.arrays(question)))
+        judge = functools.partial(admit_images, gate, means)
+        found, _ = match_replies(replies, asked, self.exchange.client_of, judge)
+        return {client: digest.of_tensors(images) for client, images in found.items()}
 
     def _met(self, replies: list[Message]) -> dict[int, str]:
         class Canned(LocalGrid):

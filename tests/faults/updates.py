@@ -219,8 +219,8 @@ class Played:
 
         def noting(kind: str, make: Callable) -> Callable:
             def asking(*args):
-                state, messages, played.expected[kind] = make(*args)
-                return state, messages, played.expected[kind]
+                *rest, played.expected[kind] = make(*args)
+                return *rest, played.expected[kind]
 
             return asking
 
@@ -230,6 +230,7 @@ class Played:
             mock.patch.object(federation, "FederatedLora", Spied),
             mock.patch.object(requests, "for_training", noting("train", requests.for_training)),
             mock.patch.object(requests, "for_evaluation", noting("evaluate", requests.for_evaluation)),
+            mock.patch.object(requests, "for_projection", noting("query.project", requests.for_projection)),
         ):
             federate(config, Recording(Cohort(site), len(site.partitions)), site.backbone)
         (self.strategy,) = made

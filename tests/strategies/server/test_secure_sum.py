@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,14 @@ from clients.site import Site
 from fedinit import wire
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
+from fedinit.runs.observer import Observer
 from fedinit.secagg import masks
 from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.secagg.messages import MASKED, QUERY, RECORD
 from fedinit.transport.local import LocalGrid
 from strategies.server.collecting import collect
 from strategies.server.compatibility import check_method
+from strategies.server.federation import federate
 from strategies.server.round import run_round
 from strategies.server.secure_sum import collect_sum
 from tests.support.serving import exchange_over, method_of, registered
@@ -182,19 +186,111 @@ def test_who_gives_wrong_shares_is_named_and_the_sum_is_right(site, plain):
     close(admitted, plain, range(5))
     assert (
         "refused",
-        {"round": 1, "client": 0, "code": "secagg", "detail": "its share of client 3 is wrong"},
+        {"round": 1, "client": 0, "code": "secagg", "detail": "its share of client 0 is wrong"},
     ) in ledger
 
 
-def test_a_vector_that_is_not_what_its_client_says_ends_the_round(site):
+def added(at: slice | int, what: int):
+    """Client 2 adds so much to these of its masked words."""
+
     def lie(stage, client, reply):
         if (stage, client) == ("train", 2):
-            words = wire.decode(wire.arrays(reply))[MASKED]
-            reply.content[wire.STATE] = wire.encode({MASKED: words + 1})
+            words = wire.decode(wire.arrays(reply))[MASKED].clone()
+            words[at] += what
+            reply.content[wire.STATE] = wire.encode({MASKED: words})
         return reply
 
-    with pytest.raises(RunFailed, match=r"round 1: the secret sum of clients \[0, 1, 2, 3, 4\] is none of honest"):
-        federation(site, lie)
+    return lie
+
+
+@pytest.mark.parametrize(("lie", "why"), [
+    (added(-2, 1), r"its weights are \d+ in all, those of its clients \d+"),
+    (added(0, 2**62), r"a mean of .*, where no value is beyond 64"),
+    (added(-1, 2**62), r"a mean of .*, where no value is beyond 64"),
+    (added(-1, -(2**40)), r"a mean loss of -"),
+    (added(slice(0, 60), 2**40), r"the mean of .* has norm .*, of single updates it is .* or less"),
+])  # fmt: skip
+def test_a_sum_that_no_plausible_updates_have_is_refused_and_the_model_stays(site, lie, why):
+    (_, admitted), _, ledger = federation(site, lie)
+    assert not admitted.updates and not admitted.shares
+    ((_, facts),) = [entry for entry in ledger if entry[0] == "sum_refused"]
+    begins = r"the masked sum of round 1 is no sum of plausible updates of clients \[0, 1, 2, 3, 4\]: "
+    assert re.match(begins + why, facts["detail"]), facts
+    assert (facts["round"], facts["clients"]) == (1, [0, 1, 2, 3, 4])
+
+
+def test_a_lie_within_the_bounds_is_averaged_in(site, plain):
+    """The control: what a sum says nothing of is not found."""
+    (_, admitted), _, ledger = federation(site, added(0, 2**30))
+    assert admitted.updates and not ledger
+    with pytest.raises(AssertionError):
+        close(admitted, plain, range(5))
+
+
+def test_a_client_whose_seed_is_not_what_it_committed_to_costs_the_round_and_is_named(site):
+    def lie(stage, client, reply):
+        if (stage, client) == ("keys", 3):
+            reply.content[RECORD] = ConfigRecord({**reply.content[RECORD], "commitment": bytes(32)})
+        return reply
+
+    (_, admitted), _, ledger = federation(site, lie)
+    ((_, facts),) = [entry for entry in ledger if entry[0] == "sum_refused"]
+    assert not admitted.updates and facts["detail"].startswith("the masks of client 3 cannot be taken off: ")
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"x" * 7, secagg.pack(2, 0, b"s", b"k"), secagg.pack(2, 0, bytes(52), bytes(69)), secagg.pack(7, 9, b"", b""),
+])  # fmt: skip
+def test_sealed_nonsense_costs_no_client_but_its_own(site, plain, content, monkeypatch):
+    """What client 2 seals for the others is its own choice; they must not pass for those who lied."""
+    encrypt = secagg.encrypt
+    sealing = lambda key, text: encrypt(key, content if text[:8] == (2).to_bytes(8, "little") else text)  # noqa: E731
+    monkeypatch.setattr(secagg, "encrypt", sealing)
+    (_, admitted), _, ledger = federation(site)
+    assert [facts["detail"][:40] for _, facts in ledger] == ["the masks of client 2 cannot be taken of"]
+    assert not admitted.updates
+
+
+def test_two_clients_of_one_key_are_left_out(site, plain):
+    given = {}
+
+    def lie(stage, client, reply):
+        if stage == "keys":
+            given[client] = reply.content[RECORD]
+            reply.content[RECORD] = given[0] if client == 1 else given[client]
+        return reply
+
+    (_, admitted), _, ledger = federation(site, lie)
+    close(admitted, plain, (2, 3, 4))
+    assert {facts["client"]: facts["detail"] for _, facts in ledger} == dict.fromkeys(
+        (0, 1), "clients [0, 1] gave the same public keys"
+    )
+
+
+def test_a_run_goes_on_after_a_sum_that_was_refused():
+    """Round 1 is spoilt, and is as if it had not been; rounds 2 and 3 train."""
+    config = small_config(*FIVE, "secure_aggregation=secagg", "rounds=3", "evaluation=none")
+    site, lie = Site(config), added(-2, 1)
+    cohort, models, ledger = Cohort(site), {}, []
+
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        for (message, context), reply in zip(deliveries, replies, strict=True):
+            if message.metadata.message_type == "train" and wire.config(message)["round"] == 1:
+                lie("train", context.node_config["partition-id"], reply)
+        return replies
+
+    class Watch(Observer):
+        def round_done(self, numbers):
+            models[numbers.round] = numbers
+
+        def event(self, kind, facts):
+            ledger.append(kind)
+
+    outcome = federate(config, LocalGrid(handler, 5), site.backbone, observers=[Watch()])
+    assert [len(models[round].clients) for round in (1, 2, 3)] == [0, 5, 5]
+    assert models[1].train_loss is None and models[2].train_loss > 0
+    assert ledger.count("sum_refused") == 1 and outcome.aggregate.layers
 
 
 def test_a_whole_round_goes_on_from_the_mean(site, plain):
