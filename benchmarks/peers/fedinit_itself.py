@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -31,10 +32,11 @@ class Idle(ThreadEngine):
             yield tuple(Result(task.client, task.adapter, task.head, loss=0.0, steps=1) for task in job.tasks)
 
 
-def run(work: Work, told: Callable[[float], None]) -> None:
-    site = Site(work.config())
-    if not work.steps:
-        assert isinstance(site.engine, ThreadEngine)
-        site.engine = Idle(site.engine.workers)
-    grid = LocalGrid(Cohort(site), work.clients)
-    federate(site.config, grid, site.backbone, observers=[Clock(told)])
+def run(work: Work, told: Callable[[float], None], *words: str) -> None:
+    """words: further ones of the command line."""
+    with contextlib.closing(Site(work.config(*words))) as site:
+        if not work.steps:
+            assert isinstance(site.engine, ThreadEngine)
+            site.engine = Idle(site.engine.workers)
+        grid = LocalGrid(Cohort(site), work.clients)
+        federate(site.config, grid, site.backbone, observers=[Clock(told)])

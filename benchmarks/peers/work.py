@@ -51,8 +51,9 @@ class Work:
             "logger=none",
         ]
 
-    def config(self) -> Config:
-        return compose_config(self.words())
+    def config(self, *words: str) -> Config:
+        """words: further ones."""
+        return compose_config([*self.words(), *words])
 
 
 class LoraLinear(nn.Module):

@@ -23,7 +23,9 @@ INSTALL = 'pip install "fedinit[ray]"'
 
 
 def installed() -> Any:
-    """The module ray. Raises InputError where there is none."""
+    """The module ray, which tells nobody of its use. Raises InputError where there is none."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it; else it advises so
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -69,9 +71,7 @@ class Cluster:
             self.ray.shutdown()
 
     def _begin(self, own: int) -> None:
-        """Start a Ray of this machine's own, which tells nobody of it. own: its cores, or GPUs."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it; else it advises so
+        """Start a Ray of this machine's own. own: its cores, or GPUs."""
         try:
             with _signals_kept():
                 self.ray.init(
@@ -88,10 +88,9 @@ class Cluster:
     def _join(self, address: str) -> None:
         if address != "auto":
             reach(address)
-        quiet = {} if address.startswith("ray://") else {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             with _signals_kept():
-                self.ray.init(address=address, **quiet)
+                self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             said = " ".join(str(error).split()).rstrip(".")
             hint = "" if "ersion" in said else "; is it running? `ray status` says so there"

@@ -133,7 +133,10 @@ def _in_order(
     several = {node for node, count in nodes.items() if count > 1 and node in asked}
 
     def key(reply: Message) -> tuple[int, bytes]:
-        counts = reply.metadata.src_node_id in several and reply.has_content() and not too_large(reply, asked)
-        return client_of(reply), wire.to_bytes(reply.content) if counts else b""
+        node = reply.metadata.src_node_id
+        counts = node in several and reply.has_content() and not too_large(reply, asked)
+        # Of a stranger alone is it looked for among all clients.
+        client = asked[node].client if node in asked else client_of(reply)
+        return client, wire.to_bytes(reply.content) if counts else b""
 
     return sorted(replies, key=key)
