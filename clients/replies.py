@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -16,7 +17,9 @@ from clients.state.base_offset import held_key
 from clients.task import Answer, ClientFailed, Result, Task
 from fedinit import transforms, wire
 from fedinit.config.client import SGDSaIConfig
+from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.secure_aggregation import SecAggConfig
+from fedinit.errors import Refused
 from fedinit.factors import Factors
 from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.state.digest import of_tensors
@@ -114,8 +117,19 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         "optimizer-state": result.optimizer_state,
         **task.notes,
     }
-    chain = [*transforms.UPDATES, *transforms.clips_of(site.config.privacy)]
+    chain = [*transforms.UPDATES, *transforms.clips_of(site.config.privacy, _clip(site, message))]
     return _sent(chain, task, Payload(trained, result.chosen), MetricRecord(metrics))
+
+
+def _clip(site: Site, message: Message) -> float | None:
+    """The round's clip, where it adapts. Raises Refused for what is none."""
+    privacy = site.config.privacy
+    if not isinstance(privacy, ClientPrivacyConfig) or privacy.clip_quantile is None:
+        return None
+    clip = wire.value(wire.config(message), "clip", float)
+    if not 0 < clip < math.inf:
+        raise Refused(f"the server sent the clip {clip}")
+    return clip
 
 
 def projection(site: Site, task: Task, factors: Mapping[str, Factors]) -> RecordDict:

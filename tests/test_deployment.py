@@ -20,9 +20,15 @@ import torch
 from PIL import Image
 
 import fedinit
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit import wire
 from fedinit.deploy import certificates, layout
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.models import build_backbone
+from fedinit.runs import folder as run_folder
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
 from tests.support import federations
 from tests.support.federations import (
     asked_to_train,
@@ -67,6 +73,26 @@ def test_sites_end_in_the_hash_of_the_simulation(tmp_path, sites, secure):
         if secure:
             assert [node["name"] for node in nodes] == [f"site-{i}" for i in range(sites)]
     assert summary(config)["final_hash"] == simulated(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [
+    ["secure_aggregation=secagg"],
+    ["privacy=clients", "privacy.epsilon=null", "privacy.noise=1e-9", "privacy.clip=1e3"],
+], ids=["secagg", "privacy"])  # fmt: skip
+def test_a_secret_sum_and_a_private_run_are_those_of_the_simulation(tmp_path, words):
+    """To rounding: masks, and a deployment's noise, which is next to none here, are the operating system's."""
+    config = config_of(tmp_path, "data.domains=[plain,inverted,thick]", "strategy=fedit", *words)
+    with federation(tmp_path, config, sites=3, secure=True) as made:
+        made.start()
+        finish(made, made.server.start_run(), config)
+    last = max(run_folder.place(config).glob("checkpoints/round-*"))
+    (file,) = last.glob("*.safetensors")
+    stored, site = safetensors.torch.load_file(file), Site(config)
+    expected = federate(config, LocalGrid(Cohort(site), 3), site.backbone).aggregate
+    for name, value in wire.to_tensors(expected.layers, expected.head).items():
+        (found,) = (tensor for key, tensor in stored.items() if key.endswith(f"model/{name}"))
+        assert torch.allclose(found, value, rtol=0, atol=1e-5), name
 
 
 @pytest.mark.slow

@@ -113,6 +113,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             "strategy=frlora init=pissa evaluation=clients evaluation.every=3",
             "strategy=rolora adapter.dropout=0.1 client=adamw",
             "strategy=ffa_lora client=sgd_sai client.gsnr_scope=global_once participation=0.67",
+            "strategy=fedit privacy=clients privacy.clip_quantile=0.5",
         ),
     ],
 )

@@ -54,6 +54,11 @@ class ClientPrivacyConfig(PrivacyConfig):
     noise: of the round as a whole, over the clip (`z`).
     clip: L2 norm of a client's change, of all factors that it trains and the head together, at most.
     second_clip: the same of what it sends in the second phase of a method that has one; null: as `clip`.
+    clip_quantile: γ of adaptive clipping, in (0, 1): `clip` is round 1's, and then follows the norm that a share γ of
+    the clients' changes stay within, by a count of them with noise. null: `clip` is every round's.
+    clip_rate: η, by how much it follows: C ← C·exp(−η(share − γ)).
+    count_noise: standard deviation of the noise on that count; null: a twentieth of the expected clients, or `noise`
+    where that is more.
     sampling: of a round's clients: each on its own with probability `participation`, or as many of them.
     secure: the noise comes from the operating system's entropy, so that nobody who knows the seed can draw it again;
     a resumed run then is not the same to the byte. Always so in a deployment.
@@ -62,6 +67,9 @@ class ClientPrivacyConfig(PrivacyConfig):
     name: Literal["clients"] = "clients"  # pyright: ignore[reportIncompatibleVariableOverride]
     clip: float = 1.0
     second_clip: float | None = None
+    clip_quantile: float | None = None
+    clip_rate: float = 0.2
+    count_noise: float | None = None
     sampling: Literal["poisson", "fixed"] = "poisson"
     secure: bool = False
 
@@ -69,6 +77,11 @@ class ClientPrivacyConfig(PrivacyConfig):
         super().__post_init__()
         positive("privacy.clip", self.clip)
         positive("privacy.second_clip", self.of_second_phase)
+        positive("privacy.clip_rate", self.clip_rate)
+        if self.count_noise is not None:
+            positive("privacy.count_noise", self.count_noise)
+        if self.clip_quantile is not None:
+            within("privacy.clip_quantile", self.clip_quantile, 0, 1, open_low=True, open_high=True)
         if self.accountant == "pld" and self.sampling == "fixed":
             raise InputError(
                 "privacy.accountant=pld: knows no samples of a fixed size; use privacy.sampling=poisson or "

@@ -1,4 +1,5 @@
-"""The Gaussian mechanism on sums over clients, with a denominator that does not depend on who answered."""
+"""The Gaussian mechanism on sums over clients, with a denominator that does not depend on who answered; and the clip
+that follows a quantile of the clients' changes."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,10 +15,39 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
 from fedinit.seeding import numpy_generator, torch_generator
 
 Phase = Literal["first", "second"]
+INSIDE = 1 - 1e-3  # of the clip: what was clipped to it is as long up to rounding, and not within
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveClip:
+    """A clip that follows the norm that a share γ of the changes stay within (Andrew et al., NeurIPS 2021, arXiv
+    1905.03871).
+
+    quantile: γ. rate: η. noise: σ_b, the standard deviation of the noise on the count of who is within.
+    """
+
+    quantile: float
+    rate: float
+    noise: float
+
+    def noise_of_updates(self, noise: float) -> float:
+        """z_Δ = (z⁻² − (2σ_b)⁻²)^(−1/2), what the sum of updates needs for both releases together to be one with z; a
+        client moves the count, each in it as ±1/2, by 1/2. Raises InputError where the count alone tells more."""
+        if not 2 * self.noise > noise:
+            raise InputError(
+                f"privacy.count_noise={self.noise:g}: the count alone then tells more than a round with a noise of "
+                f"{noise:g} may; use more than {noise / 2:g}"
+            )
+        return (noise**-2 - (2 * self.noise) ** -2) ** -0.5
+
+    def next(self, clip: float, share: float) -> float:
+        """C·exp(−η(b̃ − γ)). share: b̃."""
+        return clip * math.exp(-self.rate * (share - self.quantile))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +59,7 @@ class ClientMechanism:
     together tell as much as one with z would: Σ 1/z_i² = 1/z².
     expected: of the round's clients, q·N: what sums are divided by, whoever answers.
     costs: of a round. sampling as in Rounds.
+    adaptive: how the clip of the first phase goes on, from `clips` in round 1; None: it stays.
     seed: of the run; what it gives can be drawn again by who knows it. secure: the operating system's entropy instead.
     """
 
@@ -38,10 +69,31 @@ class ClientMechanism:
     costs: Rounds
     seed: int
     secure: bool
+    adaptive: AdaptiveClip | None = None
+
+    def at(self, clip: float) -> ClientMechanism:
+        """The mechanism of a round whose clip has come to this; 0: it is the first."""
+        return replace(self, clips={**self.clips, "first": clip}) if clip else self
 
     def deviation(self, phase: Phase) -> float:
-        """Standard deviation of the noise on every entry of a phase's mean: z√phases · clip / (q·N)."""
-        return self.noise * math.sqrt(len(self.clips)) * self.clips[phase] / self.expected
+        """Standard deviation of the noise on every entry of a phase's mean: z√phases · clip / (q·N), and z_Δ in place
+        of z where the clip adapts."""
+        noise = self.noise if self.adaptive is None else self.adaptive.noise_of_updates(self.noise)
+        return noise * math.sqrt(len(self.clips)) * self.clips[phase] / self.expected
+
+    def next_clip(self, known: Mapping[str, Tensor], answers: Sequence[Mapping[str, Tensor]], round: int) -> float:
+        """The next round's clip, by the share of clients whose change is within this one's, with noise:
+        b̃ = 1/2 + (Σ(b_i − 1/2) + N(0, σ_b²))/(q·N). Without `adaptive` it is this round's. Arguments as of
+        `release`."""
+        clip = self.clips["first"]
+        if self.adaptive is None:
+            return clip
+        lengths = [
+            sum(float((x[n].double() - s.double()).square().sum()) for n, s in known.items()) ** 0.5 for x in answers
+        ]
+        count = sum((length <= INSIDE * clip) - 0.5 for length in lengths)
+        noise = float(self._normal(torch.Size([1]), "first", round, "/count")) * self.adaptive.noise
+        return self.adaptive.next(clip, 0.5 + (count + noise) / self.expected)
 
     def release(
         self, known: Mapping[str, Tensor], answers: Sequence[Mapping[str, Tensor]], phase: Phase, round: int

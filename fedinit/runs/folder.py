@@ -26,6 +26,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from fedinit.adapters.kinds import KINDS
+from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.runs.lock import FolderLock
@@ -201,7 +202,8 @@ class RunFolder(Observer):
         self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
         self._epsilon = config.privacy.name == "examples"  # whether it says what each client's privacy is
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
-        self._diagnostics += ("epsilon",) if config.privacy.name == "clients" else ()
+        if isinstance(config.privacy, ClientPrivacyConfig):
+            self._diagnostics += ("epsilon",) if config.privacy.clip_quantile is None else ("epsilon", "clip")
         self._rows: Mapping[str, str] = {}
         try:
             self.path.mkdir(parents=True, exist_ok=True)

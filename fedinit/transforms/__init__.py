@@ -30,7 +30,8 @@ __all__ = [
 UPDATES: tuple[UpdateTransform, ...] = (Personal(), ChosenSlots())
 
 
-def clips_of(privacy: PrivacyConfig | NoPrivacy) -> tuple[UpdateTransform, ...]:
-    """The transforms that come last with privacy=clients; none without."""
-    clips = isinstance(privacy, ClientPrivacyConfig)
-    return (ClientClip(privacy.clip, privacy.of_second_phase),) if clips else ()
+def clips_of(privacy: PrivacyConfig | NoPrivacy, clip: float | None = None) -> tuple[UpdateTransform, ...]:
+    """The transforms that come last with privacy=clients; none without. clip: of this round, where it adapts."""
+    if not isinstance(privacy, ClientPrivacyConfig):
+        return ()
+    return (ClientClip(privacy.clip if clip is None else clip, privacy.of_second_phase),)

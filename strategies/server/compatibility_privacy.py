@@ -16,7 +16,7 @@ def _private(c: Components) -> bool:
 
 
 def _noise_goes_on_sums(c: Components) -> Objection | None:
-    if not _private(c):
+    if not isinstance(c.config.privacy, ClientPrivacyConfig):
         return None
     aggregator, method = c.aggregator, f"strategy={c.config.strategy.name}"
     needed = {name for round in (1, 2) for name in aggregator.sums(round)}
@@ -28,6 +28,9 @@ def _noise_goes_on_sums(c: Components) -> Objection | None:
         why = f"{method} needs each client's update: {aggregator.no_sum or 'the slots that it chose'}"
     elif more := sorted(needed - sent):
         why = f"{method} needs {', '.join(more)} of the clients, more than the sums that they send with a clip"
+    elif aggregator.two_phase and c.config.privacy.clip_quantile is not None:
+        why = "adapts one clip by one count, and a second phase has a clip of its own"
+        return Objection(f"privacy.clip_quantile={c.config.privacy.clip_quantile}", why, "use null, or one phase")
     else:
         return None
     return Objection("privacy=clients", why, fitting)

@@ -103,7 +103,7 @@ class FederatedLora(Strategy):
         """The new model by wire name (ServerState.tensors), and its diagnostics, from the replies that are let in."""
         admitted = collecting.admit(self.method, self.exchange, replies, self.expected)
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
-        weighed = weigh(admitted.updates, self.method, state.model, server_round)
+        weighed = weigh(admitted.updates, self.method, state.model, server_round, state.clip)
         state, aggregate = combined(state, self.method, self.exchange, admitted, weighed)
         self.state = advance(state, self.method, admitted, weighed, aggregate)
         return wire.encode(self.state.tensors()), MetricRecord(dict(self.state.model.diagnostics))

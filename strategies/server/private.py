@@ -6,7 +6,7 @@ from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
-from fedinit.privacy.mechanism import ClientMechanism, Phase
+from fedinit.privacy.mechanism import AdaptiveClip, ClientMechanism, Phase
 from strategies.aggregator import Aggregator
 from strategies.server.audience import Audience
 from strategies.server.method import Method, sample_size
@@ -37,8 +37,13 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
     clips: dict[Phase, float] = {"first": privacy.clip}
     if aggregator.two_phase:
         clips["second"] = privacy.of_second_phase
-    secure = privacy.secure or remote
-    return ClientMechanism(clips=clips, noise=noise, expected=expected, costs=costs, seed=config.seed, secure=secure)
+    adaptive = None
+    if privacy.clip_quantile is not None:
+        of_count = max(expected / 20, noise) if privacy.count_noise is None else privacy.count_noise
+        adaptive = AdaptiveClip(quantile=privacy.clip_quantile, rate=privacy.clip_rate, noise=of_count)
+        adaptive.noise_of_updates(noise)  # or why it has none
+    about = {"noise": noise, "expected": expected, "seed": config.seed, "secure": privacy.secure or remote}
+    return ClientMechanism(clips=clips, costs=costs, adaptive=adaptive, **about)
 
 
 def affordable_rounds(config: Config, method: Method, audience: Audience) -> int:
@@ -59,12 +64,16 @@ def affordable_rounds(config: Config, method: Method, audience: Audience) -> int
 
 def spent_of(mechanism: ClientMechanism, rounds: int) -> dict[str, object]:
     """What so many rounds have spent, for the ledger and the summary, and what of a run is not counted."""
+    adaptive = {}
+    if (clip := mechanism.adaptive) is not None:
+        adaptive = {"count_noise": clip.noise, "update_noise": clip.noise_of_updates(mechanism.noise)}
     return {
         "unit": "client",
         "epsilon": mechanism.epsilon(rounds),
         "delta": mechanism.costs.delta,
         "rounds": rounds,
         "noise": mechanism.noise,
+        **adaptive,
         "sampling": f"{mechanism.costs.sampling}, {mechanism.costs.share:g}",
         "detail": UNCOUNTED,
     }

@@ -41,6 +41,8 @@ def for_training(
     settings = {**_factor_settings(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
     if method.aggregator.two_phase:
         settings["second-phase"] = True
+    if method.privacy is not None and method.privacy.adaptive is not None:
+        settings["clip"] = method.privacy.at(state.clip).clips["first"]
     if method.reinit.on_global:
         settings["on-global"] = True
     if state.step_scales:

@@ -25,7 +25,7 @@ from strategies.server.method import Method
 from strategies.server.projecting import project
 from strategies.server.secure_sum import collect_sum
 from strategies.server.state import ServerState
-from strategies.server.weighing import Weighed, weigh
+from strategies.server.weighing import Weighed, next_clip, weigh
 
 
 def run_round(
@@ -49,7 +49,7 @@ def run_round(
     collected = time.perf_counter()
     counted: Mapping[int, float] = {}
     if admitted.updates or method.privacy is not None:
-        weighed = weigh(admitted.updates, method, state.model, state.round + 1)
+        weighed = weigh(admitted.updates, method, state.model, state.round + 1, state.clip)
         state, aggregate = combined(state, method, exchange, admitted, weighed)
         state = advance(state, method, admitted, weighed, aggregate, last)
         counted = admitted.shares or weights_of(method, admitted, weighed)
@@ -90,6 +90,8 @@ def combined(
         refuse_not_finite(aggregate, f"round {round}: the corrected aggregate of strategy={method.name}")
     if method.privacy is not None:
         counted = {"epsilon": method.privacy.epsilon(round)}
+        if method.privacy.adaptive is not None:
+            counted["clip"] = method.privacy.at(state.clip).clips["first"]
         aggregate = replace(aggregate, diagnostics={**aggregate.diagnostics, **counted})
     return state, aggregate
 
@@ -130,6 +132,7 @@ def advance(
         model=Aggregate(start.layers, {}, aggregate.head, aggregate.diagnostics, aggregate.by_layer),
         base=state.base.merged(start.merge),
         moments=moments,
+        clip=next_clip(admitted.updates, method, state.model, round, state.clip),
     )
 
 

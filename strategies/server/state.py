@@ -65,6 +65,7 @@ class ServerState:
     mirrors: {partition id: what that client holds}.
     moments: {"<moment>/<tensor>": float64} of the server optimiser.
     step_scales: {wire name: number}, those of the clients' optimiser that the server fixed.
+    clip: of the next round with privacy=clients, where it adapts; 0 before the first.
     bytes_up, bytes_down: of all messages of the run so far.
     """
 
@@ -75,6 +76,7 @@ class ServerState:
     mirrors: Mapping[int, ClientMirror]
     moments: Mapping[str, Tensor] = field(default_factory=dict)
     step_scales: Mapping[str, float] = field(default_factory=dict)
+    clip: float = 0.0
     bytes_up: int = 0
     bytes_down: int = 0
 
@@ -158,7 +160,7 @@ class ServerState:
                 "score": roster.score,
             },
         }
-        return State(tensors, facts)
+        return State(tensors, facts | ({"clip": self.clip} if self.clip else {}))
 
     @staticmethod
     def restored(state: State) -> ServerState:
@@ -176,6 +178,7 @@ class ServerState:
             base=BaseLedger.restored(State(parts["base"], facts["base"])),
             moments=parts["moments"],
             step_scales=facts["scales"],
+            clip=facts.get("clip", 0.0),
             mirrors={int(client): ClientMirror(**known) for client, known in facts["mirrors"].items()},
             roster=Roster(
                 examples={int(client): n for client, n in roster["examples"].items()},

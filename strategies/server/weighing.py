@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from fedinit import wire
 from fedinit.errors import RunFailed
-from fedinit.privacy.mechanism import ClientMechanism
 from strategies.aggregator import Aggregate, Update
 from strategies.robust.contract import Changes
 from strategies.robust.geometry import gram_of
 from strategies.server.method import Method
+
+Tensors = dict[str, Tensor]
 
 START = -1  # in place of a partition id: the model that the round started from
 # Medians that a client weighs at most where a rule judges. Rules need the greater part of the weight to be honest; it
@@ -33,8 +36,9 @@ class Weighed:
     weights: Mapping[int, float]
 
 
-def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: int = 0) -> Weighed:
-    """The weights of a round's updates, which are in client order. start: what the clients started from.
+def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: int = 0, clip: float = 0.0) -> Weighed:
+    """The weights of a round's updates, which are in client order. start: what the clients started from. clip: as
+    ServerState.clip.
 
     Under privacy=clients all that is left of them is one update, their noisy mean, as client START.
 
@@ -42,7 +46,10 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
     rule cannot judge so few, or these.
     """
     if method.privacy is not None:
-        return _released(updates, method.privacy, start, method.returned(start, round), round)
+        tensors, known, answers = _changes(updates, method, start, round)
+        released = method.privacy.at(clip).release(known, answers, "first", round)
+        layers, head = wire.from_tensors(tensors | {n: v.to(known[n].dtype) for n, v in released.items()})
+        return Weighed([Update(client=START, examples=1, layers=layers, head=head)], {START: 1.0})
     clients = [update.client for update in updates]
     gate, weights = method.gate, method.aggregator.weights(updates)
     if method.robust is None:
@@ -64,13 +71,18 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
     return Weighed([begun, *kept], {START: rest, **counted})
 
 
-def _released(
-    updates: Sequence[Update], privacy: ClientMechanism, start: Aggregate, returned: frozenset[str], round: int
-) -> Weighed:
-    """The mean with noise. returned: the names of what clients send; the rest is as it was."""
+def next_clip(updates: Sequence[Update], method: Method, start: Aggregate, round: int, clip: float) -> float:
+    """The clip of the round after, where it adapts; else as ServerState has it. Arguments as of `weigh`."""
+    if method.privacy is None or method.privacy.adaptive is None:
+        return clip
+    _, known, answers = _changes(updates, method, start, round)
+    return method.privacy.at(clip).next_clip(known, answers, round)
+
+
+def _changes(
+    updates: Sequence[Update], method: Method, start: Aggregate, round: int
+) -> tuple[Tensors, Tensors, list[Tensors]]:
+    """All tensors of the start, those of them that clients send, and each client's."""
     tensors = wire.to_tensors(start.layers, start.head)
-    known = {name: tensors[name] for name in returned}
-    answers = [wire.to_tensors(update.layers, update.head) for update in updates]
-    released = privacy.release(known, answers, "first", round)
-    layers, head = wire.from_tensors(tensors | {n: v.to(known[n].dtype) for n, v in released.items()})
-    return Weighed([Update(client=START, examples=1, layers=layers, head=head)], {START: 1.0})
+    known = {name: tensors[name] for name in method.returned(start, round)}
+    return tensors, known, [wire.to_tensors(update.layers, update.head) for update in updates]

@@ -45,6 +45,8 @@ CHOICES = [(group, choice) for group in GROUPS for choice in REGISTRIES[group]]
 # Values that are none of the defaults', where adding to the default does not give one.
 OTHER = {
     "secure_aggregation.threshold": 0.9,
+    "privacy.clip_quantile": 0.5,
+    "privacy.count_noise": 2.0,
     "engine.clients_per_bank": 2,
     "engine.precision": "bf16",
     "adapter.dropout": 0.1,

@@ -6,12 +6,15 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from fedinit.errors import InputError
 from fedinit.factors import Factors
+from fedinit.privacy import mechanism as mechanism_of_module
 from fedinit.privacy.accounting import Rounds
-from fedinit.privacy.mechanism import ClientMechanism, Phase
+from fedinit.privacy.mechanism import AdaptiveClip, ClientMechanism, Phase
 from fedinit.transforms import ClientClip, Payload, leave
 from fedinit.transforms.client_clip import clip_to, known_images
 
@@ -101,6 +104,62 @@ def test_samples_are_as_they_are_counted():
     assert float(sizes.mean()) == pytest.approx(100, abs=5) and 3 < float(sizes.std()) < 12  # √50
     fixed = mechanism(expected=100.0, costs=dataclasses.replace(COSTS, sampling="fixed"))
     assert {len(set(fixed.sample(round, clients))) for round in range(5)} == {100}
+
+
+ADAPTIVE = AdaptiveClip(quantile=0.5, rate=0.2, noise=2.0)
+
+
+def test_the_clip_moves_by_the_formula():
+    """An oracle in numpy's float64: two of five changes within the clip, 8 expected, and the noise that was drawn."""
+    made = mechanism(clips={"first": 0.5}, expected=8.0, adaptive=dataclasses.replace(ADAPTIVE, noise=1e-300))
+    lengths = [0.1, 0.4, 0.5 * (1 - 1e-6), 0.5 * (1 - 1e-6), 0.5 * (1 - 1e-6)]  # as clients clip
+    unit = {n: torch.ones_like(v) / sum(v.numel() for v in KNOWN.values()) ** 0.5 for n, v in KNOWN.items()}
+    answers = [{n: v + length * unit[n] for n, v in KNOWN.items()} for length in lengths]
+    share = 0.5 + (2 * 0.5 - 3 * 0.5) / 8.0
+    assert made.next_clip(KNOWN, answers, 1) == pytest.approx(0.5 * np.exp(-0.2 * (share - 0.5)), rel=1e-12)
+    noisy = mechanism(clips={"first": 0.5}, adaptive=ADAPTIVE)
+    assert noisy.at(0.3).deviation("first") == pytest.approx(noisy.deviation("first") * 0.3 / 0.5)
+    assert mechanism().next_clip(KNOWN, answers, 1) == 0.5  # a clip that stays
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_both_releases_of_an_adaptive_round_have_the_stated_noise(secure):
+    """The count σ_b, each entry of the mean z_Δ·C/(q·N); together, at sensitivities 1/2 and C, they are one of z."""
+    made = mechanism(secure=secure, adaptive=ADAPTIVE)
+    moved = [made.next_clip(KNOWN, [], round) for round in range(400)]
+    counts = (np.log(0.5 / np.array(moved)) / 0.2) * 4.0  # 0.5 and the share cancel: what is left is the noise
+    assert counts.std() == pytest.approx(2.0, rel=0.15) and abs(counts.mean()) < 0.5
+    stated = ADAPTIVE.noise_of_updates(3.0)
+    assert 1 / stated**2 + 1 / (2 * 2.0) ** 2 == pytest.approx(1 / 3.0**2)
+    released = made.release(KNOWN, [], "first", 1)
+    for name, value in released.items():
+        assert float((value - KNOWN[name]).std()) == pytest.approx(stated * 0.5 / 4.0, rel=0.1), name
+    assert stated > 1.5 * 3.0 / 1.02  # the control: z itself would be too little by half
+    with pytest.raises(InputError, match="privacy.count_noise=1.5: the count alone then tells more"):
+        AdaptiveClip(quantile=0.5, rate=0.2, noise=1.5).noise_of_updates(3.0)
+
+
+def last_clip(quantile: float, rounds: int = 60) -> tuple[float, np.ndarray]:
+    """The clip after so many rounds of 40 clients whose changes have lognormal lengths, from far too small a one."""
+    rule = dataclasses.replace(ADAPTIVE, quantile=quantile, rate=0.5, noise=2.0)
+    lengths, clip = np.random.default_rng(0).lognormal(0.0, 0.5, 40), 0.05
+    made, start = mechanism(adaptive=rule, expected=40.0), {"a": torch.zeros(1)}
+    for round in range(rounds):
+        answers = [{"a": torch.tensor([min(x, clip * (1 - 1e-6))])} for x in lengths]  # as clients clip
+        clip = made.at(clip).next_clip(start, answers, round)
+    return clip, lengths
+
+
+@pytest.mark.parametrize("quantile", [0.2, 0.5, 0.8])
+def test_the_clip_comes_to_the_quantile(quantile):
+    clip, lengths = last_clip(quantile)
+    assert float((lengths <= clip).mean()) == pytest.approx(quantile, abs=0.13)
+
+
+def test_where_who_was_clipped_counts_as_within_it_does_not(monkeypatch):
+    """The control."""
+    monkeypatch.setattr(mechanism_of_module, "INSIDE", 1.0)
+    assert last_clip(0.5, rounds=10)[0] < 0.05
 
 
 def test_rounds_stop_before_they_pass_epsilon():

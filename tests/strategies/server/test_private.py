@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 
 import pytest
 import torch
@@ -16,6 +18,8 @@ from strategies.server.compatibility import check_method
 from strategies.server.components import Components
 from strategies.server.federation import federate
 from strategies.server.private import mechanism_of
+from strategies.server.state import ServerState
+from tests.support.serving import registered
 from tests.support.small import small_config
 
 pytest.importorskip("dp_accounting", reason="ε is counted by dp-accounting: pip install fedinit[privacy]")
@@ -93,9 +97,54 @@ def test_the_same_words_make_the_same_bytes_unless_noise_is_secure():
     assert run(*words, "privacy.secure=true")[0].final_hash != again.final_hash
 
 
+ADAPTIVE = ("strategy=fedit", "rounds=3", "privacy.clip_quantile=0.5", *PRIVATE)
+
+
+def test_a_clip_that_adapts_costs_what_a_round_costs_and_is_in_the_ledger():
+    fixed, adaptive = run("strategy=fedit", "rounds=3", *PRIVATE)[0], run(*ADAPTIVE)
+    told, clips = adaptive[0].summary()["privacy"], [report.diagnostics["clip"] for report in adaptive[1].rounds]
+    assert told["epsilon"] == fixed.summary()["privacy"]["epsilon"] and told["noise"] < told["update_noise"]
+    assert clips[0] == 1.0 and len(set(clips)) == 3
+    assert told["update_noise"] ** -2 + (2 * told["count_noise"]) ** -2 == pytest.approx(told["noise"] ** -2)
+    assert run(*ADAPTIVE, "name=again")[0].final_hash == adaptive[0].final_hash != fixed.final_hash
+
+
+def test_clients_clip_to_what_the_round_says():
+    """With next to no noise a clip of 1e-3 moves the model a hundredth of what it does at the tenth round."""
+    words = (*ADAPTIVE, "rounds=4", "privacy.epsilon=null", "privacy.noise=1e-9", "privacy.clip_rate=4")
+    _, reports = run(*words, "privacy.clip=1e-3", "privacy.count_noise=1e-8")
+    clips = [report.diagnostics["clip"] for report in reports.rounds]
+    assert clips[1] == pytest.approx(1e-3 * math.exp(2), rel=1e-6)  # nobody of three was within: ± 1/2
+    assert clips[2] == pytest.approx(1e-3 * math.exp(4), rel=1e-6)
+
+
+def test_the_clip_goes_through_a_checkpoint(tmp_path):
+    site = Site(small_config(*ADAPTIVE))
+    state = registered(site)[1]
+    assert ServerState.restored(dataclasses.replace(state, clip=0.3).snapshot()).clip == 0.3
+    assert ServerState.restored(state.snapshot()).clip == 0.0
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_client_takes_no_clip_that_is_none(clip):
+    site, seen = Site(small_config(*ADAPTIVE)), []
+
+    def handler(deliveries):
+        for message, _ in deliveries:
+            if message.metadata.message_type == "train":
+                message.content["config"]["clip"] = clip
+        replies = Cohort(site)(deliveries)
+        seen.extend(reply.error.reason for reply in replies if reply.has_error())
+        return replies
+
+    federate(small_config(*ADAPTIVE), LocalGrid(handler, 3), site.backbone)
+    assert seen and all("the server sent the clip" in reason for reason in seen)
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
+        ("strategy=lora_fair strategy.phases=2 privacy.clip_quantile=0.5", "clip_quantile=0.5: adapts one clip by one"),
         ("strategy=flora", "strategy=flora needs BA of the clients"),
         ("strategy=flexlora", "strategy=flexlora needs BA of the clients"),
         ("strategy=lora_fair", "strategy=lora_fair needs BA of the clients, .* lora_fair with strategy.phases=2"),
