@@ -15,7 +15,7 @@ from fedinit.errors import Code, RunFailed
 
 DEATHS = 3  # of actors at one job, after which its clients have failed
 STARTS = 3  # actors that die one after another before they are ready, after which no more are begun
-START = 120.0  # seconds until an actor is ready: imports, the backbone, on a machine that is busy with others'
+START = 300.0  # seconds until an actor is ready: imports, the backbone, on a machine that is busy with others'
 
 
 class ActorDied(Exception):

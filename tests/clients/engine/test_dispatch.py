@@ -161,5 +161,5 @@ def test_actors_that_do_not_start() -> None:
     assert sum(what == "start" for what, *_ in dying.log) == 3 + STARTS - 1
     pool = Scripted()
     pool.stuck = True
-    with pytest.raises(RunFailed, match=r"3 of 3 actors of Ray did not start within 120 s: .* use fewer"):
+    with pytest.raises(RunFailed, match=r"3 of 3 actors of Ray did not start within 300 s: .* use fewer"):
         dispatch(pool)
