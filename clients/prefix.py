@@ -85,7 +85,7 @@ class Prefix:
     def _key(self) -> str:
         pixels = hashlib.sha256()
         for rows in torch.arange(len(self.data)).split(PART):
-            pixels.update(memoryview(self.data.images[rows].numpy()))
+            pixels.update(self.data.images[rows].numpy().tobytes())
         arithmetic = (self.config.engine.precision, self.device.type, torch.__version__, sys.byteorder)
         about = [self.cut.whole.digest, self.cut.block, str(self.cut.whole.input), *arithmetic, pixels.hexdigest()]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
