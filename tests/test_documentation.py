@@ -142,8 +142,8 @@ def judge_flwr(words: list[str]) -> None:
     from flwr.cli.app import app
 
     command = typer.main.get_command(app)
-    while words and words[0] in getattr(command, "commands", {}):
-        command, words = command.commands[words[0]], words[1:]
+    while words and words[0] in (known := getattr(command, "commands", {})):
+        command, words = known[words[0]], words[1:]
     command.make_context("flwr", list(words))
 
 
