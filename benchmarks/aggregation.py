@@ -125,11 +125,16 @@ def print_bars(rows: list[dict[str, object]]) -> None:
                   f"bar {READ_BAR} or less: {'met' if met else 'NOT met'}")  # fmt: skip
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.aggregation", description=__doc__.splitlines()[0])
+    words.add_argument("--quick", action="store_true", help="six clients and two turns, in half a minute")
+    words.add_argument("--threads", type=int, default=machine.cores(), help="one a core, unless set")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aggregation", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="six clients and two turns, in half a minute")
-    parser.add_argument("--threads", type=int, default=machine.cores(), help="one a core, unless set")
-    options = parser.parse_args()
+    options = parser().parse_args()
     torch.set_num_threads(options.threads)
     counts, turns = ((6,), 2) if options.quick else ((6, 30, 100), 4)
     rows = [row for clients in counts for row in measure(clients, turns)]

@@ -156,10 +156,15 @@ def measure(clients: int, batch: int, turns: int) -> dict[str, object]:
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.bank", description=__doc__.splitlines()[0])
+    words.add_argument("--quick", action="store_true", help="up to 16 clients and two turns, in under a minute")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.bank", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="up to 16 clients and two turns, in under a minute")
-    quick = parser.parse_args().quick
+    quick = parser().parse_args().quick
     torch.set_num_threads(machine.cores())
     counts, turns = ((1, 4, 16), 2) if quick else ((1, 4, 16, 64), 3)
     rows = [measure(clients, batch, turns) for batch in (4, 16) for clients in counts]

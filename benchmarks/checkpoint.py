@@ -81,10 +81,15 @@ def measure(*words: str) -> dict[str, object]:
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__.splitlines()[0])
+    words.add_argument("--quick", action="store_true", help="three rounds of the default method only")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="three rounds of the default method only")
-    quick = parser.parse_args().quick
+    quick = parser().parse_args().quick
     words = ["rounds=3"] if quick else []
     rows = [measure(*words, f"strategy={name}") for name in (["lora_fair"] if quick else ["lora_fair", "flora"])]
     torch.set_num_threads(machine.cores())

@@ -191,12 +191,17 @@ def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
     return rows
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.inits", description=__doc__.splitlines()[0])
+    words.add_argument("--quick", action="store_true", help="at 64 px, once")
+    words.add_argument("--data", help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
+    words.add_argument("--checkpoint", help="vit_tiny_patch16_224 augreg weights, safetensors")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.inits", description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="at 64 px, once")
-    parser.add_argument("--data", help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
-    parser.add_argument("--checkpoint", help="vit_tiny_patch16_224 augreg weights, safetensors")
-    given = parser.parse_args()
+    given = parser().parse_args()
     torch.set_num_threads(machine.cores())
     if given.data and given.checkpoint:
         rows = captured(given.data, given.checkpoint)
@@ -204,7 +209,7 @@ def main() -> None:
         shares = [row["captured"] for row in rows]
         print(f"least {min(shares):.4f}, on average {sum(shares) / len(shares):.4f}")
     elif given.data or given.checkpoint:
-        parser.error("--data and --checkpoint go together")
+        parser().error("--data and --checkpoint go together")
     elif given.quick:
         machine.publish("inits-quick", costs(64), dtype="float32", seed=SEED)
     else:

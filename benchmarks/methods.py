@@ -180,10 +180,15 @@ def _widest(updates: Sequence[Update]) -> Update:
     return max(updates, key=lambda u: next(iter(u.layers.values())).rank)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("--quick", action="store_true", help="six clients only")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="six clients only")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     draw = torch.Generator().manual_seed(SEED)
     frozen = {name: torch.randn(shape, generator=draw) / shape[1] ** 0.5 for name, shape in SHAPES.items()}
 

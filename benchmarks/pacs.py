@@ -319,15 +319,20 @@ def render(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    words.add_argument("table", choices=sorted(TABLES))
+    words.add_argument("--data", required=True, help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
+    words.add_argument("--checkpoint", required=True, help="vit_tiny_patch16_224 augreg weights, safetensors")
+    words.add_argument("--output", default="outputs", help="where the runs are kept")
+    words.add_argument("--seeds", type=int, help="how many (methods: 5, inits: 3)")
+    words.add_argument("--workers", type=int, default=2)
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("table", choices=sorted(TABLES))
-    parser.add_argument("--data", required=True, help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
-    parser.add_argument("--checkpoint", required=True, help="vit_tiny_patch16_224 augreg weights, safetensors")
-    parser.add_argument("--output", default="outputs", help="where the runs are kept")
-    parser.add_argument("--seeds", type=int, help="how many (methods: 5, inits: 3)")
-    parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    given = parser().parse_args()
     table = TABLES[given.table]
     place = (
         f"data.root={given.data}",

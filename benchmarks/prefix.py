@@ -61,10 +61,15 @@ def measure(name: str, turns: int, folder: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.prefix", description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--quick", action="store_true", help="ViT-Tiny alone, two turns")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefix", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="ViT-Tiny alone, two turns")
-    quick = parser.parse_args().quick
+    quick = parser().parse_args().quick
     torch.set_num_threads(machine.cores())
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(name, 2 if quick else 5, folder) for name in MODELS[: 1 if quick else None]]

@@ -82,12 +82,15 @@ def rows_of(method: str, seeds: Sequence[int], rounds: int, clips: Sequence[floa
     return [row("none", plain), row("clients", accuracy, clip=clip, epsilon=last["epsilon"], noise=last["noise"])]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--quick", action="store_true", help="one seed, three rounds, one clip")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.privacy", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--quick", action="store_true", help="one seed, three rounds, one clip")
-    quick = parser.parse_args().quick
+    quick = parser().parse_args().quick
     rows = []
     for method in METHODS:
         rows += rows_of(method, (0,), 3, CLIPS[1:2]) if quick else rows_of(method, (0, 1, 2), 15, CLIPS)

@@ -112,13 +112,18 @@ def row(case: Case, seeds: Sequence[int], more: Sequence[str] = ()) -> dict[str,
     return {**dataclasses.asdict(case), "seeds": len(seeds), **spread, **means}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Accuracy under attack: attack × defence × share of bad clients.")
-    parser.add_argument("--quick", action="store_true", help="two bad ones of six domains, one seed")
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(description="Accuracy under attack: attack × defence × share of bad clients.")
+    words.add_argument("--quick", action="store_true", help="two bad ones of six domains, one seed")
     attacks, defences = sorted(set(ATTACKS) - {"none"}), ["none", *sorted(set(ROBUST) - {"none"})]
-    parser.add_argument("--attacks", nargs="+", choices=attacks, default=attacks)
-    parser.add_argument("--defences", nargs="+", choices=defences, default=defences)
-    arguments = parser.parse_args()
+    words.add_argument("--attacks", nargs="+", choices=attacks, default=attacks)
+    words.add_argument("--defences", nargs="+", choices=defences, default=defences)
+    return words
+
+
+def main() -> None:
+    arguments = parser().parse_args()
     rows = []
     for case in cases(arguments.attacks, arguments.defences, arguments.quick):
         rows.append(row(case, (0,), SHORT) if arguments.quick else row(case, (0, 1, 2)))

@@ -177,12 +177,17 @@ def measure(row: Sequence, device: torch.device, precision: str, limit: float) -
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
+    words.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    words.add_argument("--precision", nargs="*", help="default: all that the device has")
+    words.add_argument("--quick", action="store_true", help="the first four rows")
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", nargs="*", help="default: all that the device has")
-    parser.add_argument("--quick", action="store_true", help="the first four rows")
-    asked = parser.parse_args()
+    asked = parser().parse_args()
     device = torch.device(asked.device, 0) if asked.device == "cuda" else torch.device(asked.device)
     on_cuda = device.type == "cuda"
     if not on_cuda:

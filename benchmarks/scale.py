@@ -138,14 +138,19 @@ def measure(population: int, cohort: int, rounds: int) -> dict[str, object]:
     return {"population": population, "cohort": cohort, **{key: float(f"{v:.4g}") for key, v in figures.items()}}
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--quick", action="store_true", help="100 and 1,000 clients, ten a round, three rounds")
+    words.add_argument("--population", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
+    words.add_argument("--cohort", type=int, nargs="+", default=[10, 100, 1000])
+    words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="100 and 1,000 clients, ten a round, three rounds")
-    parser.add_argument("--population", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    parser.add_argument("--cohort", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser().parse_args()
     if options.point:
         population, cohort, rounds = map(int, options.point[:3])
         print(json.dumps(point(population, cohort, rounds, float(options.point[3]))))

@@ -99,13 +99,18 @@ def measure(work: Work, names: list[str], turns: int) -> list[dict[str, object]]
     ]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the command's words."""
+    words = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--quick", action="store_true", help="ten clients, three rounds, one turn")
+    words.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100])
+    words.add_argument("--noop", type=int, nargs="*", default=[10, 100, 1000], help="clients of the no-op rounds")
+    words.add_argument("--turns", type=int, default=3)
+    return words
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="ten clients, three rounds, one turn")
-    parser.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100])
-    parser.add_argument("--noop", type=int, nargs="*", default=[10, 100, 1000], help="clients of the no-op rounds")
-    parser.add_argument("--turns", type=int, default=3)
-    options = parser.parse_args()
+    options = parser().parse_args()
     names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]
     for missing in CONTESTANTS.keys() - set(names):
         print(f'left out, not installed: {missing}; pip install -e ".[peers]"')
