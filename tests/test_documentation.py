@@ -102,6 +102,8 @@ def judge_python(words: list[str]) -> None:
     elif words[0] == "-m" and words[1].startswith("benchmarks."):
         name = "benchmarks.peers.__main__" if words[1] == "benchmarks.peers" else words[1]
         parse(importlib.import_module(name).parser(), words[2:])
+    elif words[0] == "-m" and words[1].startswith("tests."):
+        assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file(), words[1]
     elif "-c" in words:
         compile(words[words.index("-c") + 1], "documented", "exec")
     else:
