@@ -188,7 +188,9 @@ def test_the_model_of_the_embedded_digits_run_scores_what_its_table_says(tmp_pat
         ("strategy=fed_sb", "init=lora_xs"),
         ("adapter=dora",),
         ("strategy=fedex_lora", "adapter=vera", "init=vera"),
-        ("model=glyph_mixer", "model.checkpoint=null", "model.kwargs.num_blocks=2"),
+        pytest.param(
+            ("model=glyph_mixer", "model.checkpoint=null", "model.kwargs.num_blocks=2"), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda words: " ".join(words),
 )

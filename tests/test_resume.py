@@ -102,9 +102,9 @@ def assert_same_run(one: Path, other: Path) -> None:
         "strategy=lora_fair reinit=local_on_global participation=0.67",
         "strategy=fedsa_lora evaluation=clients participation=0.67",
         "strategy=flora adapter.ranks=[2,4] participation=0.67",
-        "strategy=fedit server_opt=adam evaluation.every=4 evaluation.head_alone=true",
         "strategy=fedit client=sgd_sai client.gsnr_scope=global_once participation=0.67",
         *slow(
+            "strategy=fedit server_opt=adam evaluation.every=4 evaluation.head_alone=true",
             "strategy=lora_fair evaluation.head_alone=true",
             "strategy=fedex_lora participation=0.34",
             "strategy=flora init=eva",

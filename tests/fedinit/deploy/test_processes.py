@@ -105,7 +105,7 @@ sys.exit(cli.main(["deploy", "up", "--insecure", "data.domains=[plain,inverted]"
 @pytest.mark.parametrize(
     ("event", "numbers", "code"),
     [
-        ("run", [signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130),
+        pytest.param("run", [signal.SIGINT, signal.SIGINT, signal.SIGTERM], 130, marks=pytest.mark.slow),
         pytest.param("run", [signal.SIGTERM, signal.SIGTERM, signal.SIGHUP], 143, marks=pytest.mark.slow),
         pytest.param("run", [signal.SIGHUP, signal.SIGINT], 129, marks=pytest.mark.slow),
         pytest.param("starting", [signal.SIGTERM], 143, marks=pytest.mark.slow),

@@ -142,6 +142,7 @@ def test_each_client_of_a_personal_method_has_a_model(format, personal, tmp_path
     assert "this is the model of client 1" in (alone.folder / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_model_that_timm_has_no_name_for_is_merged(tmp_path, monkeypatch):
     words = [w for w in SHORT if not w.startswith("model.")] + ["model=glyph_mixer", "rounds=1", "client.max_steps=1"]
     run = fedinit.run(*words, "evaluation=none", f"output_dir={tmp_path}")

@@ -46,7 +46,7 @@ def test_composed_gaussians_are_one_of_less_noise():
     assert counted().epsilon(2.0, 16) == pytest.approx(counted().epsilon(0.5, 1))
 
 
-@pytest.mark.parametrize("sampling", ["poisson", "fixed"])
+@pytest.mark.parametrize("sampling", ["poisson", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_more_rounds_cost_more_and_more_noise_less(sampling):
     about = counted(0.2, sampling)
     by_rounds = [about.epsilon(1.5, rounds) for rounds in range(5)]

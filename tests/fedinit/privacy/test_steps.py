@@ -15,11 +15,11 @@ pytest.importorskip("dp_accounting", reason="the [privacy] extra is not installe
 def test_a_clients_noise_is_its_own_and_keeps_its_epsilon() -> None:
     """Of two clients with one batch size the smaller one's examples are in more batches, and need more noise."""
     privacy = ExamplePrivacyConfig(epsilon=4.0)
-    small, large = Steps.of(40, 20, 4, 3, privacy), Steps.of(400, 20, 4, 3, privacy)
+    small, large = Steps.of(40, 20, 2, 1, privacy), Steps.of(400, 20, 2, 1, privacy)
     assert small.rate == 0.5 and large.rate == 0.05 and small.noise > large.noise
     for steps in (small, large):
-        assert 0.97 * 4 < steps.epsilon(12) <= 4 < steps.epsilon(13)
-        assert steps.epsilon(12) == Rounds(steps.rate, "poisson", 1e-5, "rdp").epsilon(steps.noise, 12)
+        assert 0.97 * 4 < steps.epsilon(2) <= 4 < steps.epsilon(3)
+        assert steps.epsilon(2) == Rounds(steps.rate, "poisson", 1e-5, "rdp").epsilon(steps.noise, 2)
 
 
 def test_noise_that_is_given_is_taken_where_epsilon_allows_it() -> None:
