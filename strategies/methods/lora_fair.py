@@ -223,13 +223,12 @@ class LoRAFAIR(Aggregator):
 
 def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) -> tuple[Tensor, Tensor]:
     """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64, for the averaged A (r, k)."""
-    return image(products, weights, A.T), A @ A.T
+    return image(products, weights, A), A @ A.T
 
 
-def image(products: Sequence[Factors], weights: Sequence[float], columns: Tensor) -> Tensor:
-    """ΔW @ columns = Σ p_i B_i (A_i columns), (d, c), in float64, for columns (k, c)."""
+def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -> Tensor:
+    """ΔW rowsᵀ = Σ p_i B_i (A_i rowsᵀ), (d, c), in float64, for rows (c, k)."""
     # Everything transposed: a few long rows on the left are faster in the product than a few columns on the right.
-    rows = columns.T.contiguous()
     out = torch.zeros(rows.shape[0], products[0].B.shape[0], dtype=torch.float64)
     # A pair of float64 buffers for each rank, which stay in the cache, and as few calls a client as can be.
     buffers = {}
@@ -249,23 +248,27 @@ def moments_and_norm(
 
     The norm is exact up to SKETCHED components in all; from there on its cost, O(R²(d + k)), would be most of the
     aggregation's. What lies in the rows of A stays exact, ‖M G^(−1/2)‖, and the rest, E = ΔW(I − P_A), is estimated by
-    ‖EΩ‖²/PROBES for a fixed Gaussian Ω (k, PROBES). The minimiser feels an error of ‖ΔW‖ as one of λ.
+    ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of ‖ΔW‖ as one of λ.
     """
     if not wanted or sum(p.rank for p in products) <= SKETCHED:
         M, G = moments(products, weights, A)
         return M, G, norm(stack([p.to(torch.float64) for p in products], weights)) if wanted else 0.0
     probes = _gaussian(A.shape[1])
-    both, G = image(products, weights, torch.cat([A.T, probes], 1)), A @ A.T
+    both, G = image(products, weights, torch.cat([A, probes])), A @ A.T
     M, seen = both[:, : A.shape[0]], both[:, A.shape[0] :]
-    inverse = torch.linalg.pinv(G, hermitian=True)
+    values, vectors = torch.linalg.eigh(G)
+    kept = values > values[-1].clamp(min=0) * G.shape[0] * torch.finfo(G.dtype).eps
+    inverse = (vectors * torch.where(kept, 1 / values, 0)) @ vectors.T  # as pinv, in a fifth of its time
     inside2 = float(((M @ inverse) * M).sum())
-    rest2 = float((seen - M @ (inverse @ (A @ probes))).square().sum()) / PROBES
+    rest2 = float((seen - M @ (inverse @ (A @ probes.T))).square().sum()) / PROBES
     return M, G, max(inside2 + rest2, 0.0) ** 0.5
 
 
 @functools.cache
 def _gaussian(size: int) -> Tensor:
-    return torch.randn(size, PROBES, generator=torch_generator(0, "lora_fair.norm", size), dtype=torch.float64)
+    """(PROBES, size)"""
+    draw = torch_generator(0, "lora_fair.norm", size)
+    return torch.randn(size, PROBES, generator=draw, dtype=torch.float64).T.contiguous()
 
 
 def cosine_correction(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:
