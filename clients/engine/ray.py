@@ -9,6 +9,7 @@ that died can be given again.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import socket
@@ -96,7 +97,7 @@ class BankActor:
 
         bases: that the run of jobs needs. offset: a reference to that of the job's base, where it has one.
         """
-        import ray  # pyright: ignore[reportMissingImports]
+        ray: Any = importlib.import_module("ray")
 
         worker, said = self._worker, io.StringIO()
         assert worker is not None
