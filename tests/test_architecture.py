@@ -143,3 +143,22 @@ def test_the_check_sees_a_test_module(text, seen):
     """The negative control; a module of tests/support is none."""
     assert modules_of_tests(text) == [seen]
     assert not modules_of_tests("from tests.support.small import WORDS\nimport torch.testing")
+
+
+def test_files_and_functions_stay_small():
+    """Half of the files under 90 lines, none over 350; functions of 60 lines and eight arguments at most, constructors
+    apart."""
+    lines, wrong = [], []
+    for path in [
+        ROOT / "run_sim.py",
+        *(p for name in ("fedinit", "strategies", "clients") for p in (ROOT / name).rglob("*.py")),
+    ]:
+        text = path.read_text(encoding="utf-8")
+        lines.append(len(text.splitlines()))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__":
+                named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                count = len([argument for argument in named if argument.arg not in ("self", "cls", "ctx")])
+                if (node.end_lineno or 0) - node.lineno >= 60 or count > 8:
+                    wrong.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert not wrong and max(lines) <= 350 and sorted(lines)[len(lines) // 2] < 90, (wrong, max(lines))

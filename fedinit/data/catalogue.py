@@ -77,19 +77,17 @@ def choose_images(
 ) -> Dataset:
     """The images of the named domains and classes.
 
-    Domains are numbered in the order in which they are named, classes too; where they are not named, as the source
-    numbers them.
+    Domains and classes are numbered in the order in which they are named, or else as the source has them.
 
     listed: what the source has.
     domains: names; None: all.
     classes: names, or a number n for the first n names in sorted order; None: all.
     validation_fraction: for choosing settings: the test images are left out, and this share of each domain's training
-        images, drawn from `seed`, is the test split of what is returned. None: the source's own split.
-    seed: the run's.
+        images, drawn from `seed`, the run's, is the test split that is returned. None: the source's own split.
     domain: for a site that holds one of the domains. Only its images are chosen, the same and in the same order as in
         the data set of all domains; the other domains, and classes that are named, need not be in `listed`. None: the
         images of all domains are chosen.
-    console: where it is printed what was chosen and what was passed over, before any image is read; None: nowhere.
+    console: told what was chosen and passed over, before any image is read; None: nobody is.
 
     Raises InputError on an unknown name, a domain or class without images, a domain without test images, and fewer than
     two classes.
@@ -116,13 +114,9 @@ def choose_images(
         test = _held_out(places, validation_fraction, seed, first)
     _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
     if console is not None:
-        left_out = [listed.left_out[row] for row in unused.tolist()]
-        untrained = sorted(set(labels[test].tolist()) - set(labels[~test].tolist()))
-        for line in [*_summary(listed, len(rows), len(class_names), len(domain_names)), *_left_out(left_out)]:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if untrained:
-            said = ", ".join(class_names[label] for label in untrained[:3]) + ", …" * (len(untrained) > 3)
-            line = f"data: {len(untrained):,} of the classes have test images and none to train on: {said}"
+        left_out = _left_out([listed.left_out[row] for row in unused.tolist()])
+        untrained = _untrained(set(labels[test].tolist()) - set(labels[~test].tolist()), class_names)
+        for line in [*_summary(listed, len(rows), len(class_names), len(domain_names)), *left_out, *untrained]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(listed.read, Store):
         images, kept = listed.read.fetch(rows, console)
@@ -133,6 +127,14 @@ def choose_images(
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
     return Dataset(images, labels, places, test, class_names, domain_names)
+
+
+def _untrained(labels: Collection[int], class_names: Sequence[str]) -> list[str]:
+    """What is said of classes that have test images and none to train on."""
+    if not labels:
+        return []
+    said = ", ".join(class_names[label] for label in sorted(labels)[:3]) + ", …" * (len(labels) > 3)
+    return [f"data: {len(labels):,} of the classes have test images and none to train on: {said}"]
 
 
 def _summary(listed: Catalogue, images: int, classes: int, domains: int) -> list[str]:

@@ -17,6 +17,7 @@ from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
+from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
 from fedinit.state import digest
@@ -123,15 +124,12 @@ def federate(
                 keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in all_parts.items()})
 
     run_method, state = _ready(config, exchange, opening, saved, audience, save)
+    told = config.evaluation
     strategy = FederatedLora(
         method=run_method,
         exchange=exchange,
         state=state,
-        schedule=Schedule(
-            by_clients=config.evaluation.where == "clients",
-            every=config.evaluation.every,
-            rounds=config.evaluation.rounds,
-        ),
+        schedule=Schedule(by_clients=told.where == "clients", every=told.every, rounds=told.rounds),
         observer=audience,
         on_checkpoint=save,
     )
@@ -163,23 +161,8 @@ def _ready(
         if opening.measured:
             audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)
-    secure = config.secure_aggregation
-    method = Method(
-        aggregator=opening.aggregator,
-        reinit=reinit_of(config, opening.aggregator),
-        context=opening.reinit_context,
-        seed=config.seed,
-        kind=KINDS[config.adapter.kind],
-        ranks=ranks,
-        server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
-        participation=config.participation,
-        gate=Gate(**vars(config.gate), private=config.privacy.name == "examples"),
-        robust=create_robust(config.robust.name, config.robust.options),
-        secure=secure if isinstance(secure, SecAggConfig) else None,
-        quorum=config.quorum,
-        resamples=config.resamples,
-        privacy=mechanism_of(config, opening.aggregator, len(roster.examples), exchange.remote),
-    )
+    privacy = mechanism_of(config, opening.aggregator, len(roster.examples), exchange.remote)
+    method = _method_of(config, opening, ranks, privacy)
     if saved is not None:
         state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
         exchange.bytes_up, exchange.bytes_down = state.bytes_up, state.bytes_down
@@ -205,6 +188,27 @@ def _ready(
     audience.model(0, state.tensors())
     save(state)
     return method, state
+
+
+def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], privacy: ClientMechanism | None) -> Method:
+    """What every round is done by. ranks: of the clients."""
+    secure = config.secure_aggregation
+    return Method(
+        aggregator=opening.aggregator,
+        reinit=reinit_of(config, opening.aggregator),
+        context=opening.reinit_context,
+        seed=config.seed,
+        kind=KINDS[config.adapter.kind],
+        ranks=ranks,
+        server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
+        participation=config.participation,
+        gate=Gate(**vars(config.gate), private=config.privacy.name == "examples"),
+        robust=create_robust(config.robust.name, config.robust.options),
+        secure=secure if isinstance(secure, SecAggConfig) else None,
+        quorum=config.quorum,
+        resamples=config.resamples,
+        privacy=privacy,
+    )
 
 
 def _restore(keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience) -> ServerState | None:
