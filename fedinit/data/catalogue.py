@@ -97,11 +97,9 @@ def choose_images(
         wanted, first = (domain,), domains.index(domain)
     domain_names = _pick("domains", wanted, listed.domain_names)
     classes = _class_list(classes, listed.class_names)
-    alone = domain is not None and classes is not None
     class_names = _pick("classes", classes, listed.class_names if domain is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
-
     places = _renumber(listed.domains, listed.domain_names, domain_names)
     labels = _renumber(listed.labels, listed.class_names, class_names)
     chosen = (places >= 0) & (labels >= 0)
@@ -112,7 +110,8 @@ def choose_images(
         kept = (~test).nonzero().flatten()
         rows, places, labels = rows[kept], places[kept], labels[kept]
         test = _held_out(places, validation_fraction, seed, first)
-    _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
+    needed = () if domain is not None and classes is not None else class_names
+    _refuse_gaps(places, labels, test, needed, domain_names)
     if console is not None:
         left_out = _left_out([listed.left_out[row] for row in unused.tolist()])
         untrained = _untrained(set(labels[test].tolist()) - set(labels[~test].tolist()), class_names)
@@ -121,7 +120,7 @@ def choose_images(
     if isinstance(listed.read, Store):
         images, kept = listed.read.fetch(rows, console)
         places, labels, test = places[kept], labels[kept], test[kept]
-        _refuse_gaps(places, labels, test, () if alone else class_names, domain_names)
+        _refuse_gaps(places, labels, test, needed, domain_names)
     else:
         images = listed.read(rows)
     if domain is not None:
