@@ -53,10 +53,10 @@ def all_commands() -> list[Command]:
 
 
 def run_configurations(words: list[str]) -> list[Config]:
-    """What run_sim.py makes of the words, judged as at its start."""
+    """What run_sim.py makes of the words, judged as at its start; of a sweep's seeds one stands for all."""
     if {"-h", "--help"} & set(words):
         return []
-    said = arguments.read(words)
+    said = arguments.read([re.sub(r"^seed=.*", "seed=0", word) for word in words])
     configs = [] if said.shows else [swept.config for swept in configurations(said)]
     for config in configs:
         check_method(config)

@@ -107,6 +107,7 @@ def test_a_full_disk_ends_a_run_with_a_line_and_the_same_command_goes_on(tmp_pat
     assert processes.outcome(tmp_path / "full") == processes.outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_hash(tmp_path):
     tally = processes.campaign(tmp_path, SEEDS[0], 2)
     assert tally["same"] == 2 and not tally["codes"] and not tally["again"] and tally["stopped"] >= 1, tally

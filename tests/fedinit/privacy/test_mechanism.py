@@ -162,6 +162,7 @@ def test_where_who_was_clipped_counts_as_within_it_does_not(monkeypatch):
     assert last_clip(0.5, rounds=10)[0] < 0.05
 
 
+@pytest.mark.slow
 def test_rounds_stop_before_they_pass_epsilon():
     made = mechanism()
     rounds = made.affordable(100, 8.0)
