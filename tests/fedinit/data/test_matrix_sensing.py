@@ -154,6 +154,7 @@ def descent(config, gauge_after: int | None, steps: int) -> float:
     return float((B @ A - truth).norm() / truth.norm())
 
 
+@pytest.mark.slow
 def test_runs_follow_gradient_descent_and_one_gauge_step_makes_the_rate(tmp_path, capsys) -> None:
     """The whole path, in float32 rounds of 5 steps, ends where 60 steps in float64 end; the gauge after round 4 is far
     ahead of the small start alone."""

@@ -36,6 +36,7 @@ def test_embedded_checkpoints_are_small_half_precision_and_say_how_they_were_mad
         assert {"command", "provenance", "probe_trained", "probe_untrained"} <= file.metadata().keys()
 
 
+@pytest.mark.slow
 @embedded
 def test_embedded_features_know_glyphs(name):
     """Nearest class mean on plain digits: at least 20 points above the same network untrained (measured: 40 and 26)."""

@@ -60,6 +60,7 @@ def test_a_fixed_sample_has_neighbours_that_are_twice_as_far():
     assert counted(1.0, "fixed").epsilon(1.5, 4) == counted(1.0).epsilon(1.5, 4)
 
 
+@pytest.mark.slow
 def test_the_noise_that_epsilon_takes():
     about = counted(0.25)
     noise = about.noise(8.0, 15)
