@@ -50,15 +50,15 @@ def measure(name: str, turns: int, folder: str) -> dict[str, object]:
                 pass
             seconds[which].append(time.perf_counter() - began)
     plain, fast = (statistics.median(seconds[which]) for which in ("plain", "kept"))
+    ratios = [p / k for p, k in zip(seconds["plain"], seconds["kept"], strict=True)]
     return {
         "model": name,
         "plain": round(setting.images / plain, 1),
         "kept": round(setting.images / fast, 1),
         "ratio": round(plain / fast, 2),
-        "spread": round(max(p / k for p, k in zip(*seconds.values(), strict=True)) -
-                        min(p / k for p, k in zip(*seconds.values(), strict=True)), 2),
+        "spread": round(max(ratios) - min(ratios), 2),
         "first": round(first, 1),
-    }  # fmt: skip
+    }
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,7 +8,6 @@ without privacy the same runs, samples of a fixed size. --quick: one seed, three
 
 accuracy, std    mean over domains after the last round, in %, over the seeds
 lost             to the same method without privacy, in points; a mean over seeds
-head_alone       the accuracy with all adapters frozen, without privacy: what a run with no adapters has
 epsilon, noise   as the run says, and the multiplier z that it takes
 """
 
@@ -25,10 +24,11 @@ from fedinit.config.compose import compose_config
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 
+PLAIN = "strategy.diagnostics=false"
 METHODS = {
-    "fedit": ("strategy=fedit",),
-    "ffa_lora": ("strategy=ffa_lora",),
-    "lora_fair, two phases": ("strategy=lora_fair", "strategy.phases=2"),
+    "fedit": ("strategy=fedit", PLAIN),
+    "ffa_lora": ("strategy=ffa_lora", PLAIN),
+    "lora_fair, two phases": ("strategy=lora_fair", "strategy.phases=2", PLAIN),
     "head_alone": ("strategy=head_alone",),
 }
 CLIPS = (0.1, 0.3, 1.0)
@@ -37,7 +37,6 @@ BASE = (
     "participation=0.5",
     "evaluation.every=15",
     "evaluation.head_alone=false",
-    "strategy.diagnostics=false",
     "logger=none",
     "report=none",
 )
@@ -46,7 +45,6 @@ PRIVATE = ("privacy=clients", "privacy.epsilon=8", "privacy.delta=1e-5")
 
 def run(words: Sequence[str], seed: int, rounds: int) -> Mapping[str, float]:
     """{"accuracy", "epsilon", "noise"} of one run, the last two 0 without privacy."""
-    words = [word for word in words if word != "strategy.diagnostics=false" or "strategy=head_alone" not in words]
     config = compose_config([*words, f"rounds={rounds}", f"seed={seed}"])
     site = Site(config)
     grid = LocalGrid(Cohort(site), len(site.partitions))

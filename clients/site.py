@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from clients.attacks.label_flip import flipped
-from clients.engine import Engine
+from clients.engine import Emit, Engine
 from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
@@ -39,7 +39,6 @@ from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
 
 Held = tuple[Backbone, Mapping[str, tuple[int, int]], Dataset, Settings]  # what an engine makes its workers of
-Emit = Callable[[str, Mapping[str, Any]], None]  # an event's kind and facts
 
 
 def _inline(config: EngineConfig, held: Held, emit: Emit) -> Engine:

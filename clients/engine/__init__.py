@@ -7,13 +7,15 @@ ray      an actor of Ray a core, or a GPU, on this machine or on those of a clus
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from clients.task import Answer, Job
 from fedinit.adapters.bank import Bank
 from fedinit.state.base_offset import EMPTY, Offset
+
+Emit = Callable[[str, Mapping[str, Any]], None]  # a kind of event and its facts, for the ledger
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ import io
 import os
 import socket
 import sys
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from clients.engine import Emit
 from clients.engine.arrays import Laid, pack, put_together, take_apart, unpack
 from clients.engine.cluster import Cluster
 from clients.engine.dispatch import ActorDied, Death, Dispatch
@@ -35,8 +36,6 @@ from fedinit.errors import GOES_ON, InputError, RunFailed, first_line
 from fedinit.models.backbone import Backbone
 from fedinit.models.input_spec import InputSpec
 from fedinit.state.base_offset import EMPTY, Offset
-
-Emit = Callable[[str, Mapping[str, Any]], None]  # a kind of event and its facts, for the ledger
 
 
 @dataclass(frozen=True)
