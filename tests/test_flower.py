@@ -68,9 +68,11 @@ def test_order_of_replies_and_serialisation_change_no_bit(site):
 @pytest.mark.parametrize(
     "method",
     [
-        *["lora_fair", "flora", "fedsa_lora", "ffa_lora strategy.frozen=B init=mica"],
+        *["lora_fair", "fedsa_lora", "ffa_lora strategy.frozen=B init=mica"],
         "ravan init=random_core adapter.ranks=[2,4]",
-        *slow("fedit", "ffa_lora", "head_alone", "rolora", "fed_sb init=lora_xs", "fedit init=pissa", "lora_a2"),
+        *slow(
+            "fedit", "flora", "ffa_lora", "head_alone", "rolora", "fed_sb init=lora_xs", "fedit init=pissa", "lora_a2"
+        ),
     ],
 )
 def test_cohort_and_client_app_one_by_one_agree(method):
