@@ -147,13 +147,9 @@ class Decoder:
         return Task(part.client, round, part.test, adapter, head, frozenset(), base, work="evaluate")
 
     def _projection(self, message: Message, received: Received, context: Context) -> RecordDict:
-        """The answer to the second phase of a round. Raises Refused where this client made no update in it, or a
-        masked one, of which nothing else may be told."""
+        """The answer to the second phase of a round, masked where its update was. Raises Refused where this client
+        made no update in it."""
         round, part = wire.value(wire.config(message), "round", int), self.site.partition_of(context)
-        if (name := self.site.config.secure_aggregation.name) != "none":
-            raise Refused(
-                f"the server asked for the second phase of round {round} in a run with {name}, which has none"
-            )
         update = rounds.recall(context, rounds.UPDATE, round, ArrayRecord)
         if update is None:
             raise Refused(f"the server asked for the second phase of round {round}, of which this client has no update")
@@ -163,7 +159,8 @@ class Decoder:
         if (keeper := self._keeper(context)) is not None:
             keeper.check_masked()
             keeper.project(round, digest.of_tensors(received[wire.STATE]))
-        return projection(self.site, Task(part.client, round, part.train, means, {}, frozenset()), factors)
+        task = Task(part.client, round, part.train, means, {}, frozenset())
+        return projection(self.site, task, factors, message, context)
 
     def _measurement(self, message: Message, received: Received, context: Context) -> Task:
         """On the bare backbone; or, where trained factors are named, at the start that is sent along.

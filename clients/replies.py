@@ -104,10 +104,8 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         if name.startswith(wire.HEAD) or name[-1] in task.trainable
     }
     if isinstance(secure := site.config.secure_aggregation, SecAggConfig):
-        examples, seed = len(task.examples), site.config.seed
-        point = FixedPoint(secure.clip, secure.bits)
         assert result.loss is not None  # with privacy=examples it is, which does not go with this
-        return secagg.masked(message, context, task.client, point, examples, seed, trained, result.loss)
+        return _masked(secure, site, task, message, context, trained, result.loss)
     metrics = {
         "num-examples": len(task.examples),
         "round": task.round,
@@ -118,6 +116,19 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
     }
     chain = [*transforms.UPDATES, *transforms.clips_of(site.config.privacy, _clip(site, message))]
     return _sent(chain, task, Payload(trained, result.chosen), MetricRecord(metrics))
+
+
+def _masked(
+    secure: SecAggConfig,
+    site: Site,
+    task: Task,
+    message: Message,
+    context: Context,
+    tensors: Mapping[str, Tensor],
+    loss: float,
+) -> RecordDict:
+    point, examples, seed = FixedPoint(secure.clip, secure.bits), len(task.examples), site.config.seed
+    return secagg.masked(message, context, task.client, point, examples, seed, tensors, loss)
 
 
 def _clip(site: Site, message: Message) -> float | None:
@@ -131,8 +142,11 @@ def _clip(site: Site, message: Message) -> float | None:
     return clip
 
 
-def projection(site: Site, task: Task, factors: Mapping[str, Factors]) -> RecordDict:
-    """What the second phase of a round asks for: {"<layer>/S": B_i(A_iĀᵀ)}, (d, r) in float32.
+def projection(
+    site: Site, task: Task, factors: Mapping[str, Factors], message: Message, context: Context
+) -> RecordDict:
+    """What the second phase of a round asks for: {"<layer>/S": B_i(A_iĀᵀ)}, (d, r) in float32; masked, in a run whose
+    updates are.
 
     task: whose `adapter` are the means Ā and B̄ of the first phase. factors: {layer: A_i, B_i} of this client's update.
     """
@@ -140,6 +154,8 @@ def projection(site: Site, task: Task, factors: Mapping[str, Factors]) -> Record
     for name, mean in means.items():
         core = factors[name].A.double() @ mean.A.double().T  # (r_i, k) @ (k, r)
         images[wire.image_name(name)] = (factors[name].B.double() @ core).to(mean.B.dtype)
+    if isinstance(secure := site.config.secure_aggregation, SecAggConfig):
+        return _masked(secure, site, task, message, context, images, 0.0)
     return _sent(transforms.clips_of(site.config.privacy), task, Payload(images), MetricRecord({"round": task.round}))
 
 

@@ -25,6 +25,8 @@ from fedinit.secagg.messages import MASKED, RECORD, fault_of_threshold, pack, un
 from fedinit.seeding import numpy_generator
 
 OWN = "secagg-secrets"  # in Context.state; never on a disk of the site's
+KINDS = {"train": "secagg", "query.project": "secagg-images"}  # what a sum is of; each has a rounding of its own
+REVEALED = "revealed-"  # what was unmasked in the round, by what it is of: {whose sum}
 
 
 def answer(message: Message, context: Context, client: int) -> RecordDict:
@@ -50,11 +52,12 @@ def masked(
     tensors: Mapping[str, Tensor],
     loss: float,
 ) -> RecordDict:
-    """An update of which the server reads nothing by itself: `weight` times each value, the weight, and the weighted
+    """An answer of which the server reads nothing by itself: `weight` times each value, the weight, and the weighted
     loss, in fixed point, plus this client's masks.
 
     seed: of the run, for the rounding. Raises Refused for a weight that is not this client's.
     """
+    kind = KINDS[message.metadata.message_type]
     config, own, holders = wire.config(message), _own(context, message, "shared"), _by_client(message)
     round, weight = wire.value(config, "round", int), wire.value(config, "weight", int)
     peers = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
@@ -63,14 +66,14 @@ def masked(
     if not 1 <= weight <= examples:
         raise Refused(f"the server gave this client the weight {weight}, it has {examples} examples")
     point.check(weight * len(holders))
-    draw = numpy_generator(seed, "secagg", client, round)
+    draw = numpy_generator(seed, kind, client, round)
     beside = np.array([weight], np.uint64), point.encode(torch.tensor([loss]), weight, draw)
     words = np.concatenate([point.encode(flat(tensors), weight, draw), *beside])
     others = {c: secrets.public_key(peers[c][: secrets.PUBLIC]) for c in holders if c != client}
     words += masks.pairwise(client, secrets.private_key(wire.value(own, "mask-key", bytes)), others, words.size)
     words += masks.expand(wire.value(own, "seed", bytes), words.size)
     sealed = {f"sealed-{c}": content for c, content in holders.items()}
-    context.state[OWN] = ConfigRecord({**own, **sealed, "stage": "masked", "holders": sorted(holders)})
+    context.state[OWN] = ConfigRecord({**own, **sealed, "stage": "masked", "kind": kind, "holders": sorted(holders)})
     counts = MetricRecord({"num-examples": examples, "round": round})
     return RecordDict({wire.STATE: wire.encode({MASKED: torch.from_numpy(words.view(np.int64))}), wire.METRICS: counts})
 
@@ -79,7 +82,8 @@ def _keys(context: Context, round: int) -> RecordDict:
     mask, seal, seed = secrets.new_key(), secrets.new_key(), os.urandom(masks.SEED)
     keys = {"mask-key": secrets.private_bytes(mask), "seal-key": secrets.private_bytes(seal), "seed": seed}
     public = secrets.public_bytes(mask) + secrets.public_bytes(seal)
-    context.state[OWN] = ConfigRecord({"round": round, "stage": "keyed", "own-public": public, **keys})
+    known = {"round": round, "stage": "keyed", "own-public": public, **_revealed(context, round)}
+    context.state[OWN] = ConfigRecord({**known, **keys})
     return RecordDict({RECORD: ConfigRecord({"public": public, "commitment": masks.commitment(seed)})})
 
 
@@ -106,6 +110,12 @@ def _unmask(message: Message, context: Context, client: int, round: int) -> Reco
     holders = set(wire.value(own, "holders", list))
     if not {client} <= left <= holders or len(left) < wire.value(own, "threshold", int):
         raise Refused(f"the server asked to unmask clients {sorted(left)}, a threshold is of {own['threshold']}")
+    # The difference of two sums of a round is the update of whoever is in one of them alone.
+    revealed, kind = _revealed(context, round), REVEALED + wire.value(own, "kind", str)
+    if revealed.setdefault(kind, sorted(left)) != sorted(left):
+        raise Refused(
+            f"the server asked to unmask clients {sorted(left)}, after clients {revealed[kind]} in round {round}"
+        )
     public = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
     shares: dict[str, bytes] = {}
     for other in sorted(holders):
@@ -117,8 +127,16 @@ def _unmask(message: Message, context: Context, client: int, round: int) -> Reco
         lengths = len(of_seed), len(of_key)
         if (source, target, *lengths) == (other, client, *map(secrets.share_length, (masks.SEED, secrets.KEY))):
             shares[str(other)] = of_seed if other in left else of_key
-    context.state[OWN] = ConfigRecord({"round": round, "stage": "revealed"})
+    context.state[OWN] = ConfigRecord({"round": round, "stage": "revealed", **revealed})
     return RecordDict({RECORD: ConfigRecord({**shares})})
+
+
+def _revealed(context: Context, round: int) -> dict[str, list[int]]:
+    """Of what in this round there was a sum, and of which clients."""
+    own = context.state.get(OWN)
+    if not isinstance(own, ConfigRecord) or own["round"] != round:
+        return {}
+    return {name: wire.value(own, name, list) for name in own if name.startswith(REVEALED)}
 
 
 def _seal(own: ConfigRecord, public: bytes) -> bytes:

@@ -12,7 +12,8 @@ from strategies.server.components import Components
 def _the_rule_is_one_of_sums(c: Components) -> Objection | None:
     if c.config.secure_aggregation.name == "none" or not (why := not_summed(c)):
         return None
-    return Objection("secure_aggregation=secagg", f"strategy={c.config.strategy.name} {why}", "use another strategy")
+    fitting = "use fedit, ffa_lora, rolora, or lora_fair with strategy.phases=2"
+    return Objection("secure_aggregation=secagg", f"strategy={c.config.strategy.name} {why}", fitting)
 
 
 def not_summed(c: Components) -> str:
@@ -25,7 +26,7 @@ def not_summed(c: Components) -> str:
     needed = {name for round in (1, 2, 3, 4) for name in method.sums(round)}
     if method.no_sum:
         return f"needs each client's update: {method.no_sum}"
-    more = sorted(needed - {"A", "B", "R"})
+    more = sorted(needed - {"A", "B", "R", *(("B(AĀᵀ)",) if method.two_phase else ())})
     return f"needs more than sums of what clients send: {', '.join(more)}" if more else ""
 
 

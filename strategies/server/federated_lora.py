@@ -105,6 +105,7 @@ class FederatedLora(Strategy):
         state = collecting.drop(self.state, self.exchange, server_round, admitted.refusals)
         weighed = weigh(admitted.updates, self.method, state.model, server_round, state.clip)
         state, aggregate = combined(state, self.method, self.exchange, admitted, weighed)
+        assert aggregate is not None  # no secret sums here, which Flower's loop has no stages for
         self.state = advance(state, self.method, admitted, weighed, aggregate)
         return wire.encode(self.state.tensors()), MetricRecord(dict(self.state.model.diagnostics))
 

@@ -99,6 +99,10 @@ class Gate:
         unit = (start.shape[:-1].numel() if start.ndim == 3 else min(start.shape)) ** 0.5  # 3: blocks of a core
         return self.max_factor_ratio * max(unit, float(start.norm()))
 
+    def largest_image(self, mean: Factors) -> float:
+        """The most that ‖B(AĀᵀ)‖ may be of an update that was let in; mean: Ā, B̄."""
+        return self.max_product_ratio * max(min(mean.shape) ** 0.5, norm(mean)) * float(mean.A.double().norm())
+
     def admit(
         self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
     ) -> Update | Refusal:
@@ -180,8 +184,7 @@ def admit_images(
     if fault := _fault(tensors, formats) or _fault_of_round(round, asked.round):
         return Refusal(asked.client, *fault)
     for name, mean in means.items() if gate.enabled else ():
-        size = float(tensors[wire.image_name(name)].double().norm())
-        high = gate.max_product_ratio * max(min(mean.shape) ** 0.5, norm(mean)) * float(mean.A.double().norm())
+        size, high = float(tensors[wire.image_name(name)].double().norm()), gate.largest_image(mean)
         if not size <= high:
             return Refusal(
                 asked.client, "product_norm", f"{name}: B(AĀᵀ) of norm {size:.3g}, expected {high:.3g} or less"

@@ -23,6 +23,7 @@ from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.projecting import project
+from strategies.server.secure_projection import project_sum
 from strategies.server.secure_sum import collect_sum
 from strategies.server.state import ServerState
 from strategies.server.weighing import Weighed, next_clip, weigh
@@ -44,24 +45,25 @@ def run_round(
     Returns the state after the round and its report, which has no score yet. Raises RunFailed when fewer updates can be
     used than the quorum.
     """
-    began, up, down = time.perf_counter(), exchange.bytes_up, exchange.bytes_down
+    began, up, down, round = time.perf_counter(), exchange.bytes_up, exchange.bytes_down, state.round + 1
     state, admitted = (collect if method.secure is None else collect_sum)(state, method, exchange, extra)
     collected = time.perf_counter()
     counted: Mapping[int, float] = {}
     if admitted.updates or method.privacy is not None:
-        weighed = weigh(admitted.updates, method, state.model, state.round + 1, state.clip)
+        weighed = weigh(admitted.updates, method, state.model, round, state.clip)
         state, aggregate = combined(state, method, exchange, admitted, weighed)
-        state = advance(state, method, admitted, weighed, aggregate, last)
-        counted = admitted.shares or weights_of(method, admitted, weighed)
-    else:  # a secret sum that was refused: the model is what it was
-        state = replace(state, round=state.round + 1)
+        if aggregate is not None:
+            state = advance(state, method, admitted, weighed, aggregate, last)
+            counted = admitted.shares or weights_of(method, admitted, weighed)
+    if state.round < round:  # a secret sum that was refused: the model is what it was
+        state = replace(state, round=round)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     claimed = [report.examples for report in admitted.reports]
     most = method.gate.most(claimed) if claimed else 0  # of a Poisson sample of nobody
     told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]
     loss = sum(loss * n for loss, n in told) / sum(n for _, n in told) if told else None
     return state, RoundReport(
-        round=state.round,
+        round=round,
         seconds=time.perf_counter() - began,
         train_loss=loss if admitted.loss is None else admitted.loss,
         score=None,
@@ -76,16 +78,21 @@ def run_round(
 
 def combined(
     state: ServerState, method: Method, exchange: Exchange, admitted: Admitted, weighed: Weighed
-) -> tuple[ServerState, Aggregate]:
+) -> tuple[ServerState, Aggregate | None]:
     """What the method makes of the updates of round `state.round + 1`, after its second phase where it has one, and the
-    state once that has been asked for. weighed: what these updates count for."""
+    state once that has been asked for; None where the second phase's secret sum is refused. weighed: what these updates
+    count for."""
     round = state.round + 1
     aggregate = method.aggregator.aggregate(weighed.updates, round, state.model, weighed.weights)
     aggregate = settle(method.transforms, aggregate, admitted.updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
     if method.aggregator.two_phase:
-        weights = weights_of(method, admitted, weighed)
-        state, images = project(state, method, exchange, aggregate, weights)
+        if method.secure is not None:
+            state, images = project_sum(state, method, exchange, aggregate, admitted)
+        else:
+            state, images = project(state, method, exchange, aggregate, weights_of(method, admitted, weighed))
+        if images is None:
+            return state, None
         aggregate = method.aggregator.complete(aggregate, images, round)
         refuse_not_finite(aggregate, f"round {round}: the corrected aggregate of strategy={method.name}")
     if method.privacy is not None:

@@ -82,7 +82,7 @@ def test_a_site_that_allows_two_answers_two(tmp_path):
     assert ask(2.0).has_content() and ask(3.0).error.code == Code.limit
 
 
-def test_of_a_masked_update_no_second_phase_is_answered():
+def test_of_a_masked_update_no_second_phase_is_answered_without_a_mask():
     """A server that sets the message's `second-phase` in a secret sum could read an update by its products."""
     site, seen = Site(small_config(*SHORT, "secure_aggregation=secagg")), []
     exchange = exchange_over(LocalGrid(deployed(site, {}, seen), len(site.partitions)))
@@ -95,4 +95,4 @@ def test_of_a_masked_update_no_second_phase_is_answered():
     content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: about})
     ask = Message(content, message.metadata.dst_node_id, "query.project")
     (reply,) = Cohort(site, persistent=True, deployed=True)([(ask, context)])
-    assert reply.has_error() and "in a run with secagg, which has none" in reply.error.reason
+    assert reply.has_error() and "at another stage of the secret sum" in reply.error.reason

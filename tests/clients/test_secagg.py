@@ -59,16 +59,16 @@ def test_a_server_that_makes_up_clients_reads_an_update():
     LocalGrid(lambda pairs: [], 1)
     context, point = Context(1, 1, {"partition-id": 0}, RecordDict(), {}), FixedPoint(64.0, 32)
 
-    def message(entries, **settings):
+    def message(entries, kind=QUERY, **settings):
         about = ConfigRecord({"round": 1, **settings})
-        return Message(RecordDict({wire.CONFIG: about, RECORD: ConfigRecord(entries)}), 1, QUERY)
+        return Message(RecordDict({wire.CONFIG: about, RECORD: ConfigRecord(entries)}), 1, kind)
 
     theirs = secagg.answer(message({}, stage="keys"), context, 0)[RECORD]["public"]
     made_up = {client: (secrets.new_key(), secrets.new_key()) for client in (1, 2)}
     public = {"0": theirs} | {str(c): b"".join(map(secrets.public_bytes, pair)) for c, pair in made_up.items()}
     sealed = secagg.answer(message(public, stage="shares", threshold=2), context, 0)[RECORD]
     update = {"w": torch.randn(50, generator=torch.manual_seed(0))}
-    training = message({"0": sealed["0"], "1": b""}, weight=5)
+    training = message({"0": sealed["0"], "1": b""}, "train", weight=5)
     reply = secagg.masked(training, context, 0, point, 5, 0, update, 1.0)
     words = wire.decode(reply[wire.STATE])[MASKED].numpy().view(np.uint64)
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from clients import secagg
 from clients.cohort import Cohort
@@ -50,7 +50,8 @@ class SecretSum:
                      for name, value in start.items()}
             for client in range(CLIENTS)
         }  # fmt: skip
-        self.exchange = exchange_over(LocalGrid(self._answers, CLIENTS))
+        self.grid = LocalGrid(self._answers, CLIENTS)
+        self.exchange = exchange_over(self.grid)
         self.exchange.register_clients(self.site.backbone.digest, -1)
         self.exchange.emit = lambda kind, facts: self.ledger.append((kind, dict(facts)))
         self.ledger: list[tuple[str, dict]] = []
@@ -60,6 +61,8 @@ class SecretSum:
         """What the server makes of the round; `change` spoils replies in place."""
         self.ledger.clear()
         self.change = change
+        for context in self.grid.contexts.values():  # who has unmasked a sum of the round unmasks no other of it
+            context.state = RecordDict()
         return collect_sum(self.state, method_of(secure=SECURE), self.exchange)[1]
 
     def off_by(self, admitted: Admitted) -> float:
