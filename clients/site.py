@@ -57,7 +57,7 @@ def _ray(config: EngineConfig, held: Held, emit: Emit) -> Engine:
 
 
 # By the names of fedinit.config.engine.
-ENGINES: Mapping[str, Callable[[EngineConfig, Held, Emit], Engine]] = {
+ENGINES: dict[str, Callable[[EngineConfig, Held, Emit], Engine]] = {
     "inline": _inline,
     "ray": _ray,
     "threads": _threads,

@@ -33,7 +33,7 @@ def added_to(copy: Path) -> None:
 
 def test_every_block_is_seen_and_every_choice_has_its_options():
     blocks = BLOCK.findall(PAGE)
-    assert len(blocks) == PAGE.count("```python") + PAGE.count("```yaml") == 22
+    assert len(blocks) == PAGE.count("```python") + PAGE.count("```yaml") == 36
     assert RUN is not None
     for word in RUN[1].split():
         group, _, choice = word.partition("=")
@@ -45,7 +45,7 @@ def test_every_block_is_seen_and_every_choice_has_its_options():
 def test_they_run_together(tmp_path):
     assert RUN is not None
     added_to(tmp_path)
-    words = [*RUN[1].split(), "rounds=2", "evaluation.head_alone=false", "output_dir=outputs", "logger=none"]
+    words = [*RUN[1].split(), "rounds=2", "evaluation.head_alone=false", "output_dir=outputs"]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "run_sim.py", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -53,5 +53,7 @@ def test_they_run_together(tmp_path):
     (summary,) = (tmp_path / "outputs").rglob("summary.json")
     assert json.loads(summary.read_text())["clients"] == 4
     assert "data: 240 images, 3 classes, 2 domains" in done.stdout
+    figures = (summary.parent / "metrics.prom").read_text()
+    assert 'fedinit_figure{name="round"} 2\n' in figures and 'name="accuracy/dark"' in figures
     ledger = [json.loads(line) for line in (summary.parent / "ledger.jsonl").read_text().splitlines()]
     assert not [line for line in ledger if line["kind"] == "client_failed"], ledger

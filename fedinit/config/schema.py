@@ -28,7 +28,7 @@ from fedinit.config.secure_aggregation import SECURE_AGGREGATIONS, NoSecureAggre
 from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
-from fedinit.errors import InputError
+from fedinit.errors import InputError, choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +107,25 @@ class InitDiagnostics:
 DIAGNOSTICS: dict[str, type[NoDiagnostics | InitDiagnostics]] = {"init": InitDiagnostics, "none": NoDiagnostics}
 
 
+# Where the trackers are, which import much; besides them there are `auto` and `none` (fedinit/runs/tracking.py).
+LOGGERS: dict[str, str] = {
+    "mlflow": "fedinit.runs.mlflow_tracker:MlflowTracker",
+    "tensorboard": "fedinit.runs.tensorboard_tracker:TensorboardTracker",
+    "wandb": "fedinit.runs.wandb_tracker:WandbTracker",
+    "wandb_offline": "fedinit.runs.wandb_tracker:OfflineWandbTracker",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoggerConfig:
     """Which service is told of the run (`logger=`), and under which names."""
 
-    name: Literal["auto", "none", "wandb", "wandb_offline", "tensorboard", "mlflow"]
+    name: str
     project: str  # of wandb; the experiment of MLflow
     entity: str | None  # of wandb
+
+    def __post_init__(self) -> None:
+        choose("logger", self.name, ["auto", "none", *LOGGERS])
 
 
 @dataclass(frozen=True, kw_only=True)

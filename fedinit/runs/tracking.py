@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import netrc
 import os
+import pkgutil
 from pathlib import Path
 
 from rich.console import Console
 
-from fedinit.config.schema import Config
-from fedinit.runs.observer import Observer
+from fedinit.config.schema import LOGGERS, Config
+from fedinit.runs.tracker import Tracker
 
 HOST = "api.wandb.ai"
 
 
-def create_tracker(config: Config, folder: Path, console: Console) -> Observer | None:
+def create_tracker(config: Config, folder: Path, console: Console) -> Tracker | None:
     """The tracker that `logger=` asks for, or None.
 
     ``auto`` tracks online where a wandb key exists, and else not at all; ``wandb`` writes offline, with a warning,
@@ -26,20 +27,11 @@ def create_tracker(config: Config, folder: Path, console: Console) -> Observer |
         mode = "wandb" if _has_key() else "none"
     if mode == "none":
         return None
-    if mode == "tensorboard":
-        from fedinit.runs.tensorboard_tracker import TensorboardTracker
-
-        return TensorboardTracker(config, folder, console)
-    if mode == "mlflow":
-        from fedinit.runs.mlflow_tracker import MlflowTracker
-
-        return MlflowTracker(config, folder, console)
     if mode == "wandb" and not _has_key():
         console.print("warning: logger=wandb, but there is no key (WANDB_API_KEY); writing offline", style="yellow")
         mode = "wandb_offline"
-    from fedinit.runs.wandb_tracker import WandbTracker
-
-    return WandbTracker(config, folder, console, offline=mode == "wandb_offline")
+    tracker: type[Tracker] = pkgutil.resolve_name(LOGGERS[mode])
+    return tracker(config, folder, console)
 
 
 def _has_key() -> bool:

@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rich.console import Console
-
-from fedinit.config.schema import Config
 from fedinit.runs.tracker import Tracker, group_of
 from fedinit.state import disk
 
@@ -21,12 +18,8 @@ class WandbTracker(Tracker):
     """Sends every round's figures to wandb."""
 
     name: ClassVar[str] = "wandb"
-
-    def __init__(self, config: Config, folder: Path, console: Console, *, offline: bool) -> None:
-        """config, folder, console: as of a Tracker. offline: write into the folder alone."""
-        self.run: Any = None
-        self.offline = offline
-        super().__init__(config, folder, console)
+    offline: ClassVar[bool] = False  # whether it writes into the run's folder alone
+    run: Any = None
 
     def begin(self) -> None:
         import wandb  # here, since it takes a second to import and most runs do not use it
@@ -64,3 +57,9 @@ class WandbTracker(Tracker):
 
     def end(self, code: int) -> None:
         self.run.finish(**({"exit_code": code} if code else {}))
+
+
+class OfflineWandbTracker(WandbTracker):
+    """Writes them into the run's folder, for `wandb sync`."""
+
+    offline: ClassVar[bool] = True

@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import make_message
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from fedinit import wire
-from fedinit.errors import RunFailed
+from fedinit.errors import Code, RunFailed
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.server.delivery import AWAY, WatchedGrid, activations
@@ -189,8 +190,17 @@ class Exchange:
         limits = {node: wanted.limit for node, wanted in asked.items() if wanted.limit is not None}
         how = {"limits": limits} if isinstance(self.grid, WatchedGrid) else {}
         replies = list(self.grid.send_and_receive(messages, timeout=timeout, **how)) if messages else []
-        self.bytes_up += wire.nbytes(r.content for r in replies if r.has_content() and not too_large(r, asked))
-        return replies
+        return [self._counted(reply, asked) for reply in replies]
+
+    def _counted(self, reply: Message, asked: Mapping[int, Asked]) -> Message:
+        """The reply, whose bytes are counted; the Error that stands for it, where it says of itself what no message
+        holds: pulled object by object, an array may declare any whole numbers and any text."""
+        try:
+            if reply.has_content() and not too_large(reply, asked):
+                self.bytes_up += wire.nbytes([reply.content])
+        except (ValueError, TypeError) as error:
+            return make_message(reply.metadata, None, Error(Code.unreadable, f"{type(error).__name__}: {error}"))
+        return reply
 
     def log_refusal(self, round: int, refusal: Refusal) -> None:
         """Put a refusal of this round into the ledger."""

@@ -15,6 +15,7 @@ import time
 import tracemalloc
 import zipfile
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord
@@ -166,6 +167,7 @@ class Server:
         """{client: a mark of what counts of its answer}. Raises whatever the server does."""
         if kind == "query.describe":
             return self._met(replies)
+        replies = self._taken(kind, replies)
         if kind == "train":
             admitted = self.played.admitted(replies)
             return {u.client: digest.of_tensors(wire.to_tensors(u.layers, u.head)) for u in admitted}
@@ -183,6 +185,17 @@ class Server:
         asked = asking(self.exchange, self.exchange.clients, sent, 0, answer_limit(request))
         found, _ = match_replies(replies, asked, self.exchange.client_of, judge_of(request, self.exchange.examples))
         return {client: digest.of_tensors(one.sums) for client, one in found.items()}
+
+    def _taken(self, kind: str, replies: list[Message]) -> list[Message]:
+        """The replies as they come from the grid."""
+
+        class Canned(LocalGrid):
+            def send_and_receive(self, messages, *, timeout=None):
+                return replies
+
+        asked, sent = self.played.expected.get(kind, {}), self.played.sent[kind]
+        with mock.patch.object(self.exchange, "grid", Canned(lambda pairs: [], len(sent))):
+            return self.exchange.send(sent, 0.0, asked)
 
     def _projected(self, replies: list[Message]) -> dict[int, str]:
         asked, gate = self.played.expected["query.project"], self.played.strategy.method.gate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import signal
 import sys
 import types
@@ -10,8 +11,12 @@ import pytest
 from rich.console import Console
 
 import run_sim
+from fedinit.config.groups import groups
+from fedinit.config.schema import LOGGERS, LoggerConfig
+from fedinit.errors import InputError
 from fedinit.runs.folder import RunFolder
 from fedinit.runs.stopping import Stopped
+from fedinit.runs.tracker import Tracker
 from tests.support.small import WORDS, small_config
 
 
@@ -60,3 +65,13 @@ def test_a_failed_run_ends_there(service, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_sim.simulate(small_config(f"output_dir={tmp_path}", "logger=wandb"), Console(quiet=True))
     assert service[1:] == [("finish", 1)]
+
+
+def test_every_choice_has_its_tracker():
+    assert {"auto", "none", *LOGGERS} == set(groups()["logger"])
+    assert all(issubclass(pkgutil.resolve_name(place), Tracker) for place in LOGGERS.values())
+
+
+def test_a_logger_that_is_none_is_refused_by_name():
+    with pytest.raises(InputError, match=r"logger=wand: no such choice \(did you mean 'wandb'\?\)"):
+        LoggerConfig(name="wand", project="p", entity=None)

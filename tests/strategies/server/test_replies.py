@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from flwr.app import ConfigRecord, Message, RecordDict
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
+from fedinit import wire
+from fedinit.errors import Code
 from fedinit.transport.local import LocalGrid
 from strategies.server.replies import Asked, match_replies
+from tests.support.serving import exchange_over
 
 
 def test_only_a_strangers_reply_is_looked_for_among_all_clients() -> None:
@@ -29,3 +33,29 @@ def test_only_a_strangers_reply_is_looked_for_among_all_clients() -> None:
     ]
     assert [(refusal.client, refusal.code) for refusal in refusals] == [(3, "not_asked")]
     assert set(looked_for) == {1001}
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (10**12,), wire.NUMPY, b"x"),
+        Array("float32", (-(2**31) - 1, 0), wire.NUMPY, b"x"),
+        Array("\ud800", (1,), wire.NUMPY, b"x"),
+        Array("float32", (1,), "\udfff", b"x"),
+    ],
+    ids=["wide", "negative", "dtype", "stype"],
+)
+def test_an_array_that_says_what_no_message_holds_costs_its_own_node(array):
+    """Pulled from a SuperLink object by object, it may; as a message, whose bytes are counted, it cannot be written."""
+
+    def answers(deliveries):
+        contents = (
+            RecordDict({wire.STATE: ArrayRecord({"a": array})}),
+            RecordDict({wire.CONFIG: ConfigRecord({"a": 1})}),
+        )
+        return [Message(content, reply_to=message) for (message, _), content in zip(deliveries, contents, strict=True)]
+
+    exchange = exchange_over(LocalGrid(answers, 2))
+    bad, good = exchange.send([Message(RecordDict(), node, "train") for node in (1000, 1001)], 1.0)
+    assert bad.has_error() and bad.error.code == Code.unreadable and bad.metadata.src_node_id == 1000
+    assert good.content[wire.CONFIG]["a"] == 1 and exchange.bytes_up == wire.nbytes([good.content])
