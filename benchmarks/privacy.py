@@ -1,6 +1,6 @@
 """What counted privacy costs in accuracy: three methods with and without `privacy=clients`, over three seeds.
 
-    python -m benchmarks.privacy [--quick]
+    python -m benchmarks.privacy [--quick] [--methods fedit …] [--clips 0.1 …]
 
 The embedded domains dealt to 60 clients, ten a domain, of which each is in a round with probability one half; fifteen
 rounds at ε = 8, δ = 1e-5. The clip is the best of CLIPS on seed 0, for each method by itself, which ε does not count;
@@ -50,6 +50,7 @@ def run(words: Sequence[str], seed: int, rounds: int) -> Mapping[str, float]:
     grid = LocalGrid(Cohort(site), len(site.partitions))
     outcome = federate(config, grid, site.backbone, evaluate_fn=site.evaluate_round)
     assert outcome.score is not None
+    print(f"{' '.join(words[len(BASE) :])} seed={seed}: {outcome.score.mean:.1f} %", flush=True)
     told = outcome.privacy
     return {"accuracy": outcome.score.mean, "epsilon": told.get("epsilon", 0.0), "noise": told.get("noise", 0.0)}
 
@@ -83,15 +84,17 @@ def rows_of(method: str, seeds: Sequence[int], rounds: int, clips: Sequence[floa
 def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
     words = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    words.add_argument("--clips", nargs="+", type=float, default=CLIPS, help="the best on seed 0 is taken")
     words.add_argument("--quick", action="store_true", help="one seed, three rounds, one clip")
     return words
 
 
 def main() -> None:
-    quick = parser().parse_args().quick
-    rows = []
-    for method in METHODS:
-        rows += rows_of(method, (0,), 3, CLIPS[1:2]) if quick else rows_of(method, (0, 1, 2), 15, CLIPS)
+    options = parser().parse_args()
+    quick, rows = options.quick, []
+    for method in options.methods:
+        rows += rows_of(method, (0,), 3, CLIPS[1:2]) if quick else rows_of(method, (0, 1, 2), 15, options.clips)
         for row in rows[-2:]:
             print(f"{method}, privacy={row['privacy']}: {row['accuracy']} ± {row['std']} %", flush=True)
     machine.publish("privacy-quick" if quick else "privacy", rows, dtype="float32", seed=0)

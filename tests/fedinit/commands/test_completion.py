@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +67,51 @@ ask "fedinit run strategy=lora_"
     assert told.stdout.splitlines() == ["predict", "lora_a2 lora_fair", "strategy=lora_a2 strategy=lora_fair"], (
         told.stderr
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+def test_fish_takes_it(program):
+    script = 'fedinit completion fish | source; complete -C "fedinit run strategy=lora_"; complete -C "fedinit pred"'
+    told = subprocess.run(["fish", "-c", script], cwd=ROOT, env=program, capture_output=True, text=True)
+    assert told.stdout.split()[:3] == ["strategy=lora_a2", "strategy=lora_fair", "predict"], told.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_takes_it(program):
+    """Typed at a terminal, which zsh completes at alone."""
+    import pty
+
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execvpe("zsh", ["zsh", "-f", "-i"], program | {"TERM": "dumb"})
+
+    def typed(keys: str, until: str) -> str:
+        os.write(terminal, keys.encode())
+        told, end = "", time.monotonic() + 60
+        while until not in told and time.monotonic() < end:
+            if select.select([terminal], [], [], 0.2)[0]:
+                told += os.read(terminal, 4096).decode(errors="replace")
+        return told
+
+    try:
+        typed('autoload -Uz compinit && compinit -u -D; eval "$(fedinit completion zsh)"; print BE""GUN\n', "BEGUN\r\n")
+        assert "fedrot_lora" in typed("fedinit run strategy=fedrot\t", "fedrot_lora")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(terminal)
+        os.waitpid(child, 0)
+
+
+@pytest.fixture
+def program(tmp_path) -> dict[str, str]:
+    """The environment in which `fedinit` is this checkout's."""
+    script = tmp_path / "fedinit"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m fedinit "$@"\n')
+    script.chmod(0o755)
+    return os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
 
 
 def test_no_shell_or_another_is_one_line(capsys):
