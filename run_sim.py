@@ -35,6 +35,7 @@ from fedinit.commands.run import command as main
 from fedinit.commands.run import configurations, leave
 from fedinit.config import arguments
 from fedinit.config.adapter import plain_lora
+from fedinit.config.bundled import remark
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
@@ -80,6 +81,8 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     config = resolved(config)
     located = run_folder.locate(config)
     folder = located.path
+    if text := remark(config.model.title, config.data.name):
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if config.preview:
         with contextlib.closing(Site(config, console=console)) as site:
             previewed(config, site, folder).show(console)

@@ -70,7 +70,7 @@ class Preview:
     def show(self, console: Console) -> None:
         """Print it."""
         config = self.config
-        title = f"{config.strategy.name} on {config.data.name}, {config.model.name}"
+        title = f"{config.strategy.name} on {config.data.name}, {config.model.title}"
         heading = f"preview: {title}: nothing is trained, no folder is made"
         console.print(heading, style="bold", markup=False, highlight=False, soft_wrap=True)
         for name, text in self.facts().items():
@@ -85,7 +85,7 @@ class Preview:
         ranks = "" if config.adapter.ranks is None else f", ranks {config.adapter.ranks} by client"
         layers = f"{len(self.targets)} layer{'s' * (len(self.targets) != 1)}: {', '.join(pattern(self.targets))}"
         facts = {
-            "model": f"{config.model.name}, images {size}, {whole / 1e6:.2f} M frozen parameters",
+            "model": f"{config.model.title}, images {size}, {whole / 1e6:.2f} M frozen parameters",
             "adapters": f"{config.adapter.kind}, rank {config.adapter.rank}{ranks}, on {layers}",
         }
         if self.trial is None:

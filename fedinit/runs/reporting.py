@@ -67,7 +67,7 @@ class OpenRun:
             "adapter": export(self.folder.path, model, self.config),
             "strategy": self.config.strategy.name,
             "data": self.config.data.name,
-            "model": self.config.model.name,
+            "model": self.config.model.title,
             "folder": str(self.folder.path),
         }
         for observer in self.observers:

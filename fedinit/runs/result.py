@@ -184,7 +184,7 @@ class Run:
         return done
 
     def __repr__(self) -> str:
-        what = f"{self.config.strategy.name} on {self.config.data.name}, {self.config.model.name}"
+        what = f"{self.config.strategy.name} on {self.config.data.name}, {self.config.model.title}"
         if not self.done:
             return f"Run({str(self.folder)!r}): {what}, not done"
         summary = self.summary
