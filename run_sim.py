@@ -42,7 +42,7 @@ from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.reporting import OpenRun, open_run, show_done
+from fedinit.runs.reporting import OpenRun, open_run, refuse_unwritable, show_done
 from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
 from fedinit.state.checkpoint import FOLDER
@@ -90,6 +90,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         return show_done(done, config, folder, console)
+    refuse_unwritable(config, folder)
     with contextlib.closing(Site(config, console=console)) as site:
         return simulated(config, site, located, console)
 
