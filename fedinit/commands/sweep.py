@@ -12,6 +12,7 @@ from rich.console import Console
 
 import fedinit
 from fedinit import starting
+from fedinit.data.reporter import counted
 from fedinit.runs.stopping import LIMIT, listening
 from fedinit.sweeps.outcome import Outcome, attempt
 
@@ -42,7 +43,7 @@ def run(said: Arguments, runs: Sequence[Swept], console: Console, errors: Consol
         with listening():
             here = (attempt(name(swept), swept.config, simulate, console) for swept in runs)
             return tell(here, len(runs), console, errors)
-    _say(console, f"{len(runs)} runs, {len(places)} at a time")
+    _say(console, f"{counted(len(runs), 'run')}, {len(places)} at a time")
     with listening(limit=WAIT):
         together = side_by_side([(name(swept), swept.config) for swept in runs], places)
         return tell(together, len(runs), console, errors)
@@ -80,7 +81,7 @@ def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Cons
         if close is not None:
             close()  # ends the processes, also where a signal is what ends the sweep
         if failed:
-            errors.print(f"{len(failed)} of {count} runs failed:", *(f.line for f in failed), sep="\n  ")
+            errors.print(f"{len(failed)} of {counted(count, 'run')} failed:", *(f.line for f in failed), sep="\n  ")
     if kept and not console.quiet:
         _say(console, f"the table: fedinit compare {' '.join(map(shlex.quote, sorted(kept)))}")
     return 1 if failed else 0

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 import fedinit
+from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.scores import SCORES
@@ -45,10 +46,10 @@ def _front_matter(model: Portable, written: Format) -> str:
 def _what(model: Portable) -> str:
     names = model.run.class_names
     config, clients = model.run.config, model.run.summary["clients"]
-    what = "A regression" if _is_regression(model) else f"An image classifier of {len(names):,} classes"
+    what = "A regression" if _is_regression(model) else f"An image classifier of {counted(len(names), 'class')}"
     text = (
-        f"{what}: {_plain(config.model.title)}, fine-tuned by {clients} clients that shared no images, each with a "
-        f"low-rank adapter (`adapter={config.adapter.kind}`, rank {config.adapter.rank}), by "
+        f"{what}: {_plain(config.model.title)}, fine-tuned by {counted(clients, 'client')} that shared no images, "
+        f"each with a low-rank adapter (`adapter={config.adapter.kind}`, rank {config.adapter.rank}), by "
         f"fedinit {fedinit.__version__}, `strategy={config.strategy.name}`."
     )
     if model.client is not None:
