@@ -35,13 +35,14 @@ from fedinit.commands.run import command as main
 from fedinit.commands.run import configurations, leave
 from fedinit.config import arguments
 from fedinit.config.adapter import plain_lora
+from fedinit.config.bundled import remark
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.reporting import OpenRun, open_run, show_done
+from fedinit.runs.reporting import OpenRun, open_run, refuse_unwritable, show_done
 from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
 from fedinit.state.checkpoint import FOLDER
@@ -80,6 +81,8 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     config = resolved(config)
     located = run_folder.locate(config)
     folder = located.path
+    if text := remark(config.model.title, config.data.name):
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if config.preview:
         with contextlib.closing(Site(config, console=console)) as site:
             previewed(config, site, folder).show(console)
@@ -87,6 +90,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
         return show_done(done, config, folder, console)
+    refuse_unwritable(config, folder)
     with contextlib.closing(Site(config, console=console)) as site:
         return simulated(config, site, located, console)
 

@@ -217,6 +217,33 @@ def test_the_control_a_wrong_command_is_seen(text):
     assert wrong(list(split(text, "page:1")))
 
 
+def patterns(command: Command) -> str:
+    """What of the line zsh would take for names of files, and end where there are none: [, (, * or ? without quotes."""
+    bare = re.sub(r"'[^']*'|\\.|\$\([^()]*\)", "", command.text)
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", bare)
+    return "".join(re.findall(r"[\[(*?]", re.sub(r"(?:^|\s)#.*", "", bare)))
+
+
+def test_what_a_shell_would_take_for_a_pattern_stands_in_quotes():
+    told = [f"{command.place}: {command.text}" for command in all_commands() if patterns(command)]
+    assert not told, "\n".join(["", *told])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("fedinit run adapter.ranks=[2,4]", "["),
+        ("fedinit run -m strategy=glob(fed*) seed=0", "(*"),
+        ("fedinit run adapter.targets=mlp.fc? # all", "?"),
+        ('pip install -e .[docs] && echo "[x]"', "["),
+        ("fedinit run \"adapter.ranks=[2,4]\" 'seed=range(0,3)'  # a list [x]", ""),
+        ("folder=$(fedinit run --quiet) && fedinit report $folder", ""),
+    ],
+)
+def test_the_control_a_bare_pattern_is_seen(text, found):
+    assert [patterns(command) for command in split(text, "page:1")][:1] == [found]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the runs have other banks, so other names")
 def test_the_folders_of_runs_that_pages_name_are_those_that_the_commands_leave():
     left = {str(run_folder.place(resolved(compose_config(words)))) for words in ([], ["experiment=quick"])}

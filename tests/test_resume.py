@@ -230,6 +230,7 @@ def test_what_cannot_be_continued_is_refused_in_one_line_and_loses_nothing(tmp_p
     other = dataclasses.replace(by_name, client=dataclasses.replace(config.client, lr=0.5), seed=3)
     line = refused(simulate, other)
     assert "belongs to another configuration; seed is 0 there and 3 here" in line
+    assert f"; resume={folder} alone goes on with it, other words beside that need all of the run's own" in line
     assert "client.lr is 0.04 there and 0.5 here" in refused(simulate, dataclasses.replace(other, seed=0))
 
     link = tmp_path / "link"
@@ -237,7 +238,8 @@ def test_what_cannot_be_continued_is_refused_in_one_line_and_loses_nothing(tmp_p
     assert "is a symbolic link" in refused(simulate, dataclasses.replace(config, resume=str(link)))
     absent = dataclasses.replace(config, resume=str(tmp_path / "absent"))
     assert "no such folder" in refused(simulate, absent)
-    assert "no readable config.yaml" in refused(simulate, dataclasses.replace(config, resume=str(tmp_path)))
+    above = refused(simulate, dataclasses.replace(config, resume=str(folder.parents[1])))
+    assert f"it has no readable config.yaml; runs below it: {folder}" in above
 
     running = RunFolder(config)
     assert "another process is at this run" in refused(simulate, config)

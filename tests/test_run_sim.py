@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 import signal
 import sys
@@ -281,10 +282,13 @@ def test_bad_image_folders(tmp_path, capsys):
     assert "photo/cat/0.png" in refused(capsys, tmp_path, *words, f"data.root={tmp_path / 'c'}")
 
 
-def test_an_output_place_that_cannot_be_written(tmp_path, capsys):
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert command(f"output_dir={blocked}") == 2
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/below"])
+def test_an_output_place_that_cannot_be_written_is_refused_before_images_are_read(place, tmp_path, capsys, monkeypatch):
+    if place.startswith("/proc") and not os.path.isdir("/proc"):
+        pytest.skip("this system has no /proc, in which nobody makes a folder")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(run_sim, "Site", None)  # that reads them
+    assert command(f"output_dir={tmp_path / place}") == 2
     assert "cannot write there" in capsys.readouterr().err
 
 

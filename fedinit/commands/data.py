@@ -118,7 +118,7 @@ def _plain(name: str) -> str:
 def _prepare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.data.official import OFFICIAL
     from fedinit.data.preparing import plan, prepare
-    from fedinit.data.reporter import Reporter
+    from fedinit.data.reporter import Reporter, counted
 
     domains = options.domains.split(",") if options.domains else None
     made = plan(OFFICIAL[options.set], [path.expanduser() for path in options.archives], domains)
@@ -130,6 +130,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     classes, sites = ({name.split("/")[level] for name in made.splits} for level in (1, 0))
     text = ", ".join(f"{count:,} {split}" for split, count in held.items() if count)
     before = "" if is_new else ", prepared already"
-    text = f"{root}: {made.official.title}, {len(sites)} domains, {len(classes)} classes, {text}{before}"
+    there = f"{counted(len(sites), 'domain')}, {counted(len(classes), 'class')}"
+    text = f"{root}: {made.official.title}, {there}, {text}{before}"
     console.print(text, markup=False, highlight=False)
     return 0

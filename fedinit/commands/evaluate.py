@@ -16,9 +16,9 @@ ABOUT = """How good the model that a run ended with is, by domain, and which cla
 Without --data it is judged on the test images of the run's own data, and scores what the run's table says. Other images
 are matched by the names of their classes; of those with named splits the test images count, of others all."""
 EPILOG = """examples:
-  fedinit evaluate outputs/pets/63deaa3db3-s0
-  fedinit evaluate outputs/pets/63deaa3db3-s0 --data holiday/ --csv confusion.csv
-  fedinit evaluate outputs/pets/63deaa3db3-s0 --data data=csv data.root=photos.csv"""
+  fedinit evaluate outputs/pets/…-s0
+  fedinit evaluate outputs/pets/…-s0 --data holiday/ --csv confusion.csv
+  fedinit evaluate outputs/pets/…-s0 --data data=csv data.root=photos.csv"""
 
 
 WIDTH = 1000  # columns where nobody sees a terminal
@@ -46,6 +46,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     """Evaluate, and print; the exit code. Raises InputError, one line."""
     options = parser(name).parse_args(words)
     run = load_run(options)
+    from fedinit.data.reporter import counted
     from fedinit.inference import confusion
     from fedinit.inference.evaluating import evaluate
     from fedinit.report.writing import write_whole
@@ -57,7 +58,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         data = data[0]
     found = evaluate(run, data, options.split, options.client, console)
     score, names = found.score, found.class_names
-    table = Table(title=f"{run.config.strategy.name} on {found.images:,} images")
+    table = Table(title=f"{run.config.strategy.name} on {counted(found.images, 'image')}")
     table.add_column("domain")
     for column in ("images", score.title):
         table.add_column(column, justify="right")

@@ -21,8 +21,8 @@ the arguments it is made with) and README.md, a model card with the lines of Pyt
 What is written is read back by the program it is for, where that is installed, and gives the run's logits to 1e-5; else
 nothing is left. Of a method whose clients keep factors of their own (fedsa_lora) each client's model is written."""
 EPILOG = """examples:
-  fedinit export outputs/digits/5eb3d88288-s0 --format timm
-  fedinit export outputs/digits/5eb3d88288-s0 --format onnx --output model"""
+  fedinit export outputs/digits/…-s0 --format timm
+  fedinit export outputs/digits/…-s0 --format onnx --output model"""
 
 
 def parser(name: str) -> Parser:

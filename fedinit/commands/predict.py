@@ -16,8 +16,8 @@ the model's size and colours as those that it was trained on were."""
 EPILOG = """Pictures that cannot be read are a line each on stderr, and the exit code is 2; the others are predicted.
 
 examples:
-  fedinit predict outputs/pets/63deaa3db3-s0 cat.jpg dog.png
-  fedinit predict outputs/pets/63deaa3db3-s0 holiday/ --csv > holiday.csv"""
+  fedinit predict outputs/pets/…-s0 cat.jpg dog.png
+  fedinit predict outputs/pets/…-s0 holiday/ --csv > holiday.csv"""
 WIDTH = 1000  # columns where nobody sees a terminal
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rich.console import Console
 
 import fedinit
 from fedinit import starting
+from fedinit.data.reporter import counted
 from fedinit.runs.stopping import LIMIT, listening
 from fedinit.sweeps.outcome import Outcome, attempt
 
@@ -41,14 +43,10 @@ def run(said: Arguments, runs: Sequence[Swept], console: Console, errors: Consol
         with listening():
             here = (attempt(name(swept), swept.config, simulate, console) for swept in runs)
             return tell(here, len(runs), console, errors)
-    _say(console, f"{len(runs)} runs, {len(places)} at a time")
+    _say(console, f"{counted(len(runs), 'run')}, {len(places)} at a time")
     with listening(limit=WAIT):
         together = side_by_side([(name(swept), swept.config) for swept in runs], places)
-        code = tell(together, len(runs), console, errors)
-    if not code and not console.quiet:
-        kept = sorted({str(Path(swept.config.output_dir) / swept.config.name) for swept in runs})
-        _say(console, f"the table: fedinit compare {' '.join(kept)}")
-    return code
+        return tell(together, len(runs), console, errors)
 
 
 def name(swept: Swept) -> str:
@@ -57,29 +55,35 @@ def name(swept: Swept) -> str:
 
 
 def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Console) -> int:
-    """A line a run, as it ends, and at the end, or when the sweep is stopped, which failed and why, a line each.
+    """A line a run, as it ends, and at the end, or when the sweep is stopped, which failed and why, a line each. Of
+    those that are done, if any, the last line says what makes a table.
 
     console: on a quiet one a run's folder alone is printed.
 
     Returns the exit code, 1 where a run failed.
     """
     failed: list[Outcome] = []
+    kept: set[str] = set()
     told: Iterator[Outcome] = iter(outcomes)
     try:
         for number, outcome in enumerate(told, 1):
+            if outcome.summary:  # a preview has none
+                kept.add(str(Path(outcome.summary["folder"]).parent))
             if outcome.why:
                 failed.append(outcome)
                 errors.print(f"{outcome.trace}{number} of {count}: {outcome.line}; the sweep goes on")
             elif not console.quiet:
                 _say(console, f"{number} of {count}: {outcome.line}")
-            elif outcome.summary:  # a preview has none
+            elif outcome.summary:
                 print(outcome.summary["folder"], flush=True)
     finally:
         close = getattr(told, "close", None)
         if close is not None:
             close()  # ends the processes, also where a signal is what ends the sweep
         if failed:
-            errors.print(f"{len(failed)} of {count} runs failed:", *(f.line for f in failed), sep="\n  ")
+            errors.print(f"{len(failed)} of {counted(count, 'run')} failed:", *(f.line for f in failed), sep="\n  ")
+    if kept and not console.quiet:
+        _say(console, f"the table: fedinit compare {' '.join(map(shlex.quote, sorted(kept)))}")
     return 1 if failed else 0
 
 

@@ -113,6 +113,8 @@ def _one_of(hints: tuple[Any, ...], value: Any, where: str) -> Any:
     """By the first of the types that takes the value; the last one's refusal where none does."""
     if value is None and type(None) in hints:
         return None
+    if value == "None" and type(None) in hints:
+        raise InputError(f"{where}=None: none is written null here, {where}=null")
     options = [hint for hint in hints if hint is not type(None)]
     # A list is meant for an option that takes lists, so that its fault is the one that is told.
     options = [h for h in options if (typing.get_origin(h) is tuple) == isinstance(value, (list, tuple))] or options
@@ -121,7 +123,12 @@ def _one_of(hints: tuple[Any, ...], value: Any, where: str) -> Any:
             return _convert(option, value, where)
         except InputError:
             continue
-    return _convert(options[-1], value, where)
+    try:
+        return _convert(options[-1], value, where)
+    except InputError as error:
+        if type(None) not in hints or not str(error).startswith(f"{where}={value}: expected"):
+            raise
+        raise InputError(f"{error}, or null") from error
 
 
 def _tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,16 @@ def _primary() -> dict[str, Any]:
     return yaml.load((CONF_DIR / "config.yaml").read_bytes(), Loader=LOADER)
 
 
+def _written(value: Any) -> str:
+    """A value as a word of the command line has it: null, true, {enabled: true}."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False).removesuffix("...\n").strip()
+
+
 def describe() -> str:
     """Text for --help: the groups with their choices, a line each, then the plain keys with their defaults."""
     lines = ["Groups (group=choice):"]
     lines += [f"  {name:<11} {'  '.join(choices)}" for name, choices in groups().items()]
     lines += ["", "Keys (key=value), with their defaults:"]
-    lines += [f"  {key:<14} {value}" for key, value in keys().items()]
+    lines += [f"  {key:<14} {_written(value)}" for key, value in keys().items()]
     lines += ["", "Keys inside a group: model.checkpoint=  data.root=  adapter.rank=  client.lr=  strategy.lam=  …"]
     return "\n".join(lines)

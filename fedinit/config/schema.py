@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
 from fedinit.config.attack import ATTACKS, AttackConfig, NoAttack
 from fedinit.config.build import build, create, plain
+from fedinit.config.bundled import refuse_renamed, title
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
 from fedinit.config.engine import ENGINES, EngineConfig
@@ -64,6 +65,12 @@ class ModelConfig:
             within("model.mean", value, 0, 1)
         for value in self.std or ():
             within("model.std", value, 0, 1, open_low=True)
+        refuse_renamed(self.name, self.kwargs, self.checkpoint)
+
+    @property
+    def title(self) -> str:
+        """What the model is called where people read it."""
+        return title(self.name, self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)

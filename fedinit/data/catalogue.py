@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
+from fedinit.data.reporter import counted
 from fedinit.data.splits import Split
 from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
@@ -138,7 +139,7 @@ def _untrained(labels: Collection[int], class_names: Sequence[str]) -> list[str]
 
 def _summary(listed: Catalogue, images: int, classes: int, domains: int) -> list[str]:
     """What a run is told about its data: numbers, the files passed over by the ends of their names, and remarks."""
-    text = f"data: {images:,} images, {classes:,} classes, {domains:,} domain{'s' * (domains != 1)}"
+    text = "data: " + ", ".join(map(counted, (images, classes, domains), ("image", "class", "domain")))
     if listed.passed_over:
         by_suffix: dict[str, list[str]] = defaultdict(list)
         for name in listed.passed_over:
@@ -147,8 +148,7 @@ def _summary(listed: Catalogue, images: int, classes: int, domains: int) -> list
             f"{len(names):,} {suffix} ({', '.join(names[:2])}{', …' * (len(names) > 2)})"
             for suffix, names in sorted(by_suffix.items(), key=lambda kind: -len(kind[1]))
         ]
-        count = len(listed.passed_over)
-        text += f"; {count:,} file{'s' * (count != 1)} passed over: {', '.join(kinds)}"
+        text += f"; {counted(len(listed.passed_over), 'file')} passed over: {', '.join(kinds)}"
     return [text, *(f"data: {remark}" for remark in listed.remarks)]
 
 
@@ -156,7 +156,8 @@ def _left_out(splits: Sequence[Split | None]) -> list[str]:
     """What a run is told about the images that it leaves out for their splits."""
     hints = {"val": "; data.evaluate_on=val evaluates on them", "test": ""}
     return [
-        f"data: {count:,} {split} images are neither trained nor evaluated on{hint}"
+        f"data: {counted(count, f'{split} image')} {'is' if count == 1 else 'are'} "
+        f"neither trained nor evaluated on{hint}"
         for split, hint in hints.items()
         if (count := splits.count(split))  # pyright: ignore[reportArgumentType]
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from fedinit.data.decoding import identity, reason
 from fedinit.data.file_source import FileSource
-from fedinit.data.reporter import Reporter, readable
+from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import choose_sides
 from fedinit.data.store import THREADS
 from fedinit.data.tree import Tree
@@ -76,11 +76,12 @@ class Checked:
 
     def sizes(self) -> str:
         """The bytes of all files and the sizes of the pictures, in a line."""
-        text = f"{len(self.names):,} images, {readable(sum(look.bytes for look in self.looks))}"
+        text = f"{counted(len(self.names), 'image')}, {readable(sum(look.bytes for look in self.looks))}"
         sizes = sorted((look.size for look in self.looks if not look.why), key=lambda size: size[0] * size[1])
         if sizes:
             small, middle, large = (f"{w}x{h}" for w, h in (sizes[0], sizes[len(sizes) // 2], sizes[-1]))
-            text += f"; {small} to {large} pixels" + f", half of them up to {middle}" * (small != large)
+            span = f"{small} to {large} pixels, half of them up to {middle}" if small != large else f"{small} pixels"
+            text += f"; {span} (width x height)"
         return text
 
     def verdict(self) -> str:
@@ -114,7 +115,7 @@ def check(source: FileSource, reporter: Reporter) -> Checked:
             advance(len(some))
     remarks = [*sides.remarks]
     if listed.passed_over:
-        remarks.append(f"{len(listed.passed_over):,} files passed over, such as {listed.passed_over[0]!r}")
+        remarks.append(f"{counted(len(listed.passed_over), 'file')} passed over, such as {listed.passed_over[0]!r}")
     return Checked(
         listed.names,
         listed.domains,

@@ -53,6 +53,11 @@ class Reporter:
         return advance
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are: 1 round, 15 rounds, 2 classes."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "es" if noun.endswith("s") else "s")
+
+
 def readable(size: float) -> str:
     """A number of bytes in kB, MB or GB."""
     unit, name = next(

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 import fedinit
+from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.scores import SCORES
@@ -24,7 +25,7 @@ def card(model: Portable, written: Format) -> str:
     """The whole text."""
     run, config = model.run, model.run.config
     whose = "" if model.client is None else f", client {model.client}"
-    title = f"{config.strategy.name} on {config.data.name}: {config.model.name}{whose}"
+    title = f"{config.strategy.name} on {config.data.name}: {config.model.title}{whose}"
     parts = [_front_matter(model, written), f"# {_plain(title)}", _what(model)]
     parts += ["## Use", _use(model, written), "## Input", _input(model)]
     if scores := model.scores():
@@ -45,10 +46,10 @@ def _front_matter(model: Portable, written: Format) -> str:
 def _what(model: Portable) -> str:
     names = model.run.class_names
     config, clients = model.run.config, model.run.summary["clients"]
-    what = "A regression" if _is_regression(model) else f"An image classifier of {len(names):,} classes"
+    what = "A regression" if _is_regression(model) else f"An image classifier of {counted(len(names), 'class')}"
     text = (
-        f"{what}: {_plain(config.model.name)}, fine-tuned by {clients} clients that shared no images, each with a "
-        f"low-rank adapter (`adapter={config.adapter.kind}`, rank {config.adapter.rank}), by "
+        f"{what}: {_plain(config.model.title)}, fine-tuned by {counted(clients, 'client')} that shared no images, "
+        f"each with a low-rank adapter (`adapter={config.adapter.kind}`, rank {config.adapter.rank}), by "
         f"fedinit {fedinit.__version__}, `strategy={config.strategy.name}`."
     )
     if model.client is not None:

@@ -59,7 +59,10 @@ def create(name: str, kwargs: Mapping[str, Any], weights: str) -> tuple[nn.Modul
     except OSError as error:
         raise InputError(_unfetched(name, error)) from error
     except Exception as error:  # whatever a model of timm's raises on arguments that it cannot have
-        raise InputError(f"model.name={name}: timm refuses {dict(kwargs)}: {_said(error)}") from error
+        said = _said(error)
+        if "unexpected keyword argument" in said and len(kwargs) > 1:  # as another model's all are
+            said += f"; without arguments it is model=vit_tiny model.name={name}"
+        raise InputError(f"model.name={name}: timm refuses {dict(kwargs)}: {said}") from error
     found = next((f for f in filters if f is not None), None)
     return module, _as_they_are if found is None else _of_two(found)
 

@@ -92,7 +92,7 @@ def _title(shown: Sequence[Method]) -> str:
 
 def _under(shown: Sequence[Method]) -> Markup:
     config = shown[0].first.config
-    models = dict.fromkeys(str(method.first.config["model"]["name"]) for method in shown)
+    models = dict.fromkeys(method.first.model for method in shown)
     adapter, partition = (config.get(key) or {} for key in ("adapter", "partition"))
     parts = [", ".join(models)]
     parts += [f"{adapter.get('kind')} of rank {adapter.get('rank')}"] if adapter.get("rank") else []

@@ -71,7 +71,9 @@ def locate(config: Config) -> Located:
         if link.is_symlink():
             raise InputError(f"{link}: is a symbolic link; a run is only kept in a folder of its own")
     if named:
-        refuse_other(computed_in(path) or configured(path).computed(), config.computed(), f"resume={config.resume}")
+        written = computed_in(path) or configured(path).computed()
+        advice = f"; resume={config.resume} alone goes on with it, other words beside that need all of the run's own"
+        refuse_other(written, config.computed(), f"resume={config.resume}", advice)
         kept = read_made_of(path)
         if kept is not None and not finished(path) and (changes := made_of.changes(kept.made_of)):
             raise InputError(f"resume={config.resume}: this run was begun with other files: {changes}")
@@ -95,7 +97,10 @@ def configured(folder: Path, named: str | None = None) -> Config:
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
     except (OSError, ValueError, YAMLError, RecursionError) as error:
-        raise InputError(f"{what}: not the folder of a run; it has no readable {CONFIG}") from error
+        below = itertools.islice(sorted({*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")}), 4)
+        runs = [str(file.parent) for file in below]
+        there = f"; runs below it: {', '.join(runs[:3])}{', …' * (len(runs) > 3)}" if runs else ""
+        raise InputError(f"{what}: not the folder of a run; it has no readable {CONFIG}{there}") from error
     written = computed_in(folder)  # first: another format may have had other keys
     if not isinstance(values, dict):
         raise InputError(f"{what}: its {CONFIG} holds no keys and values; the run's own words write it anew")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from fedinit.scores import Accuracy, Score
+
+if TYPE_CHECKING:
+    from torch import Tensor  # which who only watches a run does not wait for
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
-from fedinit.data.reporter import readable
+from fedinit.data.reporter import counted, readable
 from fedinit.models import Backbone
 from fedinit.report.markup import printable
 from fedinit.runs.view import TICKS, clock
@@ -70,7 +70,7 @@ class Preview:
     def show(self, console: Console) -> None:
         """Print it."""
         config = self.config
-        title = f"{config.strategy.name} on {config.data.name}, {config.model.name}"
+        title = f"{config.strategy.name} on {config.data.name}, {config.model.title}"
         heading = f"preview: {title}: nothing is trained, no folder is made"
         console.print(heading, style="bold", markup=False, highlight=False, soft_wrap=True)
         for name, text in self.facts().items():
@@ -83,9 +83,9 @@ class Preview:
         whole = sum(p.numel() for p in self.backbone.module.parameters())
         size = f"{spec.channels}×{spec.height}×{spec.width}"
         ranks = "" if config.adapter.ranks is None else f", ranks {config.adapter.ranks} by client"
-        layers = f"{len(self.targets)} layer{'s' * (len(self.targets) != 1)}: {', '.join(pattern(self.targets))}"
+        layers = f"{counted(len(self.targets), 'layer')}: {', '.join(pattern(self.targets))}"
         facts = {
-            "model": f"{config.model.name}, images {size}, {whole / 1e6:.2f} M frozen parameters",
+            "model": f"{config.model.title}, images {size}, {whole / 1e6:.2f} M frozen parameters",
             "adapters": f"{config.adapter.kind}, rank {config.adapter.rank}{ranks}, on {layers}",
         }
         if self.trial is None:
@@ -113,14 +113,14 @@ class Preview:
             "sent": f"a round {readable(trial.up)} up, {readable(trial.down)} down{opening}; in all {readable(up)} up, "
             f"{readable(down)} down",
             "memory": memory + ("" if trial.accelerator is None else f", {readable(trial.accelerator)} on the GPU"),
-            "time": f"about {clock(seconds)} for {rounds} rounds ({parts}), by two steps a client on this machine, as "
-            "busy as it is; reading the data apart",
+            "time": f"about {clock(seconds)} for {counted(rounds, 'round')} ({parts}), by two steps a client on this "
+            "machine, as busy as it is; reading the data apart",
         }
 
     def holdings(self, ascii_only: bool = False) -> Table:
         """A row a client: its domain, how many images, and how many of each class, as bars of the client's own."""
         data, parts = self.data, self.partitions
-        title = f"partition={self.config.partition.name}: {len(parts)} clients"
+        title = f"partition={self.config.partition.name}: {counted(len(parts), 'client')}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("client", "domain", "train", "test"):
             table.add_column(column, justify="left" if column == "domain" else "right")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from fedinit.data.reporter import counted
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
@@ -33,7 +34,7 @@ class ProgressObserver(Observer):
             self.live = Live(self.view, console=self.console, refresh_per_second=2)
             self.live.start()
         else:
-            self._line(f"{self.label}: {rounds} rounds, {len(roster.examples)} clients")
+            self._line(f"{self.label}: {counted(rounds, 'round')}, {counted(len(roster.examples), 'client')}")
 
     def doing(self, text: str) -> None:
         self.view.doing = text
@@ -53,7 +54,7 @@ class ProgressObserver(Observer):
             self.score = f", {report.score}"
         loss = "" if report.train_loss is None else f", loss {figure(report.train_loss)}"
         spent = "" if report.epsilon is None else f", ε {figure(report.epsilon)}"
-        facts = f"{len(report.clients)} clients{loss}{spent}{self.score}"
+        facts = f"{counted(len(report.clients), 'client')}{loss}{spent}{self.score}"
         if self.live is not None:
             self.live.refresh()
             if report.round == self.view.rounds:
@@ -68,7 +69,8 @@ class ProgressObserver(Observer):
         for c in report.clients:
             loss = "" if c.loss is None else f", loss {figure(c.loss)}"
             loss += "" if c.epsilon is None else f", ε {figure(c.epsilon)}"
-            self._line(f"  round {report.round}, client {c.client}: {c.examples:,} images, {c.steps} steps{loss}")
+            done = f"{counted(c.examples, 'image')}, {counted(c.steps, 'step')}"
+            self._line(f"  round {report.round}, client {c.client}: {done}{loss}")
         if report.score is not None:
             by_domain = [f"{name} {report.score.show(value)}" for name, value in report.score.by_domain.items()]
             self._line(f"  round {report.round}, {report.score.title}: {', '.join(by_domain)}")
@@ -80,7 +82,7 @@ class ProgressObserver(Observer):
         if not report.clients:  # nobody had anything to measure
             return
         self.view.add(shown(report))
-        facts = f"statistics of {len(report.clients)} clients, {report.bytes_up / 1e6:.1f} MB up"
+        facts = f"statistics of {counted(len(report.clients), 'client')}, {report.bytes_up / 1e6:.1f} MB up"
         if self.live is None:
             self._line(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import Partition
+from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.writing import report_of_run
@@ -23,6 +24,7 @@ from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
+from fedinit.state import disk
 from fedinit.state.checkpoint import FOLDER
 
 
@@ -67,7 +69,7 @@ class OpenRun:
             "adapter": export(self.folder.path, model, self.config),
             "strategy": self.config.strategy.name,
             "data": self.config.data.name,
-            "model": self.config.model.name,
+            "model": self.config.model.title,
             "folder": str(self.folder.path),
         }
         for observer in self.observers:
@@ -97,6 +99,14 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
+
+
+def refuse_unwritable(config: Config, path: Path) -> None:
+    """Raise InputError where the run's folder, `path`, could not be written: before images are read for it."""
+    try:
+        disk.try_writing(path)
+    except OSError as error:
+        raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
 
 
 def open_run(config: Config, console: Console, located: Located, anew: bool = False) -> OpenRun:

@@ -22,6 +22,7 @@ from torch import nn
 from fedinit.adapters.bank import Bank
 from fedinit.config.schema import Config
 from fedinit.config.site import EMBEDDED
+from fedinit.data.reporter import counted
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.models import Backbone, build_backbone
@@ -184,14 +185,14 @@ class Run:
         return done
 
     def __repr__(self) -> str:
-        what = f"{self.config.strategy.name} on {self.config.data.name}, {self.config.model.name}"
+        what = f"{self.config.strategy.name} on {self.config.data.name}, {self.config.model.title}"
         if not self.done:
             return f"Run({str(self.folder)!r}): {what}, not done"
         summary = self.summary
         score = SCORES[summary["score"]]
         figure = summary[score.name]
         scored = "" if figure is None else f", {score.title} {score.show(figure)}"
-        return f"Run({str(self.folder)!r}): {what}, {summary['rounds']} rounds{scored}"
+        return f"Run({str(self.folder)!r}): {what}, {counted(summary['rounds'], 'round')}{scored}"
 
 
 class Table(str):

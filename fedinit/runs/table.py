@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
 from fedinit.scores import SCORES
 
@@ -40,7 +41,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
     if len(columns) > 1:
         console.print(table)
     console.print(
-        f"{summary['rounds']} rounds, {summary['clients']} clients, {summary['seconds']:.1f} s; "
+        f"{counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}, {summary['seconds']:.1f} s; "
         f"{summary['trainable_parameters']:,} trained parameters; sent {megabytes(summary['bytes_up'])} up, "
         f"{megabytes(summary['bytes_down'])} down",
         soft_wrap=True,

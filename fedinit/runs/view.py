@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedinit.data.reporter import readable
+from fedinit.data.reporter import counted, readable
 from fedinit.report.markup import printable
 from fedinit.scores import SCORES
 
@@ -92,12 +92,13 @@ class View:
 
     def line(self, round: Round) -> str:
         """A round on a line of its own, where there is no terminal."""
+        clients = counted(round.count, "client")
         if not round.number:
-            return f"round 0: statistics of {round.count} clients, {readable(round.bytes_up)} up, {round.seconds:.1f} s"
+            return f"round 0: statistics of {clients}, {readable(round.bytes_up)} up, {round.seconds:.1f} s"
         loss = "" if round.loss is None else f", loss {figure(round.loss)}"
         name, _, unit = SCORES[self.score].title.partition(", ")
         scored = f", {name} {SCORES[self.score].show(round.mean)} {unit}".rstrip() if round.scores else ""
-        return f"round {round.number}/{self.rounds}, {round.count} clients{loss}{scored}, {round.seconds:.1f} s"
+        return f"round {round.number}/{self.rounds}, {clients}{loss}{scored}, {round.seconds:.1f} s"
 
     def add(self, round: Round) -> None:
         """Take a round that is done."""
@@ -137,7 +138,7 @@ class View:
                 facts.append(f"loss {figure(last.loss)}")
             facts.append(f"{last.seconds:.1f} s a round")
         elif self.total:
-            facts.append(f"{self.total} clients")
+            facts.append(counted(self.total, "client"))
         return printable("; ".join(facts))
 
     def _sum(self, name: str) -> int:
@@ -187,10 +188,10 @@ def sparkline(values: Sequence[float]) -> str:
 
 def cohort(round: Round, total: int) -> str:
     """Who trained: how many of how many, by number where they are few and not all."""
-    of = f" of {total}" if total else ""
+    who = f"{round.count} of {counted(total, 'client')}" if total else counted(round.count, "client")
     if round.clients and len(round.clients) <= NAMED and len(round.clients) != total:
-        return f"{round.count}{of} clients ({', '.join(map(str, round.clients))})"
-    return f"{round.count}{of} clients"
+        return f"{who} ({', '.join(map(str, round.clients))})"
+    return who
 
 
 def figure(loss: float) -> str:

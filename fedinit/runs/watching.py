@@ -26,7 +26,7 @@ def newest(folder: Path) -> Path:
 
 def view_of(run: RecordedRun, clock: Callable[[], float] = time.monotonic) -> View:
     """What the run's files say now."""
-    title = f"{run.name} on {run.config['data']['name']}, {run.config['model']['name']}"
+    title = f"{run.name} on {run.config['data']['name']}, {run.model}"
     view = View(title, score=run.score, rounds=run.rounds, done=rounds_of(run), clock=clock)
     status = status_of(run.folder)
     if status is not None:

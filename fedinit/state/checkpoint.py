@@ -226,16 +226,17 @@ def _round_of(path: Path) -> int:
     return int(path.name[len(NAME) :])
 
 
-def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str) -> None:
+def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str, advice: str = "") -> None:
     """Raise InputError, naming the first key that differs, unless two configurations are the same.
 
     written: the configuration that was found.
     wanted: the run's.
     what: where it was found, as the message begins.
+    advice: what it ends with.
     """
     if (other := difference(written, wanted)) is not None:
         key, old, new = other
-        raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here")
+        raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here{advice}")
 
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def try_writing(path: Path) -> None:
+    """Raise OSError where a folder could not be made at `path`, or nothing be written in the one that is there. What is
+    tried is done in the nearest folder that is there, and leaves nothing."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedinit.data.reporter import counted
 from fedinit.report.figures.heat import heat
 from fedinit.report.markup import Cell, Markup, behind, joined, missing, table, tag
 from fedinit.report.panels.panel import Panel, figure
@@ -25,12 +26,12 @@ def panel(methods: Sequence[Method]) -> Panel:
         how = "`report=full` in a simulation records it; the server of a deployment does not see what its sites hold."
         return Panel("clients", title, "", missing("Not recorded in this run.", how))
     clients, classes = partition["clients"], partition["classes"]
-    lead = f"{len(clients)} clients"
+    lead = counted(len(clients), "client")
     if sum(len(method.runs) for method in methods) > 1:
         lead += f" of {methods[0].label}, seed {run.seed}"
     parts: list[Markup] = [_summary(clients)]
     if classes:
-        lead += f", {len(classes)} classes; training images of each class, by client."
+        lead += f", {counted(len(classes), 'class')}; training images of each class, by client."
         parts.insert(0, _counts(clients, classes))
     else:
         lead += "; the targets are numbers, so there are no classes."
@@ -47,9 +48,10 @@ def _counts(clients: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Mar
     values = np.array([client["train"] for client in clients], dtype=np.float64)
     empty = int((values == 0).sum())
     alt = (
-        f"Training images of {len(clients)} clients by {len(classes)} classes, {values.min():.0f} to {values.max():.0f}"
+        f"Training images of {counted(len(clients), 'client')} by {counted(len(classes), 'class')}, "
+        f"{values.min():.0f} to {values.max():.0f}"
     )
-    alt += f" in a cell, {empty} cells empty."
+    alt += f" in a cell, {counted(empty, 'cell')} empty."
     names = [called(client) for client in clients]
     width = 560.0 if len(classes) <= 24 else 760.0
     drawn = heat("Training images by client and class", alt, values, names, classes, ("class", "images"), width, True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from fedinit.config.bundled import title
 from fedinit.errors import InputError
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
 
@@ -154,6 +155,12 @@ class RecordedRun:
     def name(self) -> str:
         """Of its method."""
         return str(self.config["strategy"]["name"])
+
+    @property
+    def model(self) -> str:
+        """What its model is called."""
+        model = self.config["model"]
+        return title(str(model["name"]), model.get("checkpoint"))
 
 
 def read(folder: Path) -> RecordedRun:

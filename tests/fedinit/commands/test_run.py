@@ -82,7 +82,7 @@ def test_quiet_says_the_folder_alone_and_verbose_a_line_a_client(tmp_path, capsy
         assert capsys.readouterr() == (f"{folder}\n", ""), times
     assert run_sim.main([*SHORT, "-v", "seed=3", f"output_dir={tmp_path}"]) == 0
     printed = capsys.readouterr().out
-    assert [n for n in range(3) if re.search(rf"round 1, client {n}: \d+ images, 1 steps, loss \d", printed)] == [
+    assert [n for n in range(3) if re.search(rf"round 1, client {n}: \d+ images, 1 step, loss \d", printed)] == [
         0,
         1,
         2,

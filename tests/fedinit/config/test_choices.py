@@ -19,7 +19,7 @@ from fedinit.config.build import create, plain
 from fedinit.config.client import CLIENTS
 from fedinit.config.compose import compose_config
 from fedinit.config.flower import flatten, from_run_config, to_run_config
-from fedinit.config.groups import CONF_DIR, groups
+from fedinit.config.groups import CONF_DIR, describe, groups
 from fedinit.config.schema import GROUPS, PLACES, UNCOUNTED, Config, load, to_dict
 from fedinit.errors import InputError
 from fedinit.heads import HEADS
@@ -222,12 +222,22 @@ def test_a_flat_run_config_with_another_choices_key_is_refused(group):
             "experiment=matrix_sensing data.classes=2",
             "data=matrix_sensing does not read it; data=cifar10, cifar100, csv, dig",
         ),
+        ("reply_timeout=None", "reply_timeout=None: none is written null here, reply_timeout=null"),
+        ("reply_timeout=none", "reply_timeout=none: expected a number, or null"),
+        ("model.checkpoint=None", "model.checkpoint=None: none is written null here, model.checkpoint=null"),
     ],
 )
 def test_on_the_command_line_it_is_one_line(words, said):
     with pytest.raises(InputError) as caught:
         compose_config(words.split())
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_help_shows_a_default_as_a_word_that_is_taken():
+    lines = [line.split(None, 1) for line in describe().partition("defaults:\n")[2].partition("\n\n")[0].splitlines()]
+    shown = dict(lines)
+    assert shown["reply_timeout"] == "null" and shown["preview"] == "false" and len(shown) > 12
+    assert compose_config([f"{key}={value}" for key, value in shown.items()]) == compose_config([])
 
 
 # -- what counts ---------------------------------------------------------------------------------------------------

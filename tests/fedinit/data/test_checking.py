@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fedinit.cli import main
+from fedinit.data.reporter import counted
 from tests.support.releases import picture
 from tests.support.trees import pack
 
@@ -33,7 +34,7 @@ def test_counts_and_sizes_of_a_tree_where_nothing_is_wrong(tmp_path: Path, capsy
     rows = [[cell.strip() for cell in line.strip("│┃ ").split("│")] for line in said.out.splitlines()]
     assert ["photo", "6", "2", "2"] in rows and ["cat", "3/1", "3/1"] in rows
     total = sum(p.stat().st_size for p in root.rglob("*.png"))
-    assert f"16 images, {total / 1e3:.1f} kB; 3x2 to 3x2 pixels\n" in said.out and not said.err
+    assert f"16 images, {total / 1e3:.1f} kB; 3x2 pixels (width x height)\n" in said.out and not said.err
     assert main(["data", "check", str(pack(root, tmp_path / "a.zip"))]) == 0
     table = tmp_path / "table.csv"
     names = sorted(root.rglob("*.png"))
@@ -98,3 +99,8 @@ def test_a_split_that_only_the_hash_of_a_name_makes_counts_too(tmp_path: Path, c
 def test_what_is_no_data_is_exit_code_2(tmp_path: Path, capsys, name: str, message: str) -> None:
     assert main(["data", "check", str(tmp_path / name)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_one_of_a_kind_is_counted_as_one():
+    assert [counted(n, "round") for n in (0, 1, 1500)] == ["0 rounds", "1 round", "1,500 rounds"]
+    assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]

@@ -119,7 +119,7 @@ def test_the_observer_draws_on_a_terminal_and_writes_lines_elsewhere():
         texts[terminal] = console.file.getvalue()
     assert "50.0" in texts[True] and "1/1" in texts[True] and "clients measure the start" in texts[True]
     assert texts[False].splitlines() == [
-        "fedit: 1 rounds, 2 clients",
+        "fedit: 1 round, 2 clients",
         "fedit: clients measure the start, init=eva",
         "fedit: round 1/1, 2 clients, loss 0.500, accuracy 50.0 %, 2.0 s",
     ]

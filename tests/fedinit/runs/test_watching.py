@@ -145,3 +145,11 @@ def test_a_folder_without_a_run_is_one_line(name, expected, tmp_path, capsys):
     assert cli.main(["watch", str(tmp_path / name)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and expected in err
+
+
+def test_watching_waits_for_no_torch():
+    code = (
+        "import sys, fedinit.commands.watch, fedinit.runs.watching; print({'torch', 'timm', 'flwr'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
