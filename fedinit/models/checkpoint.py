@@ -40,7 +40,7 @@ def load(
 
     Raises InputError for a file that is missing, another, no safetensors file, or does not fit the module.
     """
-    raw, wanted = clean_state_dict(_read(source, sha256)), module.state_dict()
+    raw, wanted = _unwrapped(source, _read(source, sha256)), module.state_dict()
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # EVA's filter prints what it passes over
             if grid is not None:
@@ -62,6 +62,11 @@ def load(
     weights = {k: v for k, v in weights.items() if k in wanted or not k.startswith(left_out)}
     _compare(source, weights, wanted)
     for name, value in weights.items():
+        if wanted[name].is_floating_point() and not value.is_floating_point():
+            raise InputError(
+                f"model.checkpoint={source}: {name} holds whole numbers ({value.dtype}); quantised weights are not "
+                "read: give the file before quantisation"
+            )
         if not value.isfinite().all() and wanted[name].isfinite().all():
             raise InputError(
                 f"model.checkpoint={source}: {name} holds numbers that are NaN or infinite; the file is damaged, "
@@ -71,7 +76,7 @@ def load(
 
 
 def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
-    """The file's tensors in float32. Raises InputError."""
+    """The file's tensors, floating point ones in float32. Raises InputError."""
     embedded = source.startswith(EMBEDDED)
     # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
     path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else expand_home("model.checkpoint", source)
@@ -84,12 +89,25 @@ def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     except SafetensorError as error:
         raise InputError(
             f"model.checkpoint={source}: not a safetensors file ({first_line(error)}); pickled checkpoints can run "
             "code and are refused: load it where you trust it and save the state dict with safetensors.torch.save_file"
         ) from error
+
+
+def _unwrapped(source: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors without `module.` and `_orig_mod.` before their names. Raises InputError where two get one name."""
+    clean = dict(clean_state_dict(dict(weights)))
+    if len(clean) < len(weights):
+        twice = [name for name in sorted(weights) if name not in clean]
+        raise InputError(
+            f"model.checkpoint={source}: holds two sets of weights, one of them as {twice[0]!r}; save the one that is "
+            "meant"
+        )
+    return clean
 
 
 def _adapt_channels(module: nn.Module, weights: dict[str, Any], wanted: Mapping[str, Tensor]) -> None:

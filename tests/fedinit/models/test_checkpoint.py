@@ -299,6 +299,23 @@ def test_a_size_that_a_model_takes_no_argument_for():
             build_backbone(settings(name, kwargs={**kwargs, "odd": 1}, image_size=64))
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_two_sets_of_weights_that_become_one_are_refused(tmp_path, prefix):
+    """Beside each other, such as a network and its moving average: one of them had silently won."""
+    weights = headless(weights_of("vit_tiny_patch16_224"))
+    path = saved(tmp_path, {**weights, **{prefix + name: value + 1 for name, value in weights.items()}})
+    with pytest.raises(InputError, match=f"holds two sets of weights, one of them as '{prefix}blocks.0"):
+        loaded("vit_tiny_patch16_224", path)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    """Cast to float they are other weights, by a factor a tensor."""
+    weights = headless(weights_of("vit_tiny_patch16_224"))
+    path = saved(tmp_path, {**weights, "blocks.1.mlp.fc2.weight": torch.ones(24, 96, dtype=torch.int8)})
+    with pytest.raises(InputError, match=r"blocks.1.mlp.fc2.weight holds whole numbers \(torch.int8\)"):
+        loaded("vit_tiny_patch16_224", path)
+
+
 def test_a_run_on_images_that_are_not_square(tmp_path, capsys):
     for domain in ("photo", "sketch"):
         for kind in ("cat", "dog"):
