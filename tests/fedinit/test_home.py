@@ -51,6 +51,11 @@ def test_no_path_is_not_the_folder_of_the_process(source: str, tmp_path: Path, m
         compose_config([f"data={source}", "data.root="]).data.load(3, (4, 4))
 
 
+def test_no_checkpoint_is_not_timms_own_weights() -> None:
+    with pytest.raises(InputError, match="^model.checkpoint is empty; give the path, or null"):
+        compose_config(["model=vit_tiny", "model.checkpoint="])
+
+
 def test_folders_to_write_into_are_refused_too() -> None:
     with pytest.raises(InputError, match=f"data.cache_dir={NOBODY}: there is no home folder ~nobodyx"):
         _ = Keeping(folder=NOBODY).place
