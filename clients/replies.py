@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients import secagg
@@ -25,6 +25,7 @@ from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.state.digest import of_tensors
 from fedinit.statistics import create_statistics
 from fedinit.transforms import HalfPrecision, Payload, UpdateTransform
+from fedinit.transport.introduction import Introduction
 
 HELD = "held"  # in Context.state: factors this client was sent once and keeps (frozen ones)
 
@@ -62,21 +63,19 @@ def description(site: Site, context: Context) -> RecordDict:
     """Who a client is: its partition and how many there are, examples, classes, domains, hash of its backbone; and what
     it holds from rounds before, by hash, for a server that was started again."""
     part, tensors = site.partition_of(context), held(context)
-    facts = {
-        "partition-id": part.client,
-        "num-partitions": len(site.partitions),
-        "num-examples": len(part.train),
-        "num-test-examples": len(part.test),
-        "classes": list(site.data.class_names),
-        "domains": list(site.data.domain_names),
-        "score": site.score.name,
-        "backbone": site.backbone.digest,
-        "held": list(tensors),
-        "held-digests": [of_tensors({name: tensor}) for name, tensor in tensors.items()],
-        "own-rounds": list(rounds.remembered(context, rounds.FACTORS)),
-        "base-key": held_key(context),
-    }
-    return RecordDict({wire.CONFIG: ConfigRecord(facts)})
+    return Introduction(
+        client=part.client,
+        partitions=len(site.partitions),
+        examples=len(part.train),
+        test_examples=len(part.test),
+        classes=site.data.class_names,
+        domains=site.data.domain_names,
+        score=site.score.name,
+        backbone=site.backbone.digest,
+        held={name: of_tensors({name: tensor}) for name, tensor in tensors.items()},
+        own_rounds=list(rounds.remembered(context, rounds.FACTORS)),
+        base_key=held_key(context),
+    ).record()
 
 
 def held(context: Context) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ def test_the_model_of_the_embedded_digits_run_scores_what_its_table_says(tmp_pat
     [
         ("strategy=flora",),
         ("strategy=fedex_lora", "init=pissa", "reinit=pissa"),
-        ("strategy=fed_sb", "init=lora_xs"),
+        pytest.param(("strategy=fed_sb", "init=lora_xs"), marks=pytest.mark.slow),
         ("adapter=dora",),
         ("strategy=fedex_lora", "adapter=vera", "init=vera"),
         pytest.param(

@@ -101,9 +101,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     [
         "strategy=lora_fair reinit=local_on_global participation=0.67",
         "strategy=fedsa_lora evaluation=clients participation=0.67",
-        "strategy=flora adapter.ranks=[2,4] participation=0.67",
         "strategy=fedit client=sgd_sai client.gsnr_scope=global_once participation=0.67",
         *slow(
+            "strategy=flora adapter.ranks=[2,4] participation=0.67",
             "strategy=fedit server_opt=adam evaluation.every=4 evaluation.head_alone=true",
             "strategy=lora_fair evaluation.head_alone=true",
             "strategy=fedex_lora participation=0.34",
@@ -312,7 +312,7 @@ class Events(Observer):
         self.seen.append((kind, facts.get("client")))
 
 
-@pytest.mark.parametrize("strategy", ["ffa_lora", "flora", "fedsa_lora"])
+@pytest.mark.parametrize("strategy", [*slow("ffa_lora"), "flora", "fedsa_lora"])
 def test_a_server_that_comes_back_to_clients_that_forgot_sends_all_again(strategy, tmp_path):
     """In a deployment the clients' states are theirs: a server that goes on asks each what it still holds, instead of
     counting on what it sent. Nothing is refused; what only the client had is said to be lost."""

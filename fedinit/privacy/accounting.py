@@ -16,6 +16,7 @@ from typing import Any, Literal
 from fedinit.errors import InputError
 
 LEAST, MOST = 1e-2, 1e6  # of a noise that is looked for
+CLOSE = 1.0005  # to either side of where it is thought to be, a noise is tried
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,33 @@ class Rounds:
     def noise(self, epsilon: float, rounds: int) -> float:
         """The least z, to one part in a thousand, with which so many rounds stay within ε. Raises InputError where none
         up to a million does."""
-        low, high = LEAST, LEAST
+        high = LEAST * 2**6  # near what most runs need; ε of little noise takes longest to find
+        while high > LEAST and self.epsilon(high / 2, rounds) <= epsilon:
+            high /= 2
         while self.epsilon(high, rounds) > epsilon:
-            low, high = high, 2 * high
+            high *= 2
             if high > MOST:
                 raise InputError(f"privacy.epsilon={epsilon}: no noise keeps {rounds} rounds within it; allow more")
-        while high > 1.001 * low:
-            middle = math.sqrt(low * high)
-            low, high = (low, middle) if self.epsilon(middle, rounds) <= epsilon else (middle, high)
+        low, aim = max(high / 2, LEAST), CLOSE
+        while high > CLOSE**2 * low:
+            width = high / low
+            low, high = self._cut(epsilon, rounds, low, high, self._line_meets(epsilon, rounds, low, high) * aim)
+            aim = 1 / aim  # from above and from below in turn, so that both ends come near
+            if high / low > math.sqrt(width):  # the line was no help
+                low, high = self._cut(epsilon, rounds, low, high, math.sqrt(low * high))
         return high
+
+    def _cut(self, epsilon: float, rounds: int, low: float, high: float, at: float) -> tuple[float, float]:
+        """The part below or above `at` in which ε is met; of an `at` that is not between them, of their middle."""
+        at = at if low < at < high else math.sqrt(low * high)
+        return (low, at) if self.epsilon(at, rounds) <= epsilon else (at, high)
+
+    def _line_meets(self, epsilon: float, rounds: int, low: float, high: float) -> float:
+        """Where the line through ε at both noises, all in logarithms, has this ε; 0 where there is no line."""
+        above, below = self.epsilon(low, rounds), self.epsilon(high, rounds)
+        if not 0 < below < above < math.inf:
+            return 0.0
+        return low * (high / low) ** (math.log(above / epsilon) / math.log(above / below))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -27,7 +27,7 @@ from torch import Tensor
 from fedinit.errors import InputError
 from fedinit.state import digest, disk
 
-FORMAT = 5  # raise it when the shape of anything here changes, the configuration's keys too
+FORMAT = 6  # raise it when the shape of anything here changes, the configuration's keys too
 KEEP = 3
 FOLDER = "checkpoints"
 TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"

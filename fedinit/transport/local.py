@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -20,6 +23,16 @@ from fedinit import wire
 from fedinit.state.checkpoint import State
 
 Handler = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
+
+
+@runtime_checkable
+class Holder(Protocol):
+    """A handler that knows without a message to each what its clients hold."""
+
+    def holdings(self, contexts: Sequence[Context]) -> list[tuple[int, int]]:
+        """(training, test images) of each, where their introductions differ in nothing else; else an empty list."""
+        ...
+
 
 FIRST_NODE_ID = 1000  # node ids are arbitrary in Flower; these only must not look like partition ids
 
@@ -42,6 +55,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(1)
         self._replies: dict[str, Message] = {}
         self._shared = wire.Shared()
+        self._met: dict[int, None] = {}  # the nodes that were sent something, which alone can hold anything
         self.contexts = {
             FIRST_NODE_ID + i: Context(
                 run_id=1,
@@ -71,6 +85,24 @@ class LocalGrid(Grid):
         """FIRST_NODE_ID and up, in the order of the partition ids."""
         return list(self.contexts)
 
+    @cached_property
+    def _nodes(self) -> tuple[NodeInfo, ...]:
+        return tuple(NodeInfo(node_id=node) for node in self.contexts)
+
+    def get_nodes(self) -> tuple[NodeInfo, ...]:
+        """All nodes, which are there from first to last; always the same object, so that nobody need look twice."""
+        return self._nodes
+
+    def holdings(self, nodes: Sequence[int]) -> dict[int, tuple[int, int, int]]:
+        """{node id: (partition id, training, test images)}, where that is all in which the nodes' introductions differ;
+        empty where it is not, or nobody can say."""
+        if self._strict or not isinstance(self._handler, Holder) or not self.contexts.keys() >= set(nodes):
+            return {}
+        contexts = [self.contexts[node] for node in nodes]
+        counts = self._handler.holdings(contexts)
+        clients = [int(context.node_config["partition-id"]) for context in contexts]
+        return {node: (client, *held) for node, client, held in zip(nodes, clients, counts, strict=False)}
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Deliver and answer at once; the replies wait for `pull_messages`.
 
@@ -87,6 +119,7 @@ class LocalGrid(Grid):
             inbox = Message(self._carry(message.content), message.metadata.dst_node_id, message.metadata.message_type)
             inbox.__dict__["_metadata"] = message.metadata
             deliveries.append((inbox, self.contexts[message.metadata.dst_node_id]))
+            self._met[message.metadata.dst_node_id] = None
         replies = self._handler(deliveries) if deliveries else []
         for _, context in deliveries:
             self._shared.put(context.state)
@@ -107,9 +140,9 @@ class LocalGrid(Grid):
 
     def snapshot(self) -> State:
         """What the clients hold: each one's Context.state, under its partition id. What several hold is one tensor."""
-        clients = self._by_client().items()
+        kept = [self.contexts[node] for node in sorted(self._met)]
         return wire.to_state(
-            RecordDict({f"{c}/{key}": record for c, of in clients for key, record in of.state.items()})
+            RecordDict({f"{c.node_config['partition-id']}/{key}": r for c in kept for key, r in c.state.items()})
         )
 
     def restore(self, state: State) -> None:
@@ -121,6 +154,7 @@ class LocalGrid(Grid):
         for name, record in wire.from_state(state).items():
             client, _, key = name.partition("/")
             by_client[client].state[key] = record
+            self._met[by_client[client].node_id] = None
 
     def _by_client(self) -> dict[str, Context]:
         return {str(context.node_config["partition-id"]): context for context in self.contexts.values()}

@@ -13,11 +13,11 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import ClientReport
 from fedinit.seeding import numpy_generator
+from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Update
 from strategies.server import requests
 from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
-from strategies.server.introduction import Introduction
 from strategies.server.method import Method
 from strategies.server.replies import Refusal, match_replies
 from strategies.server.state import ServerState
@@ -134,7 +134,8 @@ def reconcile(
             mirror = replace(mirror, accepted=0)
             detail = "it starts from the global factors again"
             exchange.emit("client_state_lost", {"client": client, "detail": detail})
-        mirrors[client] = mirror
+        if mirror is not state.mirror(client):
+            mirrors[client] = mirror
     return state.mirroring(mirrors)
 
 

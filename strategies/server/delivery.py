@@ -26,9 +26,9 @@ LOOK_SECONDS = 4.0  # between two looks at the nodes
 UNLIMITED: Mapping[int, Limit] = MappingProxyType({})
 
 
-def activations(grid: Grid) -> dict[int, str]:
+def activations(nodes: Iterable[NodeInfo]) -> dict[int, str]:
     """{node id: when it last came online} of the nodes that are online."""
-    return {int(node.node_id): str(node.last_activated_at) for node in grid.get_nodes()}
+    return {int(node.node_id): str(node.last_activated_at) for node in nodes}
 
 
 class WatchedGrid(Grid):
@@ -76,7 +76,7 @@ class WatchedGrid(Grid):
         """
         messages = list(messages)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        before = activations(self.inner)
+        before = activations(self.inner.get_nodes())
         waiting = {i: m for i, m in zip(self.push_messages(messages), messages, strict=False) if i}
         ways = {i: self._way(i, m, limits.get(m.metadata.dst_node_id)) for i, m in waiting.items()}
         replies: list[Message] = []
@@ -93,7 +93,7 @@ class WatchedGrid(Grid):
             pause = min(1.5 * pause, POLL_SECONDS[1])
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
-                for key in _lost(waiting, before, activations(self.inner)):
+                for key in _lost(waiting, before, activations(self.inner.get_nodes())):
                     replies.append(_restarted(waiting.pop(key)))
         return replies
 

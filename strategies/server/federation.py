@@ -22,6 +22,7 @@ from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
+from fedinit.transport.introduction import Introduction
 from strategies.robust import create_robust
 from strategies.server.audience import Audience
 from strategies.server.collecting import reconcile
@@ -30,7 +31,6 @@ from strategies.server.evaluating import Schedule
 from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
-from strategies.server.introduction import Introduction
 from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening

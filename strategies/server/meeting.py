@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedinit.config.schema import Config
-from strategies.server.introduction import Introduction
+from fedinit.transport.introduction import Introduction
 from strategies.server.method import needed
 
 

@@ -39,7 +39,7 @@ def check(kind: str, words: str, seed: int, count: int, measured: bool) -> None:
 
 @pytest.mark.parametrize("kind", hostile.KINDS)
 def test_no_reply_ends_a_run(kind):
-    check(kind, words_for(kind), seed=0, count=60, measured=True)
+    check(kind, words_for(kind), seed=0, count=40, measured=True)
 
 
 def check_secret(seed: int, count: int, measured: bool) -> None:

@@ -26,12 +26,12 @@ from fedinit import wire
 from fedinit.runs.observer import Observer
 from fedinit.state import digest
 from fedinit.statistics import Request
+from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.aggregator import Update
 from strategies.server import collecting, evaluating, federation, requests
 from strategies.server.federated_lora import FederatedLora
 from strategies.server.federation import federate
-from strategies.server.introduction import Introduction
 from strategies.server.replies import Asked, match_replies
 from strategies.server.round_zero import judge_of
 from tests.support.small import small_config
@@ -210,6 +210,9 @@ class Played:
                 made.append(self)
 
         class Recording(LocalGrid):
+            def holdings(self, nodes):  # so that each is asked by a message
+                return {}
+
             def send_and_receive(self, messages, *, timeout=None):
                 replies = super().send_and_receive(messages, timeout=timeout)
                 if messages:

@@ -161,12 +161,13 @@ def reference(make_engine, cases) -> Callable[[str], list]:
 
 
 TELLING = ("plain", "two bases", "failing", "evaluate over a base", "gradients")  # for engines of one lane
+LIKE_OTHERS = ("over a base", "features", "inputs", "heads alone")  # which differ from these in their tasks alone
 
 
 @pytest.mark.parametrize(
     ("name", "case"),
     slow_unless(
-        lambda name, case: name == "threads-3" or (name != "ray" and case in TELLING),
+        lambda name, case: name != "ray" and (case in TELLING or name == "threads-3" and case not in LIKE_OTHERS),
         itertools.product(ENGINES, CASES),
     ),
 )

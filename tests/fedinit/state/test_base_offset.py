@@ -205,7 +205,9 @@ BACK, LATE = (2, 3, 4), (1, 2, 3)  # the rounds without it
 @pytest.mark.parametrize(
     ("words", "missing"),
     slow_unless(
-        lambda words, missing: missing == (LATE if words[-1] in ("strategy=flora", "reinit=pissa") else BACK),
+        lambda words, missing: (
+            (*words, missing) in (("strategy=flora", LATE), ("strategy=fedex_lora", BACK), ("reinit=pissa", LATE))
+        ),
         itertools.product(
             [
                 ("strategy=flora",),

@@ -372,7 +372,8 @@ def test_a_second_introduction_and_a_strangers_change_nothing(site, twice):
         return [other] if twice else [other, other]
 
     plain = federate(small_config("rounds=1"), LocalGrid(Cohort(site), 3), site.backbone)
-    grid, ledger = Adding(Cohort(site), 3), Ledger()
+    cohort = Cohort(site)
+    grid, ledger = Adding(lambda deliveries: cohort(deliveries), 3), Ledger()  # each is asked who it is, by a message
     grid.kind, grid.more = "query.describe", more
     outcome = federate(small_config("rounds=1"), grid, site.backbone, observers=[ledger])
     assert outcome.final_hash == plain.final_hash

@@ -1,4 +1,4 @@
-"""What a node says of itself when it is asked who it is, checked before anything is made of it."""
+"""What a node says of itself when it is asked who it is: written, and read with a check before it is used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedinit import wire
 from fedinit.scores import MAX_EXAMPLES, SCORES
@@ -59,6 +59,24 @@ class Introduction:
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the node's)
             raise ValueError(f"what it says of itself cannot be used ({type(error).__name__}: {error})") from error
         return introduction
+
+    def record(self) -> RecordDict:
+        """The inverse of `read`: the content of the reply."""
+        facts = {
+            "partition-id": self.client,
+            "num-partitions": self.partitions,
+            "num-examples": self.examples,
+            "num-test-examples": self.test_examples,
+            "classes": list(self.classes),
+            "domains": list(self.domains),
+            "score": self.score,
+            "backbone": self.backbone,
+            "held": list(self.held),
+            "held-digests": list(self.held.values()),
+            "own-rounds": list(self.own_rounds),
+            "base-key": self.base_key,
+        }
+        return RecordDict({wire.CONFIG: ConfigRecord(facts)})
 
     def _check(self) -> None:
         """Raise ValueError or TypeError for a number, name or digest that cannot be one."""
