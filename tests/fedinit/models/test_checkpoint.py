@@ -163,6 +163,15 @@ def test_a_grid_of_other_positions_than_the_file_has_is_refused(tmp_path):
         build_backbone(settings("vit_tiny_patch16_224", kwargs=VIT, checkpoint=path, checkpoint_grid=(9, 9)))
 
 
+@pytest.mark.parametrize("ours", [128, (64, 160)])
+def test_positions_of_no_square_are_refused_with_the_key_that_says_their_grid(ours, tmp_path):
+    path = saved(tmp_path, weights_of("vit_tiny_patch16_224", img_size=(64, 96)))
+    model = settings("vit_tiny_patch16_224", kwargs=VIT, image_size=ours, checkpoint=path)
+    with pytest.raises(InputError, match=r"24 positions are of no square.*model.checkpoint_grid=\[rows,columns\]"):
+        build_backbone(model)
+    build_backbone(dataclasses.replace(model, checkpoint_grid=(4, 6)))  # as it says
+
+
 HIERA = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 MIXER = {"patch_size": 8, "embed_dim": 24, "num_blocks": 1}
 
