@@ -26,6 +26,7 @@ from fedinit.state import digest
 from fedinit.transport.local import LocalGrid
 from strategies import server_app
 from strategies.server import collecting, requests
+from strategies.server.delivery import WatchedGrid
 from strategies.server.exchange import Exchange
 from strategies.server.federation import federate
 from tests.support.serving import exchange_over, method_of, registered
@@ -333,6 +334,25 @@ def test_what_a_run_waits_for_is_said_at_once_and_again(site, monkeypatch):
     exchange = Exchange(LocalGrid(Cohort(site), 3), timeout=0.9, emit=lambda *_: None, waiting=said.append)
     exchange.register_clients(site.backbone.digest, -1)
     assert len(said) == 4  # nobody was waited for
+
+
+def test_a_run_says_that_it_waits_for_nodes_that_are_slow_to_say_who_they_are(site, monkeypatch):
+    """As they are that read a gigabyte of images first; while they do, nobody else is asked."""
+    monkeypatch.setattr("strategies.server.exchange.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("strategies.server.delivery.POLL_SECONDS", (0.01, 0.01))
+
+    class Slow(LocalGrid):
+        looks = 0
+
+        def pull_messages(self, message_ids):
+            self.looks += 1
+            return super().pull_messages(message_ids if self.looks > 9 else [])
+
+    said = []
+    grid = WatchedGrid(Slow(Cohort(site), 3))
+    exchange = Exchange(grid, timeout=60.0, emit=lambda *_: None, waiting=said.append)
+    assert set(exchange.register_clients(site.backbone.digest, -1)) == {0, 1, 2}
+    assert len(said) == 1 and said[0].startswith("waits for clients; no node has said who it is yet, the run fails in ")
 
 
 def test_a_run_of_another_federation_is_not_done(tmp_path, capsys):

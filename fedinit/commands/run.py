@@ -5,7 +5,6 @@ Here is what takes no time: the words are read and judged before torch, timm and
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import sys
@@ -27,6 +26,7 @@ from fedinit.runs.verbose import VerboseConsole
 if TYPE_CHECKING:
     from fedinit.config.arguments import Arguments
     from fedinit.config.compose import Swept
+    from fedinit.config.schema import Config
 
 ABOUT = """usage: fedinit run [OPTION …] [group=choice | key=value …]
        python run_sim.py [OPTION …] [group=choice | key=value …]
@@ -80,20 +80,42 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 
 def configurations(said: Arguments) -> list[Swept]:
-    """What is to be run: one configuration, a sweep of them, or, for `resume=<folder>` alone, the folder's own."""
+    """What is to be run: one configuration, a sweep of them, or the own one of the folder that `resume` names."""
     from fedinit.config import compose
     from fedinit.config.compose import Swept
-    from fedinit.config.words import parse
 
     if said.multirun:
         return compose.sweep(said.words, said.primary)
-    if len(said.words) == 1 and said.words[0].startswith("resume="):
-        alone = os.path.expanduser(str(parse(said.words[0]).value()))
-        from fedinit.runs import folder as run_folder  # with all of torch
-
-        if alone not in ("auto", "never") and Path(alone).is_dir():
-            return [Swept("", dataclasses.replace(run_folder.configured(Path(alone)), resume=alone))]
+    kept = _of_folder(said.words)
+    if kept is not None:
+        return [Swept("", kept)]
     return [Swept("", compose.compose_config(said.words, said.primary))]
+
+
+def _of_folder(words: Sequence[str]) -> Config | None:
+    """The configuration of the folder that `resume=` names, where nothing else is said than where its files lie now or
+    how it is run; None where the words are a configuration of their own."""
+    from hydra.core.override_parser.types import OverrideType
+
+    from fedinit.config.schema import PLACES, UNCOUNTED, load, to_dict
+    from fedinit.config.words import parse
+
+    overrides = [parse(word) for word in words]
+    free = {*PLACES, *UNCOUNTED} - {"logger"}  # which is a group
+    changes = all(o.type is OverrideType.CHANGE and not o.package and not o.is_sweep_override() for o in overrides)
+    if not changes or not free.issuperset(o.key_or_group for o in overrides):
+        return None
+    values = {o.key_or_group: o.value() for o in overrides}
+    folder = Path(os.path.expanduser(str(values.get("resume", "auto"))))
+    if str(folder) in ("auto", "never") or not folder.is_dir():
+        return None
+    from fedinit.runs import folder as run_folder  # with all of torch
+
+    config = to_dict(run_folder.configured(folder))
+    for key, value in {**values, "resume": str(folder)}.items():
+        group, _, last = key.rpartition(".")
+        (config[group] if group else config)[last] = value
+    return load(config)
 
 
 def command(argv: Sequence[str]) -> int:

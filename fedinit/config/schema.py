@@ -55,6 +55,8 @@ class ModelConfig:
     std: tuple[float, ...] | None
 
     def __post_init__(self) -> None:
+        if self.checkpoint is not None and not self.checkpoint.strip():
+            raise InputError("model.checkpoint is empty; give the path, or null for timm's own weights")
         if self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise InputError(f"model.sha256={self.sha256}: expected the 64 hexadecimal digits of sha256sum")
         for side in (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +40,7 @@ class FileSource(DomainSource, SplitSource):
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """The images in the listing's order; domains and classes are numbered in
-        sorted order. Raises InputError as `listing` does."""
+        sorted order. Raises InputError as `listing` does, and for a file that links put into two places."""
         import torch
 
         from fedinit.data.catalogue import Catalogue
@@ -50,6 +51,9 @@ class FileSource(DomainSource, SplitSource):
         used = [row for row, domain in enumerate(whole.domains) if self.domains is None or domain in self.domains]
         listed = whole.rows(used)
         sides = choose_sides(listed.splits, listed.names, listed.domains, self.evaluate_on, self.test_fraction)
+        _refuse_doubles(
+            tree, dict(zip(listed.names, zip(listed.domains, listed.classes, sides.test, strict=True), strict=True))
+        )
         domain_index = {name: d for d, name in enumerate(whole.domain_names)}
         class_index = {name: c for c, name in enumerate(whole.class_names)}
         decoding = ImageFiles(tree, whole.names, channels, size, self.grey_range)
@@ -65,3 +69,18 @@ class FileSource(DomainSource, SplitSource):
             left_out=sides.left_out,
             marks=lambda rows: tree.marks([listed.names[row] for row in rows], self.fingerprint == "bytes"),
         )
+
+
+def _refuse_doubles(tree: Tree, places: Mapping[str, tuple[str, str, bool]]) -> None:
+    """Raise InputError for a file that symbolic links put into two classes, two domains, or training and test images.
+
+    places: {name: (domain, class, whether it is a test image)}.
+    """
+    for name, other in tree.doubles(list(places)).items():
+        (domain, kind, test), before = places[name], places[other]
+        if (domain, kind, test) != before:
+            what = "domains" if domain != before[0] else "classes" if kind != before[1] else "training and test images"
+            raise InputError(
+                f"{tree.where}: {name!r} is the file of {other!r} by a symbolic link, so that one picture would be in "
+                f"{'' if what.startswith('training') else 'two '}{what}; take one of the two out"
+            )

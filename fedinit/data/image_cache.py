@@ -99,7 +99,7 @@ class ImageFile:
                 raise ValueError("it is cut short")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("image cache %s is damaged (%s): decoding again", self.path, " ".join(str(error).split()))
             self.path.unlink(missing_ok=True)
             return None

@@ -46,6 +46,10 @@ class ImageList(FileSource):
                     f"data.root={file}: names {name!r}, which is not there; add the file or delete its row"
                 )
         names = sorted(rows)
+        for name, other in tree.doubles(names).items():
+            raise InputError(
+                f"data.root={file}: {name!r} is the file of {other!r} by a symbolic link; delete one of the two rows"
+            )
         classes, domains = [rows[name][0] for name in names], [rows[name][1] for name in names]
         splits: list[Split | None] = [rows[name][2] for name in names]
         listed = Listing(names, domains, classes, splits, sorted(set(domains)), sorted(set(classes)), [])

@@ -70,6 +70,10 @@ class Tree(ABC):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             return list(pool.map(mark, names))
 
+    def doubles(self, names: Sequence[str]) -> dict[str, str]:
+        """{name: the one before it in `names` that is the same file}: what symbolic links make."""
+        return {}
+
     def descend(self, top: str) -> None:
         """Leave the leading folder `top` out of all names in it; what is outside of it is no longer listed."""
         lead = f"{top}/"
@@ -103,6 +107,20 @@ class OnDisk(Tree):
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
         statuses = [(name, (self.root / (self._prefix + name)).stat()) for name in names]
         return [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in statuses]
+
+    def doubles(self, names: Sequence[str]) -> dict[str, str]:
+        folders: dict[str, str] = {}
+        first: dict[str, str] = {}
+        twice: dict[str, str] = {}
+        for name in names:
+            folder, _, last = (self._prefix + name).rpartition("/")
+            if folder not in folders:
+                folders[folder] = os.path.realpath(self.root / folder)
+            path = os.path.join(folders[folder], last)
+            path = os.path.realpath(path) if os.path.islink(path) else path
+            if (other := first.setdefault(path, name)) != name:
+                twice[name] = other
+        return twice
 
 
 class Folder(OnDisk):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, first_line
 from fedinit.home import expand_home
-from fedinit.models.positions import read_from_grid, resample_from_square
+from fedinit.models.positions import read_from_grid, resample_from_square, unsaid_grid
 from fedinit.state import digest
 
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
@@ -40,7 +40,8 @@ def load(
 
     Raises InputError for a file that is missing, another, no safetensors file, or does not fit the module.
     """
-    raw, wanted = clean_state_dict(_read(source, sha256)), module.state_dict()
+    raw, wanted = _unwrapped(source, _read(source, sha256)), module.state_dict()
+    positions = unsaid_grid(module, raw) if grid is None else ""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # EVA's filter prints what it passes over
             if grid is not None:
@@ -51,7 +52,7 @@ def load(
     except InputError:
         raise
     except Exception as error:  # whatever a filter of timm's raises on tensors it was not written for
-        _compare(source, raw, wanted)
+        _compare(source, raw, wanted, positions)
         raise InputError(
             f"model.checkpoint={source}: does not fit the model: timm cannot read it as weights of "
             f"{type(module).__name__} ({first_line(error)}); check model.name, model.kwargs, "
@@ -60,8 +61,13 @@ def load(
     _adapt_channels(module, weights, wanted)
     left_out = (*CLASSIFIERS, *(f"{name}." for name in _named(module, "classifier")), *UNUSED)
     weights = {k: v for k, v in weights.items() if k in wanted or not k.startswith(left_out)}
-    _compare(source, weights, wanted)
+    _compare(source, weights, wanted, positions)
     for name, value in weights.items():
+        if wanted[name].is_floating_point() and not value.is_floating_point():
+            raise InputError(
+                f"model.checkpoint={source}: {name} holds whole numbers ({value.dtype}); quantised weights are not "
+                "read: give the file before quantisation"
+            )
         if not value.isfinite().all() and wanted[name].isfinite().all():
             raise InputError(
                 f"model.checkpoint={source}: {name} holds numbers that are NaN or infinite; the file is damaged, "
@@ -71,7 +77,7 @@ def load(
 
 
 def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
-    """The file's tensors in float32. Raises InputError."""
+    """The file's tensors, floating point ones in float32. Raises InputError."""
     embedded = source.startswith(EMBEDDED)
     # By its bare name: what is embedded may be named by a server, and must not lead to another file of this machine.
     path = EMBEDDED_DIR / Path(source[len(EMBEDDED) :]).name if embedded else expand_home("model.checkpoint", source)
@@ -84,12 +90,25 @@ def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     except SafetensorError as error:
         raise InputError(
             f"model.checkpoint={source}: not a safetensors file ({first_line(error)}); pickled checkpoints can run "
             "code and are refused: load it where you trust it and save the state dict with safetensors.torch.save_file"
         ) from error
+
+
+def _unwrapped(source: str, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The tensors without `module.` and `_orig_mod.` before their names. Raises InputError where two get one name."""
+    clean = dict(clean_state_dict(dict(weights)))
+    if len(clean) < len(weights):
+        twice = [name for name in sorted(weights) if name not in clean]
+        raise InputError(
+            f"model.checkpoint={source}: holds two sets of weights, one of them as {twice[0]!r}; save the one that is "
+            "meant"
+        )
+    return clean
 
 
 def _adapt_channels(module: nn.Module, weights: dict[str, Any], wanted: Mapping[str, Tensor]) -> None:
@@ -110,13 +129,16 @@ def _named(module: nn.Module, key: str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _compare(source: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise InputError unless the names and shapes are those of the model."""
+def _compare(source: str, weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], positions: str) -> None:
+    """Raise InputError unless the names and shapes are those of the model. positions: what is wrong where it is the
+    position embeddings that do not fit; empty where that is not known."""
     missing = sorted(wanted.keys() - weights.keys())
     extra = sorted(weights.keys() - wanted.keys())
     wrong = [k for k in sorted(wanted.keys() & weights.keys()) if wanted[k].shape != weights[k].shape]
     if not (missing or extra or wrong):
         return
+    if positions and wrong[:1] == ["pos_embed"]:
+        raise InputError(f"model.checkpoint={source}: does not fit the model: {positions}")
     if wrong:
         what = f"{wrong[0]} is {tuple(weights[wrong[0]].shape)}, expected {tuple(wanted[wrong[0]].shape)}"
     else:

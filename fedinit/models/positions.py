@@ -58,6 +58,20 @@ def read_from_grid(
     return weights
 
 
+def unsaid_grid(module: nn.Module, raw: Mapping[str, Tensor]) -> str:
+    """What a refusal says of positions that can be of no square image, nor of the model's grid; else empty."""
+    grid, target, key = grid_of(module), getattr(module, "pos_embed", None), _key(raw)
+    if grid is None or target is None or key is None or raw[key].shape[-1] != target.shape[-1]:
+        return ""
+    count = raw[key].shape[-2] - (target.shape[1] - grid[0] * grid[1])
+    if count < 1 or count == grid[0] * grid[1] or math.isqrt(count) ** 2 == count:
+        return ""
+    return (
+        f"its {count} positions are of no square image, so that their grid has to be said: set "
+        "model.checkpoint_grid=[rows,columns], their rows and columns"
+    )
+
+
 def resample_from_square(module: nn.Module, weights: dict[str, Any], raw: Mapping[str, Tensor], source: str) -> None:
     """Bring positions of a square image to the model's grid where timm's filter left them as they were, and say so
     where the model has as many in a grid that is not square: 8x8 in a file are no 4x16.

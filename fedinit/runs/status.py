@@ -79,7 +79,7 @@ def status_of(folder: Path) -> Status | None:
         values = json.loads((folder / FILE).read_bytes())
         known = {key: type(default)(values[key]) for key, default in _TYPES.items()}
         return Status(**known, process=_alive(values["pid"]) if values["host"] == _host() else None)
-    except (OSError, ValueError, TypeError, LookupError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
 
 

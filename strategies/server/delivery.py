@@ -67,34 +67,41 @@ class WatchedGrid(Grid):
         return self.inner.pull_messages(message_ids)
 
     def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None, limits: Mapping[int, Limit] = UNLIMITED
+        self,
+        messages: Iterable[Message],
+        *,
+        timeout: float | None = None,
+        limits: Mapping[int, Limit] = UNLIMITED,
+        waiting: Callable[[], None] = lambda: None,
     ) -> list[Message]:
         """What came until all answered or `timeout` seconds were over; an Error for a node that was started again after
         it was asked, and for a reply that cannot be read. A message that the grid did not take is not waited for.
 
         limits: {node id: what its reply may hold}; of one that holds more an Error comes.
+        waiting: called after every look, while replies are missing.
         """
         messages = list(messages)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         before = activations(self.inner.get_nodes())
-        waiting = {i: m for i, m in zip(self.push_messages(messages), messages, strict=False) if i}
-        ways = {i: self._way(i, m, limits.get(m.metadata.dst_node_id)) for i, m in waiting.items()}
+        missing = {i: m for i, m in zip(self.push_messages(messages), messages, strict=False) if i}
+        ways = {i: self._way(i, m, limits.get(m.metadata.dst_node_id)) for i, m in missing.items()}
         replies: list[Message] = []
         pause, looked = POLL_SECONDS[0], time.monotonic()
-        while waiting:
-            for i, asked in [*waiting.items()]:  # one by one: what one of them holds is no other's fault
+        while missing:
+            for i, asked in [*missing.items()]:  # one by one: what one of them holds is no other's fault
                 reply = ways[i]()
                 if reply is not None:
                     replies.append(_from(asked, reply))
-                    del waiting[i], ways[i]
-            if not waiting or time.monotonic() >= deadline:
+                    del missing[i], ways[i]
+            if not missing or time.monotonic() >= deadline:
                 break
+            waiting()
             time.sleep(pause)
             pause = min(1.5 * pause, POLL_SECONDS[1])
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
-                for key in _lost(waiting, before, activations(self.inner.get_nodes())):
-                    replies.append(_restarted(waiting.pop(key)))
+                for key in _lost(missing, before, activations(self.inner.get_nodes())):
+                    replies.append(_restarted(missing.pop(key)))
         return replies
 
     def _way(self, message_id: str, asked: Message, limit: Limit | None) -> Callable[[], Message | None]:

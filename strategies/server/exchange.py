@@ -25,6 +25,7 @@ from strategies.server.replies import Asked, Refusal, match_replies, of_error, t
 
 Emit = Callable[[str, Mapping[str, object]], None]
 SAY_SECONDS = 10.0  # between two words of what a run waits for
+SLOW_SECONDS = 2.0  # that nodes take to say who they are before it is said that they are waited for
 INTRODUCTION = wire.Limit(rest=2**20)  # of what a node says of itself: names of classes, digests of what it holds
 NOBODY: Mapping[int, Asked] = MappingProxyType({})
 
@@ -106,8 +107,18 @@ class Exchange:
         spoken = float("-inf")
         heard: dict[int, Introduction] = {}
         useless: dict[int, str] = {}  # node: why
+        said: dict[int, Introduction] = {}
+        refused: list[tuple[int, str]] = []
+        wanted = meeting.clients or 1
+
+        def say() -> None:
+            nonlocal spoken
+            if time.monotonic() - spoken >= SAY_SECONDS:
+                spoken = time.monotonic()
+                self.waiting(_missing(said, wanted, deadline - spoken) + "".join(f"; {why}" for _, why in refused[:1]))
+
         while True:
-            for node, answer in self._hello(round, max(deadline - time.monotonic(), 1.0)).items():
+            for node, answer in self._hello(round, max(deadline - time.monotonic(), 1.0), say).items():
                 client = answer.client if isinstance(answer, Introduction) else -1
                 if isinstance(answer, str):
                     useless[node] = answer
@@ -127,9 +138,7 @@ class Exchange:
                 raise RunFailed(f"a client could not start: {refused[0][1]}")
             if time.monotonic() > deadline:
                 raise RunFailed(f"{len(said)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
-            if time.monotonic() - spoken >= SAY_SECONDS:
-                spoken = time.monotonic()
-                self.waiting(_missing(said, wanted, deadline - spoken) + "".join(f"; {why}" for _, why in refused[:1]))
+            say()
             time.sleep(0.5)
         for node, why in refused:
             self.emit("node_refused", {"round": max(round, 0) + 1, "detail": f"node {node}: {why}"})
@@ -183,12 +192,19 @@ class Exchange:
         only = self.domain_of(client, names)
         return range(len(names)) if only is None else (names.index(only),)
 
-    def send(self, messages: list[Message], timeout: float, asked: Mapping[int, Asked] = NOBODY) -> list[Message]:
+    def send(
+        self,
+        messages: list[Message],
+        timeout: float,
+        asked: Mapping[int, Asked] = NOBODY,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> list[Message]:
         """The replies that came within `timeout` seconds; the bytes of both directions are counted, of replies those
-        that are no larger than they may be. asked: {node id: what its client is asked}."""
+        that are no larger than they may be. asked: {node id: what its client is asked}. waiting: called now and then
+        while replies are missing, where they come over a network."""
         self.bytes_down += wire.nbytes(m.content for m in messages)
         limits = {node: wanted.limit for node, wanted in asked.items() if wanted.limit is not None}
-        how = {"limits": limits} if isinstance(self.grid, WatchedGrid) else {}
+        how = {"limits": limits, "waiting": waiting} if isinstance(self.grid, WatchedGrid) else {}
         replies = list(self.grid.send_and_receive(messages, timeout=timeout, **how)) if messages else []
         return [self._counted(reply, asked) for reply in replies]
 
@@ -209,9 +225,11 @@ class Exchange:
     def _is_online(self, node: int) -> bool:
         return node in self.grid.get_node_ids()
 
-    def _hello(self, round: int, timeout: float) -> dict[int, Introduction | str]:
+    def _hello(
+        self, round: int, timeout: float, waiting: Callable[[], None] = lambda: None
+    ) -> dict[int, Introduction | str]:
         """{node: what it says of itself, or why that cannot be used}, of those that were not asked yet, or came online
-        again since."""
+        again since. waiting: as of `_greet`."""
         nodes = self.grid.get_nodes()
         if nodes is self._all_greeted:  # as a grid in this process gives them
             return {}
@@ -219,24 +237,31 @@ class Exchange:
         fresh = [node for node, since in online.items() if self._greeted.get(node) != since]
         known = self.grid.holdings(fresh) if isinstance(self.grid, LocalGrid) else {}
         first = list(known)[:1]
-        said = self._greet(first or fresh, round, timeout)
+        said = self._greet(first or fresh, round, timeout, waiting)
         if known and isinstance(like := said.get(first[0]), Introduction):
             said |= self._as_the_first(like, known, round)
         elif known:
-            said |= self._greet(fresh[1:], round, timeout)
+            said |= self._greet(fresh[1:], round, timeout, waiting)
         self._greeted |= {node: online[node] for node in said}
         if isinstance(nodes, tuple) and self._greeted.keys() >= online.keys():
             self._all_greeted = nodes
         return said
 
-    def _greet(self, nodes: Sequence[int], round: int, timeout: float) -> dict[int, Introduction | str]:
-        """What these nodes say of themselves, each asked by a message; those that are away are left out."""
+    def _greet(
+        self, nodes: Sequence[int], round: int, timeout: float, waiting: Callable[[], None]
+    ) -> dict[int, Introduction | str]:
+        """What these nodes say of themselves, each asked by a message; those that are away are left out.
+
+        waiting: called now and then once they have taken SLOW_SECONDS, as nodes do that first read their images."""
+        slow = time.monotonic() + SLOW_SECONDS
         messages = {node: Message(self._question(round), node, "query.describe") for node in nodes}
         asked = {
             node: Asked(node, round, run=self.run_id, message=message, limit=INTRODUCTION)
             for node, message in messages.items()
         }
-        replies = self.send(list(messages.values()), timeout, asked)
+        replies = self.send(
+            list(messages.values()), timeout, asked, lambda: waiting() if time.monotonic() >= slow else None
+        )
         heard, refusals = match_replies(replies, asked, lambda reply: reply.metadata.src_node_id, _introduced)
         said = {node: answer for node, answer in heard.items() if answer is not None}
         for refusal in refusals:

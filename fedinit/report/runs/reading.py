@@ -222,14 +222,14 @@ def _json(path: Path) -> Any:
     """None for what is not there, or is no JSON."""
     try:
         return json.loads(_text(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def _event(line: str) -> Mapping[str, Any]:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         event = None
     return event if isinstance(event, Mapping) else {"kind": "unreadable line", "text": line[:200]}
 

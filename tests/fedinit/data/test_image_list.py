@@ -56,6 +56,17 @@ def test_a_site_needs_the_files_of_its_own_domain_alone(table: Path) -> None:
         load(table)
 
 
+@pytest.mark.parametrize("linked", ["the_same.png", "other"])
+def test_a_link_to_the_image_of_another_row_is_refused(table: Path, linked: str) -> None:
+    target = table.parent / "art/cat/0.png"
+    (table.parent / linked).symlink_to(target if linked.endswith("png") else target.parent)
+    name = linked if linked.endswith("png") else f"{linked}/0.png"
+    with table.open("a") as file:
+        file.write(f"{name},,cat,art,test\n")
+    with pytest.raises(InputError, match=f"'{name}' is the file of 'art/cat/0.png' by a symbolic link"):
+        load(table)
+
+
 def test_domain_and_split_may_be_absent_and_another_delimiter_is_seen(tmp_path: Path) -> None:
     plant(tmp_path, "cat", "dog", count=16)
     rows = [f"{name}/{i}.png;{name}" for name in ("cat", "dog") for i in range(16)]

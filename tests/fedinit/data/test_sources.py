@@ -321,6 +321,23 @@ def test_links_out_of_the_root_are_refused(tree: Path, tmp_path: Path) -> None:
     refused("'third' is a symbolic link", tree)
 
 
+def test_a_picture_that_links_put_into_two_places_is_refused(tree: Path) -> None:
+    image = tree / "art" / "blue" / "0.png"
+    (tree / "photo" / "blue" / "again.png").symlink_to(image)
+    refused("'photo/blue/again.png' is the file of 'art/blue/0.png' by a symbolic link", tree)
+    assert len(load(tree, domains=("photo",)))  # what is not used is no matter
+    (tree / "photo" / "blue" / "again.png").unlink()
+    (tree / "art" / "red" / "again.png").symlink_to(image)
+    refused("in two classes", tree)
+    (tree / "art" / "red" / "again.png").unlink()
+    (tree / "art" / "more").symlink_to(tree / "art" / "blue")
+    refused("in two classes", tree)
+    (tree / "art" / "more").unlink()
+    for number in range(30):  # by the hash of its name on either side
+        (tree / "art" / "blue" / f"again{number}.png").symlink_to(image)
+    refused("in training and test images", tree)
+
+
 def test_gaps_are_refused(tree: Path, tmp_path: Path) -> None:
     (tree / "sketch").mkdir()
     refused("domain 'sketch' has no images", tree)

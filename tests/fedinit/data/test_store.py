@@ -213,6 +213,14 @@ def test_a_disk_that_fills_up_leaves_the_rest_to_memory(tree, tmp_path, decoded,
     assert len(decoded) == 60 - after  # nothing lost
 
 
+@pytest.mark.parametrize("header", [b"[" * 4096, b"[]", b"\xff" * 9], ids=["deep", "list", "bytes"])
+def test_a_file_with_a_header_that_is_none_is_made_anew(tree, tmp_path, header) -> None:
+    expected, _ = load(tree, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.images")
+    file.write_bytes(header.ljust(4096) + file.read_bytes()[4096:])
+    assert torch.equal(load(tree, tmp_path / "cache")[0].images[:], expected.images[:])
+
+
 def test_no_room_is_seen_before_hours_of_decoding(tree, tmp_path, decoded, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     monkeypatch.setattr(store, "free_memory", lambda: 100)

@@ -163,6 +163,15 @@ def test_a_grid_of_other_positions_than_the_file_has_is_refused(tmp_path):
         build_backbone(settings("vit_tiny_patch16_224", kwargs=VIT, checkpoint=path, checkpoint_grid=(9, 9)))
 
 
+@pytest.mark.parametrize("ours", [128, (64, 160)])
+def test_positions_of_no_square_are_refused_with_the_key_that_says_their_grid(ours, tmp_path):
+    path = saved(tmp_path, weights_of("vit_tiny_patch16_224", img_size=(64, 96)))
+    model = settings("vit_tiny_patch16_224", kwargs=VIT, image_size=ours, checkpoint=path)
+    with pytest.raises(InputError, match=r"24 positions are of no square.*model.checkpoint_grid=\[rows,columns\]"):
+        build_backbone(model)
+    build_backbone(dataclasses.replace(model, checkpoint_grid=(4, 6)))  # as it says
+
+
 HIERA = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 MIXER = {"patch_size": 8, "embed_dim": 24, "num_blocks": 1}
 
@@ -297,6 +306,23 @@ def test_a_size_that_a_model_takes_no_argument_for():
         assert (spec.height, spec.width) == (64, 96)
         with pytest.raises(InputError, match=f"model.name={name}: timm refuses .*odd"):
             build_backbone(settings(name, kwargs={**kwargs, "odd": 1}, image_size=64))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_two_sets_of_weights_that_become_one_are_refused(tmp_path, prefix):
+    """Beside each other, such as a network and its moving average: one of them had silently won."""
+    weights = headless(weights_of("vit_tiny_patch16_224"))
+    path = saved(tmp_path, {**weights, **{prefix + name: value + 1 for name, value in weights.items()}})
+    with pytest.raises(InputError, match=f"holds two sets of weights, one of them as '{prefix}blocks.0"):
+        loaded("vit_tiny_patch16_224", path)
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    """Cast to float they are other weights, by a factor a tensor."""
+    weights = headless(weights_of("vit_tiny_patch16_224"))
+    path = saved(tmp_path, {**weights, "blocks.1.mlp.fc2.weight": torch.ones(24, 96, dtype=torch.int8)})
+    with pytest.raises(InputError, match=r"blocks.1.mlp.fc2.weight holds whole numbers \(torch.int8\)"):
+        loaded("vit_tiny_patch16_224", path)
 
 
 def test_a_run_on_images_that_are_not_square(tmp_path, capsys):

@@ -130,11 +130,13 @@ def test_an_unfinished_run_is_shown_as_far_as_it_came(tmp_path, reached):
     assert f"not done, round {reached} of 5" in text and f"{reached} of 5" in text
 
 
-def test_damaged_files_are_no_traceback(tmp_path):
+@pytest.mark.parametrize("damage", ["{", "[" * 100_000], ids=["cut", "deep"])
+def test_damaged_files_are_no_traceback(tmp_path, damage):
     folder = write_run(tmp_path / "run", config(rounds=2))
     for name in ("summary.json", "record/partition.json", "record/provenance.json"):
-        (folder / name).write_text("{")
-    (folder / "ledger.jsonl").write_bytes(b'\xff\xfe{"kind": 3}\n[1]\n{"kind": "x", "round": null}\n')
+        (folder / name).write_text(damage)
+    lines = damage.encode() + b'\n\xff\xfe{"kind": 3}\n[1]\n{"kind": "x", "round": null}\n'
+    (folder / "ledger.jsonl").write_bytes(lines)
     (folder / "record" / "spectra.csv").write_text("round,layer\nnonsense,\n")
     (folder / "record" / "layers.csv").write_text("")
     text = Elements(render([read(folder)])).text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
+from signal import SIGINT
 
 import pytest
 
@@ -120,3 +122,18 @@ def test_a_deployment_is_known_by_its_configuration_and_backbone_alone(tree, tmp
     """The images are the sites': the server lists none, and no digest of them is part of what is sent."""
     sent, _ = split_off(config(tmp_path, tree, "engine.device=cpu", "evaluation=clients"))
     assert MadeOf.of(sent) == MadeOf() and place(sent) == place(from_run_config(to_run_config(sent)))
+
+
+def test_a_folder_goes_on_with_its_own_words_where_its_images_were_moved(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fedinit.runs.folder.RunFolder.finished", lambda self, summary: os.kill(os.getpid(), SIGINT))
+    assert run_sim.main(words(tmp_path, tree)) == 130
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    moved = tree.rename(tmp_path / "elsewhere")
+    assert run_sim.main([f"resume={folder}"]) == 2
+    assert "there is no such folder or zip; give the right one as data.root=..." in capsys.readouterr().err
+    assert run_sim.main([f"resume={folder}", "rounds=3", f"data.root={moved}"]) == 2  # a configuration of its own
+    assert "data=digits does not read it" in capsys.readouterr().err
+    assert run_sim.main([f"resume={folder}", f"data.root={moved}", "report=none"]) == 0
+    assert "goes on after round 1" in capsys.readouterr().out and (folder / "DONE.json").is_file()
+    assert [f.name for f in folder.parent.iterdir()] == [folder.name] and not (folder / "report.html").exists()

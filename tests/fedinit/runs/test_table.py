@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
@@ -10,8 +11,8 @@ from rich.console import Console
 from fedinit.runs.table import print_summary
 
 
-def printed(domains: int) -> list[str]:
-    scores = {f"domain{i}": float(i) for i in range(domains)}
+def printed(domains: int, names: Sequence[str] = ()) -> list[str]:
+    scores = {name: float(i) for i, name in enumerate(names or [f"domain{i}" for i in range(domains)])}
     figures = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": scores}
     head = {"accuracy": 25.0, "accuracy_by_domain": dict.fromkeys(scores, 99.0)}
     what = {"strategy": "fedit", "data": "digits", "model": "vit", "rounds": 1, "clients": 2, "seconds": 1.0}
@@ -35,3 +36,11 @@ def test_many_domains_are_rows(domains):
     assert cells == [[f"domain{i}", "99.0", f"{i:.1f}"] for i in range(domains)] + [["average", "25.0", "50.0"]]
     heads = [[cell.strip() for cell in line.strip("┃").split("┃")] for line in lines if line.startswith("┃")]
     assert heads == [["test accuracy, %", "head alone", "fedit"]]
+
+
+@pytest.mark.parametrize("more", [0, 9])
+def test_a_domain_has_its_name_whatever_it_is(more):
+    """It is that of a folder: brackets are no style, a line's end is no line."""
+    names = ["[red]", "a [/b]", "[/x]", "c\\", "d\ne", *map(str, range(more))]
+    text = "\n".join(printed(0, names))
+    assert all(name in text for name in ("[red]", "a [/b]", "[/x]", "c\\", "d\ufffde"))
