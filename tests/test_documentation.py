@@ -184,6 +184,7 @@ def wrong(documented: list[Command]) -> list[str]:
     return told
 
 
+@pytest.mark.slow
 def test_every_command_is_one_that_its_program_takes():
     documented = all_commands()
     assert len(documented) > 80 and {"README.md", "docs/use.md"} <= {c.place.partition(":")[0] for c in documented}

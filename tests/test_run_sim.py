@@ -127,6 +127,7 @@ def test_a_wandb_that_fails_in_mid_run_changes_nothing(tmp_path, capsys, monkeyp
     assert len(hashes) == 1
 
 
+@pytest.mark.slow
 def test_wandb_offline_writes_and_a_broken_wandb_changes_nothing(tmp_path, capsys, monkeypatch):
     """Nor does the key that is in the environment get into any file of the run, or onto the screen."""
     canary, hashes = "c0ffee" * 6 + "1234", []

@@ -113,24 +113,28 @@ def test_killed_runs_go_on_to_the_same_hash(tmp_path):
     assert tally["same"] == 2 and not tally["codes"] and not tally["again"] and tally["stopped"] >= 1, tally
 
 
+@pytest.mark.slow  # .ci/run runs these three
 @pytest.mark.parametrize("words", ["strategy=flora", "strategy=fedsa_lora"])
 def test_a_task_whose_worker_was_killed_gives_the_same_bytes_to_another(words):
     tally = workers.campaign(f"{words} rounds=2", SEEDS[0], 6)
     assert tally["same"] == 1 and not tally["lost"] and tally["midway"] >= 2, tally
 
 
+@pytest.mark.slow
 def test_without_the_state_before_it_does_not():
     """The control: a client's own factors are no part of the message."""
     tally = workers.campaign("strategy=fedsa_lora rounds=2", SEEDS[0], 6, forgetful=True)
     assert tally["other"] == 1, tally
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_runs_leave_in_time_with_their_code_and_go_on(number, tmp_path):
     tally = processes.campaign(tmp_path, SEEDS[0], 1, number)
     assert tally["same"] == 1 and not tally["codes"] and not tally["late"], tally
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [False, True])
 def test_a_process_leaves_in_time_also_in_the_midst_of_one_long_operation(second, tmp_path):
     """An SVD of half a minute, in which the main thread runs no handler. `second`: a second signal ends it at once,

@@ -142,6 +142,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_other_folders_of_configurations(folder):
     config = compose_config([f"hydra.searchpath=[{folder}]", "experiment=mine", "strategy=fedmine"])
     assert (config.rounds, config.strategy.options["lam"]) == (7, 0.5)
@@ -154,6 +155,7 @@ def test_other_folders_of_configurations(folder):
     assert config == dataclasses.replace(compose_config(["seed=3"]), rounds=9)
 
 
+@pytest.mark.slow
 def test_what_would_be_run_is_shown(folder, capsys):
     def shown(*words: str) -> str:
         said = arguments.read(words)

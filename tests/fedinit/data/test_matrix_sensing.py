@@ -172,7 +172,8 @@ def test_runs_follow_gradient_descent_and_one_gauge_step_makes_the_rate(tmp_path
     assert "test recovery error" in printed and "accuracy" not in printed and "head alone" not in printed
 
 
-@pytest.mark.parametrize("where", [pytest.param("server", marks=pytest.mark.slow), "clients"])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["server", "clients"])
 def test_clients_recover_what_none_of_them_could(where, tmp_path) -> None:
     """l1 finds the matrix from four clients' measurements of which a fifth are wrong; l2 does not (the negative
     control). Judged by the server or by the clients, the error is the same."""

@@ -12,6 +12,7 @@ from fedinit.privacy.steps import Steps
 pytest.importorskip("dp_accounting", reason="the [privacy] extra is not installed")
 
 
+@pytest.mark.slow
 def test_a_clients_noise_is_its_own_and_keeps_its_epsilon() -> None:
     """Of two clients with one batch size the smaller one's examples are in more batches, and need more noise."""
     privacy = ExamplePrivacyConfig(epsilon=4.0)

@@ -14,7 +14,10 @@ from fedinit.report.writing import write_report
 from tests.support.browser import EXECUTABLE, Browser
 from tests.support.recorded_runs import config, write_run
 
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here; on Debian: apt-get install chromium")
+pytestmark = [  # .ci/run runs it: a browser takes longer to begin than most tests to end
+    pytest.mark.slow,
+    pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium here; on Debian: apt-get install chromium"),
+]
 EVIL = "<script>alert(1)</script>"
 
 

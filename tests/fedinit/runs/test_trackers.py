@@ -130,6 +130,7 @@ def test_mlflow_has_every_figure_and_the_run_goes_on_there(tmp_path, monkeypatch
     assert told["files"] == [str(run.folder / "report.html")]
 
 
+@pytest.mark.slow
 def test_mlflow_itself_takes_every_figure_and_the_report(tmp_path, monkeypatch, capsys):
     """In its folders a figure "accuracy/plain" cannot be beside one called "accuracy"."""
     mlflow = pytest.importorskip("mlflow")
@@ -144,6 +145,7 @@ def test_mlflow_itself_takes_every_figure_and_the_report(tmp_path, monkeypatch, 
     assert [file.path for file in client.list_artifacts(there.info.run_id)] == ["report.html"]
 
 
+@pytest.mark.slow
 def test_wandb_groups_runs_of_one_configuration_and_keeps_the_report(tmp_path, monkeypatch):
     told: list = []
     made = types.SimpleNamespace(

@@ -207,6 +207,7 @@ def test_of_a_round_one_set_of_clients_is_unmasked(site, method):
         run_round(state, secure, exchange)
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_that_without_masks_to_the_stated_step():
     words = (*FIVE, *TWO, "rounds=2")
     scores = []
