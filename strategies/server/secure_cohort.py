@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from fedinit.secagg.messages import LEAST, QUERY, RECORD, fault_of_public
 from strategies.server import requests
 from strategies.server.collecting import drop
 from strategies.server.exchange import Exchange
+from strategies.server.method import Method
 from strategies.server.replies import Asked, Refusal, match_replies, of_error
 from strategies.server.state import ServerState
 
@@ -41,6 +43,15 @@ class Cohort:
     need: int
     end: float  # a time.monotonic() by which it must be through
     state: ServerState
+
+    @staticmethod
+    def of(method: Method, exchange: Exchange, state: ServerState, clients: Sequence[int], began: float) -> Cohort:
+        """Before the first stage of a sum of round `state.round + 1`. began: the time.monotonic() it counts from."""
+        assert method.secure is not None
+        threshold = math.ceil(method.secure.threshold * len(clients) - 1e-9)
+        need = max(threshold, method.needed(len(clients)))
+        end = began + exchange.reply_timeout * (1 - SHARE)
+        return Cohort(exchange, state.round + 1, threshold, need, end, state)
 
     def agree(self, clients: Sequence[int]) -> tuple[Keys, Sealed]:
         """The first two stages: {client: public keys and its seed's digest} of those that gave some, and {client:

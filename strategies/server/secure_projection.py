@@ -8,7 +8,6 @@ in this sum, which is then the mean over those who are left, as without masks (p
 from __future__ import annotations
 
 import builtins
-import math
 import time
 from collections.abc import Mapping
 
@@ -21,7 +20,7 @@ from strategies.server import requests
 from strategies.server.collecting import Admitted
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
-from strategies.server.secure_cohort import SHARE, Cohort, Spoilt
+from strategies.server.secure_cohort import Cohort, Spoilt
 from strategies.server.secure_sum import ask_masked, mean_of, point_of
 from strategies.server.state import ServerState
 from strategies.server.unmasking import unmask
@@ -38,9 +37,7 @@ def project_sum(
     assert method.secure is not None
     (update,), round = admitted.updates, state.round + 1
     weights = {client: builtins.round(share * update.examples) for client, share in admitted.shares.items()}
-    threshold = math.ceil(method.secure.threshold * len(weights) - 1e-9)
-    end = time.monotonic() + exchange.reply_timeout * (1 - SHARE)
-    sums = Cohort(exchange, round, threshold, max(threshold, method.needed(len(weights))), end, state)
+    sums = Cohort.of(method, exchange, state, sorted(weights), time.monotonic())
     keys, sealed = sums.agree(sorted(weights))
     point = point_of(method.secure, {client: weights[client] for client in sealed})
     messages, asked = requests.for_projection(method, exchange, means, sorted(sealed), round)

@@ -11,7 +11,6 @@ a whole: the round is skipped, and the model stays as it was.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from strategies.server.exchange import Exchange
 from strategies.server.gate import Gate
 from strategies.server.method import Method
 from strategies.server.replies import Asked, Refusal
-from strategies.server.secure_cohort import SHARE, Cohort, Sealed, Spoilt
+from strategies.server.secure_cohort import Cohort, Sealed, Spoilt
 from strategies.server.state import ServerState
 from strategies.server.unmasking import unmask
 
@@ -51,10 +50,8 @@ def collect_sum(
     assert method.secure is not None
     round, began = state.round + 1, time.monotonic()
     clients = method.sample(round, exchange.clients)
-    threshold = math.ceil(method.secure.threshold * len(clients) - 1e-9)
     state = discovered(state, method, exchange, began + exchange.reply_timeout / 2)
-    sums = Cohort(exchange, round, threshold, max(threshold, method.needed(len(clients))), 0.0, state)
-    sums.end = began + exchange.reply_timeout * (1 - SHARE)
+    sums = Cohort.of(method, exchange, state, clients, began)
     keys, sealed = sums.agree(clients)
     weights = _weights(method, {client: exchange.examples[client] for client in sealed})
     point = point_of(method.secure, weights)
