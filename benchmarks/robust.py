@@ -8,6 +8,7 @@ told how many (without an attack: the most of them), `trust` has the first hones
 six domains with two bad ones, eight steps a round in place of two epochs, one seed. The workers are processes that
 share the cores, or the GPU; they change no accuracy, and make the milliseconds those of a machine at work.
 
+ended            of the seeds, the runs that came to the last round; the rest of a row is of those
 accuracy, std    mean over domains after the last round, in %, over the seeds
 honest_weight    what the honest clients' updates weigh together, of 1; a mean over rounds
 least_honest     of the honest client that weighs least, its weight times the number of clients; the same mean
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -35,6 +37,7 @@ from clients.site import Site
 from fedinit.config.attack import ATTACKS, AttackConfig
 from fedinit.config.compose import compose_config
 from fedinit.config.schema import Config
+from fedinit.errors import RunFailed
 from fedinit.runs.observer import Observer, RoundReport
 from fedinit.sweeps.processes import CORES as SHARE_OF_CORES
 from fedinit.threads import cores
@@ -48,6 +51,7 @@ SHORT = ("client.max_steps=8",)  # of --quick
 SETTINGS = {"domains": (), "iid": ("partition=iid", "partition.clients=20")}
 BAD = {"domains": (1, 2), "iid": (2, 4, 6)}
 CLIENTS = {"domains": 6, "iid": 20}
+FIGURES = ("accuracy", "honest_weight", "least_honest", "bad_weight", "server_ms")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +89,8 @@ def configured(case: Case, seed: int, more: Sequence[str] = ()) -> tuple[Config,
     words = [*BASE, *SETTINGS[case.setting], *more, f"seed={seed}", f"robust={case.defence}", f"attack={case.attack}"]
     if case.bad:
         words.append(f"attack.count={case.bad}")
-    if case.defence == "multi_krum":
-        words.append(f"robust.bad={case.bad or BAD[case.setting][-1]}")
+    if case.defence == "multi_krum":  # a share, which holds for those that the gate lets in, where a number does not
+        words.append(f"robust.bad={(case.bad or BAD[case.setting][-1]) / CLIENTS[case.setting] + 1e-6:.6f}")
     bad: frozenset[int] = frozenset()
     attack = compose_config([word for word in words if not word.startswith("robust")]).attack
     if isinstance(attack, AttackConfig):
@@ -101,12 +105,17 @@ def run(case: Case, seed: int, more: Sequence[str] = ()) -> dict[str, float]:
     config, bad = configured(case, seed, more)
     site, seen = Site(config), Weights()
     grid = LocalGrid(Cohort(site), len(site.partitions))
-    outcome = federate(config, grid, site.backbone, observers=[seen], evaluate_fn=site.evaluate_round)
-    assert outcome.score is not None
+    try:
+        score = federate(config, grid, site.backbone, observers=[seen], evaluate_fn=site.evaluate_round).score
+    except RunFailed as failure:
+        print(f"{case}, seed {seed}: {failure}", flush=True)
+        return {"ended": 0.0}
+    assert score is not None
     clients = CLIENTS[case.setting]
     honest = [[w for client, w in weights.items() if client not in bad] for weights in seen.rounds]
     return {
-        "accuracy": outcome.score.mean,
+        "ended": 1.0,
+        "accuracy": score.mean,
         "honest_weight": fmean(sum(weights) for weights in honest),
         "least_honest": fmean(min(weights) * clients for weights in honest),
         "bad_weight": fmean(sum(w for client, w in weights.items() if client in bad) for weights in seen.rounds),
@@ -115,11 +124,13 @@ def run(case: Case, seed: int, more: Sequence[str] = ()) -> dict[str, float]:
 
 
 def row(case: Case, seeds: Sequence[int], more: Sequence[str] = ()) -> dict[str, object]:
-    figures = [run(case, seed, more) for seed in seeds]
-    means = {key: fmean(f[key] for f in figures) for key in figures[0]}
-    accuracy = means.pop("accuracy")
-    spread = {"accuracy": accuracy, "std": pstdev([f["accuracy"] for f in figures])}
-    return {**dataclasses.asdict(case), "seeds": len(seeds), **spread, **means}
+    """The means over the runs that came to their last round; NaN where none did."""
+    runs = [run(case, seed, more) for seed in seeds]
+    whole = [figures for figures in runs if figures["ended"]]
+    means = {key: fmean(f[key] for f in whole) if whole else math.nan for key in FIGURES}
+    spread = {"std": pstdev([f["accuracy"] for f in whole]) if whole else math.nan}
+    counts = {"seeds": len(seeds), "ended": len(whole)}
+    return {**dataclasses.asdict(case), **counts, "accuracy": means.pop("accuracy"), **spread, **means}
 
 
 def rows_of(todo: Sequence[Case], seeds: Sequence[int], more: Sequence[str], workers: int) -> Iterator[dict]:
