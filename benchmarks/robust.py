@@ -139,10 +139,16 @@ def rows_of(todo: Sequence[Case], seeds: Sequence[int], more: Sequence[str], wor
     if workers == 1:
         yield from map(one, todo)
         return
-    os.environ[SHARE_OF_CORES] = os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // workers))
+    share = max(1, cores() // workers)
     # Spawned: a fork of a process that has begun with CUDA cannot use it.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _take, (share,)) as pool:
         yield from pool.map(one, todo)
+
+
+def _take(share: int) -> None:
+    """Of the cores, for a process of several."""
+    os.environ[SHARE_OF_CORES] = str(share)
+    torch.set_num_threads(share)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms, ImageOps, features
 from rich.console import Console
@@ -187,6 +188,10 @@ def test_a_tiff_of_any_mode_shows_its_colour(mode: str) -> None:
         image = colour.convert(mode[:1] if palette else mode, **palette).convert(mode)
     stored = io.BytesIO()
     image.save(stored, "TIFF")
+    try:
+        Image.open(stored).load()
+    except OSError as error:
+        pytest.skip(f"Pillow {PIL.__version__} does not read its own TIFF in {mode}: {error}")
     expected = {"1": None, "L": (84, 84, 84), "LA": (84, 84, 84)}.get(mode, (200, 30, 60))
     pixel = decode(stored.getvalue(), 3, (8, 8))[:, 4, 4].astype(int)
     if expected is None:

@@ -36,6 +36,7 @@ from tests.support.small import WORDS
 
 IMAGES = (*WORDS, "data=image_folder")  # a source with places of its own
 ROOT = Path(fedinit.__file__).resolve().parent.parent
+FLWR = shutil.which("flwr", path=environment(ROOT)["PATH"])
 
 
 def init(folder: Path, *words: str) -> int:
@@ -315,6 +316,7 @@ def test_a_key_is_registered_once_and_its_node_is_called_by_its_site(made, tmp_p
         server.register()
 
 
+@pytest.mark.skipif(not FLWR, reason="the program flwr is neither beside this Python nor on the path")
 def test_a_server_that_does_not_answer_is_one_line(made, tmp_path, monkeypatch, capsys):
     shutil.copytree(made / "server", tmp_path / "server")
     monkeypatch.setattr(flower, "ANSWER_SECONDS", 0.01)
