@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,6 +14,7 @@ import torch
 from timm.models import MlpMixer
 from torch import Tensor, nn
 
+from fedinit.config import words
 from fedinit.config.client import CLIENTS, ClientConfig
 from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
@@ -28,8 +31,10 @@ def cheap_compositions() -> Iterator[None]:
     from tests.support import composing  # here, so that its assertions are pytest's as well
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedinit.config.compose.compose", composing.compose)
-        patch.setattr("fedinit.config.unknown.compose", composing.compose)
+        for module in ("compose", "unknown"):
+            patch.setattr(f"fedinit.config.{module}.compose", composing.compose)
+            patch.setattr(f"fedinit.config.{module}.groups", lambda: composing.CHOICES)
+        patch.setattr("fedinit.config.words._parsed", functools.cache(words._parsed))
         yield
 
 
@@ -41,6 +46,15 @@ def absl_has_the_real_stderr() -> None:
         from absl import logging  # pyright: ignore[reportMissingImports]
 
         logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """What is written is not flushed to the disk, which takes milliseconds a file: what survives a power cut no test
+    here can tell, and a killed process loses nothing either way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
+from tests.support.source import nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("fedinit", "strategies", "clients")
@@ -21,7 +24,7 @@ PLAIN_FILES += ["fedinit/factors.py", "fedinit/seeding.py", "fedinit/state/diges
 def imports(path: Path) -> set[str]:
     """Top-level names of the packages a file imports, wherever in the file."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -63,13 +66,13 @@ def graph() -> dict[str, set[str]]:
     """{module: the project's modules that it imports}, those for types alone and those inside functions too."""
     paths = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for f in PACKAGES for p in files(f)}
     names = {name.removesuffix(".__init__"): path for name, path in paths.items()}
-    return {name: {found for found in named(path.read_text()) if found in names} for name, path in names.items()}
+    return {name: {found for found in named(nodes(path)) if found in names} for name, path in names.items()}
 
 
-def named(text: str) -> set[str]:
+def named(source: Iterable[ast.AST]) -> set[str]:
     """The modules that a source may mean by its imports: `from a import b` is of a, and of a.b if that is a module."""
     found = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in source:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -98,7 +101,11 @@ def test_no_circle_of_imports():
 def test_a_circle_for_types_alone_is_seen():
     """The negative control."""
     ours = "from __future__ import annotations\nif TYPE_CHECKING:\n    from pack.theirs import Task\n"
-    imported = {"pack.ours": named(ours) & {"pack.theirs"}, "pack.theirs": {"pack.ours"}, "pack.alone": {"pack.ours"}}
+    imported = {
+        "pack.ours": named(ast.walk(ast.parse(ours))) & {"pack.theirs"},
+        "pack.theirs": {"pack.ours"},
+        "pack.alone": {"pack.ours"},
+    }
     assert circles(imported) == ["pack.ours", "pack.theirs"]
 
 
@@ -110,10 +117,10 @@ def test_no_pickles_are_read():
             assert "torch.load(" not in text and "pickle.load" not in text, path.name
 
 
-def modules_of_tests(text: str) -> list[str]:
+def modules_of_tests(source: Iterable[ast.AST]) -> list[str]:
     """What this source imports of test modules, `test_*`, by full name, wherever in it."""
     names = []
-    for node in ast.walk(ast.parse(text)):
+    for node in source:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -126,7 +133,7 @@ def test_no_test_module_imports_another():
     modules = files("tests")
     assert len(modules) > 50
     for path in modules:
-        assert not modules_of_tests(path.read_text()), path.relative_to(ROOT)
+        assert not modules_of_tests(nodes(path)), path.relative_to(ROOT)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +148,9 @@ def test_no_test_module_imports_another():
 )
 def test_the_check_sees_a_test_module(text, seen):
     """The negative control; a module of tests/support is none."""
-    assert modules_of_tests(text) == [seen]
-    assert not modules_of_tests("from tests.support.small import WORDS\nimport torch.testing")
+    assert modules_of_tests(ast.walk(ast.parse(text))) == [seen]
+    innocent = "from tests.support.small import WORDS\nimport torch.testing"
+    assert not modules_of_tests(ast.walk(ast.parse(innocent)))
 
 
 def test_files_and_functions_stay_small():
@@ -153,9 +161,8 @@ def test_files_and_functions_stay_small():
         ROOT / "run_sim.py",
         *(p for name in ("fedinit", "strategies", "clients") for p in (ROOT / name).rglob("*.py")),
     ]:
-        text = path.read_text(encoding="utf-8")
-        lines.append(len(text.splitlines()))
-        for node in ast.walk(ast.parse(text)):
+        lines.append(len(path.read_text(encoding="utf-8").splitlines()))
+        for node in nodes(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__":
                 named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
                 count = len([argument for argument in named if argument.arg not in ("self", "cls", "ctx")])

@@ -8,6 +8,7 @@ import os
 import pkgutil
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from fedinit.deploy import local
 from fedinit.errors import InputError
 from fedinit.runs.stopping import SIGNALS
 from tests.support.small import WORDS, small_config
+from tests.support.source import nodes
 
 POSIX_ONLY = ("fcntl", "resource", "termios", "pwd", "grp")
 OS_ONLY = ("fork", "killpg", "setsid", "set_blocking", "sched_getaffinity", "sync")
@@ -69,10 +71,10 @@ def test_the_operators_tools_know_of_windows(monkeypatch):
         local.run_locally(small_config(), 1, False, None, print)
 
 
-def without_encoding(source: str) -> list[int]:
+def without_encoding(source: Iterable[ast.AST]) -> list[int]:
     """The lines where a text file is read or written in whatever encoding the machine prefers."""
     lines = []
-    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+    for call in (node for node in source if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         opens = isinstance(call.func, ast.Name) and name == "open"
         modes = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
@@ -84,5 +86,6 @@ def without_encoding(source: str) -> list[int]:
 
 def test_text_files_are_utf8_wherever_they_are_read():
     sources = [*ROOT.glob("*.py"), *(path for p in PACKAGES for path in Path(p.__path__[0]).rglob("*.py"))]
-    assert {path.name: lines for path in sources if (lines := without_encoding(path.read_text(encoding="utf-8")))} == {}
-    assert without_encoding("open(p)\np.read_text()\nopen(p, 'rb')\nopen(p, 'a')\nImage.open(p)") == [1, 2, 4]
+    assert {path.name: lines for path in sources if (lines := without_encoding(nodes(path)))} == {}
+    control = ast.parse("open(p)\np.read_text()\nopen(p, 'rb')\nopen(p, 'a')\nImage.open(p)")
+    assert without_encoding(ast.walk(control)) == [1, 2, 4]

@@ -12,6 +12,7 @@ import tomli
 import yaml
 
 import fedinit
+from tests.support.source import nodes
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomli.loads((ROOT / "pyproject.toml").read_text())
@@ -73,7 +74,7 @@ def test_what_is_imported_is_declared():
     known = declared(PROJECT["project"]["dependencies"]) | declared(beside)
     ours = {"fedinit", "strategies", "clients", "run_sim"}
     for path in [*ROOT.glob("run_*.py"), *(p for name in sorted(ours) for p in (ROOT / name).rglob("*.py"))]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in {name.partition(".")[0] for name in names} - ours - {*sys.stdlib_module_names}:
@@ -107,13 +108,9 @@ def test_every_page_is_in_the_sites_menu():
 def test_the_errors_that_are_explained_are_those_that_are_raised():
     """Every piece of a quoted line, between what differs, stands in a string of the source."""
     names = ("fedinit", "strategies", "clients")
-    source = [node for name in names for path in (ROOT / name).rglob("*.py") for node in ast.walk(_tree(path))]
+    source = [node for name in names for path in (ROOT / name).rglob("*.py") for node in nodes(path)]
     said = " ".join(node.value for node in source if isinstance(node, ast.Constant) and isinstance(node.value, str))
     rows = re.findall(r"^\| `(.+?)` \|", (ROOT / "docs/faq.md").read_text(encoding="utf-8"), re.MULTILINE)
     pieces = [piece.strip(" :;,()") for row in rows for piece in row.split("…")]
     assert len(rows) >= 10 and not [piece for piece in pieces if piece not in said]
     assert "no such error" not in said  # the control
-
-
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -87,8 +88,28 @@ def build_backbone(settings: ModelConfig) -> Backbone:
 
 def share(module: nn.Module) -> nn.Module:
     """A copy of the module tree whose parameters and buffers are the original's tensors, not copies of them."""
-    tensors = {id(t): t for t in [*module.parameters(), *module.buffers()]}
-    return copy.deepcopy(module, memo=tensors)
+    return _copied(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """As copy.deepcopy makes it, which takes most of its time for the empty tables of hooks that every module has.
+
+    memo: what stands for an object, by its id, as copy.deepcopy keeps it.
+    """
+    if id(module) in memo:
+        return memo[id(module)]
+    if hasattr(type(module), "__deepcopy__"):
+        return copy.deepcopy(module, memo)
+    copied = memo[id(module)] = object.__new__(type(module))
+    for name, value in vars(module).items():
+        if name == "_modules":
+            value = {key: child if child is None else _copied(child, memo) for key, child in value.items()}
+        elif type(value) in (dict, OrderedDict) and not value:
+            value = type(value)()
+        else:
+            value = copy.deepcopy(value, memo)
+        vars(copied)[name] = value
+    return copied
 
 
 def outline(settings: ModelConfig) -> Backbone:

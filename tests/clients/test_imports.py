@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.source import nodes
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -17,7 +19,7 @@ def imported() -> dict[str, set[str]]:
     files = {name.removesuffix(".__init__"): file for name, file in files.items()}
     found: dict[str, set[str]] = {}
     for name, file in files.items():
-        froms = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+        froms = [n for n in nodes(file) if isinstance(n, ast.ImportFrom) and n.module]
         named = {(n.module, alias.name) for n in froms for alias in n.names if n.module.split(".")[0] == "clients"}
         found[name] = {f"{module}.{part}" if f"{module}.{part}" in files else module for module, part in named}
     return found

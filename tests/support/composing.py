@@ -7,14 +7,15 @@ them in. tests/fedinit/config/test_compose.py holds every choice to Hydra's own 
 
 from __future__ import annotations
 
-import copy
 import functools
+import pickle
 from collections.abc import Sequence
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,13 +35,13 @@ def compose(name: str, overrides: Sequence[str] = (), return_hydra_config: bool 
     chosen = [word for word in overrides if _is_choice(word)]
     # An experiment makes choices of its own, and its values are put over those of all choices.
     whole = any(word.startswith("experiment=") for word in chosen)
-    made = copy.deepcopy(_composed(name, tuple(chosen) if whole else (), return_hydra_config))
+    made = pickle.loads(_composed(name, tuple(chosen) if whole else (), return_hydra_config))
     for group, _, choice in () if whole else (word.partition("=") for word in chosen):
-        made[group] = copy.deepcopy(_file(group, choice))
+        made[group] = pickle.loads(_file(group, choice))
         if return_hydra_config:
             made.hydra.runtime.choices[group] = choice
     try:
-        values = _parser().parse_overrides([word for word in overrides if not _is_choice(word)])
+        values = [_parsed(word) for word in overrides if not _is_choice(word)]
         if any(value.get_key_element().partition("@")[0] in CHOICES for value in values):  # none of the choices there
             return hydra.compose(name, list(overrides))
         ConfigLoaderImpl._apply_overrides_to_config(values, made)
@@ -54,14 +55,20 @@ def _is_choice(word: str) -> bool:
     return choice in CHOICES.get(group, ())
 
 
+# A copy of a configuration that is read from its bytes takes a third of a deep copy's time.
 @functools.cache
-def _composed(name: str, choices: tuple[str, ...], return_hydra_config: bool) -> DictConfig:
-    return hydra.compose(name, list(choices), return_hydra_config=return_hydra_config)
+def _composed(name: str, choices: tuple[str, ...], return_hydra_config: bool) -> bytes:
+    return pickle.dumps(hydra.compose(name, list(choices), return_hydra_config=return_hydra_config))
 
 
 @functools.cache
-def _file(group: str, choice: str) -> DictConfig:
-    return OmegaConf.load(CONF_DIR / group / f"{choice}.yaml")
+def _file(group: str, choice: str) -> bytes:
+    return pickle.dumps(OmegaConf.load(CONF_DIR / group / f"{choice}.yaml"))
+
+
+@functools.cache
+def _parsed(word: str) -> Override:
+    return _parser().parse_overrides([word])[0]
 
 
 @functools.cache

@@ -30,6 +30,7 @@ from strategies import AGGREGATORS
 from strategies.reinit import REINITS
 from strategies.robust import ROBUST
 from strategies.server_opt import SERVER_OPTIMIZERS
+from tests.support.source import nodes
 
 ROOT = CONF_DIR.parent
 LATER = {
@@ -274,10 +275,9 @@ def attributes_read(*folders: str) -> set[str]:
     """The names of all attributes that are read in the source, but in checks of values."""
     found = set()
     for path in [*ROOT.glob("*.py"), *(p for folder in folders for p in sorted((ROOT / folder).rglob("*.py")))]:
-        tree = ast.parse(path.read_text())
-        checks = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"]
+        checks = [n for n in nodes(path) if isinstance(n, ast.FunctionDef) and n.name == "__post_init__"]
         skipped = {id(inner) for check in checks for inner in ast.walk(check)}
-        found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and id(n) not in skipped}
+        found |= {n.attr for n in nodes(path) if isinstance(n, ast.Attribute) and id(n) not in skipped}
     return found
 
 

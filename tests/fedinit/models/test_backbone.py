@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import socket
 import time
@@ -11,11 +12,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from fedinit.config.compose import compose_config
 from fedinit.data.digits import load_digits
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, creation
+from fedinit.models.backbone import share
 from fedinit.models.checkpoint import EMBEDDED_DIR
 
 VIT_TINY = Path(__file__).resolve().parents[4] / "shared/data/vit_tiny_patch16_224/vit_tiny_patch16_224.safetensors"
@@ -112,3 +115,29 @@ def test_a_hub_that_does_not_answer_is_given_up_on_at_once(listening, monkeypatc
         with pytest.raises(InputError, match=r"weights of vit_tiny.* could not be fetched .*give a safetensors file"):
             build_backbone(settings("vit_tiny"))
     assert time.monotonic() - began < 2
+
+
+class Referring(nn.Module):
+    """What a module may hold: one of its own twice, a reference that is not registered, values, a tensor in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        self.again, self.absent, self.beside = self.first[0], None, (self.first[1],)
+        self.register_buffer("seen", torch.zeros(2))
+        self.sizes, self.kept = {"a": [1, 2]}, [torch.ones(2)]
+
+
+def test_a_shared_copy_is_a_deep_copy_whose_weights_are_the_originals():
+    module = Referring()
+    shared, deep = share(module), copy.deepcopy(module)
+    theirs = {**dict(shared.named_parameters()), **dict(shared.named_buffers())}
+    assert all(theirs[name] is t for name, t in [*module.named_parameters(), *module.named_buffers()])
+    assert str(shared) == str(deep) and shared.sizes == deep.sizes and list(vars(shared)) == list(vars(deep))
+    assert not {id(m) for m in shared.modules()} & {id(m) for m in module.modules()}
+    assert shared.again is shared.first[0] and shared.beside[0] is shared.first[1] and shared.absent is None
+    assert shared.sizes["a"] is not module.sizes["a"] and shared.kept[0] is not module.kept[0]
+    shared.first[0].register_forward_hook(lambda *_: None)
+    shared.first[1].eval()
+    assert not module.first[0]._forward_hooks and module.first[1].training
+    assert module.first[0].weight is shared.first[0].weight and deep.first[0].weight is not module.first[0].weight
