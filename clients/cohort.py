@@ -19,7 +19,6 @@ from clients.site import Site
 from clients.state.base_offset import Bases
 from clients.task import Answer, Task
 from fedinit.config.attack import NoAttack
-from fedinit.errors import Refused
 
 Delivery = tuple[Message, Context]
 
@@ -55,16 +54,13 @@ class Cohort:
                 context.state = draft.state
         return replies
 
-    def holdings(self, contexts: Sequence[Context]) -> list[tuple[int, int]]:
-        """(training, test images) of each of these clients, where that is all in which what they say of themselves
-        differs: they hold nothing from rounds before, and none of them may claim what is not so."""
-        if self.attackers is not None or any(context.state for context in contexts):
-            return []
-        try:
-            parts = [self.site.partition_of(context) for context in contexts]
-        except Refused:  # which the node in question says for itself
-            return []
-        return [(len(part.train), len(part.test)) for part in parts]
+    def holdings(self, clients: Sequence[int]) -> list[tuple[int, int]]:
+        """(training, test images) of each of these clients, who hold nothing from rounds before, where that is all in
+        which what they say of themselves differs: none of them may claim what is not so."""
+        parts = self.site.partitions
+        if self.attackers is not None or any(type(i) is not int or not 0 <= i < len(parts) for i in clients):
+            return []  # where one has no such number, its node says for itself
+        return list(zip(*(sizes.tolist() for sizes in parts.sizes(clients)), strict=True))
 
     def _replies(self, deliveries: Sequence[Delivery]) -> list[Message]:
         decoded = [self.decoder.decode(message, context) for message, context in deliveries]

@@ -29,7 +29,7 @@ from fedinit.config.engine import EngineConfig, RayConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition, Partitions
 from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
 from fedinit.models import Backbone, adapted_layers, build_backbone
@@ -94,7 +94,7 @@ class Site:
         if config.head.name == "none" and outputs != classes:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
-        self.partitions: tuple[Partition, ...] = config.partition.cut(self.data, config.seed)
+        self.partitions: Partitions = config.partition.cut(self.data, config.seed)
         if isinstance(config.privacy, ExamplePrivacyConfig):
             for part in self.partitions if client is None else self.partitions[client : client + 1]:
                 steps_of(len(part.train), config.client, config.privacy, config.rounds)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clients.site import Site
 from fedinit.config.schema import Config
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition, Partitions
 from fedinit.factors import Factors
 from fedinit.report.recording.recorder import memory
 from fedinit.runs.observer import Observer, RoundReport
@@ -30,7 +30,7 @@ def shortened(config: Config) -> Config:
 def with_few_images(site: Site) -> Site:
     """The site with images for two steps of each client."""
     few = copy.copy(site)
-    few.partitions = tuple(first_images(part, site.config) for part in site.partitions)
+    few.partitions = Partitions.of([first_images(part, site.config) for part in site.partitions])
     return few
 
 

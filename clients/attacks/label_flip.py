@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from clients.attacks.contract import Attack, Change, Seen
 from fedinit.config.attack import LabelFlipConfig
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition
 
 
 class LabelFlip(Attack[LabelFlipConfig]):

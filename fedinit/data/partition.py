@@ -14,34 +14,16 @@ from typing import TYPE_CHECKING, Literal
 
 from fedinit.config.checks import at_least, positive
 from fedinit.data.names import composed
+from fedinit.data.shares import Partitions, Shares
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import numpy_generator
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from fedinit.data.dataset import Dataset
 
-    Shares = list[np.ndarray]  # one array of indices a client
-
 _REDRAWS = 50  # Dirichlet draws tried for one domain before examples are moved
-
-
-@dataclass(frozen=True, eq=False)
-class Partition:
-    """One client's images: indices into the Dataset, in increasing order.
-
-    client: its partition id.
-    domain: the index of its one domain, or -1 where several are mixed.
-    train: (n,) int64, n >= partition.min_examples, or 0 where the domain is another site's.
-    test: (m,) int64, empty for some clients of a domain that has more clients than test images.
-    """
-
-    client: int
-    domain: int
-    train: Tensor
-    test: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +77,7 @@ class Partitioner(ABC):
         return None
 
     @abstractmethod
-    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+    def cut(self, dataset: Dataset, seed: int) -> Partitions:
         """One part of the data set a client, in the order of the clients' numbers.
 
         Law: every training index is in exactly one client's train, every test index in exactly one client's test, but
@@ -137,7 +119,7 @@ class InsideDomains(Counted):
         each = clients // len(domains)
         return domains[client // each] if each and 0 <= client < each * len(domains) else None
 
-    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+    def cut(self, dataset: Dataset, seed: int) -> Partitions:
         names = self.trained(dataset.domain_names)
         num_domains = len(names)
         clients = num_domains if self.clients is None else self.clients
@@ -148,21 +130,20 @@ class InsideDomains(Counted):
                 f"{num_domains * max(1, round(clients / num_domains))}, or take partition=iid"
             )
         each = clients // num_domains
-        partitions: list[Partition] = []
-        for place, name in enumerate(names):
-            d = dataset.domain_names.index(name)
+        domains, trains, tests = [dataset.domain_names.index(name) for name in names], [], []
+        for name, d in zip(names, domains, strict=True):
             train, test = _indices(dataset, d)
-            if not len(train) and not len(test):  # another site's: a source lets no other domain be without images
-                partitions += _partitions(dataset, [train] * each, [test] * each, d, place * each)
-                continue
-            _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
-            shares = self.share(dataset, train, each, seed, d)
-            partitions += _partitions(dataset, shares, _deal(test, each, seed, "test", d), d, place * each)
-        return tuple(partitions)
+            if len(train) or len(test):  # else another site's: a source lets no other domain be without images
+                _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
+                trains.append(self.share(dataset, train, each, seed, d))
+            else:
+                trains.append(Shares(train, train, each))
+            tests.append(_deal(test, each, seed, "test", d))
+        return Partitions(domains, trains, tests)
 
     @abstractmethod
     def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
-        """One array of indices into the data set a client.
+        """Who has which of a domain's training images.
 
         train: (n,) int64, the domain's training indices, all of which are to be dealt.
         clients: how many there are in this domain.
@@ -197,7 +178,7 @@ class Dirichlet(InsideDomains):
         super().__post_init__()
         positive("partition.alpha", self.alpha)
 
-    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+    def cut(self, dataset: Dataset, seed: int) -> Partitions:
         if dataset.is_regression:
             raise InputError(
                 "partition=dirichlet: divides classes, and this data has none; take partition=iid or pooled"
@@ -214,7 +195,7 @@ class Dirichlet(InsideDomains):
 
         labels = dataset.labels.numpy()[train]
         alphas = np.full(clients, min(self.alpha, 1e12))  # equal shares by then; their sum must not overflow
-        best: Shares = []
+        best: list[np.ndarray] = []
         for attempt in range(_REDRAWS):
             rng = numpy_generator(seed, "partition", "dirichlet", domain, attempt)
             parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
@@ -228,8 +209,8 @@ class Dirichlet(InsideDomains):
             if not best or min(map(len, shares)) > min(map(len, best)):
                 best = shares
             if min(map(len, best)) >= self.min_examples:
-                return best
-        return _mend(best, self.min_examples)
+                return Shares.of(best)
+        return Shares.of(_mend(best, self.min_examples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,13 +219,13 @@ class IID(Counted):
 
     name: Literal["iid"] = "iid"
 
-    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+    def cut(self, dataset: Dataset, seed: int) -> Partitions:
         if self.clients is None:
             raise InputError("partition=iid needs a number of clients: set partition.clients=10 for example")
         train, test = _indices(dataset, None)
         _refuse_shortage(len(train), self.clients, self.min_examples, "the data set")
-        shares = _deal(train, self.clients, seed, "train", "all")
-        return _partitions(dataset, shares, _deal(test, self.clients, seed, "test", "all"))
+        dealt = [[_deal(rows, self.clients, seed, key, "all")] for rows, key in ((train, "train"), (test, "test"))]
+        return Partitions([_one_domain(dataset)], *dealt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,16 +237,16 @@ class Pooled(Partitioner):
     def count(self, domains: Sequence[str] | None) -> int | None:
         return 1
 
-    def cut(self, dataset: Dataset, seed: int) -> tuple[Partition, ...]:
+    def cut(self, dataset: Dataset, seed: int) -> Partitions:
         train, test = _indices(dataset, None)
         _refuse_shortage(len(train), 1, self.min_examples, "the data set")
-        return _partitions(dataset, [train], [test])
+        return Partitions([_one_domain(dataset)], [Shares.of([train])], [Shares.of([test])])
 
 
 PARTITIONS: dict[str, type[Partitioner]] = {"dirichlet": Dirichlet, "domain": ByDomain, "iid": IID, "pooled": Pooled}
 
 
-def _mend(shares: Shares, min_examples: int) -> Shares:
+def _mend(shares: list[np.ndarray], min_examples: int) -> list[np.ndarray]:
     """Move one example at a time from the largest client to the smallest; ties go to the lower number."""
     import numpy as np
 
@@ -281,8 +262,10 @@ def _mend(shares: Shares, min_examples: int) -> Shares:
 
 def _deal(indices: np.ndarray, clients: int, seed: int, *keys: int | str) -> Shares:
     """Shuffle and deal round-robin: sizes differ by one at most."""
+    import numpy as np
+
     shuffled = numpy_generator(seed, "partition", *keys).permutation(indices)
-    return [shuffled[i::clients] for i in range(clients)]
+    return Shares(shuffled, np.arange(len(indices)) % clients, clients)
 
 
 def _indices(dataset: Dataset, domain: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -294,18 +277,9 @@ def _indices(dataset: Dataset, domain: int | None) -> tuple[np.ndarray, np.ndarr
     return np.flatnonzero(inside & ~test), np.flatnonzero(inside & test)
 
 
-def _partitions(
-    dataset: Dataset, train: Shares, test: Shares, domain: int | None = None, first: int = 0
-) -> tuple[Partition, ...]:
-    import numpy as np
-    import torch  # by now it is there: `dataset` holds tensors
-
-    if domain is None:
-        domain = 0 if len(dataset.domain_names) == 1 else -1
-    return tuple(
-        Partition(first + i, domain, torch.from_numpy(np.sort(rows)), torch.from_numpy(np.sort(held_out)))
-        for i, (rows, held_out) in enumerate(zip(train, test, strict=True))
-    )
+def _one_domain(dataset: Dataset) -> int:
+    """The domain of a client who may have images of any: the data's, where it is one alone."""
+    return 0 if len(dataset.domain_names) == 1 else -1
 
 
 def _refuse_shortage(examples: int, clients: int, min_examples: int, where: str) -> None:

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition
 from fedinit.data.reporter import counted, readable
+from fedinit.data.shares import Partition
 from fedinit.models import Backbone
 from fedinit.report.markup import printable
 from fedinit.runs.view import TICKS, clock

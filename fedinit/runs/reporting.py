@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition
 from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder

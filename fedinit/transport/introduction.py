@@ -12,7 +12,7 @@ from fedinit import wire
 from fedinit.scores import MAX_EXAMPLES, SCORES
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # of a hundred thousand there is one each
 class Introduction:
     """Who a node is, and what it holds.
 

@@ -7,9 +7,9 @@ node has a Context of its own, whose `state` lasts for the run.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -29,12 +29,69 @@ Handler = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
 class Holder(Protocol):
     """A handler that knows without a message to each what its clients hold."""
 
-    def holdings(self, contexts: Sequence[Context]) -> list[tuple[int, int]]:
-        """(training, test images) of each, where their introductions differ in nothing else; else an empty list."""
+    def holdings(self, clients: Sequence[int]) -> list[tuple[int, int]]:
+        """(training, test images) of each of these partition ids, as clients that hold nothing from rounds before have
+        them, where their introductions differ in nothing else; else an empty list."""
         ...
 
 
 FIRST_NODE_ID = 1000  # node ids are arbitrary in Flower; these only must not look like partition ids
+
+
+class Contexts(MutableMapping[int, Context]):
+    """{node id: its Context}, in the order of the partition ids. One is made when it is first asked for, since most of
+    many thousands never are."""
+
+    def __init__(self, num_nodes: int, run_config: Mapping[str, str]) -> None:
+        self._contexts: dict[int, Context | None] = dict.fromkeys(range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes))
+        self._num_nodes, self._run_config = num_nodes, run_config
+
+    def __getitem__(self, node: int) -> Context:
+        context = self._contexts[node]
+        if context is None:
+            facts: dict[str, Any] = {"partition-id": node - FIRST_NODE_ID, "num-partitions": self._num_nodes}
+            context = self._contexts[node] = Context(1, node, facts, RecordDict(), dict(self._run_config))
+        return context
+
+    def __setitem__(self, node: int, context: Context) -> None:
+        self._contexts[node] = context
+
+    def __delitem__(self, node: int) -> None:
+        del self._contexts[node]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._contexts)
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def there(self, node: int) -> Context | None:
+        """A node's Context where it was made; None where nobody asked for it, so that it holds nothing."""
+        return self._contexts[node]
+
+    def of_clients(self) -> dict[str, int]:
+        """{partition id, in decimal: the node id of the client}."""
+        made = ((node, context) for node, context in self._contexts.items())
+        return {str(c.node_config["partition-id"] if c else node - FIRST_NODE_ID): node for node, c in made}
+
+
+class Nodes(Sequence[NodeInfo]):
+    """What Flower says of nodes, made of an id when it is looked at: half a kilobyte each."""
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> NodeInfo: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Nodes: ...
+
+    def __getitem__(self, index: int | slice) -> NodeInfo | Nodes:
+        return Nodes(self._ids[index]) if isinstance(index, slice) else NodeInfo(node_id=self._ids[index])
 
 
 class LocalGrid(Grid):
@@ -56,16 +113,7 @@ class LocalGrid(Grid):
         self._replies: dict[str, Message] = {}
         self._shared = wire.Shared()
         self._met: dict[int, None] = {}  # the nodes that were sent something, which alone can hold anything
-        self.contexts = {
-            FIRST_NODE_ID + i: Context(
-                run_id=1,
-                node_id=FIRST_NODE_ID + i,
-                node_config={"partition-id": i, "num-partitions": num_nodes},
-                state=RecordDict(),
-                run_config=dict(run_config or {}),
-            )
-            for i in range(num_nodes)
-        }
+        self.contexts = Contexts(num_nodes, run_config or {})
 
     def set_run(self, run: Run) -> None:
         """Replace what the grid says of the run; nothing else depends on it here."""
@@ -86,10 +134,10 @@ class LocalGrid(Grid):
         return list(self.contexts)
 
     @cached_property
-    def _nodes(self) -> tuple[NodeInfo, ...]:
-        return tuple(NodeInfo(node_id=node) for node in self.contexts)
+    def _nodes(self) -> Nodes:
+        return Nodes(list(self.contexts))
 
-    def get_nodes(self) -> tuple[NodeInfo, ...]:
+    def get_nodes(self) -> Sequence[NodeInfo]:
         """All nodes, which are there from first to last; always the same object, so that nobody need look twice."""
         return self._nodes
 
@@ -98,9 +146,13 @@ class LocalGrid(Grid):
         empty where it is not, or nobody can say."""
         if self._strict or not isinstance(self._handler, Holder) or not self.contexts.keys() >= set(nodes):
             return {}
-        contexts = [self.contexts[node] for node in nodes]
-        counts = self._handler.holdings(contexts)
-        clients = [int(context.node_config["partition-id"]) for context in contexts]
+        clients = []
+        for node in nodes:
+            context = self.contexts.there(node)
+            if context is not None and context.state:
+                return {}
+            clients.append(node - FIRST_NODE_ID if context is None else context.node_config["partition-id"])
+        counts = self._handler.holdings(clients)
         return {node: (client, *held) for node, client, held in zip(nodes, clients, counts, strict=False)}
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -148,16 +200,13 @@ class LocalGrid(Grid):
     def restore(self, state: State) -> None:
         """Give every client the Context.state that `snapshot` had of it. Raises KeyError for a client that is not of
         this grid."""
-        by_client = self._by_client()
-        for context in by_client.values():
-            context.state = RecordDict()
+        for node in self._met:
+            self.contexts[node].state = RecordDict()
+        nodes = self.contexts.of_clients()
         for name, record in wire.from_state(state).items():
             client, _, key = name.partition("/")
-            by_client[client].state[key] = record
-            self._met[by_client[client].node_id] = None
-
-    def _by_client(self) -> dict[str, Context]:
-        return {str(context.node_config["partition-id"]): context for context in self.contexts.values()}
+            self.contexts[nodes[client]].state[key] = record
+            self._met[nodes[client]] = None
 
     def _carry(self, content: RecordDict) -> RecordDict:
         if self._strict:

@@ -243,7 +243,7 @@ class Exchange:
         elif known:
             said |= self._greet(fresh[1:], round, timeout, waiting)
         self._greeted |= {node: online[node] for node in said}
-        if isinstance(nodes, tuple) and self._greeted.keys() >= online.keys():
+        if not isinstance(nodes, list) and self._greeted.keys() >= online.keys():
             self._all_greeted = nodes
         return said
 

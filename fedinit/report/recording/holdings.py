@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition
 from fedinit.report.recording import PARTITION, RECORD, SAMPLES
 from fedinit.seeding import torch_generator
 from fedinit.state import disk

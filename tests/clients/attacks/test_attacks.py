@@ -17,7 +17,7 @@ from clients.site import Site
 from fedinit.config import attack as settings
 from fedinit.config.compose import compose_config
 from fedinit.config.flower import to_run_config
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition
 from fedinit.errors import InputError
 from strategies.server.compatibility import check_method
 from tests.support.small import small_config

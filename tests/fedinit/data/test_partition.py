@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fedinit.config.build import create
 from fedinit.config.compose import compose_config
 from fedinit.data.dataset import Dataset
-from fedinit.data.partition import PARTITIONS, Partition, Partitioner
+from fedinit.data.partition import PARTITIONS, Partitioner
+from fedinit.data.shares import Partition, Partitions
 from fedinit.errors import InputError
 
 
@@ -204,3 +205,18 @@ def test_test_domains_that_make_no_sense_are_refused() -> None:
     assert settings("domain").hold_out(made) is made
     with pytest.raises(InputError, match="evaluation=clients cannot judge them; use evaluation=server"):
         compose_config(["partition.test_domains=[plain]", "evaluation=clients"])
+
+
+@pytest.mark.parametrize("name", ["domain", "dirichlet", "iid", "pooled"])
+def test_sizes_are_those_of_the_parts_and_a_part_is_no_view_of_all(name):
+    parts = settings(name, None if name == "pooled" else 6, min_examples=1).cut(dataset([20, 31, 25]), 3)
+    whole, some = range(len(parts)), [len(parts) - 1, 0]
+    for clients in (whole, some):
+        said = zip(*(sizes.tolist() for sizes in parts.sizes(clients)), strict=True)
+        assert list(said) == [(len(parts[i].train), len(parts[i].test)) for i in clients]
+    for part in parts:  # which is sent to another process
+        assert part.train.untyped_storage().nbytes() == 8 * len(part.train)
+    again = Partitions.of(parts[:2])
+    assert same(again[:], parts[:2]) and [part.client for part in parts] == list(whole)
+    with pytest.raises(IndexError):
+        parts[len(parts)]

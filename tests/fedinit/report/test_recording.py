@@ -15,7 +15,7 @@ from PIL import Image
 import run_sim
 from fedinit import wire
 from fedinit.config.schema import Config
-from fedinit.data.partition import Partition
+from fedinit.data.shares import Partition
 from fedinit.diagnostics.regime import effective_rank
 from fedinit.factors import Factors
 from fedinit.report.recording.holdings import record_holdings, strip

@@ -105,3 +105,17 @@ def test_restoring_forgets_what_the_snapshot_does_not_have():
     empty = LocalGrid(keeping, CLIENTS)
     grid.restore(empty.snapshot())
     assert not any(context.state for context in grid.contexts.values())
+
+
+def test_a_client_that_nobody_asks_has_no_context():
+    """Of many thousands, what is made and kept is of those that were asked, through a checkpoint as well."""
+    grid, again = (LocalGrid(keeping, 50_000) for _ in range(2))
+    asked = [FIRST_NODE_ID + client for client in (7, 40_000)]
+    ask(grid, asked)
+    again.restore(grid.snapshot())
+    for one in (grid, again):
+        assert [node for node in one.get_node_ids() if one.contexts.there(node)] == asked
+        assert len(one.contexts) == len(one.get_nodes()) == 50_000
+    context = grid.contexts[FIRST_NODE_ID + 49_999]
+    assert context.node_config == {"partition-id": 49_999, "num-partitions": 50_000} and not context.state
+    assert wire.to_bytes(again.contexts[asked[1]].state) == wire.to_bytes(grid.contexts[asked[1]].state)
