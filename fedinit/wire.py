@@ -21,6 +21,7 @@ from flwr.common.serde import recorddict_to_proto
 from numpy.lib import format as npy
 from torch import Tensor
 
+from fedinit import message_size
 from fedinit.adapters.kinds import of_parts
 from fedinit.factors import Factors
 from fedinit.state import digest
@@ -323,5 +324,6 @@ def to_bytes(content: RecordDict) -> bytes:
 
 
 def nbytes(contents: Iterable[RecordDict]) -> int:
-    """Bytes of the records as protocol buffers, which is what goes over a network before its own framing."""
-    return sum(recorddict_to_proto(content).ByteSize() for content in contents)
+    """Bytes of the records as protocol buffers, which is what goes over a network before its own framing. Raises
+    ValueError or TypeError for what no message holds."""
+    return sum(map(message_size.of, contents))

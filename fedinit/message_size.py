@@ -1,0 +1,118 @@
+"""The bytes of Flower's records as protocol buffers, counted without writing them.
+
+After the encoding of proto3 (protobuf.dev/programming-guides/encoding) and flwr/proto/recorddict.proto. To write a
+message copies every array: of ViT-B's factors, 2.4 MB, it takes fifty times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+SIGNED, UNSIGNED, SHAPE = (-(2**63), 2**63), (0, 2**64), (-(2**31), 2**31)  # of sint64, uint64 and int32
+LIST_TAG = 2  # bytes of the tags of lists, whose fields have numbers over 15
+
+
+def of(content: RecordDict) -> int:
+    """Bytes of the records. Raises ValueError or TypeError for what no message holds."""
+    return sum(_part(_text(key) + _part(_record(record))) for key, record in content.items())
+
+
+def _record(record: object) -> int:
+    if isinstance(record, ArrayRecord):
+        return sum(_part(_text(key) + _part(_array(array))) for key, array in record.items())
+    if isinstance(record, MetricRecord):
+        return sum(_part(_text(key) + _part(_value(value, (float, int)))) for key, value in record.items())
+    if isinstance(record, ConfigRecord):
+        kinds = (bool, int, float, str, bytes)
+        return sum(_part(_text(key) + _part(_value(value, kinds))) for key, value in record.items())
+    raise ValueError(f"a record of type {type(record).__name__}")
+
+
+def _array(array: Array) -> int:
+    shape = [_within(size, SHAPE) for size in array.shape]
+    packed = sum(_varint(size % 2**64) for size in shape)
+    # What is empty is not written.
+    return sum(map(_given, (_utf8(array.dtype), packed, _utf8(array.stype), len(memoryview(array.data)))))
+
+
+def _value(value: object, kinds: Sequence[type]) -> int:
+    """kinds: what may stand alone or in a list; of those that a value is of, the first counts, as for Flower."""
+    for kind in kinds:
+        if isinstance(value, kind):
+            return _scalar(value)
+        if isinstance(value, list) and (set(map(type, value)) <= {kind} or all(isinstance(v, kind) for v in value)):
+            return LIST_TAG + _delimited(_list(value, kind))
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+def _scalar(value: object) -> int:
+    if isinstance(value, bool):
+        return 2
+    if isinstance(value, int):
+        plain = value >= SIGNED[1]
+        number = _within(value, UNSIGNED if plain else SIGNED)
+        return 1 + _varint(number if plain else 2 * number if number >= 0 else -2 * number - 1)
+    if isinstance(value, float):
+        return 9
+    return _part(_utf8(value) if isinstance(value, str) else len(memoryview(value)))  # type: ignore[arg-type]
+
+
+def _list(values: Sequence, kind: type) -> int:
+    """Of what stands inside a list's own length."""
+    if kind in (str, bytes):
+        return sum(_part(_utf8(v) if kind is str else len(v)) for v in values)
+    if kind is bool:
+        return _given(len(values))
+    return _given(8 * len(values) if kind is float else _integers(values))
+
+
+def _integers(values: Sequence[int]) -> int:
+    """Bytes of all: zigzag for what sint64 holds, plain where one of them is larger, as Flower chooses for a list."""
+    low, high = min(values, default=0), max(values, default=0)
+    plain = high >= SIGNED[1]
+    for number in (low, high):
+        _within(number, UNSIGNED if plain else SIGNED)
+    if plain:
+        numbers = np.array(values, np.uint64)
+    else:
+        signed = np.array(values, np.int64)
+        numbers = ((signed << 1) ^ (signed >> 63)).view(np.uint64)
+    return len(values) + sum(int(np.count_nonzero(numbers >= np.uint64(1 << 7 * k))) for k in range(1, 10))
+
+
+def _within(number: int, bounds: tuple[int, int]) -> int:
+    if isinstance(number, float) or not bounds[0] <= number < bounds[1]:
+        raise ValueError(f"{number!r} is no whole number from {bounds[0]} to {bounds[1] - 1}")
+    return int(number)
+
+
+def _text(key: str) -> int:
+    return _given(_utf8(key))
+
+
+def _utf8(text: str) -> int:
+    """Bytes of a text. Raises UnicodeEncodeError, which is a ValueError, for half of a surrogate pair."""
+    if not isinstance(text, str):
+        raise TypeError(f"a text of type {type(text).__name__}")
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _given(size: int) -> int:
+    """Of a field that is left out where it is empty."""
+    return _part(size) if size else 0
+
+
+def _part(size: int) -> int:
+    """Of a field with its tag, where its number is 15 or less."""
+    return 1 + _delimited(size)
+
+
+def _delimited(size: int) -> int:
+    return _varint(size) + size
+
+
+def _varint(number: int) -> int:
+    return max(1, -(-number.bit_length() // 7))
