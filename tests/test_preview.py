@@ -42,6 +42,16 @@ def test_bytes_and_parameters_are_the_runs(done):
     assert f"{summary['trainable_parameters']:,} numbers a client" in shown.facts()["trained"]
 
 
+@pytest.mark.parametrize("strategy", ["flora", "fedex_lora"])
+def test_parameters_are_what_a_client_trains_whatever_the_aggregate_is_of(strategy, tmp_path):
+    """FLoRA's aggregate has the rank of all clients together."""
+    counts = [
+        fedinit.run(f"strategy={name}", "rounds=1", "client.max_steps=1", *WORDS, f"output_dir={tmp_path}").summary
+        for name in ("fedit", strategy)
+    ]
+    assert counts[0]["trainable_parameters"] == counts[1]["trainable_parameters"]
+
+
 def test_a_client_tries_two_steps_with_images_of_its_own():
     config = small_config(*SHORT)
     site = Site(config)

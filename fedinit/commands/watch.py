@@ -31,7 +31,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     from rich.live import Live
 
     from fedinit.runs.view import View
-    from fedinit.runs.watching import newest, watch
+    from fedinit.runs.watching import goes_on, newest, watch
 
     folder = newest(options.folder)
     live = Live(View(""), console=console, auto_refresh=False) if console.is_terminal and not options.once else None
@@ -51,9 +51,9 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     if done:
         _say(console, f"done: {folder}")
         return 0
-    if options.once:
+    if options.once and goes_on(folder):
         return 0
-    _say(console, f"stopped after round {view.reached} of {view.rounds}; resume={folder} goes on with it")
+    _say(console, f"stopped after round {view.reached} of {view.rounds}; fedinit run resume={folder} goes on with it")
     return 1
 
 

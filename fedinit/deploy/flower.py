@@ -41,6 +41,8 @@ class Server:
         for place in (folder, folder / "server"):
             if (place / "federation.json").is_file():
                 return Server(place.resolve())
+        if (folder / "supernode.sh").is_file():
+            raise InputError(f"{folder}: a site's folder; this is asked of the server's, the one with superlink.sh")
         raise InputError(f"{folder}: no federation.json there; make the folder with: fedinit deploy init {folder}")
 
     @property
@@ -133,6 +135,8 @@ class Server:
             answer = {}
         if done.returncode != 0 or not answer.get("success", False):
             said = answer.get("error-message") or (done.stderr + done.stdout).strip() or f"exit code {done.returncode}"
+            if "SuperLink is unavailable" in said:
+                raise DeployFailed(f"no SuperLink answers at 127.0.0.1:{self.facts['port']}; ./superlink.sh starts it")
             raise DeployFailed(f"flwr {words[0]}: {' '.join(str(said).split())}")
         return answer
 

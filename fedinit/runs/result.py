@@ -174,13 +174,14 @@ class Run:
         done = run_folder.finished(self.folder)
         if done is None and (self.folder / run_folder.DONE).is_file():
             raise InputError(
-                f"{self.folder}: its {SUMMARY} is not what a run writes; resume={self.folder} writes it anew"
+                f"{self.folder}: its {SUMMARY} is not what a run writes; fedinit run resume={self.folder} writes it "
+                "anew"
             )
         if done is None:
             last_round = max(self.metrics.get("round", ()), default=0)
             raise InputError(
                 f"{self.folder}: this run is not done, it came to round {last_round} of {self.config.rounds}; "
-                f"resume={self.folder} goes on with it"
+                f"fedinit run resume={self.folder} goes on with it"
             )
         return done
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
+from fedinit import wire
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
@@ -23,6 +24,7 @@ from fedinit.runs.stopping import unbroken
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
 from fedinit.transport.introduction import Introduction
+from strategies.aggregator import Aggregate
 from strategies.robust import create_robust
 from strategies.server.audience import Audience
 from strategies.server.collecting import reconcile
@@ -256,6 +258,9 @@ def _compare(before: Roster, current: Roster, audience: Audience) -> None:
 
 def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening) -> Outcome:
     tensors, privacy = state.tensors(), opening.config.privacy
+    # Of what clients begin with: an aggregate may be larger, as FLoRA's, whose factors are those of all clients.
+    begun = Aggregate(layers=opening.start.layers, head=opening.start.head)
+    sent = wire.to_tensors(begun.layers, begun.head)
     spent = {} if method.privacy is None else spent_of(method.privacy, state.round)
     return Outcome(
         aggregate=state.model,
@@ -266,7 +271,7 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         seconds=tally.seconds,
         bytes_up=state.bytes_up,
         bytes_down=state.bytes_down,
-        trainable=sum(tensors[name].numel() for name in method.returned(state.model, state.round)),
+        trainable=sum(sent[name].numel() for name in method.returned(begun, state.round)),
         final_hash=digest.of_tensors(tensors),
         start=opening.start.notes,
         personal=method.aggregator.personal,

@@ -42,7 +42,10 @@ def judged(found: Results) -> list[str]:
         if difference.half is not None and difference.p is not None:
             said += f" ± {found.show(difference.half)}, {p_said(difference.p)}"
         groups[found.beyond_noise(row)].append(said + (")" if "(" in said[len(label) :] else ""))
-    sentences = [f"{best.label} has the best average, {found.shown(best.figures[AVERAGE])}."]
+    first = " and ".join([best.label, *(row.label for row in found.also_best)])
+    sentences = [
+        f"{first} {'have' if found.also_best else 'has'} the best average, {found.shown(best.figures[AVERAGE])}."
+    ]
     test = "paired t-test by seed on the average, Holm-corrected, 5 % level"
     if groups[True]:
         sentences.append(f"Beyond noise ({test}), against the best: {'; '.join(groups[True])}.")
@@ -98,4 +101,4 @@ def _cell(found: Results, row: Row, column: str) -> Cell:
 
 
 def _signed(found: Results, value: float) -> str:
-    return ("+" if value > 0 else "−" if value < 0 else "±") + found.show(abs(value))
+    return ("−" if value < 0 else "+") + found.show(abs(value))

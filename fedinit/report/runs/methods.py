@@ -100,14 +100,30 @@ def _labels(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
     everywhere = set.intersection(*(set(c) for c in configs)) if configs else set()
     differ = {key for key in everywhere if len({repr(c[key]) for c in configs}) > 1}
     labels = []
-    for config in configs:
+    for group, config in zip(groups, configs, strict=True):
         name = config["strategy.name"]
         same = [c for c in configs if c["strategy.name"] == name]
         of_method = {k for k in config if k.startswith("strategy.") and len({repr(c.get(k)) for c in same}) > 1}
         told = sorted(k for k in differ | of_method if k in of_method or not k.startswith("strategy."))
-        labels.append(" ".join([name, *(f"{_short(key)}={config[key]}" for key in told)]))
+        words = (_told(key, config[key], group[0]) for key in told)
+        labels.append(" ".join(dict.fromkeys([name, *words])))
     twice = [label for label in labels if labels.count(label) > 1]
     return [f"{label} ({groups[i][0].folder.name})" if label in twice else label for i, label in enumerate(labels)]
+
+
+def _told(key: str, value: object, run: RecordedRun) -> str:
+    """A key and its value as one types them; of a bundled model its choice, not the class that it is of."""
+    bundled = key in ("model.name", "model.checkpoint") and str(run.config["model"].get("checkpoint")).startswith(
+        "embedded:"
+    )
+    return f"model={run.model}" if bundled else f"{_short(key)}={_word(value)}"
+
+
+def _word(value: object) -> str:
+    """A value as one writes it on the command line, but for what stands in quotes there."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(map(_word, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def _short(key: str) -> str:

@@ -51,6 +51,11 @@ class Results:
         leading = self._leading(rows, column)
         return self.show(row.figures[column].mean) == self.show(leading.figures[column].mean)
 
+    @property
+    def also_best(self) -> list[Row]:
+        """The methods whose average is shown as the best one's is, this one apart."""
+        return [row for row in self.rows if row is not self.best and self.is_best(row, AVERAGE)]
+
     def show(self, value: float) -> str:
         """A figure as tables have it."""
         return "" if value != value else SCORES[self.score].show(value)

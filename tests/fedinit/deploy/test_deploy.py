@@ -245,6 +245,10 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "up", "--prt", "7000"], "--prt: not an option of fedinit deploy up"),
         (["deploy", "run", "{new}"], "no federation.json there"),
         (["deploy", "status", "{new}"], "no federation.json there"),
+        (
+            ["deploy", "status", "{made}/site-0"],
+            "a site's folder; this is asked of the server's, the one with superlink",
+        ),
         (["deploy", "run", "{made}", "rounds=2"], "edit server/app/pyproject.toml"),
         (["deploy", "down"], "invalid choice"),
         (["depoly"], "depoly: no such command (did you mean 'deploy'?)"),

@@ -125,7 +125,9 @@ def test_the_command(begun, capsys):
     assert cli.main(["watch", str(begun)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("round 1/5, 6 clients, loss 2.000, accuracy ") and len(lines) == 3
-    assert lines[-1] == f"stopped after round 2 of 5; resume={begun} goes on with it"
+    stopped = f"stopped after round 2 of 5; fedinit run resume={begun} goes on with it"
+    assert lines[-1] == stopped
+    assert cli.main(["watch", str(begun), "--once"]) == 1 and capsys.readouterr().out.splitlines()[-1] == stopped
     done = write_run(begun.parent / "done", config(), recorded=False)
     assert cli.main(["watch", str(done)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"done: {done}"
