@@ -93,7 +93,10 @@ class Hub(DomainSource, SplitSource):
             loaded = datasets.load_dataset(str(folder) if folder.exists() else self.root, self.subset)
         except Exception as error:  # of many packages: the network's, the files', its own
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise InputError(f"data.root={self.root}: the set cannot be had ({reason})") from error
+            raise InputError(
+                f"data.root={self.root}: the set cannot be had ({reason}); without a network data.root is a folder of "
+                "its parquet files"
+            ) from error
         parts = {str(split): part for split, part in loaded.items() if meaning(str(split))}
         if not parts:
             raise InputError(

@@ -75,8 +75,9 @@ class ProgressObserver(Observer):
             by_domain = [f"{name} {report.score.show(value)}" for name, value in report.score.by_domain.items()]
             self._line(f"  round {report.round}, {report.score.title}: {', '.join(by_domain)}")
 
-    def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _line(self, text: str, style: str = "") -> None:
+        """On one line, however long: a file or a pipe has no width."""
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def round_zero_done(self, report: RoundReport) -> None:
         if not report.clients:  # nobody had anything to measure
@@ -88,10 +89,10 @@ class ProgressObserver(Observer):
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
-        self.console.print(f"{kind.replace('_', ' ')}: {text}", style="yellow", markup=False, highlight=False)
+        self._line(f"{kind.replace('_', ' ')}: {text}", "yellow")
 
     def waiting(self, text: str) -> None:
-        self.console.print(f"{self.label}: {text}", style="yellow", markup=False, highlight=False)
+        self._line(f"{self.label}: {text}", "yellow")
 
     def close(self) -> None:
         """Stop the live view, so that the terminal is in order, also after a failure."""

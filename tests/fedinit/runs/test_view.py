@@ -123,3 +123,11 @@ def test_the_observer_draws_on_a_terminal_and_writes_lines_elsewhere():
         "fedit: clients measure the start, init=eva",
         "fedit: round 1/1, 2 clients, loss 0.500, accuracy 50.0 %, 2.0 s",
     ]
+
+
+def test_a_warning_is_one_line_in_a_pipe():
+    out = io.StringIO()
+    observer = ProgressObserver(Console(file=out, width=80), "run")
+    observer.event("node_refused", {"round": 1, "detail": "x " * 100})
+    observer.waiting("waiting " * 30)
+    assert len(out.getvalue().splitlines()) == 2
