@@ -149,7 +149,7 @@ def test_an_unfinished_run_has_what_it_came_to(tmp_path, monkeypatch):
     for use in (lambda: run.summary, run.table, run.model, lambda: run.class_names):
         with pytest.raises(fedinit.InputError) as refused:
             use()
-        told = f"{folder}: this run is not done, it came to round 1 of 2; resume={folder} goes on with it"
+        told = f"{folder}: this run is not done, it came to round 1 of 2; fedinit run resume={folder} goes on with it"
         assert str(refused.value) == told
     assert fedinit.run(f"resume={folder}").done and run.metrics["round"].tolist() == [1, 2]
     (folder / "metrics.csv").unlink()

@@ -90,7 +90,7 @@ def test_a_summary_of_another_shape_is_written_anew_and_kept_aside(text, done, a
     (done / "summary.json").write_text(text)
     with pytest.raises(fedinit.InputError) as refused:
         _ = fedinit.load(done).summary
-    why = f"its summary.json is not what a run writes; resume={done} writes it anew"
+    why = f"its summary.json is not what a run writes; fedinit run resume={done} writes it anew"
     assert str(refused.value) == f"{done}: {why}"
     told = again()
     assert (
