@@ -47,4 +47,5 @@ class TakesImages:
     input: InputSpec
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return self.input.normalise(args[0], next(module.parameters()).device), *args[1:]
+        # A numpy array as well, which is what a notebook has.
+        return self.input.normalise(torch.as_tensor(args[0]), next(module.parameters()).device), *args[1:]
