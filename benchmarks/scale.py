@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -98,18 +99,18 @@ class Clock(Observer):
         self.times.append(time.time())
 
 
-def config(population: int, cohort: int, rounds: int, place: str) -> Config:
-    """Of a run of so many clients, so many of them in a round, kept under `place`."""
+def config(population: int, cohort: int, rounds: int, place: str, also: Sequence[str] = ()) -> Config:
+    """Of a run of so many clients, so many of them in a round, kept under `place`. also: further words."""
     share = f"participation={cohort / population}"
-    words = [*WORDS, f"partition.clients={population}", share, f"rounds={rounds}", f"output_dir={place}"]
+    words = [*WORDS, f"partition.clients={population}", share, f"rounds={rounds}", f"output_dir={place}", *also]
     return replace(compose_config(words), data=Repeated(count=EACH * population + DISTINCT))
 
 
-def point(population: int, cohort: int, rounds: int, began: float) -> dict[str, float]:
-    """One run in this process, which began at that time."""
+def point(population: int, cohort: int, rounds: int, began: float, also: Sequence[str] = ()) -> dict[str, float]:
+    """One run in this process, which began at that time. also: further words of its configuration."""
     clock, quiet = Clock(), Console(quiet=True)
     with tempfile.TemporaryDirectory() as place:
-        run = config(population, cohort, rounds, place)
+        run = config(population, cohort, rounds, place, also)
         with contextlib.closing(Site(run)) as site:
             opened = open_run(site.config, quiet, Located(Path(place) / "run", MadeOf()))
             answering = Cohort(site)
@@ -128,13 +129,18 @@ def point(population: int, cohort: int, rounds: int, began: float) -> dict[str, 
     return {"start": clock.times[0] - began, "round": statistics.median(between[1:]), "peak_MB": peak}
 
 
+def apart(module: str, *numbers: float) -> dict[str, float]:
+    """What `python -m module --point numbers… now` prints last, from a process of its own."""
+    words = ["--point", *map(str, numbers), str(time.time())]
+    done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{module} {numbers}: ended with {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def measure(population: int, cohort: int, rounds: int) -> dict[str, object]:
     """The row of a point, from a process of its own."""
-    words = ["--point", str(population), str(cohort), str(rounds), str(time.time())]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.scale", *words], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{population} clients, {cohort} a round: ended with {done.returncode}\n{done.stderr[-2000:]}")
-    figures = json.loads(done.stdout.splitlines()[-1])
+    figures = apart("benchmarks.scale", population, cohort, rounds)
     return {"population": population, "cohort": cohort, **{key: float(f"{v:.4g}") for key, v in figures.items()}}
 
 
