@@ -2,7 +2,11 @@
 
 Which images a statistic is over is the site's to say: the first of an order that its own key draws, as many as were
 asked for, or as were answered for before where the two numbers are close. So a server that asks again, with another
-seed, share or number, asks about the same images, and what two answers differ by is never about a few of them.
+seed, share or number, asks about the same images.
+
+No combination of answers is about a few images either. The sets that were answered for cut the images into cells, those
+that are in the same sets; sums and differences of answers weigh all images of a cell alike. So a set that would cut
+off a few images from a cell is not answered for, and a run's images to train on are such a set.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ from fedinit.seeding import derive
 from fedinit.state import disk
 from fedinit.statistics import Request
 
+BY_CLASS = {"class_sums", "class_moments"}  # statistics with a sum for each class
 BOOK = "answers"  # in the Context, of a site without a folder for its state
 
 
@@ -45,12 +50,25 @@ class Keeper:
         self.file = None if folder is None else expand_home("state-dir", str(folder)) / f"answers-client-{client}.json"
 
     def check_partition(self, train: Tensor) -> None:
-        """Raise Limited for a partition that leaves this client too few images to train on. train: (n,) indices."""
+        """Raise Limited for a partition that leaves this client too few images to train on, or that cuts a few of them
+        off from those of an earlier run. train: (n,) indices."""
         least = self.limits.min_images
         if len(train) < least:
             raise Limited(
                 f"the run's partition leaves this site {len(train)} images, fewer than its min-images={least}"
             )
+        with self._book() as book:
+            counts = book["runs"].setdefault(self._run, {})
+            if not counts.get("partition"):  # once a run: it takes a look at every image
+                self._enter(book, "training", train, least)
+                counts["partition"] = True
+
+    def check_batches(self, train: Tensor) -> None:
+        """Raise Limited for training that makes an update of a few images. train: (n,) indices."""
+        client, least = self.site.config.client, self.limits.min_images
+        seen = len(train) if client.max_steps is None else min(len(train), client.max_steps * client.batch_size)
+        if seen < least:
+            raise Limited(f"an update would be of {seen} images, fewer than this site's min-images={least}")
 
     def measure(self, request: Request, train: Tensor) -> tuple[Request, Tensor]:
         """The request as this site answers it, and the images (m,) that it is over, of those of the client; counted.
@@ -70,11 +88,20 @@ class Keeper:
             raise Limited(
                 f"this site answers with noise of min-noise={limits.min_noise:g} or more, asked {sampling.noise}"
             )
+        self._check_counted("statistics")
         with self._book() as book:
             wanted = len(train) if sampling.examples is None else min(sampling.examples, len(train))
             count = max(round(wanted * sampling.share), min(sampling.min_examples, wanted), 1)
             images = _first(book["key"], train, self._settled(book, count, len(train)))
-            self._take(book, "statistics", images, limits.min_images, limits.answers_per_run, limits.answers)
+            self._count(book, "statistics", limits.answers_per_run, limits.answers)
+            self._enter(book, "statistics", images, limits.min_images)
+            if BY_CLASS & {*request.layers.values()}:
+                labels = self.site.data.labels[images]
+                for label in labels.unique():
+                    self._enter(book, "classes", images[labels == label], limits.min_class_images, "of a class")
+            if limits.min_noise:
+                self._spend(book, sampling.noise)
+            book["sizes"] = sorted({*book["sizes"], len(images)})
         whole = dataclasses.replace(sampling, examples=None, share=1.0)
         return dataclasses.replace(request, sampling=whole), images
 
@@ -86,8 +113,16 @@ class Keeper:
             raise Limited(
                 f"the run's partition leaves this site {fewest} test images, of which min-test-images={least}"
             )
+        self._check_counted("evaluations")
         with self._book() as book:
-            self._take(book, "evaluations", test, least, limits.evaluations_per_run, limits.evaluations)
+            self._count(book, "evaluations", limits.evaluations_per_run, limits.evaluations)
+            for domain in domains.unique():  # each has an answer of its own
+                self._enter(book, "evaluations", test[domains == domain], least)
+
+    def _check_counted(self, kind: str) -> None:
+        """Raise Limited for answers that no ε counts, of a site that gives nothing else."""
+        if self.limits.max_epsilon < math.inf:
+            raise Limited(f"this site answers no {kind}, which no ε counts: max-epsilon={self.limits.max_epsilon:g}")
 
     def check_privacy(self, epsilon: float, delta: float, images: int) -> None:
         """Raise Limited for training that makes the run's ε more than this site gives, or has a δ that is none.
@@ -136,29 +171,41 @@ class Keeper:
     def _settled(self, book: Mapping[str, Any], count: int, most: int) -> int:
         """So many images, or a number of before that is near it, so that the two do not differ by a few; all, where few
         would be left over."""
-        before = [len(images) for images in book["images"]["statistics"]]
+        before = book["sizes"]
         near = [n for n in [*before, most] if n <= most and abs(n - count) < self.limits.min_images]
         return min(near, key=lambda n: (n not in before, abs(n - count)), default=count)
 
-    def _take(self, book: dict[str, Any], kind: str, images: Tensor, least: int, a_run: int, in_all: int) -> None:
-        """Write an answer into the book. Raises Limited where that is one too many, or about too few images."""
-        prints = sorted({*self._prints(book["key"], images)})
-        if len(prints) < least:
-            raise Limited(f"{kind} over {len(prints)} distinct images, fewer than the {least} of this site's limits")
-        for earlier in book["images"][kind]:
-            apart = min((n for n in (len({*prints} - {*earlier}), len({*earlier} - {*prints})) if n), default=least)
-            if apart < least:
-                raise Limited(
-                    f"{kind} that differ from earlier ones by fewer images than the {least} of this site's limits"
-                )
+    def _count(self, book: dict[str, Any], kind: str, a_run: int, in_all: int) -> None:
+        """Write an answer into the book. Raises Limited where that is one too many."""
         run = self._run
         counts = book["runs"].setdefault(run, {}).setdefault(kind, 0), book["all"].setdefault(kind, 0)
         for count, limit, where in ((counts[0], a_run, "this run"), (counts[1], in_all, "all runs")):
             if count >= limit:
                 raise Limited(f"this site has answered {count} questions for {kind} in {where}, which is its limit")
         book["runs"][run][kind], book["all"][kind] = counts[0] + 1, counts[1] + 1
-        if prints not in book["images"][kind]:
-            book["images"][kind].append(prints)
+
+    def _spend(self, book: dict[str, Any], noise: float) -> None:
+        """Write the noise of an answer into the book. Raises Limited where the mean of all answers would have less
+        than the site's `min_noise`: n answers with the noise σ tell what one with σ/√n does."""
+        least, spent = self.limits.min_noise, book["all"].get("precision", 0.0) + noise**-2
+        if spent > (1 + 1e-9) * least**-2:
+            raise Limited(f"this site's answers together would have less noise than min-noise={least:g}")
+        book["all"]["precision"] = spent
+
+    def _enter(self, book: dict[str, Any], kind: str, images: Tensor, least: int, of: str = "") -> None:
+        """Write a set of images into the book. Raises Limited for one of fewer than `least` distinct images, or that
+        leaves so few in a cell of the sets before it."""
+        asked = {*self._prints(book["key"], images)}
+        what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
+        if len(asked) < least:
+            raise Limited(f"{what} over {len(asked)} distinct images, fewer than the {least} of this site's limits")
+        cells = _cut(book["cells"].get(kind, []), asked)
+        cut = [part for pair in cells[:-1] if all(pair) for part in pair] + [part for part in cells[-1] if part]
+        if any(len(part) < least for part in cut):
+            raise Limited(
+                f"{what} that differ from earlier ones by fewer images than the {least} of this site's limits"
+            )
+        book["cells"][kind] = [sorted(part) for pair in cells for part in pair if part]
 
     def _prints(self, key: str, images: Tensor) -> Iterator[str]:
         """What tells each image from another, wherever it lies in a run's data: a hash of its values, by the key."""
@@ -188,9 +235,21 @@ class Keeper:
             raise InputError(f"{self.file}: the book of this site's answers cannot be used ({error})") from error
 
 
+def _cut(cells: Iterable[Collection[str]], images: set[str]) -> list[tuple[set[str], set[str]]]:
+    """Every cell's images that are among these, and those that are not; last, those of these that are in no cell."""
+    cut = [(images & {*cell}, {*cell} - images) for cell in cells]
+    return [*cut, (images.difference(*(inside for inside, _ in cut)), set())]
+
+
 def _opened(book: dict[str, Any]) -> dict[str, Any]:
     """A book; of one that is begun here, with a key that no server has."""
-    begun = {"key": secrets.token_hex(16), "runs": {}, "all": {}, "images": {"statistics": [], "evaluations": []}}
+    begun = {"key": secrets.token_hex(16), "runs": {}, "all": {}, "cells": {}, "sizes": []}
+    for kind, sets in book.pop("images", {}).items():  # of an earlier version, whose answers count on
+        begun["sizes"] += [len(images) for images in sets if kind == "statistics"]
+        for images in sets:
+            begun["cells"][kind] = [
+                sorted(part) for pair in _cut(begun["cells"].get(kind, []), {*images}) for part in pair if part
+            ]
     return begun | book
 
 

@@ -112,6 +112,7 @@ class Decoder:
         spent, delta, keeper = math.inf, 1.0, self._keeper(context)
         if keeper is not None:
             keeper.check_masked()
+            keeper.check_batches(part.train)
         if isinstance(privacy, ExamplePrivacyConfig):
             # Drawn anew each time: noise that was there before could be taken off by asking again.
             secret = secrets.token_hex(16) if self.deployed else ""
@@ -177,7 +178,10 @@ class Decoder:
             )
         else:
             head = {name[len(wire.HEAD) :]: value for name, value in received[wire.STATE].items()}
-        request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
+        try:
+            request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
+        except Exception as error:  # noqa: BLE001 (text from outside: whatever reading it raises)
+            raise Refused("the server asked for statistics by a text that is no request") from error
         guard.check_request(request, self.site)
         secret = noise_secret(context.node_config)
         if self.deployed and request.sampling.noise and not secret:

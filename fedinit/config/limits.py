@@ -28,16 +28,18 @@ class Limits:
     """A site's limits; a setting of --node-config each, with - for _.
 
     statistics: names of fedinit.statistics.STATISTICS that are answered, separated by commas; "all", or "none".
-    min_images: distinct images that a statistic is over at the least, and that training is on. Two answers are over the
-        same images, or differ by as many at the least, in both directions.
+    min_images: distinct images that a statistic is over at the least, and that training and an update are on. The sets
+        that answers are over cut the site's images into cells, of which none is smaller than this.
     min_test_images: the same of an evaluation, for each domain.
+    min_class_images: the same of a class, in statistics with a sum for each class; a class without images is none.
     tokens: "all": a statistic is over all rows of its images; "any": over as many as the run says.
     max_clip: a statistic needs a clip, of this at the most; inf: it needs none.
-    min_noise: a statistic needs noise, of this at the least; 0: it needs none.
+    min_noise: a statistic needs noise, of this at the least; n answers of the noise σ count as one of σ/√n, and all
+        together keep to it; 0: it needs none.
     answers_per_run, answers: to questions for statistics, in a run and in all.
     evaluations_per_run, evaluations: the same of evaluations.
     max_epsilon: training needs privacy=examples, to this ε at the most in a run, at a δ of one over its images or
-        less; inf: it needs none.
+        less, and no statistic and no evaluation is answered; inf: it needs none.
     require_secure_aggregation: no update leaves that is not masked: training needs secure_aggregation=secagg.
     projections_per_round: different questions of a round's second phase that are answered; the same one is again.
     """
@@ -45,13 +47,14 @@ class Limits:
     statistics: str = "all"
     min_images: int = 16
     min_test_images: int = 8
+    min_class_images: int = 4
     tokens: Literal["all", "any"] = "all"
     max_clip: float = math.inf
     min_noise: float = 0.0
     answers_per_run: int = 20
     answers: int = 1000
-    evaluations_per_run: int = 1000
-    evaluations: int = 100_000
+    evaluations_per_run: int = 200
+    evaluations: int = 1000
     max_epsilon: float = math.inf
     require_secure_aggregation: bool = False
     projections_per_round: int = 1

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from fedinit.statistics.statistic import Statistic
 
+GAINS = 1000  # of a request; a head's temperature is found among some tens
+
 
 @dataclass(frozen=True)
 class Losses(Statistic):
@@ -23,20 +25,28 @@ class Losses(Statistic):
     losses: (gains,), the cross-entropy summed over the examples, for each gain.
 
     request.head: weight (C, D) and bias (C,).
-    request.options["scales"]: the gains, numbers that the logits are multiplied by.
+    request.options["scales"]: the gains, at most GAINS finite numbers that the logits are multiplied by.
     """
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"count": (), "correct": (), "losses": (len(self.request.options["scales"]),)}
+        return {"count": (), "correct": (), "losses": (len(self.gains),)}
+
+    @property
+    def gains(self) -> list[float]:
+        """The request's. Raises ValueError for what is no list of such numbers."""
+        gains = self.request.options["scales"]
+        numbers = isinstance(gains, list) and all(type(gain) in (int, float) and math.isfinite(gain) for gain in gains)
+        if not numbers or not 1 <= len(gains) <= GAINS:
+            raise ValueError(f"{self.layer}: expected 1 to {GAINS} finite gains")
+        return [float(gain) for gain in gains]
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         labels = self.beside(other).to(values.device)
         logits = F.linear(values, self.request.head["weight"].to(values), self.request.head["bias"].to(values))
-        gains = self.request.options["scales"]
         return {
             "count": torch.tensor(len(values), dtype=torch.float64),
             "correct": (logits.argmax(1) == labels).sum(dtype=torch.float64),
-            "losses": torch.stack([F.cross_entropy(gain * logits, labels, reduction="sum") for gain in gains]),
+            "losses": torch.stack([F.cross_entropy(gain * logits, labels, reduction="sum") for gain in self.gains]),
         }
 
     def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
@@ -52,5 +62,5 @@ class Losses(Statistic):
         """A loss is at most log C plus the largest difference of two logits, max ‖w_a − w_b‖·clip + |b_a − b_b|."""
         weight, bias = self.request.head["weight"].double(), self.request.head["bias"].double()
         gap = float((torch.cdist(weight, weight) * clip + (bias[:, None] - bias).abs()).max())
-        most = [math.log(len(bias)) + gain * gap for gain in self.request.options["scales"]]
+        most = [math.log(len(bias)) + abs(gain) * gap for gain in self.gains]
         return {"correct": 1.0, "losses": math.hypot(*most)}

@@ -13,53 +13,20 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients import client_app
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit import wire
 from fedinit.config import limits
 from fedinit.config.flower import to_run_config
 from fedinit.config.limits import Limits
 from fedinit.errors import Code, InputError
-from fedinit.statistics import STATISTICS, Request, Sampling
+from fedinit.statistics import STATISTICS
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
+from tests.support.asking import LAYER, Asker, refused
 from tests.support.small import small_config
-
-LAYER = "blocks.0.attn.proj"
 
 
 @pytest.fixture(scope="module")
 def site() -> Site:
     return Site(small_config("data.domains=[plain,inverted]", "evaluation=clients"))
-
-
-class Asker:
-    """Asks one deployed client, whose Context lasts from question to question."""
-
-    def __init__(self, site: Site, **own: object) -> None:
-        LocalGrid(lambda pairs: [], 1)
-        self.site, self.cohort = site, Cohort(site, persistent=True, deployed=True)
-        node = {key.replace("_", "-"): value for key, value in own.items()}
-        self.context = Context(1, 1000, {"partition-id": 0, "noise-secret": "s", **node}, RecordDict(), {})
-
-    def __call__(self, source: str = "inputs", name: str = "gram", seed: int = 0, **sampling: object) -> Message:
-        layer, shape = ("head", (10, 24)) if source == "features" else (LAYER, (24, 24))
-        given = Sampling(**sampling)  # type: ignore[arg-type]
-        request = Request(source=source, layers={layer: name}, shapes={layer: shape}, seed=seed, sampling=given)  # type: ignore[arg-type]
-        config = ConfigRecord({"request": request.to_json(), "backbone": self.site.backbone.digest})
-        content = RecordDict({"state": wire.encode({}), "asked": wire.encode({}), "config": config})
-        return self.send(content, "query.statistics")
-
-    def send(self, content: RecordDict, kind: str) -> Message:
-        (reply,) = self.cohort([(Message(content, 1000, kind), self.context)])
-        return reply
-
-    def sums(self, **given: object) -> dict[str, torch.Tensor]:
-        reply = self(**given)  # type: ignore[arg-type]
-        assert reply.has_content(), reply.error.reason
-        return wire.decode(reply.content["state"])
-
-
-def refused(reply: Message, said: str, code: Code = Code.limit) -> None:
-    assert reply.has_error() and reply.error.code == code and said in reply.error.reason, reply
 
 
 @pytest.mark.parametrize(
@@ -247,5 +214,5 @@ def test_the_limits_are_printed_at_start(monkeypatch, capsys):
     context = Context(1, 1000, {"partition-id": 0, "min-images": 20}, RecordDict(), to_run_config(config))
     client_app.app(Message(RecordDict(), 1000, "query.describe"), context)
     said = capsys.readouterr().err
-    assert "limits: statistics=all min-images=20 min-test-images=8 tokens=all max-clip=inf min-noise=0.0" in said
+    assert "limits: statistics=all min-images=20 min-test-images=8 min-class-images=4 tokens=all" in said
     client_app._cohort.cache_clear()
