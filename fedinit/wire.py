@@ -156,6 +156,24 @@ def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     return _record({name: _array(value) for name, value in tensors.items()})
 
 
+class Encoder:
+    """`encode` for several messages, to clients most of which are sent the same: a tensor that is in many of them is
+    written once, and its bytes, which nobody can change, are theirs together."""
+
+    def __init__(self) -> None:
+        self._written: dict[int, tuple[Tensor, Array]] = {}  # by identity; the tensor too, so that no other gets it
+
+    def encode(self, tensors: Mapping[str, Tensor]) -> ArrayRecord:
+        """As the function of this name."""
+        record = ArrayRecord()
+        for name, tensor in tensors.items():
+            if id(tensor) not in self._written:
+                self._written[id(tensor)] = tensor, _array(tensor)
+            array = self._written[id(tensor)][1]
+            record[name] = _made(array.dtype, array.shape, array.stype, array.data)
+        return record
+
+
 def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
     """A record of just these arrays; `ArrayRecord(arrays)` is one of copies, each checked anew."""
     record = ArrayRecord()

@@ -177,7 +177,7 @@ def _messages(
     settings: for all clients. by_client: {client: settings for it alone}.
     """
     sent, lacking = state.lacking(starts, passing)
-    messages = []
+    messages, encoder = [], wire.Encoder()
     for client, tensors in lacking.items():
         mirror = state.mirror(client)
         merges, how = state.base.catch_up(mirror.base_version)
@@ -186,8 +186,8 @@ def _messages(
         base = {"base-key": state.base.key, "base-update": how}
         entries: dict[str, Any] = {**settings, **about, **base, **by_client.get(client, {})}
         config = ConfigRecord(entries)
-        content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: config})
+        content = RecordDict({wire.STATE: encoder.encode(tensors), wire.CONFIG: config})
         if merges:
-            content[base_offset.RECORD] = wire.encode(merges)
+            content[base_offset.RECORD] = encoder.encode(merges)
         messages.append(Message(content, exchange.by_client[client], message_type))
     return sent, messages

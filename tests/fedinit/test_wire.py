@@ -73,3 +73,21 @@ def test_a_decoded_tensor_owns_its_memory() -> None:
     record = wire.encode({"x": torch.ones(2)})
     wire.decode(record)["x"].zero_()
     assert wire.decode(record)["x"].tolist() == [1, 1]
+
+
+def test_what_many_messages_hold_is_written_once_and_is_the_same_bytes(monkeypatch) -> None:
+    """A merge of many clients' factors is megabytes, and went to each of them as a copy of its own."""
+    shared, own = torch.randn(3, 4), [torch.randn(2) for _ in range(3)]
+    made: list[int] = []
+    array = wire._array
+    monkeypatch.setattr(wire, "_array", lambda tensor: made.append(id(tensor)) or array(tensor))
+    encoder = wire.Encoder()
+    records = [encoder.encode({"shared": shared, "own": value}) for value in own]
+    assert len(made) == 1 + len(own)
+    assert all(record["shared"].data is records[0]["shared"].data for record in records)
+    assert len({id(record["shared"]) for record in records}) == 3  # what Flower does to one is not done to another
+    for record, value in zip(records, own, strict=True):
+        assert record.keys() == wire.encode({"shared": shared, "own": value}).keys()
+        assert all(
+            record[name].data == array.data for name, array in wire.encode({"shared": shared, "own": value}).items()
+        )
