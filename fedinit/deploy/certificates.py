@@ -99,6 +99,8 @@ def renew(server: Path, authority: Path, days: int) -> x509.Certificate:
         raise InputError(f"{authority}: not the authority of {server / 'server.crt'}") from error
     if signer.public_key() != own.public_key():
         raise InputError(f"{authority}: its key is not that of its certificate")
+    if days < 1:
+        raise InputError(f"--days {days}: expected 1 or more; the certificate is as it was")
     if days_left(own) < days:
         raise InputError(
             f"{authority / 'ca.crt'}: has {days_left(own)} days left itself, fewer than --days {days}; its end is the "

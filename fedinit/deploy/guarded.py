@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import ipaddress
 import logging
+import re
 import sys
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,6 +24,7 @@ import tomli
 
 COMPONENTS = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
 FILES = {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){1,3}((a|b|rc|\.dev|\.post)\d{1,4})?", re.ASCII)
 LARGEST = 2**20  # bytes of a file in a bundle, unpacked
 FOR_SITES = "/v1/fleet/"  # what a SuperNode asks the server for
 
@@ -41,11 +43,19 @@ def fault(bundle: bytes) -> str:
             if len(names) != len(set(names)) or any(entry.file_size > LARGEST for entry in entries):
                 return "it holds a file twice, or one that is too large"
             project = tomli.loads(archive.read("pyproject.toml").decode("utf-8"))
-        components = project["tool"]["flwr"]["app"]["components"]
+        about = project["project"]
+        app = project["tool"]["flwr"]["app"]
+        named = about["name"], app["publisher"]
+        version, components = about["version"], app["components"]
     except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises)
         return f"it cannot be read ({type(error).__name__})"
     if components != COMPONENTS:
         return "it names other apps than those of fedinit"
+    if named != ("fedinit", "fedinit"):
+        return "it has another name or publisher than fedinit"
+    # Flower makes a folder of it: nothing but numbers and points in between, so that it leads nowhere else.
+    if not isinstance(version, str) or not VERSION.fullmatch(version):
+        return "its version is none"
     return ""
 
 

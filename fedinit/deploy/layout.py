@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
+import re
 import secrets
 import shlex
 import shutil
@@ -27,6 +29,7 @@ from fedinit.config.schema import Config
 from fedinit.deploy import certificates
 from fedinit.errors import InputError
 
+HOST = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?(%\w+)?", re.ASCII)
 PROJECT = "pyproject.toml"  # of the app
 SECRET = "noise-secret-file"  # a site's setting: where its secret lies
 WRITTEN = ("cache-dir", "state-dir")  # those of a site's settings that name a folder it writes to
@@ -73,6 +76,9 @@ class Federation:
             )
         if not Path(self.installed).is_absolute() or set(self.installed) & set(" \t\n%\"'\\$"):
             raise InputError(f"--installed {self.installed}: expected an absolute path without blanks and quotes")
+        for host in self.hosts:
+            if not HOST.fullmatch(host):
+                raise InputError(f"--host {host}: expected a name or an address, such as fed.example.org or 192.0.2.7")
 
     @property
     def bind(self) -> str:
@@ -97,9 +103,11 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
     try:
         for name, text in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text, encoding="utf-8", newline="\n")  # sh knows no other line end
-            if name.endswith((".sh", ".secret")):
-                (folder / name).chmod(0o700 if name.endswith(".sh") else 0o600)
+            # Made with its mode: what is changed after can be read before.
+            mode = 0o700 if name.endswith(".sh") else 0o600 if name.endswith(".secret") else 0o666
+            made = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with open(made, "w", encoding="utf-8", newline="\n") as file:  # sh knows no other line end
+                file.write(text)
         if federation.secure:
             _keys(folder, federation)
     except BaseException:
@@ -224,6 +232,11 @@ def _unit(folder: str, program: str, federation: Federation, places: Sequence[st
     """places: what the program writes to besides its own folder; those that are relative are in it."""
     place = f"{federation.installed}/{folder}"
     # One that is not there yet is left out by systemd, where a "-" is before it, and does not keep the program from it.
+    for other in places:
+        if set(other) & set('"\\\n\r'):
+            raise InputError(
+                f"{other!r}: a place with quotes, a backslash or a line break in it cannot be in a unit file"
+            )
     elsewhere = [other.replace("%", "%%") for other in places if Path(other).is_absolute()]
     writable = " ".join([place, *(f'"-{other}"' for other in elsewhere)])
     return f"""[Unit]

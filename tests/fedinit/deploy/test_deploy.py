@@ -241,6 +241,8 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--port", "9099", "--host", "x.org"], "--port 9099: --node-port 9094 gives it to"),
         (["deploy", "init", "{new}", "--installed", "opt"], "--installed opt: expected an absolute path"),
         (["deploy", "init", "{new}", "--installed", "/a b"], "--installed /a b: expected an absolute path"),
+        (["deploy", "init", "{new}", "--host", "a;touch x"], "--host a;touch x: expected a name or an address"),
+        (["deploy", "init", "{new}", "output_dir='/x\" \"/etc'"], "a place with quotes, a backslash or a line break"),
         (["deploy", "up", "--port", "70000"], "--port 70000: expected 1 to 65535"),
         (["deploy", "up", "--prt", "7000"], "--prt: not an option of fedinit deploy up"),
         (["deploy", "run", "{new}"], "no federation.json there"),
@@ -382,6 +384,8 @@ def test_a_renewed_server_is_trusted_with_the_authority_that_the_sites_have(tmp_
     ("words", "expected"),
     [
         (["renew", "{f}", "--days", "9000"], "days left itself, fewer than --days 9000"),
+        (["renew", "{f}", "--days", "0"], "--days 0: expected 1 or more; the certificate is as it was"),
+        (["renew", "{f}", "--days", "-5"], "--days -5: expected 1 or more"),
         (["renew", "{f}", "--ca", "{g}/ca"], "not the authority of"),
         (["renew", "{f}", "--ca", "{f}/nowhere"], "No such file or directory; a renewal needs"),
         (["renew", "{f}", "--ca", "{f}/server"], "No such file or directory; a renewal needs"),
@@ -397,6 +401,14 @@ def test_a_renewal_that_cannot_be(words, expected, tmp_path, capsys):
     assert cli.main(["deploy", *given]) == 2
     said = capsys.readouterr().err
     assert expected in said and said.count("\n") == 1 and (tmp_path / "f/server/server.crt").read_bytes() == before
+
+
+def test_no_secret_can_be_read_before_it_is_closed(tmp_path, monkeypatch):
+    """Made with its mode, not given it after: chmod has nothing to do."""
+    monkeypatch.setattr(Path, "chmod", lambda *_: pytest.fail("a file was there before it had its mode"))
+    assert init(tmp_path / "f") == 0
+    closed = [*(tmp_path / "f").rglob("*.sh"), *(tmp_path / "f").rglob("*.secret")]
+    assert closed and all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in closed)
 
 
 def test_what_others_on_the_machine_cannot_read(made):

@@ -38,7 +38,14 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 def project(**components: str) -> bytes:
-    return tomli_w.dumps({"tool": {"flwr": {"app": {"components": components}}}}).encode()
+    return of_project(components)
+
+
+def of_project(components: dict[str, str], publisher: object = "fedinit", **about: object) -> bytes:
+    app = {"components": components, "publisher": publisher}
+    return tomli_w.dumps(
+        {"project": {"name": "fedinit", "version": "0.1.0", **about}, "tool": {"flwr": {"app": app}}}
+    ).encode()
 
 
 def test_the_apps_that_fedinit_makes_are_let_in(honest):
@@ -66,6 +73,29 @@ def test_the_apps_that_fedinit_makes_are_let_in(honest):
 def test_a_bundle_of_anything_else_is_not(honest, spoil):
     assert fault(packed(spoil(files_of(honest))))
     assert fault(packed(files_of(honest))) == ""  # the control: packing it is not what is refused
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        dict(version="1.0.0/../../../escaped/x"),
+        dict(version="/tmp/x"),
+        dict(version=".."),
+        dict(version="1.0\n"),
+        dict(version="1..0"),
+        dict(version=[1, 0]),
+        dict(version=""),
+        dict(name="../fedinit"),
+        dict(name="other"),
+        dict(publisher="a/../.."),
+        dict(publisher=["fedinit"]),
+    ],
+)
+def test_a_bundle_whose_folder_would_be_elsewhere_is_not(honest, about):
+    """Flower unpacks it into apps/<publisher>.<name>.<version>.<hash>, and a version may be a path."""
+    files = files_of(honest) | {"pyproject.toml": of_project(guarded.COMPONENTS, **about)}
+    assert fault(packed(files))
+    assert not fault(packed(files | {"pyproject.toml": of_project(guarded.COMPONENTS, version="12.0.1rc1")}))
 
 
 @pytest.mark.parametrize("bundle", [b"", b"PK\x03\x04", bytes(10**6)])
