@@ -171,6 +171,20 @@ def backbones(tmp_path_factory) -> list[Path]:
 
 
 @pytest.mark.slow
+def test_a_site_is_the_client_that_its_key_was_registered_as(tmp_path):
+    """SuperLink, registered keys, TLS: the name that the server gave a key reaches its ServerApp."""
+    config = config_of(tmp_path)
+    with federation(tmp_path, config, secure=True) as made:
+        script = made.folder / "site-1/supernode.sh"
+        script.write_text(script.read_text().replace("partition-id=1", "partition-id=0"))
+        made.start()
+        with pytest.raises(DeployFailed) as failed:
+            finish(made, made.server.start_run(), config, starts=1)
+    said = " ".join(str(failed.value).split())
+    assert "it is registered as site-1, and says that it is client 0" in said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "said"),
     [

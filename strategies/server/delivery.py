@@ -6,6 +6,7 @@ node, and waits until the deadline for a node that was started again and knows n
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -23,12 +24,20 @@ from strategies.server.pulling import Pulled, unreadable
 AWAY = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
 POLL_SECONDS = (0.2, 2.0)  # between two looks for replies, at first and at most
 LOOK_SECONDS = 4.0  # between two looks at the nodes
+SITE = re.compile(r"site-(\d{1,9})", re.ASCII)
 UNLIMITED: Mapping[int, Limit] = MappingProxyType({})
 
 
 def activations(nodes: Iterable[NodeInfo]) -> dict[int, str]:
     """{node id: when it last came online} of the nodes that are online."""
     return {int(node.node_id): str(node.last_activated_at) for node in nodes}
+
+
+def registered(nodes: Iterable[NodeInfo]) -> dict[int, int]:
+    """{node id: partition id} of the nodes whose keys `fedinit deploy` registered, under the names of their folders,
+    site-<partition id>. The name is the server's, and a node cannot change it."""
+    named = {int(node.node_id): SITE.fullmatch(str(node.name)) for node in nodes}
+    return {node: int(found[1]) for node, found in named.items() if found}
 
 
 class WatchedGrid(Grid):

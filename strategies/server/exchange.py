@@ -19,7 +19,7 @@ from fedinit import wire
 from fedinit.errors import Code, RunFailed
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
-from strategies.server.delivery import AWAY, WatchedGrid, activations
+from strategies.server.delivery import AWAY, WatchedGrid, activations, registered
 from strategies.server.meeting import Meeting, divided
 from strategies.server.replies import Asked, Refusal, match_replies, of_error, too_large
 
@@ -243,6 +243,10 @@ class Exchange:
         elif known:
             said |= self._greet(fresh[1:], round, timeout, waiting)
         self._greeted |= {node: online[node] for node in said}
+        for node, client in ({} if known else registered(nodes)).items():
+            answer = said.get(node)
+            if isinstance(answer, Introduction) and answer.client != client:
+                said[node] = f"it is registered as site-{client}, and says that it is client {answer.client}"
         if not isinstance(nodes, list) and self._greeted.keys() >= online.keys():
             self._all_greeted = nodes
         return said

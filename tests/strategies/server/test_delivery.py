@@ -248,6 +248,27 @@ def test_nobody_takes_the_place_of_a_client_that_is_there(undisturbed):
     assert ("node_refused", {"round": 1, "detail": "partition-id 1 is another node's"}) in watcher.events
 
 
+def test_a_node_is_the_client_that_its_key_was_registered_as(undisturbed):
+    """Two nodes say at once that they are client 1, the stranger first: the name of its key is the server's."""
+    config, site, expected = undisturbed(["strategy=lora_fair"])
+
+    def started(names):
+        class Named(LocalGrid):
+            def get_nodes(self):
+                return [NodeInfo(node_id=node, name=names.get(node, "")) for node in sorted(self.contexts)]
+
+        grid, watcher = Named(Cohort(site), 3, strict=True), Watcher()
+        grid.contexts[7] = Context(1, 7, dict(grid.contexts[1001].node_config), RecordDict(), {})
+        hash_ = federate(config, grid, site.backbone, observers=[watcher]).final_hash
+        return hash_, [facts["detail"] for kind, facts in watcher.events if kind == "node_refused"]
+
+    own = {1000: "site-0", 1001: "site-1", 1002: "site-2"}
+    said = "node 7: it is registered as site-9, and says that it is client 1"
+    assert started(own | {7: "site-9"}) == (expected, [said])
+    # The control: keys without names, as flwr's own command may register them, leave it to who comes first.
+    assert started({})[1] == ["node 1001: " + TWICE]
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
