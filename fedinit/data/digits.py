@@ -29,6 +29,11 @@ class Digits(DomainSource):
     def known_domains(self) -> tuple[str, ...]:
         return DOMAINS if self.domains is None else self.domains
 
+    @property
+    def known_classes(self) -> tuple[str, ...] | None:
+        every = tuple(map(str, range(10)))
+        return self.classes if isinstance(self.classes, tuple) else every[: self.classes]
+
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """Grey whatever the model wants: for three channels the one is shown three times, in the same memory."""
         from fedinit.data.catalogue import Catalogue

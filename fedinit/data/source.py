@@ -44,6 +44,11 @@ class Source(ABC):
         """The names of the domains, in their order, where they are known before anything is read."""
         return None
 
+    @property
+    def known_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, likewise."""
+        return None
+
     def content(self, held: Collection[str] = ()) -> Content | None:
         """What the data are, wherever they lie, so that a run is known by them and not by their place; None where they
         are a function of the options alone, or their place is not set.
@@ -89,6 +94,10 @@ class ImageSource(Source):
             object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
         if self.validation_fraction is not None:
             within("data.validation_fraction", self.validation_fraction, 0, 1, open_low=True, open_high=True)
+
+    @property
+    def known_classes(self) -> tuple[str, ...] | None:
+        return self.classes if isinstance(self.classes, tuple) else None
 
     @abstractmethod
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedinit.config.schema import Config
+from fedinit.scores import Accuracy, RecoveryError
 from fedinit.transport.introduction import Introduction
 from strategies.server.method import needed
 
@@ -16,22 +17,25 @@ class Meeting:
 
     quorum: how many are enough where some cannot be used: a number (int), or a share of all (float).
     clients, classes, domains: how many there are, and the names of both, as far as the configuration says so itself.
+    score: what models are judged by; None: as the clients say.
     """
 
     quorum: int | float = 1.0
     clients: int | None = None
     classes: frozenset[str] | None = None
     domains: frozenset[str] | None = None
+    score: str | None = None
 
     @staticmethod
     def of(config: Config) -> Meeting:
         """What this configuration wants."""
-        domains, classes = config.data.known_domains, getattr(config.data, "classes", None)
+        domains, classes = config.data.known_domains, config.data.known_classes
         return Meeting(
             quorum=config.quorum,
             clients=config.partition.count(domains),
-            classes=frozenset(classes) if isinstance(classes, tuple) else None,
+            classes=None if classes is None else frozenset(classes),
             domains=None if domains is None else frozenset(domains),
+            score=(RecoveryError if config.data.is_regression else Accuracy).name,
         )
 
     def enough(self, said: int, wanted: int) -> bool:
@@ -49,6 +53,8 @@ class Meeting:
         for key, known in (("classes", self.classes), ("domains", self.domains)):
             if known is not None and known != frozenset(getattr(introduction, key)):
                 return f"{who} has other {key} than the run: {list(getattr(introduction, key))}"
+        if self.score is not None and introduction.score != self.score:
+            return f"{who} has another score than the run: {introduction.score}"
         if self.clients is not None and introduction.partitions != self.clients:
             return f"{who} knows of {introduction.partitions} clients, the run of {self.clients}"
         return ""

@@ -8,7 +8,7 @@ from sklearn import datasets
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
-from fedinit.data.digits import DOMAINS, load_digits
+from fedinit.data.digits import DOMAINS, Digits, load_digits
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,11 @@ def test_dataset_refuses_columns_that_do_not_fit(digits):
         replace(digits, class_names=digits.class_names[:9])
     with pytest.raises(ValueError, match="domains"):
         replace(digits, domains=digits.domains - 1)
+
+
+def test_the_classes_are_known_before_anything_is_drawn():
+    """So that a server need not take a client's word for them."""
+    for classes in (None, 4, ("7", "1")):
+        data = Digits(classes=classes)
+        drawn = data.load(1, (32, 32), 0)
+        assert data.known_classes == drawn.class_names

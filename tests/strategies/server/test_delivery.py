@@ -485,3 +485,24 @@ def test_a_site_without_a_usable_partition_id_is_told_so(given):
     node = {} if given is None else {"partition-id": given}
     with pytest.raises(InputError, match="no partition-id|expected a whole number"):
         Site.partition_of(types.SimpleNamespace(partitions=()), types.SimpleNamespace(node_config=node))
+
+
+@pytest.mark.parametrize("facts", [{"classes": ["x", "y"]}, {"score": "recovery_error"}])
+def test_of_two_clients_the_one_that_says_what_the_run_is_not_is_left_out(facts):
+    """Client 0, on whose side a draw would be."""
+    config = small_config("rounds=1", "data.domains=[plain,inverted]", "client.max_steps=1", "quorum=0.5")
+    site, watcher = Site(config), Watcher()
+    honest = Cohort(site)
+
+    def handler(pairs):
+        replies = honest(pairs)
+        for message, reply in zip(pairs, replies, strict=True):
+            if message[1].node_id == 1000 and message[0].metadata.message_type == "query.describe":
+                for key, value in facts.items():
+                    reply.content["config"][key] = value
+        return replies
+
+    outcome = federate(config, LocalGrid(handler, 2, strict=True), site.backbone, observers=[watcher])
+    assert outcome.rounds == 1
+    (told,) = [about["detail"] for kind, about in watcher.events if kind == "node_refused"]
+    assert told.startswith(f"node 1000: client 0 has {'other classes' if 'classes' in facts else 'another score'}")
