@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients import budget, guard, secagg
@@ -79,7 +79,7 @@ class Decoder:
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
             if message_type == QUERY:
                 part = self.site.partition_of(context)
-                return Decoded(None, Message(secagg.answer(message, context, part.client), reply_to=message))
+                return Decoded(None, Message(secagg.answer(message, context, part.client, keeper), reply_to=message))
             if message_type == "query.project":  # of what this client released, and of nothing else that it has
                 return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
             if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):
@@ -119,6 +119,9 @@ class Decoder:
             notes["epsilon"], delta = spent, privacy.delta
         if keeper is not None:
             keeper.check_privacy(spent, delta, len(part.train))
+        base = self.bases.receive(message, received[RECORD], context)
+        if self._masks:
+            secagg.begin(message, context, keeper, self._start_digest(config, base, keeper))
         return Task(
             client=part.client,
             round=round,
@@ -126,7 +129,7 @@ class Decoder:
             adapter=adapter,
             head=head,
             trainable=frozenset(trainable),
-            base=self.bases.receive(message, received[RECORD], context),
+            base=base,
             offset=offset,
             step_scales=_step_scales(message, context, adapter, head),
             choice=_slot_choice(message),
@@ -156,9 +159,12 @@ class Decoder:
         means, factors = wire.from_tensors(received[wire.STATE])[0], wire.from_tensors(wire.decode(update))[0]
         if means.keys() != factors.keys():
             raise Refused("the server asked for the second phase of other layers than this client has trained")
+        means_digest, made = digest.of_tensors(received[wire.STATE]), digest.of_tensors(wire.decode(update))
         if (keeper := self._keeper(context)) is not None:
             keeper.check_masked()
-            keeper.project(round, digest.of_tensors(received[wire.STATE]))
+            keeper.project(round, made, means_digest)
+        if self._masks:
+            secagg.begin(message, context, keeper, made, means_digest)
         task = Task(part.client, round, part.train, means, {}, frozenset())
         return projection(self.site, task, factors, message, context)
 
@@ -205,6 +211,18 @@ class Decoder:
         """Of this client's own limits; None where it has none, as on a machine that is the server's too."""
         limits = Limits.of(context.node_config) if self.deployed else None
         return None if limits is None else Keeper(self.site, limits, context)
+
+    @property
+    def _masks(self) -> bool:
+        """Whether updates leave this site masked."""
+        return self.site.config.secure_aggregation.name != "none"
+
+    def _start_digest(self, config: ConfigRecord, base: str, keeper: Keeper | None) -> str:
+        """A digest of what is trained from: adapters and head, which `_start` has compared with what the message says
+        that they are, and the base, whose key may be any that the server made up."""
+        start = str(config["start-digest"])
+        strict = keeper is not None and keeper.limits.require_secure_aggregation and base != EMPTY
+        return digest.of_tensors(self.bases.known[base]) + start if strict else start
 
     def _start(
         self, message: Message, received: Received, context: Context
