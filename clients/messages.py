@@ -224,6 +224,13 @@ class Decoder:
         strict = keeper is not None and keeper.limits.require_secure_aggregation and base != EMPTY
         return digest.of_tensors(self.bases.known[base]) + start if strict else start
 
+    def _check_own(self, context: Context) -> None:
+        """Raise Refused for a message about factors that this client keeps to itself, where updates are masked: its
+        score and its statistics are not, and no method of sums leaves a client any."""
+        keeper = self._keeper(context)
+        if self._masks or (keeper is not None and keeper.limits.require_secure_aggregation):
+            raise Refused("the server asked for a client's own factors, where updates are masked (secure_aggregation)")
+
     def _start(
         self, message: Message, received: Received, context: Context
     ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
@@ -233,6 +240,8 @@ class Decoder:
         Raises LookupError where that is not the start that the server made.
         """
         config, tensors, known = wire.config(message), received[wire.STATE], held(context)
+        if wire.words(config, "personal") or config.get("own-factors", False):
+            self._check_own(context)
         retained = {f"/{part}" for part in wire.words(config, "keep")}
         kept = {
             name: value for name, value in tensors.items() if name[-2:] in retained and not name.startswith(wire.HEAD)

@@ -152,3 +152,18 @@ def test_a_site_that_does_not_insist_on_masks_unmasks_one_set_a_round_for_good(s
 def test_masks_are_insisted_on_with_a_book_that_lasts(site):
     with pytest.raises(Refusing, match="this site needs a state-dir for its book of sums"):
         Lying(site, None).sum(1, range(4))
+
+
+def test_a_masked_update_is_not_scored_or_measured_as_a_clients_own(site, server):
+    """Neither is unmasked, and no method of sums leaves a client factors of its own."""
+    said = "a client's own factors, where updates are masked"
+    with pytest.raises(Refusing, match=said):
+        server.sum(2, range(4), own_factors=True)
+    for kind in ("train", "evaluate", "query.statistics"):
+        with pytest.raises(Refusing, match=said):
+            server.ask(0, kind, server.question(1, personal=["A", "B"], accepted=1, request="{}"), server.start)
+    server.ask(0, "evaluate", server.question(1), server.start)
+    open_run = Site(small_config(*WORDS, WHOLE))
+    server.restart(open_run)  # nor in a run that is not masked, of a site that insists on it
+    with pytest.raises(Refusing, match=said):
+        server.ask(0, "evaluate", server.question(1, personal=["B"], accepted=1), server.start)
