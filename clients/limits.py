@@ -27,6 +27,7 @@ from filelock import FileLock
 from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
+from clients import sums
 from clients.site import Site
 from fedinit.config.limits import Limited, Limits
 from fedinit.errors import InputError
@@ -135,27 +136,42 @@ class Keeper:
             raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
 
     def check_masked(self) -> None:
-        """Raise Limited for training whose update would leave as it is."""
-        if self.limits.require_secure_aggregation and self.site.config.secure_aggregation.name == "none":
+        """Raise Limited for training whose update would leave as it is, or whose sums a restart would make forget."""
+        if not self.limits.require_secure_aggregation:
+            return
+        if self.site.config.secure_aggregation.name == "none":
             raise Limited(
                 "this site sends no update that is not masked, require-secure-aggregation=true: the run needs "
                 "secure_aggregation=secagg"
             )
+        if self.file is None:
+            raise Limited("require-secure-aggregation=true: this site needs a state-dir for its book of sums")
 
-    def project(self, round: int, means: str) -> None:
-        """Write down that the second phase of a round is answered, for means of this digest. Raises Limited for other
-        means than were answered for: of enough of them the whole update could be put together."""
+    def mask(self, wanted: sums.Sum, asked: str) -> None:
+        """Before an answer is masked for a sum. asked: the question. Raises Limited for one that says too much."""
+        if self.limits.require_secure_aggregation:
+            with self._book() as book:
+                sums.mask(book, self._run, wanted, asked)
+
+    def unmask(self, wanted: sums.Sum) -> None:
+        """Write down whose sum is unmasked. Raises Limited where another was before."""
+        with self._book() as book:
+            sums.unmask(book, self._run, wanted, self.limits.require_secure_aggregation)
+
+    def project(self, round: int, update: str, means: str) -> None:
+        """Write down that the second phase of a round is answered, about the update and for the means of these digests.
+        Raises Limited for other means than were answered for, in this round or about this update: of enough of them the
+        whole update could be put together."""
         most = self.limits.projections_per_round
         with self._book() as book:
-            answered = book["runs"].setdefault(self._run, {}).setdefault("projections", {}).setdefault(str(round), [])
-            if means in answered:
-                return
-            if len(answered) >= most:
-                raise Limited(
-                    f"this site has answered the second phase of round {round} for other means, and "
-                    f"projections-per-round={most}"
-                )
-            answered.append(means)
+            answered = book["runs"].setdefault(self._run, {}).setdefault("projections", {})
+            for what, key in ((f"round {round}", str(round)), (f"the update of round {round}", update)):
+                if means not in answered.get(key, ()) and len(answered.get(key, ())) >= most:
+                    raise Limited(
+                        f"this site has answered the second phase of {what} for other means, and "
+                        f"projections-per-round={most}"
+                    )
+                answered[key] = sorted({*answered.get(key, ()), means})
 
     def train(self, steps: int) -> int:
         """Write down so many private steps; those of this run so far, with these."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from clients import budget, guard, secagg
@@ -79,7 +79,7 @@ class Decoder:
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
             if message_type == QUERY:
                 part = self.site.partition_of(context)
-                return Decoded(None, Message(secagg.answer(message, context, part.client), reply_to=message))
+                return Decoded(None, Message(secagg.answer(message, context, part.client, keeper), reply_to=message))
             if message_type == "query.project":  # of what this client released, and of nothing else that it has
                 return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
             if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):
@@ -120,6 +120,9 @@ class Decoder:
             notes["epsilon"], delta = spent, privacy.delta
         if keeper is not None:
             keeper.check_privacy(spent, delta, len(part.train))
+        base = self.bases.receive(message, received[RECORD], context)
+        if self._masks:
+            secagg.begin(message, context, keeper, self._start_digest(config, base, keeper))
         return Task(
             client=part.client,
             round=round,
@@ -127,7 +130,7 @@ class Decoder:
             adapter=adapter,
             head=head,
             trainable=frozenset(trainable),
-            base=self.bases.receive(message, received[RECORD], context),
+            base=base,
             offset=offset,
             step_scales=_step_scales(message, context, adapter, head),
             choice=_slot_choice(message),
@@ -157,9 +160,12 @@ class Decoder:
         means, factors = wire.from_tensors(received[wire.STATE])[0], wire.from_tensors(wire.decode(update))[0]
         if means.keys() != factors.keys():
             raise Refused("the server asked for the second phase of other layers than this client has trained")
+        means_digest, made = digest.of_tensors(received[wire.STATE]), digest.of_tensors(wire.decode(update))
         if (keeper := self._keeper(context)) is not None:
             keeper.check_masked()
-            keeper.project(round, digest.of_tensors(received[wire.STATE]))
+            keeper.project(round, made, means_digest)
+        if self._masks:
+            secagg.begin(message, context, keeper, made, means_digest)
         task = Task(part.client, round, part.train, means, {}, frozenset())
         return projection(self.site, task, factors, message, context)
 
@@ -210,6 +216,25 @@ class Decoder:
         limits = Limits.of(context.node_config) if self.deployed else None
         return None if limits is None else Keeper(self.site, limits, context)
 
+    @property
+    def _masks(self) -> bool:
+        """Whether updates leave this site masked."""
+        return self.site.config.secure_aggregation.name != "none"
+
+    def _start_digest(self, config: ConfigRecord, base: str, keeper: Keeper | None) -> str:
+        """A digest of what is trained from: adapters and head, which `_start` has compared with what the message says
+        that they are, and the base, whose key may be any that the server made up."""
+        start = str(config["start-digest"])
+        strict = keeper is not None and keeper.limits.require_secure_aggregation and base != EMPTY
+        return digest.of_tensors(self.bases.known[base]) + start if strict else start
+
+    def _check_own(self, context: Context) -> None:
+        """Raise Refused for a message about factors that this client keeps to itself, where updates are masked: its
+        score and its statistics are not, and no method of sums leaves a client any."""
+        keeper = self._keeper(context)
+        if self._masks or (keeper is not None and keeper.limits.require_secure_aggregation):
+            raise Refused("the server asked for a client's own factors, where updates are masked (secure_aggregation)")
+
     def _start(
         self, message: Message, received: Received, context: Context
     ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
@@ -219,6 +244,8 @@ class Decoder:
         Raises LookupError where that is not the start that the server made.
         """
         config, tensors, known = wire.config(message), received[wire.STATE], held(context)
+        if wire.words(config, "personal") or config.get("own-factors", False):
+            self._check_own(context)
         retained = {f"/{part}" for part in wire.words(config, "keep")}
         kept = {
             name: value for name, value in tensors.items() if name[-2:] in retained and not name.startswith(wire.HEAD)

@@ -2,7 +2,7 @@
 
 What it keeps between the stages is in its Context, for the round alone: keys, seed, whose sealed shares it holds, and
 which stage it is at. Every stage is answered once, so that no key masks two vectors and nobody gets both secrets of a
-client.
+client. Which sums there were is in the book of a site that has one (clients/sums.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
 from torch import Tensor
 
+from clients.limits import Keeper
+from clients.sums import Sum, question
 from fedinit import wire
 from fedinit.errors import Refused
 from fedinit.secagg import masks, secrets
@@ -29,8 +31,10 @@ KINDS = {"train": "secagg", "query.project": "secagg-images"}  # what a sum is o
 REVEALED = "revealed-"  # what was unmasked in the round, by what it is of: {whose sum}
 
 
-def answer(message: Message, context: Context, client: int) -> RecordDict:
-    """The reply to a stage that is no training. Raises Refused for a stage out of turn, or what is none."""
+def answer(message: Message, context: Context, client: int, keeper: Keeper | None = None) -> RecordDict:
+    """The reply to a stage that is no training. keeper: of the site's book, where it has one.
+
+    Raises Refused for a stage out of turn, or what is none."""
     config = wire.config(message)
     stage, round = wire.value(config, "stage", str), wire.value(config, "round", int)
     if stage == "keys":
@@ -38,8 +42,22 @@ def answer(message: Message, context: Context, client: int) -> RecordDict:
     if stage == "shares":
         return _shares(message, context, client, round)
     if stage == "unmask":
-        return _unmask(message, context, client, round)
+        return _unmask(message, context, client, keeper)
     raise Refused(f"the server asked for stage {stage!r} of a secret sum")
+
+
+def begin(message: Message, context: Context, keeper: Keeper | None, start: str, sent: str = "") -> None:
+    """Before the answer to this message is computed, which will be masked.
+
+    start: a digest of what it is computed from. sent: of what the message brings besides. Raises Refused for an answer
+    that with others would say more than a sum.
+    """
+    own, config = _own(context, message, "shared"), wire.config(message)
+    kind, round = KINDS[message.metadata.message_type], wire.value(config, "round", int)
+    if keeper is not None:
+        wanted = Sum(kind=kind, round=round, start=start, clients=_by_client(message))
+        keeper.mask(wanted, question(config, start + sent))
+    context.state[OWN] = ConfigRecord({**own, "start": start})
 
 
 def masked(
@@ -79,6 +97,9 @@ def masked(
 
 
 def _keys(context: Context, round: int) -> RecordDict:
+    before = context.state.get(OWN)
+    if isinstance(before, ConfigRecord) and wire.value(before, "round", int) > round:
+        raise Refused(f"the server asked for a secret sum of round {round}, after round {before['round']}")
     mask, seal, seed = secrets.new_key(), secrets.new_key(), os.urandom(masks.SEED)
     keys = {"mask-key": secrets.private_bytes(mask), "seal-key": secrets.private_bytes(seal), "seed": seed}
     public = secrets.public_bytes(mask) + secrets.public_bytes(seal)
@@ -103,19 +124,22 @@ def _shares(message: Message, context: Context, client: int, round: int) -> Reco
     return RecordDict({RECORD: ConfigRecord({**sealed})})
 
 
-def _unmask(message: Message, context: Context, client: int, round: int) -> RecordDict:
+def _unmask(message: Message, context: Context, client: int, keeper: Keeper | None) -> RecordDict:
     """Of a client that is left a share of its seed, of one that dropped out a share of its key; never both."""
     own, config = _own(context, message, "masked"), wire.config(message)
+    round, kind = wire.value(config, "round", int), wire.value(own, "kind", str)
     left = set(wire.value(config, "left", list))
     holders = set(wire.value(own, "holders", list))
     if not {client} <= left <= holders or len(left) < wire.value(own, "threshold", int):
         raise Refused(f"the server asked to unmask clients {sorted(left)}, a threshold is of {own['threshold']}")
     # The difference of two sums of a round is the update of whoever is in one of them alone.
-    revealed, kind = _revealed(context, round), REVEALED + wire.value(own, "kind", str)
-    if revealed.setdefault(kind, sorted(left)) != sorted(left):
+    revealed, name = _revealed(context, round), REVEALED + kind
+    if revealed.setdefault(name, sorted(left)) != sorted(left):
         raise Refused(
-            f"the server asked to unmask clients {sorted(left)}, after clients {revealed[kind]} in round {round}"
+            f"the server asked to unmask clients {sorted(left)}, after clients {revealed[name]} in round {round}"
         )
+    if keeper is not None:
+        keeper.unmask(Sum(kind=kind, round=round, start=wire.value(own, "start", str), clients=left))
     public = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
     shares: dict[str, bytes] = {}
     for other in sorted(holders):

@@ -16,6 +16,7 @@ from fedinit.errors import Code, RunFailed
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from strategies.server.secure_sum import collect_sum
+from tests.support.lying import Lying, Refusing
 from tests.support.serving import exchange_over, method_of, registered
 from tests.support.small import small_config
 
@@ -38,10 +39,11 @@ def deployed(site: Site, node_config: dict[str, object], seen: list[tuple[Messag
 
 
 @pytest.mark.parametrize(("words", "code"), [((), Code.limit), (("secure_aggregation=secagg",), None)])
-def test_a_site_that_insists_on_masks_sends_no_open_update(words, code):
+def test_a_site_that_insists_on_masks_sends_no_open_update(words, code, tmp_path):
     site, seen = Site(small_config(*SHORT, *words)), []
     with contextlib.suppress(RunFailed):
-        handler = deployed(site, {"require-secure-aggregation": True}, seen)
+        own = {"require-secure-aggregation": True, "state-dir": str(tmp_path)}
+        handler = deployed(site, own, seen)
         federate(site.config, LocalGrid(handler, len(site.partitions)), site.backbone)
     trained = [reply for message, reply, _ in seen if message.metadata.message_type == "train"]
     assert {reply.error.code if reply.has_error() else None for reply in trained} == {code}
@@ -74,6 +76,22 @@ def test_a_site_answers_one_question_of_a_second_phase_a_round(tmp_path):
     assert wire.to_bytes(same.content) == wire.to_bytes(first.content)
     assert other.has_error() and other.error.code == Code.limit
     assert "second phase of round 1 for other means, and projections-per-round=1" in other.error.reason
+
+
+def test_an_update_is_asked_about_once_whatever_the_round_is_called(tmp_path):
+    """With all images in a batch, two rounds from one start make the same update."""
+    lying = Lying(
+        Site(small_config(*SHORT, *TWO, "client.batch_size=1024")), tmp_path, require_secure_aggregation=False
+    )
+    means = {name: torch.ones_like(value) for name, value in lying.start.items() if not name.startswith(wire.HEAD)}
+    for round in (1, 2):
+        lying.ask(0, "train", lying.question(round, second_phase=True), lying.start)
+        lying.ask(0, "query.project", {"round": round}, means)
+    with pytest.raises(Refusing, match="of round 2 for other means"):
+        lying.ask(0, "query.project", {"round": 2}, {name: 2 * value for name, value in means.items()})
+    lying.ask(0, "train", lying.question(3, second_phase=True), lying.start)
+    with pytest.raises(Refusing, match="the update of round 3 for other means"):
+        lying.ask(0, "query.project", {"round": 3}, {name: 2 * value for name, value in means.items()})
 
 
 def test_a_site_that_allows_two_answers_two(tmp_path):
