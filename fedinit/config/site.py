@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from fedinit.config.limits import KEYS as LIMITS
-from fedinit.config.limits import OFF
+from fedinit.config.limits import OFF, Limits
 from fedinit.config.schema import Config
 from fedinit.errors import InputError, Refused, did_you_mean
 from fedinit.home import expand_home
@@ -39,10 +39,7 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
     """
     if config.engine.name == "ray":
         raise Refused("engine=ray: is for simulations by run_sim.py; a client computes where it is: use engine=threads")
-    for key in node_config.keys() - {*SITE_KEYS, *OTHER_KEYS}:
-        known = sorted({*SITE_KEYS, *OTHER_KEYS})
-        near = did_you_mean(key, known)
-        raise InputError(f"--node-config {key}: no such setting of a site{near}; known: {', '.join(known)}")
+    check_settings(node_config)
     for key, (group, field, unset) in SITE_KEYS.items():
         if not hasattr(getattr(config, group), field):
             continue  # what this run chose does not read it
@@ -59,6 +56,17 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
             f"this site has no images for data={config.data.name}: start the node with --node-config 'data-root=\"…\"'"
         )
     return config
+
+
+def check_settings(node_config: Mapping[str, object]) -> Limits | None:
+    """A site's limits, by its --node-config; None where it took them off. Raises InputError for a setting that does not
+    exist, or a limit that is none."""
+    known = sorted({*SITE_KEYS, *OTHER_KEYS})
+    for key in sorted(node_config.keys() - {*known}):
+        raise InputError(
+            f"--node-config {key}: no such setting of a site{did_you_mean(key, known)}; known: {', '.join(known)}"
+        )
+    return Limits.of(node_config)
 
 
 def noise_secret(node_config: Mapping[str, object]) -> str:

@@ -139,12 +139,30 @@ def supernode() -> None:
     flower_supernode()
 
 
+def _say_limits(words: Sequence[str]) -> None:
+    """Print a site's limits before its node is there for a server; SystemExit, one line, for settings that are none."""
+    from flwr.common.config import parse_config_args
+
+    from fedinit.config.site import check_settings
+    from fedinit.errors import InputError
+
+    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--node-config"]
+    try:
+        print(f"limits: {check_settings(parse_config_args(given)) or 'off'}", file=sys.stderr, flush=True)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
+    except ValueError as error:  # in Flower's own words
+        raise SystemExit(f"error: --node-config {' '.join(given)}: {error}") from error
+
+
 def main(argv: Sequence[str]) -> None:
-    """Run one of the two, with the words after its name."""
+    """Run one of the two, with the words after its name. Raises SystemExit for words that are none."""
     programs = {"superlink": superlink, "supernode": supernode}
     if not argv or argv[0] not in programs:
         raise SystemExit(f"expected one of {', '.join(programs)}, and its words")
     sys.argv = [f"flower-{argv[0]}", *argv[1:]]
+    if argv[0] == "supernode":
+        _say_limits(argv[1:])
     programs[argv[0]]()
 
 

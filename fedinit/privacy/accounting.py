@@ -35,6 +35,13 @@ class Rounds:
     delta: float
     accountant: Literal["rdp", "pld"]
 
+    @property
+    def neighbours(self) -> str:
+        """What ε compares: two sets of clients that differ so."""
+        return (
+            "with one client replaced" if self.sampling == "fixed" and self.share < 1 else "with and without one client"
+        )
+
     def epsilon(self, noise: float, rounds: int) -> float:
         """ε of so many rounds at δ; 0 of none, infinity without noise. noise: standard deviation over the clip, z.
 

@@ -53,7 +53,8 @@ class ProgressObserver(Observer):
         if report.score is not None:
             self.score = f", {report.score}"
         loss = "" if report.train_loss is None else f", loss {figure(report.train_loss)}"
-        spent = "" if report.epsilon is None else f", ε {figure(report.epsilon)}"
+        epsilon = report.diagnostics.get("epsilon") if report.epsilon is None else report.epsilon
+        spent = "" if epsilon is None else f", ε {figure(epsilon)}"
         facts = f"{counted(len(report.clients), 'client')}{loss}{spent}{self.score}"
         if self.live is not None:
             self.live.refresh()

@@ -27,6 +27,11 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
     privacy = config.privacy
     if not isinstance(privacy, ClientPrivacyConfig):
         return None
+    if privacy.delta * clients >= 1:
+        raise InputError(
+            f"privacy.delta={privacy.delta:g}: expected less than one over the {clients} clients: a δ of that much is "
+            "met by telling all about one of them"
+        )
     fixed = privacy.sampling == "fixed"
     expected = sample_size(config.participation, clients) if fixed else config.participation * clients
     costs = Rounds(expected / clients, privacy.sampling, privacy.delta, privacy.accountant)
@@ -59,6 +64,9 @@ def affordable_rounds(config: Config, method: Method, audience: Audience) -> int
             f"ε = {mechanism.epsilon(1):.3g}; more noise, or privacy.noise=null, which is as much as it takes"
         )
     audience.event("privacy", spent_of(mechanism, rounds))
+    if rounds < config.rounds:
+        why = f"privacy.epsilon={privacy.epsilon:g} is spent by then"
+        audience.event("stops_early", {"after_round": rounds, "of": config.rounds, "detail": why})
     return rounds
 
 
@@ -74,6 +82,7 @@ def spent_of(mechanism: ClientMechanism, rounds: int) -> dict[str, object]:
         "rounds": rounds,
         "noise": mechanism.noise,
         **adaptive,
+        "neighbours": mechanism.costs.neighbours,
         "sampling": f"{mechanism.costs.sampling}, {mechanism.costs.share:g}",
         "detail": UNCOUNTED,
     }

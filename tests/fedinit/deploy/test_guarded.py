@@ -149,3 +149,26 @@ def test_flower_has_what_is_guarded():
     assert callable(api.create_app) and callable(node._pull_and_store_message) and callable(node._verify_fab)
     paths = {route.path for route in router.router.routes}
     assert "/v1/control/start-run" in paths and not any(path.startswith(guarded.FOR_SITES) for path in paths)
+
+
+def test_a_sites_limits_are_said_before_its_node_is_there(capsys):
+    words = ["--insecure", "--node-config", 'partition-id=1 min-images=20 statistics="none"', "--port", "9094"]
+    guarded._say_limits(words)
+    assert "limits: statistics=none min-images=20 min-test-images=8" in capsys.readouterr().err
+    guarded._say_limits(["--node-config", 'limits="off"'])
+    assert capsys.readouterr().err == "limits: off\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("partition-id=1 min-image=20", "min-image: no such setting of a site (did you mean 'min-images'?)"),
+        ("min-images=-1", "expected a whole number of 0 or more"),
+        ("partition-id=1 min-images=many", "--node-config "),
+    ],
+)
+def test_a_node_with_settings_that_are_none_does_not_start(settings, said, monkeypatch):
+    monkeypatch.setattr(guarded, "supernode", lambda: pytest.fail("it started"))
+    with pytest.raises(SystemExit) as ended:
+        guarded.main(["supernode", "--node-config", settings])
+    assert str(ended.value.code).startswith("error: ") and said in str(ended.value.code)

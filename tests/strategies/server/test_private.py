@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import math
 
 import pytest
 import torch
+from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit.errors import InputError
+from fedinit.privacy.accounting import Rounds
 from fedinit.runs.observer import Observer
+from fedinit.runs.progress import ProgressObserver
+from fedinit.scores import Accuracy
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
@@ -81,6 +86,34 @@ def test_a_run_stops_before_it_passes_epsilon():
     assert 0 < outcome.rounds < 4 and reports.rounds[-1].diagnostics["epsilon"] <= 3.5
     with pytest.raises(InputError, match="privacy.epsilon=0.5: one round with privacy.noise=2 has ε = "):
         run("strategy=fedit", "privacy.noise=2", "privacy.epsilon=0.5", *PRIVATE)
+
+
+def test_a_run_that_epsilon_ends_early_says_so_before_it_begins():
+    """And one that it does not end says nothing of the kind."""
+    words = ("strategy=fedit", *PRIVATE, "rounds=5", "privacy.noise=1.5")
+    whole = run(*words, "privacy.epsilon=1e3")[1]
+    assert len(whole.rounds) == 5 and not [kind for kind, _ in whole.events if kind == "stops_early"]
+    most = whole.rounds[2].diagnostics["epsilon"] + 1e-6
+    cut = run(*words, f"privacy.epsilon={most}")[1]
+    (said,) = [facts for kind, facts in cut.events if kind == "stops_early"]
+    assert len(cut.rounds) == 3 and (said["after_round"], said["of"]) == (3, 5) and "is spent" in said["detail"]
+
+
+def test_epsilon_is_said_on_the_line_of_a_round_with_what_it_compares():
+    out = io.StringIO()
+    progress = ProgressObserver(Console(file=out, width=200), "fedit")
+    report = run("strategy=fedit", "privacy=clients")[1].rounds[-1]
+    progress.round_done(dataclasses.replace(report, score=Accuracy({"x": 1}, {"x": 2})))
+    assert ", ε " in out.getvalue()
+    told = run("strategy=fedit", "privacy=clients")[0].summary()["privacy"]
+    assert told["neighbours"] == "with and without one client"
+    some = Rounds(0.5, "fixed", 1e-5, "rdp"), Rounds(1.0, "fixed", 1e-5, "rdp"), Rounds(0.5, "poisson", 1e-5, "rdp")
+    assert [rounds.neighbours for rounds in some] == ["with one client replaced"] + 2 * ["with and without one client"]
+
+
+def test_a_delta_that_tells_all_about_a_client_is_refused():
+    with pytest.raises(InputError, match="privacy.delta=0.5: expected less than one over the 3 clients"):
+        run("strategy=fedit", *PRIVATE, "privacy.delta=0.5")
 
 
 def test_a_round_of_nobody_is_noise_and_the_run_goes_on():

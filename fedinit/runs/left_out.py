@@ -1,0 +1,44 @@
+"""Who was left out of a run that is done, for those who did not watch it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedinit.data.reporter import counted
+
+KINDS = {"refused": "its update was refused", "evaluation_failed": "it was not evaluated", "node_refused": "not used"}
+
+
+def left_out(folder: Path) -> list[str]:
+    """A line for everybody whose updates or evaluations are missing in a run, with how often, and why the first time;
+    none where nobody's are, or the ledger cannot be read."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for entry in _entries(folder / "ledger.jsonl"):
+        if entry.get("kind") in KINDS:
+            who = f"client {entry['client']}" if "client" in entry else ""
+            found.setdefault((entry["kind"], who), []).append(entry)
+    lines = []
+    for (kind, who), entries in found.items():
+        first = entries[0]
+        rounds = counted(len({entry.get("round") for entry in entries}), "round")
+        why = str(first.get("detail", "")).split("\n")[0]
+        lines.append(
+            f"{who + ': ' if who else ''}{KINDS[kind]} in {rounds}, first in round {first.get('round')}: {why}"
+        )
+    return lines
+
+
+def _entries(ledger: Path) -> Iterator[dict]:
+    try:
+        text = ledger.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
