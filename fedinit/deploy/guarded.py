@@ -151,7 +151,7 @@ def _say_limits(words: Sequence[str]) -> None:
         print(f"limits: {check_settings(parse_config_args(given)) or 'off'}", file=sys.stderr, flush=True)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
-    except ValueError as error:  # in Flower's own words
+    except Exception as error:  # noqa: BLE001 (Flower's own, in its words)
         raise SystemExit(f"error: --node-config {' '.join(given)}: {error}") from error
 
 
