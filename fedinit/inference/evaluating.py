@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -20,6 +21,7 @@ from fedinit.config.schema import load, to_dict
 from fedinit.config.words import parse
 from fedinit.data.dataset import Dataset
 from fedinit.data.file_source import FileSource
+from fedinit.data.reporter import counted
 from fedinit.data.source import ImageSource, Source
 from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
@@ -69,7 +71,8 @@ def evaluate(
 
     data: the folder or zip of images, or words such as data=csv data.root=FILE, of which a key alone changes the run's
         own data; none: the run's own.
-    split: "auto": the test images of the run's own data and of data whose splits are named, all images of others.
+    split: "auto": the test images of the run's own data and of data whose splits are named, all images of others, but
+        of none that the run was trained on.
     client: whose model, where each has one of its own; None there: each client's, on its own test images.
     console: where it is told what is read; None: nowhere.
 
@@ -173,7 +176,39 @@ def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Co
     labels = torch.tensor([known.index(name) if name in known else -1 for name in names])[listed.labels[rows]]
     test = torch.ones(len(rows), dtype=torch.bool)
     data = Dataset(images, labels, places[rows], test, tuple(known), tuple(domains))
-    return Judged(data, torch.arange(len(rows)), f"{what} of data={source.name}")
+    chosen, what = torch.arange(len(rows)), f"{what} of data={source.name}"
+    if split != "auto":
+        return Judged(data, chosen, what)
+    seen = _trained_on(run, data, spec)
+    if seen is None:
+        return Judged(data, chosen, f"{what}; without the run's own data nobody can say if it was trained on some")
+    if seen.all():
+        raise InputError(
+            f"data={source.name}: the run was trained on every one of these images; --split all judges it on them"
+        )
+    if seen.any():
+        what += f", without {counted(int(seen.sum()), 'image')} that the run was trained on"
+    return Judged(data, chosen[~seen], what)
+
+
+def _trained_on(run: Run, data: Dataset, spec: InputSpec) -> Tensor | None:
+    """(n,) bool, which of these images are, pixel by pixel, among those that the run trained on; None where its own
+    data cannot be read any more."""
+    config = run.config
+    held = config.partition.test_domains or ()
+    try:
+        own = config.data.load(spec.channels, (spec.height, spec.width), config.seed, None, None, held)
+    except InputError:
+        return None
+    own = config.partition.hold_out(own)
+    trained = set(_prints(own, (~own.test).nonzero().flatten()))
+    return torch.tensor([key in trained for key in _prints(data, torch.arange(len(data)))])
+
+
+def _prints(data: Dataset, rows: Tensor) -> Iterator[bytes]:
+    for part in rows.split(256):
+        for image in data.images[part]:
+            yield hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
 
 
 def _judge(judged: Judged, work: Sequence[tuple[nn.Module, Tensor]], spec: InputSpec, run: Run) -> Evaluation:

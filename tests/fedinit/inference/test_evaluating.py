@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,31 @@ def test_other_images_are_all_judged_by_the_names_of_their_classes(run, tree, tm
     assert found.score.by_domain == {name: 100 * n / 30 for name, n in hits.items()}
     rows = list(csv.reader(written.open()))
     assert rows[0] == ["is", *"0123456789"] and [[int(n) for n in row[1:]] for row in rows[1:]] == wanted.tolist()
+
+
+def test_images_that_the_run_was_trained_on_are_not_judged(own, tree, tmp_path, capsys):
+    """A copy of one of its domains, or its own folder with one image more, is other data to it: two of three images of
+    these were trained on, and the model would look better than it is."""
+    data = own.config.data.load(1, (32, 32), own.config.seed)
+    trained = {data.images[row].numpy().tobytes() for row in (~data.test).nonzero().flatten().tolist()}
+    part = tmp_path / "part"
+    shutil.copytree(tree / "mine", part / "mine")
+    new = [f for f in part.rglob("*.png") if np.array(Image.open(f))[None].tobytes() not in trained]
+    assert 0 < len(new) < 30
+    found = evaluate(own, str(part))
+    assert found.images == len(new) and f"without {30 - len(new)} images that the run was trained on" in found.what
+    assert evaluate(own, str(part), "all").images == 30
+    for file in new:
+        file.unlink()
+        if not any(file.parent.iterdir()):
+            file.parent.rmdir()
+    with pytest.raises(fedinit.InputError, match="trained on every one of these images; --split all"):
+        evaluate(own, str(part))
+    moved = tree.rename(tmp_path / "moved")
+    try:
+        assert "nobody can say if it was trained on some" in evaluate(own, str(part)).what
+    finally:
+        moved.rename(tree)
 
 
 def test_of_images_with_named_splits_those_of_test_are_judged(run, tree, tmp_path):
