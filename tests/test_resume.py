@@ -19,6 +19,7 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.config.schema import Config
+from fedinit.data.digits import Digits
 from fedinit.errors import InputError, RunFailed
 from fedinit.runs.folder import RunFolder
 from fedinit.runs.observer import Observer
@@ -339,11 +340,14 @@ def test_a_server_that_comes_back_to_clients_that_forgot_sends_all_again(strateg
         assert outcome.bytes_down > whole.bytes_down  # what was held had to be sent again
 
 
-def test_clients_with_other_classes_are_refused(tmp_path):
+def test_clients_with_other_classes_are_refused(tmp_path, monkeypatch):
     config = small_config("rounds=1")
     site = Site(config)
     federate(config, LocalGrid(Cohort(site), 3), site.backbone, checkpoints=tmp_path)
     other = Site(small_config("rounds=1", "data.classes=9"))
+    with pytest.raises(RunFailed, match="client 0 has other classes than the run"):
+        federate(config, LocalGrid(Cohort(other), 3), site.backbone, checkpoints=tmp_path)
+    monkeypatch.setattr(Digits, "known_classes", None)  # as of a folder, whose classes its owners know
     with pytest.raises(RunFailed, match="begun with other classes"):
         federate(config, LocalGrid(Cohort(other), 3), site.backbone, checkpoints=tmp_path)
 
