@@ -122,26 +122,33 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         _show_result(config, server.folder / run_folder.place(config), console)
     else:
         server = Server.at(options.folder)
-        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
-            say(line)
-        say("")
-        for line in show(server.runs(), ("run-id", "status", "elapsed")):
-            say(line)
-        say("")
         for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
             days = certificates.read_days_left(server.folder / file)
             if days is not None:
                 soon = "; fedinit deploy renew makes another" if days < SOON and file == "server.crt" else ""
                 say(f"{name}: {days} days left{soon}")
+        say("")
+        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
+            say(line)
+        say("")
+        for line in show(server.runs(), ("run-id", "status", "elapsed")):
+            say(line)
     return 0
 
 
 def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> None:
     from fedinit.config import site as site_settings
+    from fedinit.config.bundled import remark, title
     from fedinit.deploy import layout
+    from fedinit.secagg.messages import LEAST
 
     config = _configuration(words)
     sites = _sites(config, options.sites)
+    if config.secure_aggregation.name != "none" and sites < LEAST:
+        raise InputError(
+            f"secure_aggregation={config.secure_aggregation.name}: needs {LEAST} sites or more, for of two each knows "
+            f"the other's update; these are {sites}"
+        )
     federation = layout.Federation(
         hosts=options.host or ["127.0.0.1"],
         port=options.port,
@@ -153,6 +160,8 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     )
     sent, settings = site_settings.split_off(config)
     layout.make(options.folder, federation, sent, settings)
+    if said := remark(title(config.model.name, config.model.checkpoint), config.data.name):
+        say(said)
     say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
     keys = "" if options.insecure else ", and once it listens: fedinit deploy register ."
     say(f"  on the server  ./superlink.sh{keys}")
@@ -167,6 +176,8 @@ def _configuration(words: Sequence[str]) -> Config:
     config = compose_config(["evaluation=clients", *words])
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
+    if config.attack.name != "none":
+        raise InputError(f"attack={config.attack.name}: is for simulations by run_sim.py; a client of Flower is honest")
     file = config.model.checkpoint
     if file and not file.startswith(EMBEDDED) and config.model.sha256 is None:
         if not Path(file).is_file():

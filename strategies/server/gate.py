@@ -26,6 +26,7 @@ from strategies.server.replies import Asked, Refusal, of_error
 
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
 # negative, and what float32 can hold stays finite in sums over clients and examples.
+MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
 LARGEST = torch.finfo(torch.float32).max
 METRICS: Mapping[str, tuple[type, float, float]] = {
     "loss": (float, 0, LARGEST),
@@ -84,6 +85,21 @@ class Gate:
         long as fewer than half of them lie.
         """
         return self.max_weight * statistics.median_low(claimed) if self.enabled else math.inf
+
+    def loss(self, told: Sequence[tuple[float | None, int]]) -> float | None:
+        """The mean of a round's losses, each with a client's examples, of those who told theirs; None where nobody did.
+
+        One client decides it by neither: its examples count for `most` at most, and its loss for MOST_LOSS times the
+        lower median, or MOST_LOSS where that is below 1.
+        """
+        losses = [loss for loss, _ in told if loss is not None]
+        if not losses:
+            return None
+        most, highest = self.most([examples for _, examples in told]), math.inf
+        if self.enabled:
+            highest = MOST_LOSS * max(statistics.median_low(losses), 1.0)
+        parts = [(min(loss, highest), min(examples, most)) for loss, examples in told if loss is not None]
+        return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
 
     def capped(self, weights: Sequence[float]) -> list[float]:
         """The weights of a round's updates, Σ = 1, none above `most` of them. Weights that are within it come back as
@@ -266,7 +282,7 @@ def admit_counts(
         return Refusal(client, *fault)
     if not all(type(d) is int and d in domains and score.admits(part, whole) for d, part, whole in rows):
         what = score.title.partition(",")[0]
-        return Refusal(client, "metrics", f"these are no sums of its own domains that make a {what}")
+        return Refusal(client, "metrics", f"what it says are no sums of its own domains for {what}")
     if not rows or len({d for d, _, _ in rows}) < len(rows):  # who is asked has test images
         return Refusal(client, "metrics", "expected one row for each domain of its test images")
     if score.counts_examples and (counted := sum(whole for _, _, whole in rows)) != examples:

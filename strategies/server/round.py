@@ -58,10 +58,7 @@ def run_round(
     if state.round < round:  # a secret sum that was refused: the model is what it was
         state = replace(state, round=round)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
-    claimed = [report.examples for report in admitted.reports]
-    most = method.gate.most(claimed) if claimed else 0  # of a Poisson sample of nobody
-    told = [(report.loss, min(report.examples, most)) for report in admitted.reports if report.loss is not None]
-    loss = sum(loss * n for loss, n in told) / sum(n for _, n in told) if told else None
+    loss = method.gate.loss([(report.loss, report.examples) for report in admitted.reports])
     return state, RoundReport(
         round=round,
         seconds=time.perf_counter() - began,

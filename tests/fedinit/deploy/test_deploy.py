@@ -241,6 +241,11 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--port", "9099", "--host", "x.org"], "--port 9099: --node-port 9094 gives it to"),
         (["deploy", "init", "{new}", "--installed", "opt"], "--installed opt: expected an absolute path"),
         (["deploy", "init", "{new}", "--installed", "/a b"], "--installed /a b: expected an absolute path"),
+        (["deploy", "init", "{new}", "attack=sign_flip"], "attack=sign_flip: is for simulations"),
+        (
+            ["deploy", "init", "{new}", "secure_aggregation=secagg", "strategy=fedit", "data.domains=[plain,thick]"],
+            "secure_aggregation=secagg: needs 3 sites or more",
+        ),
         (["deploy", "init", "{new}", "--host", "a;touch x"], "--host a;touch x: expected a name or an address"),
         (["deploy", "init", "{new}", "output_dir='/x\" \"/etc'"], "a place with quotes, a backslash or a line break"),
         (["deploy", "up", "--port", "70000"], "--port 70000: expected 1 to 65535"),
@@ -401,6 +406,23 @@ def test_a_renewal_that_cannot_be(words, expected, tmp_path, capsys):
     assert cli.main(["deploy", *given]) == 2
     said = capsys.readouterr().err
     assert expected in said and said.count("\n") == 1 and (tmp_path / "f/server/server.crt").read_bytes() == before
+
+
+def test_a_model_of_grey_digits_for_photographs_is_remarked(tmp_path, capsys):
+    assert cli.main(["deploy", "init", str(tmp_path / "f"), "data=image_folder", "data.domains=[north,south]"]) == 0
+    assert "glyph_vit is a small model for grey images of 32 px" in capsys.readouterr().out
+    assert cli.main(["deploy", "init", str(tmp_path / "g")]) == 0
+    assert "small model" not in capsys.readouterr().out
+
+
+def test_the_days_left_are_said_where_no_server_answers(tmp_path, monkeypatch, capsys):
+    """Which is when one looks for a certificate that is over."""
+    assert init(tmp_path / "f") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(Server, "nodes", lambda self: (_ for _ in ()).throw(DeployFailed("no SuperLink answers")))
+    assert cli.main(["deploy", "status", str(tmp_path / "f/server")]) == 1
+    told = capsys.readouterr()
+    assert "server's certificate: 364 days left" in told.out and "no SuperLink answers" in told.err
 
 
 def test_no_secret_can_be_read_before_it_is_closed(tmp_path, monkeypatch):

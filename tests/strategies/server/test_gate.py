@@ -378,3 +378,15 @@ def test_a_second_introduction_and_a_strangers_change_nothing(site, twice):
     outcome = federate(small_config("rounds=1"), grid, site.backbone, observers=[ledger])
     assert outcome.final_hash == plain.final_hash
     assert {kind for kind, _ in ledger.lines} == {"node_refused"}
+
+
+def test_a_loss_of_one_client_does_not_decide_that_of_the_round():
+    """3e38 of one of three was the round's loss, 1e38."""
+    gate, honest = Gate(), [(0.4, 10), (1.2, 30), (3.0, 20)]
+    assert gate.loss(honest) == pytest.approx((0.4 * 10 + 1.2 * 30 + 3.0 * 20) / 60, rel=1e-12)
+    assert gate.loss([*honest, (None, 99)]) == gate.loss(honest) and gate.loss([]) is None
+    assert gate.loss([(1.0, 10), (1.0, 10), (3e38, 10)]) == pytest.approx(1002 / 3)
+    assert gate.loss([(0.0, 1), (0.0, 1), (3e38, 1)]) == pytest.approx(1000 / 3)
+    assert gate.loss([(1.0, 10), (1.0, 10), (2.0, 2**40)]) == pytest.approx((10 + 10 + 2 * 30) / 50)
+    off = Gate(enabled=False)  # the control
+    assert off.loss([(1.0, 10), (1.0, 10), (3e38, 10)]) == pytest.approx(1e38)
