@@ -27,6 +27,7 @@ from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.engine.hardware import resolved
+from clients.engine.room import at_once, cost_of, refuse_without_room
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
@@ -40,7 +41,7 @@ from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
-from fedinit.runs.preview import Preview, Trial
+from fedinit.runs.preview import Preview, Trial, filling
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, refuse_unwritable, show_done
 from fedinit.runs.result import Run
@@ -99,6 +100,8 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
     """Run the configuration with this site, in the folder that is located; its summary."""
     # Refuses what does not fit, before a folder is made.
     check_clients(config, {part.client: len(part.train) for part in site.partitions})
+    if text := filling(config, site.partitions):
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:
@@ -127,13 +130,19 @@ def previewed(config: Config, site: Site, folder: Path) -> Preview:
 
 
 def trial_of(config: Config, site: Site) -> Trial:
-    """Two rounds of the run in memory, with a few images of each client: figures of the second, scaled to the run."""
-    few, kept = with_few_images(site), RoundsKept()
-    grid = LocalGrid(Cohort(few), len(few.partitions))
-    outcome = federate(shortened(config), grid, site.backbone, observers=[kept])
-    model = outcome.aggregate
-    image = seconds_an_image(site, model.layers, model.head, outcome.offset)
-    return scaled(kept.reports, site, few, outcome.trainable, image)
+    """Two rounds of the run in memory, with a few images of each client: figures of the second, scaled to the run.
+    Raises InputError where its steps would not fit into memory."""
+    cost, kept = cost_of(site), RoundsKept()
+    if cost is not None:
+        refuse_without_room(site, cost)
+    with with_few_images(site) as few:
+        grid = LocalGrid(Cohort(few), len(few.partitions))
+        outcome = federate(shortened(few.config), grid, site.backbone, observers=[kept])
+        model = outcome.aggregate
+        image = seconds_an_image(site, model.layers, model.head, outcome.offset)
+        more = config.client.batch_size - few.config.client.batch_size
+        filled = 0 if cost is None or not more else cost.image * more * at_once(site)
+        return scaled(kept.reports, site, few, outcome.trainable, image, filled)
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:

@@ -105,12 +105,18 @@ class Site:
         if config.engine.prefix_cache:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
-        held = backbone, self.targets, shown, Settings.of(config)
+        self._held = backbone, shown
         self.emit: Emit = _nobody
-        self.engine: Engine = ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
+        self.engine: Engine = self.engine_for(config)
         if console is not None:
             most = config.engine.clients_per_bank
             console.print(f"engine: {self.engine.described()}, banks of up to {most} clients")
+
+    def engine_for(self, config: Config) -> Engine:
+        """A new engine that works on the site's data as this configuration says."""
+        backbone, shown = self._held
+        held = backbone, self.targets, shown, Settings.of(config)
+        return ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
 
     def close(self) -> None:
         """End what the engine started; nobody uses the site any more."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,10 +16,12 @@ from rich.console import Console
 import fedinit
 import run_sim
 from clients import trial as trials
+from clients.engine.room import cost_of
 from clients.site import Site
 from fedinit.data.partition import PARTITIONS
 from fedinit.errors import RunFailed
 from fedinit.runs.preview import Preview, pattern
+from fedinit.runs.stopping import Stopped
 from fedinit.runs.view import clock
 from tests.support.small import WORDS, small_config
 
@@ -166,3 +172,70 @@ def test_layers_of_one_name_are_one_word():
     assert pattern(["a.0.b", "a.2.b", "head"]) == ["a.{0,2}.b", "head"] and pattern(["stages.1.blocks.3.x"]) == [
         "stages.1.blocks.3.x"
     ]
+
+
+BIG = ("client.batch_size=3000", "client.max_steps=1", "client.epochs=1")
+
+
+def test_a_trial_takes_no_larger_batch_than_a_client_has_images(monkeypatch):
+    """What is beyond is filling: it costs the run memory and time, and is reckoned."""
+    tried = []
+    cohort = run_sim.Cohort
+
+    def note(site):
+        tried.append((site.config.client.batch_size, site.engine.workers[0].settings.client.batch_size))
+        return cohort(site)
+
+    monkeypatch.setattr(run_sim, "Cohort", note)
+    config = small_config(*SHORT, *BIG)
+    site = Site(config)
+    largest = max(len(part.train) for part in site.partitions)
+    shown = run_sim.previewed(config, site, Path("f"))
+    cost = cost_of(site)
+    assert cost is not None and tried == [(largest, largest)] and shown.trial is not None
+    assert shown.trial.memory is not None and shown.trial.memory > 3 * cost.image * (3000 - largest)
+    assert f"no client has more than {largest} images" in shown.facts()["batches"]
+    assert "batches" not in run_sim.previewed(small_config(*SHORT), site, Path("f")).facts()
+
+
+def test_steps_that_do_not_fit_into_memory_are_told_and_not_tried(monkeypatch, capsys):
+    monkeypatch.setattr(run_sim, "federate", lambda *_, **__: pytest.fail("it was tried"))
+    assert run_sim.main([*SHORT, "preview=true", "client.batch_size=10000000"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "client.batch_size=10000000: the steps of 3 clients at once take about" in text and "are free" in text
+
+
+MEASURED = """
+import resource, sys, run_sim
+from pathlib import Path
+from clients.engine.room import at_once, cost_of
+from clients.site import Site
+from fedinit.config.compose import compose_config
+
+words = ["data.domains=[plain,noise]", "client.epochs=1", "client.max_steps=1", "engine.lanes=1", "evaluation=none"]
+site = Site(compose_config([*words, f"client.batch_size={sys.argv[1]}"]))
+run_sim.previewed(site.config, site, Path("f"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, cost_of(site).peak(at_once(site), int(sys.argv[1])))
+"""
+
+
+def test_the_memory_of_a_step_is_about_what_is_reckoned():
+    """Within a third, of steps that are large beside all else."""
+    found = [subprocess.run([sys.executable, "-c", MEASURED, n], capture_output=True, text=True) for n in ("32", "230")]
+    (few, base), (many, more) = (map(int, done.stdout.split()) for done in found)
+    assert many - few == pytest.approx(more - base, rel=0.34)
+
+
+def test_a_run_says_that_batches_are_filled(tmp_path, capsys):
+    assert run_sim.main([*SHORT, "rounds=1", "client.batch_size=300", f"output_dir={tmp_path}", "report=none"]) == 0
+    assert "client.batch_size=300: no client has more than" in capsys.readouterr().out
+
+
+def test_a_preview_that_is_stopped_keeps_nothing_and_says_so(monkeypatch, capsys):
+    def stop(*_, **__):
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr(run_sim, "federate", stop)
+    for words in ((), ("-m", "seed=0,1")):
+        assert run_sim.main([*SHORT, *words, "preview=true"]) == 143
+        assert capsys.readouterr().err == "stopped; a preview keeps nothing\n"

@@ -121,7 +121,7 @@ def _of_folder(words: Sequence[str]) -> Config | None:
 def command(argv: Sequence[str]) -> int:
     """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    verbose = False
+    verbose, kept = False, GOES_ON
     try:
         if {"-h", "--help"} & set(argv):
             print(ABOUT, groups.describe(), sep="\n\n")
@@ -130,25 +130,27 @@ def command(argv: Sequence[str]) -> int:
 
         said = arguments.read(argv)
         verbose = said.verbose
-        if not said.shows:
-            return _run(said, errors)
-        arguments.show(said)
-        return 0
+        if said.shows:
+            arguments.show(said)
+            return 0
+        runs = configurations(said)
+        if all(run.config.preview for run in runs):
+            kept = "a preview keeps nothing"
+        return _run(said, runs, errors)
     except (InputError, RunFailed, OSError) as error:
         if verbose:
             traceback.print_exc()
         errors.print(reason(error))
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as stopped:
-        errors.print(f"stopped; {GOES_ON}")
+        errors.print(f"stopped; {kept}")
         return getattr(stopped, "code", 130)
 
 
-def _run(said: Arguments, errors: Console) -> int:
-    """The run, or the sweep; the exit code. Raises InputError, RunFailed and OSError for what ends it."""
+def _run(said: Arguments, runs: Sequence[Swept], errors: Console) -> int:
+    """Do the run, or the sweep; the exit code. Raises InputError, RunFailed and OSError for what ends it."""
     if said.jobs is not None and not said.multirun:
         raise InputError("--jobs: goes with -m, a sweep")
-    runs = configurations(said)
     console = VerboseConsole() if said.verbose else Console(quiet=said.quiet)
     if said.multirun:
         from fedinit.commands import sweep

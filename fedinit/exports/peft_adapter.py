@@ -19,9 +19,9 @@ from fedinit.errors import InputError
 from fedinit.exports.contract import Format, called
 from fedinit.exports.merged import bare
 from fedinit.exports.portable import Portable
-from fedinit.runs.export import HEAD, PREFIX
+from fedinit.runs.export import ADAPTER, HEAD, PREFIX, SETTINGS
 
-ADAPTER, SETTINGS, BASE = "adapter_model.safetensors", "adapter_config.json", "base.safetensors"
+BASE = "base.safetensors"
 
 
 class PeftAdapter(Format):

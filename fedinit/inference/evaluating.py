@@ -87,6 +87,8 @@ def evaluate(
             f"strategy={run.config.strategy.name} has a model a client: say whose is judged on these images, "
             f"--client 0 to {last}"
         )
+    for each in personal or (client,):
+        run.adapter(each)  # says what is the matter with it, before images are read
     judged = _own(run, source, spec, split, console) if own else _others(run, source, spec, split, console)
     if personal:
         parts = run.config.partition.cut(judged.data, run.config.seed)

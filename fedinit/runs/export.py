@@ -33,7 +33,8 @@ from fedinit.state import disk
 from fedinit.threads import server_pool
 
 PREFIX = "base_model.model."
-UNMERGED, HEAD, OFFSET, CLASSES = "factors.safetensors", "head.safetensors", "base_offset.safetensors", "classes.json"
+ADAPTER, SETTINGS, UNMERGED = "adapter_model.safetensors", "adapter_config.json", "factors.safetensors"
+HEAD, OFFSET, CLASSES = "head.safetensors", "base_offset.safetensors", "classes.json"
 VERA_A, VERA_B = "base_model.vera_A", "base_model.vera_B"
 ONE, PERSONAL, SHARED = "adapter", "adapter/client-N", "adapter/shared"  # where in the run's folder
 INPUTS = "inputs"  # in the file's metadata: {layer: k}, which VeRA's tensors do not show
@@ -121,7 +122,7 @@ def save_adapter(
         return with_offset(layers[name], offset[name]) if name in offset else layers[name]
 
     layers = dict(zip(layers, server_pool().map(merged, layers), strict=True))
-    _save_factors(folder / "adapter_model.safetensors", layers)
+    _save_factors(folder / ADAPTER, layers)
     disk.replace(folder / HEAD, save({k: v.contiguous() for k, v in head.items()}))
     common = {
         "base_model_name_or_path": config.model.name,
@@ -131,7 +132,7 @@ def save_adapter(
     }
     ranks = {name: factors.rank for name, factors in layers.items()}
     told = _kind(layers).peft_settings(ranks, config.adapter.scale, config.adapter.dropout)
-    disk.replace_json(folder / "adapter_config.json", told | common)
+    disk.replace_json(folder / SETTINGS, told | common)
     disk.replace_json(folder / CLASSES, {"classes": list(class_names)})
 
 
@@ -174,7 +175,7 @@ def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], d
     """({layer: factors}, {key: tensor of the head}, {layer: O (d, k)}): what `save_adapter` was given. Raises OSError
     where a file is missing."""
     unmerged = folder / UNMERGED
-    with safe_open(unmerged if unmerged.exists() else folder / "adapter_model.safetensors", "pt") as file:
+    with safe_open(unmerged if unmerged.exists() else folder / ADAPTER, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         inputs = json.loads((file.metadata() or {}).get(INPUTS, "{}"))
     parts: dict[str, dict[str, Tensor]] = {}

@@ -6,7 +6,7 @@ metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv 
 metrics.jsonl the same as metrics.csv, an object a line, with null where there is no figure
 ledger.jsonl  refusals, missing replies, warnings
 checkpoints/ the last three states of the run, and of its reference run
-adapter/     the final adapter and head; summary.json; DONE.json, last of all
+adapter/     the final adapter and head; summary.json; DONE.json, with the sha256 of these, last of all
 
 The folder is locked while a process writes to it. CSV rows belong to checkpoints: a run that goes on from one begins
 with the rows it had then. The ledger only grows.
@@ -33,13 +33,14 @@ from fedinit.runs.lock import FolderLock
 from fedinit.runs.made_of import MadeOf
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.sealed import DONE, KEY, digests
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
 from fedinit.state.checkpoint import FOLDER, State, difference, refuse_other, written_config
 
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
-CONFIG, DONE = "config.yaml", "DONE.json"
+CONFIG = "config.yaml"
 LINES = "metrics.jsonl"
 TABLES = ("metrics.csv", "clients.csv", LINES)
 
@@ -313,7 +314,8 @@ class RunFolder(Observer):
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         disk.replace_json(self.path / SUMMARY, summary)
-        disk.replace_json(self.path / DONE, {"final_hash": summary["final_hash"], "rounds": summary["rounds"]})
+        done = {key: summary[key] for key in ("final_hash", "rounds")}
+        disk.replace_json(self.path / DONE, done | {KEY: digests(self.path)})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:

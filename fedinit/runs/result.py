@@ -28,7 +28,7 @@ from fedinit.home import expand_home
 from fedinit.models import Backbone, build_backbone
 from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
-from fedinit.runs import export, made_of
+from fedinit.runs import export, made_of, sealed
 from fedinit.runs import folder as run_folder
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
@@ -91,6 +91,7 @@ class Run:
         """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
         self._finished()
         with _reading(file := self.folder / export.ONE / export.CLASSES):
+            sealed.refuse_changed(self.folder, file)
             return tuple(str(name) for name in json.loads(file.read_text(encoding="utf-8"))["classes"])
 
     def table(self) -> Table:
@@ -110,8 +111,8 @@ class Run:
 
         ``run.model()(images)`` takes (n, channels, height, width), uint8 from 0 to 255, or floats that are normalised
         already, and gives logits (n, classes), in the order of `class_names`.
-        Raises InputError for a run that is not done, a client where all have one model or none where each has its own,
-        or a checkpoint of the backbone that is not there any more.
+        Raises InputError for a run that is not done, files of the model that are not what the run wrote, a client where
+        all have one model or none where each has its own, or a checkpoint of the backbone that is not there any more.
         """
         with _reading(folder := self.adapter(client)):
             layers, head, offset = export.load_adapter(folder)
@@ -152,7 +153,14 @@ class Run:
         return range(self.summary["clients"] if self._finished().get("adapter") == export.PERSONAL else 0)
 
     def adapter(self, client: int | None = None) -> Path:
-        """The folder of the adapter of all clients, or of one. Raises InputError where there is none."""
+        """The folder of the adapter of all clients, or of one. Raises InputError where there is none, or where it is
+        not what the run wrote."""
+        folder = self._adapter(client)
+        with _reading(self.folder / sealed.DONE):
+            sealed.refuse_changed(self.folder, folder)
+        return folder
+
+    def _adapter(self, client: int | None) -> Path:
         where, method = self._finished().get("adapter", export.ONE), f"strategy={self.config.strategy.name}"
         if where == export.SHARED:
             raise InputError(
@@ -217,6 +225,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Within, what is wrong with a file of a run becomes an InputError of one line."""
     try:
         yield
+    except InputError:
+        raise
     except (
         OSError,
         ValueError,

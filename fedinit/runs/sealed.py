@@ -1,0 +1,50 @@
+"""The files of a run's final model, held to what the run wrote: their sha256 stand in DONE.json.
+
+Whoever reads the model, to predict, to judge or to export it, says the run's figures and hash beside it, so it must be
+the run's. That guards against files that were mixed up, cut short or edited, not against who also edits DONE.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fedinit.errors import InputError
+from fedinit.runs import export
+from fedinit.state import digest
+
+DONE = "DONE.json"
+KEY = "adapter"
+NAMES = (export.ADAPTER, export.SETTINGS, export.UNMERGED, export.HEAD, export.OFFSET, export.CLASSES)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """{path in the run's folder: sha256} of all that its final model is read from. Raises OSError."""
+    files = sorted(file for file in (folder / export.ONE).rglob("*") if file.name in NAMES)
+    return {file.relative_to(folder).as_posix(): digest.of_file(file) for file in files}
+
+
+def refuse_changed(folder: Path, adapter: Path) -> None:
+    """Raise InputError, one line, where a file of this adapter of the run is missing, was added, or holds other bytes
+    than the run wrote. A run of before these were kept is taken as it is.
+
+    folder: of the run. adapter: of all clients or of one, a folder in it, or one file of it.
+    """
+    kept = json.loads((folder / DONE).read_bytes()).get(KEY)
+    if kept is None:
+        return
+    files = (adapter,) if adapter.name in NAMES else tuple(adapter / name for name in NAMES)
+    for file in files:
+        name = file.relative_to(folder).as_posix()
+        there, was = file.is_file(), kept.get(name)
+        if there and was is None:
+            what = "the run wrote no such file; take it away"
+        elif was is not None and not there:
+            what = "is not there, and the run wrote it; put it back"
+        elif there and digest.of_file(file) != was:
+            what = "is not what the run wrote, by its sha256; put that back"
+        else:
+            continue
+        raise InputError(
+            f"{file}: {what}, or remove {DONE}, and fedinit run resume={folder} writes the model of its last checkpoint"
+        )
