@@ -148,6 +148,7 @@ def test_runs_on_different_data_are_refused_by_what_differs(sweep, tmp_path, cap
     others = {
         "data=cifar10": config(data__name="cifar10", rounds=3),
         "data.domains=plain": config(data__domains=["plain"], rounds=3),
+        "data=digits and data=image_folder": config(data__name="image_folder", data__evaluate_on="auto", rounds=3),
     }
     for i, (said, values) in enumerate(others.items()):
         other = write_run(tmp_path / str(i), values, domains=("plain",), recorded=False)
