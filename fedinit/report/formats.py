@@ -9,6 +9,7 @@ import re
 from rich.table import Table
 
 from fedinit.report.markup import printable
+from fedinit.report.panels.results import over_seeds
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.scores import SCORES
@@ -25,10 +26,12 @@ def terminal(found: Results) -> Table:
     """With the best of each column in bold. How the averages differ is said in sentences: a terminal is narrow."""
     table = Table(title=f"test {SCORES[found.score].title}")
     table.add_column("method", no_wrap=True)
+    if not found.even:
+        table.add_column("seeds")
     for column in found.columns:
         table.add_column(printable(column).replace("[", r"\["), justify="right")
     for row in found.rows:
-        cells = []
+        cells = _seeds(found, row)
         for column in found.columns:
             shown = found.shown(row.figures[column])
             cells.append(f"[bold]{shown}[/bold]" if found.is_best(row, column) else shown)
@@ -58,9 +61,10 @@ def csv_text(found: Results) -> str:
 
 def markdown(found: Results) -> str:
     """A table of GitHub's Markdown."""
-    lines = [["method", *found.columns, "against the best", "p"]]
+    seeds = [] if found.even else ["seeds"]
+    lines = [["method", *seeds, *found.columns, "against the best", "p"]]
     for row in found.rows:
-        cells = [_MARKDOWN.sub(r"\\\1", printable(row.label))]
+        cells = [_MARKDOWN.sub(r"\\\1", printable(row.label)), *_seeds(found, row)]
         for column in found.columns:
             shown = found.shown(row.figures[column])
             cells.append(f"**{shown}**" if found.is_best(row, column) else shown)
@@ -74,12 +78,13 @@ def markdown(found: Results) -> str:
 def latex(found: Results) -> str:
     """A tabular with booktabs' rules, as papers set it; the best of each column in bold."""
     lines = [r"% needs \usepackage{booktabs}", rf"% {_caption(found)}"]
-    lines += [r"\begin{tabular}{l" + "r" * (len(found.columns) + 1) + "}", r"\toprule"]
-    lines += [" & ".join(["method", *map(_tex, found.columns), "against best"]) + r" \\", r"\midrule"]
+    seeds = [] if found.even else ["seeds"]
+    lines += [r"\begin{tabular}{l" + "l" * len(seeds) + "r" * (len(found.columns) + 1) + "}", r"\toprule"]
+    lines += [" & ".join(["method", *seeds, *map(_tex, found.columns), "against best"]) + r" \\", r"\midrule"]
     for i, row in enumerate(found.rows):
         if i and found.rows[i - 1].reference and not row.reference:
             lines.append(r"\midrule")
-        cells = [_tex(row.label)]
+        cells = [_tex(row.label), *_seeds(found, row)]
         for column in found.columns:
             shown = found.shown(row.figures[column]).replace("±", r"$\pm$")
             cells.append(rf"\textbf{{{shown}}}" if found.is_best(row, column) else shown)
@@ -101,11 +106,15 @@ def _against(found: Results, row: Row, plus_minus: str) -> tuple[str, str]:
     return f"{sign}{found.show(abs(difference.mean))}{half}", p
 
 
+def _seeds(found: Results, row: Row) -> list[str]:
+    """The cell of a row's seeds, where rows differ in them."""
+    return [] if found.even else [", ".join(map(str, row.seeds))]
+
+
 def _caption(found: Results) -> str:
-    seeds = sorted({seed for row in found.rows for seed in row.figures[AVERAGE].by_seed})
     return (
-        f"Test {SCORES[found.score].title}, mean ± standard deviation over seeds {', '.join(map(str, seeds))}. "
-        f"Against the best: mean difference ± half its 95 % interval; p: {TEST}."
+        f"Test {SCORES[found.score].title}, mean ± standard deviation over {over_seeds(found)}. "
+        f"Against the best: mean difference over the seeds in common ± half its 95 % interval; p: {TEST}."
     )
 
 

@@ -16,7 +16,7 @@ def panel(methods: Sequence[Method]) -> Panel:
     found = results(methods)
     seeds = sorted({seed for row in found.rows for sample in row.figures.values() for seed in sample.by_seed})
     title = SCORES[found.score].title
-    over = f"mean ± standard deviation over seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else "one seed"
+    over = f"mean ± standard deviation over {over_seeds(found)}" if len(seeds) > 1 else "one seed"
     lead = f"Test {title}, by domain and on average over domains; {over}."
     body = [_table(found, lead)] if found.rows else []
     body += [tag("p", sentence, class_="note") for sentence in [*judged(found), *_alone(found, methods)]]
@@ -34,7 +34,8 @@ def judged(found: Results) -> list[str]:
     """What can be said of the best method against the others, in sentences."""
     best = found.best
     if best is None:
-        return []
+        apart = "No method is the best one: there is no seed that all have a run of."
+        return [] if found.even else [apart]
     groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for label, difference in found.against.items():
         row = next(row for row in found.rows if row.label == label)
@@ -43,9 +44,12 @@ def judged(found: Results) -> list[str]:
             said += f" ± {found.show(difference.half)}, {p_said(difference.p)}"
         groups[found.beyond_noise(row)].append(said + (")" if "(" in said[len(label) :] else ""))
     first = " and ".join([best.label, *(row.label for row in found.also_best)])
-    sentences = [
-        f"{first} {'have' if found.also_best else 'has'} the best average, {found.shown(best.figures[AVERAGE])}."
-    ]
+    average, over = best.figures[AVERAGE], ""
+    if not found.even:
+        average = average.over(found.shared)
+        over = f" over {seeds_said(found.shared)}, which all have"
+    has = "have" if found.also_best else "has"
+    sentences = [f"{first} {has} the best average{over}, {found.shown(average)}."]
     test = "paired t-test by seed on the average, Holm-corrected, 5 % level"
     if groups[True]:
         sentences.append(f"Beyond noise ({test}), against the best: {'; '.join(groups[True])}.")
@@ -57,6 +61,18 @@ def judged(found: Results) -> list[str]:
             "best, seed=0,1,2."
         )
     return sentences
+
+
+def seeds_said(seeds: Sequence[int]) -> str:
+    """``seed 0``, ``seeds 0, 1, 2``."""
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
+def over_seeds(found: Results) -> str:
+    """Over which seeds the figures are, for a caption."""
+    if found.even:
+        return seeds_said(next((row.seeds for row in found.rows if row.seeds), ()))
+    return "the seeds that each row names, and no figure is marked as the best, since these differ"
 
 
 def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
@@ -83,9 +99,11 @@ def _table(found: Results, caption: str) -> Markup:
     rows = []
     for row in found.rows:
         cells: list[Cell] = [Cell(row.label, None, "reference" if row.reference else "method")]
+        if not found.even:
+            cells.append(Cell(", ".join(map(str, row.seeds)), None, "number"))
         cells += [_cell(found, row, column) for column in found.columns]
         rows.append(cells)
-    return table(["method", *found.columns], rows, caption=caption, kind="headline")
+    return table(["method", *([] if found.even else ["seeds"]), *found.columns], rows, caption=caption, kind="headline")
 
 
 def _cell(found: Results, row: Row, column: str) -> Cell:

@@ -50,7 +50,7 @@ def refuse_different_data(runs: Sequence[RecordedRun]) -> None:
         options = {key for key in mine.keys() | its.keys() if key.startswith("data.")}
         if {"domains", "classes"} <= known:
             options -= {"data.domains", "data.classes"}  # what came of them is known better
-        for key in sorted(options) + sorted(known):
+        for key in sorted(options, key=lambda key: (key != "data.name", key)) + sorted(known):
             if mine.get(key) != its.get(key):
                 raise InputError(
                     f"{first.folder} and {other.folder}: different data, {_said(key, mine)} and {_said(key, its)}; "

@@ -26,6 +26,11 @@ class Row:
     reference: bool = False
     unfinished: Mapping[int, int] | None = None
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those that its average is over."""
+        return self.figures[AVERAGE].seeds
+
 
 @dataclass(frozen=True)
 class Results:
@@ -38,23 +43,43 @@ class Results:
     against: Mapping[str, Difference]
 
     @property
+    def even(self) -> bool:
+        """Whether all rows are over the same seeds, so that one caption names them."""
+        return len({row.seeds for row in self.rows if row.seeds}) < 2
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """The seeds that all methods with a figure have, which the best one is found over."""
+        common = [set(row.seeds) for row in self._judged(AVERAGE)]
+        return tuple(sorted(set.intersection(*common))) if common else ()
+
+    @property
     def best(self) -> Row | None:
-        """The method with the best average; None where there is no other to be better than, or no figure."""
-        rows = self._judged(AVERAGE)
-        return self._leading(rows, AVERAGE) if len(rows) > 1 else None
+        """The method with the best average over the shared seeds; None where there is no other to be better than, or
+        no seed that all have."""
+        rows, seeds = self._judged(AVERAGE), self.shared
+        if len(rows) < 2 or not seeds:
+            return None
+        return max(rows, key=lambda row: self.sign * row.figures[AVERAGE].over(seeds).mean)
 
     def is_best(self, row: Row, column: str) -> bool:
-        """Whether a figure is the best of its column as it is shown, among several methods; ties all are."""
+        """Whether a figure is the best of its column as it is shown, among several methods over the same seeds; ties
+        all are."""
         rows = self._judged(column)
-        if len(rows) < 2 or row not in rows:
+        if len(rows) < 2 or row not in rows or len({each.figures[column].seeds for each in rows}) > 1:
             return False
-        leading = self._leading(rows, column)
+        leading = max(rows, key=lambda each: self.sign * each.figures[column].mean)
         return self.show(row.figures[column].mean) == self.show(leading.figures[column].mean)
 
     @property
     def also_best(self) -> list[Row]:
-        """The methods whose average is shown as the best one's is, this one apart."""
-        return [row for row in self.rows if row is not self.best and self.is_best(row, AVERAGE)]
+        """The methods whose average over the shared seeds is shown as the best one's is, this one apart."""
+        best, seeds = self.best, self.shared
+        if best is None:
+            return []
+        shown = self.show(best.figures[AVERAGE].over(seeds).mean)
+        rows = (row for row in self._judged(AVERAGE) if row is not best)
+        return [row for row in rows if self.show(row.figures[AVERAGE].over(seeds).mean) == shown]
 
     def show(self, value: float) -> str:
         """A figure as tables have it."""
@@ -78,9 +103,6 @@ class Results:
     def _judged(self, column: str) -> list[Row]:
         """The methods with a figure, of which one may be the best."""
         return [row for row in self.rows if not row.reference and len(row.figures[column].values)]
-
-    def _leading(self, rows: Sequence[Row], column: str) -> Row:
-        return max(rows, key=lambda row: self.sign * row.figures[column].mean)
 
 
 def results(methods: Sequence[Method]) -> Results:

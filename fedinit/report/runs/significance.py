@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,18 @@ class Sample:
     by_seed: Mapping[int, float]
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those whose figure is a number, in their order."""
+        return tuple(seed for seed in sorted(self.by_seed) if np.isfinite(self.by_seed[seed]))
+
+    @property
     def values(self) -> np.ndarray:
         """(n,) in the order of the seeds, those that are numbers."""
-        ordered = np.array([self.by_seed[seed] for seed in sorted(self.by_seed)], dtype=np.float64)
-        return ordered[np.isfinite(ordered)]
+        return np.array([self.by_seed[seed] for seed in self.seeds], dtype=np.float64)
+
+    def over(self, seeds: Iterable[int]) -> Sample:
+        """The same figure over these of its seeds alone."""
+        return Sample({seed: self.by_seed[seed] for seed in seeds if seed in self.by_seed})
 
     @property
     def mean(self) -> float:

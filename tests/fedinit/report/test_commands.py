@@ -148,6 +148,7 @@ def test_runs_on_different_data_are_refused_by_what_differs(sweep, tmp_path, cap
     others = {
         "data=cifar10": config(data__name="cifar10", rounds=3),
         "data.domains=plain": config(data__domains=["plain"], rounds=3),
+        "data=digits and data=image_folder": config(data__name="image_folder", data__evaluate_on="auto", rounds=3),
     }
     for i, (said, values) in enumerate(others.items()):
         other = write_run(tmp_path / str(i), values, domains=("plain",), recorded=False)
@@ -202,3 +203,30 @@ def test_report_says_where_it_is(sweep, tmp_path, capsys, monkeypatch):
     assert target.read_text() == "<p>9"
     code, out, err = run(capsys, "report", str(one), "--output", str(tmp_path / "no" / "x.html"))
     assert code == 2 and out == "" and "cannot be written (No such file or directory)" in err
+
+
+def test_no_figure_is_the_best_across_different_seeds(tmp_path, capsys):
+    """fedit is better over its own seeds, because of one that lora_fair has not; over seed 0 lora_fair is."""
+    for seed, gain in enumerate((0.0, 9.0, 9.0)):
+        write_run(tmp_path / f"a-{seed}", config(strategy__name="fedit", seed=seed), gain=gain, recorded=False)
+    write_run(tmp_path / "b-0", config(strategy__name="lora_fair"), gain=3.0, recorded=False)
+    files = {name: tmp_path / f"table.{name}" for name in ("csv", "markdown", "latex", "report")}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    code, out, err = run(capsys, "compare", str(tmp_path), *options)
+    assert code == 0 and err == "" and "lora_fair has the best average over seed 0, which all have" in out
+    lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("│")}
+    assert "0, 1, 2" in lines["fedit"] and " 0 " in lines["lora_fair"]
+    rows = list(csv.DictReader(io.StringIO(files["csv"].read_text())))
+    assert {row["best"] for row in rows} == {"false"} and {row["seeds"] for row in rows} == {"0", "0 1 2"}
+    table = files["markdown"].read_text()
+    assert "**" not in table and "| seeds |" in table and "over the seeds that each row names" in table
+    assert r"\textbf" not in files["latex"].read_text() and "fedit & 0, 1, 2 &" in files["latex"].read_text()
+    page = files["report"].read_text()
+    assert "over the seeds that each row names" in page and '<td class="number">0, 1, 2</td>' in page
+
+
+def test_methods_without_a_seed_in_common_have_no_best(tmp_path, capsys):
+    for seed, name in enumerate(("fedit", "lora_fair")):
+        write_run(tmp_path / name, config(strategy__name=name, seed=seed), recorded=False)
+    out = run(capsys, "compare", str(tmp_path))[1]
+    assert "No method is the best one: there is no seed that all have a run of." in out and "best average" not in out
