@@ -209,3 +209,13 @@ def test_the_limit_is_asked_before_a_deployed_client_trains(words: tuple[str, ..
     with contextlib.suppress(RunFailed):
         federate(of_run.config, LocalGrid(handler, len(of_run.partitions)), of_run.backbone)
     assert seen and {reply.error.code if reply.has_error() else None for reply in seen} == {code}
+
+
+def test_a_delta_that_tells_all_about_an_example_is_refused() -> None:
+    of_run = site()
+    privacy = of_run.config.privacy
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    loose = dataclasses.replace(privacy, delta=0.01)
+    with pytest.raises(Refused, match="privacy.delta=0.01: expected less than one over a client's 100 images"):
+        spend(of_run, loose, 100, context(), None)
+    assert spend(of_run, dataclasses.replace(privacy, delta=0.0099), 100, context(), None) > 0
