@@ -568,7 +568,19 @@ def test_a_site_without_a_usable_partition_id_is_told_so(given):
         Site.partition_of(types.SimpleNamespace(partitions=()), types.SimpleNamespace(node_config=node))
 
 
-@pytest.mark.parametrize("facts", [{"classes": ["x", "y"]}, {"score": "recovery_error"}])
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"classes": ["x", "y"]},
+        {"classes": DIGITS[::-1]},  # a class is its place in the list
+        {"classes": [*DIGITS, "9"]},
+        {"domains": ["inverted", "plain"]},
+        {"score": "recovery_error"},
+    ],
+)
 def test_of_two_clients_the_one_that_says_what_the_run_is_not_is_left_out(facts):
     """Client 0, on whose side a draw would be."""
     config = small_config("rounds=1", "data.domains=[plain,inverted]", "client.max_steps=1", "quorum=0.5")
@@ -586,4 +598,28 @@ def test_of_two_clients_the_one_that_says_what_the_run_is_not_is_left_out(facts)
     outcome = federate(config, LocalGrid(handler, 2, strict=True), site.backbone, observers=[watcher])
     assert outcome.rounds == 1
     (told,) = [about["detail"] for kind, about in watcher.events if kind == "node_refused"]
-    assert told.startswith(f"node 1000: client 0 has {'other classes' if 'classes' in facts else 'another score'}")
+    what = "another score" if "score" in facts else f"other {next(iter(facts))}"
+    assert told.startswith(f"node 1000: client 0 has {what} than the run")
+
+
+def test_of_two_clients_of_classes_that_only_they_know_the_first_is_right(monkeypatch):
+    """As of a folder without data.classes, where nothing says who is."""
+    from fedinit.data.digits import Digits
+
+    monkeypatch.setattr(Digits, "known_classes", None)
+    words = ("rounds=1", "data.domains=[plain,inverted,rotated]", "client.max_steps=1")
+    for clients, right in ((2, [0]), (3, [1, 2])):
+        config = small_config(*words) if clients == 3 else small_config(*words[::2], "data.domains=[plain,inverted]")
+        site, watcher = Site(config), Watcher()
+        honest = Cohort(site)
+
+        def handler(pairs, honest=honest):
+            replies = honest(pairs)
+            for (message, context), reply in zip(pairs, replies, strict=True):
+                if context.node_id == 1000 and message.metadata.message_type == "query.describe":
+                    reply.content["config"]["classes"] = ["x", *DIGITS[1:]]
+            return replies
+
+        federate(config, LocalGrid(handler, clients, strict=True), site.backbone, observers=[watcher])
+        left_out = {client for client in range(clients) if client not in right}
+        assert {detail.split(":")[0] for detail in refused(watcher)} == {f"node {1000 + client}" for client in left_out}
