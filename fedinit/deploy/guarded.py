@@ -24,6 +24,14 @@ import tomli
 
 COMPONENTS = {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"}
 FILES = {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+# All that the project file of a run says, by table: no dependencies, no scripts, no build.
+TABLES = {
+    (): {"project", "tool"},
+    ("project",): {"name", "version", "description", "license"},
+    ("tool",): {"flwr"},
+    ("tool", "flwr"): {"app"},
+    ("tool", "flwr", "app"): {"publisher", "components", "config"},
+}
 VERSION = re.compile(r"\d{1,4}(\.\d{1,4}){1,3}((a|b|rc|\.dev|\.post)\d{1,4})?", re.ASCII)
 LARGEST = 2**20  # bytes of a file in a bundle, unpacked
 FOR_SITES = "/v1/fleet/"  # what a SuperNode asks the server for
@@ -47,6 +55,7 @@ def fault(bundle: bytes) -> str:
         app = project["tool"]["flwr"]["app"]
         named = about["name"], app["publisher"]
         version, components = about["version"], app["components"]
+        beyond = [".".join((*table, key)) for table, known in TABLES.items() for key in _at(project, table) - known]
     except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises)
         return f"it cannot be read ({type(error).__name__})"
     if components != COMPONENTS:
@@ -56,7 +65,16 @@ def fault(bundle: bytes) -> str:
     # Flower makes a folder of it: nothing but numbers and points in between, so that it leads nowhere else.
     if not isinstance(version, str) or not VERSION.fullmatch(version):
         return "its version is none"
+    if beyond:
+        return f"its project file says {sorted(beyond)[0]!r}"
     return ""
+
+
+def _at(project: Any, table: Sequence[str]) -> set[str]:
+    """The keys of one of its tables."""
+    for name in table:
+        project = project[name]
+    return set(project.keys())
 
 
 class OnlySites:

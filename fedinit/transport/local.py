@@ -76,7 +76,8 @@ class Contexts(MutableMapping[int, Context]):
 
 
 class Nodes(Sequence[NodeInfo]):
-    """What Flower says of nodes, made of an id when it is looked at: half a kilobyte each."""
+    """What Flower says of nodes, made of an id when it is looked at: half a kilobyte each. Their names are those under
+    which `fedinit deploy register` has the keys of sites: who a node of this process is, is known."""
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._ids = ids
@@ -91,7 +92,10 @@ class Nodes(Sequence[NodeInfo]):
     def __getitem__(self, index: slice) -> Nodes: ...
 
     def __getitem__(self, index: int | slice) -> NodeInfo | Nodes:
-        return Nodes(self._ids[index]) if isinstance(index, slice) else NodeInfo(node_id=self._ids[index])
+        if isinstance(index, slice):
+            return Nodes(self._ids[index])
+        node = self._ids[index]
+        return NodeInfo(node_id=node, name=f"site-{node - FIRST_NODE_ID}")
 
 
 class LocalGrid(Grid):

@@ -19,6 +19,7 @@ from fedinit import wire
 from fedinit.errors import Code, RunFailed
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
+from strategies.server.claims import Claims, sorted_out
 from strategies.server.delivery import AWAY, WatchedGrid, activations, registered
 from strategies.server.meeting import Meeting, divided
 from strategies.server.replies import Asked, Refusal, match_replies, of_error, too_large
@@ -68,6 +69,7 @@ class Exchange:
         self.tests: dict[int, int] = {}
         self.backbone_digest = ""
         self.bytes_up = self.bytes_down = 0
+        self._claims = Claims()
         self._greeted: dict[int, str] = {}  # node id -> when it came online, of those that said who they are
         self._all_greeted: Iterable[NodeInfo] | None = None  # what the grid gave when everybody had said who they are
         self._first: Introduction | None = None  # what all clients must agree with
@@ -97,7 +99,8 @@ class Exchange:
 
         A node that cannot be used costs its own client: one whose answer cannot be read, that has another backbone, a
         partition id of another's, or other classes, domains, score or number of partitions than the configuration or
-        most of the others. The ledger names it, and the run begins without it where the rest are a quorum.
+        most of the others. The ledger names it, and the run begins without it where the rest are a quorum. Of two that
+        say at once that they are the same client neither is used, since nobody can say which is.
         meeting: what the configuration knows of the clients, and how many are enough.
 
         Raises RunFailed after `timeout` seconds, or as soon as too few nodes are left that could be used.
@@ -118,17 +121,11 @@ class Exchange:
                 self.waiting(_missing(said, wanted, deadline - spoken) + "".join(f"; {why}" for _, why in refused[:1]))
 
         while True:
-            for node, answer in self._hello(round, max(deadline - time.monotonic(), 1.0), say).items():
-                client = answer.client if isinstance(answer, Introduction) else -1
-                if isinstance(answer, str):
-                    useless[node] = answer
-                elif why := meeting.misfit(answer, backbone_digest):
-                    useless[node] = why
-                elif self.by_client.get(client, node) != node and self._is_online(self.by_client[client]):
-                    useless[node] = f"partition-id {client} is given to two nodes; each needs one of its own"
-                else:
-                    useless.pop(node, None)
-                    heard[client], self.by_client[client] = answer, node
+            answers = self._hello(round, max(deadline - time.monotonic(), 1.0), say)
+            fitting, unfit = sorted_out(answers, lambda _, answer: meeting.misfit(answer, backbone_digest))
+            for node in self._take(answers, fitting, heard):
+                unfit[node] = f"partition-id {fitting[node].client} is given to two nodes; each needs one of its own"
+            useless = {node: why for node, why in useless.items() if node not in fitting} | unfit
             said, odd = divided(heard)
             refused = list({**useless, **{self.by_client[client]: why for client, why in odd.items()}}.items())
             wanted = meeting.clients or max((f.partitions for f in said.values()), default=1)
@@ -148,13 +145,29 @@ class Exchange:
         self.tests = {client: introduction.test_examples for client, introduction in said.items()}
         return said
 
+    def _take(
+        self, answers: Collection[int], fitting: Mapping[int, Introduction], heard: dict[int, Introduction]
+    ) -> list[int]:
+        """Give the nodes that fit their places, in `heard` too; those that get none, since another says the same.
+        answers: the nodes of this greeting. A node that was started again may be somebody else."""
+        for node, was in self._claims.withdrawn(answers, fitting).items():
+            if self.by_client.get(was) == node:
+                del self.by_client[was], heard[was]
+        left, rivals = [], self._claims.rivals(fitting, self._is_online)
+        for node, answer in fitting.items():
+            if rivals[node] and self.by_client.get(answer.client) != node:
+                left.append(node)
+            else:
+                heard[answer.client], self.by_client[answer.client] = answer, node
+        return left
+
     def discover(
         self, deadline: float, round: int, wanted: Collection[int] = (), silent: Collection[int] = ()
     ) -> list[tuple[int, Introduction]]:
         """Greet nodes that appeared or were started again in mid-run; (partition id, what it says) of who came back.
 
-        A client whose node is gone or silent moves to the node that says it is this client; while its node is there,
-        nobody else is.
+        A client whose node is gone or silent moves to the one node that says it is this client; while its node is
+        there, nobody else is, and while two say so, neither is. A node that is one client becomes no other.
 
         deadline: a time.monotonic() until which to wait for the `wanted` clients' nodes to be online.
         round: the last that was completed.
@@ -162,18 +175,22 @@ class Exchange:
         """
         again, back = set(), []
         while True:
-            for node, introduction in self._hello(round, max(deadline - time.monotonic(), 0.0)).items():
-                fault = introduction if isinstance(introduction, str) else self._misfit(introduction)
-                if not isinstance(introduction, str) and not fault:
-                    client, known = introduction.client, self.by_client[introduction.client]
-                    if known != node and self._is_online(known) and client not in silent:
-                        again.add(node)  # it may be this client's new node, and the old one about to be found dead
-                        fault = f"partition-id {client} is another node's"
-                    else:
-                        self.by_client[client], self.tests[client] = node, introduction.test_examples
-                        back.append((client, introduction))
-                if fault:
-                    self.emit("node_refused", {"round": round + 1, "detail": fault})
+            answers = self._hello(round, max(deadline - time.monotonic(), 0.0))
+            fitting, unfit = sorted_out(answers, self._misfit)
+            dead = {self.by_client[client] for client in silent if client in self.by_client}
+            rivals = self._claims.rivals(fitting, self._is_online, dead)
+            for node, introduction in fitting.items():
+                client, known = introduction.client, self.by_client[introduction.client]
+                if node != known and rivals[node]:
+                    again.add(node)  # it may be this client's new node, and the old one about to be found dead
+                    unfit[node] = f"partition-id {client} is another node's"
+                    if known not in rivals[node]:
+                        unfit[node] = f"node {node}: partition-id {client} is given to two nodes; neither is used"
+                else:
+                    self.by_client[client], self.tests[client] = node, introduction.test_examples
+                    back.append((client, introduction))
+            for fault in unfit.values():
+                self.emit("node_refused", {"round": round + 1, "detail": fault})
             online = set(self.grid.get_node_ids()) if wanted else set()
             if all(self.by_client[client] in online for client in wanted) or time.monotonic() >= deadline:
                 for node in again:
@@ -296,9 +313,11 @@ class Exchange:
         self.bytes_down += len(said) * wire.nbytes([self._question(round)])
         return said
 
-    def _misfit(self, introduction: Introduction) -> str:
+    def _misfit(self, node: int, introduction: Introduction) -> str:
         """Why a node that says who it is in mid-run is no client of this run; empty where it is one."""
-        first = self._first
+        first, was = self._first, self._claims.of(node)
+        if was != introduction.client and self.by_client.get(was) == node:
+            return f"node {node}: it is client {was}, and says that it is client {introduction.client}"
         if first is None or introduction.client not in self.by_client:
             return f"partition-id {introduction.client} is no client of this run"
         same = introduction.classes, introduction.domains, introduction.score, introduction.backbone

@@ -16,14 +16,14 @@ class Meeting:
     """What a run wants of its clients before it begins.
 
     quorum: how many are enough where some cannot be used: a number (int), or a share of all (float).
-    clients, classes, domains: how many there are, and the names of both, as far as the configuration says so itself.
+    clients, classes, domains: how many there are, and the names of both in order, as far as the configuration says so.
     score: what models are judged by; None: as the clients say.
     """
 
     quorum: int | float = 1.0
     clients: int | None = None
-    classes: frozenset[str] | None = None
-    domains: frozenset[str] | None = None
+    classes: tuple[str, ...] | None = None
+    domains: tuple[str, ...] | None = None
     score: str | None = None
 
     @staticmethod
@@ -33,8 +33,8 @@ class Meeting:
         return Meeting(
             quorum=config.quorum,
             clients=config.partition.count(domains),
-            classes=None if classes is None else frozenset(classes),
-            domains=None if domains is None else frozenset(domains),
+            classes=None if classes is None else tuple(classes),
+            domains=None if domains is None else tuple(domains),
             score=(RecoveryError if config.data.is_regression else Accuracy).name,
         )
 
@@ -51,7 +51,7 @@ class Meeting:
                 "both the same model.checkpoint"
             )
         for key, known in (("classes", self.classes), ("domains", self.domains)):
-            if known is not None and known != frozenset(getattr(introduction, key)):
+            if known is not None and known != tuple(getattr(introduction, key)):
                 return f"{who} has other {key} than the run: {list(getattr(introduction, key))}"
         if self.score is not None and introduction.score != self.score:
             return f"{who} has another score than the run: {introduction.score}"

@@ -9,6 +9,7 @@ import io
 import zipfile
 
 import pytest
+import tomli
 import tomli_w
 from flwr.cli.build import build_fab_from_disk
 
@@ -96,6 +97,32 @@ def test_a_bundle_whose_folder_would_be_elsewhere_is_not(honest, about):
     files = files_of(honest) | {"pyproject.toml": of_project(guarded.COMPONENTS, **about)}
     assert fault(packed(files))
     assert not fault(packed(files | {"pyproject.toml": of_project(guarded.COMPONENTS, version="12.0.1rc1")}))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        (("project",), "dependencies", ["evil @ file:///tmp/evil"]),
+        (("project",), "optional-dependencies", {"x": ["evil"]}),
+        (("project",), "scripts", {"evil": "evil:main"}),
+        (("project",), "dynamic", ["dependencies"]),
+        ((), "build-system", {"requires": ["evil"], "build-backend": "evil"}),
+        (("tool",), "setuptools", {"packages": ["evil"]}),
+        (("tool", "flwr"), "federations", {"default": "evil"}),
+        (("tool", "flwr", "app"), "fab-include", ["/*"]),
+    ],
+)
+def test_a_project_that_says_more_than_a_run_is_not(honest, table, key, value):
+    """Nothing of it is installed as the scripts start both programs, and no setting of Flower's is to change that."""
+    whole = tomli.loads(files_of(honest)["pyproject.toml"].decode())
+    place = whole
+    for name in table:
+        place = place[name]
+    place[key] = value
+    said = fault(packed(files_of(honest) | {"pyproject.toml": tomli_w.dumps(whole).encode()}))
+    assert said == f"its project file says {'.'.join((*table, key))!r}"
+    del place[key]  # the control
+    assert fault(packed(files_of(honest) | {"pyproject.toml": tomli_w.dumps(whole).encode()})) == ""
 
 
 @pytest.mark.parametrize("bundle", [b"", b"PK\x03\x04", bytes(10**6)])

@@ -60,6 +60,16 @@ def test_a_fixed_sample_has_neighbours_that_are_twice_as_far():
     assert counted(1.0, "fixed").epsilon(1.5, 4) == counted(1.0).epsilon(1.5, 4)
 
 
+def test_a_sample_of_everybody_is_compared_with_and_without_one_client():
+    """The ε of a fixed size falls where the share comes to 1, and the word beside it is another."""
+    half, whole = (Rounds(share, "fixed", 1e-5, "rdp") for share in (0.5, 1.0))
+    assert (half.neighbours, whole.neighbours) == ("with one client replaced", "with and without one client")
+    assert Rounds(0.5, "poisson", 1e-5, "rdp").neighbours == whole.neighbours
+    assert (round(half.epsilon(2.0, 10), 2), round(whole.epsilon(2.0, 10), 2)) == (16.36, 8.08)
+    # Both compared alike, a sample tells less than everybody does.
+    assert half.epsilon(2.0, 10) < whole.epsilon(1.0, 10)
+
+
 @pytest.mark.slow
 def test_the_noise_that_epsilon_takes():
     about = counted(0.25)

@@ -240,12 +240,92 @@ def test_nobody_takes_the_place_of_a_client_that_is_there(undisturbed):
 
     watcher = Watcher()
     grid = Joined(Cohort(site), 3)
-    strange = LocalGrid(Cohort(site), 3)  # from the beginning: one of the two is refused, by name
-    strange.contexts[1007] = Context(1, 1007, dict(strange.contexts[1001].node_config), RecordDict(), {})
-    assert federate(config, strange, site.backbone, observers=[watcher]).final_hash == expected
-    assert ("node_refused", {"round": 1, "detail": "node 1007: " + TWICE}) in watcher.events
     assert federate(config, grid, site.backbone, observers=[watcher]).final_hash == expected
     assert ("node_refused", {"round": 1, "detail": "partition-id 1 is another node's"}) in watcher.events
+
+
+class Arriving(LocalGrid):
+    """Nodes of keys without names, of which some come online later.
+
+    arrivals: {message type: {node: the partition id that it says}} of those that do once such a message was sent, again
+    where they are there. gone: {message type: nodes} that are online no more by then.
+    """
+
+    def __init__(self, site, arrivals: dict[str, dict[int, int]], gone: dict[str, list[int]] | None = None) -> None:
+        super().__init__(Cohort(site), 3, strict=True)
+        self.arrivals, self.gone, self.since = arrivals, gone or {}, dict.fromkeys(self.contexts, "1")
+
+    def add(self, node: int, client: int, since: str) -> None:
+        facts = {**self.contexts[1001].node_config, "partition-id": client}
+        self.contexts[node] = Context(1, node, facts, RecordDict(), {})
+        self.since[node] = since
+
+    def get_node_ids(self):
+        return list(self.since)
+
+    def get_nodes(self):
+        return [NodeInfo(node_id=node, last_activated_at=since) for node, since in self.since.items()]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        kind = messages[0].metadata.message_type
+        for node in self.gone.pop(kind, []):
+            del self.since[node]
+        for node, client in self.arrivals.pop(kind, {}).items():
+            self.add(node, client, "2")
+        return replies
+
+
+def refused(watcher: Watcher) -> set[str]:
+    return {facts["detail"] for kind, facts in watcher.events if kind == "node_refused"}
+
+
+def test_of_two_nodes_that_are_one_client_at_once_neither_is_used(undisturbed):
+    """Nobody can say which is right, and the order of their ids says nothing."""
+    _, site, _ = undisturbed(["strategy=lora_fair"])
+    for strange in (7, 1007):
+        grid, watcher = Arriving(site, {}), Watcher()
+        grid.add(strange, 1, "1")
+        federate(small_config("rounds=1", "client.max_steps=1"), grid, site.backbone, observers=[watcher])
+        assert refused(watcher) == {f"node {strange}: {TWICE}", f"node 1001: {TWICE}"}
+
+
+def test_a_place_that_two_nodes_want_in_mid_run_is_neithers(undisturbed):
+    """Client 1's node goes after round 1, and two come that say they are client 1. Alone, one of them takes its place:
+    the control."""
+    _, site, _ = undisturbed(["strategy=lora_fair"])
+    config = small_config("rounds=3", "client.max_steps=1", "reply_timeout=1", "node_timeout=1")
+    for fresh in ({7: 1, 8: 1}, {7: 1}):
+        grid, watcher = Arriving(site, {"train": dict(fresh)}, {"train": [1001]}), Watcher()
+        federate(config, grid, site.backbone, observers=[watcher])
+        twice = {f"node {node}: partition-id 1 is given to two nodes; neither is used" for node in fresh}
+        assert refused(watcher) == (twice if len(fresh) == 2 else set())
+        assert ("client_back" in watcher.kinds) == (len(fresh) == 1)
+
+
+def test_a_node_that_is_one_client_becomes_no_other(undisturbed):
+    """Client 2's node comes again as client 1, whose node is gone."""
+    _, site, _ = undisturbed(["strategy=lora_fair"])
+    config = small_config("rounds=2", "client.max_steps=1", "reply_timeout=1", "node_timeout=1")
+    grid, watcher = Arriving(site, {"train": {1002: 1}}, {"train": [1001]}), Watcher()
+    federate(config, grid, site.backbone, observers=[watcher])
+    assert refused(watcher) == {"node 1002: it is client 2, and says that it is client 1"}
+
+
+def test_a_node_of_this_process_is_the_client_that_it_was_made_as(undisturbed):
+    """As one whose key is registered: what a client says costs its own alone, of a few clients too."""
+    _, site, _ = undisturbed(["strategy=lora_fair"])
+    honest, watcher = Cohort(site), Watcher()
+
+    def handler(pairs):
+        replies = honest(pairs)
+        for (message, context), reply in zip(pairs, replies, strict=True):
+            if context.node_id == 1001 and message.metadata.message_type == "query.describe":
+                reply.content["config"]["partition-id"] = 2
+        return replies
+
+    federate(small_config("rounds=1", "client.max_steps=1"), LocalGrid(handler, 3), site.backbone, observers=[watcher])
+    assert refused(watcher) == {"node 1001: it is registered as site-1, and says that it is client 2"}
 
 
 def test_a_node_is_the_client_that_its_key_was_registered_as(undisturbed):
@@ -265,8 +345,9 @@ def test_a_node_is_the_client_that_its_key_was_registered_as(undisturbed):
     own = {1000: "site-0", 1001: "site-1", 1002: "site-2"}
     said = "node 7: it is registered as site-9, and says that it is client 1"
     assert started(own | {7: "site-9"}) == (expected, [said])
-    # The control: keys without names, as flwr's own command may register them, leave it to who comes first.
-    assert started({})[1] == ["node 1001: " + TWICE]
+    # The control: of keys without names, as flwr's own command may register them, nobody knows.
+    with pytest.raises(RunFailed, match=TWICE):
+        started({})
 
 
 @pytest.mark.parametrize(
@@ -487,7 +568,19 @@ def test_a_site_without_a_usable_partition_id_is_told_so(given):
         Site.partition_of(types.SimpleNamespace(partitions=()), types.SimpleNamespace(node_config=node))
 
 
-@pytest.mark.parametrize("facts", [{"classes": ["x", "y"]}, {"score": "recovery_error"}])
+DIGITS = [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"classes": ["x", "y"]},
+        {"classes": DIGITS[::-1]},  # a class is its place in the list
+        {"classes": [*DIGITS, "9"]},
+        {"domains": ["inverted", "plain"]},
+        {"score": "recovery_error"},
+    ],
+)
 def test_of_two_clients_the_one_that_says_what_the_run_is_not_is_left_out(facts):
     """Client 0, on whose side a draw would be."""
     config = small_config("rounds=1", "data.domains=[plain,inverted]", "client.max_steps=1", "quorum=0.5")
@@ -505,4 +598,28 @@ def test_of_two_clients_the_one_that_says_what_the_run_is_not_is_left_out(facts)
     outcome = federate(config, LocalGrid(handler, 2, strict=True), site.backbone, observers=[watcher])
     assert outcome.rounds == 1
     (told,) = [about["detail"] for kind, about in watcher.events if kind == "node_refused"]
-    assert told.startswith(f"node 1000: client 0 has {'other classes' if 'classes' in facts else 'another score'}")
+    what = "another score" if "score" in facts else f"other {next(iter(facts))}"
+    assert told.startswith(f"node 1000: client 0 has {what} than the run")
+
+
+def test_of_two_clients_of_classes_that_only_they_know_the_first_is_right(monkeypatch):
+    """As of a folder without data.classes, where nothing says who is."""
+    from fedinit.data.digits import Digits
+
+    monkeypatch.setattr(Digits, "known_classes", None)
+    words = ("rounds=1", "data.domains=[plain,inverted,rotated]", "client.max_steps=1")
+    for clients, right in ((2, [0]), (3, [1, 2])):
+        config = small_config(*words) if clients == 3 else small_config(*words[::2], "data.domains=[plain,inverted]")
+        site, watcher = Site(config), Watcher()
+        honest = Cohort(site)
+
+        def handler(pairs, honest=honest):
+            replies = honest(pairs)
+            for (message, context), reply in zip(pairs, replies, strict=True):
+                if context.node_id == 1000 and message.metadata.message_type == "query.describe":
+                    reply.content["config"]["classes"] = ["x", *DIGITS[1:]]
+            return replies
+
+        federate(config, LocalGrid(handler, clients, strict=True), site.backbone, observers=[watcher])
+        left_out = {client for client in range(clients) if client not in right}
+        assert {detail.split(":")[0] for detail in refused(watcher)} == {f"node {1000 + client}" for client in left_out}
