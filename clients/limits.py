@@ -12,7 +12,6 @@ off a few images from a cell is not answered for, and a run's images to train on
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -211,7 +210,7 @@ class Keeper:
     def _enter(self, book: dict[str, Any], kind: str, images: Tensor, least: int, of: str = "") -> None:
         """Write a set of images into the book. Raises Limited for one of fewer than `least` distinct images, or that
         leaves so few in a cell of the sets before it."""
-        asked = {*self._prints(book["key"], images)}
+        asked = {*self.site.data.fingerprints(images, book["key"])}
         what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
         if len(asked) < least:
             raise Limited(f"{what} over {len(asked)} distinct images, fewer than the {least} of this site's limits")
@@ -223,15 +222,9 @@ class Keeper:
             )
         book["cells"][kind] = [sorted(part) for pair in cells for part in pair if part]
 
-    def _prints(self, key: str, images: Tensor) -> Iterator[str]:
-        """What tells each image from another, wherever it lies in a run's data: a hash of its values, by the key."""
-        for part in images.split(256):
-            for image in self.site.data.images[part]:
-                yield hashlib.blake2b(image.numpy().tobytes(), digest_size=8, key=key.encode()).hexdigest()
-
     @contextmanager
     def _book(self) -> Iterator[dict[str, Any]]:
-        """The book, to be changed within; it is kept unless something is raised.
+        """The book, to be changed within; it is kept where it was, unless something is raised.
 
         Raises InputError for one that cannot be read or written: a book that is damaged is not begun anew."""
         if self.file is None:
@@ -242,9 +235,11 @@ class Keeper:
             return
         try:
             with _owners_alone(self.file.parent), FileLock(f"{self.file}.lock"):
-                book = _opened(json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {})
+                before = self.file.read_text(encoding="utf-8") if self.file.exists() else "{}"
+                book = _opened(json.loads(before))
                 yield book
-                disk.replace_json(self.file, book)
+                if book != json.loads(before):
+                    disk.replace_json(self.file, book)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

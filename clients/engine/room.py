@@ -3,6 +3,9 @@ without a word."""
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import torch
 
 from clients.engine.cost import StepCost, step_cost
@@ -57,21 +60,15 @@ def _free(place: torch.device) -> int | None:
     try:
         with open("/proc/meminfo", encoding="utf-8") as file:
             (line,) = (line for line in file if line.startswith("MemAvailable:"))
-        room = int(line.split()[1]) * 1024
-        return min(room, *_left_to_group())
-    except (OSError, ValueError, TypeError):
+        return int(min(int(line.split()[1]) * 1024, _left_to_group()))
+    except (OSError, ValueError):
         return None
 
 
-def _left_to_group() -> list[int]:
-    """What a container may still take, in bytes; a list of none or one, and of one number more than any memory."""
-    found = [1 << 60]
+def _left_to_group() -> float:
+    """Bytes that a container may still take; inf where there is none, or none with a limit."""
     try:
-        values = []
-        for name in ("max", "current"):
-            with open(f"/sys/fs/cgroup/memory.{name}", encoding="utf-8") as file:
-                values.append(int(file.read()))
-        found.append(max(values[0] - values[1], 0))
+        most, taken = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
     except (OSError, ValueError):
-        pass  # no such group, or one without a limit
-    return found
+        return math.inf
+    return max(most - taken, 0)

@@ -207,14 +207,15 @@ def _sites(config: Config, given: int | None) -> int:
 
 def _show_result(config: Config, folder: Path, console: Console) -> None:
     from fedinit.deploy.processes import DeployFailed
+    from fedinit.report.runs.left_out import left_out
+    from fedinit.report.runs.reading import read
     from fedinit.runs import folder as run_folder
-    from fedinit.runs.left_out import left_out
     from fedinit.runs.table import print_summary
 
     summary = run_folder.finished(folder)
     if summary is None:
         raise DeployFailed(f"the run completed, but {folder} holds no result that can be read")
     print_summary(console, summary, str(folder))
-    for line in left_out(folder):
+    for line in left_out(read(folder).ledger):
         console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     console.print(f"final hash: {summary['final_hash']}", markup=False, highlight=False)

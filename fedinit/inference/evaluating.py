@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -203,14 +202,8 @@ def _trained_on(run: Run, data: Dataset, spec: InputSpec) -> Tensor | None:
     except InputError:
         return None
     own = config.partition.hold_out(own)
-    trained = set(_prints(own, (~own.test).nonzero().flatten()))
-    return torch.tensor([key in trained for key in _prints(data, torch.arange(len(data)))])
-
-
-def _prints(data: Dataset, rows: Tensor) -> Iterator[bytes]:
-    for part in rows.split(256):
-        for image in data.images[part]:
-            yield hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+    trained = set(own.fingerprints((~own.test).nonzero().flatten()))
+    return torch.tensor([key in trained for key in data.fingerprints(torch.arange(len(data)))])
 
 
 def _judge(judged: Judged, work: Sequence[tuple[nn.Module, Tensor]], spec: InputSpec, run: Run) -> Evaluation:

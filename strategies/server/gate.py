@@ -24,9 +24,9 @@ from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransfor
 from strategies.aggregator import Update
 from strategies.server.replies import Asked, Refusal, of_error
 
+MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
 # negative, and what float32 can hold stays finite in sums over clients and examples.
-MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
 LARGEST = torch.finfo(torch.float32).max
 METRICS: Mapping[str, tuple[type, float, float]] = {
     "loss": (float, 0, LARGEST),

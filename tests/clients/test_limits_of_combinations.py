@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Context, RecordDict
 from clients.limits import BOOK, Keeper
 from clients.site import Site
 from fedinit.config.limits import Limited, Limits
+from fedinit.data.dataset import Dataset
 from fedinit.errors import Code
 from fedinit.statistics import Request, Sampling, create_statistics
 from tests.support.asking import Asker, refused
@@ -102,7 +103,7 @@ def test_a_run_that_deals_a_few_images_otherwise_is_refused(site):
 def test_the_images_of_a_run_are_looked_at_once(site, monkeypatch):
     asked, train = keeper(site), distinct(site)
     asked.check_partition(train)
-    monkeypatch.setattr(Keeper, "_prints", lambda *_: pytest.fail("looked at again"))
+    monkeypatch.setattr(Dataset, "fingerprints", lambda *_: pytest.fail("looked at again"))
     asked.check_partition(train)
 
 
@@ -180,7 +181,7 @@ def test_a_book_of_before_counts_on(site):
     images = distinct(site)
     asked = keeper(site)
     with asked._book() as book:
-        prints = list(asked._prints(book["key"], images))
+        prints = list(site.data.fingerprints(images, book["key"]))
     old = {
         "key": book["key"],
         "runs": {},

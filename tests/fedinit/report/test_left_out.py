@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-from fedinit.runs.left_out import left_out
+from fedinit.report.runs.left_out import left_out
 
 
-def test_everybody_whose_work_is_missing_is_named_once(tmp_path):
+def test_everybody_whose_work_is_missing_is_named_once():
     entries = [
         {"kind": "refused", "round": 1, "client": 1, "code": "limit", "detail": "this site sends no update"},
         {"kind": "refused", "round": 2, "client": 1, "code": "limit", "detail": "this site sends no update"},
@@ -15,15 +13,13 @@ def test_everybody_whose_work_is_missing_is_named_once(tmp_path):
         {"kind": "node_refused", "round": 1, "detail": "node 7: another backbone"},
         {"kind": "resumed", "round": 1},
     ]
-    (tmp_path / "ledger.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n{broken\n[1]\n")
-    assert left_out(tmp_path) == [
+    assert left_out(entries) == [
         "client 1: its update was refused in 2 rounds, first in round 1: this site sends no update",
         "client 0: it was not evaluated in 1 round, first in round 2: its limit",
         "not used in 1 round, first in round 1: node 7: another backbone",
     ]
 
 
-def test_where_nobody_is_missing_nothing_is_said(tmp_path):
-    assert left_out(tmp_path) == []
-    (tmp_path / "ledger.jsonl").write_text("")
-    assert left_out(tmp_path) == []
+def test_where_nobody_is_missing_nothing_is_said():
+    assert left_out([]) == []
+    assert left_out([{"kind": "resumed", "round": 1}]) == []

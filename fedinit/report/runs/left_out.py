@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from fedinit.data.reporter import counted
 
 KINDS = {"refused": "its update was refused", "evaluation_failed": "it was not evaluated", "node_refused": "not used"}
 
 
-def left_out(folder: Path) -> list[str]:
+def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for everybody whose updates or evaluations are missing in a run, with how often, and why the first time;
-    none where nobody's are, or the ledger cannot be read."""
-    found: dict[tuple[str, str], list[dict]] = {}
-    for entry in _entries(folder / "ledger.jsonl"):
+    none where nobody's are. ledger: the events of the run."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for entry in ledger:
         if entry.get("kind") in KINDS:
             who = f"client {entry['client']}" if "client" in entry else ""
             found.setdefault((entry["kind"], who), []).append(entry)
@@ -28,17 +27,3 @@ def left_out(folder: Path) -> list[str]:
             f"{who + ': ' if who else ''}{KINDS[kind]} in {rounds}, first in round {first.get('round')}: {why}"
         )
     return lines
-
-
-def _entries(ledger: Path) -> Iterator[dict]:
-    try:
-        text = ledger.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict):
-            yield entry
