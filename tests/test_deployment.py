@@ -66,8 +66,14 @@ def test_sites_end_in_the_hash_of_the_simulation(tmp_path, sites, secure):
     domains = ["plain", "inverted", "thick", "noise"][:sites]
     config = config_of(tmp_path, f"data.domains=[{','.join(domains)}]", "evaluation=clients")
     with federation(tmp_path, config, sites=sites, secure=secure) as made:
+        before = {*made.folder.rglob("*")}
         made.start()
         finish(made, made.server.start_run(), config)
+        fresh = {*made.folder.rglob("*")} - before
+        kept = [path for path in fresh if path.is_file() and not {path.suffix, path.parent.name} & {".id", "flwr"}]
+        assert {"superlink.db", "site-1"} <= {part for path in kept for part in path.parts}
+        closed = [path for path in (*kept, made.folder / "server/flwr") if not path.stat().st_mode & 0o077]
+        assert {*kept, made.folder / "server/flwr"} == {*closed}  # ids of nodes are the rest
         nodes = made.server.nodes()
         assert [node["status"] for node in nodes] == ["online"] * sites
         if secure:

@@ -42,7 +42,7 @@ def parser(name: str) -> Parser:
         command.add_argument("--sites", type=int, help="how many, where the configuration does not say it")
         command.add_argument("--insecure", action="store_true", help="without TLS and keys")
     abouts = {
-        "app": "an app of the words, for flwr run FOLDER on one's own machine",
+        "app": "an app of the words, for flwr run FOLDER on one's own machine; of a server's folder, its next run",
         "register": "let the sites whose keys are in FOLDER/server/sites take part",
         "run": "start the run, wait for it, show the result",
         "status": "sites, runs, and how long the certificates hold",
@@ -69,7 +69,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         if word.startswith("-") or "=" not in word:
             raise InputError(f"{word}: not an option of fedinit deploy {options.command}; expected key=value")
     if words and options.command not in ("init", "app", "up"):
-        raise InputError(f"{words[0]}: {options.command} runs what the folder holds; edit server/app/pyproject.toml")
+        raise InputError(f"{words[0]}: {options.command} takes what the folder holds; fedinit deploy app changes it")
     from fedinit.deploy.processes import DeployFailed
 
     try:
@@ -82,7 +82,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _run(options: argparse.Namespace, words: Sequence[str], console: Console) -> int:
     from fedinit.config import site as site_settings
-    from fedinit.deploy import certificates, layout, reaching
+    from fedinit.deploy import certificates, reaching
     from fedinit.deploy.flower import Server, show
     from fedinit.deploy.local import run_locally
     from fedinit.runs import folder as run_folder
@@ -93,8 +93,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     if options.command == "init":
         _init(options, words, say)
     elif options.command == "app":
-        layout.make_app(options.folder, _at_home(_configuration(words)))
-        say(f"{options.folder}: flwr run {options.folder} --stream")
+        _app(options.folder, words, say)
     elif options.command == "up":
         config = _at_home(_configuration(words))
         sites = _sites(config, options.sites)
@@ -127,6 +126,10 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
             if days is not None:
                 soon = "; fedinit deploy renew makes another" if days < SOON and file == "server.crt" else ""
                 say(f"{name}: {days} days left{soon}")
+        if (shown := reaching.shown_certificate(server.facts["port"])) and server.facts["secure"]:
+            days = certificates.days_of_another(server.folder / "server.crt", shown)
+            if days is not None:
+                say(f"the SuperLink still shows another certificate, of {days} days left: start it again")
         say("")
         for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
             say(line)
@@ -140,15 +143,10 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     from fedinit.config import site as site_settings
     from fedinit.config.bundled import remark, title
     from fedinit.deploy import layout
-    from fedinit.secagg.messages import LEAST
 
     config = _configuration(words)
     sites = _sites(config, options.sites)
-    if config.secure_aggregation.name != "none" and sites < LEAST:
-        raise InputError(
-            f"secure_aggregation={config.secure_aggregation.name}: needs {LEAST} sites or more, for of two each knows "
-            f"the other's update; these are {sites}"
-        )
+    _check_sum(config, sites)
     federation = layout.Federation(
         hosts=options.host or ["127.0.0.1"],
         port=options.port,
@@ -167,6 +165,40 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     say(f"  on the server  ./superlink.sh{keys}")
     say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
     say("  on the server  fedinit deploy run .")
+
+
+def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None:
+    """An app of its own; of a server's folder, the one that its next run is, in place of the one before."""
+    from fedinit.config import site as site_settings
+    from fedinit.deploy import layout
+    from fedinit.deploy.flower import Server
+
+    config = _configuration(words)
+    if not Server.is_at(folder):
+        layout.make_app(folder, _at_home(config))
+        say(f"{folder}: flwr run {folder} --stream")
+        return
+    server = Server.at(folder)
+    sent, settings = site_settings.split_off(config)
+    clients, keys = config.partition.count(config.data.known_domains), len(server.keys)
+    _check_sum(config, clients or keys or None)
+    layout.write_app(server.app, sent)
+    say(f"{server.app}: is what fedinit deploy run starts next; it was written anew")
+    for key in settings:
+        say(f"  {key} is each site's to set (--node-config), and not sent")
+    if clients and keys and clients != keys:
+        say(f"  the run is of {clients} clients, and {server.folder / 'sites'} holds keys of {keys} sites")
+
+
+def _check_sum(config: Config, sites: int | None) -> None:
+    """Raise InputError for a secret sum of so few sites that it is none; None: their number is not known."""
+    from fedinit.secagg.messages import LEAST
+
+    if config.secure_aggregation.name != "none" and sites is not None and sites < LEAST:
+        raise InputError(
+            f"secure_aggregation={config.secure_aggregation.name}: needs {LEAST} sites or more, for of two each knows "
+            f"the other's update; these are {sites}"
+        )
 
 
 def _configuration(words: Sequence[str]) -> Config:

@@ -126,6 +126,12 @@ def read_days_left(path: Path) -> int | None:
         return None
 
 
+def days_of_another(path: Path, shown: bytes) -> int | None:
+    """The days left of a certificate (DER) that is not the one in the file; None where it is."""
+    other = x509.load_der_x509_certificate(shown)
+    return None if other == x509.load_pem_x509_certificate(path.read_bytes()) else days_left(other)
+
+
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey, openssh: bool = False) -> None:
     """A private key as PEM (PKCS 8), or in OpenSSH's format, which Flower reads for nodes. Never over an old file."""
     form = serialization.PrivateFormat.OpenSSH if openssh else serialization.PrivateFormat.PKCS8

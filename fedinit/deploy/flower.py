@@ -45,6 +45,16 @@ class Server:
             raise InputError(f"{folder}: a site's folder; this is asked of the server's, the one with superlink.sh")
         raise InputError(f"{folder}: no federation.json there; make the folder with: fedinit deploy init {folder}")
 
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether `fedinit deploy init` made it."""
+        return any((place / "federation.json").is_file() for place in (folder, folder / "server"))
+
+    @property
+    def keys(self) -> list[Path]:
+        """The files of the sites' public keys, in order; none of a federation without keys."""
+        return sorted((self.folder / "sites").glob("*.pub"))
+
     @property
     def facts(self) -> dict[str, Any]:
         """port, secure. Raises InputError for a file in which they are not."""
@@ -76,7 +86,7 @@ class Server:
         Which node a key became is kept beside it, in site-<i>.id: `flwr supernode list` names neither site nor key.
         """
         fresh = []
-        for key in sorted((self.folder / "sites").glob("*.pub")):
+        for key in self.keys:
             try:
                 answer = self._ask("supernode", "register", str(key), CONNECTION, "--name", key.stem)
             except DeployFailed as error:
@@ -154,7 +164,7 @@ class Server:
         facts = self.facts
         link: dict[str, Any] = {"address": f"127.0.0.1:{facts['port']}"}
         link |= {"root-certificates": str(self.folder / "ca.crt")} if facts["secure"] else {"insecure": True}
-        home.mkdir(exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)
         text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: link}})
         (home / "config.toml").write_text(text, encoding="utf-8")
 

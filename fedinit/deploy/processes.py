@@ -46,7 +46,7 @@ class Process:
         env: all of its variables; None: those of this process.
         """
         self.name, self.log = name, log
-        with open(log, "ab") as out:
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:  # its owner's alone
             # A session of its own: Ctrl-C goes to whoever started this, who then ends its processes in order.
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env, start_new_session=True

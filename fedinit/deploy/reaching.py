@@ -57,6 +57,17 @@ def check(address: str, authority: Path | None) -> str:
     return ""
 
 
+def shown_certificate(port: int) -> bytes | None:
+    """The certificate (DER) that a server on this machine shows at its port, whoever signed it; None where there is no
+    server with TLS."""
+    for host in ("127.0.0.1", "::1"):
+        try:
+            return ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate((host, port), timeout=SECONDS))
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def _date(host: str, port: int, authority: Path | None) -> float | None:
     """The time by the server's clock, in seconds since 1970; None where it does not say."""
     if authority is None:

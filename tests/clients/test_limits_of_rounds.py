@@ -51,6 +51,16 @@ def test_a_site_that_insists_on_masks_sends_no_open_update(words, code, tmp_path
         assert "require-secure-aggregation=true: the run needs secure_aggregation=secagg" in trained[0].error.reason
 
 
+def test_training_has_no_end_of_its_own(tmp_path):
+    """As docs/trust.md says: neither in a run, of more rounds than a site answers questions, nor in the next run."""
+    for run in range(2):
+        site, seen = Site(small_config("rounds=25", *SHORT[1:], f"seed={run}", "data.domains=[plain]")), []
+        handler = deployed(site, {"state-dir": str(tmp_path)}, seen)
+        federate(site.config, LocalGrid(handler, 1), site.backbone)
+        trained = [reply.has_content() for message, reply, _ in seen if message.metadata.message_type == "train"]
+        assert trained == [True] * 25
+
+
 def projected(site: Site, node_config: dict[str, object]):
     """A run in two phases; and ask(factor): the second phase asked again, of means that are as many times as large."""
     seen = []

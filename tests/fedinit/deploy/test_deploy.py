@@ -256,7 +256,7 @@ def test_systemd_takes_the_units(tmp_path):
             ["deploy", "status", "{made}/site-0"],
             "a site's folder; this is asked of the server's, the one with superlink",
         ),
-        (["deploy", "run", "{made}", "rounds=2"], "edit server/app/pyproject.toml"),
+        (["deploy", "run", "{made}", "rounds=2"], "takes what the folder holds; fedinit deploy app changes it"),
         (["deploy", "down"], "invalid choice"),
         (["depoly"], "depoly: no such command (did you mean 'deploy'?)"),
     ],
@@ -525,3 +525,42 @@ def test_a_site_of_another_federation_and_a_server_that_is_not_there(made, tmp_p
         "fedinit deploy check server.example.org:8443 ca.crt || exit 1\nexec python -m fedinit.deploy.guarded supernode"
         in script
     )
+
+
+def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
+    assert init(tmp_path / "f") == 0
+    project = tmp_path / "f/server/app/pyproject.toml"
+    before = {path: path.read_bytes() for path in (tmp_path / "f").rglob("*") if path.is_file() and path != project}
+    capsys.readouterr()
+    words = [*WORDS, "rounds=7", "data=image_folder", "data.root=/somewhere", "data.domains=[a,b]"]
+    for folder in ("f", "f/server"):
+        assert cli.main(["deploy", "app", str(tmp_path / folder), *words]) == 0
+        said = capsys.readouterr().out
+        assert "data-root is each site's to set" in said
+        assert "the run is of 2 clients, and" in said and "holds keys of 3 sites" in said
+        sent = Server.at(tmp_path / folder).config()
+        assert sent.rounds == 7 and sent.data.root is None and sent.output_dir == "outputs"
+    assert before == {path: path.read_bytes() for path in before}
+    assert cli.main(["deploy", "app", str(tmp_path / "f"), *words, "secure_aggregation=secagg", "strategy=fedit"]) == 2
+    assert "needs 3 sites or more" in capsys.readouterr().err
+    assert Server.at(tmp_path / "f").config() == sent
+
+
+def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monkeypatch, capsys):
+    """It reads its file when it starts: until then a renewed one is on the disk alone."""
+    assert init(tmp_path / "f") == 0
+    server = tmp_path / "f/server"
+    monkeypatch.setattr(Server, "nodes", lambda self: [])
+    monkeypatch.setattr(Server, "runs", lambda self: [])
+    with Speaks(server) as address:
+        port = int(address.rpartition(":")[2])
+        (server / "federation.json").write_text(json.dumps({"port": port, "secure": True}))
+        assert cli.main(["deploy", "status", str(server)]) == 0
+        assert "another certificate" not in capsys.readouterr().out
+        assert cli.main(["deploy", "renew", str(server), "--days", "500"]) == 0
+        assert cli.main(["deploy", "status", str(server)]) == 0
+        said = capsys.readouterr().out
+    assert "server's certificate: 499 days left" in said or "server's certificate: 500 days left" in said
+    assert "the SuperLink still shows another certificate, of 364 days left: start it again" in said
+    assert cli.main(["deploy", "status", str(server)]) == 0  # nothing listens there any more
+    assert "another certificate" not in capsys.readouterr().out
