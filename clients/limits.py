@@ -11,6 +11,8 @@ off a few images from a cell is not answered for, and a run's images to train on
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from clients import sums
 from clients.site import Site
-from fedinit.config.limits import Limited, Limits
+from fedinit.config.limits import Cut, Limited, Limits
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.seeding import derive
@@ -88,6 +90,8 @@ class Keeper:
             raise Limited(
                 f"this site answers with noise of min-noise={limits.min_noise:g} or more, asked {sampling.noise}"
             )
+        if "losses" in request.layers.values() and not limits.evaluations:
+            raise Limited("this site is not evaluated, evaluations=0, and the statistic 'losses' is an evaluation")
         self._check_counted("statistics")
         with self._book() as book:
             wanted = len(train) if sampling.examples is None else min(sampling.examples, len(train))
@@ -163,14 +167,17 @@ class Keeper:
         whole update could be put together."""
         most = self.limits.projections_per_round
         with self._book() as book:
-            answered = book["runs"].setdefault(self._run, {}).setdefault("projections", {})
-            for what, key in ((f"round {round}", str(round)), (f"the update of round {round}", update)):
-                if means not in answered.get(key, ()) and len(answered.get(key, ())) >= most:
+            of_round = book["runs"].setdefault(self._run, {}).setdefault("projections", {})
+            of_update = book.setdefault("updates", {})  # whatever round or run the server calls it
+            what = f"round {round}", f"the update of round {round}"
+            for named, answered, key in zip(what, (of_round, of_update), (str(round), update), strict=True):
+                before = answered.setdefault(key, [])
+                if means not in before and len(before) >= most:
                     raise Limited(
-                        f"this site has answered the second phase of {what} for other means, and "
+                        f"this site has answered the second phase of {named} for other means, and "
                         f"projections-per-round={most}"
                     )
-                answered[key] = sorted({*answered.get(key, ()), means})
+                answered[key] = sorted({*before, means})
 
     def train(self, steps: int) -> int:
         """Write down so many private steps; those of this run so far, with these."""
@@ -181,7 +188,7 @@ class Keeper:
 
     @property
     def _run(self) -> str:
-        return f"{self.site.config.identity()}-s{self.site.config.seed}"
+        return f"{self.site.config.identity(digits=64)}-s{self.site.config.seed}"
 
     def _settled(self, book: Mapping[str, Any], count: int, most: int) -> int:
         """So many images, or a number of before that is near it, so that the two do not differ by a few; all, where few
@@ -210,16 +217,15 @@ class Keeper:
     def _enter(self, book: dict[str, Any], kind: str, images: Tensor, least: int, of: str = "") -> None:
         """Write a set of images into the book. Raises Limited for one of fewer than `least` distinct images, or that
         leaves so few in a cell of the sets before it."""
-        asked = {*self.site.data.fingerprints(images, book["key"])}
+        pixels = [*self.site.data.fingerprints(images, book["key"])]
+        asked = {*self.site.data.origins(images, pixels, book["key"])}
         what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
-        if len(asked) < least:
-            raise Limited(f"{what} over {len(asked)} distinct images, fewer than the {least} of this site's limits")
+        if (distinct := min(len(asked), len({*pixels}))) < least:
+            raise Limited(f"{what} over {distinct} distinct images, fewer than the {least} of this site's limits")
         cells = _cut(book["cells"].get(kind, []), asked)
         cut = [part for pair in cells[:-1] if all(pair) for part in pair] + [part for part in cells[-1] if part]
         if any(len(part) < least for part in cut):
-            raise Limited(
-                f"{what} that differ from earlier ones by fewer images than the {least} of this site's limits"
-            )
+            raise Cut(f"{what} that differ from earlier ones by fewer images than the {least} of this site's limits")
         book["cells"][kind] = [sorted(part) for pair in cells for part in pair if part]
 
     @contextmanager
@@ -227,23 +233,47 @@ class Keeper:
         """The book, to be changed within; it is kept where it was, unless something is raised.
 
         Raises InputError for one that cannot be read or written: a book that is damaged is not begun anew."""
-        if self.file is None:
-            record = self.context.state.get(BOOK)
-            book = _opened(json.loads(str(record["book"])) if isinstance(record, ConfigRecord) else {})
-            yield book
-            self.context.state[BOOK] = ConfigRecord({"book": json.dumps(book)})
-            return
         try:
-            with _owners_alone(self.file.parent), FileLock(f"{self.file}.lock"):
-                before = self.file.read_text(encoding="utf-8") if self.file.exists() else "{}"
-                book = _opened(json.loads(before))
-                yield book
-                if book != json.loads(before):
-                    disk.replace_json(self.file, book)
+            with contextlib.nullcontext() if self.file is None else _alone(self.file):
+                before = self._read()
+                book = _opened(before)
+                if book["all"].get("refusals", 0) >= self.limits.refusals:
+                    raise Limited(
+                        f"this site has refused {self.limits.refusals} sets of images that differ by a few, which is "
+                        "its limit: it answers nothing more"
+                    )
+                try:
+                    yield book
+                except Cut:
+                    book = _opened(before)
+                    book["all"]["refusals"] = book["all"].get("refusals", 0) + 1
+                    self._write(book)
+                    raise
+                if book != before:
+                    self._write(book)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.file}: the book of this site's answers cannot be used ({error})") from error
+
+    def _read(self) -> dict[str, Any] | None:
+        """The book as it is kept; None where there is none yet."""
+        if self.file is None:
+            record = self.context.state.get(BOOK)
+            text = str(record["book"]) if isinstance(record, ConfigRecord) else None
+        else:
+            text = self.file.read_text(encoding="utf-8") if os.path.lexists(self.file) else None
+        if text is None:
+            return None
+        if not isinstance(book := json.loads(text), dict):
+            raise ValueError("it is none")
+        return book
+
+    def _write(self, book: Mapping[str, Any]) -> None:
+        if self.file is None:
+            self.context.state[BOOK] = ConfigRecord({"book": json.dumps(book)})
+        else:
+            disk.replace_json(self.file, book)
 
 
 def _cut(cells: Iterable[Collection[str]], images: set[str]) -> list[tuple[set[str], set[str]]]:
@@ -252,16 +282,28 @@ def _cut(cells: Iterable[Collection[str]], images: set[str]) -> list[tuple[set[s
     return [*cut, (images.difference(*(inside for inside, _ in cut)), set())]
 
 
-def _opened(book: dict[str, Any]) -> dict[str, Any]:
-    """A book; of one that is begun here, with a key that no server has."""
-    begun = {"key": secrets.token_hex(16), "runs": {}, "all": {}, "cells": {}, "sizes": []}
-    for kind, sets in book.pop("images", {}).items():  # of an earlier version, whose answers count on
-        begun["sizes"] += [len(images) for images in sets if kind == "statistics"]
-        for images in sets:
-            begun["cells"][kind] = [
-                sorted(part) for pair in _cut(begun["cells"].get(kind, []), {*images}) for part in pair if part
-            ]
-    return begun | book
+def _opened(kept: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of the book that is kept, to be changed; where there is none (None), one that is begun here, with a key
+    that no server has. Raises ValueError for what is no book."""
+    if kept is None:
+        return {"key": secrets.token_hex(16), "runs": {}, "all": {}, "cells": {}, "sizes": []}
+    book = copy.deepcopy({**kept})
+    if isinstance(earlier := book.pop("images", None), dict):  # of an earlier version
+        book |= {"cells": {}, "sizes": [len(images) for images in earlier.get("statistics", ())]}
+        for kind, sets in earlier.items():  # its answers count on
+            for images in sets:
+                cut = _cut(book["cells"].get(kind, []), {*images})
+                book["cells"][kind] = [sorted(part) for pair in cut for part in pair if part]
+    kinds = {"key": str, "runs": dict, "all": dict, "cells": dict, "sizes": list}
+    if any(not isinstance(book.get(name), kind) for name, kind in kinds.items()):
+        raise ValueError(f"it is none: it has not all of {', '.join(kinds)}")
+    if not book["key"] or not all(_is_count(number) for number in (*book["all"].values(), *book["sizes"])):
+        raise ValueError("what it counts is no number")
+    return book
+
+
+def _is_count(number: Any) -> bool:
+    return type(number) in (int, float) and 0 <= number < math.inf
 
 
 def _first(key: str, train: Tensor, count: int) -> Tensor:
@@ -271,10 +313,12 @@ def _first(key: str, train: Tensor, count: int) -> Tensor:
 
 
 @contextmanager
-def _owners_alone(folder: Path) -> Iterator[None]:
+def _alone(file: Path) -> Iterator[None]:
+    """Nobody else is at the file, and what is made within is its owner's alone."""
     before = os.umask(0o077)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            yield
     finally:
         os.umask(before)

@@ -105,7 +105,7 @@ class Site:
         if config.engine.prefix_cache:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
-        self._held = backbone, shown
+        self._held = backbone, replace(shown, marks=None)  # an engine looks at no files
         self.emit: Emit = _nobody
         self.engine: Engine = self.engine_for(config)
         if console is not None:

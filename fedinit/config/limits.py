@@ -23,6 +23,10 @@ class Limited(Refused):
     code = Code.limit
 
 
+class Cut(Limited):
+    """What is asked for is about images that differ from those before by a few. The refusal tells that they do."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """A site's limits; a setting of --node-config each, with - for _.
@@ -41,6 +45,8 @@ class Limits:
     max_epsilon: training needs privacy=examples, to this ε at the most in a run, at a δ of one over its images or
         less, and no statistic and no evaluation is answered; inf: it needs none.
     require_secure_aggregation: no update leaves that is not masked: training needs secure_aggregation=secagg.
+    refusals: of sets of images that differ from earlier ones by a few, in all: each tells that they do. After so many
+        nothing is answered any more.
     projections_per_round: different questions of a round's second phase that are answered; the same one is again.
     """
 
@@ -58,6 +64,7 @@ class Limits:
     max_epsilon: float = math.inf
     require_secure_aggregation: bool = False
     projections_per_round: int = 1
+    refusals: int = 100
 
     @staticmethod
     def of(node_config: Mapping[str, object]) -> Limits | None:

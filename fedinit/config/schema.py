@@ -247,16 +247,17 @@ class Config:
         if not self.output_dir or not self.output_dir.isprintable():
             raise InputError(f"output_dir={self.output_dir!r}: expected the path of a folder")
 
-    def identity(self, made_of: str = "") -> str:
-        """Ten hexadecimal digits that name what this run computes, but for the seed, which the folder's name carries
-        beside the hash.
+    def identity(self, made_of: str = "", digits: int = 10) -> str:
+        """So many hexadecimal digits (64 at the most) that name what this run computes, but for the seed, which the
+        folder's name carries beside the hash. Ten tell one's own runs apart; against who looks for two of one name it
+        takes all.
 
         made_of: a digest of the files that the run is made of; "": the configuration alone is named.
         """
         values = self.computed()
         del values["seed"]
         text = json.dumps(values, sort_keys=True) + made_of
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
     def computed(self) -> dict[str, Any]:
         """The keys that a run's result is a function of: all that the choices read, but `UNCOUNTED` and `PLACES`."""

@@ -120,13 +120,16 @@ def choose_images(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if isinstance(listed.read, Store):
         images, kept = listed.read.fetch(rows, console)
-        places, labels, test = places[kept], labels[kept], test[kept]
+        rows, places, labels, test = rows[kept], places[kept], labels[kept], test[kept]
         _refuse_gaps(places, labels, test, needed, domain_names)
     else:
         images = listed.read(rows)
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
-    return Dataset(images, labels, places, test, class_names, domain_names)
+    origin = rows.tolist()  # in the catalogue
+    return Dataset(
+        images, labels, places, test, class_names, domain_names, lambda at: listed.marks([origin[row] for row in at])
+    )
 
 
 def _untrained(labels: Collection[int], class_names: Sequence[str]) -> list[str]:

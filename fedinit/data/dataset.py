@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,8 @@ class Dataset:
     domains: (n,) int64, indices into domain_names.
     test: (n,) bool, True in the test split.
     class_names, domain_names: in the order of their numbers.
+    marks: rows -> what tells each of these images from another where it lies: name and size, or a hash of its bytes;
+        None: nobody knows.
 
     Law: row i of every tensor speaks of the same image.
     Raises ValueError naming the field on a wrong dtype, shape, length or index.
@@ -33,6 +35,7 @@ class Dataset:
     test: Tensor
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
+    marks: Callable[[Sequence[int]], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:
@@ -70,4 +73,15 @@ class Dataset:
         """What tells each of these images (m,) from another, wherever it lies: a hash of its values, by the key."""
         for part in rows.split(256):
             for image in self.images[part]:
-                yield hashlib.blake2b(image.numpy().tobytes(), digest_size=8, key=key.encode()).hexdigest()
+                yield _hash(image.numpy().tobytes(), key)
+
+    def origins(self, rows: Tensor, fingerprints: Iterable[str], key: str = "") -> Iterator[str]:
+        """What tells each of these images (m,) from another of the same place, however they are decoded: a hash of its
+        mark, by the key; of one without a mark, its fingerprint."""
+        marks = [""] * len(rows) if self.marks is None else self.marks(rows.tolist())
+        for mark, fingerprint in zip(marks, fingerprints, strict=True):
+            yield _hash(mark.encode("utf-8", "surrogateescape"), key) if mark else fingerprint
+
+
+def _hash(content: bytes, key: str) -> str:
+    return hashlib.blake2b(content, digest_size=8, key=key.encode()).hexdigest()

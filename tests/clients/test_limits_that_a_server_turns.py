@@ -1,0 +1,197 @@
+"""What a server might change in a question, a run or a site's book so that the site's limits do not see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from PIL import Image
+
+from clients import batches
+from clients.limits import Keeper
+from clients.site import Site
+from clients.statistics import measure
+from fedinit import wire
+from fedinit.config.limits import Limited, Limits
+from fedinit.errors import Code, InputError
+from fedinit.statistics import Request, Sampling
+from tests.support.asking import LAYER, Asker, refused
+from tests.support.small import small_config
+
+
+@pytest.fixture(scope="module")
+def site() -> Site:
+    return Site(small_config("data.domains=[plain,inverted]", "evaluation=clients"))
+
+
+def keeper(site: Site, folder, **limits: object) -> Keeper:
+    node = {"partition-id": 0, "state-dir": str(folder)}
+    return Keeper(site, Limits(**limits), Context(1, 1, node, RecordDict(), {}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("secret", ["s", ""])
+def test_two_answers_of_other_noise_do_not_share_a_draw(site, secret):
+    """With one draw z, of s + 1.2 c z and s + 1.8 c z both s and z can be reckoned. Without a secret of the site, where
+    anybody can draw the noise, they share it: the control."""
+    ask = Asker(site, noise_secret=secret)
+    ask.cohort.decoder.deployed = bool(secret)
+    name = f"{LAYER}/gram"
+    exact = ask.sums(clip=1.0)[name].double()
+    few, more = (ask.sums(clip=1.0, noise=noise)[name].double() for noise in (1.2, 1.8))
+    reckoned = few - (more - few) * 1.2 / (1.8 - 1.2)
+    off = (reckoned - exact).norm() / (few - exact).norm()
+    assert off > 1 if secret else off < 0.02  # of half precision
+
+
+def test_a_site_that_is_not_evaluated_measures_no_losses(site):
+    head = {"head/weight": torch.zeros(10, 24), "head/bias": torch.zeros(10)}
+    options = {"scales": [1.0]}
+    request = Request(
+        source="features",
+        layers={"head": "losses"},
+        shapes={"head": (10, 24)},
+        seed=0,
+        sampling=Sampling(),
+        options=options,
+    )
+    refused(Asker(site, evaluations=0).ask(request.to_json(), head), "the statistic 'losses' is an evaluation")
+    assert Asker(site).ask(request.to_json(), head).has_content()
+
+
+def test_two_heads_that_a_server_makes_up_show_the_gradient_of_one_image(site):
+    """As docs/trust.md says: limits do not keep it from that. Between two thresholds on a feature lies one image, whose
+    part of the sum alone another head changes."""
+    ask, worker = Asker(site), site.engine.workers[0]
+    train = site.partitions[0].train
+    along = torch.randn(24, generator=torch.Generator().manual_seed(0))
+    worker.bank.bare()
+
+    def head(threshold: float) -> dict[str, torch.Tensor]:
+        weight, bias = torch.zeros(10, 24), torch.zeros(10)
+        weight[0], bias[0] = 1e5 * along, -1e5 * threshold
+        bias[2:] = -1e9
+        return {"head/weight": weight, "head/bias": bias}
+
+    request = Request(
+        source="gradients", layers={LAYER: "gradient"}, shapes={LAYER: (24, 24)}, seed=0, sampling=Sampling()
+    )
+
+    def told(threshold: float) -> torch.Tensor:
+        reply = ask.ask(request.to_json(), head(threshold))
+        assert reply.has_content(), reply.error.reason
+        return wire.decode(reply.content["state"])[f"{LAYER}/gradient"].double()
+
+    def alone(image: int, threshold: float) -> torch.Tensor:
+        given = {name.partition("/")[2]: value for name, value in head(threshold).items()}
+        one = dataclasses.replace(request, head=given, sampling=Sampling(min_examples=1))
+        data, spec = site.data, site.backbone.input
+        return measure(worker.bank, one, torch.tensor([image]), 0, data, spec, 32, "").sums[f"{LAYER}/gradient"]
+
+    images = batches.normalise(site.data.images[train], site.backbone.input, worker.bank.device)
+    with torch.no_grad():
+        places = worker.bank.embed(images).double() @ along.double()
+    order = places.argsort(descending=True)
+    high, low = float(places[order[0]]) + 0.01, float(places[order[:2]].mean())
+    difference, own = told(low) - told(high), alone(int(train[order[0]]), low) - alone(int(train[order[0]]), high)
+    assert torch.cosine_similarity(difference.flatten(), own.flatten(), dim=0) > 0.99
+
+
+def test_an_image_is_the_same_one_however_it_is_decoded(tmp_path):
+    """Else a set that leaves out one image is answered over other pixels of the same images."""
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "images/d" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = draw.integers(0, 2**16, (32, 32)).astype(np.uint16)
+            Image.fromarray(pixels).save(tmp_path / "images/d" / name / f"{i}.png")
+    words = ["data=image_folder", f"data.root={tmp_path}/images", "data.domains=[d]", "data.classes=[a,b]"]
+    first, other = (Site(small_config(*words, f"data.grey_range=[0,{white}]")) for white in (65535, 65600))
+    train = first.partitions[0].train
+    assert not torch.equal(first.data.images[train], other.data.images[train])
+    keeper(first, tmp_path / "s").check_partition(train)
+    with pytest.raises(Limited, match="training that differ from earlier ones by fewer images"):
+        keeper(other, tmp_path / "s").check_partition(train[1:])
+    keeper(other, tmp_path / "s").check_partition(train)
+    # The control: by their pixels they are others.
+    for site in (first, other):
+        site.data = dataclasses.replace(site.data, marks=None)
+    keeper(first, tmp_path / "t").check_partition(train)
+    keeper(other, tmp_path / "t").check_partition(train[1:])
+
+
+def test_refusals_that_tell_something_are_counted(site, tmp_path):
+    """Whether a file is there can be asked by splits that differ in it: each refusal is an answer."""
+    asked = keeper(site, tmp_path, refusals=3)
+    train = site.partitions[0].train
+    asked.measure(request := Request(
+        source="inputs", layers={LAYER: "gram"}, shapes={LAYER: (24, 24)}, seed=0, sampling=Sampling()
+    ), train)  # fmt: skip
+    for left_out in range(1, 4):
+        with pytest.raises(Limited, match="that differ from earlier ones by fewer images than the 16"):
+            asked.measure(request, train[left_out:])
+    for again in (asked, keeper(site, tmp_path, refusals=3)):
+        with pytest.raises(Limited, match="has refused 3 sets of images .* it answers nothing more"):
+            again.measure(request, train)
+    other = keeper(site, tmp_path / "other", refusals=3)
+    other.limits = dataclasses.replace(other.limits, answers_per_run=0)
+    for _ in range(5):  # what says nothing of images is none of them
+        with pytest.raises(Limited, match="has answered 0 questions"):
+            other.measure(request, train)
+
+
+def test_a_second_phase_of_one_update_is_answered_once_in_all_runs(site, tmp_path):
+    longer = Site(dataclasses.replace(site.config, rounds=site.config.rounds + 1))
+    keeper(site, tmp_path).project(1, "update", "means")
+    with pytest.raises(Limited, match="the update of round 1 for other means"):
+        keeper(longer, tmp_path).project(1, "update", "others")
+    keeper(longer, tmp_path).project(1, "update", "means")
+
+
+def test_the_name_of_a_run_in_the_book_is_its_whole_hash(site, tmp_path):
+    """Of forty bits two runs of one name are found in seconds."""
+    keeper(site, tmp_path).check_partition(site.partitions[0].train)
+    (run,) = json.loads((tmp_path / "answers-client-0.json").read_text())["runs"]
+    assert run == f"{site.config.identity(digits=64)}-s{site.config.seed}" and len(run) > 64
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda book: {},
+        lambda book: [],
+        lambda book: None,
+        lambda book: {**book, "runs": "x"},
+        lambda book: {key: value for key, value in book.items() if key != "cells"},
+        lambda book: {key: value for key, value in book.items() if key != "key"},
+        lambda book: {**book, "key": ""},
+        lambda book: {**book, "all": {"statistics": float("nan")}},
+        lambda book: {**book, "all": {"statistics": -5}},
+        lambda book: {**book, "all": {"statistics": "x"}},
+        lambda book: {**book, "sizes": [None]},
+    ],
+)
+def test_a_book_that_is_none_is_not_begun_anew(site, tmp_path, damage):
+    train, file = site.partitions[0].train, tmp_path / "answers-client-0.json"
+    keeper(site, tmp_path).check_partition(train)
+    text = json.dumps(damage(json.loads(file.read_text())))
+    file.write_text(text)
+    with pytest.raises(InputError, match="the book of this site's answers cannot be used"):
+        keeper(site, tmp_path).check_partition(train)
+    assert file.read_text() == text
+
+
+def test_a_link_to_a_book_that_is_gone_begins_none(site, tmp_path):
+    os.symlink(tmp_path / "gone.json", tmp_path / "answers-client-0.json")
+    with pytest.raises(InputError, match="cannot be used"):
+        keeper(site, tmp_path).check_partition(site.partitions[0].train)
+
+
+def test_a_damaged_book_leaves_as_a_matter_of_the_site(site, tmp_path):
+    (tmp_path / "answers-client-0.json").write_text("[]")
+    reply = Asker(site, state_dir=str(tmp_path))()
+    assert reply.has_error() and reply.error.code == Code.site and str(tmp_path) not in reply.error.reason
