@@ -68,7 +68,8 @@ def _free(place: torch.device) -> int | None:
 def _left_to_group() -> float:
     """Bytes that a container may still take; inf where there is none, or none with a limit."""
     try:
-        most, taken = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        files = [Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current")]
+        most, taken = (int(file.read_text(encoding="utf-8")) for file in files)
     except (OSError, ValueError):
         return math.inf
     return max(most - taken, 0)
