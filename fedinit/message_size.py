@@ -6,10 +6,13 @@ message copies every array: of ViT-B's factors, 2.4 MB, it takes fifty times as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedinit.tensor_array import TensorArray, length
 
 SIGNED, UNSIGNED, SHAPE = (-(2**63), 2**63), (0, 2**64), (-(2**31), 2**31)  # of sint64, uint64 and int32
 LIST_TAG = 2  # bytes of the tags of lists, whose fields have numbers over 15
@@ -22,7 +25,10 @@ def of(content: RecordDict) -> int:
 
 def _record(record: object) -> int:
     if isinstance(record, ArrayRecord):
-        return sum(_part(_text(key) + _part(_array(array))) for key, array in record.items())
+        return sum(
+            (_usual if isinstance(a, TensorArray) else _array)(key, a.dtype, tuple(a.shape), a.stype, length(a))
+            for key, a in record.items()
+        )
     if isinstance(record, MetricRecord):
         return sum(_part(_text(key) + _part(_value(value, (float, int)))) for key, value in record.items())
     if isinstance(record, ConfigRecord):
@@ -31,11 +37,14 @@ def _record(record: object) -> int:
     raise ValueError(f"a record of type {type(record).__name__}")
 
 
-def _array(array: Array) -> int:
-    shape = [_within(size, SHAPE) for size in array.shape]
-    packed = sum(_varint(size % 2**64) for size in shape)
+def _array(key: str, dtype: str, shape: tuple[int, ...], stype: str, bytes_: int) -> int:
+    """Of an array with its name."""
+    packed = sum(_varint(_within(size, SHAPE) % 2**64) for size in shape)
     # What is empty is not written.
-    return sum(map(_given, (_utf8(array.dtype), packed, _utf8(array.stype), len(memoryview(array.data)))))
+    return _part(_text(key) + _part(sum(map(_given, (_utf8(dtype), packed, _utf8(stype), bytes_)))))
+
+
+_usual = functools.lru_cache(maxsize=4096)(_array)  # of arrays of this process: those of a run are of a few formats
 
 
 def _value(value: object, kinds: Sequence[type]) -> int:

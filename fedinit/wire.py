@@ -6,7 +6,6 @@ Tensors travel in one ArrayRecord under the names "<layer>/A", "<layer>/B", "hea
 
 from __future__ import annotations
 
-import functools
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from fedinit.factors import Factors
 from fedinit.state import digest
 from fedinit.state.checkpoint import State
 from fedinit.state.start import StartState
+from fedinit.tensor_array import DTYPES, NUMPY, TensorArray, header, length, made
 
 STATE = "state"  # the ArrayRecord of factors and head, in both directions
 CONFIG = "config"  # the ConfigRecord that goes down
@@ -36,11 +36,8 @@ HEAD = "head/"
 IMAGE = "/S"
 MERGE = "merge/"
 
-NUMPY = "numpy.ndarray"  # how an array's bytes are written
-_DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16", "int64")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}  # numpy takes its time over str(dtype)
-
 Wanted = TypeVar("Wanted")
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 
 Formats = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # {name: (shape, dtype)}
@@ -152,56 +149,38 @@ def start_from_tensors(tensors: Mapping[str, Tensor]) -> StartState:
 
 
 def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Named tensors as numpy arrays on the wire; dtypes and order are kept."""
-    return _record({name: _array(value) for name, value in tensors.items()})
+    """Named tensors as numpy arrays on the wire; dtypes and order are kept. Bytes are written when they are read, which
+    they are on the way to another process: until then nobody may change the tensors."""
+    return _record({name: TensorArray(value) for name, value in tensors.items()})
 
 
 class Encoder:
     """`encode` for several messages, to clients most of which are sent the same: a tensor that is in many of them is
-    written once, and its bytes, which nobody can change, are theirs together."""
+    one array of theirs together."""
 
     def __init__(self) -> None:
-        self._written: dict[int, tuple[Tensor, Array]] = {}  # by identity; the tensor too, so that no other gets it
+        self._made: dict[int, tuple[Tensor, Array]] = {}  # by identity; the tensor too, so that no other gets it
 
     def encode(self, tensors: Mapping[str, Tensor]) -> ArrayRecord:
         """As the function of this name."""
-        record = ArrayRecord()
-        for name, tensor in tensors.items():
-            if id(tensor) not in self._written:
-                self._written[id(tensor)] = tensor, _array(tensor)
-            array = self._written[id(tensor)][1]
-            record[name] = _made(array.dtype, array.shape, array.stype, array.data)
-        return record
+        return _record({name: self._array(tensor) for name, tensor in tensors.items()})
+
+    def _array(self, tensor: Tensor) -> Array:
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = tensor, TensorArray(tensor)
+        return self._made[id(tensor)][1]
 
 
 def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
     """A record of just these arrays; `ArrayRecord(arrays)` is one of copies, each checked anew."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = array
+    return _filled(ArrayRecord(), arrays)
+
+
+def _filled(record: Record, values: Mapping[str, Any]) -> Record:
+    """The new record with these values, which are known to be what it takes: Flower looks at every key and at every
+    element of every list, for all messages of a round anew."""
+    record.__dict__["_data"].update(values)
     return record
-
-
-def _array(tensor: Tensor) -> Array:
-    """The tensor as `Array(ndarray)` makes it, byte for byte, without its searching of arguments: a round makes one for
-    every tensor of every client."""
-    values = tensor.detach().cpu().contiguous().numpy()
-    shape, dtype = tuple(values.shape), _NAMES.get(values.dtype) or str(values.dtype)
-    return _made(dtype, shape, NUMPY, _header(dtype, shape) + values.tobytes())
-
-
-def _made(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:
-    array = Array.__new__(Array)
-    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=data)
-    return array
-
-
-@functools.lru_cache(maxsize=4096)
-def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What numpy writes before the values of an array."""
-    out = io.BytesIO()
-    npy.write_array_header_1_0(out, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
-    return out.getvalue()
 
 
 def excess(content: RecordDict, limit: Limit) -> str:
@@ -211,7 +190,7 @@ def excess(content: RecordDict, limit: Limit) -> str:
     for name, record in content.items():
         for key, entry in record.items():
             if isinstance(entry, Array):
-                values += len(entry.data)
+                values += length(entry)
                 rest += len(entry.dtype) + len(entry.stype) + 8 * len(entry.shape)
             else:
                 rest += _length(entry, limit.rest)
@@ -229,7 +208,8 @@ def _length(entry: object, most: int) -> int:
 
 
 def decode(record: ArrayRecord) -> dict[str, Tensor]:
-    """The inverse of `encode`; the tensors own their memory.
+    """The inverse of `encode`. The tensors own their memory, or are those that this process encoded, which nobody
+    changes.
 
     Nothing is made of bytes that are not what their array declares: a shape of the bytes' own would be past whoever
     judged the declared one, and might ask for any amount of memory. Raises ValueError, naming the tensor.
@@ -239,14 +219,16 @@ def decode(record: ArrayRecord) -> dict[str, Tensor]:
 
 def _tensor(name: str, array: Array) -> Tensor:
     """The tensor of the declared shape and type. Raises ValueError for other bytes than numpy's of just this tensor."""
+    if isinstance(array, TensorArray):
+        return array.tensor
     shape = tuple(array.shape)
-    usual = array.dtype in _DTYPES and array.stype == NUMPY and len(shape) <= 8 and all(type(n) is int for n in shape)
+    usual = array.dtype in DTYPES and array.stype == NUMPY and len(shape) <= 8 and all(type(n) is int for n in shape)
     if usual:  # in all likelihood it is what `encode` wrote; what is not is read closely
-        dtype = _DTYPES[array.dtype]
-        header = _header(array.dtype, shape)
-        left = len(array.data) - len(header)
-        if array.data.startswith(header) and left == dtype.itemsize * math.prod(shape):
-            return torch.from_numpy(np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape).copy())
+        dtype = DTYPES[array.dtype]
+        start = header(array.dtype, shape)
+        left = len(array.data) - len(start)
+        if array.data.startswith(start) and left == dtype.itemsize * math.prod(shape):
+            return torch.from_numpy(np.frombuffer(array.data, dtype, offset=len(start)).reshape(shape).copy())
     declared = f"{array.dtype} {tuple(array.shape)}"
     if array.stype != NUMPY:
         raise ValueError(f"{name}: its bytes are {array.stype!r}, expected 'numpy.ndarray'")
@@ -273,11 +255,16 @@ def clone(content: RecordDict) -> RecordDict:
     copy = RecordDict()
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
-            copy[key] = _record({name: _made(a.dtype, a.shape, a.stype, a.data) for name, a in record.items()})
+            copy[key] = _record({name: _alike(array) for name, array in record.items()})
             continue
         values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
-        copy[key] = type(record)(values)
+        copy[key] = _filled(type(record)(), values)
     return copy
+
+
+def _alike(array: Array) -> Array:
+    """Another over the same bytes; itself, where nobody can change it."""
+    return array if isinstance(array, TensorArray) else made(array.dtype, array.shape, array.stype, array.data)
 
 
 class Shared:
@@ -292,7 +279,8 @@ class Shared:
         ones; none is changed in place."""
         for key, record in [*content.items()]:
             if isinstance(record, ArrayRecord):
-                content[key] = _record({name: self._arrays.setdefault(_key(a), a) for name, a in record.items()})
+                arrays = {name: a.written() if isinstance(a, TensorArray) else a for name, a in record.items()}
+                content[key] = _record({name: self._arrays.setdefault(_key(a), a) for name, a in arrays.items()})
 
 
 def _key(array: Array) -> tuple[object, ...]:
@@ -323,7 +311,7 @@ def from_state(state: State) -> RecordDict:
     """The inverse of `to_state`; a tensor of several names is encoded once."""
     content = RecordDict()
     distinct = {id(tensor): tensor for tensor in state.tensors.values()}
-    encoded = {of: _array(tensor) for of, tensor in distinct.items()}
+    encoded = {of: TensorArray(tensor).written() for of, tensor in distinct.items()}
     for key, facts in state.facts.items():
         ((kind, values),) = facts.items()
         if kind == "arrays":

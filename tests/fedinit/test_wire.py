@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedinit import wire
 
@@ -63,29 +67,44 @@ def test_one_byte_more_or_less_is_refused() -> None:
 def test_a_clone_is_over_the_same_bytes_and_is_another() -> None:
     sent = RecordDict({"state": wire.encode({"x": torch.ones(2)})})
     there = wire.clone(sent)
-    assert there["state"]["x"].data is sent["state"]["x"].data
-    there["state"]["x"].data = b""
+    assert wire.to_bytes(there) == wire.to_bytes(sent)
+    with pytest.raises(AttributeError):
+        there["state"]["x"].data = b""
     del there["state"]["x"]
     assert wire.decode(sent["state"])["x"].tolist() == [1, 1]
 
 
-def test_a_decoded_tensor_owns_its_memory() -> None:
-    record = wire.encode({"x": torch.ones(2)})
+def test_a_tensor_decoded_from_bytes_owns_its_memory() -> None:
+    sent = RecordDict({"state": wire.encode({"x": torch.ones(2)})})
+    record = recorddict_from_proto(recorddict_to_proto(sent))["state"]
     wire.decode(record)["x"].zero_()
     assert wire.decode(record)["x"].tolist() == [1, 1]
 
 
-def test_what_many_messages_hold_is_written_once_and_is_the_same_bytes(monkeypatch) -> None:
+def test_in_one_process_the_tensor_itself_is_handed_over_and_nobody_may_change_it() -> None:
+    """No bytes are written, however many are sent it; who changes it is told, and not who reads something else."""
+    sent = torch.ones(2, 3)
+    record = wire.clone(RecordDict({"state": wire.encode({"x": sent})}))["state"]
+    assert wire.decode(record)["x"].data_ptr() == sent.data_ptr()
+    sent[0, 0] = 7
+    for read in (wire.decode, lambda record: record["x"].data):
+        with pytest.raises(RuntimeError, match=r"float32 tensor \(2, 3\) was changed in place after it was sent"):
+            read(record)
+
+
+def test_what_is_written_when_it_is_read_goes_to_another_process_as_bytes() -> None:
+    array = wire.encode({"x": torch.arange(6.0).reshape(2, 3).T})["x"]
+    for there in (pickle.loads(pickle.dumps(array)), copy.deepcopy(array)):
+        assert type(there) is Array and there == Array(array.numpy())
+
+
+def test_what_many_messages_hold_is_one_array_and_the_same_bytes() -> None:
     """A merge of many clients' factors is megabytes, and went to each of them as a copy of its own."""
     shared, own = torch.randn(3, 4), [torch.randn(2) for _ in range(3)]
-    made: list[int] = []
-    array = wire._array
-    monkeypatch.setattr(wire, "_array", lambda tensor: made.append(id(tensor)) or array(tensor))
     encoder = wire.Encoder()
     records = [encoder.encode({"shared": shared, "own": value}) for value in own]
-    assert len(made) == 1 + len(own)
-    assert all(record["shared"].data is records[0]["shared"].data for record in records)
-    assert len({id(record["shared"]) for record in records}) == 3  # what Flower does to one is not done to another
+    assert len({id(record["shared"]) for record in records}) == 1
+    assert len({id(record["own"]) for record in records}) == len(own)
     for record, value in zip(records, own, strict=True):
         assert record.keys() == wire.encode({"shared": shared, "own": value}).keys()
         assert all(

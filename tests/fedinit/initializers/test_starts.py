@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 
 from clients.cohort import Cohort
 from clients.site import Site
@@ -80,7 +81,7 @@ def test_the_gate_still_refuses_what_a_start_does_not_explain(site):
                 for name, array in list(reply.content["state"].items()):
                     if name.endswith("/B"):
                         value = torch.from_numpy(array.numpy().copy()) * 1000
-                        reply.content["state"][name] = type(array)(value.numpy())
+                        reply.content["state"][name] = Array(value.numpy())
         return replies
 
     cohort, ledger = Cohort(site), Ledger()

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array
 
 import fedinit
 from clients.cohort import Cohort
@@ -157,7 +158,7 @@ def test_a_poisoned_client_counts_less_in_a_run(site, words):
         replies = cohort(deliveries)
         if deliveries[0][0].metadata.message_type == "train":
             for name, array in (record := replies[1].content["state"]).items():
-                record[name] = type(array)(array.numpy() * 100)
+                record[name] = Array(array.numpy() * 100)
         return replies
 
     def weights(*more: str) -> list[list[float]]:
