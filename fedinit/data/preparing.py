@@ -21,10 +21,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedinit.data.archives import Archives
+from fedinit.data.archives import PIECE, Archives
 from fedinit.data.list_files import INDEX, ListFile, parse_line, read_list, read_lists
 from fedinit.data.official import Official
-from fedinit.data.reporter import Reporter, readable
+from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
 from fedinit.state.disk import replace, sync_folder
@@ -87,6 +87,8 @@ def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | Non
         left = len(classes) - len(splits)
         remarks = [f"{left:,} images that the lists do not name, or of other classes, left out"] * bool(left)
     there = len({classes[name] for name in splits})
+    if tree.twice:
+        remarks.append(f"{counted(tree.twice, 'file')} twice in an archive, with the same bytes, taken once")
     if there != official.classes:
         remarks.append(f"warning: {there} classes, where {official.title} has {official.classes}")
     return Plan(official, tree, splits, remarks)
@@ -130,7 +132,9 @@ def _write(made: Plan, partial: Path, reporter: Reporter) -> None:
         with reporter.progress(len(left), "writing") as advance:
             for name in left:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                (partial / name).write_bytes(made.tree.read(name))
+                with (partial / name).open("wb") as file:
+                    for piece in made.tree.pieces(name):
+                        file.write(piece)
                 advance(1)
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(made.splits.items())])
@@ -148,7 +152,11 @@ def _is_whole(file: Path, stamp: Sequence[int | str]) -> bool:
     """Whether a file is there as its archive has it. stamp: its name, size and CRC-32."""
     if not file.is_file() or file.stat().st_size != stamp[1]:
         return False
-    return zlib.crc32(file.read_bytes()) == stamp[2]
+    found = 0
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            found = zlib.crc32(piece, found)
+    return found == stamp[2]
 
 
 def _begin(partial: Path, record: Mapping[str, object]) -> None:
