@@ -263,6 +263,32 @@ def test_a_large_image_is_never_whole_in_memory(tmp_path: Path, monkeypatch) -> 
     assert (tmp_path / "root" / "Art" / "Bed" / "1.png").read_bytes() == large
 
 
+def test_a_damaged_file_of_a_prepared_folder_is_named_and_written_anew_once_it_is_deleted(tmp_path: Path, capsys):
+    given = releases.pacs(tmp_path / "PACS.zip")
+    root = made("pacs", given, to=tmp_path / "root")
+    whole = {name: (root / name).read_bytes() for name in [*index(root), "index.csv"]}
+    words = ["data", "prepare", "pacs", str(given), "--to", str(root)]
+    for name, content in {
+        "photo/dog/dog_0.png": b"y",
+        "sketch/dog/dog_1.png": whole["sketch/dog/dog_1.png"][:-1] + b"x",  # of the right size
+        "index.csv": whole["index.csv"].replace(b"train", b"test"),
+    }.items():
+        (root / name).write_bytes(content)
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"{name!r} is not as written out of these archives; delete it, or the whole folder" in said
+        assert said.count("\n") == 1 and (root / name).read_bytes() == content
+        (root / name).unlink()
+        assert main(words) == 0 and "prepared already" not in capsys.readouterr().out
+        assert (root / name).read_bytes() == whole[name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["PACS.zip", "root"]
+    for name in sorted(index(root))[:5]:
+        (root / name).write_bytes(b"y")
+    assert main(words) == 2
+    assert "and 2 more are not as written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("line", ["clipart/../../x.png 0", "/clipart/x.png 0", "../../x.png 0", "clipart//x.png 0"])
 def test_a_line_that_leads_out_of_the_folder_is_refused_with_its_number(tmp_path: Path, capsys, line: str) -> None:
     down = releases.domainnet(tmp_path / "down")
@@ -308,3 +334,12 @@ def test_the_backslashes_of_windows_part_folders_and_others_are_refused_for_what
     assert main(["data", "prepare", "pacs", str(given), "--to", str(tmp_path / "r")]) == 2
     said = capsys.readouterr().err
     assert "with a backslash in its name, and not from Windows" in said and "leads out" not in said
+
+
+def test_a_place_where_nothing_can_be_written_is_said_to_be_one(tmp_path: Path, capsys) -> None:
+    given = releases.pacs(tmp_path / "PACS.zip")
+    places = [given / "root", *([Path("/proc/q")] if Path("/proc/self").exists() else [])]
+    for place in places:
+        assert main(["data", "prepare", "pacs", str(given), "--to", str(place)]) == 2
+        said = capsys.readouterr().err
+        assert f"{place}: cannot be made (" in said and "another process" not in said and said.count("\n") == 1
