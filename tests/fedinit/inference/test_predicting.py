@@ -83,7 +83,10 @@ def test_pictures_that_cannot_be_read_are_a_line_each_and_the_others_are_predict
         (["{empty}", "{pictures}"], "empty: not the folder of a run; it has no readable config.yaml"),
         (["{run}"], "the following arguments are required: IMAGE; see fedinit predict --help"),
         (["{run}", "{pictures}", "--top", "0"], "--top 0: expected 1 or more"),
-        (["{run}", "{pictures}", "--client", "0"], "client=0: strategy=lora_fair has one model for all clients"),
+        (
+            ["{run}", "{pictures}", "--client", "0"],
+            "--client 0: strategy=lora_fair has one model for all clients; leave",
+        ),
         (["{run}", "{pictures}", "--grey-range", "9", "3"], "--grey-range 9 3: expected two numbers of which the"),
     ],
 )
