@@ -51,8 +51,7 @@ class Archives(Tree):
                 if "/".join(parts[-3:]) not in official.spoilt:
                     self._add("/".join(parts[-3:]), tree, name)
         _refuse_too_large(self._places.values())
-        zips = {id(tree): tree for tree, _ in self._places.values() if isinstance(tree, Zip)}.values()
-        self.twice = sum(len(tree.same_twice) for tree in zips)
+        self.twice = sum(inside in tree.same_twice for tree, inside in self._places.values() if isinstance(tree, Zip))
         self.files = sorted(self._places)
         self.folders = sorted({name.rpartition("/")[0] for name in self.files} - {""})
 
@@ -80,6 +79,10 @@ class Archives(Tree):
         return [[name, *tree.stamps([inside])[0][1:]] for name, tree, inside in placed]
 
     def _add(self, name: str, tree: Tree, inside: str) -> None:
+        if isinstance(tree, Zip) and inside in tree.other_twice:
+            raise InputError(
+                f"{tree.root}: has two different members {inside!r}, and nothing says which is meant; download it again"
+            )
         other, before = self._places.setdefault(name, (tree, inside))
         if (other, before) != (tree, inside) and not _alike((other, before), (tree, inside)):
             raise InputError(
@@ -162,10 +165,5 @@ def _open(file: Path) -> Zip:
         raise InputError(
             f"{file}: has a member {name!r}, with a backslash in its name, and not from Windows, where that parts "
             "folders; make the zip anew with '/' between them"
-        )
-    if tree.other_twice:
-        raise InputError(
-            f"{file}: has two different members {tree.other_twice[0]!r}, and nothing says which is meant; download it "
-            "again"
         )
     return tree

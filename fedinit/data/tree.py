@@ -176,8 +176,8 @@ class Zip(Tree):
         self._zip = zipfile.ZipFile(self.root)
         self._lock = threading.Lock()  # a ZipFile's reads share one position in the file
         self._members: dict[str, zipfile.ZipInfo] = {}
-        self.same_twice: list[str] = []  # names that two members have, with the same bytes
-        self.other_twice: list[str] = []  # and with others
+        self.same_twice: set[str] = set()  # names that two members have, with the same bytes
+        self.other_twice: set[str] = set()  # and with others
         for member in self._zip.infolist():
             name = _meant(member)
             if any(map(_ignored, name.split("/"))):
@@ -185,7 +185,7 @@ class Zip(Tree):
             before = self._members.get(name)
             if before is not None and not name.endswith("/"):
                 is_same = (before.file_size, before.CRC) == (member.file_size, member.CRC)
-                (self.same_twice if is_same else self.other_twice).append(name)
+                (self.same_twice if is_same else self.other_twice).add(name)
             self._members[name] = member
         self.files = sorted(n for n in self._members if not n.endswith("/"))
         parts = [n.split("/") for n in self._members]
@@ -238,7 +238,7 @@ def open_tree(given: str | None) -> Tree:
         ) from error
     if isinstance(tree, Zip) and tree.other_twice:
         raise InputError(
-            f"data.root={given}: has two different members {tree.other_twice[0]!r}, and nothing says which is meant; "
+            f"data.root={given}: has two different members {min(tree.other_twice)!r}, and nothing says which is meant; "
             "make the zip anew"
         )
     return tree
