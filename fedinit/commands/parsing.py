@@ -56,18 +56,25 @@ def add_run(parser: Parser) -> None:
 
 
 def load_run(options: argparse.Namespace) -> Run:
-    """The run that the options name. Raises InputError for a folder that is none, or is not done."""
+    """The run that the options name. Raises InputError for a folder that is none, or is not done, and for a client that
+    has no model there."""
     from fedinit.runs.result import load
 
     run = load(options.run, options.checkpoint)
     _ = run.summary  # says what is the matter, where it is not done
+    if options.client is not None:
+        whose(run, options.client)
     return run
 
 
 def whose(run: Run, client: int | None) -> None:
-    """Raise InputError where each client has a model, and none is named that there is."""
+    """Raise InputError where each client has a model, and none is named that there is, or where one is named, and all
+    have one model."""
+    from fedinit.runs.export import ONE
+
     clients = run.clients_with_models
+    told, method = "" if client is None else f"--client {client}: ", f"strategy={run.config.strategy.name}"
+    if not clients and client is not None and run.summary.get("adapter", ONE) == ONE:
+        raise InputError(f"{told}{method} has one model for all clients; leave --client out")
     if clients and client not in clients:
-        told = "" if client is None else f"--client {client}: "
-        method = f"strategy={run.config.strategy.name}"
         raise InputError(f"{told}{method} has a model a client; say whose, --client 0 to {clients[-1]}")

@@ -50,6 +50,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         raise InputError(f"--grey-range {grey[0]:g} {grey[1]:g}: expected two numbers of which the second is larger")
     run = load_run(options)
     from fedinit.inference import predicting
+    from fedinit.report.markup import printable
 
     whose(run, options.client)
     predictions = predicting.predict(run, options.images, options.client, tuple(grey) if grey else None)
@@ -63,5 +64,5 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
             wide.print(predicting.table(read, run.class_names, options.top))
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     for prediction in unread:
-        errors.print(f"error: {prediction.path}: cannot be read as a picture ({prediction.why})")
+        errors.print(f"error: {printable(prediction.path)}: cannot be read as a picture ({prediction.why})")
     return 2 if unread else 0

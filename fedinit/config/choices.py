@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,31 @@ def _check_choice(group: str, value: Any, known: Sequence[str], text: str) -> No
             _check_choice(group, entry, known, text)
     elif value not in known and not (value is None and group == OPTIONAL):
         shown = "null" if value is None else value
+        if group == "data" and (how := _how_to_have(str(shown))):
+            raise InputError(f"{group}={shown}: no such choice; {how}")
         raise InputError(
             f"{group}={shown}: no such choice{did_you_mean(str(shown), known)}. Choices: {', '.join(known)}."
         )
+
+
+def _how_to_have(name: str) -> str:
+    """The words that train on a published set which is no choice of its own; empty where no such set is known."""
+    from fedinit.data.official import OFFICIAL
+    from fedinit.data.published_sets import SETS
+
+    def bare(text: str) -> str:
+        return re.sub("[^a-z0-9]", "", text.lower())
+
+    for each in SETS:
+        if bare(each) == bare(name):
+            return f"it is one of torchvision's, data=torchvision data.set={each} data.root=FOLDER"
+    for each, official in OFFICIAL.items():
+        if bare(name) in (each, bare(official.title)):
+            return (
+                f"fedinit data prepare {each} ARCHIVE … --to FOLDER makes a folder of {official.title}'s archives, for "
+                "data=image_folder data.root=FOLDER"
+            )
+    return ""
 
 
 def is_launcher(word: Override) -> bool:

@@ -6,17 +6,24 @@ what is made of their names is three plain parts, so that no name leads out of a
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import zipfile
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 from fedinit.data.decoding import suffixes
 from fedinit.data.official import Official
+from fedinit.data.reporter import readable
 from fedinit.data.tree import OnDisk, Tree, Zip
 from fedinit.errors import InputError
 
+LARGEST = 64_000_000  # bytes of an image or a list; the largest of these sets have a few millions
+RATIO = 100  # between the bytes of what is read of an archive and its own; of images, packed already, it is about 1
+PIECE = 1 << 20  # bytes in memory at a time
 _UNREADABLE = (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
@@ -29,10 +36,11 @@ class Archives(Tree):
         domains: of which images and lists are wanted.
 
         Raises InputError for what is no zip and no list, a zip that cannot be read or has a name that leads out of it,
-        and two different files of one name.
+        two different files of one name, and what is too large or packed too tightly to be one of the set's.
         """
         super().__init__(Path.cwd())
         self.where = official.title
+        self.twice = 0  # members that their archive has twice, with the same bytes
         self._places: dict[str, tuple[Tree, str]] = {}
         wanted = tuple(suffixes())
         for tree, name in _members(official, given):
@@ -42,18 +50,21 @@ class Archives(Tree):
             elif len(parts) > 2 and parts[-3] in domains and name.lower().endswith(wanted):
                 if "/".join(parts[-3:]) not in official.spoilt:
                     self._add("/".join(parts[-3:]), tree, name)
+        _refuse_too_large(self._places.values())
+        self.twice = sum(inside in tree.same_twice for tree, inside in self._places.values() if isinstance(tree, Zip))
         self.files = sorted(self._places)
         self.folders = sorted({name.rpartition("/")[0] for name in self.files} - {""})
 
     def read(self, name: str) -> bytes:
         """Raises InputError, which names the archive, for one that is damaged."""
+        return b"".join(self.pieces(name))
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, PIECE at a time. Raises InputError as `read` does."""
         tree, inside = self._places[name]
-        try:
-            return tree.read(inside)
-        except _UNREADABLE as error:
-            raise InputError(
-                f"{tree.root}: {inside!r} cannot be read ({error}); the archive is damaged: download it again"
-            ) from error
+        with _reading(tree, inside), tree.open(inside) as file:
+            while piece := file.read(PIECE):
+                yield piece
 
     def open(self, name: str) -> IO[bytes]:
         tree, inside = self._places[name]
@@ -68,10 +79,58 @@ class Archives(Tree):
         return [[name, *tree.stamps([inside])[0][1:]] for name, tree, inside in placed]
 
     def _add(self, name: str, tree: Tree, inside: str) -> None:
+        if isinstance(tree, Zip) and inside in tree.other_twice:
+            raise InputError(
+                f"{tree.root}: has two different members {inside!r}, and nothing says which is meant; download it again"
+            )
         other, before = self._places.setdefault(name, (tree, inside))
-        if (other, before) != (tree, inside) and other.read(before) != tree.read(inside):
+        if (other, before) != (tree, inside) and not _alike((other, before), (tree, inside)):
             raise InputError(
                 f"{tree.root}: has another {name!r} than {other.root}; give the archives of one release alone"
+            )
+
+
+@contextlib.contextmanager
+def _reading(tree: Tree, inside: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise InputError(
+            f"{tree.root}: {inside!r} cannot be read ({error}); the archive is damaged: download it again"
+        ) from error
+
+
+def _alike(*two: tuple[Tree, str]) -> bool:
+    """Whether two files have the same bytes, which are read only where their sizes are the same."""
+    (tree, inside), (other, before) = two
+    if tree.size(inside) != other.size(before):
+        return False
+    with contextlib.ExitStack() as stack:
+        for each, name in two:
+            stack.enter_context(_reading(each, name))
+        files = [stack.enter_context(each.open(name)) for each, name in two]
+        pieces = [iter(lambda file=file: file.read(PIECE), b"") for file in files]
+        return all(a == b for a, b in itertools.zip_longest(*pieces))
+
+
+def _refuse_too_large(places: Collection[tuple[Tree, str]]) -> None:
+    """Raise InputError for a file above LARGEST, and for an archive above RATIO: by what the archives say, before any
+    of it is unpacked. No member gives more bytes than its archive says of it."""
+    sizes: dict[Path, int] = defaultdict(int)
+    for tree, inside in places:
+        size = tree.size(inside)
+        if size > LARGEST:
+            raise InputError(
+                f"{tree.root}: {inside!r} has {readable(size)}, and no image or list of these sets has more than "
+                f"{readable(LARGEST)}; do not use this archive"
+            )
+        if isinstance(tree, Zip):
+            sizes[tree.root] += size
+    for archive, size in sizes.items():
+        if size > RATIO * archive.stat().st_size:
+            raise InputError(
+                f"{archive}: {readable(size)} would come out of {readable(archive.stat().st_size)}, more than {RATIO} "
+                "times as many, which images, packed already, never are; do not use this archive"
             )
 
 
@@ -101,5 +160,10 @@ def _open(file: Path) -> Zip:
         raise InputError(
             f"{file}: has a member {name!r}, which leads out of the folder that it would be unpacked in; no official "
             "archive has such a name: do not use it"
+        )
+    if (name := tree.backslashed()) is not None:
+        raise InputError(
+            f"{file}: has a member {name!r}, with a backslash in its name, and not from Windows, where that parts "
+            "folders; make the zip anew with '/' between them"
         )
     return tree

@@ -6,6 +6,7 @@ for the rows that a run uses. So wrong input ends in a second, also where decodi
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -126,10 +127,12 @@ def choose_images(
         images = listed.read(rows)
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
-    origin = rows.tolist()  # in the catalogue
-    return Dataset(
-        images, labels, places, test, class_names, domain_names, lambda at: listed.marks([origin[row] for row in at])
-    )
+    return Dataset(images, labels, places, test, class_names, domain_names, functools.partial(_marks, listed, rows))
+
+
+def _marks(listed: Catalogue, chosen: Tensor, at: Sequence[int]) -> Sequence[str]:
+    """The marks of some of the images that were chosen, by their rows among these. chosen: (n,) of the catalogue."""
+    return listed.marks(chosen[torch.tensor(at, dtype=torch.int64)].tolist())
 
 
 def _untrained(labels: Collection[int], class_names: Sequence[str]) -> list[str]:

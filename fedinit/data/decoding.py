@@ -59,7 +59,7 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
     window: the levels of grey with more than 8 bits that become 0 and 255, of whole and floating point numbers alike or
         of each; what lies outside is clipped. None: 0 and 65535, or 0 and 1 of floating point numbers.
 
-    Raises what Pillow raises on bytes that are no image.
+    Raises what Pillow raises on bytes that are no image, and ValueError for one without a finite number.
     """
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 in less time; twice the target leaves bicubic its work.
@@ -70,10 +70,10 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
 
 
 def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window | Windows | None = None) -> np.ndarray:
-    """A picture as `decode` gives it."""
+    """A picture as `decode` gives it. Raises ValueError for one without a finite number."""
     height, width = size
     if _is_deep(image):
-        levels = np.asarray(image, dtype=np.float32)
+        levels = _levels(image)
         kind = image.mode[0]
         low, high = (window.get(kind) if isinstance(window, Mapping) else window) or _FULL[kind]
         grey = (np.nan_to_num(levels, nan=low) - low) / ((high - low) / 255 if high > low else 1.0)
@@ -93,7 +93,9 @@ def identity(content: bytes) -> tuple[tuple[int, int], str]:
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         image.load()
         image = _upright(image)
-    if not _is_deep(image):
+    if _is_deep(image):
+        _levels(image)
+    else:
         image = _on_paper(image).convert("RGB")
     said = hashlib.sha256(repr((image.mode, image.size)).encode())
     said.update(image.tobytes())
@@ -137,6 +139,15 @@ def reason(error: Exception) -> str:
 def _is_deep(image: Image.Image) -> bool:
     """Whether it is grey of more than 8 bits, which Pillow would clip at 255."""
     return image.mode[0] in _FULL
+
+
+def _levels(image: Image.Image) -> np.ndarray:
+    """(H, W) float32 of grey of more than 8 bits. Some pixels may be no numbers, where nothing was measured; where all
+    are, there is no picture, and ValueError is raised."""
+    levels = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(levels).any():
+        raise ValueError("none of its pixels is a finite number")
+    return levels
 
 
 def _on_paper(image: Image.Image) -> Image.Image:

@@ -12,7 +12,7 @@ from fedinit.data.decoding import GreyRange, decode, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
 
-_VERSION = 3  # raise it when the same file would decode to other pixels
+_VERSION = 4  # raise it when the same file would decode to other pixels
 
 
 class ImageFiles(Decoding):

@@ -115,7 +115,8 @@ def read_lists(tree: Tree, classes: Mapping[str, str], lists: Mapping[str, ListF
             name = "/".join(parts)
             name = spelled.get(name) or spelled.get(composed(name), name)
             if name not in classes:
-                if len(parts) == depth and composed(parts[0]) not in tops:
+                is_plain = len(parts) == depth and not {"", ".", ".."} & set(parts)
+                if is_plain and composed(parts[0]) not in tops:
                     continue
                 raise InputError(
                     f"{where}: no image {path!r} there; by its name the file lists the images of a split, one a line: "

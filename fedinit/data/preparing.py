@@ -21,16 +21,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedinit.data.archives import Archives
+from fedinit.data.archives import PIECE, Archives
 from fedinit.data.list_files import INDEX, ListFile, parse_line, read_list, read_lists
 from fedinit.data.official import Official
-from fedinit.data.reporter import Reporter, readable
+from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
-from fedinit.state.disk import replace, sync_folder
+from fedinit.state.disk import replace, sync_folder, try_writing
 
 RECORD = ".prepared.json"  # in the folder: what it was made of; a name that no run reads
 _HELD_OUT = 0.2  # of each domain's images, by name, where no list says the split
+_NAMED = 3  # files that a refusal names
 _SPARE = 16e6  # bytes of the disk that are left free
 
 
@@ -54,6 +55,12 @@ class Plan:
         made_of = [(self.splits[name], *stamp) for name, stamp in zip(self.names, stamps, strict=True)]
         digest = hashlib.sha256(json.dumps(made_of).encode("utf-8", "surrogateescape")).hexdigest()
         return {"set": self.official.title, "images": len(self.splits), "made_of": digest}
+
+    def index(self) -> bytes:
+        """What index.csv holds."""
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(self.splits.items())])
+        return text.getvalue().encode()
 
 
 def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | None = None) -> Plan:
@@ -87,6 +94,8 @@ def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | Non
         left = len(classes) - len(splits)
         remarks = [f"{left:,} images that the lists do not name, or of other classes, left out"] * bool(left)
     there = len({classes[name] for name in splits})
+    if tree.twice:
+        remarks.append(f"{counted(tree.twice, 'file')} twice in an archive, with the same bytes, taken once")
     if there != official.classes:
         remarks.append(f"warning: {there} classes, where {official.title} has {official.classes}")
     return Plan(official, tree, splits, remarks)
@@ -95,17 +104,21 @@ def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | Non
 def prepare(made: Plan, place: Path, reporter: Reporter) -> bool:
     """Write the folder, or go on with it; whether it was not there yet, whole.
 
-    Raises InputError for a place that holds something else or that another process writes to, and for a damaged
-    archive; OSError, with what to do, where the disk is full.
+    Raises InputError for a place that holds something else, that another process writes to or that cannot be written, a
+    file there that is not the archives', and a damaged archive; OSError, with what to do, where the disk is full.
     """
     record = made.record()
-    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-        if _record(place) == record:
-            return False
+    is_there = place.exists() and not (place.is_dir() and not any(place.iterdir()))
+    if is_there and _record(place) != record:
         raise InputError(f"{place}: is there already, and not made of these archives; delete it, or give another --to")
+    if is_there and _is_as_written(made, place, reporter):
+        return False
     partial = place.with_name(f"{place.name}.partial")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    _try(place)
     with _alone(place, partial.with_name(f"{partial.name}.lock")):
+        if is_there:  # without some of its files: it is unfinished again
+            _clear(partial)
+            place.rename(partial)
         _begin(partial, record)
         _write(made, partial, reporter)
         if place.exists():
@@ -130,11 +143,11 @@ def _write(made: Plan, partial: Path, reporter: Reporter) -> None:
         with reporter.progress(len(left), "writing") as advance:
             for name in left:
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                (partial / name).write_bytes(made.tree.read(name))
+                with (partial / name).open("wb") as file:
+                    for piece in made.tree.pieces(name):
+                        file.write(piece)
                 advance(1)
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(made.splits.items())])
-        replace(partial / INDEX, text.getvalue().encode())
+        replace(partial / INDEX, made.index())
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -144,21 +157,73 @@ def _write(made: Plan, partial: Path, reporter: Reporter) -> None:
         os.sync()
 
 
+def _is_as_written(made: Plan, place: Path, reporter: Reporter) -> bool:
+    """Whether every file is there as the archives have it; False where some are not there and the others are. Raises
+    InputError, by their names, for those that are others: they may be somebody's work."""
+    stamps = made.tree.stamps(made.names)
+    absent, others = 0, []
+    with reporter.progress(len(stamps), "checking") as advance:
+        for name, stamp in zip(made.names, stamps, strict=True):
+            if not os.path.lexists(place / name):
+                absent += 1
+            elif not _is_whole(place / name, stamp):
+                others.append(name)
+            advance(1)
+    index = place / INDEX
+    if not os.path.lexists(index):
+        absent += 1
+    elif not index.is_file() or index.read_bytes() != made.index():
+        others.append(INDEX)
+    if others:
+        few = ", ".join(map(repr, others[:_NAMED]))
+        more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+        it, are = ("it", "is") if len(others) == 1 else ("them", "are")
+        raise InputError(
+            f"{place}: {few}{more} {are} not as written out of these archives; delete {it}, or the whole folder, and "
+            f"the same command writes {it} anew"
+        )
+    return not absent
+
+
 def _is_whole(file: Path, stamp: Sequence[int | str]) -> bool:
     """Whether a file is there as its archive has it. stamp: its name, size and CRC-32."""
     if not file.is_file() or file.stat().st_size != stamp[1]:
         return False
-    return zlib.crc32(file.read_bytes()) == stamp[2]
+    found = 0
+    with file.open("rb") as opened:
+        while piece := opened.read(PIECE):
+            found = zlib.crc32(piece, found)
+    return found == stamp[2]
+
+
+def _try(place: Path) -> None:
+    """Raise InputError where nothing can be written beside the place."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try_writing(place.parent)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"{place}: cannot be made ({error.strerror or error}); give another --to, in a folder that can be written"
+        ) from error
 
 
 def _begin(partial: Path, record: Mapping[str, object]) -> None:
     """The unfinished folder of this record, empty or as far as it came; one of another record is begun anew."""
-    if partial.exists() and (before := _record(partial)) != record:
-        if before is None and any(partial.iterdir()):
-            raise InputError(f"{partial}: is needed for what is unfinished, and holds something else; move it away")
-        shutil.rmtree(partial)
+    if partial.exists() and _record(partial) != record:
+        _clear(partial)
     partial.mkdir(exist_ok=True)
     replace(partial / RECORD, json.dumps(record).encode())
+
+
+def _clear(partial: Path) -> None:
+    """Delete an unfinished folder. Raises InputError for one that holds something else."""
+    if not partial.exists():
+        return
+    if _record(partial) is None and any(partial.iterdir()):
+        raise InputError(f"{partial}: is needed for what is unfinished, and holds something else; move it away")
+    shutil.rmtree(partial)
 
 
 def _record(folder: Path) -> object:

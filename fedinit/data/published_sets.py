@@ -116,15 +116,18 @@ class TorchvisionSet(SplitSource):
         how = f'python -c "from torchvision.datasets import {kind}; {"; ".join(calls)}"'
         if self.root is None:
             raise InputError(
-                f"data.root is not set: expected the folder that holds {kind}; give it as data.root=..., after {how}"
+                f"data.root is not set: expected the folder that holds {kind}; give it as data.root=...; where it is "
+                f"not there yet, with a network, {how}"
             )
         folder = str(expand_home("data.root", self.root))
         try:
             return {split: getattr(datasets, kind)(folder, **given, download=False) for split, given in splits.items()}
         except (RuntimeError, OSError, ImportError) as error:
             reason = " ".join(str(error).split())
+            said = "" if "download=True" in reason else f" ({reason})"  # torchvision's words for a caller in Python
             raise InputError(
-                f"data.root={self.root}: no whole {kind} there ({reason}); download it with: {how}"
+                f"data.root={self.root}: no whole {kind} there{said}; a run downloads nothing: where there is a "
+                f"network, {how}"
             ) from error
 
 

@@ -43,7 +43,8 @@ class Cifar(DecodedSource):
         if self.root is None:
             raise InputError(
                 f"data.root is not set: expected the folder that holds {kind.base_folder}; give it on the "
-                f"command line as data.root=..., after {_download_call(self.kind, '<folder>')}"
+                f"command line as data.root=...; where it is not there yet, with a network, "
+                f"{_download_call(self.kind, '<folder>')}"
             )
         folder = expand_home("data.root", self.root)
         try:
@@ -51,7 +52,7 @@ class Cifar(DecodedSource):
         except (RuntimeError, OSError) as error:
             raise InputError(
                 f"data.root={self.root}: no whole {self.kind} there, expected its files in "
-                f"{folder / kind.base_folder}; place them there, or download them with: "
+                f"{folder / kind.base_folder}; place them there, or, where there is a network, "
                 f"{_download_call(self.kind, str(folder))}"
             ) from error
         pixels = np.concatenate([train.data, test.data])  # (n, 32, 32, 3)

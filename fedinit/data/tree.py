@@ -21,6 +21,7 @@ from fedinit.errors import InputError
 from fedinit.home import expand_home
 
 SHAPE = "expected data.root/domain/class/image.jpg, with folders train, val and test above or below a level if you like"
+_WINDOWS = (0, 10, 11)  # in a zip, the systems a member may come from that have backslashes in paths: FAT, NTFS, VFAT
 _DEEPEST = 3  # folders above an image: a domain, a class and a split
 
 
@@ -174,30 +175,50 @@ class Zip(Tree):
         super().__init__(root)
         self._zip = zipfile.ZipFile(self.root)
         self._lock = threading.Lock()  # a ZipFile's reads share one position in the file
-        names = {n for n in self._zip.namelist() if not any(map(_ignored, n.split("/")))}  # it may hold a name twice
-        self.files = sorted(n for n in names if not n.endswith("/"))
-        parts = [n.split("/") for n in names]
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        self.same_twice: set[str] = set()  # names that two members have, with the same bytes
+        self.other_twice: set[str] = set()  # and with others
+        for member in self._zip.infolist():
+            name = _meant(member)
+            if any(map(_ignored, name.split("/"))):
+                continue
+            before = self._members.get(name)
+            if before is not None and not name.endswith("/"):
+                is_same = (before.file_size, before.CRC) == (member.file_size, member.CRC)
+                (self.same_twice if is_same else self.other_twice).add(name)
+            self._members[name] = member
+        self.files = sorted(n for n in self._members if not n.endswith("/"))
+        parts = [n.split("/") for n in self._members]
         self.folders = sorted({"/".join(p[:i]) for p in parts for i in range(1, len(p))})
 
     def way_out(self) -> str | None:
         """The name of a member that, were it a path, would lead out of where the zip lies; None where there is none."""
-        names = (info.orig_filename for info in self._zip.infolist())
-        return next((n for n in names if n.startswith("/") or "\\" in n or ".." in n.split("/") or n[1:2] == ":"), None)
+        names = [info.orig_filename for info in self._zip.infolist()]
+        paths = [name.replace("\\", "/") for name in names]
+        out = (p.startswith("/") or ".." in p.split("/") or p[1:2] == ":" for p in paths)
+        return next((name for name, is_out in zip(names, out, strict=True) if is_out), None)
+
+    def backslashed(self) -> str | None:
+        """The name of a member with a backslash that no tool of Windows wrote between folders; None without one."""
+        return next((name for name in self._members if "\\" in name), None)
 
     def read(self, name: str) -> bytes:
         with self._lock:
-            return self._zip.read(self._prefix + name)
+            return self._zip.read(self._member(name))
 
     def open(self, name: str) -> IO[bytes]:
         with self._lock:
-            return self._zip.open(self._prefix + name)
+            return self._zip.open(self._member(name))
 
     def size(self, name: str) -> int:
-        return self._zip.getinfo(self._prefix + name).file_size
+        return self._member(name).file_size
 
     def stamps(self, names: Sequence[str]) -> list[list[int | str]]:
-        members = [(name, self._zip.getinfo(self._prefix + name)) for name in names]
+        members = [(name, self._member(name)) for name in names]
         return [[name, member.file_size, member.CRC] for name, member in members]
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        return self._members[self._prefix + name]
 
 
 def open_tree(given: str | None) -> Tree:
@@ -210,11 +231,23 @@ def open_tree(given: str | None) -> Tree:
     if not root.exists():
         raise InputError(f"data.root={given}: there is no such folder or zip; give the right one as data.root=...")
     try:
-        return Folder(root) if root.is_dir() else Zip(root)
+        tree = Folder(root) if root.is_dir() else Zip(root)
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted zip
         raise InputError(
             f"data.root={given}: neither a folder nor a zip that can be read ({error}); {SHAPE}, or a .zip of that"
         ) from error
+    if isinstance(tree, Zip) and tree.other_twice:
+        raise InputError(
+            f"data.root={given}: has two different members {min(tree.other_twice)!r}, and nothing says which is meant; "
+            "make the zip anew"
+        )
+    return tree
+
+
+def _meant(member: zipfile.ZipInfo) -> str:
+    """A member's name with '/' between its parts: tools of Windows have written backslashes there, and no other."""
+    by_windows = member.create_system in _WINDOWS and "/" not in member.filename
+    return member.filename.replace("\\", "/") if by_windows else member.filename
 
 
 def _ignored(name: str) -> bool:

@@ -23,6 +23,7 @@ class Format(ABC):
     writes_with: the packages that are needed to write it, besides fedinit's own.
     reads_with: those that are needed to read it.
     extra: of fedinit, that installs them.
+    at_times: files that it writes of some models, which those of another model take out of a folder.
     """
 
     name: ClassVar[str]
@@ -31,6 +32,7 @@ class Format(ABC):
     writes_with: ClassVar[tuple[str, ...]] = ()
     reads_with: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
+    at_times: ClassVar[tuple[str, ...]] = ()
 
     def refuse(self, model: Portable) -> None:
         """Raise InputError, one line, where the format cannot have this model, or a package is missing."""

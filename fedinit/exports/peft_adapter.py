@@ -31,6 +31,7 @@ class PeftAdapter(Format):
     library: ClassVar[str] = "peft"
     reader: ClassVar[str] = "PEFT"
     reads_with: ClassVar[tuple[str, ...]] = ("peft",)
+    at_times: ClassVar[tuple[str, ...]] = (HEAD, BASE)
 
     def refuse(self, model: Portable) -> None:
         """As Format says; also a run whose layers PEFT has no adapters for."""

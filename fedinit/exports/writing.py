@@ -1,4 +1,5 @@
-"""A run's model, written in a format: checked by its reader first, whole or not at all, and over nothing of others."""
+"""A run's model, written in a format: checked by its reader first, whole or not at all, and over no files but its
+own."""
 
 from __future__ import annotations
 
@@ -67,7 +68,10 @@ def _format(name: str) -> Format:
 
 def _export(run: Run, written: Format, folder: Path, client: int | None) -> Exported:
     if folder.exists() and not _is_export(folder, written.name):
-        raise InputError(f"{folder}: is there, and is no {written.name} export; name a new folder with --output")
+        inside = "" if client is None else f"client-{client}"
+        is_of_clients = inside and _is_export(folder / inside, written.name)
+        how = f"--output {folder / inside} is this client's" if is_of_clients else "name a new folder with --output"
+        raise InputError(f"{folder}: is there, and is no {written.name} export; {how}")
     model = Portable.of(run, client)
     written.refuse(model)
     expected = model.logits()
@@ -82,6 +86,8 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
                 difference = _compare(written, Path(partial), model, expected)
             for name in files:
                 os.replace(Path(partial) / name, folder / name)
+            for name in set(written.at_times) - set(files):
+                (folder / name).unlink(missing_ok=True)
     return Exported(folder, tuple(files), sum(map(len, files.values())), difference, tuple(untried))
 
 

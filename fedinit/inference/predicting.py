@@ -87,9 +87,13 @@ def table(predictions: Sequence[Prediction], names: Sequence[str], top: int) -> 
 
 def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[str]) -> list[Prediction]:
     """A row a picture: path, class, probability, and the probability of every class. Returns those that could not be
-    read, which have no row."""
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["picture", "class", "probability", *(f"p_{name}" for name in names)])
+    read, which have no row.
+
+    A program finds names as they are, quoted as RFC 4180 says; a terminal, which does what control characters say, is
+    given none.
+    """
+    rows, shown = csv.writer(file, lineterminator="\n"), printable if file.isatty() else _in_utf8
+    rows.writerow(["picture", "class", "probability", *(shown(f"p_{name}") for name in names)])
     unread = []
     for prediction in predictions:
         if prediction.why:
@@ -97,8 +101,13 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
             continue
         ((name, probability),) = prediction.best(names, 1)
         figures = [f"{p:.6g}" for p in (probability, *prediction.probabilities)]
-        rows.writerow([prediction.path, name, *figures])
+        rows.writerow([shown(str(prediction.path)), shown(name), *figures])
     return unread
+
+
+def _in_utf8(name: str) -> str:
+    """The name, with what is no UTF-8 in a file's as \\x.. ."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _literal(text: str) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,11 @@ class Run:
         self._finished()
         with _reading(file := self.folder / export.ONE / export.CLASSES):
             sealed.refuse_changed(self.folder, file)
-            return tuple(str(name) for name in json.loads(file.read_text(encoding="utf-8"))["classes"])
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            names = kept.get("classes") if isinstance(kept, dict) else None
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise InputError(f'{file}: not what a run writes, {{"classes": [a name, …]}}; it was changed since')
+            return tuple(names)
 
     def table(self) -> Table:
         """The table that the run ended with, as text. Raises InputError for a run that is not done."""
@@ -126,9 +130,19 @@ class Run:
         folded = {f"{name}.weight": layer.folded for name, layer in bank.layers.items() if layer.folded is not None}
         module.load_state_dict({**module.state_dict(), **folded})
         if head:
+            self._refuse_other_classes(head)
             module = with_head(backbone, head)
         module.register_forward_pre_hook(TakesImages(backbone.input))
         return module.eval().requires_grad_(False)
+
+    def _refuse_other_classes(self, head: Mapping[str, torch.Tensor]) -> None:
+        """Raise InputError where the head has another number of outputs than there are class names."""
+        names, outputs = len(self.class_names), len(head.get("weight", ()))
+        if names != outputs and not self.config.data.is_regression:
+            raise InputError(
+                f"{self.folder / export.ONE / export.CLASSES}: names {counted(names, 'class')}, and the head has "
+                f"{counted(outputs, 'output')}; one of the two was changed since the run"
+            )
 
     def backbone(self) -> Backbone:
         """The frozen model that the run began with, a new one each time. Raises InputError where its file is not there

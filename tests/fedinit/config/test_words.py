@@ -59,6 +59,17 @@ def test_the_home_folder_in_a_path():
         ("~nothing", "nothing: no such key"),
         ("~rounds", "rounds: not set"),
         ("strategy=", "strategy=: no such choice. Choices: fed_sb"),
+        (
+            "data=svhn",
+            "data=svhn: no such choice; it is one of torchvision's, data=torchvision data.set=svhn data.root=",
+        ),
+        ("data=fashion-MNIST", "no such choice; it is one of torchvision's, data=torchvision data.set=fashion_mnist"),
+        (
+            "data=domainnet",
+            "no such choice; fedinit data prepare domainnet ARCHIVE … --to FOLDER makes a folder of Dom",
+        ),
+        ("data=office_home", "fedinit data prepare officehome ARCHIVE … --to FOLDER makes a folder of Office-Home's"),
+        ("data=cifar", "data=cifar: no such choice (did you mean 'cifar10'?). Choices: cifar10"),
         ("strategy={lam: 3}", "a group is chosen by name, and its keys are set one by one: strategy.lam=3"),
         ("strategy=[fedit,flora]", "one choice, not a list; -m strategy=fedit,flora runs each"),
         ("strategy=fedit,flora", "strategy=fedit,flora: several values; add -m to run each of them"),

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageOps, features
 from rich.console import Console
 
+from fedinit.cli import main
 from fedinit.config.build import create
 from fedinit.data import SOURCES
 from fedinit.data.decoding import decode, suffixes
@@ -108,6 +109,18 @@ def test_floating_point_pictures_are_shown_whole() -> None:
     content = encoded(Image.fromarray(levels), "TIFF")
     assert len(np.unique(decode(content, 1, (16, 16), (-2.0, 3.0)))) == 256
     assert decode(content, 1, (16, 16)).max() == 255
+
+
+@pytest.mark.parametrize("level", [np.nan, np.inf])
+def test_a_picture_without_a_finite_number_is_none_for_a_run_and_for_a_check(
+    tmp_path: Path, level: float, capsys
+) -> None:
+    root = plant(tmp_path / "tree", "art/cat", "art/dog", count=4)
+    Image.fromarray(np.full((4, 4), level, np.float32)).save(root / "art" / "cat" / "empty.tif")
+    with pytest.raises(InputError, match="empty.tif.*none of its pixels is a finite number"):
+        load_folder(root)
+    assert main(["data", "check", str(root)]) == 1
+    assert "none of its pixels is a finite number" in capsys.readouterr().out
 
 
 def test_whole_and_floating_point_numbers_have_windows_of_their_own(tmp_path: Path) -> None:

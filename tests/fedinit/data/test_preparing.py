@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tracemalloc
+import zipfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from fedinit.cli import main
-from fedinit.data import preparing
+from fedinit.data import archives, preparing
 from fedinit.data.official import OFFICIAL
 from fedinit.data.preparing import plan, prepare
 from fedinit.data.reporter import Reporter
@@ -102,7 +104,7 @@ def test_a_second_time_nothing_is_done_and_other_archives_are_refused(tmp_path: 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 def test_a_stop_leaves_no_folder_and_the_same_command_goes_on(tmp_path: Path, monkeypatch, stop) -> None:
     ready = plan(OFFICIAL["pacs"], [releases.pacs(tmp_path / "PACS.zip")])
-    read, seen = type(ready.tree).read, []
+    read, seen = type(ready.tree).pieces, []
 
     def stopping(tree, name):
         if len(seen) == 5:
@@ -110,7 +112,7 @@ def test_a_stop_leaves_no_folder_and_the_same_command_goes_on(tmp_path: Path, mo
         seen.append(name)
         return read(tree, name)
 
-    monkeypatch.setattr(type(ready.tree), "read", stopping)
+    monkeypatch.setattr(type(ready.tree), "pieces", stopping)
     root = tmp_path / "root"
     with pytest.raises((KeyboardInterrupt, OSError)) as raised:
         prepare(ready, root, Reporter(None))
@@ -120,7 +122,7 @@ def test_a_stop_leaves_no_folder_and_the_same_command_goes_on(tmp_path: Path, mo
     half = tmp_path / "root.partial" / seen[2]
     half.write_bytes(half.read_bytes()[:-1] + b"x")  # of the right size, and not what the archive has
     again: list[str] = []
-    monkeypatch.setattr(type(ready.tree), "read", lambda tree, name: (again.append(name), read(tree, name))[1])
+    monkeypatch.setattr(type(ready.tree), "pieces", lambda tree, name: (again.append(name), read(tree, name))[1])
     assert prepare(ready, root, Reporter(None))
     assert set(again) == set(ready.names) - set(seen) | {seen[2]}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["PACS.zip", "root"]
@@ -208,3 +210,139 @@ def test_some_domains_alone_when_they_are_named(tmp_path: Path) -> None:
     assert {name.split("/")[0] for name in index(tmp_path / "r")} == {"real"}
     with pytest.raises(InputError, match="--domains photo: DomainNet has clipart"):
         plan(OFFICIAL["domainnet"], [down], ["photo"])
+
+
+def with_member(tmp_path: Path, name: str, content: bytes, packed: int = zipfile.ZIP_STORED) -> Path:
+    """PACS.zip, with one more member."""
+    given = releases.pacs(tmp_path / "PACS.zip")
+    with zipfile.ZipFile(given, "a") as file:
+        file.writestr(name, content, packed)
+    return given
+
+
+@pytest.mark.parametrize("name", ["kfold/photo/dog/zeros.png", "kfold/photo_test_kfold.txt"])
+def test_a_member_that_is_larger_than_any_image_is_refused_and_nothing_is_left(tmp_path: Path, capsys, name) -> None:
+    given = tmp_path / "PACS.zip"
+    members = {} if name.endswith("png") else {"photo/dog/1.png": releases.picture(1)}
+    with zipfile.ZipFile(releases.archive(given, members), "a", zipfile.ZIP_DEFLATED) as file:
+        with file.open(name.replace("test", "train"), "w") as member:
+            for _ in range(archives.LARGEST // 1_000_000 + 1):
+                member.write(bytes(1_000_000))
+    tracemalloc.start()
+    assert main(["data", "prepare", "pacs", str(given), "--to", str(tmp_path / "root")]) == 2
+    assert tracemalloc.get_traced_memory()[1] < 8e6
+    tracemalloc.stop()
+    said = capsys.readouterr().err
+    assert "has 65.0 MB, and no image or list of these sets has more than 64.0 MB" in said and said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["PACS.zip"]
+
+
+def test_an_archive_of_which_far_more_comes_than_it_has_is_refused(tmp_path: Path, capsys) -> None:
+    given = with_member(tmp_path, "kfold/photo/dog/zeros.png", bytes(20_000_000), zipfile.ZIP_DEFLATED)
+    assert main(["data", "prepare", "pacs", str(given), "--to", str(tmp_path / "root")]) == 2
+    said = capsys.readouterr().err
+    assert "PACS.zip: 20.0 MB would come out of" in said and "more than 100 times" in said and said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["PACS.zip"]
+
+
+def test_a_large_file_that_nobody_wants_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    given = with_member(tmp_path, "kfold/readme.bin", bytes(20_000_000), zipfile.ZIP_DEFLATED)
+    assert len(index(made("pacs", given, to=tmp_path / "root"))) == 16
+
+
+def test_a_large_image_is_never_whole_in_memory(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(archives, "PIECE", 1 << 16)
+    monkeypatch.setattr(preparing, "PIECE", 1 << 16)
+    large = os.urandom(16_000_000)
+    members = {"Art/Bed/1.png": large} | {f"{d}/Bed/2.png": b"2" for d in OFFICIAL["officehome"].domains}
+    ready = plan(OFFICIAL["officehome"], [releases.archive(tmp_path / "o.zip", members)])
+    tracemalloc.start()
+    assert prepare(ready, tmp_path / "root", Reporter(None)) and not prepare(ready, tmp_path / "root", Reporter(None))
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+    tracemalloc.stop()
+    assert (tmp_path / "root" / "Art" / "Bed" / "1.png").read_bytes() == large
+
+
+def test_a_damaged_file_of_a_prepared_folder_is_named_and_written_anew_once_it_is_deleted(tmp_path: Path, capsys):
+    given = releases.pacs(tmp_path / "PACS.zip")
+    root = made("pacs", given, to=tmp_path / "root")
+    whole = {name: (root / name).read_bytes() for name in [*index(root), "index.csv"]}
+    words = ["data", "prepare", "pacs", str(given), "--to", str(root)]
+    for name, content in {
+        "photo/dog/dog_0.png": b"y",
+        "sketch/dog/dog_1.png": whole["sketch/dog/dog_1.png"][:-1] + b"x",  # of the right size
+        "index.csv": whole["index.csv"].replace(b"train", b"test"),
+    }.items():
+        (root / name).write_bytes(content)
+        capsys.readouterr()
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert f"{name!r} is not as written out of these archives; delete it, or the whole folder" in said
+        assert said.count("\n") == 1 and (root / name).read_bytes() == content
+        (root / name).unlink()
+        assert main(words) == 0 and "prepared already" not in capsys.readouterr().out
+        assert (root / name).read_bytes() == whole[name]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["PACS.zip", "root"]
+    for name in sorted(index(root))[:5]:
+        (root / name).write_bytes(b"y")
+    assert main(words) == 2
+    assert "and 2 more are not as written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["clipart/../../x.png 0", "/clipart/x.png 0", "../../x.png 0", "clipart//x.png 0"])
+def test_a_line_that_leads_out_of_the_folder_is_refused_with_its_number(tmp_path: Path, capsys, line: str) -> None:
+    down = releases.domainnet(tmp_path / "down")
+    (down / "clipart_train.txt").write_text(f"clipart/airplane/airplane_0.png 0\n{line}\n")
+    assert main(["data", "prepare", "domainnet", str(down), "--to", str(tmp_path / "root")]) == 2
+    said = capsys.readouterr().err
+    assert f"line 2 of 'clipart_train.txt': no image {line.split()[0]!r}" in said and said.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_member_that_is_there_twice_is_remarked_on_or_refused(tmp_path: Path, capsys) -> None:
+    name = "kfold/photo/dog/dog_0.png"
+    same = releases.images("photo", ["dog", "person"])["photo/dog/dog_0.png"]
+    given = with_member(tmp_path, name, same)
+    for note in ("one", "another"):  # which nobody reads
+        with zipfile.ZipFile(given, "a") as file:
+            file.writestr("kfold/notes.txt", note)
+    made("pacs", given, to=tmp_path / "root")
+    assert "1 file twice in an archive, with the same bytes, taken once" in capsys.readouterr().out
+    given = with_member(tmp_path / "other", name, b"other")
+    assert main(["data", "prepare", "pacs", str(given), "--to", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert f"has two different members {name!r}" in said and said.count("\n") == 1
+    with pytest.raises(InputError, match="has two different members"):
+        load_folder(given)
+
+
+def backslashed(path: Path, system: int) -> Path:
+    """PACS.zip with backslashes in its names. system: that its members say they are from."""
+    there = Zip(releases.pacs(path.with_name("there.zip")))
+    with zipfile.ZipFile(path, "w") as file:
+        for name in there.files:
+            member = zipfile.ZipInfo(name.replace("/", "\\"))
+            member.create_system = system
+            file.writestr(member, there.read(name))
+    return path
+
+
+def test_the_backslashes_of_windows_part_folders_and_others_are_refused_for_what_they_are(tmp_path: Path, capsys):
+    root = made("pacs", backslashed(tmp_path / "w.zip", 0), to=tmp_path / "root")
+    other = made("pacs", tmp_path / "there.zip", to=tmp_path / "other")
+    assert index(root) == index(other)
+    assert all((root / name).read_bytes() == (other / name).read_bytes() for name in index(root))
+    capsys.readouterr()
+    given = backslashed(tmp_path / "u.zip", 3)
+    assert main(["data", "prepare", "pacs", str(given), "--to", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert "with a backslash in its name, and not from Windows" in said and "leads out" not in said
+
+
+def test_a_place_where_nothing_can_be_written_is_said_to_be_one(tmp_path: Path, capsys) -> None:
+    given = releases.pacs(tmp_path / "PACS.zip")
+    places = [given / "root", *([Path("/proc/q")] if Path("/proc/self").exists() else [])]
+    for place in places:
+        assert main(["data", "prepare", "pacs", str(given), "--to", str(place)]) == 2
+        said = capsys.readouterr().err
+        assert f"{place}: cannot be made (" in said and "another process" not in said and said.count("\n") == 1

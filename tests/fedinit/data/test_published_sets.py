@@ -91,5 +91,6 @@ def test_what_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
     for name in sorted(SETS):
         with pytest.raises(InputError, match=f"data.root={tmp_path}: no whole {SETS[name][0]} there") as caught:
             load(name, tmp_path)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and "You can use download" not in str(caught.value)
+        assert "a run downloads nothing: where there is a network, python -c " in str(caught.value)
     assert compose_config(["data=torchvision", "data.set=dtd"]).data.set == "dtd"  # type: ignore[attr-defined]

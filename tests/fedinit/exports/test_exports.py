@@ -233,8 +233,39 @@ def test_no_run_an_unfinished_one_and_one_that_lost_a_file_are_a_line_each(run, 
     shutil.copytree(run.folder, lost)
     (lost / "adapter" / "head.safetensors").unlink()
     assert told(capsys, lost, "--format", "timm").startswith(f"{lost}/adapter/head.safetensors: is not there")
-    assert "has one model for all clients" in told(capsys, run.folder, "--format", "timm", "--client", "0")
-    assert "ask for model(client=0) to 2" in told(capsys, personal.folder, "--format", "peft", "--client", "7")
+
+
+def test_a_client_that_has_no_model_is_told_in_the_commands_words_whatever_the_folder_holds(
+    run, personal, tmp_path, capsys
+):
+    export(personal, "merged", tmp_path / "all")
+    for place in ("all", "new"):
+        words = ("--format", "merged", "--output", tmp_path / place, "--client")
+        assert told(capsys, personal.folder, *words, "9") == (
+            "--client 9: strategy=fedsa_lora has a model a client; say whose, --client 0 to 2"
+        )
+        assert told(capsys, run.folder, *words, "0") == (
+            "--client 0: strategy=lora_fair has one model for all clients; leave --client out"
+        )
+    assert cli.main(["evaluate", str(personal.folder), "--client", "9"]) == 2
+    assert "say whose, --client 0 to 2" in capsys.readouterr().err
+    # A client that there is, and the folder of all of them.
+    inside = tmp_path / "all" / "client-1"
+    assert told(capsys, personal.folder, "--format", "merged", "--output", tmp_path / "all", "--client", "1") == (
+        f"{tmp_path}/all: is there, and is no merged export; --output {inside} is this client's"
+    )
+    assert cli.main(["export", str(personal.folder), "--format=merged", "--client=1", f"--output={inside}"]) == 0
+
+
+def test_an_export_that_is_written_anew_replaces_its_own_files_and_keeps_others(run, tmp_path, monkeypatch):
+    export(run, "peft", tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    assert (tmp_path / "base.safetensors").is_file()
+    # A run on timm's own weights writes none, and another's may not lie beside its adapter.
+    monkeypatch.setattr("fedinit.exports.peft_adapter._has_weights_of_timm", lambda model: True)
+    (made,) = export(run, "peft", tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {*made.files, "mine.txt"}
+    assert "base.safetensors" not in made.files and (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_a_reader_that_gives_other_logits_leaves_nothing(run, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,10 @@ def test_pictures_that_cannot_be_read_are_a_line_each_and_the_others_are_predict
         (["{empty}", "{pictures}"], "empty: not the folder of a run; it has no readable config.yaml"),
         (["{run}"], "the following arguments are required: IMAGE; see fedinit predict --help"),
         (["{run}", "{pictures}", "--top", "0"], "--top 0: expected 1 or more"),
-        (["{run}", "{pictures}", "--client", "0"], "client=0: strategy=lora_fair has one model for all clients"),
+        (
+            ["{run}", "{pictures}", "--client", "0"],
+            "--client 0: strategy=lora_fair has one model for all clients; leave",
+        ),
         (["{run}", "{pictures}", "--grey-range", "9", "3"], "--grey-range 9 3: expected two numbers of which the"),
     ],
 )
@@ -92,6 +96,44 @@ def test_wrong_words_are_one_line(words, expected, run, folder, tmp_path, capsys
     places = {"run": run.folder, "empty": tmp_path / "empty", "pictures": folder}
     code, out, err = said(capsys, *[word.format(**places) for word in words])
     assert code == 2 and out == "" and err.count("\n") == 1 and expected in err
+
+
+def test_a_picture_without_a_finite_number_cannot_be_read(run, tmp_path, capsys):
+    for name, level in (("nan", np.nan), ("inf", np.inf), ("half", 0.5)):
+        Image.fromarray(np.full((32, 32), level, np.float32)).save(tmp_path / f"{name}.tif")
+    code, out, err = said(capsys, run.folder, tmp_path, "--csv", "--grey-range", 0, 1)
+    assert code == 2 and [Path(r["picture"]).name for r in csv.DictReader(io.StringIO(out))] == ["half.tif"]
+    assert err.splitlines() == [
+        f"error: {tmp_path}/{name}.tif: cannot be read as a picture (none of its pixels is a finite number)"
+        for name in ("inf", "nan")
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+HOSTILE = 'a\x1b[31m\x07\u202egpj.exe,"b\n.png'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no file has such a name")
+def test_names_are_whole_in_a_file_and_harmless_on_a_terminal(run, folder, tmp_path, capsys, monkeypatch):
+    place = tmp_path / "hostile"
+    place.mkdir()
+    (place / HOSTILE).write_bytes((folder / "0.png").read_bytes())
+    (place / "c\udcff.png").write_bytes((folder / "1.png").read_bytes())
+    (place / "d\x1b.png").write_bytes(b"")
+    code, out, err = said(capsys, run.folder, place, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out, newline="")))
+    assert code == 2 and [r["picture"] for r in rows] == [str(place / HOSTILE), f"{place}/c\\xff.png"]
+    assert err == f"error: {place}/d\ufffd.png: cannot be read as a picture (the file is empty)\n"
+    terminal = Terminal(newline="")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli.main(["predict", str(run.folder), str(place), "--csv"]) == 2
+    shown = [r["picture"] for r in csv.DictReader(io.StringIO(terminal.getvalue(), newline=""))]
+    assert shown[0] == f'{place}/a\ufffd[31m\ufffd\ufffdgpj.exe,"b\ufffd.png'
+    assert not {"\x1b", "\x07", "\u202e"} & set(terminal.getvalue())
 
 
 def test_a_method_with_a_model_a_client_asks_whose(tmp_path, capsys):

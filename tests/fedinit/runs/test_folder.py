@@ -150,6 +150,28 @@ def test_an_adapter_of_another_shape_is_one_line(name, done):
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"classes": 3}', '{"classes": "abc"}', '{"classes": [1, 2]}', '{"classes": null}', "{}"]
+)
+def test_class_names_of_another_shape_are_told_without_pythons_words(text, done):
+    disk.replace_json(done / "DONE.json", {})
+    (done / "adapter" / "classes.json").write_text(text)
+    with pytest.raises(fedinit.InputError) as refused:
+        _ = fedinit.load(done).class_names
+    assert str(refused.value) == (
+        f'{done}/adapter/classes.json: not what a run writes, {{"classes": [a name, …]}}; it was changed since'
+    )
+
+
+def test_more_or_fewer_class_names_than_the_head_has_outputs_are_refused(done):
+    disk.replace_json(done / "DONE.json", {})
+    names = list(fedinit.load(done).class_names)
+    for some in (names[:-1], [*names, "another"], []):
+        disk.replace_json(done / "adapter" / "classes.json", {"classes": some})
+        with pytest.raises(fedinit.InputError, match=f"names {len(some)} class.*, and the head has {len(names)} out"):
+            fedinit.load(done).model()
+
+
 # -- config.yaml -----------------------------------------------------------------------------------------------------
 
 
