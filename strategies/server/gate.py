@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.factors import Factors, norm
+from fedinit.norms import Norms, first_not_finite, norms
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
@@ -110,21 +111,26 @@ class Gate:
         cut = [min(weight, limit) for weight in weights]
         return [weight / sum(cut) for weight in cut]
 
-    def largest(self, start: Tensor) -> float:
-        """The most that ‖X‖ may be of what a client makes of this tensor; so it is of means of such."""
+    def largest(self, start: Tensor, size: float | None = None) -> float:
+        """The most that ‖X‖ may be of what a client makes of this tensor; so it is of means of such. size: ‖start‖."""
         unit = (start.shape[:-1].numel() if start.ndim == 3 else min(start.shape)) ** 0.5  # 3: blocks of a core
-        return self.max_factor_ratio * max(unit, float(start.norm()))
+        return self.max_factor_ratio * max(unit, float(start.norm()) if size is None else size)
 
     def largest_image(self, mean: Factors) -> float:
         """The most that ‖B(AĀᵀ)‖ may be of an update that was let in; mean: Ā, B̄."""
         return self.max_product_ratio * max(min(mean.shape) ** 0.5, norm(mean)) * float(mean.A.double().norm())
 
     def admit(
-        self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
+        self,
+        reply: Message,
+        expected: Expected,
+        transforms: Sequence[UpdateTransform] = UPDATES,
+        starts: Norms | None = None,
     ) -> Update | Refusal:
         """The reply as an Update, completed by what the client did not train, or the reason it is refused.
 
         transforms: what was done to the update on its way out, in that order; undone before its tensors are judged.
+        starts: norms of what the clients of a round start from, kept for all of them.
         """
 
         def refuse(code: str, detail: str) -> Refusal:
@@ -152,37 +158,42 @@ class Gate:
         if not self.enabled:
             layers, head = wire.from_tensors({**expected.sent, **tensors})
             return Update(client=expected.client, examples=examples, layers=layers, head=head)
+        starts = starts or Norms()
         fault = (
             _fault(tensors, formats)
+            or _fault_of_values(tensors, sizes := norms(tensors))
             or _fault_of_counts(examples, round, expected.round)
             or _fault_of_claim(examples, expected.examples)
             or _fault_of_metrics(metrics, self.private)
-            or self._fault_of_norms(tensors, expected)
+            or self._fault_of_norms(sizes, expected, starts)
         )
         if fault is not None:
             return refuse(*fault)
         layers, head = wire.from_tensors({**expected.sent, **tensors})
-        if fault := self._fault_of_products(layers, expected):
+        if fault := self._fault_of_products(layers, sizes, expected, starts):
             return refuse(*fault)
         return Update(client=expected.client, examples=examples, layers=layers, head=head)
 
-    def _fault_of_norms(self, tensors: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
-        endings = {name[-2:] for name in tensors}  # of all layers alike
+    def _fault_of_norms(self, sizes: Mapping[str, float], expected: Expected, starts: Norms) -> tuple[str, str] | None:
+        endings = {name[-2:] for name in sizes}  # of all layers alike
         both = {ending for pair in (("/A", "/B"), ("/b", "/d")) for ending in pair if endings.issuperset(pair)}
-        for name, value in tensors.items():
-            size, start = float(value.norm()), float(expected.sent[name].norm())
-            high = self.largest(expected.sent[name])
+        for name, size in sizes.items():
+            start = starts.of(expected.sent[name])
+            high = self.largest(expected.sent[name], start)
             low = start / self.max_factor_ratio if name[-2:] in both else 0.0
             if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
                 code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
                 return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
         return None
 
-    def _fault_of_products(self, layers: Mapping[str, Factors], expected: Expected) -> tuple[str, str] | None:
+    def _fault_of_products(
+        self, layers: Mapping[str, Factors], sizes: Mapping[str, float], expected: Expected, starts: Norms
+    ) -> tuple[str, str] | None:
         for name, product in layers.items():
             high = self.max_product_ratio * min(product.shape) ** 0.5
             # ‖B A‖ ≤ ‖B‖ ‖A‖, which is nearly always enough and costs no matrix product.
-            if math.prod(float(part.norm()) for key, part in product.parts.items() if key != "m") <= high:
+            parts = ((f"{name}/{key}", part) for key, part in product.parts.items() if key != "m")
+            if math.prod(sizes[key] if key in sizes else starts.of(part) for key, part in parts) <= high:
                 continue
             size = norm(product)
             if not size <= high and not size <= self.max_product_ratio * norm(self._start(expected, name)):
@@ -213,7 +224,8 @@ def admit_images(
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
-    if fault := _fault(tensors, formats) or _fault_of_round(round, asked.round):
+    fault = _fault(tensors, formats) or _fault_of_values(tensors) or _fault_of_round(round, asked.round)
+    if fault:
         return Refusal(asked.client, *fault)
     for name, mean in means.items() if gate.enabled else ():
         size, high = float(tensors[wire.image_name(name)].double().norm()), gate.largest_image(mean)
@@ -242,13 +254,16 @@ def admit_statistics(
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    fault = _fault(tensors, wire_format(statistics)) or _fault_of_counts(examples, round, asked.round)
+    fault = (
+        _fault(tensors, wire_format(statistics))
+        or _fault_of_values(tensors)
+        or _fault_of_counts(examples, round, asked.round)
+    )
     if fault is not None:
         return Refusal(client, *fault)
     sums = HalfPrecision(statistics).received(None, tensors)
-    for name, value in sums.items():
-        if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
-            return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
+    if fault := _fault_of_values(sums):  # a finite column times a finite scale may overflow
+        return Refusal(client, *fault)
     if examples > most:
         return Refusal(client, "weight", f"statistics of {examples} examples, of a client that has {most} for them")
     measured = Statistics(examples, sums)
@@ -301,9 +316,13 @@ def _fault(values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.For
             return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
         if str(value.dtype).removeprefix("torch.") != str(dtype).removeprefix("torch."):
             return "dtype", f"{name} is {value.dtype}, expected {dtype}"
-        if isinstance(value, Tensor) and not torch.isfinite(value).all():
-            return "not_finite", f"{name} holds NaN or infinity"
     return None
+
+
+def _fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | None = None) -> tuple[str, str] | None:
+    """(code, detail) of NaN or infinity. sizes: the tensors' norms, where they are known."""
+    odd = first_not_finite(tensors, sizes)
+    return None if odd is None else ("not_finite", f"{odd} holds NaN or infinity")
 
 
 def _fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, str] | None:
