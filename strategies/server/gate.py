@@ -12,31 +12,27 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from flwr.app import Array, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from fedinit import wire
 from fedinit.factors import Factors, norm
-from fedinit.norms import Norms, first_not_finite, norms
+from fedinit.norms import Norms, norms
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
 from strategies.aggregator import Update
+from strategies.server.faults import (
+    fault_of_claim,
+    fault_of_counts,
+    fault_of_format,
+    fault_of_metrics,
+    fault_of_round,
+    fault_of_values,
+)
 from strategies.server.replies import Asked, Refusal, of_error
 
 MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
-# What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
-# negative, and what float32 can hold stays finite in sums over clients and examples.
-LARGEST = torch.finfo(torch.float32).max
-METRICS: Mapping[str, tuple[type, float, float]] = {
-    "loss": (float, 0, LARGEST),
-    "steps": (int, 1, MAX_EXAMPLES),
-    "optimizer-state": (int, 0, MAX_EXAMPLES),
-    "drift-factors": (float, 0, LARGEST),
-    "drift-product": (float, 0, LARGEST),
-    "epsilon": (float, 0, LARGEST),
-}
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ class Gate:
             arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
             # Before a byte is decoded; of chosen slots it is the transform that knows the shapes.
-            if self.enabled and expected.slots is None and (odd := _fault(arrays, formats)):
+            if self.enabled and expected.slots is None and (odd := fault_of_format(arrays, formats)):
                 return refuse(*odd)
             tensors: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
@@ -160,11 +156,11 @@ class Gate:
             return Update(client=expected.client, examples=examples, layers=layers, head=head)
         starts = starts or Norms()
         fault = (
-            _fault(tensors, formats)
-            or _fault_of_values(tensors, sizes := norms(tensors))
-            or _fault_of_counts(examples, round, expected.round)
-            or _fault_of_claim(examples, expected.examples)
-            or _fault_of_metrics(metrics, self.private)
+            fault_of_format(tensors, formats)
+            or fault_of_values(tensors, sizes := norms(tensors))
+            or fault_of_counts(examples, round, expected.round)
+            or fault_of_claim(examples, expected.examples)
+            or fault_of_metrics(metrics, self.private)
             or self._fault_of_norms(sizes, expected, starts)
         )
         if fault is not None:
@@ -219,12 +215,12 @@ def admit_images(
     formats = {wire.image_name(name): (tuple(f.B.shape), f.B.dtype) for name, f in means.items()}
     try:
         arrays, round = wire.arrays(reply), wire.metrics(reply)["round"]
-        if odd := _fault(arrays, formats):
+        if odd := fault_of_format(arrays, formats):
             return Refusal(asked.client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
-    fault = _fault(tensors, formats) or _fault_of_values(tensors) or _fault_of_round(round, asked.round)
+    fault = fault_of_format(tensors, formats) or fault_of_values(tensors) or fault_of_round(round, asked.round)
     if fault:
         return Refusal(asked.client, *fault)
     for name, mean in means.items() if gate.enabled else ():
@@ -249,20 +245,20 @@ def admit_statistics(
     try:
         arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
         examples, round = metrics["num-examples"], metrics["round"]
-        if odd := _fault(arrays, wire_format(statistics)):
+        if odd := fault_of_format(arrays, wire_format(statistics)):
             return Refusal(client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
     fault = (
-        _fault(tensors, wire_format(statistics))
-        or _fault_of_values(tensors)
-        or _fault_of_counts(examples, round, asked.round)
+        fault_of_format(tensors, wire_format(statistics))
+        or fault_of_values(tensors)
+        or fault_of_counts(examples, round, asked.round)
     )
     if fault is not None:
         return Refusal(client, *fault)
     sums = HalfPrecision(statistics).received(None, tensors)
-    if fault := _fault_of_values(sums):  # a finite column times a finite scale may overflow
+    if fault := fault_of_values(sums):  # a finite column times a finite scale may overflow
         return Refusal(client, *fault)
     if examples > most:
         return Refusal(client, "weight", f"statistics of {examples} examples, of a client that has {most} for them")
@@ -293,7 +289,7 @@ def admit_counts(
         rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    if (fault := _fault_of_round(round, asked.round)) is not None:
+    if (fault := fault_of_round(round, asked.round)) is not None:
         return Refusal(client, *fault)
     if not all(type(d) is int and d in domains and score.admits(part, whole) for d, part, whole in rows):
         what = score.title.partition(",")[0]
@@ -303,53 +299,3 @@ def admit_counts(
     if score.counts_examples and (counted := sum(whole for _, _, whole in rows)) != examples:
         return Refusal(client, "metrics", f"sums over {counted} examples, of a client with {examples} to test on")
     return record
-
-
-def _fault(values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.Formats) -> tuple[str, str] | None:
-    """(code, detail) of the first thing that is wrong with named arrays, by what they declare, or with tensors."""
-    if values.keys() != formats.keys():
-        odd = sorted(values.keys() ^ formats.keys())
-        return "names", f"{odd[0]} is {'unexpected' if odd[0] in values else 'missing'}"
-    for name, value in values.items():
-        shape, dtype = formats[name]
-        if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
-            return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
-        if str(value.dtype).removeprefix("torch.") != str(dtype).removeprefix("torch."):
-            return "dtype", f"{name} is {value.dtype}, expected {dtype}"
-    return None
-
-
-def _fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | None = None) -> tuple[str, str] | None:
-    """(code, detail) of NaN or infinity. sizes: the tensors' norms, where they are known."""
-    odd = first_not_finite(tensors, sizes)
-    return None if odd is None else ("not_finite", f"{odd} holds NaN or infinity")
-
-
-def _fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, str] | None:
-    known = {key: rule for key, rule in METRICS.items() if key != ("loss" if private else "epsilon")}
-    for key, (kind, low, high) in known.items():
-        value = metrics.get(key)
-        if value is None or type(value) is not kind or not low <= value <= high:  # NaN is in no interval
-            what = "a whole" if kind is int else "a"
-            return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
-    if odd := sorted(metrics.keys() - known.keys() - {"num-examples", "round"}):
-        return "metrics", f"{odd[0]} is no number that is asked for"
-    return None
-
-
-def _fault_of_counts(examples: object, round: object, expected: int) -> tuple[str, str] | None:
-    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
-        return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
-    return _fault_of_round(round, expected)
-
-
-def _fault_of_claim(examples: int, registered: int | None) -> tuple[str, str] | None:
-    if registered is not None and examples != registered:
-        return "weight", f"num-examples is {examples}, of a client that registered with {registered}"
-    return None
-
-
-def _fault_of_round(round: object, expected: int) -> tuple[str, str] | None:
-    if type(round) is not int or round != expected:
-        return "round", f"the reply is for round {round!r}, this is round {expected}"
-    return None
