@@ -15,7 +15,8 @@ def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     value, and infinity where ‖X‖ is past the dtype."""
     if not tensors:
         return {}
-    found = torch._foreach_norm(list(tensors.values()))  # as torch's own clip_grad_norm_ does
+    # As torch's own clip_grad_norm_ does.
+    found = torch._foreach_norm(list(tensors.values()))  # pyright: ignore[reportPrivateImportUsage]
     return dict(zip(tensors, torch.stack([norm.double() for norm in found]).tolist(), strict=True))
 
 
