@@ -6,7 +6,7 @@ The command line is read in fedinit/commands/run.py, before what is imported her
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from fedinit import starting
+    from fedinit import standard_streams, starting
 
     starting.begin()
     import sys
@@ -14,7 +14,7 @@ if __name__ == "__main__":
     from fedinit.commands import run as command
 
     starting.end()
-    command.leave(command.command(sys.argv[1:]))
+    command.leave(standard_streams.ended(lambda: command.command(sys.argv[1:])))
 
 import contextlib
 import dataclasses

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fedinit import standard_streams
 from fedinit.commands import COMMANDS
 from fedinit.errors import InputError, RunFailed, did_you_mean
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 USAGE = "usage: fedinit COMMAND …"
 EXIT_CODES = """Exit codes: 0 done, 1 a run or a process failed, 2 wrong input; stopped: 130 by Ctrl-C, 143 by SIGTERM,
-129 by SIGHUP."""
+129 by SIGHUP; 141 nobody read what is printed to its end."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,4 +98,4 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.ended(main))

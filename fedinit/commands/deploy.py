@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser
 from fedinit.errors import InputError
 
@@ -97,6 +98,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     elif options.command == "up":
         config = _at_home(_configuration(words))
         sites = _sites(config, options.sites)
+        standard_streams.goes_on_without()
         run_locally(config, sites, not options.insecure, options.port, say)
         sent, _ = site_settings.split_off(config)  # by which the server names the folder
         _show_result(config, run_folder.place(sent), console)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 import fedinit
-from fedinit import starting
+from fedinit import standard_streams, starting
 from fedinit.commands.parsing import Parser
 from fedinit.config import groups
 from fedinit.errors import GOES_ON, InputError, RunFailed, reason
@@ -48,7 +48,8 @@ Federate low-rank adapters on this machine.
   -v, --verbose         also a line a client and round, and where in the code a run failed
   --version
 
-Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by Ctrl-C and SIGTERM."""
+Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by Ctrl-C and SIGTERM, 141 nobody
+read what is printed to its end, which does not end a run in progress."""
 OPTIONS = (
     "--cfg",
     "--config-dir",
@@ -136,6 +137,8 @@ def command(argv: Sequence[str]) -> int:
         runs = configurations(said)
         if all(run.config.preview for run in runs):
             kept = "a preview keeps nothing"
+        else:
+            standard_streams.goes_on_without()
         return _run(said, runs, errors)
     except (InputError, RunFailed, OSError) as error:
         if verbose:
