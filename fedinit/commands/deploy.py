@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from fedinit import standard_streams
-from fedinit.commands.parsing import Parser
+from fedinit.commands.parsing import Parser, own_place
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def parser(name: str) -> Parser:
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     about = "keys, scripts and systemd units of a server and its sites"
     init = commands.add_parser("init", help=about, about=f"Write {about}.", epilog=EPILOG)
-    init.add_argument("folder", type=Path, metavar="FOLDER", help="to be made")
+    init.add_argument("folder", type=own_place, metavar="FOLDER", help="to be made")
     init.add_argument("--host", action="append", default=[], help="name or address of the server; may be repeated")
     init.add_argument("--port", type=int, default=8000, help="that it listens on (8000)")
     init.add_argument("--node-port", type=int, default=9094, help="the first of the sites' own ports (9094)")
@@ -50,7 +50,8 @@ def parser(name: str) -> Parser:
     }
     for each, about in abouts.items():
         command = commands.add_parser(each, help=about, about=f"{about[0].upper()}{about[1:]}.")
-        command.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
+        place = own_place if each == "app" else Path
+        command.add_argument("folder", type=place, metavar="FOLDER", help="that init made, or its server/")
     about = "a new certificate for the server, by the authority in FOLDER/ca"
     renew = commands.add_parser("renew", help=about, about=f"Make {about}.")
     renew.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
