@@ -72,15 +72,15 @@ class RunFailed(RuntimeError):
         super().__init__(" ".join(reason.split()))
 
 
-def reason(error: Exception) -> str | None:
-    """The line that an error which is foreseen is told in; None for one that is not."""
+def reason(error: Exception, kept: str = GOES_ON) -> str | None:
+    """The line that an error which is foreseen is told in; None for one that is not. kept: what is left of the run."""
     if isinstance(error, InputError):
         return f"error: {error}"
     if isinstance(error, RunFailed):
         return f"run failed: {error}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
+        return f"run failed: {error.strerror or error}{where}; {kept}"
     return None
 
 
