@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOON = 30  # days left of a certificate at which it is said how to renew it
 ABOUT = """Federations of real Flower nodes: keys, scripts, and what starts and shows a run."""
-EPILOG = """Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They
+EPILOG = """Other words are those of fedinit run (rounds=3 strategy=flora …); fedinit run --help lists them. They
 say what init and app write into the folder and what up runs; run runs what the folder holds."""
 
 
@@ -212,7 +212,9 @@ def _configuration(words: Sequence[str]) -> Config:
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
     if config.attack.name != "none":
-        raise InputError(f"attack={config.attack.name}: is for simulations by run_sim.py; a client of Flower is honest")
+        raise InputError(
+            f"attack={config.attack.name}: is for simulations by fedinit run; a client of Flower is honest"
+        )
     file = config.model.checkpoint
     if file and not file.startswith(EMBEDDED) and config.model.sha256 is None:
         if not Path(file).is_file():

@@ -32,7 +32,7 @@ def parser(name: str) -> Parser:
         nargs="+",
         default=[],
         metavar="PLACE",
-        help="a folder or zip of images, domain/class/image or class/image; or words of run_sim.py, data=… data.root=…",
+        help="a folder or zip of images, domain/class/image or class/image; or words: data=… data.root=…",
     )
     made.add_argument(
         "--split", choices=("auto", "test", "all"), default="auto", help="which of the images; auto: as said above"

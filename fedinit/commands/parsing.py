@@ -71,7 +71,7 @@ def only_text(options: argparse.Namespace, names: Sequence[str]) -> bool:
 
 def add_run(parser: Parser) -> None:
     """RUN, and what says which model of it: --client, --checkpoint."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, as run_sim.py prints it")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, as fedinit run prints it")
     parser.add_argument(
         "--client", type=int, metavar="N", help="whose model, of a method whose clients have one each (fedsa_lora)"
     )

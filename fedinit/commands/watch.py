@@ -51,6 +51,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     options = parser(name).parse_args(words)
     from rich.live import Live
 
+    from fedinit.runs.hints import way_on
     from fedinit.runs.view import View
     from fedinit.runs.watching import goes_on, watch
 
@@ -75,7 +76,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         return 0
     if options.once and goes_on(folder):
         return 0
-    _say(console, f"stopped after round {view.reached} of {view.rounds}; fedinit run resume={folder} goes on with it")
+    _say(console, f"stopped after round {view.reached} of {view.rounds}; {way_on(folder)}")
     return 1
 
 

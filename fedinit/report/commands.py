@@ -18,7 +18,7 @@ ABOUT = {
     "report": "report.html of a run, or of several in one page: one file for a browser, without network.",
     "compare": "Methods over seeds as a table, with what is beyond noise.",
 }
-EPILOG = """A FOLDER is a run's, as run_sim.py prints it, or one with runs anywhere below it, such as a sweep's
+EPILOG = """A FOLDER is a run's, as fedinit run prints it, or one with runs anywhere below it, such as a sweep's
 outputs/digits. Runs that differ by their seed alone are one method. A run that is not done is shown as far as it came.
 docs/report.md says what everything is."""
 OPTIONS = {

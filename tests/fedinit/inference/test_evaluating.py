@@ -62,7 +62,7 @@ def test_a_folder_that_was_moved_is_still_the_runs_own(own, tree, tmp_path):
         for place in (str(moved), [f"data.root={moved}"]):
             found = evaluate(own, place)
             assert found.score.by_domain == own.summary["accuracy_by_domain"]
-        with pytest.raises(fedinit.InputError, match="data.root="):
+        with pytest.raises(fedinit.InputError, match="its images are no longer at .*--data FOLDER"):
             evaluate(own)
     finally:
         moved.rename(tree)
