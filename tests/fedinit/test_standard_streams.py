@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -113,3 +114,32 @@ def test_half_a_character_in_a_name_is_shown(tmp_path):
         env=os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
     )
     assert (done.returncode, done.stdout) == (0, b"a\\udcffb\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such terminals there")
+def test_a_run_goes_on_where_its_terminal_is_gone_and_sighup_is_ignored(tmp_path):
+    """As under nohup, which has it write elsewhere too; a signal that is not ignored ends it."""
+    for ignored in (True, False):
+        ours, theirs = os.openpty()
+        place = tmp_path / str(ignored)
+        words = [
+            sys.executable,
+            "-m",
+            "fedinit",
+            "run",
+            *SHORT,
+            f"rounds={5 if ignored else 2000}",
+            f"output_dir={place}",
+        ]
+        ignore = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"] if ignored else []
+        process = subprocess.Popen(
+            [*ignore, *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, start_new_session=True
+        )
+        os.close(theirs)
+        while not [*place.rglob("metrics.csv")]:
+            assert process.poll() is None
+            os.read(ours, 4096)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(120) == (0 if ignored else -signal.SIGHUP)
+        assert bool([*place.rglob("DONE.json")]) == ignored
