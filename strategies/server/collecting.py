@@ -93,7 +93,7 @@ def collect(
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
-    hint = "; a lower client.lr may help" if admitted.why.startswith("not_finite") else ""
+    hint = "; a lower client.lr may help" if admitted.why.startswith(("not_finite", "factor_norm", "head_norm")) else ""
     why = admitted.why or "no reply came in time"
     raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
 

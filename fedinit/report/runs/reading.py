@@ -18,7 +18,7 @@ from fedinit.errors import InputError
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
 
 CONFIG, MADE_OF = "config.yaml", "made_of.json"
-NOT_A_RUN = "give the folder of a run, as run_sim.py prints it, or a folder of several"
+NOT_A_RUN = "give the folder of a run, as fedinit run prints it, or a folder of several"
 
 
 @dataclass(frozen=True)

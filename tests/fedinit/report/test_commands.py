@@ -230,3 +230,15 @@ def test_methods_without_a_seed_in_common_have_no_best(tmp_path, capsys):
         write_run(tmp_path / name, config(strategy__name=name, seed=seed), recorded=False)
     out = run(capsys, "compare", str(tmp_path))[1]
     assert "No method is the best one: there is no seed that all have a run of." in out and "best average" not in out
+
+
+@pytest.mark.parametrize("name", ["csv", "markdown", "latex"])
+def test_a_dash_is_standard_output_and_that_alone(name, sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "compare", str(sweep), f"--{name}", "./-")[0] == 0
+    for words in ([f"--{name}", "-"], [f"--{name}=-", "-q"]):
+        code, out, err = run(capsys, "compare", str(sweep), *words)
+        assert (code, err) == (0, "") and out.splitlines() == Path("-").read_text().splitlines()
+    other = "csv" if name != "csv" else "latex"
+    code, out, err = run(capsys, "compare", str(sweep), f"--{name}", "-", f"--{other}", "-")
+    assert (code, out) == (2, "") and "standard output can be one of them" in err and err.count("\n") == 1
