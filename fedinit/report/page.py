@@ -140,7 +140,8 @@ def _facts(shown: Sequence[Method]) -> Markup:
         table = first.metrics
         facts.append(("MB up", f"{sum(v for v in table.numbers('bytes_up') if v == v) / 1e6:,.1f}"))
         facts.append(("MB down", f"{sum(v for v in table.numbers('bytes_down') if v == v) / 1e6:,.1f}"))
-        facts.append(("seconds", f"{sum(v for v in table.numbers('seconds') if v == v):,.0f}"))
+        seconds = sum(v for v in table.numbers("seconds") if v == v)
+        facts.append(("seconds", f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"))
     return tag("dl", *[tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="tiles")
 
 
