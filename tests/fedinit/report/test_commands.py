@@ -86,7 +86,7 @@ def test_names_are_escaped_for_each_format(tmp_path):
     for name in ("a_b|c", "50%"):
         write_run(tmp_path / name, config(strategy__name=name, rounds=1), domains=("x&y", "p|q"), recorded=False)
     found = results(methods(find([tmp_path])))
-    assert r"a\_b|c" in latex(found) and r"50\%" in latex(found) and r"x\&y" in latex(found)
+    assert r"a\_b\textbar{}c" in latex(found) and r"50\%" in latex(found) and r"x\&y" in latex(found)
     assert r"a\_b\|c" in markdown(found) and r"p\|q" in markdown(found)
     widths = {line.replace(r"\|", "").count("|") for line in markdown(found).splitlines() if line.startswith("|")}
     assert len(widths) == 1
