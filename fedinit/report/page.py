@@ -26,6 +26,7 @@ from fedinit.report.panels import (
     results,
     start,
     training,
+    trust,
     update,
 )
 from fedinit.report.panels.panel import Panel
@@ -34,7 +35,7 @@ from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import last_scores
 from fedinit.scores import SCORES
 
-PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
+PANELS: tuple[Callable[[Sequence[Method]], Panel | None], ...] = (
     results.panel,
     training.panel,
     domains.panel,
@@ -43,6 +44,7 @@ PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
     update.panel,
     start.panel,
     cost.panel,
+    trust.panel,
     ledger.panel,
     provenance.panel,
 )
@@ -55,7 +57,7 @@ def render(runs: Sequence[RecordedRun]) -> str:
     shown = methods(runs)
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of figures that are not there: the page says so itself
-        panels = [_made(make, shown) for make in PANELS]
+        panels = [panel for make in PANELS if (panel := _made(make, shown)) is not None]
         facts = _facts(shown)
     title = _title(shown)
     style, script = (
@@ -85,8 +87,9 @@ def render(runs: Sequence[RecordedRun]) -> str:
     return f"<!doctype html>\n{page}\n"
 
 
-def _made(make: Callable[[Sequence[Method]], Panel], shown: Sequence[Method]) -> Panel:
-    """A section; of records that it cannot be made of, one that says so, so that the others are there."""
+def _made(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Method]) -> Panel | None:
+    """A section, None where there is nothing to show; of records that it cannot be made of, one that says so, so that
+    the others are there."""
     try:
         return make(shown)
     except Exception as error:  # noqa: BLE001 (whatever a damaged record makes of it, it is this section alone)
