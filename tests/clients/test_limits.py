@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fedinit.config import limits
 from fedinit.config.flower import to_run_config
 from fedinit.config.limits import Limits
 from fedinit.errors import Code, InputError
-from fedinit.statistics import STATISTICS
+from fedinit.statistics import STATISTICS, Request
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.asking import LAYER, Asker, refused
@@ -208,10 +209,38 @@ def test_evaluations_are_counted_and_over_as_many_images():
 
     outcome, errors = run()
     assert not errors and outcome.score is not None
+    outcome, errors = run(evaluations=0)
+    assert outcome.score is None and [e.code for e in errors] == [Code.limit] * 6  # three rounds of two clients
+    assert "has answered 0 questions for evaluations in all runs" in errors[0].reason
     _, errors = run(evaluations_per_run=2)
     assert [e.code for e in errors] == [Code.limit] * 2 and "2 questions for evaluations in this run" in errors[
         0
     ].reason
+
+
+@pytest.mark.parametrize(("kind", "a_run"), [("statistics", 20), ("evaluations", 200)])
+def test_a_thousand_are_answered_in_all_runs(site, kind, a_run):
+    """As the limits are without being set, of one run after another, each asked for as long as it is answered."""
+    from clients.limits import Keeper
+    from fedinit.config.limits import Limited
+
+    part, answered, said = site.partitions[0], [], []
+    request = Request(source="inputs", layers={LAYER: "gram"}, shapes={LAYER: (24, 24)}, seed=0)
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    while not answered or answered[-1]:
+        config = dataclasses.replace(site.config, seed=len(answered))
+        keeper = Keeper(SimpleNamespace(config=config, data=site.data), Limits(), context)  # type: ignore[arg-type]
+        answered.append(0)
+        with pytest.raises(Limited) as refused_at:
+            while True:
+                keeper.measure(request, part.train[:16]) if kind == "statistics" else keeper.evaluate(part.test[:8])
+                answered[-1] += 1
+        said.append(str(refused_at.value))
+    assert answered == [a_run] * (1000 // a_run) + [0]
+    assert {*said[: 1000 // a_run - 1]} == {
+        f"this site has answered {a_run} questions for {kind} in this run, which is its limit"
+    }
+    assert said[-1] == f"this site has answered 1000 questions for {kind} in all runs, which is its limit"
 
 
 def test_an_evaluation_of_nearly_the_same_images_is_refused(site):
