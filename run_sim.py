@@ -6,7 +6,7 @@ The command line is read in fedinit/commands/run.py, before what is imported her
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from fedinit import starting
+    from fedinit import standard_streams, starting
 
     starting.begin()
     import sys
@@ -14,7 +14,7 @@ if __name__ == "__main__":
     from fedinit.commands import run as command
 
     starting.end()
-    command.leave(command.command(sys.argv[1:]))
+    command.leave(standard_streams.ended(lambda: command.command(sys.argv[1:])))
 
 import contextlib
 import dataclasses
@@ -56,22 +56,24 @@ from strategies.server.federation import Outcome, check_clients, federate
 __all__ = ["leave", "main", "run", "simulate"]
 
 
-def run(*words: str, quiet: bool = True) -> Run:
+def run(*words: str, quiet: bool = True, **keys: object) -> Run:
     """One run from the words of the command line, ``run("strategy=lora_fair", "rounds=3")``: ``fedinit.run``.
 
     The same words give the same run in the same folder: one that is done is only read, one that was stopped goes on.
     quiet: nothing is printed. Raises InputError for wrong words, RunFailed for a run that cannot go on.
     """
+    for key, value in keys.items():
+        raise InputError(f"run: {key}={value!r}: a key is given as a word, run('{key}={value}')")
     if not all(isinstance(word, str) for word in words):
         raise InputError(f"run: expected words, one an argument, run('strategy=fedit', 'rounds=3'); got {words!r}")
     if {"-m", "--multirun"} & set(words):
-        raise InputError("-m: a sweep is the command line's, python run_sim.py -m …; here, call run for each")
+        raise InputError("-m: a sweep is the command line's, fedinit run -m …; here, call run for each")
     for option in (word for word in words if word.startswith("-")):
-        raise InputError(f"{option}: an option is the command line's, python run_sim.py {option} …")
+        raise InputError(f"{option}: an option is the command line's, fedinit run {option} …")
     (single,) = configurations(arguments.read(words))
     config = single.config
     if config.preview:
-        raise InputError("preview=true: a preview is the command line's, python run_sim.py preview=true …")
+        raise InputError("preview=true: a preview is the command line's, fedinit run preview=true …")
     return Run(simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))["folder"])
 
 
@@ -122,6 +124,10 @@ def previewed(config: Config, site: Site, folder: Path) -> Preview:
     there = run_folder.finished(folder) is not None
     begun = any((folder / FOLDER).rglob("round-*"))
     state = "is there, and done" if there else "is there, and goes on" if begun else "would be made"
+    try:
+        refuse_unwritable(config, folder)
+    except InputError as error:
+        state = state if there else f"cannot be written: {error}"
     facts = config, f"{folder}, which {state}", site.backbone, site.targets, site.data, site.partitions
     try:
         return Preview(*facts, trial_of(config, site))

@@ -46,7 +46,9 @@ def _cohort(run_config: str, node_config: str, client: int | None):
 
     config = _configured(run_config, node_config)[1]
     if config.attack.name != "none":
-        raise InputError(f"attack={config.attack.name}: is for simulations by run_sim.py; a client of Flower is honest")
+        raise InputError(
+            f"attack={config.attack.name}: is for simulations by fedinit run; a client of Flower is honest"
+        )
     console = None if simulated() else Console(stderr=True)  # a site's log says what data it found
     if console is not None:
         limits = Limits.of(json.loads(node_config))

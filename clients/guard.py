@@ -18,6 +18,7 @@ from clients.site import Site
 from fedinit import wire
 from fedinit.errors import Refused
 from fedinit.factors import PARTS
+from fedinit.norms import first_not_finite
 from fedinit.secagg import messages as secagg
 from fedinit.state import base_offset as base
 from fedinit.statistics import Request, shapes_of
@@ -91,9 +92,8 @@ def _tensors(message: Message, record: str) -> dict[str, Tensor]:
         tensors = wire.decode(content)
     except ValueError as error:
         raise Refused(f"the server sent {error}") from error
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise Refused(f"the server sent {name} with NaN or infinity")
+    if (name := first_not_finite(tensors)) is not None:
+        raise Refused(f"the server sent {name} with NaN or infinity")
     return tensors
 
 

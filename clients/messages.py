@@ -63,6 +63,7 @@ class Decoder:
         deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
         of an error is a code and what the server knows."""
         self.site, self.bases, self.deployed = site, bases, deployed
+        self._last_start: tuple[Mapping[str, Tensor], str] = {}, digest.of_tensors({})
 
     def decode(self, message: Message, context: Context) -> Decoded:
         """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too.
@@ -230,6 +231,13 @@ class Decoder:
         strict = keeper is not None and keeper.limits.require_secure_aggregation and base != EMPTY
         return digest.of_tensors(self.bases.known[base]) + start if strict else start
 
+    def _digest(self, start: Mapping[str, Tensor]) -> str:
+        """As of_tensors, of the same tensors as before once: a round's clients in one process start from these."""
+        known, found = self._last_start
+        if known.keys() != start.keys() or any(known[name] is not value for name, value in start.items()):
+            self._last_start = start, (found := digest.of_tensors(start))
+        return found
+
     def _check_own(self, context: Context) -> None:
         """Raise Refused for a message about factors that this client keeps to itself, where updates are masked: its
         score and its statistics are not, and no method of sums leaves a client any."""
@@ -262,7 +270,7 @@ class Decoder:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
         names |= {f"{layer}/{part}" for layer in self.site.targets for part in PARTS}
         start = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
-        if digest.of_tensors(start) != config["start-digest"]:
+        if self._digest(start) != config["start-digest"]:
             raise LookupError("the start that this client put together is not the one the server made")
         layers, head = wire.from_tensors(start)
         return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head

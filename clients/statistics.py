@@ -70,7 +70,7 @@ def measure(
         # By the sums too: the same noise on those of all images and of a part of them leaves their difference bare.
         # Nor by the server's seed, where there is a secret: the noise of many seeds would average off. But by the
         # noise that is asked for: of two answers with one draw, scaled otherwise, both noise and sums can be reckoned.
-        own = () if not secret else (sampling.noise,)
+        own = () if not secret else (repr(float(sampling.noise)),)
         seed = 0 if secret else request.seed
         draw = torch_generator(seed, "init.noise", client, secret, of_tensors(sums), *own)
         disturb(sums, statistics, rows, sampling, draw)

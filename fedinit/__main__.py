@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from fedinit import starting
+from fedinit import standard_streams, starting
 
 
 def main() -> int:
     """Run the process's words; the exit code."""
     with starting.imports():
         from fedinit import cli
-    return cli.main()
+    return standard_streams.ended(cli.main)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from fedinit import standard_streams
 from fedinit.commands import COMMANDS
 from fedinit.errors import InputError, RunFailed, did_you_mean
 
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
 
 USAGE = "usage: fedinit COMMAND …"
 EXIT_CODES = """Exit codes: 0 done, 1 a run or a process failed, 2 wrong input; stopped: 130 by Ctrl-C, 143 by SIGTERM,
-129 by SIGHUP."""
+129 by SIGHUP; 141 nobody read what is printed to its end."""
+
+
+ANYWHERE = ("-q", "--quiet", "-v", "--verbose")  # options of all commands, which may stand before the command too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. argv: its words without the program's name; None: the process's."""
     words = list(sys.argv[1:] if argv is None else argv)
+    count = next((i for i, word in enumerate(words) if word not in ANYWHERE), len(words))
+    words = [*words[count : count + 1], *words[:count], *words[count + 1 :]]  # the command first
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -56,8 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: Sequence[str], console: Console) -> int:
+    known = ", ".join(COMMANDS)
+    if name in ANYWHERE:
+        raise InputError(f"{name}: goes with a command; there are {known}; see fedinit --help")
     if name not in COMMANDS:
-        known = ", ".join(COMMANDS)
         raise InputError(
             f"{name}: no such command{did_you_mean(name, COMMANDS)}; there are {known}; see fedinit --help"
         )
@@ -97,4 +105,4 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(standard_streams.ended(main))

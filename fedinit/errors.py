@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable
+from pathlib import Path
 
 from fedinit.said import LONGEST, said
 
@@ -17,6 +18,14 @@ class InputError(ValueError):
 
     The message is one line: what was wrong, what was expected, what to do. Programs print it and exit with 2.
     """
+
+
+class FolderBusy(InputError):
+    """Another process is at the run in this folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder}: another process is at this run; wait for it, or end it")
+        self.folder = folder
 
 
 class Code(enum.IntEnum):
@@ -65,15 +74,15 @@ class RunFailed(RuntimeError):
         super().__init__(said(reason, LONGEST))
 
 
-def reason(error: Exception) -> str | None:
-    """The line that an error which is foreseen is told in; None for one that is not."""
+def reason(error: Exception, kept: str = GOES_ON) -> str | None:
+    """The line that an error which is foreseen is told in; None for one that is not. kept: what is left of the run."""
     if isinstance(error, InputError):
         return f"error: {error}"
     if isinstance(error, RunFailed):
         return f"run failed: {error}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
-        return f"run failed: {error.strerror or error}{where}; {GOES_ON}"
+        return f"run failed: {error.strerror or error}{where}; {kept}"
     return None
 
 

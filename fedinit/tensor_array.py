@@ -26,6 +26,8 @@ class TensorArray(Array):
 
     __qualname__ = "Array"  # what Flower calls it in what goes over a network, where it is read as one
     length: int
+    _tensor: Tensor
+    _version: int
 
     def __init__(self, tensor: Tensor) -> None:
         kept = tensor.detach().cpu().contiguous()

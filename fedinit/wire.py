@@ -37,7 +37,7 @@ IMAGE = "/S"
 MERGE = "merge/"
 
 Wanted = TypeVar("Wanted")
-Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+Record = TypeVar("Record", bound=ArrayRecord | ConfigRecord | MetricRecord)
 
 
 Formats = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # {name: (shape, dtype)}

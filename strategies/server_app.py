@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     config = from_run_config(context.run_config)
     check_method(config, under_flower=True)
     if config.preview:
-        raise InputError("preview=true: a preview is run_sim.py's, on one machine; leave it out")
+        raise InputError("preview=true: a preview is fedinit run's, on one machine; leave it out")
     located, grid, console = run_folder.locate(config), WatchedGrid(grid), Console()
     folder, backbone = located.path, build_backbone(config.model)
     progress = ProgressObserver(console, config.strategy.name)

@@ -75,6 +75,8 @@ def complete(line: str) -> list[str]:
     except ValueError:  # a quote is open
         return []
     current = "" if line[-1:].isspace() or len(words) < 2 else words.pop()
+    while words[1:2] and words[1] in ("-q", "--quiet", "-v", "--verbose"):  # which may stand before the command
+        del words[1]
     return sorted({word for word in _candidates(words[1:], current) if word.startswith(current) and word != current})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
-from fedinit.commands.parsing import Parser
+from fedinit.commands.parsing import Parser, own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
 
@@ -51,7 +51,7 @@ def parser(name: str) -> Parser:
     prepare.add_argument(
         "archives", type=Path, nargs="+", metavar="ARCHIVE", help="a zip, a list of a split, or a folder with some"
     )
-    prepare.add_argument("--to", type=Path, required=True, metavar="ROOT", help="the folder to make")
+    prepare.add_argument("--to", type=own_place, required=True, metavar="ROOT", help="the folder to make")
     prepare.add_argument("--domains", metavar="A,B", help="some of the set's domains; default: all")
     return made
 

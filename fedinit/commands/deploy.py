@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 
-from fedinit.commands.parsing import Parser
+from fedinit import standard_streams
+from fedinit.commands.parsing import Parser, own_place
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 SOON = 30  # days left of a certificate at which it is said how to renew it
 ABOUT = """Federations of real Flower nodes: keys, scripts, and what starts and shows a run."""
-EPILOG = """Other words are those of run_sim.py (rounds=3 strategy=flora …); run_sim.py --help lists them. They
+EPILOG = """Other words are those of fedinit run (rounds=3 strategy=flora …); fedinit run --help lists them. They
 say what init and app write into the folder and what up runs; run runs what the folder holds."""
 
 
@@ -28,7 +29,7 @@ def parser(name: str) -> Parser:
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     about = "keys, scripts and systemd units of a server and its sites"
     init = commands.add_parser("init", help=about, about=f"Write {about}.", epilog=EPILOG)
-    init.add_argument("folder", type=Path, metavar="FOLDER", help="to be made")
+    init.add_argument("folder", type=own_place, metavar="FOLDER", help="to be made")
     init.add_argument("--host", action="append", default=[], help="name or address of the server; may be repeated")
     init.add_argument("--port", type=int, default=8000, help="that it listens on (8000)")
     init.add_argument("--node-port", type=int, default=9094, help="the first of the sites' own ports (9094)")
@@ -49,7 +50,8 @@ def parser(name: str) -> Parser:
     }
     for each, about in abouts.items():
         command = commands.add_parser(each, help=about, about=f"{about[0].upper()}{about[1:]}.")
-        command.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
+        place = own_place if each == "app" else Path
+        command.add_argument("folder", type=place, metavar="FOLDER", help="that init made, or its server/")
     about = "a new certificate for the server, by the authority in FOLDER/ca"
     renew = commands.add_parser("renew", help=about, about=f"Make {about}.")
     renew.add_argument("folder", type=Path, metavar="FOLDER", help="that init made, or its server/")
@@ -97,6 +99,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     elif options.command == "up":
         config = _at_home(_configuration(words))
         sites = _sites(config, options.sites)
+        standard_streams.goes_on_without()
         run_locally(config, sites, not options.insecure, options.port, say)
         sent, _ = site_settings.split_off(config)  # by which the server names the folder
         _show_result(config, run_folder.place(sent), console)
@@ -209,7 +212,9 @@ def _configuration(words: Sequence[str]) -> Config:
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
     if config.attack.name != "none":
-        raise InputError(f"attack={config.attack.name}: is for simulations by run_sim.py; a client of Flower is honest")
+        raise InputError(
+            f"attack={config.attack.name}: is for simulations by fedinit run; a client of Flower is honest"
+        )
     file = config.model.checkpoint
     if file and not file.startswith(EMBEDDED) and config.model.sha256 is None:
         if not Path(file).is_file():

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from fedinit.commands.parsing import Parser, add_run, load_run
+from fedinit.commands.parsing import STDOUT, Parser, add_run, load_run, only_text, text_place
 from fedinit.errors import InputError
 
 ABOUT = """How good the model that a run ended with is, by domain, and which classes it takes for which.
@@ -33,18 +32,20 @@ def parser(name: str) -> Parser:
         nargs="+",
         default=[],
         metavar="PLACE",
-        help="a folder or zip of images, domain/class/image or class/image; or words of run_sim.py, data=… data.root=…",
+        help="a folder or zip of images, domain/class/image or class/image; or words: data=… data.root=…",
     )
     made.add_argument(
         "--split", choices=("auto", "test", "all"), default="auto", help="which of the images; auto: as said above"
     )
-    made.add_argument("--csv", type=Path, metavar="FILE", help="write the confusion matrix")
+    made.add_argument("--csv", type=text_place, metavar="FILE", help="write the confusion matrix; -: that alone")
     return made
 
 
 def main(name: str, words: Sequence[str], console: Console) -> int:
     """Evaluate, and print; the exit code. Raises InputError, one line."""
     options = parser(name).parse_args(words)
+    if only_text(options, ["csv"]):
+        console = Console(quiet=True)
     run = load_run(options)
     from fedinit.data.reporter import counted
     from fedinit.inference import confusion
@@ -74,7 +75,9 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         return 0
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(confusion.table(found.confusion, names))
-    if options.csv:
+    if options.csv is STDOUT:
+        print(confusion.csv_text(found.confusion, names), end="")
+    elif options.csv:
         write_whole(options.csv, confusion.csv_text(found.confusion, names))
         console.print(f"csv: {options.csv}", markup=False, highlight=False, soft_wrap=True)
     return 0

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
-from fedinit.commands.parsing import Parser, add_run, load_run
+from fedinit.commands.parsing import Parser, add_run, load_run, own_place
 from fedinit.exports import FORMATS
 
 ABOUT = """The model that a run ended with, as a folder: its weights, config.json (input size, mean, std, class names,
@@ -30,7 +29,9 @@ def parser(name: str) -> Parser:
     made = Parser(f"fedinit {name}", ABOUT, EPILOG)
     add_run(made)
     made.add_argument("--format", required=True, choices=sorted(FORMATS), help="the program that is to read it")
-    made.add_argument("--output", type=Path, metavar="FOLDER", help="to be made; default: export/FORMAT in the run's")
+    made.add_argument(
+        "--output", type=own_place, metavar="FOLDER", help="to be made; default: export/FORMAT in the run's"
+    )
     return made
 
 

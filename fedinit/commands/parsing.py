@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 
 WIDTH = 80  # columns of what --help prints
+STDOUT = Path("-")  # what an option has that is to be written there; compared by `is`, for ./- is a file
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,9 +46,32 @@ def _wrapped(text: str) -> str:
     return "\n\n".join(parts)
 
 
+def text_place(text: str) -> Path:
+    """Of an option, where to write text: a file, or STDOUT for ``-``. A file of that name is ``./-``."""
+    return STDOUT if text == "-" else Path(text)
+
+
+def own_place(text: str) -> Path:
+    """Of an option, the file or folder to make, which standard output cannot be."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("-: this is not written to standard output; of a file of that name say ./-")
+    return Path(text)
+
+
+def only_text(options: argparse.Namespace, names: Sequence[str]) -> bool:
+    """Whether one of these options, of `text_place`, has standard output, which then holds nothing else.
+
+    Raises InputError where several have.
+    """
+    asked = [f"--{name} -" for name in names if getattr(options, name) is STDOUT]
+    if len(asked) > 1:
+        raise InputError(f"{', '.join(asked)}: standard output can be one of them; give the other a file")
+    return bool(asked)
+
+
 def add_run(parser: Parser) -> None:
     """RUN, and what says which model of it: --client, --checkpoint."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, as run_sim.py prints it")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, as fedinit run prints it")
     parser.add_argument(
         "--client", type=int, metavar="N", help="whose model, of a method whose clients have one each (fedsa_lora)"
     )

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 import fedinit
-from fedinit import starting
+from fedinit import standard_streams, starting
 from fedinit.commands.parsing import Parser
 from fedinit.config import groups
-from fedinit.errors import GOES_ON, InputError, RunFailed, reason
+from fedinit.errors import InputError, RunFailed, reason
 from fedinit.runs.stopping import listening
 from fedinit.runs.verbose import VerboseConsole
 
@@ -48,7 +48,8 @@ Federate low-rank adapters on this machine.
   -v, --verbose         also a line a client and round, and where in the code a run failed
   --version
 
-Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by Ctrl-C and SIGTERM."""
+Exit codes: 0 done, 1 a run failed, 2 wrong input, 130 and 143 stopped by Ctrl-C and SIGTERM, 141 nobody
+read what is printed to its end, which does not end a run in progress."""
 OPTIONS = (
     "--cfg",
     "--config-dir",
@@ -121,7 +122,7 @@ def _of_folder(words: Sequence[str]) -> Config | None:
 def command(argv: Sequence[str]) -> int:
     """Run what the command line says; the exit code. What goes wrong is one line on stderr."""
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    verbose, kept = False, GOES_ON
+    verbose, runs = False, []
     try:
         if {"-h", "--help"} & set(argv):
             print(ABOUT, groups.describe(), sep="\n\n")
@@ -134,17 +135,28 @@ def command(argv: Sequence[str]) -> int:
             arguments.show(said)
             return 0
         runs = configurations(said)
-        if all(run.config.preview for run in runs):
-            kept = "a preview keeps nothing"
+        if not all(run.config.preview for run in runs):
+            standard_streams.goes_on_without()
         return _run(said, runs, errors)
     except (InputError, RunFailed, OSError) as error:
         if verbose:
             traceback.print_exc()
-        errors.print(reason(error))
+        errors.print(reason(error, _kept(runs) if isinstance(error, OSError) else ""))
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as stopped:
-        errors.print(f"stopped; {kept}")
+        errors.print(f"stopped; {_kept(runs)}")
         return getattr(stopped, "code", 130)
+
+
+def _kept(runs: Sequence[Swept]) -> str:
+    """What is left of the runs, if there are any, when something ends them."""
+    if not runs:
+        return "nothing had begun"
+    if all(run.config.preview for run in runs):
+        return "a preview keeps nothing"
+    from fedinit.runs.kept import left_by
+
+    return left_by([run.config for run in runs])
 
 
 def _run(said: Arguments, runs: Sequence[Swept], errors: Console) -> int:

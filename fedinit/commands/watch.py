@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from fedinit.commands.parsing import Parser
+from fedinit.errors import InputError
 
 ABOUT = """Shows a run that another process is at, from the files in its folder: rounds, cohort, loss, the score by
 domain, bytes, and the time that is left. It changes nothing, and Ctrl-C leaves the run as it is."""
 EPILOG = """FOLDER is a run's, or one with runs below it, of which the one that was written to last is shown. Where the
 output is no terminal there is a line a round. The exit code is 0 for a run that is done, and 1 for one that stopped
-before its end, which is shown as far as it came."""
+before its end, which is shown as far as it came.
+
+A run has a folder only once its images are decoded: where there is none yet, it is waited for."""
+WAIT = 60.0  # seconds for a run to begin
+LOOK = 0.5  # seconds between two looks for a run
 
 
 def parser(name: str) -> Parser:
@@ -22,7 +30,20 @@ def parser(name: str) -> Parser:
     made = Parser(f"fedinit {name}", ABOUT, EPILOG)
     made.add_argument("folder", type=Path, metavar="FOLDER", help="of a run, or with runs below it")
     made.add_argument("--once", action="store_true", help="show how it stands now, and leave")
+    made.add_argument(
+        "--wait", type=_seconds, metavar="SECONDS", help="for a run in FOLDER, where there is none yet (60; --once: 0)"
+    )
     return made
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected seconds, a number from 0")
+    return value
 
 
 def main(name: str, words: Sequence[str], console: Console) -> int:
@@ -30,10 +51,12 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     options = parser(name).parse_args(words)
     from rich.live import Live
 
+    from fedinit.runs.hints import way_on
     from fedinit.runs.view import View
-    from fedinit.runs.watching import goes_on, newest, watch
+    from fedinit.runs.watching import goes_on, watch
 
-    folder = newest(options.folder)
+    wait = options.wait if options.wait is not None else 0.0 if options.once else WAIT
+    folder = _awaited(options.folder, wait, console)
     live = Live(View(""), console=console, auto_refresh=False) if console.is_terminal and not options.once else None
     done, shown = False, 0
     with live or contextlib.nullcontext():
@@ -53,8 +76,28 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         return 0
     if options.once and goes_on(folder):
         return 0
-    _say(console, f"stopped after round {view.reached} of {view.rounds}; fedinit run resume={folder} goes on with it")
+    _say(console, f"stopped after round {view.reached} of {view.rounds}; {way_on(folder)}")
     return 1
+
+
+def _awaited(folder: Path, wait: float, console: Console) -> Path:
+    """The run that is meant, once there is one. Raises InputError where there is none after `wait` seconds."""
+    from fedinit.runs.watching import newest
+
+    until, told = time.monotonic() + wait, False
+    while True:
+        try:
+            return newest(folder)
+        except InputError as error:
+            left = until - time.monotonic()
+            if left <= 0 or folder.is_file():
+                raise InputError(
+                    f"{error}; waited for {wait:g} s, --wait SECONDS is longer" if told else error
+                ) from error
+        if not told:
+            _say(console, f"{folder}: no run there yet; waiting for it up to {wait:g} s, Ctrl-C ends that")
+            told = True
+        time.sleep(min(LOOK, left))
 
 
 def _say(console: Console, text: str) -> None:

@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     """Hydra's, which raises InputError for what it does not take."""
     parser = get_args_parser()
     parser.allow_abbrev = False
-    parser.prog = "run_sim.py"
+    parser.prog = "fedinit run"
     parser.add_argument("-q", "--quiet", action="store_true", help="Print the folder of the run and nothing else")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="How many runs of a sweep at a time")
     parser.add_argument("-v", "--verbose", action="store_true", help="Also print a line a client and round")

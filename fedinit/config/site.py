@@ -38,7 +38,9 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
     that would join others' machines; InputError for a setting that does not exist.
     """
     if config.engine.name == "ray":
-        raise Refused("engine=ray: is for simulations by run_sim.py; a client computes where it is: use engine=threads")
+        raise Refused(
+            "engine=ray: is for simulations by fedinit run; a client computes where it is: use engine=threads"
+        )
     check_settings(node_config)
     for key, (group, field, unset) in SITE_KEYS.items():
         if not hasattr(getattr(config, group), field):

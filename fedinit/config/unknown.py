@@ -53,7 +53,7 @@ def _unknown(key: str, words: Sequence[Override], name: str) -> str:
     adding = [word for word in words if f"{word.key_or_group}.".startswith(f"{OPEN}.")]
     if key.startswith(f"{OPEN}.") and adding:
         return f"{key}: no such key{_near(key, composed)}; a new key takes a +, +{adding[-1].input_line}"
-    return f"{key}: no such key{_near(key, composed)}. See run_sim.py --help for the groups."
+    return f"{key}: no such key{_near(key, composed)}. See fedinit run --help for the groups."
 
 
 def refuse(words: Sequence[Override]) -> None:

@@ -24,6 +24,7 @@ from fedinit.data.reporter import counted
 from fedinit.data.source import ImageSource, Source
 from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
+from fedinit.home import expand_home
 from fedinit.models import InputSpec
 from fedinit.runs import made_of
 from fedinit.runs.result import Run
@@ -100,6 +101,8 @@ def evaluate(
 def _placed(run: Run, place: str) -> tuple[Source, bool]:
     """The images in a folder or zip, and whether they are the run's own, which may have been moved."""
     own = run.config.data
+    if not expand_home("--data", place).exists():
+        raise InputError(f"--data {place}: there is no such folder or zip")
     if isinstance(own, FileSource):
         moved = dataclasses.replace(own, root=place)
         with contextlib.suppress(InputError):  # of other domains, say
@@ -123,6 +126,9 @@ def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:
     for word in map(parse, words):
         values["data"][word.key_or_group.removeprefix("data.")] = word.value()
     source = load(cast("dict[str, Any]", values)).data
+    root = source.root if isinstance(source, FileSource) else None
+    if not words and root is not None and not expand_home("data.root", root).exists():
+        raise InputError(f"{run.folder}: its images are no longer at {root}; say where they are, --data FOLDER")
     changes = _changes(run, source)
     if changes and not words:
         raise InputError(f"{run.folder}: its data is not what it was: {changes}; say which to judge by, --data FOLDER")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fedinit.commands.parsing import Parser
+from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
 
 if TYPE_CHECKING:
     from fedinit.report.runs.methods import Method
@@ -18,18 +18,19 @@ ABOUT = {
     "report": "report.html of a run, or of several in one page: one file for a browser, without network.",
     "compare": "Methods over seeds as a table, with what is beyond noise.",
 }
-EPILOG = """A FOLDER is a run's, as run_sim.py prints it, or one with runs anywhere below it, such as a sweep's
+EPILOG = """A FOLDER is a run's, as fedinit run prints it, or one with runs anywhere below it, such as a sweep's
 outputs/digits. Runs that differ by their seed alone are one method. A run that is not done is shown as far as it came.
 docs/report.md says what everything is."""
 OPTIONS = {
     "report": {"--output": "where to; default: into the FOLDER, of several into the present folder"},
     "compare": {
-        "--csv": "also write the table as CSV",
-        "--markdown": "also as Markdown",
-        "--latex": "also as LaTeX",
+        "--csv": "also write the table as CSV; -: to standard output, in place of the table",
+        "--markdown": "also as Markdown, or -",
+        "--latex": "also as LaTeX, or -",
         "--report": "also write the report of these runs",
     },
 }
+TEXTS = ("csv", "markdown", "latex")
 WIDTH = 1000  # columns where nobody sees a terminal: a file's table is not cut
 
 
@@ -38,7 +39,8 @@ def parser(name: str) -> Parser:
     made = Parser(f"fedinit {name}", ABOUT[name], EPILOG)
     made.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a run, or with runs below it")
     for option, about in OPTIONS[name].items():
-        made.add_argument(option, type=Path, metavar="FILE", help=about)
+        place = text_place if option[2:] in TEXTS else own_place
+        made.add_argument(option, type=place, metavar="FILE", help=about)
     return made
 
 
@@ -67,6 +69,8 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.results import results
     from fedinit.report.writing import write_report, write_whole
 
+    if only_text(options, TEXTS):
+        console = Console(quiet=True)
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)
@@ -76,7 +80,9 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         _say(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
-        if path := getattr(options, name):
+        if (path := getattr(options, name)) is STDOUT:
+            print(text(found), end="")
+        elif path:
             write_whole(path, text(found))
             _say(console, f"{name}: {path}")
     if options.report:

@@ -15,6 +15,7 @@ from fedinit.report.runs.significance import p_said
 from fedinit.scores import SCORES
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # OT1 has other glyphs there
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
@@ -55,7 +56,9 @@ def csv_text(found: Results) -> str:
                 figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
-            writer.writerow([row.label, column, *known, str(found.is_best(row, column)).lower(), *figures])
+            writer.writerow(
+                [_cell(row.label), _cell(column), *known, str(found.is_best(row, column)).lower(), *figures]
+            )
     return file.getvalue()
 
 
@@ -120,6 +123,11 @@ def _caption(found: Results) -> str:
 
 def _tex(value: object) -> str:
     return "".join(_LATEX.get(c, c) for c in printable(value))
+
+
+def _cell(name: str) -> str:
+    """A name for a spreadsheet, which would compute one that begins like a formula: an apostrophe makes it text."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _plain(value: float | None) -> str:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedinit.report.markup import Markup, joined, tag, text
 from fedinit.report.panels import (
@@ -42,13 +46,17 @@ PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
     ledger.panel,
     provenance.panel,
 )
+_log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 
 
 def render(runs: Sequence[RecordedRun]) -> str:
     """The page of one run, or of several on the same data. Raises InputError for runs on different data."""
     shown = methods(runs)
-    panels = [make(shown) for make in PANELS]
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of figures that are not there: the page says so itself
+        panels = [_made(make, shown) for make in PANELS]
+        facts = _facts(shown)
     title = _title(shown)
     style, script = (
         (HERE / "page.css").read_text(encoding="utf-8"),
@@ -68,13 +76,25 @@ def render(runs: Sequence[RecordedRun]) -> str:
     ]
     links = [tag("li", tag("a", panel.title, href=f"#{panel.name}")) for panel in panels]
     body = [
-        tag("header", tag("p", "fedinit", class_="brand"), tag("h1", title), tag("p", _under(shown)), _facts(shown)),
+        tag("header", tag("p", "fedinit", class_="brand"), tag("h1", title), tag("p", _under(shown)), facts),
         tag("nav", tag("ul", joined(links)), aria_label="Sections"),
         tag("main", joined(_section(panel) for panel in panels)),
         Markup(f"<script>{script}</script>"),
     ]
     page = tag("html", tag("head", joined(head)), tag("body", joined(body)), lang="en")
     return f"<!doctype html>\n{page}\n"
+
+
+def _made(make: Callable[[Sequence[Method]], Panel], shown: Sequence[Method]) -> Panel:
+    """A section; of records that it cannot be made of, one that says so, so that the others are there."""
+    try:
+        return make(shown)
+    except Exception as error:  # noqa: BLE001 (whatever a damaged record makes of it, it is this section alone)
+        name = make.__module__.rpartition(".")[2]
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        _log.warning("the section %s of the report is left out: %s", name, why)
+        body = tag("p", f"Left out, since what the run recorded of it is damaged: {why}.", class_="warning")
+        return Panel(name, name.capitalize(), "", body)
 
 
 def _section(panel: Panel) -> Markup:
@@ -120,7 +140,8 @@ def _facts(shown: Sequence[Method]) -> Markup:
         table = first.metrics
         facts.append(("MB up", f"{sum(v for v in table.numbers('bytes_up') if v == v) / 1e6:,.1f}"))
         facts.append(("MB down", f"{sum(v for v in table.numbers('bytes_down') if v == v) / 1e6:,.1f}"))
-        facts.append(("seconds", f"{sum(v for v in table.numbers('seconds') if v == v):,.0f}"))
+        seconds = sum(v for v in table.numbers("seconds") if v == v)
+        facts.append(("seconds", f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"))
     return tag("dl", *[tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="tiles")
 
 

@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from fedinit.errors import InputError
+from fedinit.errors import FolderBusy
 from fedinit.state.disk import WINDOWS
 
+EVERY = 1.0  # seconds between two looks at a lock that another process holds
 NAME = ".lock"  # in the folder, while it is held
+
+
+def wait(folder: Path) -> None:
+    """Return when no process holds the lock of this folder any more."""
+    # One that is not held is gone, but for a process that was killed: only then is it tried, for whoever tries has it.
+    while (folder / NAME).exists():
+        try:
+            FolderLock(folder).release()
+        except FolderBusy:
+            time.sleep(EVERY)
+        except OSError:  # the folder is gone in the meantime
+            return
 
 
 class FolderLock:
     """A folder that this process alone writes to, from the moment the lock is constructed until `release`."""
 
     def __init__(self, folder: Path) -> None:
-        """folder: one that is there. Raises InputError where another process holds it, OSError where none can."""
+        """folder: one that is there. Raises FolderBusy where another process holds it, OSError where none can."""
         self._file = folder / NAME
         self._lock = FileLock(self._file, timeout=0, thread_local=False)
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise InputError(f"{folder}: another process is at this run; wait for it, or end it") from error
+            raise FolderBusy(folder) from error
 
     def release(self) -> None:
         """Let another process have the folder, and leave nothing of the lock in it."""

@@ -200,10 +200,12 @@ class Run:
                 "anew"
             )
         if done is None:
+            from fedinit.runs.hints import way_on
+
             last_round = max(self.metrics.get("round", ()), default=0)
             raise InputError(
                 f"{self.folder}: this run is not done, it came to round {last_round} of {self.config.rounds}; "
-                f"fedinit run resume={self.folder} goes on with it"
+                f"{way_on(self.folder)}"
             )
         return done
 

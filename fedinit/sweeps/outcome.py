@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedinit.errors import reason
+from fedinit.errors import FolderBusy, reason
+from fedinit.runs import lock
 from fedinit.scores import SCORES
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Outcome:
     why: the line that says why it failed; "" where it did not.
     trace: where in the code, of an error that was not foreseen.
     seconds, cpu_seconds: that it took, of the clock and of the processor, in this process.
+    waited: another process was at it, which may be the same sweep.
     """
 
     words: str
@@ -34,6 +36,7 @@ class Outcome:
     trace: str = ""
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    waited: bool = False
 
     @property
     def line(self) -> str:
@@ -45,7 +48,7 @@ class Outcome:
             name, _, unit = SCORES[score].title.partition(", ")
             told.append(f"{name} {SCORES[score].show(summary[score])} {unit}".rstrip())
         if summary.get("done_before"):
-            told.append("was done")
+            told.append("done by another process" if self.waited else "was done")
         elif not self.why:
             told.append(f"{self.seconds:.1f} s")
         return f"{self.words}: {', '.join(told)}"
@@ -54,14 +57,20 @@ class Outcome:
 def attempt(
     words: str, config: Config, simulate: Callable[[Config, Console], Mapping[str, Any]], console: Console
 ) -> Outcome:
-    """Do the run, whatever ends it; a signal that stops the process passes through."""
+    """Do the run, whatever ends it; a signal that stops the process passes through. One that another process is at is
+    waited for, and gone on with where that process left it."""
     began, worked = time.monotonic(), time.process_time()
-    summary, why, trace = None, "", ""
+    summary, why, trace, waited = None, "", "", False
     try:
-        summary = simulate(config, console)
+        while summary is None:
+            try:
+                summary = simulate(config, console)
+            except FolderBusy as error:
+                waited = True
+                lock.wait(error.folder)
     except Exception as error:  # noqa: BLE001 (the others are to be done)
         why = reason(error) or ""
         if not why:
             trace = traceback.format_exc()
             why = "run failed: " + " ".join(f"{type(error).__name__}: {error}".split())
-    return Outcome(words, summary, why, trace, time.monotonic() - began, time.process_time() - worked)
+    return Outcome(words, summary, why, trace, time.monotonic() - began, time.process_time() - worked, waited)

@@ -109,7 +109,7 @@ class LocalGrid(Grid):
         num_nodes: how many nodes there are, a client each.
         run_config: what every node's Context says of the run.
         strict: send every record through Flower's protocol buffers, so that what could not go over a network fails here
-            too; otherwise the receiver gets fresh records over the same bytes.
+            too; otherwise the receiver gets fresh records over the same arrays, and may change no tensor in place.
         """
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
         self._handler, self._strict = handler, strict

@@ -11,6 +11,7 @@ from flwr.app import Message
 
 from fedinit import wire
 from fedinit.errors import RunFailed
+from fedinit.norms import Norms
 from fedinit.runs.observer import ClientReport
 from fedinit.seeding import numpy_generator
 from fedinit.transport.introduction import Introduction
@@ -92,7 +93,7 @@ def collect(
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
-    hint = "; a lower client.lr may help" if admitted.why.startswith("not_finite") else ""
+    hint = "; a lower client.lr may help" if admitted.why.startswith(("not_finite", "factor_norm", "head_norm")) else ""
     why = admitted.why or "no reply came in time"
     raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
 
@@ -103,8 +104,10 @@ def admit(method: Method, exchange: Exchange, replies: Iterable[Message], expect
     expected: {node id: what its update must hold}.
     """
 
+    starts = Norms()
+
     def judge(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
-        update = method.gate.admit(reply, wanted, method.transforms)
+        update = method.gate.admit(reply, wanted, method.transforms, starts)
         return update if isinstance(update, Refusal) else (update, _report(update, wire.metrics(reply)))
 
     pairs, refusals = match_replies(replies, expected, exchange.client_of, judge)

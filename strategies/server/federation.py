@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -136,8 +138,19 @@ def federate(
         on_checkpoint=save,
     )
     rounds = affordable_rounds(config, run_method, audience)
-    strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
+    with _frozen():
+        strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
     return _outcome(strategy.state, run_method, tally, opening)
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """What is there by now stays: the collector need not look through it again and again in a round of many clients."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _ready(

@@ -12,30 +12,27 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from flwr.app import Array, Message, MetricRecord
+from flwr.app import Message, MetricRecord
 from torch import Tensor
 
 from fedinit import wire
 from fedinit.factors import Factors, norm
+from fedinit.norms import Norms, norms
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
 from strategies.aggregator import Update
+from strategies.server.faults import (
+    fault_of_claim,
+    fault_of_counts,
+    fault_of_format,
+    fault_of_metrics,
+    fault_of_round,
+    fault_of_values,
+)
 from strategies.server.replies import Asked, Refusal, of_error
 
 MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
-# What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
-# negative, and what float32 can hold stays finite in sums over clients and examples.
-LARGEST = torch.finfo(torch.float32).max
-METRICS: Mapping[str, tuple[type, float, float]] = {
-    "loss": (float, 0, LARGEST),
-    "steps": (int, 1, MAX_EXAMPLES),
-    "optimizer-state": (int, 0, MAX_EXAMPLES),
-    "drift-factors": (float, 0, LARGEST),
-    "drift-product": (float, 0, LARGEST),
-    "epsilon": (float, 0, LARGEST),
-}
 
 
 @dataclass(frozen=True)
@@ -110,21 +107,26 @@ class Gate:
         cut = [min(weight, limit) for weight in weights]
         return [weight / sum(cut) for weight in cut]
 
-    def largest(self, start: Tensor) -> float:
-        """The most that ‖X‖ may be of what a client makes of this tensor; so it is of means of such."""
+    def largest(self, start: Tensor, size: float | None = None) -> float:
+        """The most that ‖X‖ may be of what a client makes of this tensor; so it is of means of such. size: ‖start‖."""
         unit = (start.shape[:-1].numel() if start.ndim == 3 else min(start.shape)) ** 0.5  # 3: blocks of a core
-        return self.max_factor_ratio * max(unit, float(start.norm()))
+        return self.max_factor_ratio * max(unit, float(start.norm()) if size is None else size)
 
     def largest_image(self, mean: Factors) -> float:
         """The most that ‖B(AĀᵀ)‖ may be of an update that was let in; mean: Ā, B̄."""
         return self.max_product_ratio * max(min(mean.shape) ** 0.5, norm(mean)) * float(mean.A.double().norm())
 
     def admit(
-        self, reply: Message, expected: Expected, transforms: Sequence[UpdateTransform] = UPDATES
+        self,
+        reply: Message,
+        expected: Expected,
+        transforms: Sequence[UpdateTransform] = UPDATES,
+        starts: Norms | None = None,
     ) -> Update | Refusal:
         """The reply as an Update, completed by what the client did not train, or the reason it is refused.
 
         transforms: what was done to the update on its way out, in that order; undone before its tensors are judged.
+        starts: norms of what the clients of a round start from, kept for all of them.
         """
 
         def refuse(code: str, detail: str) -> Refusal:
@@ -137,7 +139,7 @@ class Gate:
             arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
             # Before a byte is decoded; of chosen slots it is the transform that knows the shapes.
-            if self.enabled and expected.slots is None and (odd := _fault(arrays, formats)):
+            if self.enabled and expected.slots is None and (odd := fault_of_format(arrays, formats)):
                 return refuse(*odd)
             tensors: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
@@ -152,37 +154,42 @@ class Gate:
         if not self.enabled:
             layers, head = wire.from_tensors({**expected.sent, **tensors})
             return Update(client=expected.client, examples=examples, layers=layers, head=head)
+        starts = starts or Norms()
         fault = (
-            _fault(tensors, formats)
-            or _fault_of_counts(examples, round, expected.round)
-            or _fault_of_claim(examples, expected.examples)
-            or _fault_of_metrics(metrics, self.private)
-            or self._fault_of_norms(tensors, expected)
+            fault_of_format(tensors, formats)
+            or fault_of_values(tensors, sizes := norms(tensors))
+            or fault_of_counts(examples, round, expected.round)
+            or fault_of_claim(examples, expected.examples)
+            or fault_of_metrics(metrics, self.private)
+            or self._fault_of_norms(sizes, expected, starts)
         )
         if fault is not None:
             return refuse(*fault)
         layers, head = wire.from_tensors({**expected.sent, **tensors})
-        if fault := self._fault_of_products(layers, expected):
+        if fault := self._fault_of_products(layers, sizes, expected, starts):
             return refuse(*fault)
         return Update(client=expected.client, examples=examples, layers=layers, head=head)
 
-    def _fault_of_norms(self, tensors: Mapping[str, Tensor], expected: Expected) -> tuple[str, str] | None:
-        endings = {name[-2:] for name in tensors}  # of all layers alike
+    def _fault_of_norms(self, sizes: Mapping[str, float], expected: Expected, starts: Norms) -> tuple[str, str] | None:
+        endings = {name[-2:] for name in sizes}  # of all layers alike
         both = {ending for pair in (("/A", "/B"), ("/b", "/d")) for ending in pair if endings.issuperset(pair)}
-        for name, value in tensors.items():
-            size, start = float(value.norm()), float(expected.sent[name].norm())
-            high = self.largest(expected.sent[name])
+        for name, size in sizes.items():
+            start = starts.of(expected.sent[name])
+            high = self.largest(expected.sent[name], start)
             low = start / self.max_factor_ratio if name[-2:] in both else 0.0
             if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
                 code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
                 return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
         return None
 
-    def _fault_of_products(self, layers: Mapping[str, Factors], expected: Expected) -> tuple[str, str] | None:
+    def _fault_of_products(
+        self, layers: Mapping[str, Factors], sizes: Mapping[str, float], expected: Expected, starts: Norms
+    ) -> tuple[str, str] | None:
         for name, product in layers.items():
             high = self.max_product_ratio * min(product.shape) ** 0.5
             # ‖B A‖ ≤ ‖B‖ ‖A‖, which is nearly always enough and costs no matrix product.
-            if math.prod(float(part.norm()) for key, part in product.parts.items() if key != "m") <= high:
+            parts = ((f"{name}/{key}", part) for key, part in product.parts.items() if key != "m")
+            if math.prod(sizes[key] if key in sizes else starts.of(part) for key, part in parts) <= high:
                 continue
             size = norm(product)
             if not size <= high and not size <= self.max_product_ratio * norm(self._start(expected, name)):
@@ -208,12 +215,13 @@ def admit_images(
     formats = {wire.image_name(name): (tuple(f.B.shape), f.B.dtype) for name, f in means.items()}
     try:
         arrays, round = wire.arrays(reply), wire.metrics(reply)["round"]
-        if odd := _fault(arrays, formats):
+        if odd := fault_of_format(arrays, formats):
             return Refusal(asked.client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
-    if fault := _fault(tensors, formats) or _fault_of_round(round, asked.round):
+    fault = fault_of_format(tensors, formats) or fault_of_values(tensors) or fault_of_round(round, asked.round)
+    if fault:
         return Refusal(asked.client, *fault)
     for name, mean in means.items() if gate.enabled else ():
         size, high = float(tensors[wire.image_name(name)].double().norm()), gate.largest_image(mean)
@@ -237,18 +245,21 @@ def admit_statistics(
     try:
         arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
         examples, round = metrics["num-examples"], metrics["round"]
-        if odd := _fault(arrays, wire_format(statistics)):
+        if odd := fault_of_format(arrays, wire_format(statistics)):
             return Refusal(client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    fault = _fault(tensors, wire_format(statistics)) or _fault_of_counts(examples, round, asked.round)
+    fault = (
+        fault_of_format(tensors, wire_format(statistics))
+        or fault_of_values(tensors)
+        or fault_of_counts(examples, round, asked.round)
+    )
     if fault is not None:
         return Refusal(client, *fault)
     sums = HalfPrecision(statistics).received(None, tensors)
-    for name, value in sums.items():
-        if not torch.isfinite(value).all():  # a finite column times a finite scale may overflow
-            return Refusal(client, "not_finite", f"{name} holds NaN or infinity")
+    if fault := fault_of_values(sums):  # a finite column times a finite scale may overflow
+        return Refusal(client, *fault)
     if examples > most:
         return Refusal(client, "weight", f"statistics of {examples} examples, of a client that has {most} for them")
     measured = Statistics(examples, sums)
@@ -278,7 +289,7 @@ def admit_counts(
         rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
-    if (fault := _fault_of_round(round, asked.round)) is not None:
+    if (fault := fault_of_round(round, asked.round)) is not None:
         return Refusal(client, *fault)
     if not all(type(d) is int and d in domains and score.admits(part, whole) for d, part, whole in rows):
         what = score.title.partition(",")[0]
@@ -288,49 +299,3 @@ def admit_counts(
     if score.counts_examples and (counted := sum(whole for _, _, whole in rows)) != examples:
         return Refusal(client, "metrics", f"sums over {counted} examples, of a client with {examples} to test on")
     return record
-
-
-def _fault(values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.Formats) -> tuple[str, str] | None:
-    """(code, detail) of the first thing that is wrong with named arrays, by what they declare, or with tensors."""
-    if values.keys() != formats.keys():
-        odd = sorted(values.keys() ^ formats.keys())
-        return "names", f"{odd[0]} is {'unexpected' if odd[0] in values else 'missing'}"
-    for name, value in values.items():
-        shape, dtype = formats[name]
-        if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
-            return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
-        if str(value.dtype).removeprefix("torch.") != str(dtype).removeprefix("torch."):
-            return "dtype", f"{name} is {value.dtype}, expected {dtype}"
-        if isinstance(value, Tensor) and not torch.isfinite(value).all():
-            return "not_finite", f"{name} holds NaN or infinity"
-    return None
-
-
-def _fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, str] | None:
-    known = {key: rule for key, rule in METRICS.items() if key != ("loss" if private else "epsilon")}
-    for key, (kind, low, high) in known.items():
-        value = metrics.get(key)
-        if value is None or type(value) is not kind or not low <= value <= high:  # NaN is in no interval
-            what = "a whole" if kind is int else "a"
-            return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
-    if odd := sorted(metrics.keys() - known.keys() - {"num-examples", "round"}):
-        return "metrics", f"{odd[0]} is no number that is asked for"
-    return None
-
-
-def _fault_of_counts(examples: object, round: object, expected: int) -> tuple[str, str] | None:
-    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
-        return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
-    return _fault_of_round(round, expected)
-
-
-def _fault_of_claim(examples: int, registered: int | None) -> tuple[str, str] | None:
-    if registered is not None and examples != registered:
-        return "weight", f"num-examples is {examples}, of a client that registered with {registered}"
-    return None
-
-
-def _fault_of_round(round: object, expected: int) -> tuple[str, str] | None:
-    if type(round) is not int or round != expected:
-        return "round", f"the reply is for round {round!r}, this is round {expected}"
-    return None

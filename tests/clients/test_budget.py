@@ -22,8 +22,8 @@ from fedinit.privacy.accounting import Rounds
 from fedinit.runs.observer import ClientReport, RoundReport
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
+from strategies.server.faults import fault_of_metrics
 from strategies.server.federation import federate
-from strategies.server.gate import _fault_of_metrics
 from strategies.server.outcome import Outcome, Tally
 from tests.support.small import small_config
 
@@ -114,11 +114,11 @@ def test_a_reply_without_epsilon_or_with_a_loss_is_not_let_in() -> None:
     """In a private run a client says its ε and no loss; in any other a loss and no ε."""
     metrics = {"steps": 3, "optimizer-state": 0, "drift-factors": 0.0, "drift-product": 0.0}
     metrics |= {"num-examples": 9, "round": 1}
-    assert _fault_of_metrics({**metrics, "epsilon": 1.0}, private=True) is None
-    assert _fault_of_metrics({**metrics, "loss": 1.0}, private=False) is None
+    assert fault_of_metrics({**metrics, "epsilon": 1.0}, private=True) is None
+    assert fault_of_metrics({**metrics, "loss": 1.0}, private=False) is None
     for private, more in ((True, {}), (True, {"epsilon": 1.0, "loss": 1.0}), (True, {"epsilon": math.nan}),
                           (False, {}), (False, {"epsilon": 1.0, "loss": 1.0})):  # fmt: skip
-        assert _fault_of_metrics({**metrics, **more}, private) is not None
+        assert fault_of_metrics({**metrics, **more}, private) is not None
 
 
 def test_a_run_that_goes_on_knows_what_was_spent_before() -> None:

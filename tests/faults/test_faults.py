@@ -60,7 +60,7 @@ def test_no_bad_answer_to_another_question_is_let_in(kind):
 
 @pytest.mark.parametrize(
     ("kind", "check"),
-    [("query.statistics", "strategies.server.gate._fault"), ("evaluate", "fedinit.scores.Accuracy.admits")],
+    [("query.statistics", "strategies.server.gate.fault_of_format"), ("evaluate", "fedinit.scores.Accuracy.admits")],
 )
 def test_without_one_of_the_checks_it_is(kind, check, monkeypatch):
     """The control of the test above."""

@@ -83,6 +83,8 @@ def _label(axes: Axes, axis: Axis) -> None:
     elif axis.from_zero:
         axes.set_ylim(0, 1.06 * axes.dataLim.y1 or 1)
     size = (axis.size[0] - MARGINS[0] - MARGINS[2], axis.size[1] - MARGINS[1] - MARGINS[3])
+    if axis.whole and axes.dataLim.x0 == axes.dataLim.x1:  # one round: matplotlib makes a twentieth of it wide
+        axes.set_xlim(axes.dataLim.x0 - 0.6, axes.dataLim.x1 + 0.6)
     x = numbered(*axes.get_xlim(), most=8, whole=axis.whole)
     y = numbered(*axes.get_ylim(), most=6, log=axis.log)
     frame(axes, size, x, y, (axis.x, axis.y))

@@ -36,9 +36,11 @@ def numbered(low: float, high: float, most: int, whole: bool = False, log: bool 
         places = [p for p in LogLocator(subs=(1.0, 2.0, 5.0)).tick_values(low, high) if low <= p <= high]
         places = [p for p in places if len(places) <= most or math.isclose(math.log10(p) % 1, 0, abs_tol=1e-9)]
         return Ticks(places, [f"{p:g}" for p in places])
-    found = np.asarray(MaxNLocator(nbins=most, integer=whole).tick_values(low, high))
+    found = np.asarray(MaxNLocator(nbins=most, integer=whole, min_n_ticks=1 if whole else 2).tick_values(low, high))
     places = [float(p) for p in found if low - 1e-9 * (high - low) <= p <= high + 1e-9 * (high - low)]
+    places = [float(round(p)) for p in places if abs(p - round(p)) < 1e-6] if whole else places
     step = float(found[1] - found[0]) if len(found) > 1 else 1.0
+    step = max(step, 1.0) if whole else step
     if max(map(abs, places), default=0) >= 1e6 or step < 1e-4:
         return Ticks(places, [f"{p:.3g}" for p in places])
     decimals = next((n for n in range(5) if abs(round(step, n) - step) < 1e-6 * step), 5)

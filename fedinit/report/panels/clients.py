@@ -12,6 +12,7 @@ from fedinit.data.reporter import counted
 from fedinit.report.figures.heat import heat
 from fedinit.report.markup import Cell, Markup, behind, joined, missing, table, tag
 from fedinit.report.panels.panel import Panel, figure
+from fedinit.report.recording import PARTITION, RECORD
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 
@@ -24,6 +25,13 @@ def panel(methods: Sequence[Method]) -> Panel:
     title, partition = "Who holds what", run.partition
     if partition is None:
         how = "`report=full` in a simulation records it; the server of a deployment does not see what its sites hold."
+        if (run.folder / RECORD / PARTITION).exists():
+            return Panel(
+                "clients",
+                title,
+                "",
+                missing("What the run recorded is damaged, so it is left out.", "It is in `record/partition.json`."),
+            )
         return Panel("clients", title, "", missing("Not recorded in this run.", how))
     clients, classes = partition["clients"], partition["classes"]
     lead = counted(len(clients), "client")

@@ -16,9 +16,11 @@ import yaml
 from fedinit.config.bundled import title
 from fedinit.errors import InputError
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
+from fedinit.report.runs.holdings import holdings
 
 CONFIG, MADE_OF = "config.yaml", "made_of.json"
-NOT_A_RUN = "give the folder of a run, as run_sim.py prints it, or a folder of several"
+LARGEST = 3.5e38
+NOT_A_RUN = "give the folder of a run, as fedinit run prints it, or a folder of several"
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,8 @@ class RecordedRun:
 
     @cached_property
     def partition(self) -> Mapping[str, Any] | None:
-        """Who holds what; None where it was not recorded, or cannot be read."""
-        values = _json(self.folder / RECORD / PARTITION)
-        try:
-            classes = values["classes"] or [""]
-            whole = all(len(c["train"]) == len(c["test"]) == len(classes) for c in values["clients"])
-            return values if whole else None
-        except (KeyError, TypeError):
-            return None
+        """Who holds what; None where it was not recorded, or is damaged."""
+        return holdings(_json(self.folder / RECORD / PARTITION))
 
     @cached_property
     def made_of(self) -> tuple[str, str]:
@@ -138,7 +134,7 @@ class RecordedRun:
     def samples(self) -> dict[int, bytes]:
         """{client: a few of its training images side by side, a JPEG}."""
         found = (self.folder / RECORD / SAMPLES).glob("*.jpg")
-        return {int(path.stem): path.read_bytes() for path in sorted(found) if path.stem.isdigit()}
+        return {int(path.stem): path.read_bytes() for path in sorted(found) if _is_round(path.stem) and path.is_file()}
 
     @property
     def score(self) -> str:
@@ -215,7 +211,7 @@ def _table(path: Path, *needed: str) -> Table:
     if not {"round", *needed} <= set(header):
         return Table()
     at = header.index("round")
-    return Table(tuple(header), [row for row in rows if len(row) == len(header) and row[at].isdigit()])
+    return Table(tuple(header), [row for row in rows if len(row) == len(header) and _is_round(row[at])])
 
 
 def _json(path: Path) -> Any:
@@ -234,9 +230,16 @@ def _event(line: str) -> Mapping[str, Any]:
     return event if isinstance(event, Mapping) else {"kind": "unreadable line", "text": line[:200]}
 
 
-def number_of(value: str) -> float:
-    """NaN for a text that is none."""
+def number_of(value: Any) -> float:
+    """NaN for a text that is none, and for what is not finite or beyond single precision: damage, which no sum or axis
+    can hold."""
     try:
-        return float(value)
-    except ValueError:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
         return float("nan")
+    return number if abs(number) <= LARGEST else float("nan")
+
+
+def _is_round(text: str) -> bool:
+    """A number of a round or a client: digits, and few enough for one."""
+    return text.isascii() and text.isdecimal() and len(text) <= 9

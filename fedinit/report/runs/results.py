@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedinit.report.runs.methods import Method
-from fedinit.report.runs.reading import RecordedRun
+from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
 from fedinit.scores import SCORES
 
@@ -160,8 +160,9 @@ def _head_alone(run: RecordedRun, score: str) -> dict[str, float]:
     try:
         if values[score] is None:
             return {}
-        return {str(k): float(v) for k, v in values[f"{score}_by_domain"].items()} | {AVERAGE: float(values[score])}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        by_domain = {str(k): number_of(v) for k, v in values[f"{score}_by_domain"].items()}
+        return by_domain | {AVERAGE: number_of(values[score])}
+    except (KeyError, TypeError, AttributeError):
         return {}
 
 

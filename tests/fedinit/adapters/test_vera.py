@@ -32,6 +32,7 @@ from fedinit.factors import Factors, distance, leading, pad
 from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import InitContext
 from fedinit.models import select_targets
+from fedinit.norms import Norms, norms
 from fedinit.runs.export import load_adapter, save_adapter
 from fedinit.state import digest
 from fedinit.transport.local import LocalGrid
@@ -372,13 +373,13 @@ def test_the_gate_bounds_the_vectors() -> None:
     expected = Expected(0, 1, start, frozenset({"l/b", "l/d"}))
 
     def judge(b: Tensor, d: Tensor):
-        return Gate()._fault_of_norms({"l/b": b, "l/d": d}, expected)
+        return Gate()._fault_of_norms(norms({"l/b": b, "l/d": d}), expected, Norms())
 
     assert judge(start["l/b"], start["l/d"]) is None
     assert judge(start["l/b"] * 1e3, start["l/d"] / 1e3)[0] == "factor_norm"
     assert judge(start["l/b"], start["l/d"] / 1e3)[0] == "factor_norm"
     only_b = Expected(0, 1, start, frozenset({"l/b"}))
-    assert Gate()._fault_of_norms({"l/b": start["l/b"] / 1e3}, only_b) is None
+    assert Gate()._fault_of_norms(norms({"l/b": start["l/b"] / 1e3}), only_b, Norms()) is None
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[3]
     ("line", "expected"),
     [
         ("fedinit pre", ["predict"]),
+        ("fedinit -q pre", ["predict"]),
+        ("fedinit -v export --format o", ["onnx"]),
         ("fedinit run stra", ["strategy="]),
         ("fedinit run -m strategy=lora_", ["strategy=lora_a2", "strategy=lora_fair"]),
         ("fedinit run client=adamw client.b", ["client.batch_size=", "client.betas="]),

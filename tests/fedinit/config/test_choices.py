@@ -198,7 +198,7 @@ def test_a_flat_run_config_with_another_choices_key_is_refused(group):
         ("client.betas=[.5,.6]", "client.betas: client=sgd does not read it; client=adamw does"),
         ("client=adamw client.momentum=0", "client.momentum: client=adamw does not read it; client=sgd, sgd_sai do"),
         ("+client.betas=[.5,.6]", "client.betas: client=sgd does not read it; client=adamw does"),
-        ("client.momentun=0", "client.momentun: no such key (did you mean 'client.momentum'?). See run_sim.py --help"),
+        ("client.momentun=0", "client.momentun: no such key (did you mean 'client.momentum'?). See fedinit run --help"),
         ("client.optimizer=adamw", "client.optimizer=adamw: brings no keys of its own; choose it as a group, client="),
         ("client.optimizer=adamv", "client=adamv: no such choice (did you mean 'adamw'?). Choices: adamw, sgd"),
         (

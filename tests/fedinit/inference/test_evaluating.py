@@ -62,7 +62,7 @@ def test_a_folder_that_was_moved_is_still_the_runs_own(own, tree, tmp_path):
         for place in (str(moved), [f"data.root={moved}"]):
             found = evaluate(own, place)
             assert found.score.by_domain == own.summary["accuracy_by_domain"]
-        with pytest.raises(fedinit.InputError, match="data.root="):
+        with pytest.raises(fedinit.InputError, match="its images are no longer at .*--data FOLDER"):
             evaluate(own)
     finally:
         moved.rename(tree)
@@ -79,7 +79,7 @@ def test_each_client_of_a_personal_method_is_judged_on_its_own_images(tmp_path):
         evaluate(run, split="all")
 
 
-def test_other_images_are_all_judged_by_the_names_of_their_classes(run, tree, tmp_path, capsys):
+def test_other_images_are_all_judged_by_the_names_of_their_classes(run, tree, tmp_path, capsys, monkeypatch):
     written = tmp_path / "confusion.csv"
     assert cli.main(["evaluate", str(run.folder), "--data", str(tree), "--csv", str(written)]) == 0
     out = capsys.readouterr().out
@@ -96,6 +96,9 @@ def test_other_images_are_all_judged_by_the_names_of_their_classes(run, tree, tm
     assert found.score.by_domain == {name: 100 * n / 30 for name, n in hits.items()}
     rows = list(csv.reader(written.open()))
     assert rows[0] == ["is", *"0123456789"] and [[int(n) for n in row[1:]] for row in rows[1:]] == wanted.tolist()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", str(run.folder), "--data", str(tree), "--csv", "-"]) == 0
+    assert capsys.readouterr().out.splitlines() == written.read_text().splitlines() and not Path("-").exists()
 
 
 def test_images_that_the_run_was_trained_on_are_not_judged(own, tree, tmp_path, capsys):

@@ -86,7 +86,7 @@ def test_names_are_escaped_for_each_format(tmp_path):
     for name in ("a_b|c", "50%"):
         write_run(tmp_path / name, config(strategy__name=name, rounds=1), domains=("x&y", "p|q"), recorded=False)
     found = results(methods(find([tmp_path])))
-    assert r"a\_b|c" in latex(found) and r"50\%" in latex(found) and r"x\&y" in latex(found)
+    assert r"a\_b\textbar{}c" in latex(found) and r"50\%" in latex(found) and r"x\&y" in latex(found)
     assert r"a\_b\|c" in markdown(found) and r"p\|q" in markdown(found)
     widths = {line.replace(r"\|", "").count("|") for line in markdown(found).splitlines() if line.startswith("|")}
     assert len(widths) == 1
@@ -230,3 +230,15 @@ def test_methods_without_a_seed_in_common_have_no_best(tmp_path, capsys):
         write_run(tmp_path / name, config(strategy__name=name, seed=seed), recorded=False)
     out = run(capsys, "compare", str(tmp_path))[1]
     assert "No method is the best one: there is no seed that all have a run of." in out and "best average" not in out
+
+
+@pytest.mark.parametrize("name", ["csv", "markdown", "latex"])
+def test_a_dash_is_standard_output_and_that_alone(name, sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "compare", str(sweep), f"--{name}", "./-")[0] == 0
+    for words in ([f"--{name}", "-"], [f"--{name}=-", "-q"]):
+        code, out, err = run(capsys, "compare", str(sweep), *words)
+        assert (code, err) == (0, "") and out.splitlines() == Path("-").read_text().splitlines()
+    other = "csv" if name != "csv" else "latex"
+    code, out, err = run(capsys, "compare", str(sweep), f"--{name}", "-", f"--{other}", "-")
+    assert (code, out) == (2, "") and "standard output can be one of them" in err and err.count("\n") == 1

@@ -144,9 +144,38 @@ def test_the_command(begun, capsys):
 def test_a_folder_without_a_run_is_one_line(name, expected, tmp_path, capsys):
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    assert cli.main(["watch", str(tmp_path / name)]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and expected in err
+    for more in ([], ["--wait", "0"], ["--once"]):
+        if more or name == "file":
+            assert cli.main(["watch", str(tmp_path / name), *more]) == 2
+            said = capsys.readouterr()
+            assert said.err.count("\n") == 1 and expected in said.err and not said.out
+    for wrong in ("-1", "long", "nan", "inf"):
+        assert cli.main(["watch", str(tmp_path), f"--wait={wrong}"]) == 2
+        assert f"--wait: {wrong}: expected seconds" in capsys.readouterr().err
+
+
+def test_a_run_that_has_no_folder_yet_is_waited_for(tmp_path, capsys, monkeypatch):
+    folder, pauses = tmp_path / "later", []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            folder.mkdir()
+        if len(pauses) == 3:
+            write_run(folder / "a", config(), recorded=False)
+
+    monkeypatch.setattr("fedinit.commands.watch.time.sleep", pause)
+    assert cli.main(["watch", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{folder}: no run there yet; waiting for it up to 60 s, Ctrl-C ends that"
+    assert lines[-1] == f"done: {folder / 'a'}" and len(pauses) == 3
+
+
+def test_and_no_longer_than_is_said(tmp_path, capsys):
+    assert cli.main(["watch", str(tmp_path / "absent"), "--wait", "0.2"]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("\n") == said.err.count("\n") == 1
+    assert "absent: no such folder" in said.err and "waited for 0.2 s, --wait SECONDS is longer" in said.err
 
 
 def test_watching_waits_for_no_torch():

@@ -1,0 +1,41 @@
+"""Norms of many tensors at once, and whether they are finite: one by one, of a thousand small updates, the calls take
+longer than the sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """{name: ‖X‖}, Frobenius, of floating point tensors, each in its own dtype; NaN or infinity where X has such a
+    value, and infinity where ‖X‖ is past the dtype."""
+    if not tensors:
+        return {}
+    # As torch's own clip_grad_norm_ does.
+    found = torch._foreach_norm(list(tensors.values()))  # pyright: ignore[reportPrivateImportUsage]
+    return dict(zip(tensors, torch.stack([norm.double() for norm in found]).tolist(), strict=True))
+
+
+def first_not_finite(tensors: Mapping[str, Tensor], known: Mapping[str, float] | None = None) -> str | None:
+    """The name of the first tensor with NaN or infinity; None where all are finite. known: their `norms`."""
+    if known is None:
+        known = norms({name: value for name, value in tensors.items() if value.is_floating_point()})
+    doubtful = (name for name in tensors if not math.isfinite(known.get(name, math.nan)))
+    return next((name for name in doubtful if not torch.isfinite(tensors[name]).all()), None)
+
+
+class Norms:
+    """The norms of tensors that many clients start from, each reckoned once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, float]] = {}  # by identity; the tensor too, so that no other gets it
+
+    def of(self, tensor: Tensor) -> float:
+        """‖X‖."""
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = tensor, float(tensor.norm())
+        return self._known[id(tensor)][1]

@@ -1,0 +1,40 @@
+"""What runs that were stopped leave, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedinit.config.schema import Config
+from fedinit.errors import GOES_ON, InputError
+from fedinit.state.checkpoint import FOLDER, difference
+
+NOTHING = "there was no checkpoint yet, so nothing is kept"
+
+
+def left_by(configs: Sequence[Config]) -> str:
+    """Whether any of the runs has a checkpoint, by the folders that are there: no images are read for it."""
+    if not any(map(_has_checkpoint, configs)):
+        return NOTHING
+    if all(config.resume == "never" for config in configs):
+        return "the last whole checkpoint is kept; without resume=never the same command goes on from it"
+    return GOES_ON
+
+
+def _has_checkpoint(config: Config) -> bool:
+    if config.resume in ("auto", "never"):
+        places = sorted((Path(config.output_dir) / config.name).glob(f"*-s{config.seed}"))
+    else:
+        places = [Path(config.resume)]
+    return any(_is_of(place, config) for place in places if any((place / FOLDER).rglob("round-*")))
+
+
+def _is_of(place: Path, config: Config) -> bool:
+    from fedinit.runs.folder import computed_in
+
+    try:
+        written = computed_in(place)
+    except (InputError, OSError):  # of another format
+        return False
+    # None: of its reference alone, which does not say whose it is.
+    return written is None or difference(config.computed(), written) is None

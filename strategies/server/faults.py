@@ -1,0 +1,78 @@
+"""What can be wrong with the parts of a reply: a code and a detail each, None where nothing is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.norms import first_not_finite
+from fedinit.scores import MAX_EXAMPLES
+
+# What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
+# negative, and what float32 can hold stays finite in sums over clients and examples.
+LARGEST = torch.finfo(torch.float32).max
+METRICS: Mapping[str, tuple[type, float, float]] = {
+    "loss": (float, 0, LARGEST),
+    "steps": (int, 1, MAX_EXAMPLES),
+    "optimizer-state": (int, 0, MAX_EXAMPLES),
+    "drift-factors": (float, 0, LARGEST),
+    "drift-product": (float, 0, LARGEST),
+    "epsilon": (float, 0, LARGEST),
+}
+
+
+def fault_of_format(
+    values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.Formats
+) -> tuple[str, str] | None:
+    """(code, detail) of the first thing that is wrong with named arrays, by what they declare, or with tensors."""
+    if values.keys() != formats.keys():
+        odd = sorted(values.keys() ^ formats.keys())
+        return "names", f"{odd[0]} is {'unexpected' if odd[0] in values else 'missing'}"
+    for name, value in values.items():
+        shape, dtype = formats[name]
+        if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
+            return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
+        if str(value.dtype).removeprefix("torch.") != str(dtype).removeprefix("torch."):
+            return "dtype", f"{name} is {value.dtype}, expected {dtype}"
+    return None
+
+
+def fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | None = None) -> tuple[str, str] | None:
+    """(code, detail) of NaN or infinity. sizes: the tensors' norms, where they are known."""
+    odd = first_not_finite(tensors, sizes)
+    return None if odd is None else ("not_finite", f"{odd} holds NaN or infinity")
+
+
+def fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, str] | None:
+    known = {key: rule for key, rule in METRICS.items() if key != ("loss" if private else "epsilon")}
+    for key, (kind, low, high) in known.items():
+        value = metrics.get(key)
+        if value is None or type(value) is not kind or not low <= value <= high:  # NaN is in no interval
+            what = "a whole" if kind is int else "a"
+            return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
+    if odd := sorted(metrics.keys() - known.keys() - {"num-examples", "round"}):
+        return "metrics", f"{odd[0]} is no number that is asked for"
+    return None
+
+
+def fault_of_counts(examples: object, round: object, expected: int) -> tuple[str, str] | None:
+    if type(examples) is not int or not 1 <= examples <= MAX_EXAMPLES:
+        return "weight", f"num-examples is {examples!r}, expected a whole number of 1 or more"
+    return fault_of_round(round, expected)
+
+
+def fault_of_claim(examples: int, registered: int | None) -> tuple[str, str] | None:
+    if registered is not None and examples != registered:
+        return "weight", f"num-examples is {examples}, of a client that registered with {registered}"
+    return None
+
+
+def fault_of_round(round: object, expected: int) -> tuple[str, str] | None:
+    if type(round) is not int or round != expected:
+        return "round", f"the reply is for round {round!r}, this is round {expected}"
+    return None

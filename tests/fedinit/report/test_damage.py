@@ -1,0 +1,117 @@
+"""Damaged values in a run's record cost their figure or their section, never the report or the comparison."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from pathlib import Path
+
+import pytest
+
+from fedinit.errors import InputError
+from fedinit.report import page as pages
+from fedinit.report.page import render
+from fedinit.report.panels.panel import Panel
+from fedinit.report.panels.results import judged
+from fedinit.report.runs.methods import methods
+from fedinit.report.runs.reading import RecordedRun, read
+from fedinit.report.runs.results import results
+from tests.support.recorded_runs import config, write_run
+
+TABLES = ("metrics.csv", "clients.csv", "record/layers.csv", "record/spectra.csv", "record/timing.csv")
+OBJECTS = ("summary.json", "record/partition.json", "record/provenance.json", "made_of.json")
+TEXTS = ("", "nan", "inf", "-inf", "-1", "1e400", "1e308", "abc", "²", "99999999999999999999", "1_0")
+VALUES = (None, [], {}, -1, 1e308, float("nan"), float("inf"), True, "text", [1], {"a": 1}, 10**400)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write_run(tmp_path / "run", config(rounds=3), domains=("plain", "noise"), classes=("a", "b"))
+
+
+def shown(folder: Path) -> str:
+    """The page, with the table's sentences made too, and numpy's warnings errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run: RecordedRun = read(folder)
+        judged(results(methods([run])))
+        return render([run])
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "text", "1e308", "²"])
+def test_a_damaged_number_of_a_table_is_left_out(folder, value):
+    for name in TABLES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        header, first, *rest = path.read_text().splitlines()
+        damaged = ",".join([first.split(",")[0], *[value] * header.count(",")])
+        path.write_text("\n".join([header, damaged, *rest]) + "\n")
+    assert "</html>" in shown(folder)
+
+
+@pytest.mark.parametrize("value", [None, "text", [1], float("nan"), float("inf"), -1, True])
+@pytest.mark.parametrize("place", ["count", "client", "number", "by_domain", "classes"])
+def test_a_damaged_partition_is_none(folder, place, value):
+    path = folder / "record" / "partition.json"
+    values = json.loads(path.read_text())
+    if place == "count":
+        values["clients"][0]["train"][0] = value
+    elif place == "client":
+        values["clients"][0] = value
+    elif place == "number":
+        values["clients"][0]["client"] = value
+    elif place == "by_domain":
+        values["test_by_domain"] = {"plain": value}
+    else:
+        values["classes"] = [value]
+    path.write_text(json.dumps(values))
+    assert read(folder).partition is None
+
+
+def test_a_damaged_partition_is_said(folder):
+    path = folder / "record" / "partition.json"
+    path.write_text(path.read_text().replace('"train": [', '"train": [Infinity, ', 1))
+    assert "What the run recorded is damaged, so it is left out." in shown(folder)
+
+
+def test_a_section_that_cannot_be_made_is_left_out_alone(folder, monkeypatch, caplog):
+    def panel(_: object) -> Panel:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr(pages, "PANELS", (panel, *pages.PANELS[1:]))
+    said = shown(folder)
+    assert "damaged: cannot convert float infinity to integer." in said and 'id="clients"' in said
+    assert "is left out: cannot convert float infinity" in caplog.text
+
+
+def test_no_mutation_of_a_record_raises(folder, caplog):
+    draw = random.Random(0)
+    for _ in range(30):
+        name = draw.choice([name for name in (*TABLES, *OBJECTS) if (folder / name).is_file()])
+        path, content = folder / name, (folder / name).read_text()
+        path.write_text(mutated(draw, content, name))
+        try:
+            shown(folder)
+        except InputError:  # one line, of a run whose data cannot be told
+            pass
+        path.write_text(content)
+    assert "left out" not in caplog.text, "damage got past where the files are read"
+
+
+def mutated(draw: random.Random, content: str, name: str) -> str:
+    if name.endswith(".csv"):
+        rows = [line.split(",") for line in content.splitlines()]
+        row = draw.choice(rows)
+        row[draw.randrange(len(row))] = draw.choice(TEXTS)
+        return "\n".join(map(",".join, rows)) + "\n"
+    values = json.loads(content)
+    at = values
+    while True:
+        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+        key = draw.choice(keys)
+        if not isinstance(at[key], dict | list) or not at[key] or draw.random() < 0.3:
+            at[key] = draw.choice(VALUES)
+            return json.dumps(values)
+        at = at[key]

@@ -1,0 +1,55 @@
+"""What a run that was stopped leaves is what is said of it."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+import run_sim
+from fedinit.errors import GOES_ON
+from fedinit.runs.kept import NOTHING
+from fedinit.runs.stopping import Stopped
+from tests.support.small import WORDS
+
+SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1", "report=none")
+
+
+def stop(*_, **__):
+    raise Stopped(signal.SIGINT)
+
+
+@pytest.mark.parametrize("words", [(), ("-m", "-j", "1", "seed=0,1"), ("resume=never",)])
+def test_before_a_checkpoint_nothing_is(words, tmp_path, monkeypatch, capsys):
+    place = f"output_dir={tmp_path}"
+    monkeypatch.setattr(run_sim, "Site", stop)
+    assert run_sim.main([*SHORT, *words, place]) == 130
+    assert capsys.readouterr().err == f"stopped; {NOTHING}\n"
+    monkeypatch.undo()
+    assert run_sim.main([*SHORT, "rounds=3", place]) == 0  # another's checkpoint is not this run's
+    monkeypatch.setattr(run_sim, "Site", stop)
+    assert run_sim.main([*SHORT, *words, place]) == 130
+    assert capsys.readouterr().err == f"stopped; {NOTHING}\n"
+
+
+def test_behind_one_it_is(tmp_path, monkeypatch, capsys):
+    place = f"output_dir={tmp_path}"
+    monkeypatch.setattr("fedinit.runs.reporting.OpenRun.finish", stop)
+    for words in ((), ("-m", "-j", "1", "seed=0,1")):
+        assert run_sim.main([*SHORT, *words, place]) == 130
+        assert capsys.readouterr().err == f"stopped; {GOES_ON}\n"
+    assert run_sim.main([*SHORT, "resume=never", place]) == 130
+    assert "without resume=never the same command goes on" in capsys.readouterr().err
+    (folder,) = (path for path in (tmp_path / "digits").iterdir() if path.name.endswith("-s0"))
+    assert run_sim.main([f"resume={folder}"]) == 130
+    assert capsys.readouterr().err == f"stopped; {GOES_ON}\n"
+
+
+def test_a_full_disk_says_it_too(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_sim, "Site", full)
+    for words, kept in (((), NOTHING), (("preview=true",), "a preview keeps nothing")):
+        assert run_sim.main([*SHORT, *words, f"output_dir={tmp_path}"]) == 1
+        assert capsys.readouterr().err == f"run failed: No space left on device; {kept}\n"

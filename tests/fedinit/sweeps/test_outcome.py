@@ -1,0 +1,47 @@
+"""What comes of one run of a sweep."""
+
+from __future__ import annotations
+
+import threading
+
+from rich.console import Console
+
+from fedinit.config.compose import compose_config
+from fedinit.runs import lock
+from fedinit.runs.lock import FolderLock
+from fedinit.sweeps.outcome import attempt
+
+CONSOLE = Console(quiet=True)
+
+
+def test_a_run_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "EVERY", 0.02)
+    held, asked = FolderLock(tmp_path), []
+
+    def simulate(config, console):
+        asked.append(config)
+        if len(asked) == 1:
+            threading.Timer(0.2, held.release).start()
+        FolderLock(tmp_path).release()
+        return {"folder": str(tmp_path), "done_before": True}
+
+    outcome = attempt("seed=0", compose_config([]), simulate, CONSOLE)
+    assert not outcome.why and outcome.line == "seed=0: done by another process" and len(asked) == 2
+    assert outcome.seconds >= 0.2
+    again = attempt("seed=0", compose_config([]), simulate, CONSOLE)
+    assert again.line == "seed=0: was done"  # the control
+
+
+def test_one_that_was_left_by_it_is_gone_on_with(tmp_path):
+    """Its process was killed: the lock is there, and nobody holds it. Or the folder was moved aside."""
+    (tmp_path / lock.NAME).touch()
+    lock.wait(tmp_path)
+    assert not (tmp_path / lock.NAME).exists()
+    lock.wait(tmp_path / "absent")
+
+
+def test_another_error_is_a_failure_at_once():
+    def simulate(config, console):
+        raise ValueError("x")
+
+    assert attempt("seed=0", compose_config([]), simulate, CONSOLE).why == "run failed: ValueError: x"
