@@ -137,6 +137,18 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
     assert init(tmp_path / "a", "--insecure") == 0
     text = (tmp_path / "a/server/superlink.sh").read_text()
     assert "--host 127.0.0.1" in text and "--insecure" in text and not (tmp_path / "a/ca").exists()
+    for i, (hosts, bound) in enumerate(
+        [
+            (["127.0.0.1"], "127.0.0.1"),
+            (["localhost", "127.0.0.2", "::1"], "127.0.0.1"),
+            (["192.0.2.7"], "0.0.0.0"),
+            (["fed.example.org"], "0.0.0.0"),
+            (["127.0.0.1", "fed.example.org"], "0.0.0.0"),
+            (["localhost.example.org"], "0.0.0.0"),
+        ]
+    ):
+        assert init(tmp_path / str(i), *(word for host in hosts for word in ("--host", host))) == 0
+        assert f"--host {bound} " in (tmp_path / str(i) / "server/superlink.sh").read_text(), hosts
 
 
 def test_a_sites_settings_survive_into_its_node_config(tmp_path):
