@@ -558,6 +558,16 @@ def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
     assert Server.at(tmp_path / "f").config() == sent
 
 
+def test_an_app_says_the_whole_way_to_run_it(tmp_path, capsys):
+    """README's words: without the variable Flower installs, without the number it starts ten."""
+    for words, nodes in ((WORDS, "3"), (["data=image_folder"], "<how many clients>")):
+        folder = tmp_path / nodes[:1]
+        assert cli.main(["deploy", "app", str(folder), *words]) == 0
+        said = capsys.readouterr().out
+        assert f'flwr run {folder} --stream --federation-config "num-supernodes={nodes}"' in said
+        assert "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in said
+
+
 def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monkeypatch, capsys):
     """It reads its file when it starts: until then a renewed one is on the disk alone."""
     assert init(tmp_path / "f") == 0
