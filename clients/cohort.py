@@ -13,6 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from clients.attacks.attackers import Attackers
 from clients.engine.plan import plan
 from clients.evaluation import split
+from clients.limits import BOOK
 from clients.messages import STAGES, Decoder
 from clients.replies import encode
 from clients.site import Site
@@ -52,6 +53,8 @@ class Cohort:
         for reply, (_, draft), (_, context) in zip(replies, drafts, deliveries, strict=True):
             if not reply.has_error():
                 context.state = draft.state
+            elif BOOK in draft.state:  # what was answered, or refused since it told something, is counted all the same
+                context.state[BOOK] = draft.state[BOOK]
         return replies
 
     def holdings(self, clients: Sequence[int]) -> list[tuple[int, int]]:

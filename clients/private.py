@@ -29,11 +29,12 @@ from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.data.dataset import Dataset
+from fedinit.draws import Draws, draws
 from fedinit.losses import choose_loss
 from fedinit.models.input_spec import InputSpec
 from fedinit.philox import philox
 from fedinit.privacy.steps import Steps
-from fedinit.seeding import derive, torch_generator
+from fedinit.seeding import derive
 
 
 def train_privately(
@@ -55,15 +56,13 @@ def train_privately(
     leaves = load(bank, [task], None, [dropout(seed, task, bank.device)])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [task.step_scales])
     round = PrivateRound(bank, task, data, spec, settings, privacy.clip, seed)
-    noise, keys = steps.noise, (task.round, task.client, task.secret)
-    # Nor by the server's seed, where there is a secret.
-    root = 0 if task.secret else seed
-    chosen, drawn = (torch_generator(root, f"privacy.{what}", *keys) for what in ("batches", "noise"))
+    noise, purposes = steps.noise, ("privacy.batches", "privacy.noise")
+    chosen, drawn = (draws(seed, task.secret, purpose, task.round, task.client, "") for purpose in purposes)
     for step in range(steps.a_round):
         try:
             batch = poisson(len(task.examples), steps.rate, chosen)
             total = round.clipped_sum(batch, step)
-            total += torch.randn(total.shape, generator=drawn).to(total) * (noise * privacy.clip)
+            total += drawn.normal(total.shape, torch.float32).to(total) * (noise * privacy.clip)
             move(optimizer, total / settings.batch_size)
         except Exception as error:
             raise StepFailed(step + 1) from error
@@ -77,10 +76,10 @@ def steps_of(examples: int, settings: ClientConfig, privacy: ExamplePrivacyConfi
     return Steps.of(examples, settings.batch_size, a_round, rounds, privacy)
 
 
-def poisson(examples: int, rate: float, draw: torch.Generator) -> Tensor:
+def poisson(examples: int, rate: float, draw: Draws) -> Tensor:
     """(m,) places of the examples of a batch, each of them there with probability `rate`; m is often 0 where few are
     expected."""
-    return (torch.rand(examples, generator=draw, dtype=torch.float64) < rate).nonzero().flatten()
+    return (draw.uniform(examples) < rate).nonzero().flatten()
 
 
 def move(optimizer: BankOptimizer[Any], gradient: Tensor) -> None:

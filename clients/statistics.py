@@ -16,6 +16,7 @@ from torch import Tensor
 from clients import batches
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
+from fedinit.draws import Draws, draws
 from fedinit.errors import Code, Refused
 from fedinit.losses import choose_loss
 from fedinit.models.input_spec import InputSpec
@@ -68,11 +69,10 @@ def measure(
                 sums[f"{layer}/{key}"] += value.double().cpu()
     if sampling.noise:
         # By the sums too: the same noise on those of all images and of a part of them leaves their difference bare.
-        # Nor by the server's seed, where there is a secret: the noise of many seeds would average off. But by the
-        # noise that is asked for: of two answers with one draw, scaled otherwise, both noise and sums can be reckoned.
+        # And, where there is a secret, by the noise that is asked for: of two answers with one draw, scaled otherwise,
+        # both noise and sums can be reckoned.
         own = () if not secret else (repr(float(sampling.noise)),)
-        seed = 0 if secret else request.seed
-        draw = torch_generator(seed, "init.noise", client, secret, of_tensors(sums), *own)
+        draw = draws(request.seed, secret, "init.noise", client, *own, "", of_tensors(sums))
         disturb(sums, statistics, rows, sampling, draw)
     if sampling.weighting == "uniform":
         for layer in statistics:
@@ -130,7 +130,7 @@ def disturb(
     statistics: Mapping[str, Statistic],
     rows: Mapping[str, int],
     sampling: Sampling,
-    draw: torch.Generator,
+    draw: Draws,
 ) -> None:
     """Add N(0, (noise · sensitivity)²) to every sum that has a sensitivity, in place, in a fixed order.
 
@@ -142,7 +142,7 @@ def disturb(
     for layer, statistic in statistics.items():
         for key, size in sorted(statistic.sensitivity(sampling.clip, rows[layer]).items()):
             total = sums[f"{layer}/{key}"]
-            total += sampling.noise * size * torch.randn(total.shape, generator=draw, dtype=torch.float64)
+            total += sampling.noise * size * draw.normal(total.shape)
 
 
 @torch.no_grad()

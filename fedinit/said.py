@@ -24,3 +24,8 @@ def said(value: object, most: int = SAID) -> str:
     text = str(value)
     line = printable(" ".join(text[: 4 * most].split()))
     return line if len(line) <= most and len(text) <= 4 * most else line[: most - 1] + "…"
+
+
+def no_formula(name: str) -> str:
+    """A name for a spreadsheet, which would compute one that begins like a formula: an apostrophe makes it text."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

@@ -24,7 +24,8 @@ def derive(root: int, purpose: str, *keys: int | str) -> int:
 
 
 def torch_generator(root: int, purpose: str, *keys: int | str) -> torch.Generator:
-    """A CPU generator for `derive(root, purpose, *keys)`. Draws are made on the CPU on every device."""
+    """A CPU generator for `derive(root, purpose, *keys)`, of which torch keeps 32 bits: of a hundred thousand draws two
+    may be the same, and no secret is kept by it (fedinit/draws.py). Draws are made on the CPU on every device."""
     import torch  # here: a configuration is read without drawing, and torch takes a second to import
 
     return torch.Generator().manual_seed(derive(root, purpose, *keys))

@@ -19,7 +19,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}  # numpy takes its time
 class TensorArray(Array):
     """The Array that `Array(ndarray)` makes of the tensor's values, byte for byte, and the tensor (in memory of its
     own, row after row) for a receiver in this process. Messages to many share them, so nobody may change the tensor in
-    place: whoever reads one that was changed gets RuntimeError.
+    place: whoever reads one that was changed by torch gets RuntimeError (numpy, and `.data`, count no changes).
 
     length: bytes of `data`, known without writing them.
     """

@@ -138,8 +138,8 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
 
 def make_app(folder: Path, config: Config) -> None:
     """As `write_app`, where nothing is yet. Raises InputError for a folder that holds something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: is there already, with something in it; choose a new folder")
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already, and no empty folder; choose a new one")
     write_app(folder, config)
 
 

@@ -20,6 +20,7 @@ from fedinit.config.schema import load, to_dict
 from fedinit.config.words import parse
 from fedinit.data.dataset import Dataset
 from fedinit.data.file_source import FileSource
+from fedinit.data.image_folder import ImageFolder
 from fedinit.data.reporter import counted
 from fedinit.data.source import ImageSource, Source
 from fedinit.data.store import Store
@@ -108,9 +109,14 @@ def _placed(run: Run, place: str) -> tuple[Source, bool]:
         with contextlib.suppress(InputError):  # of other domains, say
             if _changes(run, moved) == "":
                 return moved, True
-    source = compose_config(["data=image_folder", f"data.root={place}"]).data
-    range = getattr(own, "grey_range", "auto")
-    return dataclasses.replace(cast(FileSource, source), grey_range=range), False
+    source = cast(ImageFolder, compose_config(["data=image_folder", f"data.root={place}"]).data)
+    source = dataclasses.replace(source, grey_range=getattr(own, "grey_range", "auto"))
+    one_domain = dataclasses.replace(source, layout="class")
+    for found in (source, one_domain):  # domain/class/image, or class/image
+        with contextlib.suppress(InputError):
+            found.catalogue(1, (1, 1))
+            return found, False
+    return source, False
 
 
 def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:

@@ -18,6 +18,7 @@ from fedinit.inference import pictures
 from fedinit.models import InputSpec
 from fedinit.report.markup import printable
 from fedinit.runs.result import Run
+from fedinit.said import no_formula
 
 BATCH = 64  # pictures at a time
 
@@ -90,7 +91,7 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
     read, which have no row.
 
     A program finds names as they are, quoted as RFC 4180 says; a terminal, which does what control characters say, is
-    given none.
+    given none. Nor does a cell begin like a formula, which a spreadsheet would compute.
     """
     rows, shown = csv.writer(file, lineterminator="\n"), printable if file.isatty() else _in_utf8
     rows.writerow(["picture", "class", "probability", *(shown(f"p_{name}") for name in names)])
@@ -101,7 +102,8 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
             continue
         ((name, probability),) = prediction.best(names, 1)
         figures = [f"{p:.6g}" for p in (probability, *prediction.probabilities)]
-        rows.writerow([shown(str(prediction.path)), shown(name), *figures])
+        path = str(prediction.path)
+        rows.writerow([shown(path if no_formula(path) == path else f"./{path}"), no_formula(shown(name)), *figures])
     return unread
 
 

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
+from fedinit.draws import normal_of
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
 from fedinit.seeding import numpy_generator, torch_generator
@@ -142,8 +142,7 @@ class ClientMechanism:
         if not self.secure:
             draw = torch_generator(self.seed, "privacy.noise", phase, round, name)
             return torch.randn(shape, generator=draw, dtype=torch.float64)
-        bits = np.frombuffer(os.urandom(8 * math.prod(shape)), np.uint64) >> np.uint64(11)
-        return torch.from_numpy(ndtri((bits + 0.5) / 2**53)).reshape(shape)
+        return normal_of(np.frombuffer(os.urandom(8 * math.prod(shape)), np.uint64)).reshape(shape)
 
 
 def round_of(expected: float) -> int:

@@ -12,6 +12,7 @@ from fedinit.report.markup import printable
 from fedinit.report.panels.results import over_seeds
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
+from fedinit.said import no_formula
 from fedinit.scores import SCORES
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -57,7 +58,7 @@ def csv_text(found: Results) -> str:
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
             writer.writerow(
-                [_cell(row.label), _cell(column), *known, str(found.is_best(row, column)).lower(), *figures]
+                [no_formula(row.label), no_formula(column), *known, str(found.is_best(row, column)).lower(), *figures]
             )
     return file.getvalue()
 
@@ -123,11 +124,6 @@ def _caption(found: Results) -> str:
 
 def _tex(value: object) -> str:
     return "".join(_LATEX.get(c, c) for c in printable(value))
-
-
-def _cell(name: str) -> str:
-    """A name for a spreadsheet, which would compute one that begins like a formula: an apostrophe makes it text."""
-    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _plain(value: float | None) -> str:

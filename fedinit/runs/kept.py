@@ -36,5 +36,9 @@ def _is_of(place: Path, config: Config) -> bool:
         written = computed_in(place)
     except (InputError, OSError):  # of another format
         return False
-    # None: of its reference alone, which does not say whose it is.
-    return written is None or difference(config.computed(), written) is None
+    if written is None:  # of its reference alone, which does not say whose it is
+        return True
+    asked = config.computed()
+    # What is "auto" is a number before the run is named: any that the run has is what was asked for.
+    found = {key: written["engine"].get(key, value) for key, value in asked["engine"].items() if value == "auto"}
+    return difference({**asked, "engine": {**asked["engine"], **found}}, written) is None

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.reading import RecordedRun, read
+from fedinit.runs import lock
 from fedinit.runs.status import status_of
 from fedinit.runs.view import Round, View
 
 EVERY = 1.0  # seconds between two looks
+BEGINS = 60.0  # from a run's folder to its first word
 
 
 def newest(folder: Path) -> Path:
@@ -78,9 +80,12 @@ def watch(folder: Path, pause: Callable[[float], None] = time.sleep) -> Iterator
 
 
 def goes_on(folder: Path) -> bool:
-    """Whether a process is at the run, as far as can be told: its own word, unless that process is gone."""
+    """Whether a process is at the run, as far as can be told: its own word, unless that process is gone. One that has
+    just begun has the folder's lock, and has not said anything yet."""
     status = status_of(folder)
-    return status is not None and status.process is not False
+    if status is None:
+        return (folder / lock.NAME).exists() and time.time() - _written(folder) < BEGINS
+    return status.process is not False
 
 
 def _written(folder: Path) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedinit import wire
@@ -43,6 +44,8 @@ def clip_to(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor], clip: fl
     size = sum(float(change.square().sum()) for change in changes.values()) ** 0.5
     if size <= clip:
         return dict(tensors)
-    # A hair less than the clip, which float32 would otherwise round past.
-    factor = clip * (1 - 1e-6) / size
+    # Less than the clip by what rounding may add: half a unit of each entry of what is sent, s and the change together.
+    largest = clip + sum(float(known[name].double().square().sum()) for name in changes) ** 0.5
+    rounding = largest * max(torch.finfo(tensors[name].dtype).eps for name in changes) / 2
+    factor = max(clip - max(1e-6 * clip, rounding), 0.0) / size
     return {n: (known[n].double() + factor * change).to(tensors[n].dtype) for n, change in changes.items()}

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.adapters.kinds import KINDS
-from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
@@ -168,7 +168,7 @@ def _ready(
     introductions = exchange.register_clients(opening.backbone.digest, round, Meeting.of(config))
     roster, reports = roster_of(introductions), []
     if saved is not None:
-        _compare(saved.roster, roster, audience)
+        _compare(saved.roster, roster, audience, config)
     check_clients(config, roster.examples)
     ranks = client_ranks(config, roster.examples)
     audience.started(config.rounds, roster)
@@ -254,9 +254,15 @@ def roster_of(introductions: Mapping[int, Introduction]) -> Roster:
     )
 
 
-def _compare(before: Roster, current: Roster, audience: Audience) -> None:
+def _compare(before: Roster, current: Roster, audience: Audience, config: Config) -> None:
     """The clients of a run that goes on, against those it was begun with. Raises RunFailed for other classes or
-    domains."""
+    domains, and for another number of clients where ε is of a share of them."""
+    was, now = len(before.examples), len(current.examples)
+    if was != now and isinstance(config.privacy, ClientPrivacyConfig):
+        raise RunFailed(
+            f"this run was begun with {was} clients, and there are {now}: what its ε counts, privacy=clients, is of "
+            "rounds of one number of clients; have the same there, or begin anew with resume=never"
+        )
     for what, old, new in (
         ("classes", before.class_names, current.class_names),
         ("domains", before.domain_names, current.domain_names),

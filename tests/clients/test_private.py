@@ -25,6 +25,7 @@ from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.data.dataset import Dataset
+from fedinit.draws import draws
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models import Backbone, select_targets
@@ -232,8 +233,9 @@ def _tensors(result: Result) -> list[Tensor]:
     return [p for f in result.adapter.values() for p in f.parts.values()] + list(result.head.values())
 
 
-def test_batches_are_drawn_example_by_example() -> None:
-    draw = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("secret", ["", "a secret"])
+def test_batches_are_drawn_example_by_example(secret) -> None:
+    draw = draws(0, secret, "privacy.batches")
     drawn = [poisson(50, 0.1, draw) for _ in range(2000)]
     sizes = torch.tensor([float(len(b)) for b in drawn])
     # Binomial(50, 0.1): mean 5, variance 4.5; four standard errors of 2,000 draws

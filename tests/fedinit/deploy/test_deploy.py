@@ -365,7 +365,7 @@ def test_an_app_of_words_for_flwr_run_is_resolved_where_they_are_given(tmp_path,
     assert sent == compose_config(["evaluation=clients", *words]) and sent.rounds == 7 and "oc.env" not in text
     assert zipfile.ZipFile(io.BytesIO(build_fab_from_disk(tmp_path / "app"))).namelist()[0] == "pyproject.toml"
     assert cli.main(["deploy", "app", str(tmp_path / "app"), *words]) == 2
-    assert "app: is there already, with something in it" in capsys.readouterr().err
+    assert "app: is there already, and no empty folder" in capsys.readouterr().err
 
 
 # -- certificates that end, clocks, and what others on the machine can read --------------------------------------------

@@ -183,3 +183,14 @@ def test_the_matrix_of_many_classes_is_its_commonest_mistakes(capsys):
     assert "44" in shown, "4 of 9"
     Console(width=100).print(confusion.table(counts[:5, :5], names[:5]))
     assert "4 class [4]" in capsys.readouterr().out
+
+
+def test_folders_of_classes_are_one_domain(run, tree, tmp_path, capsys):
+    """domain/class/image or class/image, as --help says."""
+    (domain, *_) = (path for path in sorted(tree.iterdir()) if path.is_dir())
+    shutil.copytree(domain, tmp_path / "classes")
+    assert cli.main(["evaluate", str(run.folder), "--data", str(tmp_path / "classes")]) == 0
+    assert capsys.readouterr().out
+    (tmp_path / "classes" / "loose.png").write_bytes(b"")
+    assert cli.main(["evaluate", str(run.folder), "--data", str(tmp_path / "classes")]) == 2
+    assert "lies at another depth" in capsys.readouterr().err

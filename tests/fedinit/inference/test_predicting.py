@@ -15,7 +15,7 @@ from PIL import Image
 import fedinit
 from clients.site import Site
 from fedinit import cli
-from fedinit.inference import pictures
+from fedinit.inference import pictures, predicting
 from tests.support.small import WORDS
 from tests.support.trees import plant
 
@@ -177,3 +177,11 @@ def test_deep_grey_is_shown_between_the_levels_of_the_runs_own_images(tmp_path):
     # Where no picture is deep, nothing is asked of the run's images.
     Image.new("L", (4, 4), 7).save(picture)
     assert level() == 7
+
+
+def test_no_cell_of_a_table_begins_like_a_formula():
+    made = [predicting.Prediction(Path("=1+1.png"), np.array([0.25, 0.75]))]
+    file = io.StringIO()
+    assert predicting.write_csv(file, iter(made), ["a", "=cmd|' ,C calc'!A0"]) == []
+    (row,) = list(csv.reader(io.StringIO(file.getvalue())))[1:]
+    assert row[0] == "./=1+1.png" and row[1] == "'=cmd|' ,C calc'!A0"

@@ -168,3 +168,14 @@ def test_rounds_stop_before_they_pass_epsilon():
     rounds = made.affordable(100, 8.0)
     assert 0 < rounds < 100 and made.epsilon(rounds) <= 8 < made.epsilon(rounds + 1)
     assert made.affordable(100, None) == 100 and made.affordable(100, 1e-3) == 0
+
+
+@pytest.mark.parametrize("clip", [1e-5, 1e-4, 1e-3, 1e-2, 1.0, 10.0])
+def test_no_rounding_of_what_is_sent_goes_beyond_the_clip(clip):
+    """Rounding is of the start and the change together, however small the clip is."""
+    draw = torch.Generator().manual_seed(0)
+    start = {f"{i}/A": torch.randn(16, 768, generator=draw) for i in range(24)}
+    trained = {name: value + torch.randn(value.shape, generator=draw) for name, value in start.items()}
+    sent = clip_to(trained, start, clip)
+    moved = sum(float((sent[name].double() - start[name].double()).square().sum()) for name in start) ** 0.5
+    assert moved <= clip and (moved >= 0.99 * clip or clip < 1e-2)

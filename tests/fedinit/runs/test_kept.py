@@ -53,3 +53,13 @@ def test_a_full_disk_says_it_too(tmp_path, monkeypatch, capsys):
     for words, kept in (((), NOTHING), (("preview=true",), "a preview keeps nothing")):
         assert run_sim.main([*SHORT, *words, f"output_dir={tmp_path}"]) == 1
         assert capsys.readouterr().err == f"run failed: No space left on device; {kept}\n"
+
+
+def test_a_run_whose_bank_is_auto_is_known_by_its_checkpoints(tmp_path, monkeypatch, capsys):
+    """As every run is unless told otherwise: the checkpoint has the number that it came to."""
+    words = [word for word in SHORT if not word.startswith(("engine.clients_per_bank", "engine.precision"))]
+    assert len(words) < len(SHORT)
+    monkeypatch.setattr("fedinit.runs.reporting.OpenRun.finish", stop)
+    for more in ((), ("engine.clients_per_bank=2",)):
+        assert run_sim.main([*words, *more, f"output_dir={tmp_path / str(len(more))}"]) == 130
+        assert capsys.readouterr().err == f"stopped; {GOES_ON}\n"

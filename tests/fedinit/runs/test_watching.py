@@ -184,3 +184,14 @@ def test_watching_waits_for_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_run_that_has_not_said_anything_yet_goes_on(tmp_path):
+    """It has its folder and the lock before it says what it is at; without the lock, or long after, it was stopped."""
+    folder = write_run(tmp_path / "a", config(), reached=0, recorded=False)
+    assert not watching.goes_on(folder)
+    (folder / ".lock").touch()
+    assert watching.goes_on(folder)
+    for path in folder.iterdir():
+        os.utime(path, (1, 1))
+    assert not watching.goes_on(folder)

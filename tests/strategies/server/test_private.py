@@ -9,11 +9,12 @@ import math
 
 import pytest
 import torch
+from flwr.app import Error, Message
 from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.site import Site
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.privacy.accounting import Rounds
 from fedinit.runs.observer import Observer
 from fedinit.runs.progress import ProgressObserver
@@ -202,3 +203,39 @@ def test_what_is_not_sums_or_not_counted_is_refused(words, why):
 @pytest.mark.parametrize("words", ["fedit", "ffa_lora", "rolora init=gaussian_pair", "lora_fair strategy.phases=2"])
 def test_methods_that_are_sums_go(words):
     check_method(small_config(*PRIVATE, *f"strategy={words}".split()))
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+def test_a_run_of_another_number_of_clients_is_not_gone_on_with(tmp_path, sampling):
+    """Its ε is of a share of them, and its sums are divided by their number; of the same number it goes on."""
+    words = ["strategy=fedit", *PRIVATE, "privacy.noise=2", "privacy.epsilon=null", f"privacy.sampling={sampling}"]
+    short = small_config(*words, "partition=iid", "partition.clients=4", "rounds=1", "quorum=0.5", "participation=0.5")
+    longer, site = dataclasses.replace(short, rounds=2), Site(short)
+    cohort = Cohort(site)
+
+    def handler(bad):
+        def answer(deliveries):
+            return [
+                Message(Error(1, "another backbone"), reply_to=message)
+                if message.metadata.message_type == "query.describe" and context.node_config["partition-id"] in bad
+                else cohort([(message, context)])[0]
+                for message, context in deliveries
+            ]
+
+        return answer
+
+    def go(config, bad):
+        return federate(config, LocalGrid(handler(bad), 4), site.backbone, checkpoints=tmp_path / "c")
+
+    class Killed(Exception):
+        pass
+
+    class Kills(Observer):
+        def round_done(self, report):
+            raise Killed
+
+    with pytest.raises(Killed):
+        federate(longer, LocalGrid(handler({3}), 4), site.backbone, observers=[Kills()], checkpoints=tmp_path / "c")
+    with pytest.raises(RunFailed, match="begun with 3 clients, and there are 4: what its ε counts"):
+        go(longer, set())
+    assert go(longer, {3}).rounds == 2
