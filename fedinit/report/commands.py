@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
+from fedinit.errors import InputError
 
 if TYPE_CHECKING:
     from fedinit.report.runs.methods import Method
@@ -63,7 +64,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
-    from fedinit.report.panels.results import judged
+    from fedinit.report.panels.results import absence, judged
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
     from fedinit.report.runs.results import results
@@ -74,9 +75,11 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)
+    if not found.rows:
+        raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(formats.terminal(found))
-    for sentence in [*judged(found), *_left(shown)]:
+    for sentence in [*judged(found), *_left(shown), *absence(found, whole_path=True)]:
         _say(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
@@ -92,12 +95,12 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _left(shown: Sequence[Method]) -> list[str]:
-    """The runs that are not done, a line each."""
+    """The runs that have figures and are not done, a line each."""
     return [
         f"not done: {run.folder}, round {run.reached} of {run.rounds}"
         for method in shown
         for run in method.runs
-        if run.summary is None
+        if run.summary is None and run.evaluated
     ]
 
 

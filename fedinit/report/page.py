@@ -46,16 +46,18 @@ PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
     ledger.panel,
     provenance.panel,
 )
+OF_ALL = (results.panel, ledger.panel, provenance.panel)  # also of methods that have no figure yet
 _log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 
 
 def render(runs: Sequence[RecordedRun]) -> str:
     """The page of one run, or of several on the same data. Raises InputError for runs on different data."""
-    shown = methods(runs)
+    every = methods(runs)
+    shown = [method for method in every if method.evaluated] or every
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of figures that are not there: the page says so itself
-        panels = [_made(make, shown) for make in PANELS]
+        panels = [_made(make, every if make in OF_ALL else shown) for make in PANELS]
         facts = _facts(shown)
     title = _title(shown)
     style, script = (

@@ -9,6 +9,7 @@ from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, sampling_error
+from fedinit.runs.ended import said
 from fedinit.scores import SCORES
 
 
@@ -27,6 +28,7 @@ def panel(methods: Sequence[Method]) -> Panel:
     ]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
+    body += [tag("p", sentence, class_="warning") for sentence in absence(found)]
     return Panel("results", "Results", lead, joined(body))
 
 
@@ -61,6 +63,20 @@ def judged(found: Results) -> list[str]:
             "best, seed=0,1,2."
         )
     return sentences
+
+
+def absence(found: Results, whole_path: bool = False) -> list[str]:
+    """A line of the runs that are in no row, with how they stand; none where all are. whole_path: of their folders, for
+    who is where they are."""
+    by_state: dict[str, list[str]] = {}
+    for label, run in found.absent:
+        state = "done, without a figure in its metrics.csv" if run.summary is not None else said(run.folder)
+        where = run.folder if whole_path else run.folder.name
+        by_state.setdefault(state, []).append(f"{label} seed {run.seed} in {where}")
+    if not by_state:
+        return []
+    told = "; ".join(f"{', '.join(runs)}: {state}" for state, runs in by_state.items())
+    return [f"In no row, since no round was evaluated: {told}."]
 
 
 def seeds_said(seeds: Sequence[int]) -> str:

@@ -24,21 +24,29 @@ class Method:
 
     @property
     def first(self) -> RecordedRun:
-        return self.runs[0]
+        """The one that speaks for all: the first that was evaluated, if any was."""
+        return next((run for run in self.runs if run.evaluated), self.runs[0])
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether it has a figure, so that it is a row and a line."""
+        return self.first.evaluated
 
 
 def methods(runs: Sequence[RecordedRun]) -> list[Method]:
-    """The runs by configuration, in the order of their first. Of two of the same configuration and seed the one that is
-    done counts, or came further. Raises InputError for runs on different data."""
+    """The runs by configuration, in the order of their first, those without an evaluated round last. Of two of the same
+    configuration and seed the one that is done counts, or came further. Raises InputError for runs on different
+    data."""
     refuse_different_data(runs)
     by_config: dict[tuple[Any, ...], dict[int, RecordedRun]] = defaultdict(dict)
     for run in runs:
-        of_config = by_config[tuple(sorted((k, repr(v)) for k, v in _counted(run).items())), run.made_of]
+        of_config = by_config[tuple(sorted((k, repr(v)) for k, v in counted(run).items())), run.made_of]
         other = of_config.get(run.seed)
         if other is None or _progress(run) > _progress(other):
             of_config[run.seed] = run
     groups = [tuple(of_seed[seed] for seed in sorted(of_seed)) for of_seed in by_config.values()]
-    return [Method(label, group) for label, group in zip(_labels(groups), groups, strict=True)]
+    found = [Method(label, group) for label, group in zip(_labels(groups), groups, strict=True)]
+    return sorted(found, key=lambda method: not method.evaluated)
 
 
 def refuse_different_data(runs: Sequence[RecordedRun]) -> None:
@@ -67,21 +75,21 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _counted(run: RecordedRun) -> dict[str, Any]:
+def counted(run: RecordedRun) -> dict[str, Any]:
     """What the run's result is a function of, but for its seed."""
     return {k: v for k, v in flat(run.config) if not any(k == apart or k.startswith(f"{apart}.") for apart in APART)}
 
 
 def _data(run: RecordedRun) -> dict[str, Any]:
     """What says on which images a run was scored. What a run has not come to say yet is not there."""
-    counted = {k: v for k, v in _counted(run).items() if k.startswith("data.")}
+    options = {k: v for k, v in counted(run).items() if k.startswith("data.")}
     known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
     if run.partition is not None:
         by_domain = run.partition.get("images_by_domain")
         known |= {"classes": run.partition["classes"]}
         known |= {f"images of {name}": n for name, n in by_domain.items()} if isinstance(by_domain, Mapping) else {}
     images = run.made_of[0]
-    return counted | known | ({"images": images[:12]} if images else {})
+    return options | known | ({"images": images[:12]} if images else {})
 
 
 def _said(key: str, values: Mapping[str, Any]) -> str:
@@ -96,7 +104,7 @@ def _progress(run: RecordedRun) -> tuple[bool, int]:
 
 def _labels(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
     """The strategy of each group, and what else tells it from the others."""
-    configs = [_counted(group[0]) for group in groups]
+    configs = [counted(group[0]) for group in groups]
     everywhere = set.intersection(*(set(c) for c in configs)) if configs else set()
     differ = {key for key in everywhere if len({repr(c[key]) for c in configs}) > 1}
     labels = []

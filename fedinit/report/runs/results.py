@@ -3,6 +3,7 @@ differences from the best are beyond noise."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +36,14 @@ class Row:
 @dataclass(frozen=True)
 class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
-    against: {label: the difference of its average from the best row's}; p in it is corrected (Holm)."""
+    against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
+    absent: (label of its method, run) of those without an evaluated round, which are in no row."""
 
     score: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     against: Mapping[str, Difference]
+    absent: tuple[tuple[str, RecordedRun], ...] = ()
 
     @property
     def even(self) -> bool:
@@ -106,12 +109,15 @@ class Results:
 
 
 def results(methods: Sequence[Method]) -> Results:
-    """The table of these methods, each by its last evaluated round, a run that is not done as far as it came."""
+    """The table of these methods, each by its last evaluated round, a run that is not done as far as it came; one that
+    has no such round is in no row."""
+    absent = tuple((method.label, run) for method in methods for run in method.runs if not run.evaluated)
     score = methods[0].first.score
     domains = next((m.first.domains for m in methods if m.first.domains), ())
     columns = (*domains, AVERAGE)
-    rows = [_row(method, score, columns) for method in methods]
-    table = Results(score, columns, (*_references(methods, score, columns), *rows), {})
+    seen = [method for method in methods if method.evaluated]
+    rows = [_row(method, score, columns) for method in seen]
+    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent)
     best = table.best
     if best is None:
         return table
@@ -121,7 +127,7 @@ def results(methods: Sequence[Method]) -> Results:
     against = {
         row.label: Difference(d.mean, d.seeds, d.half, p) for row, d, p in zip(others, raw, corrected, strict=True)
     }
-    return Results(score, columns, table.rows, against)
+    return dataclasses.replace(table, against=against)
 
 
 def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
@@ -137,8 +143,9 @@ def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
 
 
 def _row(method: Method, score: str, columns: Sequence[str]) -> Row:
-    scores = {run.seed: last_scores(run) for run in method.runs}
-    unfinished = {run.seed: scores[run.seed][0] for run in method.runs if run.summary is None}
+    runs = [run for run in method.runs if run.evaluated]
+    scores = {run.seed: last_scores(run) for run in runs}
+    unfinished = {run.seed: scores[run.seed][0] for run in runs if run.summary is None}
     return Row(method.label, _samples({seed: of[1] for seed, of in scores.items()}, columns), False, unfinished)
 
 

@@ -101,7 +101,7 @@ def test_a_label_is_what_tells_methods_apart(tmp_path):
     }
     for name, values in cases.items():
         write_run(tmp_path / name, values, recorded=False)
-    labels = [method.label for method in methods(find([tmp_path]))]
+    labels = [method.label for method in methods(find([tmp_path / name for name in cases]))]
     assert labels[0] == "lora_fair client.lr=0.04 reinit=local strategy.lam=0.01" and len(set(labels)) == 4
 
 
@@ -110,7 +110,7 @@ def test_a_label_is_written_as_one_types_it(tmp_path):
     cases = {"a": {"client__max_steps": None}, "b": {"client__max_steps": 2}, "c": {"client__max_steps": 2, **bundled}}
     for name, values in cases.items():
         write_run(tmp_path / name, config(rounds=1, **{"model__checkpoint": None, **values}), recorded=False)
-    labels = [method.label.split() for method in methods(find([tmp_path]))]
+    labels = [method.label.split() for method in methods(find([tmp_path / name for name in cases]))]
     assert [next(word for word in label if "max_steps" in word) for label in labels] == [
         "client.max_steps=null", "client.max_steps=2", "client.max_steps=2"
     ]  # fmt: skip
@@ -191,7 +191,9 @@ def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys
     part = write_run(tmp_path / "part", config(strategy__name="rolora", rounds=3), reached=2, recorded=False)
     none = write_run(tmp_path / "none", config(strategy__name="hetlora", rounds=3), reached=0, recorded=False)
     code, out, _ = run(capsys, "compare", str(sweep), str(part), str(none))
-    assert code == 0 and f"not done: {part}, round 2 of 3" in out and f"not done: {none}, round 0 of 3" in out
+    assert code == 0 and f"not done: {part}, round 2 of 3" in out
+    assert f"In no row, since no round was evaluated: hetlora seed 0 in {none}: stopped." in out
+    assert not any("hetlora" in line for line in out.splitlines() if line.startswith("│"))
 
 
 def test_report_says_where_it_is(sweep, tmp_path, capsys, monkeypatch):
