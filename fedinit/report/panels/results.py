@@ -8,7 +8,7 @@ from fedinit.report.markup import Cell, Markup, joined, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
-from fedinit.report.runs.significance import p_said, sampling_error
+from fedinit.report.runs.significance import p_said, paired, sampling_error
 from fedinit.runs.ended import said
 from fedinit.scores import SCORES
 
@@ -20,7 +20,9 @@ def panel(methods: Sequence[Method]) -> Panel:
     over = f"mean ± standard deviation over {over_seeds(found)}" if len(seeds) > 1 else "one seed"
     lead = f"Test {title}, by domain and on average over domains; {over}."
     body = [_table(found, lead)] if found.rows else []
-    body += [tag("p", sentence, class_="note") for sentence in [*judged(found), *_alone(found, methods)]]
+    body += [
+        tag("p", sentence, class_="note") for sentence in [*judged(found), *heads_ahead(found), *_alone(found, methods)]
+    ]
     unfinished = [
         f"{row.label}, seed {seed}: round {reached}"
         for row in found.rows
@@ -63,6 +65,31 @@ def judged(found: Results) -> list[str]:
             "best, seed=0,1,2."
         )
     return sentences
+
+
+def heads_ahead(found: Results) -> list[str]:
+    """A line of every head that, trained alone, is better than the best method (or the only one), over the seeds that
+    both have; none where the figures shown are the same."""
+    methods = [row for row in found.rows if not row.reference]
+    leading = found.best or (methods[0] if len(methods) == 1 else None)
+    if leading is None:
+        return []
+    lines = []
+    for row in found.rows:
+        common = sorted(set(row.seeds) & set(leading.seeds))
+        if not row.reference or not common:
+            continue
+        alone, trained = row.figures[AVERAGE].over(common), leading.figures[AVERAGE].over(common)
+        if found.sign * (alone.mean - trained.mean) <= 0 or found.show(alone.mean) == found.show(trained.mean):
+            continue
+        apart = paired(alone, trained)
+        half = "" if apart.half is None else f" ± {found.show(apart.half)}"
+        over = "" if found.even else f" over {seeds_said(common)}"
+        lines.append(
+            f"{row.label} is better than {'the best method, ' * (found.best is not None)}{leading.label}{over}: "
+            f"{found.show(alone.mean)} against {found.show(trained.mean)} ({_signed(found, apart.mean)}{half})."
+        )
+    return lines
 
 
 def absence(found: Results, whole_path: bool = False) -> list[str]:
