@@ -53,9 +53,11 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.finding import find
+    from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
 
     runs = find(options.folders)
+    refuse_different_data(runs, "report")
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
     write_report(runs, path)
     _say(console, f"{path}: {len(runs)} run{'s' * (len(runs) != 1)}")

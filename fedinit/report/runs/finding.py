@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedinit.errors import InputError
-from fedinit.report.runs.methods import counted
+from fedinit.report.runs.options import counted
 from fedinit.report.runs.reading import CONFIG, NOT_A_RUN, RecordedRun, number_of, read
 
 ASIDE = re.compile(r"-s\d+\.\d+$")  # an earlier run of the same configuration, moved aside

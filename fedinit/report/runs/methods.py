@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedinit.config.schema import GROUPS, PLACES, UNCOUNTED
-from fedinit.errors import InputError
+from fedinit.config.schema import GROUPS
+from fedinit.report.runs.options import counted
 from fedinit.report.runs.reading import RecordedRun
-
-# Of two runs of a method, these may differ; where data and weights lie says not which they are.
-APART = (*UNCOUNTED, *PLACES, "seed", "name")
+from fedinit.report.runs.same_data import refuse_different_data
 
 
 @dataclass(frozen=True)
@@ -47,55 +45,6 @@ def methods(runs: Sequence[RecordedRun]) -> list[Method]:
     groups = [tuple(of_seed[seed] for seed in sorted(of_seed)) for of_seed in by_config.values()]
     found = [Method(label, group) for label, group in zip(_labels(groups), groups, strict=True)]
     return sorted(found, key=lambda method: not method.evaluated)
-
-
-def refuse_different_data(runs: Sequence[RecordedRun]) -> None:
-    """Raises InputError, naming two of the runs and what differs, where not all are scored on the same images."""
-    first, *others = runs
-    for other in others:
-        mine, its = _data(first), _data(other)
-        known = {key for key in mine.keys() & its.keys() if not key.startswith("data.")}
-        options = {key for key in mine.keys() | its.keys() if key.startswith("data.")}
-        if {"domains", "classes"} <= known:
-            options -= {"data.domains", "data.classes"}  # what came of them is known better
-        for key in sorted(options, key=lambda key: (key != "data.name", key)) + sorted(known):
-            if mine.get(key) != its.get(key):
-                raise InputError(
-                    f"{first.folder} and {other.folder}: different data, {_said(key, mine)} and {_said(key, its)}; "
-                    "compare runs on the same data"
-                )
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of a configuration with their values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def counted(run: RecordedRun) -> dict[str, Any]:
-    """What the run's result is a function of, but for its seed."""
-    return {k: v for k, v in flat(run.config) if not any(k == apart or k.startswith(f"{apart}.") for apart in APART)}
-
-
-def _data(run: RecordedRun) -> dict[str, Any]:
-    """What says on which images a run was scored. What a run has not come to say yet is not there."""
-    options = {k: v for k, v in counted(run).items() if k.startswith("data.")}
-    known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
-    if run.partition is not None:
-        by_domain = run.partition.get("images_by_domain")
-        known |= {"classes": run.partition["classes"]}
-        known |= {f"images of {name}": n for name, n in by_domain.items()} if isinstance(by_domain, Mapping) else {}
-    images = run.made_of[0]
-    return options | known | ({"images": images[:12]} if images else {})
-
-
-def _said(key: str, values: Mapping[str, Any]) -> str:
-    value = values.get(key, "not set")
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"{key.removesuffix('.name')}={text[:80]}"
 
 
 def _progress(run: RecordedRun) -> tuple[bool, int]:

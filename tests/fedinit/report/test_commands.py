@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,36 @@ def test_runs_on_different_data_are_refused_by_what_differs(sweep, tmp_path, cap
         for command in ("compare", "report"):
             code, _, err = run(capsys, command, one, str(other))
             assert code == 2 and said in err and one in err and "compare runs on the same data" in err
-            assert err.count("\n") == 1
+            assert err.count("\n") == 1 and f"fedinit {command} {one}; fedinit {command} {other}" in err
+
+
+def test_the_commands_of_a_refusal_work(tmp_path, capsys, monkeypatch):
+    """Of runs of three data in one folder: those that lie apart by their folder, those that are mixed by their own."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        for name in ("digits", "cifar10"):
+            write_run(Path("out") / "mixed" / f"{name}-s{i}", config(data__name=name, seed=i, rounds=1), layers=1)
+        write_run(Path("out") / "a b" / f"-s{i}", config(data__name="pacs", seed=i, rounds=1), layers=1)
+    failed = config(data__name="svhn", rounds=1)
+    write_run(Path("out") / "failed-s0", failed, reached=0, recorded=False)
+    for command in ("compare", "report"):
+        code, out, err = run(capsys, command, "out")
+        assert code == 2 and out == "" and err.count("\n") == 1
+        ways = err.partition("the same data: ")[2].strip().split("; ")
+        assert f"fedinit {command} 'out/a b'" in ways and len(ways) == 3
+        assert f"fedinit {command} out/mixed/digits-s0 out/mixed/digits-s1" in ways
+        for way in ways:
+            code, _, err = run(capsys, *shlex.split(way)[1:])
+            assert code == 0 and err == "", way
+
+
+def test_runs_that_say_less_are_no_bridge(tmp_path):
+    """The first was not scored yet, so it fits both others, which do not fit each other."""
+    write_run(tmp_path / "0", config(rounds=2), reached=0, recorded=False)
+    write_run(tmp_path / "1", config(rounds=2, seed=1), classes=("a", "b"), layers=1)
+    write_run(tmp_path / "2", config(rounds=2, seed=2), classes=("a", "c"), layers=1)
+    with pytest.raises(InputError, match="1 and .*2: different data, classes=a,b and classes=a,c"):
+        methods(find([tmp_path / name for name in "012"]))
 
 
 def test_data_that_lies_elsewhere_is_the_same_data(tmp_path):
