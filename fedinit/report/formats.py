@@ -8,14 +8,14 @@ import re
 
 from rich.table import Table
 
-from fedinit.report.markup import printable
-from fedinit.report.panels.results import absence, heads_ahead, over_seeds
+from fedinit.report.markup import printable, whole
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.scores import SCORES
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # OT1 has other glyphs there
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "…": r"\textellipsis{}"}  # OT1 has other glyphs there
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
@@ -57,7 +57,7 @@ def csv_text(found: Results) -> str:
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
             writer.writerow(
-                [_cell(row.label), _cell(column), *known, str(found.is_best(row, column)).lower(), *figures]
+                [_cell(whole(row.label)), _cell(column), *known, str(found.is_best(row, column)).lower(), *figures]
             )
     return file.getvalue()
 
@@ -125,7 +125,7 @@ def _caption(found: Results) -> str:
 
 def _notes(found: Results) -> list[str]:
     """What else is to be known of the table, a sentence each."""
-    return [*heads_ahead(found), *absence(found)]
+    return [*in_full(found), *heads_ahead(found), *absence(found)]
 
 
 def _tex(value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedinit.report.markup import Cell, Markup, joined, table, tag
+from fedinit.report.markup import Cell, Markup, behind, joined, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
@@ -20,6 +20,9 @@ def panel(methods: Sequence[Method]) -> Panel:
     over = f"mean ± standard deviation over {over_seeds(found)}" if len(seeds) > 1 else "one seed"
     lead = f"Test {title}, by domain and on average over domains; {over}."
     body = [_table(found, lead)] if found.rows else []
+    if found.cut:
+        names = [Markup(tag("dt", label) + tag("dd", full)) for label, full in found.cut.items()]
+        body.append(behind("the methods' names in full", tag("dl", *names, class_="facts")))
     body += [
         tag("p", sentence, class_="note") for sentence in [*judged(found), *heads_ahead(found), *_alone(found, methods)]
     ]
@@ -90,6 +93,11 @@ def heads_ahead(found: Results) -> list[str]:
             f"{found.show(alone.mean)} against {found.show(trained.mean)} ({_signed(found, apart.mean)}{half})."
         )
     return lines
+
+
+def in_full(found: Results) -> list[str]:
+    """A line of every label that was cut."""
+    return [f"{label} is {full}" for label, full in found.cut.items()]
 
 
 def absence(found: Results, whole_path: bool = False) -> list[str]:

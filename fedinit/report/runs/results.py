@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedinit.report.markup import Cut, whole
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
@@ -44,6 +45,12 @@ class Results:
     rows: tuple[Row, ...]
     against: Mapping[str, Difference]
     absent: tuple[tuple[str, RecordedRun], ...] = ()
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """{label: all of it} of the methods whose label is not all."""
+        labels = [*(row.label for row in self.rows if not row.reference), *(label for label, _ in self.absent)]
+        return {str(label): label.whole for label in labels if isinstance(label, Cut)}
 
     @property
     def even(self) -> bool:
@@ -156,7 +163,9 @@ def _references(methods: Sequence[Method], score: str, columns: Sequence[str]) -
         found = {run.seed: figures for run in method.runs if (figures := _head_alone(run, score))}
         samples = _samples(found, columns)
         if found and all(row.figures != samples for row in rows):
-            rows.append(Row(f"head alone ({method.label})", samples, True))
+            label = f"head alone ({method.label})"
+            full = f"head alone ({whole(method.label)})"
+            rows.append(Row(label if label == full else Cut(label, full), samples, True))
     if len(rows) == 1:
         rows = [Row("head alone", rows[0].figures, True)]
     return rows

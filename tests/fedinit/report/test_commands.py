@@ -93,31 +93,6 @@ def test_names_are_escaped_for_each_format(tmp_path):
     assert len(widths) == 1
 
 
-def test_a_label_is_what_tells_methods_apart(tmp_path):
-    cases = {
-        "a": config(reinit__name="local", rounds=1),
-        "b": config(rounds=1),
-        "c": config(strategy__lam=0.1, rounds=1),
-        "d": config(rounds=1, client__lr=0.1),
-    }
-    for name, values in cases.items():
-        write_run(tmp_path / name, values, recorded=False)
-    labels = [method.label for method in methods(find([tmp_path / name for name in cases]))]
-    assert labels[0] == "lora_fair client.lr=0.04 reinit=local strategy.lam=0.01" and len(set(labels)) == 4
-
-
-def test_a_label_is_written_as_one_types_it(tmp_path):
-    bundled = {"model__checkpoint": "embedded:glyph_mixer.safetensors", "model__name": "MlpMixer"}
-    cases = {"a": {"client__max_steps": None}, "b": {"client__max_steps": 2}, "c": {"client__max_steps": 2, **bundled}}
-    for name, values in cases.items():
-        write_run(tmp_path / name, config(rounds=1, **{"model__checkpoint": None, **values}), recorded=False)
-    labels = [method.label.split() for method in methods(find([tmp_path / name for name in cases]))]
-    assert [next(word for word in label if "max_steps" in word) for label in labels] == [
-        "client.max_steps=null", "client.max_steps=2", "client.max_steps=2"
-    ]  # fmt: skip
-    assert labels[2].count("model=glyph_mixer") == 1 and not any("MlpMixer" in word for word in labels[2])
-
-
 def test_equal_averages_are_both_the_best(tmp_path, capsys):
     for name in ("fedit", "flora"):
         write_run(tmp_path / name, config(strategy__name=name, rounds=1), recorded=False)
