@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedinit.report.markup import Cell, Markup, behind, joined, table, tag
+from fedinit.report.markup import Cell, Cut, Markup, behind, joined, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
@@ -149,12 +149,19 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
 def _table(found: Results, caption: str) -> Markup:
     rows = []
     for row in found.rows:
-        cells: list[Cell] = [Cell(row.label, None, "reference" if row.reference else "method")]
+        cells: list[Cell] = [Cell(_named(row), None, "reference" if row.reference else "method")]
         if not found.even:
             cells.append(Cell(", ".join(map(str, row.seeds)), None, "number"))
         cells += [_cell(found, row, column) for column in found.columns]
         rows.append(cells)
     return table(["method", *([] if found.even else ["seeds"]), *found.columns], rows, caption=caption, kind="headline")
+
+
+def _named(row: Row) -> Markup:
+    """A row's label with its options set back."""
+    name, space, options = row.label.partition(" (" if row.reference else " ")
+    rest = [" ", tag("small", space[1:] + options)] if options else []
+    return tag("span", name, *rest, title=row.label.whole if isinstance(row.label, Cut) else None)
 
 
 def _cell(found: Results, row: Row, column: str) -> Cell:

@@ -12,8 +12,10 @@ import pytest
 from fedinit.errors import InputError
 from fedinit.report import page as pages
 from fedinit.report.page import render
+from fedinit.report.panels import cost
 from fedinit.report.panels.panel import Panel
 from fedinit.report.panels.results import judged
+from fedinit.report.panels.sources import SOURCES, source_of
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import RecordedRun, read
 from fedinit.report.runs.results import results
@@ -84,6 +86,28 @@ def test_a_section_that_cannot_be_made_is_left_out_alone(folder, monkeypatch, ca
     said = shown(folder)
     assert "damaged: cannot convert float infinity to integer." in said and 'id="clients"' in said
     assert "is left out: cannot convert float infinity" in caplog.text
+
+
+def test_a_section_that_is_left_out_has_its_title_and_names_its_files(folder, tmp_path, monkeypatch):
+    """Of several runs, the damaged one alone."""
+    other = write_run(tmp_path / "whole", config(seed=1, rounds=3), domains=("plain", "noise"), classes=("a", "b"))
+
+    def made(shown):
+        if any(run.seed == 0 for method in shown for run in method.runs):
+            raise OverflowError("too large")
+
+    made.__module__ = cost.panel.__module__
+    monkeypatch.setattr(pages, "PANELS", (made, *pages.PANELS[:2]))
+    said = render([read(folder), read(other)])
+    assert '<h2 id="cost-title">Time, bytes, memory</h2>' in said and '<a href="#cost">Time, bytes, memory</a>' in said
+    assert "is damaged, in record/timing.csv or metrics.csv or summary.json of run: too large." in said
+
+
+def test_sections_are_called_the_same_where_they_are_left_out(folder):
+    page = render([read(folder)])
+    for name, source in SOURCES.items():
+        assert f'<h2 id="{name}-title">{source.title}</h2>' in page
+    assert source_of("bad_clients").title == "Bad clients"
 
 
 def test_no_mutation_of_a_record_raises(folder, caplog):
