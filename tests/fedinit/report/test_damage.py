@@ -16,9 +16,10 @@ from fedinit.report.panels import cost
 from fedinit.report.panels.panel import Panel
 from fedinit.report.panels.results import judged
 from fedinit.report.panels.sources import SOURCES, source_of
+from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import RecordedRun, read
-from fedinit.report.runs.results import results
+from fedinit.report.runs.results import last_scores, results
 from tests.support.recorded_runs import config, write_run
 
 TABLES = ("metrics.csv", "clients.csv", "record/layers.csv", "record/spectra.csv", "record/timing.csv")
@@ -139,3 +140,29 @@ def mutated(draw: random.Random, content: str, name: str) -> str:
             at[key] = draw.choice(VALUES)
             return json.dumps(values)
         at = at[key]
+
+
+def test_the_table_takes_the_last_round_whose_average_is_a_number(folder):
+    path, run = folder / "metrics.csv", read(folder)
+    before = last_scores(run)
+    *rows, last = path.read_text().splitlines()
+    at = rows[0].split(",").index("accuracy")
+    cells = last.split(",")
+    path.write_text("\n".join([*rows, ",".join([*cells[:at], "inf", *cells[at + 1 :]])]) + "\n")
+    round, figures = last_scores(read(folder))
+    assert (before[0], round) == (3, 2) and figures["average"] == float(rows[-1].split(",")[at])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "DONE.json", "config.yaml", "record/provenance.json", "ledger.jsonl"])
+def test_what_becomes_of_a_damaged_file_is_what_docs_report_says(folder, name):
+    (folder / name).unlink() if name == "DONE.json" else (folder / name).write_text("{\n")
+    if name == "config.yaml":
+        with pytest.raises(InputError, match="not the folder of a run"):
+            read(folder)
+        with pytest.raises(InputError, match="no run in it"):
+            find([folder.parent])
+        return
+    run, page = read(folder), shown(folder)
+    assert (run.summary is None) == (name in ("summary.json", "DONE.json"))
+    assert ("unreadable line" in page) == (name == "ledger.jsonl")
+    assert ("Command and versions were not recorded." in page) == (name == "record/provenance.json")
