@@ -36,6 +36,7 @@ from fedinit.commands.run import command as main
 from fedinit.commands.run import configurations, leave
 from fedinit.config import arguments
 from fedinit.config.adapter import plain_lora
+from fedinit.config.attack import NoAttack
 from fedinit.config.bundled import remark
 from fedinit.config.schema import Choice, Config
 from fedinit.errors import InputError, RunFailed
@@ -110,6 +111,9 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         return show_done(ended.summary, config, located.path, console)
     try:
         opened.record_holdings(site.data, site.partitions)
+        if not isinstance(config.attack, NoAttack):
+            bad = sorted(config.attack.attackers(len(site.partitions), config.seed))
+            opened.folder.event("attackers", {"attack": config.attack.name, "clients": bad})
         head_alone = reference(config, site, opened, console)
         outcome, contexts = federated(config, site, opened, console)
         model = outcome.final_model(adapters_of(contexts, outcome))

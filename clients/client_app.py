@@ -20,6 +20,7 @@ from fedinit.config.limits import Limits
 from fedinit.config.schema import Config
 from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError, Refused, public_of
+from fedinit.said import LONGEST, said
 
 app = ClientApp()
 OWN = ("partition-id", "noise-secret", "noise-secret-file")  # a client's; those of one process share the rest
@@ -95,9 +96,11 @@ def _answer(message: Message, context: Context) -> Message:
     except Exception as error:
         code, public = public_of(error)
         if simulated():
-            return Message(Error(code, str(error)), reply_to=message)
-        logging.getLogger(__name__).warning("%s", error, exc_info=None if isinstance(error, InputError) else error)
-        return Message(Error(code, public), reply_to=message)
+            return Message(Error(code, said(error, LONGEST)), reply_to=message)
+        logging.getLogger(__name__).warning(
+            "%s", said(error, LONGEST), exc_info=None if isinstance(error, InputError) else error
+        )
+        return Message(Error(code, said(public, LONGEST)), reply_to=message)
 
 
 def _alone(context: Context, config: Config) -> int | None:

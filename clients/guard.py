@@ -73,9 +73,7 @@ def check_request(request: Request, site: Site) -> None:
             what = f"which is {expected} here" if expected else "which is no adapted layer"
             raise Refused(f"the server asked for statistics of {name!r} as {tuple(shape)}, {what}")
     try:
-        request.sampling.check()
-        if not 0 < request.sampling.share <= 1 or not math.isfinite(request.sampling.noise):
-            raise ValueError(f"share={request.sampling.share}")
+        request.sampling.check("sampling")
         shapes = shapes_of(request)
     except Exception as error:  # noqa: BLE001 (options from outside: whatever reading them raises)
         raise Refused("the server asked for statistics that are none, or with options that they cannot have") from error

@@ -24,7 +24,7 @@ from fedinit.adapters.core import BLOCK_SCALES
 from fedinit.config.limits import Limits
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.site import noise_secret
-from fedinit.errors import Refused
+from fedinit.errors import InputError, Refused
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.secagg.messages import QUERY
 from fedinit.state import digest
@@ -187,6 +187,8 @@ class Decoder:
             head = {name[len(wire.HEAD) :]: value for name, value in received[wire.STATE].items()}
         try:
             request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
+        except InputError as error:  # of the server's words alone
+            raise Refused(f"the server asked for statistics with {error}") from error
         except Exception as error:  # noqa: BLE001 (text from outside: whatever reading it raises)
             raise Refused("the server asked for statistics by a text that is no request") from error
         guard.check_request(request, self.site)

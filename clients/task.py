@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedinit.errors import Code, public_of
 from fedinit.factors import Factors
+from fedinit.said import LONGEST, said
 from fedinit.slots import Chosen
 from fedinit.state.base_offset import EMPTY
 from fedinit.statistics import Request
@@ -149,7 +150,8 @@ class ClientFailed(Exception):
 
     @staticmethod
     def of(client: int, stage: str, cause: BaseException, step: int | None = None) -> ClientFailed:
-        """The failure that `cause` is, told as "client 3, batch, step 2: <error> (<function>, line <n>)".
+        """The failure that `cause` is, told in one printable line as
+        "client 3, batch, step 2: <error> (<function>, line <n>)".
 
         stage: start (before its task was made), plan, batch (its images, at a step), train (at a step, once it had
         begun), reply; of other questions: describe, statistics, evaluate, features.
@@ -157,9 +159,9 @@ class ClientFailed(Exception):
         """
         where = traceback.extract_tb(cause.__traceback__)[-1]
         at = f"client {client}, {stage}" + ("" if step is None else f", step {step}")
-        said = f"{at}: {type(cause).__name__}: {cause} ({where.name}, line {where.lineno})"
+        told = said(f"{at}: {type(cause).__name__}: {cause}", LONGEST) + f" ({where.name}, line {where.lineno})"
         code, public = public_of(cause)
-        failed = ClientFailed(client, said, code, f"{at}: {public}")
+        failed = ClientFailed(client, told, code, said(f"{at}: {public}", LONGEST))
         failed.__cause__ = cause
         return failed
 

@@ -8,6 +8,8 @@ import enum
 from collections.abc import Iterable
 from pathlib import Path
 
+from fedinit.said import LONGEST, said
+
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
 
@@ -65,11 +67,11 @@ def public_of(error: BaseException) -> tuple[Code, str]:
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply. One line, also where
-    a client's words are in it."""
+    """The run cannot go on: no clients, clients that disagree, or a round without a usable reply. One
+    printable line, also where a client's words are in it."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(" ".join(reason.split()))
+        super().__init__(said(reason, LONGEST))
 
 
 def reason(error: Exception, kept: str = GOES_ON) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fedinit.factors import Factors, mean, pad, stack
+from fedinit.factors import Factors, mean, pad
 
 
 def mean_factors(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
@@ -40,5 +40,11 @@ def centred(products: Sequence[Factors], weights: Sequence[float], average: Fact
 
     Formed from centred factors, so that a small bias does not drown in the rounding of two large terms.
     """
-    padded = [p.to(torch.float64) for p in at_one_rank(products)]
-    return stack([Factors(p.A - average.A, p.B - average.B) for p in padded], weights)
+    padded, rank = at_one_rank(products), average.rank
+    A = average.A.new_empty(len(padded) * rank, average.A.shape[1])
+    B = average.B.new_empty(average.B.shape[0], len(padded) * rank)
+    for i, (product, weight) in enumerate(zip(padded, weights, strict=True)):
+        own = slice(i * rank, (i + 1) * rank)  # in their place at once: of many clients copies would be most of it
+        torch.sub(product.A, average.A, out=A[own])
+        torch.mul(product.B - average.B, weight, out=B[:, own])
+    return Factors(A, B)

@@ -24,7 +24,7 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.deploy import certificates, layout
-from fedinit.deploy.processes import DeployFailed, environment
+from fedinit.deploy.processes import DeployFailed, Process, environment, free_port
 from fedinit.models import build_backbone
 from fedinit.runs import folder as run_folder
 from fedinit.transport.local import LocalGrid
@@ -268,10 +268,27 @@ def test_campaign_of_kills(tmp_path):
 
 
 @pytest.mark.slow
+def test_without_keys_whoever_reaches_the_port_is_a_client(tmp_path):
+    """With --insecure, by Flower's own command, without a key and in the place of a site that is not there: a limit
+    (docs/trust.md)."""
+    config = config_of(tmp_path, "rounds=1")
+    with federation(tmp_path, config, secure=False) as made:
+        made.start_superlink()
+        made.start_supernode(0)
+        words = ["--insecure", "--superlink", f"127.0.0.1:{made.port}", "--port", str(free_port())]
+        command = ["flower-supernode", *words, "--node-config", "partition-id=1"]
+        log = tmp_path / "stranger.log"
+        made.supernodes[1] = Process("stranger", command, log, environment(tmp_path / "flwr"))
+        finish(made, made.server.start_run(), config)
+        assert "Receiving: train message" in log.read_text()
+    assert summary(config)["final_hash"] == simulated(config)
+
+
+@pytest.mark.slow
 def test_two_folders_on_two_machines(tmp_path):
     """The steps of docs/deployment.md: init, each folder copied to a machine of its own (here: a place of its own),
     SuperLink, register, SuperNodes, run, status."""
-    from fedinit.deploy.processes import Process, free_port, wait_for_port
+    from fedinit.deploy.processes import wait_for_port
 
     made, port = tmp_path / "federation", free_port()
     words = ["data.domains=[plain,inverted]", "engine.clients_per_bank=1", "rounds=1", "output_dir=outputs"]

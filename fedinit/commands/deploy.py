@@ -177,13 +177,16 @@ def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None
     from fedinit.deploy.flower import Server
 
     config = _configuration(words)
+    clients = config.partition.count(config.data.known_domains)
     if not Server.is_at(folder):
         layout.make_app(folder, _at_home(config))
-        say(f"{folder}: flwr run {folder} --stream")
+        say(f"{folder}: made; with the fedinit that is installed, in Flower's own simulation:")
+        say("  export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1")
+        say(f'  flwr run {folder} --stream --federation-config "num-supernodes={clients or "<how many clients>"}"')
         return
     server = Server.at(folder)
     sent, settings = site_settings.split_off(config)
-    clients, keys = config.partition.count(config.data.known_domains), len(server.keys)
+    keys = len(server.keys)
     _check_sum(config, clients or keys or None)
     layout.write_app(server.app, sent)
     say(f"{server.app}: is what fedinit deploy run starts next; it was written anew")

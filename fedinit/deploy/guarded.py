@@ -11,6 +11,7 @@ server's own machine alone: others reach what SuperNodes use.
 
 from __future__ import annotations
 
+import copy
 import io
 import ipaddress
 import logging
@@ -50,7 +51,10 @@ def fault(bundle: bytes) -> str:
                 return f"it holds {odd[0]!r}"
             if len(names) != len(set(names)) or any(entry.file_size > LARGEST for entry in entries):
                 return "it holds a file twice, or one that is too large"
-            project = tomli.loads(archive.read("pyproject.toml").decode("utf-8"))
+            contents = {entry.filename: _content(archive, entry) for entry in entries}
+            if lying := sorted(entry.filename for entry in entries if len(contents[entry.filename]) != entry.file_size):
+                return f"{lying[0]!r} is not of the size that it says"
+            project = tomli.loads(contents["pyproject.toml"].decode("utf-8"))
         about = project["project"]
         app = project["tool"]["flwr"]["app"]
         named = about["name"], app["publisher"]
@@ -67,7 +71,20 @@ def fault(bundle: bytes) -> str:
         return "its version is none"
     if beyond:
         return f"its project file says {sorted(beyond)[0]!r}"
+    if odd := sorted(key for key, value in about.items() if not isinstance(value, str)):
+        return f"its project file says 'project.{odd[0]}' by no text"  # a table may name a file
     return ""
+
+
+def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """A member to its end, or to one byte beyond `LARGEST`, whatever size it says that it has. Raises ValueError for
+    a compression of which a few bytes may be any number at once."""
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"compression {entry.compress_type}")
+    whole = copy.copy(entry)
+    whole.file_size = LARGEST + 1  # Python reads no further than this, and compares the checksum at the end
+    with archive.open(whole) as file:
+        return file.read(LARGEST + 1)
 
 
 def _at(project: Any, table: Sequence[str]) -> set[str]:

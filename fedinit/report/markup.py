@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fedinit.said import printable
+
 VOID = ("img", "meta", "br", "col", "line", "path")
-# Not allowed in HTML or SVG, or invisible where they turn the direction of what follows.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 
 class Markup(str):
@@ -39,11 +38,6 @@ class Cell:
     value: object
     sort: float | None = None
     kind: str = ""
-
-
-def printable(value: object) -> str:
-    """The value as a text of one line that any file can hold: no control characters, no lone surrogates."""
-    return _UNSEEN.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
 def text(value: object) -> Markup:

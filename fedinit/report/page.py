@@ -26,6 +26,7 @@ from fedinit.report.panels import (
     results,
     start,
     training,
+    trust,
     update,
 )
 from fedinit.report.panels.panel import Panel
@@ -35,7 +36,7 @@ from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import last_scores
 from fedinit.scores import SCORES
 
-PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
+PANELS: tuple[Callable[[Sequence[Method]], Panel | None], ...] = (
     results.panel,
     training.panel,
     domains.panel,
@@ -44,6 +45,7 @@ PANELS: tuple[Callable[[Sequence[Method]], Panel], ...] = (
     update.panel,
     start.panel,
     cost.panel,
+    trust.panel,
     ledger.panel,
     provenance.panel,
 )
@@ -58,7 +60,8 @@ def render(runs: Sequence[RecordedRun]) -> str:
     shown = [method for method in every if method.evaluated] or every
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of figures that are not there: the page says so itself
-        panels = [_made(make, every if make in OF_ALL else shown) for make in PANELS]
+        made = [_made(make, every if make in OF_ALL else shown) for make in PANELS]
+        panels = [panel for panel in made if panel is not None]
         facts = _facts(shown)
     title = _title(shown)
     style, script = (
@@ -88,8 +91,9 @@ def render(runs: Sequence[RecordedRun]) -> str:
     return f"<!doctype html>\n{page}\n"
 
 
-def _made(make: Callable[[Sequence[Method]], Panel], shown: Sequence[Method]) -> Panel:
-    """A section; of records that it cannot be made of, one that says so, so that the others are there."""
+def _made(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Method]) -> Panel | None:
+    """A section, None where there is nothing to show; of records that it cannot be made of, one that says so, so that
+    the others are there."""
     try:
         return make(shown)
     except Exception as error:  # noqa: BLE001 (whatever a damaged record makes of it, it is this section alone)
@@ -105,7 +109,7 @@ def _made(make: Callable[[Sequence[Method]], Panel], shown: Sequence[Method]) ->
         return Panel(name, title, "", body)
 
 
-def _damaged(make: Callable[[Sequence[Method]], Panel], shown: Sequence[Method]) -> list[RecordedRun]:
+def _damaged(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Method]) -> list[RecordedRun]:
     """The runs of which alone the section cannot be made either; all where each can."""
     runs = [(method.label, run) for method in shown for run in method.runs]
     found = []

@@ -204,9 +204,10 @@ class RunFolder(Observer):
         self._lock: FolderLock | None = None
         self._domains: Sequence[str] = ()
         self._columns: Sequence[str] = ()
-        # Only with magnitudes are the weights that count no product of factors.
-        self._weights = config.robust.name != "none"  # whether clients.csv says what each client counted for
+        # Whether clients.csv says what each client counted for.
+        self._weights = config.robust.name != "none" or config.attack.name != "none"
         self._epsilon = config.privacy.name == "examples"  # whether it says what each client's privacy is
+        # Only with magnitudes are the weights that count no product of factors.
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         if isinstance(config.privacy, ClientPrivacyConfig):
             self._diagnostics += ("epsilon",) if config.privacy.clip_quantile is None else ("epsilon", "clip")

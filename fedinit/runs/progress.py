@@ -12,6 +12,7 @@ from fedinit.data.reporter import counted
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
+from fedinit.said import printable
 from fedinit.scores import SCORES
 
 
@@ -77,8 +78,8 @@ class ProgressObserver(Observer):
             self._line(f"  round {report.round}, {report.score.title}: {', '.join(by_domain)}")
 
     def _line(self, text: str, style: str = "") -> None:
-        """On one line, however long: a file or a pipe has no width."""
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        """On one line, however long: a file or a pipe has no width. Names of domains are of clients."""
+        self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
     def round_zero_done(self, report: RoundReport) -> None:
         if not report.clients:  # nobody had anything to measure

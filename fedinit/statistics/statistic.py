@@ -22,17 +22,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fedinit.config.checks import at_least, positive, within
+from fedinit.config.checks import at_least, within
 from fedinit.errors import InputError
+from fedinit.said import said
 
 LARGEST = 1e6  # what an entry of a layer's inputs is at most, where no clip says so
 
+# A norm or noise above these bounds is none: rows in float32 have smaller norms, and sums of squares stay finite.
+MOST_CLIP, MOST_NOISE = 1e12, 1e6
+MOST_IMAGES = 2**40
+
 Source = Literal["inputs", "gradients", "features", "adapters"]
+Weighting = Literal["samples", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +58,27 @@ class Sampling:
 
     examples: int | None = 256
     tokens: int | None = None
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Weighting = "samples"
     min_examples: int = 16
     clip: float | None = None
     noise: float = 0.0
     share: float = 1.0
+
+    @staticmethod
+    def read(values: Mapping[str, Any]) -> Sampling:
+        """Of values from outside. Raises InputError, which names the value, for one of another type or out of range;
+        TypeError for what are no fields."""
+        sampling = Sampling(**values)
+        for key in ("examples", "tokens", "min_examples"):
+            if not (_is_count(value := getattr(sampling, key)) or (value is None and key != "min_examples")):
+                raise _none(f"sampling.{key}", value, "a whole number")
+        for key in ("clip", "noise", "share"):
+            if not (_is_number(value := getattr(sampling, key)) or (value is None and key == "clip")):
+                raise _none(f"sampling.{key}", value, "a number")
+        if sampling.weighting not in get_args(Weighting):
+            raise _none("sampling.weighting", sampling.weighting, " or ".join(get_args(Weighting)))
+        sampling.check("sampling")
+        return sampling
 
     def check(self, group: str = "init") -> None:
         """Raise InputError for a value out of range, naming the key <group>.<field>."""
@@ -67,8 +89,9 @@ class Sampling:
         if self.examples is not None:
             at_least(f"{group}.examples", self.examples, self.min_examples, f"{group}.min_examples is the least")
         if self.clip is not None:
-            positive(f"{group}.clip", self.clip)
-        within(f"{group}.noise", self.noise, 0, float("inf"), open_high=True)
+            within(f"{group}.clip", self.clip, 0, MOST_CLIP, open_low=True)
+        within(f"{group}.noise", self.noise, 0, MOST_NOISE)
+        within(f"{group}.share", self.share, 0, 1, open_low=True)
         if self.noise and self.clip is None:
             raise InputError(f"{group}.noise={self.noise}: needs {group}.clip, which bounds what one image can change")
 
@@ -78,7 +101,7 @@ class Sampled:
     """The options of what is made from measurements of the clients: fields of `Sampling`, with its meanings."""
 
     examples: int | None = 256
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Weighting = "samples"
     min_examples: int = 16
     clip: float | None = None
     noise: float = 0.0
@@ -121,12 +144,35 @@ class Request:
     def from_json(text: str, tensors: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> Request:
         """The inverse of `to_json`, with the tensors and head that came beside the text.
 
-        Raises ValueError for text that is no JSON; KeyError, TypeError or AttributeError for what makes no request.
+        Raises InputError, which names the value, for one that is none; ValueError for text that is no JSON; KeyError,
+        TypeError or AttributeError for what makes no request.
         """
         values = json.loads(text)
-        values["sampling"] = Sampling(**values["sampling"])
+        values["sampling"] = Sampling.read(values["sampling"])
         values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
-        return Request(**values, tensors=tensors, head=head)
+        request = Request(**values, tensors=tensors, head=head)
+        if request.source not in get_args(Source):
+            raise _none("source", request.source, ", ".join(get_args(Source)))
+        if type(request.seed) is not int:
+            raise _none("seed", request.seed, "a whole number")
+        if not all(isinstance(name, str) for name in request.layers.values()):
+            raise _none("layers", request.layers, "a statistic's name for each")
+        if not isinstance(request.options, dict):
+            raise _none("options", request.options, "values by name")
+        return request
+
+
+def _is_count(value: object) -> bool:
+    """A bool, which Python takes for a number, is none."""
+    return type(value) is int and abs(value) <= MOST_IMAGES
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or _is_count(value)
+
+
+def _none(what: str, value: object, expected: str) -> InputError:
+    return InputError(f"{what}={said(repr(value), 100)}: expected {expected}")
 
 
 @dataclass(frozen=True)

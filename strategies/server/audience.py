@@ -1,4 +1,4 @@
-"""Several observers as one."""
+"""Several observers as one, who are told of clients' words what may be printed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.said import LONGEST, said
 
 
 class Audience(Observer):
-    """Passes everything on, in the order of the observers."""
+    """Passes everything on, in the order of the observers; texts as one printable line, cut where they are too long."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = list(observers)
@@ -37,8 +38,9 @@ class Audience(Observer):
             observer.model(round, tensors)
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        told = {key: said(value, LONGEST) if isinstance(value, str) else value for key, value in facts.items()}
         for observer in self.observers:
-            observer.event(kind, facts)
+            observer.event(kind, told)
 
     def doing(self, text: str) -> None:
         for observer in self.observers:
@@ -46,7 +48,7 @@ class Audience(Observer):
 
     def waiting(self, text: str) -> None:
         for observer in self.observers:
-            observer.waiting(text)
+            observer.waiting(said(text, LONGEST))
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         for observer in self.observers:

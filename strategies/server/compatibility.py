@@ -305,14 +305,14 @@ def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
 def _real_clients_attack_unasked(c: Components) -> Objection | None:
     if not c.under_flower or c.config.attack.name == "none":
         return None
-    return Objection(f"attack={c.config.attack.name}", "bad clients are for simulations by fedinit run", "use none")
+    return Objection(f"attack={c.config.attack.name}", "bad clients are for simulations alone", "use none")
 
 
 @rule("deployment", "engine")
 def _a_client_computes_where_it_is(c: Components) -> Objection | None:
     if not c.under_flower or c.config.engine.name != "ray":
         return None
-    return Objection("engine=ray", "actors are for simulations by fedinit run", "use engine=threads")
+    return Objection("engine=ray", "actors are for simulations alone", "use engine=threads")
 
 
 @rule("adapter.ranks", "attack")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedinit.config.schema import Config
+from fedinit.said import said
 from fedinit.scores import Accuracy, RecoveryError
 from fedinit.transport.introduction import Introduction
 from strategies.server.method import needed
@@ -38,12 +39,16 @@ class Meeting:
             score=(RecoveryError if config.data.is_regression else Accuracy).name,
         )
 
-    def enough(self, said: int, wanted: int) -> bool:
+    def enough(self, there: int, wanted: int) -> bool:
         """Whether so many clients can begin the run of so many."""
-        return said >= max(needed(self.quorum, wanted), 1)
+        return there >= max(needed(self.quorum, wanted), 1)
 
     def misfit(self, introduction: Introduction, backbone: str) -> str:
-        """Why what a node says is not what the configuration says; empty where it is. backbone: the server's digest."""
+        """Why what a node says is not what the configuration says, as `said`; empty where it is. backbone: the
+        server's digest."""
+        return said(self._misfit(introduction, backbone))
+
+    def _misfit(self, introduction: Introduction, backbone: str) -> str:
         who = f"client {introduction.client}"
         if introduction.backbone != backbone:
             return (
@@ -62,15 +67,16 @@ class Meeting:
 
 def divided(introductions: Mapping[int, Introduction]) -> tuple[dict[int, Introduction], dict[int, str]]:
     """Those of the clients that agree on the classes, domains, score and number of partitions, in order, and {client:
-    in what it differs from them} of the others: the larger part, and of equals the one with the lowest partition id."""
+    in what it differs from them, as `said`} of the others: the larger part, and of equals the one with the lowest
+    partition id."""
     parts: dict[tuple[object, ...], list[int]] = {}
-    for client, said in sorted(introductions.items()):
-        parts.setdefault((tuple(said.classes), tuple(said.domains), said.partitions, said.score), []).append(client)
+    for client, own in sorted(introductions.items()):
+        parts.setdefault((tuple(own.classes), tuple(own.domains), own.partitions, own.score), []).append(client)
     agreed = max(parts.values(), key=lambda part: (len(part), -part[0]), default=[])
     odd: dict[int, str] = {}
-    for client, said in introductions.items():
+    for client, own in introductions.items():
         for key in ("classes", "domains", "partitions", "score"):
             first = introductions[agreed[0]]
-            if client not in odd and getattr(said, key) != getattr(first, key):
-                odd[client] = f"client {client} has other {key} than client {first.client}: {getattr(said, key)}"
+            if client not in odd and getattr(own, key) != getattr(first, key):
+                odd[client] = said(f"client {client} has other {key} than client {first.client}: {getattr(own, key)}")
     return {client: introductions[client] for client in agreed}, odd

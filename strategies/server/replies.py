@@ -14,9 +14,9 @@ from flwr.app import Message
 
 from fedinit import wire
 from fedinit.errors import Code
+from fedinit.said import said
 
 Judged = TypeVar("Judged")
-SAID = 500  # characters of an Error
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Refusal:
     code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, limit,
     missing_record, names, slots, shape, dtype, not_finite, sums, weight, round, run, metrics, factor_norm,
     product_norm, head_norm, secagg.
-    detail: the reason, in one line of at most `SAID` characters: it goes into the ledger and onto a screen.
+    detail: the reason, in one printable line of at most `SAID` characters: it goes into the ledger and onto a screen.
     """
 
     client: int
@@ -35,7 +35,7 @@ class Refusal:
     detail: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "detail", " ".join(self.detail[: 4 * SAID].split())[:SAID])
+        object.__setattr__(self, "detail", said(self.detail))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from numpy.lib import format as npy
 
 from clients import guard
@@ -17,7 +17,9 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.errors import InputError
+from fedinit.factors import Factors
 from fedinit.state import base_offset as base
+from fedinit.state import digest
 from fedinit.statistics import Request, Sampling
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
@@ -126,6 +128,52 @@ def test_an_offset_of_any_values_is_taken(site):
     about = ConfigRecord({"backbone": site.backbone.digest})
     content = RecordDict({wire.CONFIG: about, base.RECORD: wire.encode({LAYER: offset})})
     assert torch.equal(guard.check(Message(content, 1, "train"), site)[base.RECORD][LAYER], offset)
+
+
+def drawn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def with_an_offset(content):
+    content[base.RECORD] = wire.encode({LAYER: 5 * drawn(24, 2) @ drawn(2, 24)})
+    content[wire.CONFIG]["base-key"], content[wire.CONFIG]["base-update"] = "a" * 64, "dense"
+
+
+def with_a_merge(content):
+    merge = {LAYER: Factors(drawn(2, 24), 5 * drawn(24, 2))}
+    parts = digest.named_parts(merge)
+    content[base.RECORD] = wire.encode({f"000001/{name}": value for name, value in parts.items()})
+    content[wire.CONFIG]["base-key"] = base.next_key(base.EMPTY, merge)
+    content[wire.CONFIG]["base-update"] = "merges"
+
+
+@pytest.mark.parametrize(
+    "change", [with_an_offset, with_a_merge, lambda content: None], ids=["offset", "merge", "none"]
+)
+def test_an_offset_or_a_merge_changes_what_a_client_trains_and_evaluates(change):
+    """By a server that a deployed site, with its limits on, takes it from: a limit (docs/trust.md). The last is the
+    control."""
+    site, seen = Site(small_config("rounds=1", "evaluation=clients")), {}
+
+    def handler(deliveries):
+        for message, context in deliveries:
+            kind, content = message.metadata.message_type, wire.clone(message.content)
+            if kind in ("train", "evaluate") and context.node_config["partition-id"] == 0:
+                other, node = Message(content, message.metadata.dst_node_id, kind), dict(context.node_config)
+                change(other.content)
+                contexts = [Context(1, context.node_id, dict(node), RecordDict(), {}) for _ in range(2)]
+                seen[kind] = [
+                    Cohort(site, persistent=True, deployed=True)([(given, own)])[0]
+                    for given, own in zip((message, other), contexts, strict=True)
+                ]
+        return cohort(deliveries)
+
+    cohort = Cohort(site)
+    federate(site.config, LocalGrid(handler, 3), site.backbone)
+    assert seen.keys() == {"train", "evaluate"}
+    for honest, changed in seen.values():
+        assert honest.has_content() and changed.has_content(), changed
+        assert (wire.to_bytes(honest.content) == wire.to_bytes(changed.content)) == (change.__name__ == "<lambda>")
 
 
 def test_an_untouched_round_is_refused_by_nobody(site):

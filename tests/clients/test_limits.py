@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import stat
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from fedinit.config import limits
 from fedinit.config.flower import to_run_config
 from fedinit.config.limits import Limits
 from fedinit.errors import Code, InputError
-from fedinit.statistics import STATISTICS
+from fedinit.statistics import STATISTICS, Request
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.asking import LAYER, Asker, refused
@@ -46,21 +47,64 @@ def test_what_is_about_a_few_images_is_not_answered(site, asked, said):
 
 
 @pytest.mark.parametrize(
-    "sampling",
+    ("sampling", "said"),
     [
-        dict(min_examples=-5),
-        dict(examples=-1, min_examples=1),
-        dict(clip=-3.0),
-        dict(noise=float("nan"), clip=1.0),
-        dict(noise=-1.0, clip=1.0),
-        dict(tokens=0),
-        dict(share=0.0),
-        dict(share=float("nan")),
-        dict(noise=1.0),
+        (dict(min_examples=-5), "min_examples=-5: expected 1 or more"),
+        (dict(min_examples=None), "min_examples=None: expected a whole number"),
+        (dict(examples=-1, min_examples=1), "examples=-1: expected 1 or more"),
+        (dict(examples=100.5), "examples=100.5: expected a whole number"),
+        (dict(examples=64.0), "examples=64.0: expected a whole number"),
+        (dict(examples=True), "examples=True: expected a whole number"),
+        (dict(examples=10**300), "expected a whole number"),
+        (dict(examples="64"), "examples='64': expected a whole number"),
+        (dict(tokens=0), "tokens=0: expected 1 or more"),
+        (dict(tokens=True), "tokens=True: expected a whole number"),
+        (dict(weighting="x"), "weighting='x': expected samples or uniform"),
+        (dict(weighting=["\x1b[2J" * 10**4]), "expected samples or uniform"),
+        (dict(clip=-3.0), "clip=-3.0: expected a number in (0, "),
+        (dict(clip=True), "clip=True: expected a number"),
+        (dict(clip="1"), "clip='1': expected a number"),
+        (dict(clip=float("inf")), "clip=inf: expected a number in (0, "),
+        (dict(clip=1e300), "clip=1e+300: expected a number in (0, "),
+        (dict(noise=float("nan"), clip=1.0), "noise=nan: expected a number in [0, "),
+        (dict(noise=-1.0, clip=1.0), "noise=-1.0: expected a number in [0, "),
+        (dict(noise=1e308, clip=1.0), "noise=1e+308: expected a number in [0, "),
+        (dict(noise=True, clip=1.0), "noise=True: expected a number"),
+        (dict(noise=None), "noise=None: expected a number"),
+        (dict(noise=1.0), "noise=1.0: needs sampling.clip"),
+        (dict(share=0.0), "share=0.0: expected a number in (0, 1]"),
+        (dict(share=float("nan")), "share=nan: expected a number in (0, 1]"),
+        (dict(share=True), "share=True: expected a number"),
+        (dict(share=1.5), "share=1.5: expected a number in (0, 1]"),
     ],
 )
-def test_numbers_that_are_none_are_not_asked_with(site, sampling):
-    refused(Asker(site)(**sampling), "statistics that are none, or with options that they cannot have", Code.refused)
+def test_numbers_that_are_none_are_not_asked_with(site, sampling, said):
+    """And are refused by name, before they are counted."""
+    ask = Asker(site, answers_per_run=1)
+    reply = ask(**sampling)
+    refused(reply, "asked for statistics with sampling.", Code.refused)
+    reason = reply.error.reason or ""
+    assert said in reason and len(reason) < 300 and reason.isprintable()
+    assert ask().has_content()  # the one that it answers
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"source": "x"}, "source='x': expected inputs, gradients, features, adapters"),
+        ({"source": ["inputs"]}, "source=['inputs']: expected"),
+        ({"seed": "x"}, "seed='x': expected a whole number"),
+        ({"seed": True}, "seed=True: expected a whole number"),
+        ({"layers": {LAYER: ["gram"]}}, "expected a statistic's name for each"),
+        ({"options": [1]}, "options=[1]: expected values by name"),
+    ],
+)
+def test_what_makes_no_request_is_not_asked(site, change, said):
+    ask = Asker(site, answers_per_run=1)
+    asked = {"source": "inputs", "layers": {LAYER: "gram"}, "shapes": {LAYER: [24, 24]}, "seed": 0, "options": {}}
+    asked["sampling"] = {}
+    refused(ask.ask(json.dumps({**asked, **change}), {}), said, Code.refused)
+    assert ask.ask(json.dumps(asked), {}).has_content()  # the control
 
 
 def test_whatever_a_server_varies_it_asks_about_the_same_images(site):
@@ -165,10 +209,38 @@ def test_evaluations_are_counted_and_over_as_many_images():
 
     outcome, errors = run()
     assert not errors and outcome.score is not None
+    outcome, errors = run(evaluations=0)
+    assert outcome.score is None and [e.code for e in errors] == [Code.limit] * 6  # three rounds of two clients
+    assert "has answered 0 questions for evaluations in all runs" in errors[0].reason
     _, errors = run(evaluations_per_run=2)
     assert [e.code for e in errors] == [Code.limit] * 2 and "2 questions for evaluations in this run" in errors[
         0
     ].reason
+
+
+@pytest.mark.parametrize(("kind", "a_run"), [("statistics", 20), ("evaluations", 200)])
+def test_a_thousand_are_answered_in_all_runs(site, kind, a_run):
+    """As the limits are without being set, of one run after another, each asked for as long as it is answered."""
+    from clients.limits import Keeper
+    from fedinit.config.limits import Limited
+
+    part, answered, said = site.partitions[0], [], []
+    request = Request(source="inputs", layers={LAYER: "gram"}, shapes={LAYER: (24, 24)}, seed=0)
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    while not answered or answered[-1]:
+        config = dataclasses.replace(site.config, seed=len(answered))
+        keeper = Keeper(SimpleNamespace(config=config, data=site.data), Limits(), context)  # type: ignore[arg-type]
+        answered.append(0)
+        with pytest.raises(Limited) as refused_at:
+            while True:
+                keeper.measure(request, part.train[:16]) if kind == "statistics" else keeper.evaluate(part.test[:8])
+                answered[-1] += 1
+        said.append(str(refused_at.value))
+    assert answered == [a_run] * (1000 // a_run) + [0]
+    assert {*said[: 1000 // a_run - 1]} == {
+        f"this site has answered {a_run} questions for {kind} in this run, which is its limit"
+    }
+    assert said[-1] == f"this site has answered 1000 questions for {kind} in all runs, which is its limit"
 
 
 def test_an_evaluation_of_nearly_the_same_images_is_refused(site):

@@ -16,6 +16,7 @@ SOURCES = {
     "results": Source("Results", ("metrics.csv", "summary.json")),
     "training": Source("Training", ("metrics.csv",)),
     "domains": Source("Domains and clients", ("metrics.csv", "clients.csv", "record/partition.json")),
+    "trust": Source("Privacy and bad clients", ("metrics.csv", "clients.csv", "ledger.jsonl", "summary.json")),
     "clients": Source("Who holds what", ("record/partition.json", "record/samples")),
     "aggregation": Source("Aggregation", ("metrics.csv", "record/layers.csv")),
     "update": Source("Drift, spectra, effective rank", ("metrics.csv", "record/spectra.csv")),

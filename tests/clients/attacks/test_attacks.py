@@ -148,7 +148,7 @@ def test_what_does_not_go_together_is_refused(words, said):
 def test_no_client_of_flower_attacks():
     """The server refuses such a run; and a client that is told to by a server that does not, refuses it too."""
     config = small_config("attack=sign_flip", "evaluation=none")
-    with pytest.raises(InputError, match="attack=sign_flip: bad clients are for simulations by fedinit run; use none"):
+    with pytest.raises(InputError, match="attack=sign_flip: bad clients are for simulations alone; use none"):
         check_method(config, under_flower=True)
     check_method(config)
     run_config = json.dumps(to_run_config(config), sort_keys=True)

@@ -232,7 +232,7 @@ def test_a_clusters_gpus_are_not_reckoned_by_a_machine_that_has_none(monkeypatch
 def test_no_client_of_flower_joins_a_cluster_that_a_server_names() -> None:
     config = small_config("engine=ray", "engine.address=evil.example:6379", "evaluation=none")
     check_method(config)
-    with pytest.raises(InputError, match="engine=ray: actors are for simulations by fedinit run; use engine=threads"):
+    with pytest.raises(InputError, match="engine=ray: actors are for simulations alone; use engine=threads"):
         check_method(config, under_flower=True)
     with pytest.raises(Refused, match="engine=ray: is for simulations by fedinit run"):
         client_app._configured(json.dumps(to_run_config(config), sort_keys=True), "{}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +16,20 @@ from flwr.common.serde import user_config_from_proto, user_config_to_proto
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clients.site import Site
 from fedinit.config.compose import compose_config
 from fedinit.config.flower import flatten, from_run_config, to_run_config, unflatten
 from fedinit.config.site import with_site_settings
 from fedinit.errors import InputError
+from fedinit.heads import create_head
+from fedinit.initializers import create_initializer
 from fedinit.models import build_backbone
 from fedinit.models.checkpoint import EMBEDDED_DIR
 from fedinit.state.digest import of_file
+from strategies import create_aggregator
+from strategies.reinit import create_reinit
+from strategies.robust import create_robust
+from strategies.server_opt import create_server_optimizer
 from tests.support.small import small_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -119,6 +129,59 @@ def test_wrong_run_configs(flat, expected):
     with pytest.raises(InputError) as caught:
         from_run_config(flat)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+PLANTED = "raise SystemExit('code of a stranger')\n"
+GROUPS = [key for key in to_run_config(small_config()) if key.endswith((".name", ".kind", ".optimizer", "head.init"))]
+MAKERS = {
+    "strategy.name": lambda name, options: create_aggregator(name, **options),
+    "reinit.name": create_reinit,
+    "server_opt.name": create_server_optimizer,
+    "robust.name": create_robust,
+    "init.name": create_initializer,
+    "head.init": create_head,
+}
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A module that a name may lead to, and that ends the process where it is imported."""
+    (tmp_path / "planted.py").write_text(PLANTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    assert "planted" not in sys.modules
+    with pytest.raises(SystemExit, match="code of a stranger"):  # the control
+        importlib.import_module("planted")
+
+
+@pytest.mark.parametrize("word", ["planted.Component", "planted:Component", "Component", "planted", "builtins.eval"])
+def test_a_name_that_is_no_registered_one_runs_nothing(word, planted):
+    """Of every group, by a dotted path or a class's name: refused where the run is read, or, of what the server alone
+    makes, text that a site looks up nowhere and that its maker does not know."""
+    taken = set()
+    for key in GROUPS:
+        try:
+            config = from_run_config(to_run_config(small_config()) | {key: word})
+        except InputError as error:
+            assert f"{word}" in str(error) and "\n" not in str(error), key
+            continue
+        taken.add(key)
+        if key == "model.name":
+            with pytest.raises(InputError, match="timm knows no such model"):
+                build_backbone(config.model)
+        else:
+            Site(with_site_settings(config, {"partition-id": 0}))
+            with pytest.raises(InputError, match="no such choice"):
+                MAKERS[key](word, {})
+    assert taken == {*MAKERS, "model.name"} and {"data.name", "adapter.kind", "client.optimizer"} <= {*GROUPS}
+
+
+@pytest.mark.parametrize("key", ["strategy._target_", "init._target_", "client._target_", "model._target_", "_target_"])
+def test_a_target_in_a_run_runs_nothing(key, planted):
+    """Hydra makes an object of what stands there; here nothing does."""
+    with contextlib.suppress(InputError):
+        config = from_run_config(to_run_config(small_config()) | {key: "planted.Component"})
+        Site(with_site_settings(config, {"partition-id": 0}))
 
 
 def test_a_wrong_key_of_the_flat_form_is_named():

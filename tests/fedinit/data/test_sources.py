@@ -468,6 +468,16 @@ def test_cifar_is_one_domain_with_the_published_split(cifar_files) -> None:
     assert larger.images.shape == (len(images), 1, 48, 40)
 
 
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
 def test_cifar_that_is_missing_or_changed_says_how_to_get_it(cifar_files) -> None:
     name, root, _, _ = cifar_files
     call = f"{name.upper()}({str(root / 'void')!r}, download=True)"
@@ -476,6 +486,11 @@ def test_cifar_that_is_missing_or_changed_says_how_to_get_it(cifar_files) -> Non
     changed = next(root.glob("*/*test*"))
     changed.write_bytes(changed.read_bytes() + b"x")
     refused(f"no whole {name.upper()} there", root, name=name)
+    changed.write_bytes(pickle.dumps(Planted(root / "run")))
+    refused(f"no whole {name.upper()} there", root, name=name)
+    assert not (root / "run").exists()
+    pickle.loads(changed.read_bytes())  # the control
+    assert (root / "run").exists()
 
 
 def test_resize_is_pillows_bicubic_to_a_level() -> None:

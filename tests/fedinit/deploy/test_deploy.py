@@ -137,6 +137,18 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
     assert init(tmp_path / "a", "--insecure") == 0
     text = (tmp_path / "a/server/superlink.sh").read_text()
     assert "--host 127.0.0.1" in text and "--insecure" in text and not (tmp_path / "a/ca").exists()
+    for i, (hosts, bound) in enumerate(
+        [
+            (["127.0.0.1"], "127.0.0.1"),
+            (["localhost", "127.0.0.2", "::1"], "127.0.0.1"),
+            (["192.0.2.7"], "0.0.0.0"),
+            (["fed.example.org"], "0.0.0.0"),
+            (["127.0.0.1", "fed.example.org"], "0.0.0.0"),
+            (["localhost.example.org"], "0.0.0.0"),
+        ]
+    ):
+        assert init(tmp_path / str(i), *(word for host in hosts for word in ("--host", host))) == 0
+        assert f"--host {bound} " in (tmp_path / str(i) / "server/superlink.sh").read_text(), hosts
 
 
 def test_a_sites_settings_survive_into_its_node_config(tmp_path):
@@ -544,6 +556,16 @@ def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
     assert cli.main(["deploy", "app", str(tmp_path / "f"), *words, "secure_aggregation=secagg", "strategy=fedit"]) == 2
     assert "needs 3 sites or more" in capsys.readouterr().err
     assert Server.at(tmp_path / "f").config() == sent
+
+
+def test_an_app_says_the_whole_way_to_run_it(tmp_path, capsys):
+    """README's words: without the variable Flower installs, without the number it starts ten."""
+    for words, nodes in ((WORDS, "3"), (["data=image_folder"], "<how many clients>")):
+        folder = tmp_path / nodes[:1]
+        assert cli.main(["deploy", "app", str(folder), *words]) == 0
+        said = capsys.readouterr().out
+        assert f'flwr run {folder} --stream --federation-config "num-supernodes={nodes}"' in said
+        assert "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1" in said
 
 
 def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import io
+import struct
 import zipfile
+import zlib
 
 import pytest
 import tomli
@@ -88,6 +90,7 @@ def test_a_bundle_of_anything_else_is_not(honest, spoil):
         dict(version=""),
         dict(name="../fedinit"),
         dict(name="other"),
+        dict(name=["fedinit"]),
         dict(publisher="a/../.."),
         dict(publisher=["fedinit"]),
     ],
@@ -123,6 +126,56 @@ def test_a_project_that_says_more_than_a_run_is_not(honest, table, key, value):
     assert said == f"its project file says {'.'.join((*table, key))!r}"
     del place[key]  # the control
     assert fault(packed(files_of(honest) | {"pyproject.toml": tomli_w.dumps(whole).encode()})) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("license", {"file": "/etc/passwd"}),
+        ("license", {"text": "Apache-2.0"}),
+        ("license", ["MIT"]),
+        ("description", {"a": 1}),
+        ("description", 5),
+    ],
+)
+def test_what_a_project_says_of_itself_are_texts(honest, key, value):
+    """A licence by a table is a file's name, which whoever installs the project reads."""
+    said = fault(packed(files_of(honest) | {"pyproject.toml": of_project(guarded.COMPONENTS, **{key: value})}))
+    assert said == f"its project file says 'project.{key}' by no text"
+    assert not fault(packed(files_of(honest) | {"pyproject.toml": of_project(guarded.COMPONENTS, **{key: "text"})}))
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "pyproject.toml"])
+@pytest.mark.parametrize("claimed", ["less", "less, with its checksum", "more"])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED])
+def test_a_file_of_another_size_than_it_says_is_not(honest, name, claimed, compression):
+    files = files_of(honest)
+    whole = files[name] = files.get(name, b"") + b"\n#" + b"a" * (10**6 if compression else 1000)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for each, content in files.items():
+            archive.writestr(each, content)
+        place = archive.start_dir
+    bundle = bytearray(out.getvalue())
+    assert fault(bytes(bundle)) == ""  # the control
+    place = bundle.index(b"PK\x01\x02", place)
+    while bundle[place + 46 :][: len(name)] != name.encode():
+        place = bundle.index(b"PK\x01\x02", place + 1)
+    size = len(whole) + 10 if claimed == "more" else len(whole) - 500
+    bundle[place + 24 : place + 28] = struct.pack("<I", size)
+    if "checksum" in claimed:
+        bundle[place + 16 : place + 20] = struct.pack("<I", zlib.crc32(whole[:size]))
+    assert fault(bytes(bundle))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_file_of_which_a_few_bytes_are_a_great_many_is_not(honest, compression):
+    """Python unpacks a block of these at once, however little of it was asked for."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", compression) as archive:
+        for name, content in files_of(honest).items():
+            archive.writestr(name, content)
+    assert fault(out.getvalue()) == "it cannot be read (ValueError)"
 
 
 @pytest.mark.parametrize("bundle", [b"", b"PK\x03\x04", bytes(10**6)])

@@ -269,6 +269,33 @@ def test_a_claim_at_registration_outweighs_nobody(site):
     assert (capped - honest).norm() < 0.7 * (uncapped - honest).norm()
 
 
+@pytest.mark.parametrize(("claim", "weights"), [(1, [0.25, 0.75]), (2**40, [0.75, 0.25])])
+def test_of_two_clients_a_claim_makes_a_quarter_and_three_quarters(claim, weights):
+    """The lower median of two is the smaller claim, and so a liar's: a limit (docs/reliability.md). One of two is
+    half of them; of three the median is within what honest ones claim."""
+    assert Gate().capped([1 / 1001, 1000 / 1001]) == pytest.approx([0.25, 0.75], rel=1e-12)
+    assert Gate().capped([1 / 2001, 1000 / 2001, 1000 / 2001]) == [1 / 2001, 1000 / 2001, 1000 / 2001]
+    site = Site(small_config("data.domains=[plain,inverted]"))
+    cohort, told = Cohort(site), []
+
+    def handler(deliveries):
+        replies = cohort(deliveries)
+        for record in ("config", "metrics"):
+            if deliveries[0][0].metadata.message_type in ("query.describe", "train") and record in replies[0].content:
+                replies[0].content[record]["num-examples"] = claim
+        return replies
+
+    class Weights(Observer):
+        def round_done(self, report):
+            told.append([client.weight for client in report.clients])
+
+    config = small_config("rounds=1", "strategy=fedit", "data.domains=[plain,inverted]")
+    federate(config, LocalGrid(handler, 2), site.backbone, observers=[Weights()])
+    assert told[0] == pytest.approx(weights, rel=1e-9)
+    federate(config, LocalGrid(cohort, 2), site.backbone, observers=[Weights()])  # the control
+    assert told[1] == pytest.approx([0.5, 0.5], abs=0.1)
+
+
 def test_a_claim_of_test_images_is_not_the_whole_score(site):
     """One of three says from the beginning that it has 2^40 test images, and then that all of them are right."""
     cohort = Cohort(Site(small_config("partition=iid", "partition.clients=3")))

@@ -1,0 +1,26 @@
+"""Words of others on a screen and in a log: of clients at the server, of a server at its clients, of files anywhere.
+
+Whoever writes them may be hostile. A terminal does what control characters say, so none reaches one, and a text has a
+length at which it is cut, so that nobody fills a disk with a line.
+"""
+
+from __future__ import annotations
+
+import re
+
+SAID = 500  # characters that one client gets to say
+LONGEST = 4 * SAID  # of a text around it
+# Not allowed in HTML or SVG, or invisible where they turn the direction of what follows.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
+
+
+def printable(value: object) -> str:
+    """The value as a text of one line that any file can hold: no control characters, no lone surrogates."""
+    return _UNSEEN.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
+
+
+def said(value: object, most: int = SAID) -> str:
+    """The value as one printable line of `most` characters, with single spaces; "…" is the end of one that was cut."""
+    text = str(value)
+    line = printable(" ".join(text[: 4 * most].split()))
+    return line if len(line) <= most and len(text) <= 4 * most else line[: most - 1] + "…"

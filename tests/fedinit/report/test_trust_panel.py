@@ -1,0 +1,99 @@
+"""The report's section on privacy and bad clients: what a run wrote of ε, weights, attackers and refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import fedinit
+from fedinit.report.page import render
+from fedinit.report.panels import trust
+from fedinit.report.runs.methods import methods
+from fedinit.report.runs.reading import read
+from tests.support.recorded_runs import config, write_run
+from tests.support.small import WORDS
+
+SHORT = [*WORDS, "rounds=2", "client.max_steps=1", "evaluation.head_alone=false", "logger=none"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run with an attacker and a rule, one private for clients, one for images."""
+    place = tmp_path_factory.mktemp("trust")
+    words = {
+        "attacked": ["strategy=fedit", "attack=sign_flip", "attack.clients=[1]", "robust=bounded"],
+        "clients": ["strategy=fedit", "privacy=clients", "privacy.epsilon=null", "privacy.noise=2"],
+        "images": ["strategy=fedit", "privacy=examples", "privacy.noise=2"],
+    }
+    return {
+        name: read(fedinit.run(*SHORT, *more, "evaluation=server", f"output_dir={place / name}").folder)
+        for name, more in words.items()
+    }
+
+
+def test_a_run_without_any_of_it_has_no_such_section(tmp_path):
+    run = read(write_run(tmp_path / "run", config(rounds=3), domains=("plain", "noise"), classes=("a", "b")))
+    assert trust.panel(methods([run])) is None
+    assert "Privacy and bad clients" not in render([run])
+
+
+def test_who_attacked_and_what_everybody_counted_for(runs):
+    run = runs["attacked"]
+    assert trust.attackers(run) == {1}
+    (event,) = [event for event in run.ledger if event["kind"] == "attackers"]
+    assert event == {"kind": "attackers", "attack": "sign_flip", "clients": [1]}
+    shown = trust.panel(methods([run]))
+    assert shown is not None and "attack=sign_flip by client 1, robust=bounded" in shown.lead
+    with open(run.folder / "clients.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    weights = np.array([[float(row["weight"]) for row in rows if row["client"] == str(c)] for c in range(3)])
+    values, clients, rounds = trust._weights(run)
+    assert clients == [0, 1, 2] and rounds == [1, 2] and np.array_equal(values, weights)
+    share = 100 * weights[1].sum() / weights.sum()
+    assert f"Attackers had {share:.1f} % of all weight" in shown.body and "1 attacks" in shown.body
+    assert "Privacy and bad clients" in render([run])
+
+
+def test_refusals_are_counted_by_client(runs, tmp_path):
+    run = runs["attacked"]
+    lines = [{"kind": "refused", "round": r, "client": 2, "code": "factor_norm", "detail": "x"} for r in (1, 2)]
+    run.__dict__.pop("ledger", None)
+    with open(run.folder / "ledger.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in [*lines, {"kind": "refused", "client": [1]}])
+    shown = trust.panel(methods([read(run.folder)]))
+    assert shown is not None
+    row = shown.body[shown.body.rindex(">2</th>") :]
+    assert row[: row.index("</tr>")].rstrip().endswith('data-sort="2">2</td>')
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "compares"),
+    [
+        ("clients", "a client&#x27;s images", "with and without one client"),
+        ("images", "an image", "with and without one image"),
+    ],
+)
+def test_privacy_that_was_spent_is_that_of_the_summary(runs, name, unit, compares):
+    run = runs[name]
+    epsilon = trust._epsilon(run)
+    assert len(epsilon) == len(run.metrics) and epsilon[-1] == pytest.approx(run.summary["privacy"]["epsilon"])
+    assert np.all(np.diff(epsilon[np.isfinite(epsilon)]) > 0)
+    shown = trust.panel(methods([run]))
+    assert shown is not None and unit in shown.body and compares in shown.body
+    assert f"{epsilon[-1]:.4g}" in shown.body and "Privacy spent by round" in shown.body
+
+
+def test_several_methods_are_told_apart(runs):
+    shown = trust.panel(methods([runs["clients"], runs["images"]]))
+    assert shown is not None and shown.body.count("<tr") > 4
+
+
+@pytest.mark.parametrize("told", [None, "text", [1, "x", None], {"clients": 3}])
+def test_a_damaged_ledger_names_nobody_else(runs, tmp_path, told):
+    run = runs["attacked"]
+    run.__dict__["ledger"] = [{"kind": "attackers", "clients": told}]
+    assert trust.attackers(run) == ({1} if told == [1, "x", None] else set())
+    assert trust.panel(methods([run])) is not None

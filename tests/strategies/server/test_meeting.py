@@ -1,0 +1,85 @@
+"""What a site says of itself reaches the server's screen and ledger as plain text of a length."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from clients.cohort import Cohort
+from clients.site import Site
+from fedinit.data.digits import Digits
+from fedinit.errors import RunFailed
+from fedinit.runs.progress import ProgressObserver
+from fedinit.said import LONGEST, SAID
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
+from strategies.server.meeting import Meeting, divided
+from tests.support.introductions import introduction
+from tests.support.ledger import Ledger
+from tests.support.small import small_config
+
+ESCAPE = "\x1b[31m\x1b[2J\n"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"backbone": ESCAPE},
+        {"classes": [ESCAPE * 10] * 20000},
+        {"classes": ["x"] * 20000},
+        {"domains": ["\u202e\x9b2J", "b"]},
+        {"score": ESCAPE},
+    ],
+    ids=["backbone", "classes", "many", "domains", "score"],
+)
+def test_why_a_site_does_not_fit_is_a_plain_line_of_a_length(own):
+    meeting = Meeting(clients=2, classes=("a", "b"), domains=("p", "q"), score="accuracy")
+    fitting = introduction(classes=["a", "b"], domains=["p", "q"], score="accuracy", backbone="0" * 64)
+    assert meeting.misfit(fitting, "0" * 64) == ""  # the control
+    other = introduction(client=1, **{**vars_of(fitting), **own})
+    why = [meeting.misfit(other, "0" * 64)]
+    if "backbone" not in own:
+        why += divided({0: fitting, 1: other})[1].values()
+    assert len(why) == (1 if "backbone" in own else 2)
+    assert all(text.isprintable() and 0 < len(text) <= SAID for text in why)
+
+
+def vars_of(fitting):
+    return {key: getattr(fitting, key) for key in ("classes", "domains", "score", "backbone")}
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(
+    "own", [{"backbone": ESCAPE}, {"classes": [ESCAPE] * 20000}, {"domains": ["\x1b[2J"] * 3}, {"error": ESCAPE}]
+)
+def test_a_sites_words_do_not_reach_the_terminal_as_they_are(own, known, monkeypatch):
+    """Neither where the run begins without it nor where it ends a run; of names that the configuration knows and of
+    those that it does not."""
+    if not known:
+        monkeypatch.setattr(Digits, "known_classes", None)
+    words = ("rounds=1", "client.max_steps=1", "evaluation=clients")
+    site = Site(small_config(*words))
+    honest = Cohort(site)
+
+    def handler(pairs):
+        replies = honest(pairs)
+        if pairs[0][0].metadata.message_type == "query.describe":
+            for key, value in own.items():
+                replies[1].content["config"][key if key != "error" else "partition-id"] = value
+        return replies
+
+    screen, ledger = io.StringIO(), Ledger()
+    seen = ProgressObserver(Console(file=screen, width=80), "run")
+    outcome = federate(
+        small_config(*words, "quorum=0.5"), LocalGrid(handler, 3), site.backbone, observers=[seen, ledger]
+    )
+    assert sorted(outcome.roster.examples) == [0, 2]
+    ((kind, facts),) = ledger.lines
+    assert kind == "node_refused" and len(json.dumps(facts)) < 2 * LONGEST
+    with pytest.raises(RunFailed) as caught:
+        federate(small_config(*words, "quorum=1.0"), LocalGrid(handler, 3), site.backbone, observers=[seen])
+    for text in (str(facts["detail"]), str(caught.value), *screen.getvalue().splitlines()):
+        assert text.isprintable() and len(text) <= LONGEST
