@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
+from fedinit.errors import InputError
 
 if TYPE_CHECKING:
     from fedinit.report.runs.methods import Method
@@ -52,9 +53,11 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.finding import find
+    from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
 
     runs = find(options.folders)
+    refuse_different_data(runs, "report")
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
     write_report(runs, path)
     _say(console, f"{path}: {len(runs)} run{'s' * (len(runs) != 1)}")
@@ -63,7 +66,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
-    from fedinit.report.panels.results import judged
+    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
     from fedinit.report.runs.results import results
@@ -74,9 +77,12 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)
+    if not found.rows:
+        raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(formats.terminal(found))
-    for sentence in [*judged(found), *_left(shown)]:
+    notes = [*in_full(found), *judged(found), *heads_ahead(found), *_left(shown), *absence(found, whole_path=True)]
+    for sentence in notes:
         _say(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
@@ -92,12 +98,12 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _left(shown: Sequence[Method]) -> list[str]:
-    """The runs that are not done, a line each."""
+    """The runs that have figures and are not done, a line each."""
     return [
         f"not done: {run.folder}, round {run.reached} of {run.rounds}"
         for method in shown
         for run in method.runs
-        if run.summary is None
+        if run.summary is None and run.evaluated
     ]
 
 

@@ -8,8 +8,8 @@ import re
 
 from rich.table import Table
 
-from fedinit.report.markup import printable
-from fedinit.report.panels.results import over_seeds
+from fedinit.report.markup import printable, whole
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import no_formula
@@ -17,6 +17,7 @@ from fedinit.scores import SCORES
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # OT1 has other glyphs there
+_LATEX |= {"…": r"\textellipsis{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
@@ -57,9 +58,8 @@ def csv_text(found: Results) -> str:
                 figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
-            writer.writerow(
-                [no_formula(row.label), no_formula(column), *known, str(found.is_best(row, column)).lower(), *figures]
-            )
+            cells = [no_formula(whole(row.label)), no_formula(column), *known]
+            writer.writerow([*cells, str(found.is_best(row, column)).lower(), *figures])
     return file.getvalue()
 
 
@@ -76,12 +76,14 @@ def markdown(found: Results) -> str:
     lines[0] = [_MARKDOWN.sub(r"\\\1", printable(name)) for name in lines[0]]
     ruled = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
-    return f"{body}\n\n{_caption(found)}\n"
+    below = "\n\n".join([_caption(found), *(_MARKDOWN.sub(r"\\\1", printable(line)) for line in _notes(found))])
+    return f"{body}\n\n{below}\n"
 
 
 def latex(found: Results) -> str:
     """A tabular with booktabs' rules, as papers set it; the best of each column in bold."""
-    lines = [r"% needs \usepackage{booktabs}", rf"% {_caption(found)}"]
+    said = [_caption(found), *map(printable, _notes(found))]
+    lines = [r"% needs \usepackage{booktabs}", *(f"% {line}" for line in said)]
     seeds = [] if found.even else ["seeds"]
     lines += [r"\begin{tabular}{l" + "l" * len(seeds) + "r" * (len(found.columns) + 1) + "}", r"\toprule"]
     lines += [" & ".join(["method", *seeds, *map(_tex, found.columns), "against best"]) + r" \\", r"\midrule"]
@@ -120,6 +122,11 @@ def _caption(found: Results) -> str:
         f"Test {SCORES[found.score].title}, mean ± standard deviation over {over_seeds(found)}. "
         f"Against the best: mean difference over the seeds in common ± half its 95 % interval; p: {TEST}."
     )
+
+
+def _notes(found: Results) -> list[str]:
+    """What else is to be known of the table, a sentence each."""
+    return [*in_full(found), *heads_ahead(found), *absence(found)]
 
 
 def _tex(value: object) -> str:

@@ -15,6 +15,22 @@ class Markup(str):
     """A string that is HTML already."""
 
 
+class Cut(str):
+    """A name that was cut to fit. whole: all of it, which a page shows to who points at it."""
+
+    whole: str
+
+    def __new__(cls, shown: str, whole: str) -> Cut:
+        made = super().__new__(cls, shown)
+        made.whole = whole
+        return made
+
+
+def whole(name: str) -> str:
+    """The name before it was cut, if it was."""
+    return name.whole if isinstance(name, Cut) else name
+
+
 @dataclass(frozen=True)
 class Cell:
     """A table's cell. value: what is shown. sort: the number it is sorted by; None: as a text. kind: CSS classes."""
@@ -25,7 +41,9 @@ class Cell:
 
 
 def text(value: object) -> Markup:
-    """The value, escaped; what is Markup already stays as it is."""
+    """The value, escaped; what is Markup already stays as it is. A `Cut` name has the whole of it as its title."""
+    if isinstance(value, Cut):
+        return tag("span", str(value), title=value.whole)
     return value if isinstance(value, Markup) else Markup(html.escape(printable(value)))
 
 

@@ -30,6 +30,7 @@ from fedinit.report.panels import (
     update,
 )
 from fedinit.report.panels.panel import Panel
+from fedinit.report.panels.sources import source_of
 from fedinit.report.runs.methods import Method, methods
 from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import last_scores
@@ -48,16 +49,19 @@ PANELS: tuple[Callable[[Sequence[Method]], Panel | None], ...] = (
     ledger.panel,
     provenance.panel,
 )
+OF_ALL = (results.panel, ledger.panel, provenance.panel)  # also of methods that have no figure yet
 _log = logging.getLogger(__name__)
 HERE = Path(__file__).resolve().parent
 
 
 def render(runs: Sequence[RecordedRun]) -> str:
     """The page of one run, or of several on the same data. Raises InputError for runs on different data."""
-    shown = methods(runs)
+    every = methods(runs)
+    shown = [method for method in every if method.evaluated] or every
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of figures that are not there: the page says so itself
-        panels = [panel for make in PANELS if (panel := _made(make, shown)) is not None]
+        made = [_made(make, every if make in OF_ALL else shown) for make in PANELS]
+        panels = [panel for panel in made if panel is not None]
         facts = _facts(shown)
     title = _title(shown)
     style, script = (
@@ -94,10 +98,27 @@ def _made(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Meth
         return make(shown)
     except Exception as error:  # noqa: BLE001 (whatever a damaged record makes of it, it is this section alone)
         name = make.__module__.rpartition(".")[2]
+        title, files = source_of(name)
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        _log.warning("the section %s of the report is left out: %s", name, why)
-        body = tag("p", f"Left out, since what the run recorded of it is damaged: {why}.", class_="warning")
-        return Panel(name, name.capitalize(), "", body)
+        runs = _damaged(make, shown)
+        there = [file for file in files if any((run.folder / file).exists() for run in runs)]
+        of = f" of {', '.join(run.folder.name for run in runs)}" if sum(len(m.runs) for m in shown) > 1 else ""
+        where = f", in {' or '.join(there)}" if there else ""
+        _log.warning("the section %s of the report is left out: %s (%s%s)", title, why, where.removeprefix(", "), of)
+        body = tag("p", f"Left out, since what the run recorded of it is damaged{where}{of}: {why}.", class_="warning")
+        return Panel(name, title, "", body)
+
+
+def _damaged(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Method]) -> list[RecordedRun]:
+    """The runs of which alone the section cannot be made either; all where each can."""
+    runs = [(method.label, run) for method in shown for run in method.runs]
+    found = []
+    for label, run in runs:
+        try:
+            make([Method(label, (run,))])
+        except Exception:  # noqa: BLE001 (the same as of all)
+            found.append(run)
+    return found or [run for _, run in runs]
 
 
 def _section(panel: Panel) -> Markup:

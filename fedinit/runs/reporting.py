@@ -3,6 +3,7 @@ running it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.writing import report_of_run
-from fedinit.runs import status
+from fedinit.runs import ended, status
 from fedinit.runs.export import FinalModel, export
 from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
@@ -83,8 +84,10 @@ class OpenRun:
         return figures
 
     def close(self) -> None:
-        """Close the tracker, which keeps what it was told, and then the folder, however the run ended."""
+        """Close the tracker, which keeps what it was told, and then the folder, however the run ended, and note there
+        what ended it before its end."""
         status.remove(self.folder.path)
+        ended.note(self.folder.path, sys.exc_info()[1])
         for observer in reversed(self.observers):
             observer.close()
 
@@ -119,6 +122,7 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
     Raises InputError when the folder cannot be written, RunDone where another process ended the run in the meantime.
     """
     folder = RunFolder(config, located, anew)
+    ended.forget(folder.path)
     for note in folder.notes:
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     observers: list[Observer] = [folder]

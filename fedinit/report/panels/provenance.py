@@ -7,7 +7,8 @@ from typing import Any
 
 from fedinit.report.markup import Markup, behind, joined, missing, table, tag
 from fedinit.report.panels.panel import Panel
-from fedinit.report.runs.methods import Method, flat
+from fedinit.report.runs.methods import Method
+from fedinit.report.runs.options import flat
 from fedinit.report.runs.reading import RecordedRun
 
 PLACES = ("output_dir", "resume")  # of the configuration: where, not what

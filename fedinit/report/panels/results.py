@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedinit.report.markup import Cell, Markup, joined, table, tag
+from fedinit.report.markup import Cell, Cut, Markup, behind, joined, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
-from fedinit.report.runs.significance import p_said, sampling_error
+from fedinit.report.runs.significance import p_said, paired, sampling_error
+from fedinit.runs.ended import said
 from fedinit.scores import SCORES
 
 
@@ -19,7 +20,12 @@ def panel(methods: Sequence[Method]) -> Panel:
     over = f"mean ± standard deviation over {over_seeds(found)}" if len(seeds) > 1 else "one seed"
     lead = f"Test {title}, by domain and on average over domains; {over}."
     body = [_table(found, lead)] if found.rows else []
-    body += [tag("p", sentence, class_="note") for sentence in [*judged(found), *_alone(found, methods)]]
+    if found.cut:
+        names = [Markup(tag("dt", label) + tag("dd", full)) for label, full in found.cut.items()]
+        body.append(behind("the methods' names in full", tag("dl", *names, class_="facts")))
+    body += [
+        tag("p", sentence, class_="note") for sentence in [*judged(found), *heads_ahead(found), *_alone(found, methods)]
+    ]
     unfinished = [
         f"{row.label}, seed {seed}: round {reached}"
         for row in found.rows
@@ -27,6 +33,7 @@ def panel(methods: Sequence[Method]) -> Panel:
     ]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
+    body += [tag("p", sentence, class_="warning") for sentence in absence(found)]
     return Panel("results", "Results", lead, joined(body))
 
 
@@ -61,6 +68,50 @@ def judged(found: Results) -> list[str]:
             "best, seed=0,1,2."
         )
     return sentences
+
+
+def heads_ahead(found: Results) -> list[str]:
+    """A line of every head that, trained alone, is better than the best method (or the only one), over the seeds that
+    both have; none where the figures shown are the same."""
+    methods = [row for row in found.rows if not row.reference]
+    leading = found.best or (methods[0] if len(methods) == 1 else None)
+    if leading is None:
+        return []
+    lines = []
+    for row in found.rows:
+        common = sorted(set(row.seeds) & set(leading.seeds))
+        if not row.reference or not common:
+            continue
+        alone, trained = row.figures[AVERAGE].over(common), leading.figures[AVERAGE].over(common)
+        if found.sign * (alone.mean - trained.mean) <= 0 or found.show(alone.mean) == found.show(trained.mean):
+            continue
+        apart = paired(alone, trained)
+        half = "" if apart.half is None else f" ± {found.show(apart.half)}"
+        over = "" if found.even else f" over {seeds_said(common)}"
+        lines.append(
+            f"{row.label} is better than {'the best method, ' * (found.best is not None)}{leading.label}{over}: "
+            f"{found.show(alone.mean)} against {found.show(trained.mean)} ({_signed(found, apart.mean)}{half})."
+        )
+    return lines
+
+
+def in_full(found: Results) -> list[str]:
+    """A line of every label that was cut."""
+    return [f"{label} is {full}" for label, full in found.cut.items()]
+
+
+def absence(found: Results, whole_path: bool = False) -> list[str]:
+    """A line of the runs that are in no row, with how they stand; none where all are. whole_path: of their folders, for
+    who is where they are."""
+    by_state: dict[str, list[str]] = {}
+    for label, run in found.absent:
+        state = "done, without a figure in its metrics.csv" if run.summary is not None else said(run.folder)
+        where = run.folder if whole_path else run.folder.name
+        by_state.setdefault(state, []).append(f"{label} seed {run.seed} in {where}")
+    if not by_state:
+        return []
+    told = "; ".join(f"{', '.join(runs)}: {state}" for state, runs in by_state.items())
+    return [f"In no row, since no round was evaluated: {told}."]
 
 
 def seeds_said(seeds: Sequence[int]) -> str:
@@ -98,12 +149,19 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
 def _table(found: Results, caption: str) -> Markup:
     rows = []
     for row in found.rows:
-        cells: list[Cell] = [Cell(row.label, None, "reference" if row.reference else "method")]
+        cells: list[Cell] = [Cell(_named(row), None, "reference" if row.reference else "method")]
         if not found.even:
             cells.append(Cell(", ".join(map(str, row.seeds)), None, "number"))
         cells += [_cell(found, row, column) for column in found.columns]
         rows.append(cells)
     return table(["method", *([] if found.even else ["seeds"]), *found.columns], rows, caption=caption, kind="headline")
+
+
+def _named(row: Row) -> Markup:
+    """A row's label with its options set back."""
+    name, space, options = row.label.partition(" (" if row.reference else " ")
+    rest = [" ", tag("small", space[1:] + options)] if options else []
+    return tag("span", name, *rest, title=row.label.whole if isinstance(row.label, Cut) else None)
 
 
 def _cell(found: Results, row: Row, column: str) -> Cell:

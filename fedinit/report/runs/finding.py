@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedinit.errors import InputError
-from fedinit.report.runs.reading import CONFIG, NOT_A_RUN, RecordedRun, read
+from fedinit.report.runs.options import counted
+from fedinit.report.runs.reading import CONFIG, NOT_A_RUN, RecordedRun, number_of, read
 
 ASIDE = re.compile(r"-s\d+\.\d+$")  # an earlier run of the same configuration, moved aside
 
 
 def find(paths: Sequence[Path]) -> list[RecordedRun]:
-    """The runs in these folders, in the order given and by name inside one, each once.
+    """The runs in these folders, in the order given and as `in_order` has them inside one, each once.
 
     A folder that is no run itself stands for all the runs below it, but for those that were moved aside.
     Raises InputError for a path that is no run and has none below it.
@@ -42,4 +43,24 @@ def _below(path: Path) -> list[RecordedRun]:
             runs.append(read(Path(folder)))
         except InputError:  # another program's config.yaml: not what was asked for
             continue
-    return runs
+    return in_order(runs)
+
+
+def in_order(runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """By method, then by option, then by seed, the same on every machine: numbers as numbers, an option that a run has
+    not before one that it has; last by name."""
+    options = {run.folder: counted(run) for run in runs}
+    keys = sorted({key for values in options.values() for key in values})
+
+    def rank(run: RecordedRun) -> tuple[object, ...]:
+        values = options[run.folder]
+        return run.name, [_rank(values.get(key)) for key in keys], run.seed, str(run.folder)
+
+    return sorted(runs, key=rank)
+
+
+def _rank(value: object) -> tuple[int, float, str]:
+    if value is None:
+        return 0, 0.0, ""
+    number = number_of(value) if isinstance(value, (int, float)) else float("nan")
+    return (1, number, "") if number == number else (2, 0.0, str(value))

@@ -147,6 +147,11 @@ class RecordedRun:
         prefix = f"{self.score}_"
         return tuple(name[len(prefix) :] for name in self.metrics.columns if name.startswith(prefix))
 
+    @cached_property
+    def evaluated(self) -> bool:
+        """Whether a round of it has a score, so that it can be compared."""
+        return bool(np.isfinite(self.metrics.numbers(self.score)).any())
+
     @property
     def name(self) -> str:
         """Of its method."""

@@ -3,10 +3,12 @@ differences from the best are beyond noise."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fedinit.report.markup import Cut, whole
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
@@ -35,12 +37,20 @@ class Row:
 @dataclass(frozen=True)
 class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
-    against: {label: the difference of its average from the best row's}; p in it is corrected (Holm)."""
+    against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
+    absent: (label of its method, run) of those without an evaluated round, which are in no row."""
 
     score: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     against: Mapping[str, Difference]
+    absent: tuple[tuple[str, RecordedRun], ...] = ()
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """{label: all of it} of the methods whose label is not all."""
+        labels = [*(row.label for row in self.rows if not row.reference), *(label for label, _ in self.absent)]
+        return {str(label): label.whole for label in labels if isinstance(label, Cut)}
 
     @property
     def even(self) -> bool:
@@ -106,12 +116,15 @@ class Results:
 
 
 def results(methods: Sequence[Method]) -> Results:
-    """The table of these methods, each by its last evaluated round, a run that is not done as far as it came."""
+    """The table of these methods, each by its last evaluated round, a run that is not done as far as it came; one that
+    has no such round is in no row."""
+    absent = tuple((method.label, run) for method in methods for run in method.runs if not run.evaluated)
     score = methods[0].first.score
     domains = next((m.first.domains for m in methods if m.first.domains), ())
     columns = (*domains, AVERAGE)
-    rows = [_row(method, score, columns) for method in methods]
-    table = Results(score, columns, (*_references(methods, score, columns), *rows), {})
+    seen = [method for method in methods if method.evaluated]
+    rows = [_row(method, score, columns) for method in seen]
+    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent)
     best = table.best
     if best is None:
         return table
@@ -121,7 +134,7 @@ def results(methods: Sequence[Method]) -> Results:
     against = {
         row.label: Difference(d.mean, d.seeds, d.half, p) for row, d, p in zip(others, raw, corrected, strict=True)
     }
-    return Results(score, columns, table.rows, against)
+    return dataclasses.replace(table, against=against)
 
 
 def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
@@ -137,8 +150,9 @@ def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
 
 
 def _row(method: Method, score: str, columns: Sequence[str]) -> Row:
-    scores = {run.seed: last_scores(run) for run in method.runs}
-    unfinished = {run.seed: scores[run.seed][0] for run in method.runs if run.summary is None}
+    runs = [run for run in method.runs if run.evaluated]
+    scores = {run.seed: last_scores(run) for run in runs}
+    unfinished = {run.seed: scores[run.seed][0] for run in runs if run.summary is None}
     return Row(method.label, _samples({seed: of[1] for seed, of in scores.items()}, columns), False, unfinished)
 
 
@@ -149,7 +163,9 @@ def _references(methods: Sequence[Method], score: str, columns: Sequence[str]) -
         found = {run.seed: figures for run in method.runs if (figures := _head_alone(run, score))}
         samples = _samples(found, columns)
         if found and all(row.figures != samples for row in rows):
-            rows.append(Row(f"head alone ({method.label})", samples, True))
+            label = f"head alone ({method.label})"
+            full = f"head alone ({whole(method.label)})"
+            rows.append(Row(label if label == full else Cut(label, full), samples, True))
     if len(rows) == 1:
         rows = [Row("head alone", rows[0].figures, True)]
     return rows

@@ -58,6 +58,9 @@ def test_it_asks_nobody_and_complains_of_nothing(page, browser, tmp_path, width,
     assert corner < 60 if dark else corner > 200
     assert browser.value("document.documentElement.scrollWidth") <= width, "the page is wider than its window"
     assert browser.value("document.querySelectorAll('svg.plot path').length") > 20
+    inside = "Array.from(document.querySelectorAll('nav a'), a => a.getBoundingClientRect().right <= innerWidth)"
+    assert browser.value(f"{inside}.every(Boolean)"), "the navigation is cut"
+    assert browser.value("document.querySelector('nav ul').scrollWidth <= document.querySelector('nav ul').clientWidth")
 
 
 def test_a_complaint_and_a_request_would_be_seen(page, browser, tmp_path):

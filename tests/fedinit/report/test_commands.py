@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -92,31 +93,6 @@ def test_names_are_escaped_for_each_format(tmp_path):
     assert len(widths) == 1
 
 
-def test_a_label_is_what_tells_methods_apart(tmp_path):
-    cases = {
-        "a": config(reinit__name="local", rounds=1),
-        "b": config(rounds=1),
-        "c": config(strategy__lam=0.1, rounds=1),
-        "d": config(rounds=1, client__lr=0.1),
-    }
-    for name, values in cases.items():
-        write_run(tmp_path / name, values, recorded=False)
-    labels = [method.label for method in methods(find([tmp_path]))]
-    assert labels[0] == "lora_fair client.lr=0.04 reinit=local strategy.lam=0.01" and len(set(labels)) == 4
-
-
-def test_a_label_is_written_as_one_types_it(tmp_path):
-    bundled = {"model__checkpoint": "embedded:glyph_mixer.safetensors", "model__name": "MlpMixer"}
-    cases = {"a": {"client__max_steps": None}, "b": {"client__max_steps": 2}, "c": {"client__max_steps": 2, **bundled}}
-    for name, values in cases.items():
-        write_run(tmp_path / name, config(rounds=1, **{"model__checkpoint": None, **values}), recorded=False)
-    labels = [method.label.split() for method in methods(find([tmp_path]))]
-    assert [next(word for word in label if "max_steps" in word) for label in labels] == [
-        "client.max_steps=null", "client.max_steps=2", "client.max_steps=2"
-    ]  # fmt: skip
-    assert labels[2].count("model=glyph_mixer") == 1 and not any("MlpMixer" in word for word in labels[2])
-
-
 def test_equal_averages_are_both_the_best(tmp_path, capsys):
     for name in ("fedit", "flora"):
         write_run(tmp_path / name, config(strategy__name=name, rounds=1), recorded=False)
@@ -155,7 +131,36 @@ def test_runs_on_different_data_are_refused_by_what_differs(sweep, tmp_path, cap
         for command in ("compare", "report"):
             code, _, err = run(capsys, command, one, str(other))
             assert code == 2 and said in err and one in err and "compare runs on the same data" in err
-            assert err.count("\n") == 1
+            assert err.count("\n") == 1 and f"fedinit {command} {one}; fedinit {command} {other}" in err
+
+
+def test_the_commands_of_a_refusal_work(tmp_path, capsys, monkeypatch):
+    """Of runs of three data in one folder: those that lie apart by their folder, those that are mixed by their own."""
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        for name in ("digits", "cifar10"):
+            write_run(Path("out") / "mixed" / f"{name}-s{i}", config(data__name=name, seed=i, rounds=1), layers=1)
+        write_run(Path("out") / "a b" / f"-s{i}", config(data__name="pacs", seed=i, rounds=1), layers=1)
+    failed = config(data__name="svhn", rounds=1)
+    write_run(Path("out") / "failed-s0", failed, reached=0, recorded=False)
+    for command in ("compare", "report"):
+        code, out, err = run(capsys, command, "out")
+        assert code == 2 and out == "" and err.count("\n") == 1
+        ways = err.partition("the same data: ")[2].strip().split("; ")
+        assert f"fedinit {command} 'out/a b'" in ways and len(ways) == 3
+        assert f"fedinit {command} out/mixed/digits-s0 out/mixed/digits-s1" in ways
+        for way in ways:
+            code, _, err = run(capsys, *shlex.split(way)[1:])
+            assert code == 0 and err == "", way
+
+
+def test_runs_that_say_less_are_no_bridge(tmp_path):
+    """The first was not scored yet, so it fits both others, which do not fit each other."""
+    write_run(tmp_path / "0", config(rounds=2), reached=0, recorded=False)
+    write_run(tmp_path / "1", config(rounds=2, seed=1), classes=("a", "b"), layers=1)
+    write_run(tmp_path / "2", config(rounds=2, seed=2), classes=("a", "c"), layers=1)
+    with pytest.raises(InputError, match="1 and .*2: different data, classes=a,b and classes=a,c"):
+        methods(find([tmp_path / name for name in "012"]))
 
 
 def test_data_that_lies_elsewhere_is_the_same_data(tmp_path):
@@ -191,7 +196,9 @@ def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys
     part = write_run(tmp_path / "part", config(strategy__name="rolora", rounds=3), reached=2, recorded=False)
     none = write_run(tmp_path / "none", config(strategy__name="hetlora", rounds=3), reached=0, recorded=False)
     code, out, _ = run(capsys, "compare", str(sweep), str(part), str(none))
-    assert code == 0 and f"not done: {part}, round 2 of 3" in out and f"not done: {none}, round 0 of 3" in out
+    assert code == 0 and f"not done: {part}, round 2 of 3" in out
+    assert f"In no row, since no round was evaluated: hetlora seed 0 in {none}: stopped." in out
+    assert not any("hetlora" in line for line in out.splitlines() if line.startswith("│"))
 
 
 def test_report_says_where_it_is(sweep, tmp_path, capsys, monkeypatch):

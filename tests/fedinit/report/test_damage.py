@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import warnings
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pytest
 from fedinit.errors import InputError
 from fedinit.report import page as pages
 from fedinit.report.page import render
+from fedinit.report.panels import cost
 from fedinit.report.panels.panel import Panel
 from fedinit.report.panels.results import judged
+from fedinit.report.panels.sources import SOURCES, source_of
+from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import RecordedRun, read
-from fedinit.report.runs.results import results
+from fedinit.report.runs.results import last_scores, results
 from tests.support.recorded_runs import config, write_run
 
 TABLES = ("metrics.csv", "clients.csv", "record/layers.csv", "record/spectra.csv", "record/timing.csv")
@@ -86,6 +90,30 @@ def test_a_section_that_cannot_be_made_is_left_out_alone(folder, monkeypatch, ca
     assert "is left out: cannot convert float infinity" in caplog.text
 
 
+def test_a_section_that_is_left_out_has_its_title_and_names_its_files(folder, tmp_path, monkeypatch):
+    """Of several runs, the damaged one alone."""
+    other = write_run(tmp_path / "whole", config(seed=1, rounds=3), domains=("plain", "noise"), classes=("a", "b"))
+
+    def made(shown):
+        if any(run.seed == 0 for method in shown for run in method.runs):
+            raise OverflowError("too large")
+
+    made.__module__ = cost.panel.__module__
+    monkeypatch.setattr(pages, "PANELS", (made, *pages.PANELS[:2]))
+    said = render([read(folder), read(other)])
+    assert '<h2 id="cost-title">Time, bytes, memory</h2>' in said and '<a href="#cost">Time, bytes, memory</a>' in said
+    assert "is damaged, in record/timing.csv or metrics.csv or summary.json of run: too large." in said
+
+
+def test_sections_are_called_the_same_where_they_are_left_out(folder):
+    page = render([read(folder)])
+    headings = dict(re.findall(r'<h2 id="(\w+)-title">(.*?)</h2>', page))
+    # Every section is listed; that on privacy and bad clients is there for runs that have any.
+    assert headings == {name: source.title for name, source in SOURCES.items() if name != "trust"}
+    assert set(SOURCES) == {make.__module__.rpartition(".")[2] for make in pages.PANELS}
+    assert source_of("bad_clients").title == "Bad clients"
+
+
 def test_no_mutation_of_a_record_raises(folder, caplog):
     draw = random.Random(0)
     for _ in range(30):
@@ -115,3 +143,29 @@ def mutated(draw: random.Random, content: str, name: str) -> str:
             at[key] = draw.choice(VALUES)
             return json.dumps(values)
         at = at[key]
+
+
+def test_the_table_takes_the_last_round_whose_average_is_a_number(folder):
+    path, run = folder / "metrics.csv", read(folder)
+    before = last_scores(run)
+    *rows, last = path.read_text().splitlines()
+    at = rows[0].split(",").index("accuracy")
+    cells = last.split(",")
+    path.write_text("\n".join([*rows, ",".join([*cells[:at], "inf", *cells[at + 1 :]])]) + "\n")
+    round, figures = last_scores(read(folder))
+    assert (before[0], round) == (3, 2) and figures["average"] == float(rows[-1].split(",")[at])
+
+
+@pytest.mark.parametrize("name", ["summary.json", "DONE.json", "config.yaml", "record/provenance.json", "ledger.jsonl"])
+def test_what_becomes_of_a_damaged_file_is_what_docs_report_says(folder, name):
+    (folder / name).unlink() if name == "DONE.json" else (folder / name).write_text("{\n")
+    if name == "config.yaml":
+        with pytest.raises(InputError, match="not the folder of a run"):
+            read(folder)
+        with pytest.raises(InputError, match="no run in it"):
+            find([folder.parent])
+        return
+    run, page = read(folder), shown(folder)
+    assert (run.summary is None) == (name in ("summary.json", "DONE.json"))
+    assert ("unreadable line" in page) == (name == "ledger.jsonl")
+    assert ("Command and versions were not recorded." in page) == (name == "record/provenance.json")

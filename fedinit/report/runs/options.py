@@ -1,0 +1,26 @@
+"""What a run was configured to be, as dotted keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedinit.config.schema import PLACES, UNCOUNTED
+from fedinit.report.runs.reading import RecordedRun
+
+# Of two runs of a method, these may differ; where data and weights lie says not which they are.
+APART = (*UNCOUNTED, *PLACES, "seed", "name")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a configuration with their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def counted(run: RecordedRun) -> dict[str, Any]:
+    """What the run's result is a function of, but for its seed."""
+    return {k: v for k, v in flat(run.config) if not any(k == apart or k.startswith(f"{apart}.") for apart in APART)}
