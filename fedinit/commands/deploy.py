@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -85,7 +86,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 def _run(options: argparse.Namespace, words: Sequence[str], console: Console) -> int:
     from fedinit.config import site as site_settings
     from fedinit.deploy import certificates, reaching
-    from fedinit.deploy.flower import Server, show
+    from fedinit.deploy.flower import CONNECTION, Server, show
     from fedinit.deploy.local import run_locally
     from fedinit.runs import folder as run_folder
 
@@ -120,6 +121,8 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         config = server.config()
         run = server.start_run()
         say(f"run {run}; Ctrl-C leaves it running")
+        flwr = f"FLWR_HOME={shlex.quote(str(server.folder / 'flwr'))} flwr"
+        say(f"  its log: {flwr} log {run} {CONNECTION}; to stop it: {flwr} stop {run} {CONNECTION}")
         server.wait(run)
         _show_result(config, server.folder / run_folder.place(config), console)
     else:

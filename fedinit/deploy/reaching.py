@@ -9,6 +9,7 @@ import ssl
 import time
 from pathlib import Path
 
+from fedinit.deploy.certificates import read_days_left
 from fedinit.errors import InputError
 
 SECONDS = 3.0  # that the server has to answer, each of two times
@@ -24,9 +25,12 @@ def check(address: str, authority: Path | None) -> str:
     Raises InputError, one line, for a server that this site will never be let in by as it is.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"{address}: expected host:port")
+    if not host or not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
+        raise InputError(f"{address}: expected host:port, the port from 1 to 65535")
     host = host.strip("[]")
+    if authority is not None and read_days_left(authority) is None:
+        there = "holds no certificate" if authority.is_file() else "is not there"
+        raise InputError(f"{authority}: {there}; copy the ca.crt that fedinit deploy init made to this site's folder")
     try:
         date = _date(host, int(port), authority)
     except ssl.SSLCertVerificationError as error:

@@ -586,3 +586,27 @@ def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monke
     assert "the SuperLink still shows another certificate, of 364 days left: start it again" in said
     assert cli.main(["deploy", "status", str(server)]) == 0  # nothing listens there any more
     assert "another certificate" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("address", "file", "said"),
+    [
+        ("127.0.0.1:1", "gone.crt", "gone.crt: is not there; copy the ca.crt"),
+        ("127.0.0.1:1", "node.key", "node.key: holds no certificate; copy the ca.crt"),
+        ("127.0.0.1:99999", "ca.crt", "127.0.0.1:99999: expected host:port, the port from 1 to 65535"),
+        ("127.0.0.1:0", "ca.crt", "expected host:port"),
+        ("127.0.0.1", "ca.crt", "expected host:port"),
+    ],
+)
+def test_what_is_wrong_at_the_site_itself_is_said_before_the_server_is_asked(made, address, file, said, capsys):
+    assert cli.main(["deploy", "check", address, str(made / "site-0" / file)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_run_without_a_name_is_called_by_its_data(tmp_path):
+    words = ["data=image_folder", "data.domains=[north,south]"]
+    assert cli.main(["deploy", "init", str(tmp_path / "f"), *words]) == 0
+    assert Server.at(tmp_path / "f").config().name == "image_folder"
+    assert cli.main(["deploy", "init", str(tmp_path / "g"), *words, "name=chest"]) == 0
+    assert Server.at(tmp_path / "g").config().name == "chest"
