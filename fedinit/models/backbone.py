@@ -74,7 +74,7 @@ def build_backbone(settings: ModelConfig) -> Backbone:
         module, convert, arguments = _created(settings, kwargs, weights)
     spec = _input_spec(module, settings, kwargs)
     if settings.image_size is not None or "img_size" in kwargs:
-        _check_patches(module, settings.name, spec)
+        _check_patches(module, settings.title, spec)
     if weights != "none":
         _check_grid(module, settings, kwargs, spec)
     if settings.checkpoint:

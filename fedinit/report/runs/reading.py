@@ -167,7 +167,7 @@ class RecordedRun:
 def read(folder: Path) -> RecordedRun:
     """The run in this folder. Raises InputError, one line, for one that holds none or cannot be read."""
     if not folder.exists():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: no such folder; {NOT_A_RUN}")
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file; {NOT_A_RUN}")
     path = folder / CONFIG
