@@ -16,6 +16,7 @@ import tomli
 import torch
 
 from clients.engine.hardware import resolved
+from fedinit.cli import ANYWHERE
 from fedinit.commands import COMMANDS
 from fedinit.commands.run import configurations
 from fedinit.config import arguments
@@ -73,7 +74,8 @@ def parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespa
 
 
 def judge_fedinit(words: list[str]) -> None:
-    name, *rest = words
+    before = [word for word in words[:1] if word in ANYWHERE]  # which may stand before the command too
+    name, *rest = words[len(before) :] + before
     if name == "--version":
         return
     if name == "run":
