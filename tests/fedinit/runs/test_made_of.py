@@ -69,7 +69,7 @@ def test_a_run_that_goes_on_says_what_changed_and_has_the_places_of_now(tree, tm
     with monkeypatch.context() as patch, pytest.raises(Crash):
         patch.setattr("fedinit.runs.reporting.export", lambda *_: (_ for _ in ()).throw(Crash))
         fedinit.run(*words(tmp_path, tree))
-    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    (folder,) = (tmp_path / "out" / "image_folder").iterdir()
     plant(tree, "photo/cat", count=9)
     for again in ([f"resume={folder}"], words(tmp_path, tree, f"resume={folder}")):
         with pytest.raises(fedinit.InputError) as refused:
@@ -128,7 +128,7 @@ def test_a_folder_goes_on_with_its_own_words_where_its_images_were_moved(tree, t
     monkeypatch.setattr("fedinit.runs.folder.RunFolder.finished", lambda self, summary: os.kill(os.getpid(), SIGINT))
     assert run_sim.main(words(tmp_path, tree)) == 130
     monkeypatch.undo()
-    (folder,) = (tmp_path / "out" / "digits").iterdir()
+    (folder,) = (tmp_path / "out" / "image_folder").iterdir()
     moved = tree.rename(tmp_path / "elsewhere")
     assert run_sim.main([f"resume={folder}"]) == 2
     assert "there is no such folder or zip; give the right one as data.root=..." in capsys.readouterr().err
