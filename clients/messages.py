@@ -158,10 +158,11 @@ class Decoder:
         update = rounds.recall(context, rounds.UPDATE, round, ArrayRecord)
         if update is None:
             raise Refused(f"the server asked for the second phase of round {round}, of which this client has no update")
-        means, factors = wire.from_tensors(received[wire.STATE])[0], wire.from_tensors(wire.decode(update))[0]
+        trained = wire.decode(update)
+        means, factors = wire.from_tensors(received[wire.STATE])[0], wire.from_tensors(trained)[0]
         if means.keys() != factors.keys():
             raise Refused("the server asked for the second phase of other layers than this client has trained")
-        means_digest, made = digest.of_tensors(received[wire.STATE]), digest.of_tensors(wire.decode(update))
+        means_digest, made = digest.of_tensors(received[wire.STATE]), digest.of_tensors(trained)
         if (keeper := self._keeper(context)) is not None:
             keeper.check_masked()
             keeper.project(round, made, means_digest)

@@ -13,6 +13,7 @@ from clients.engine.hardware import CPU, DTYPES, devices
 from clients.site import Site
 from fedinit.config.engine import RayConfig
 from fedinit.data.reporter import counted, readable
+from fedinit.data.store import free_memory
 from fedinit.errors import InputError
 
 
@@ -57,12 +58,8 @@ def _free(place: torch.device) -> int | None:
     """Bytes that can be had on a device; None where the system does not say."""
     if place.type == "cuda":
         return torch.cuda.mem_get_info(place)[0]
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as file:
-            (line,) = (line for line in file if line.startswith("MemAvailable:"))
-        return int(min(int(line.split()[1]) * 1024, _left_to_group()))
-    except (OSError, ValueError):
-        return None
+    room = free_memory()
+    return None if room is None else int(min(room, _left_to_group()))
 
 
 def _left_to_group() -> float:
