@@ -7,8 +7,8 @@ a round of a simulation (planning, loading, steps, unloading); adapters of rank 
 weights. Operations are counted (torch's FlopCounterMode, with no weight's gradient among them); the peak is the best of
 square matrix products of the same precision in the same run. Contestants take turns:
 
-one by one   banks of one client, one after another
-bank         one bank of all K
+one by one   banks of one client
+bank         one bank of all K; on the CPU one a core, since a lane is one thread
 evaluation   one pass of 256 images without gradients, the adapter folded into the weights
 """
 
@@ -53,8 +53,8 @@ ROWS = {
     "cpu": [
         ("embedded ViT", "vit_tiny_patch16_224", EMBEDDED, 12, 4, 6),
         ("ViT-Tiny, 128 px", "vit_tiny_patch16_224", {"img_size": 128}, 4, 16, 2),
-        ("ViT-S/16", "vit_small_patch16_224", {}, 2, 8, 2),
-        ("ViT-B/16", "vit_base_patch16_224", {}, 1, 8, 2),
+        ("ViT-S/16", "vit_small_patch16_224", {}, 4, 8, 2),
+        ("ViT-B/16", "vit_base_patch16_224", {}, 2, 8, 2),
     ],
 }
 
@@ -147,9 +147,10 @@ def measure(row: Sequence, device: torch.device, precision: str, limit: float) -
     """One row: images a second, median and best, and the best's share of the peak."""
     label, name, kwargs, clients, batch, steps = row
     setting = Setting(name, kwargs, clients, batch, steps, str(device), precision)
+    size = -(-clients // len(setting.engine.workers))
     contestants: dict[str, Callable[[], None]] = {
         "one_by_one": lambda: setting.train(1),
-        "bank": lambda: setting.train(clients),
+        "bank": lambda: setting.train(size),
         "evaluation": setting.evaluate,
     }
     for run in contestants.values():
@@ -166,13 +167,13 @@ def measure(row: Sequence, device: torch.device, precision: str, limit: float) -
         "clients": clients,
         "batch": batch,
         "precision": precision,
-        "one_by_one": round(images / min(seconds["one_by_one"])),
-        "bank": round(best),
-        "bank_median": round(images / statistics.median(seconds["bank"])),
+        "one_by_one": float(f"{images / min(seconds['one_by_one']):.4g}"),
+        "bank": float(f"{best:.4g}"),
+        "bank_median": float(f"{images / statistics.median(seconds['bank']):.4g}"),
         "bank_to_one_by_one": round(min(seconds["one_by_one"]) / min(seconds["bank"]), 1),
         "train_tflops": round(best * setting.cost.flops / 1e12, 2),
         "train_to_peak": round(best * setting.cost.flops / limit, 3),
-        "evaluation": round(judged / min(seconds["evaluation"])),
+        "evaluation": float(f"{judged / min(seconds['evaluation']):.4g}"),
         "evaluation_to_peak": round(judged / min(seconds["evaluation"]) * setting.cost.flops / 2 / limit, 3),
     }
 

@@ -98,7 +98,7 @@ class Probe(Observer):
             return features, bank.classify(features, 1)[0]
 
         images = batches.normalise(site.data.images[self.examples], site.backbone.input, device)
-        with torch.enable_grad(), capture(forward, images, bank.layers, blocks) as seen:
+        with torch.enable_grad(), bank.every_token(), capture(forward, images, bank.layers, blocks) as seen:
             on_device = {name: factors.to(device) for name, factors in layers.items()}
             kernels = self._kernels(seen, on_device)
             labels = site.data.labels[self.examples].to(device)

@@ -158,7 +158,8 @@ def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iter
 
     hooks = [bank.layers[name].register_forward_pre_hook(watch(name)) for name in request.layers]
     try:
-        bank.embed(images)
+        with bank.every_token():
+            bank.embed(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -201,7 +202,8 @@ def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> I
 
     hooks = [bank.layers[name].register_forward_hook(watch(name)) for name in request.layers]
     try:
-        pooled = bank.embed(images)
+        with bank.every_token():
+            pooled = bank.embed(images)
         head = {key: value.to(pooled.device) for key, value in request.head.items()}
         logits = F.linear(pooled, head["weight"], head["bias"])
         F.cross_entropy(logits, labels.to(pooled.device), reduction="sum").backward()

@@ -9,7 +9,7 @@ The backbone's tensors are shared by every bank of the process; only the adapter
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import cast
 
@@ -21,6 +21,7 @@ from fedinit.adapters.contract import Frozen, Kind
 from fedinit.adapters.kinds import KINDS, trained_as
 from fedinit.factors import Factors, leading
 from fedinit.models.backbone import Backbone, share
+from fedinit.models.class_token import end_in_class_token, every_token
 
 
 class BankLinear(nn.Module):
@@ -145,6 +146,7 @@ class Bank:
             layer = BankLinear(cast(nn.Linear, self.module.get_submodule(name)), scale, dropout, exact.get(name))
             setattr(self.module.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
+        end_in_class_token(self.module)
         self.head: dict[str, Tensor] = {}
 
     def load(
@@ -251,6 +253,10 @@ class Bank:
         for name, layer in self.layers.items():
             layer.clear(other.layers[name].folded)
         self.head = other.head
+
+    def every_token(self) -> AbstractContextManager[None]:
+        """Within, all layers are given all tokens, also those that the features do not depend on."""
+        return every_token(self.module)
 
     def forward(self, images: Tensor, active: int) -> Tensor:
         """Logits (active, b, classes) of the first `active` clients for their images (active·b, c, h, w)."""
