@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -23,6 +25,21 @@ def cores() -> int:
 def make_pool(workers: int, name: str) -> ThreadPoolExecutor:
     """A pool of so many threads, each with one intra-op thread of torch; `name` begins the threads' names."""
     return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def intra_op(threads: int) -> Iterator[None]:
+    """So many intra-op threads of torch in this thread, within the block. A matrix product that is split among threads
+    may round differently."""
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @functools.lru_cache(maxsize=1)

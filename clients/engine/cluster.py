@@ -37,7 +37,7 @@ class Cluster:
     """What this process is connected to.
 
     ray: the module. where: what errors call it. cuda: whether its GPUs are meant, or its cores. actors: how many there
-    are to be.
+    are to be. threads: cores of each.
     """
 
     def __init__(self, config: RayConfig, cuda: bool) -> None:
@@ -46,7 +46,7 @@ class Cluster:
 
         Raises InputError for a cluster that does not answer, has other versions, or has less than is asked for.
         """
-        self.ray, self.cuda = installed(), cuda
+        self.ray, self.cuda, self.threads = installed(), cuda, 1 if cuda else config.threads
         self._kind, self._key = ("GPUs", "GPU") if cuda else ("cores", "CPU")
         self.where = f"engine.address={config.address}" if config.address else "this machine"
         self._connected = False  # by this
@@ -112,11 +112,15 @@ class Cluster:
         for too many."""
         if there < 1:
             raise InputError(f"{self.where} has no {self._kind} for actors; use engine.device={self._other()}")
+        if there < self.threads:
+            hint = f"use engine.threads={there}"
+            raise InputError(f"engine.threads={self.threads}: {self.where} has {there} cores; {hint}")
+        most = there // self.threads
         if config.actors == "auto":
-            return max(1, min(there, free))
-        if config.actors > there:
-            hint = f"use engine.actors={there}, or auto"
-            raise InputError(f"engine.actors={config.actors}: {self.where} has {there} {self._kind}; {hint}")
+            return max(1, min(most, free // self.threads))
+        if config.actors > most:
+            each, hint = f", {self.threads} for each" * (self.threads > 1), f"use engine.actors={most}, or auto"
+            raise InputError(f"engine.actors={config.actors}: {self.where} has {there} {self._kind}{each}; {hint}")
         return config.actors
 
     def _other(self) -> str:

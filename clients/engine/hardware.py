@@ -23,11 +23,12 @@ CLASSES = 1000  # that a head is reckoned with before the data is there
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
-def devices(device: str, lanes: int | None) -> list[torch.device]:
+def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.device]:
     """The device of each lane.
 
     device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices) or "cuda:<n>".
-    lanes: their number on CPU; None is one a core. Raises InputError for a device that is not there.
+    lanes: their number on CPU; None is as many as there is room for. threads: cores that each of them takes there.
+    Raises InputError for a device that is not there, and for more threads than cores.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,7 +37,10 @@ def devices(device: str, lanes: int | None) -> list[torch.device]:
     except RuntimeError as error:
         raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>") from error
     if wanted.type == "cpu":
-        return [CPU] * (lanes or cores())
+        have = cores()
+        if threads > have:
+            raise InputError(f"engine.threads={threads}: this machine has {have} cores; use engine.threads={have}")
+        return [CPU] * (lanes or have // threads)
     if wanted.type != "cuda":
         raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>")
     there = torch.cuda.device_count()
@@ -53,7 +57,7 @@ def resolved(config: Config) -> Config:
     """
     if _elsewhere(config.engine):
         return config
-    place = devices(config.engine.device, 1)[0]
+    place = devices(config.engine.device, 1, config.engine.threads)[0]
     precision = _precision(config.engine.precision, place, config.head.name == "none")
     size = config.engine.clients_per_bank
     if size == "auto":

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from clients.engine.worker import Worker, described
 from clients.task import Answer, Job
 from fedinit.adapters.bank import Bank
@@ -25,9 +23,7 @@ class InlineEngine:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Answer, ...]]:
         self.workers[0].replica.prepare(job.base for job in jobs)
         for job in jobs:
-            with _one_thread():
-                answers = self.workers[0].do(job)
-            yield answers
+            yield self.workers[0].do(job)
 
     @contextmanager
     def borrow(self, base: str = EMPTY) -> Iterator[Bank]:
@@ -39,14 +35,3 @@ class InlineEngine:
 
     def close(self) -> None:
         pass
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One intra-op thread, as in a lane: a matrix product that is split among threads may round differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

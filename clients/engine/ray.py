@@ -1,9 +1,9 @@
 """The Ray engine: actors, each a process with one backbone and one bank, on this machine or on those of a cluster.
 
-An actor has a GPU, or a core and one intra-op thread, as a lane of the threads engine has, so that its bytes are those
-of a lane. Backbone, data and settings reach it once, out of Ray's store, which the processes of a machine share; after
-that jobs go out and answers come back. What clients remember stays with who gives the jobs, so that a job of an actor
-that died can be given again.
+An actor has a GPU, or `engine.threads` cores and as many intra-op threads, as a lane of the threads engine has, so that
+its bytes are those of a lane. Backbone, data and settings reach it once, out of Ray's store, which the processes of a
+machine share; after that jobs go out and answers come back. What clients remember stays with who gives the jobs, so
+that a job of an actor that died can be given again.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class RayPool:
     def __init__(self, cluster: Cluster, goods: Goods) -> None:
         """goods: laid into Ray's store here, once."""
         self._ray = ray = cluster.ray
-        resources = {"num_gpus": 1, "num_cpus": 0} if cluster.cuda else {"num_cpus": 1}
+        resources = {"num_gpus": 1, "num_cpus": 0} if cluster.cuda else {"num_cpus": cluster.threads}
         resources |= {"max_restarts": 0, "max_task_retries": 0}  # who gives the jobs gives them again
         self._actor = ray.remote(scheduling_strategy="SPREAD", **resources)(BankActor)
         self._goods, self._offsets = ray.put(goods), {}

@@ -31,7 +31,7 @@ def at_once(site: Site) -> int:
     """How many clients train at the same time in the memory of one device, by the engine's settings."""
     engine, there = site.config.engine, len(site.partitions)
     bank = min(int(engine.clients_per_bank), there)
-    places = devices(engine.device, engine.lanes)
+    places = devices(engine.device, engine.lanes, engine.threads)
     return bank if places[0] != CPU else min(bank * len(places), there)
 
 

@@ -22,6 +22,7 @@ from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.errors import RunFailed
 from fedinit.models.backbone import Backbone
+from fedinit.threads import intra_op
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Settings:
     batch_size: images of a pass in which nothing is trained.
     precision: what the backbone computes in, a key of DTYPES.
     rounds: of the run.
+    threads: cores inside each operation on the CPU.
     privacy: how every client's examples are hidden; None: they are not.
     """
 
@@ -45,6 +47,7 @@ class Settings:
     batch_size: int = 256
     precision: str = "fp32"
     rounds: int = 1
+    threads: int = 1
     privacy: ExamplePrivacyConfig | None = None
 
     @staticmethod
@@ -59,6 +62,7 @@ class Settings:
             batch_size=config.evaluation.batch_size,
             precision=config.engine.precision,
             rounds=config.rounds,
+            threads=config.engine.threads,
             privacy=config.privacy if isinstance(config.privacy, ExamplePrivacyConfig) else None,
         )
 
@@ -86,7 +90,7 @@ class Worker:
 
     def do(self, job: Job) -> tuple[Answer, ...]:
         """The answers to the job's tasks, in their order; ClientFailed for a client that fails."""
-        with computing(self.device, self.settings.precision, self.replica.repeats):
+        with intra_op(self.settings.threads), computing(self.device, self.settings.precision, self.replica.repeats):
             self.replica.put(self.bank, job.base)
             if job.work == "train":
                 return tuple(self._train(job.tasks))
@@ -176,10 +180,11 @@ def make_workers(
     """A worker a lane; those of one device share its copy of the backbone.
 
     device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices) or "cuda:<n>".
-    lanes: their number on CPU; None is one a core. Raises InputError for a device that is not there.
+    lanes: their number on CPU; None is as many as the cores have room for. Raises InputError for a device that is not
+    there, and for more threads than cores.
     """
     workers: list[Worker] = []
-    for place in devices(device, lanes):
+    for place in devices(device, lanes, settings.threads):
         beside = next((w for w in workers if w.replica.device == place), None)
         workers.append(Worker(backbone, targets, data, settings, place, beside))
     return workers
@@ -188,7 +193,8 @@ def make_workers(
 def described(workers: Sequence[Worker]) -> str:
     """On what and how they compute, in a few words: "2 lanes on CPU, fp32"."""
     first, lanes = workers[0], len(workers)
-    place = f"{lanes} lane{'s' * (lanes > 1)} on CPU"
+    threads = f" of {first.settings.threads} threads" if first.settings.threads > 1 else ""
+    place = f"{lanes} lane{'s' * (lanes > 1)}{threads} on CPU"
     if first.device.type == "cuda":
         place = " and ".join(dict.fromkeys(torch.cuda.get_device_name(worker.device) for worker in workers))
         place = f"{lanes} x {place}" if lanes > 1 else place

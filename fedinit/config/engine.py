@@ -25,12 +25,14 @@ class EngineConfig:
     precision: Precision = "auto"  # of the frozen backbone's products; auto: bf16 on CUDA, fp32 on CPU
     prefix_cache: bool = False  # what the blocks before the first adapter make of an image is computed once and kept
     strict: bool = False  # serialise every message, as a network would
+    threads: int = 1  # cores inside each operation of a lane on CPU; another number is another rounding
 
     lanes: ClassVar[int | None] = 1  # workers; None: one a core on CPU, one a device on CUDA
 
     def __post_init__(self) -> None:
         if self.clients_per_bank != "auto":
             at_least("engine.clients_per_bank", self.clients_per_bank, 1)
+        at_least("engine.threads", self.threads, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -265,6 +265,8 @@ class Config:
         for key in (*UNCOUNTED, *PLACES):
             group, _, last = key.rpartition(".")
             (values[group] if group else values).pop(last, None)
+        if self.engine.threads == 1:
+            del values["engine"]["threads"]  # runs were named without it before there was a choice
         return values
 
 

@@ -19,6 +19,7 @@ SITE_KEYS = {
     "checkpoint": ("model", "checkpoint", None),
     "checkpoint-sha256": ("model", "sha256", None),
     "device": ("engine", "device", "auto"),
+    "threads": ("engine", "threads", 1),
 }
 
 # Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
@@ -27,7 +28,7 @@ OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "noise-secret-fi
 
 
 def with_site_settings(config: Config, node_config: Mapping[str, object], simulated: bool = False) -> Config:
-    """The run's configuration with this site's own paths and device in it.
+    """The run's configuration with this site's own paths, device and cores in it.
 
     A server says what to train, not where this machine keeps its files.
 
@@ -47,7 +48,8 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
             continue  # what this run chose does not read it
         given = getattr(getattr(config, group), field)
         if key in node_config:
-            config = _replace(config, group, field, str(node_config[key]))
+            value = str(node_config[key])
+            config = _replace(config, group, field, _number(key, value) if isinstance(unset, int) else value)
         elif given != unset and not simulated and not _harmless(key, given):
             raise Refused(
                 f"{group}.{field}={given} came from the server, but is the site's to set: start the node with "
@@ -100,6 +102,12 @@ def split_off(config: Config) -> tuple[Config, dict[str, str]]:
         if key != "checkpoint":
             config = _replace(config, group, field, unset)
     return config, settings
+
+
+def _number(key: str, value: str) -> int:
+    if not value.isdecimal() or not int(value):
+        raise InputError(f"--node-config {key}={value}: expected a whole number of 1 or more")
+    return int(value)
 
 
 def _harmless(key: str, value: object) -> bool:

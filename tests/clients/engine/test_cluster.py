@@ -117,6 +117,17 @@ def test_more_actors_than_cores(connect) -> None:
     assert said == "engine.actors=9: engine.address=head:6379 has 8 cores; use engine.actors=8, or auto"
 
 
+def test_actors_of_several_cores(connect) -> None:
+    """A group of cores each; GPUs have no such groups."""
+    assert connect(FakeRay({"CPU": 9.0}, {"CPU": 5.0}, a=HERE), address="auto", threads=2).actors == 2
+    assert connect(FakeRay({"CPU": 9.0}, {"CPU": 9.0}, a=HERE), address="auto", threads=4).threads == 4
+    assert connect(FakeRay({"CPU": 9.0, "GPU": 3.0}, a=HERE), True, address="auto", threads=2).threads == 1
+    said = refused(connect, FakeRay({"CPU": 9.0}, a=HERE), actors=5, address="head:6379", threads=2)
+    assert said == "engine.actors=5: engine.address=head:6379 has 9 cores, 2 for each; use engine.actors=4, or auto"
+    said = refused(connect, FakeRay({"CPU": 2.0}, a=HERE), address="head:6379", threads=3)
+    assert said == "engine.threads=3: engine.address=head:6379 has 2 cores; use engine.threads=2"
+
+
 def test_more_actors_than_gpus_and_none_at_all(connect) -> None:
     ray = FakeRay({"CPU": 8.0, "GPU": 2.0}, a=HERE)
     assert "has 2 GPUs; use engine.actors=2" in refused(connect, ray, True, actors=3, address="head:6379")
@@ -204,6 +215,7 @@ def test_an_address_where_something_else_listens(monkeypatch) -> None:
     ("options", "said"),
     [
         ({"actors": 0}, "engine.actors=0: expected 1 or more"),
+        ({"threads": 0}, "engine.threads=0: expected 1 or more"),
         ({"address": "head"}, "engine.address=head: expected auto, HOST:PORT, ray://HOST:PORT or nothing"),
         ({"address": "http://head:8265"}, "engine.address=http://head:8265: expected auto"),
         ({"device": "cuda:1"}, "engine.device=cuda:1: Ray says which device an actor has; use engine.device=cuda"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clients import site
-from clients.engine import Engine
+from clients.engine import Engine, hardware
 from clients.engine.inline import InlineEngine
 from clients.engine.plan import plan
 from clients.engine.ray import RayEngine
@@ -252,6 +252,35 @@ def test_lanes_share_what_is_made_of_the_backbone(make_engine, cases) -> None:
         at_work = [layer for layer in layers if layer.folded is not None]  # the others had no job
         assert len({layer.base.weight.data_ptr() for layer in at_work}) == 1
         assert len({layer.folded.data_ptr() for layer in at_work}) == 1
+
+
+def test_lanes_of_several_threads(tiny_vit, tiny_data, targets, client_config, cases, monkeypatch) -> None:
+    """Every operation of a job has as many, in every engine; the bytes are the same in each, and the caller's own
+    number is as before."""
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    settings = Settings(client=client_config(clip_norm=1.0), seed=3, scale=1.5, threads=2)
+    seen: list[int] = []
+    plain = Worker._train_together
+
+    def watched(self: Worker, tasks: tuple[Task, ...]) -> list:
+        seen.append(torch.get_num_threads())
+        return plain(self, tasks)
+
+    monkeypatch.setattr(Worker, "_train_together", watched)
+    made = [InlineEngine(Worker(tiny_vit, targets, tiny_data, settings))]
+    made += [ThreadEngine(make_workers(tiny_vit, targets, tiny_data, settings, "cpu", lanes)) for lanes in (1, 2)]
+    inline, *threads = (run(engine, jobs_of(cases["plain"])) for engine in made)
+    assert threads == [inline, inline]
+    assert set(seen) == {2} and torch.get_num_threads() == 1
+    assert made[1].described() == "1 lane of 2 threads on CPU, fp32"
+
+
+def test_lanes_have_room_for_their_threads(monkeypatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    assert [len(devices("cpu", None, threads)) for threads in (1, 2, 3, 8)] == [8, 4, 2, 1]
+    assert len(devices("cpu", 3, 8)) == 3  # as was asked for
+    with pytest.raises(InputError, match="engine.threads=9: this machine has 8 cores; use engine.threads=8"):
+        devices("cpu", None, 9)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])

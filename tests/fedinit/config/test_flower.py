@@ -202,6 +202,7 @@ def test_a_wrong_key_of_the_flat_form_is_named():
         ("data.cache_dir=/var/tmp", "cache-dir"),
         ("model.checkpoint=/srv/weights.safetensors", "checkpoint"),
         ("engine.device=cuda:3", "device"),
+        ("engine.threads=2", "threads"),
     ],
 )
 def test_a_server_cannot_set_what_is_the_sites(word, key):
@@ -209,8 +210,8 @@ def test_a_server_cannot_set_what_is_the_sites(word, key):
     with pytest.raises(InputError) as caught:
         with_site_settings(config, {"partition-id": 0, **images})
     assert "came from the server" in str(caught.value) and f"--node-config '{key}=" in str(caught.value)
-    own = with_site_settings(config, {key: "cpu", **images})
-    assert own == with_site_settings(small_config("data=image_folder"), {key: "cpu", **images}) != config
+    own = {key: 3 if key == "threads" else "cpu", **images}
+    assert with_site_settings(config, own) == with_site_settings(small_config("data=image_folder"), own) != config
     assert with_site_settings(config, {}, simulated=True) == config
 
 
@@ -220,6 +221,9 @@ def test_a_site_without_data_and_a_setting_that_there_is_not():
         with_site_settings(config, {"partition-id": 0})
     with pytest.raises(InputError, match="data_root: no such setting of a site .did you mean 'data-root'"):
         with_site_settings(config, {"partition-id": 0, "data_root": "/srv"})
+    for wrong in (0, -1, "many", 1.5, True):
+        with pytest.raises(InputError, match=f"--node-config threads={wrong}: expected a whole number of 1 or more"):
+            with_site_settings(config, {"data-root": "/srv", "threads": wrong})
     own = {"data-root": "/srv", "cache-dir": "/var/tmp", "state-dir": "state", "noise-secret": "s"}
     assert with_site_settings(config, own).data.root == "/srv"
     assert with_site_settings(small_config(), own) == small_config()  # digits reads neither
