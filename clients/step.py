@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clients import batches
+from clients.compiled import Compiled, mean_losses
 from clients.optimizers.contract import BankOptimizer
 from fedinit.adapters.bank import Bank
 
@@ -20,6 +21,7 @@ class Training:
 
     leaves: {name: (K, …)}, as `Bank.load` gave them. optimizer: moves them.
     losses: (K,) float64, each client's sum of its mean losses so far. loss: its name, `client.loss`.
+    compiled: takes the steps of whole banks, where it can; None: none is compiled.
     """
 
     bank: Bank
@@ -27,6 +29,7 @@ class Training:
     optimizer: BankOptimizer[Any]
     losses: Tensor
     loss: str
+    compiled: Compiled | None = None
 
     def step(
         self, inputs: Tensor, targets: Tensor, weight: Tensor, are_features: bool = False, moving: Tensor | None = None
@@ -38,8 +41,12 @@ class Training:
         moving: (n, 1) bool, which of them move; None: all.
         """
         rows = len(weight)
-        logits = self.bank.classify(inputs, rows) if are_features else self.bank.forward(inputs, rows)
-        mean = batches.losses(logits, targets, weight, self.loss)  # (n,)
+        if are_features:
+            mean = batches.losses(self.bank.classify(inputs, rows), targets, weight, self.loss)  # (n,)
+        elif self.compiled is not None and self.compiled.takes(self.bank, rows):
+            mean = self.compiled.losses(self.bank, self.leaves, inputs, targets, weight, self.loss)
+        else:
+            mean = mean_losses(self.bank, inputs, targets, weight, self.loss)
         gradients = torch.autograd.grad(mean.sum(), list(self.leaves.values()))
         self.optimizer.apply(dict(zip(self.leaves, gradients, strict=True)), rows, moving)
         self.losses[:rows] += mean.detach()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from clients.compiled import Compiled
 from clients.loader import BankLoader
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
@@ -31,6 +32,7 @@ def train_bank(
     settings: ClientConfig,
     seed: int,
     recorder: Recorder | None = None,
+    compiled: Compiled | None = None,
 ) -> list[Result | ClientFailed]:
     """Train the tasks' clients together; results in the order of the tasks, the same bytes every time.
 
@@ -38,6 +40,7 @@ def train_bank(
     no adapter is in play, and the heads alone train on those.
     spec: the size and normalisation of the backbone's input. settings: how clients train. seed: of the run.
     recorder: of the bank's CUDA device, which replays the steps; None: they are taken one by one.
+    compiled: takes steps of the whole bank; None: none is compiled.
 
     A client whose plan or batch fails goes mute from there on. Its row stays, and rows do not touch each other, so its
     mates' results are, bit for bit, those of a bank where nothing failed. Raises what fails for all of them together,
@@ -51,7 +54,7 @@ def train_bank(
     leaves = load(bank, members, views, [dropout(seed, t, device) for t in members])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.step_scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
-    training = Training(bank, leaves, optimizer, losses, settings.loss)
+    training = Training(bank, leaves, optimizer, losses, settings.loss, compiled)
 
     if recorder is not None and recorder.takes(training, loader):
         training = recorder.train(training, loader)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from clients.engine.cost import SHARE, StepCost, step_cost
-from fedinit.config.engine import BANK_ON_CPU, EngineConfig, Precision, RayConfig
+from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, select_targets
@@ -65,7 +65,13 @@ def resolved(config: Config) -> Config:
         if place.type == "cuda":
             room = int(SHARE * torch.cuda.get_device_properties(place).total_memory)
             size = _cost(config, precision).fit(room, config.client.batch_size)
-    return replace(config, engine=replace(config.engine, precision=precision, clients_per_bank=size))
+    compiled = config.engine.compile
+    if compiled == "auto":
+        # Not on CUDA: with torch 2.11 gradients were wrong there, and it has not been measured since.
+        steps = config.rounds * (config.client.max_steps or 0)
+        compiled = place.type == "cpu" and steps >= COMPILED
+    settled = {"precision": precision, "clients_per_bank": size, "compile": compiled}
+    return replace(config, engine=replace(config.engine, **settled))
 
 
 def _elsewhere(engine: EngineConfig) -> bool:

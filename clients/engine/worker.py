@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from clients.compiled import Compiled
 from clients.engine.hardware import CPU, computing, devices
 from clients.engine.replica import Replica
 from clients.evaluation import features_of, score_sums
@@ -37,6 +38,7 @@ class Settings:
     precision: what the backbone computes in, a key of DTYPES.
     rounds: of the run.
     threads: cores inside each operation on the CPU.
+    compile: whether steps of whole banks are compiled.
     privacy: how every client's examples are hidden; None: they are not.
     """
 
@@ -48,6 +50,7 @@ class Settings:
     precision: str = "fp32"
     rounds: int = 1
     threads: int = 1
+    compile: bool = False
     privacy: ExamplePrivacyConfig | None = None
 
     @staticmethod
@@ -63,6 +66,7 @@ class Settings:
             precision=config.engine.precision,
             rounds=config.rounds,
             threads=config.engine.threads,
+            compile=config.engine.compile is True,
             privacy=config.privacy if isinstance(config.privacy, ExamplePrivacyConfig) else None,
         )
 
@@ -86,6 +90,8 @@ class Worker:
         self.replica = Replica(*made) if alone else beside.replica
         self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout, self.replica.exact)
         self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
+        own = Compiled() if settings.compile else None
+        self.compiled = own if beside is None else beside.compiled
         self.recorder = None if device.type == "cpu" else Recorder(data, self.spec, device)
 
     def do(self, job: Job) -> tuple[Answer, ...]:
@@ -116,7 +122,8 @@ class Worker:
 
     def _train_together(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         settings = self.settings
-        return train_bank(self.bank, tasks, self.data, self.spec, settings.client, settings.seed, self.recorder)
+        run = self.data, self.spec, settings.client, settings.seed
+        return train_bank(self.bank, tasks, *run, self.recorder, self.compiled)
 
     def _train_among_mutes(self, tasks: tuple[Task, ...], i: int) -> Result | ClientFailed:
         try:
@@ -198,4 +205,4 @@ def described(workers: Sequence[Worker]) -> str:
     if first.device.type == "cuda":
         place = " and ".join(dict.fromkeys(torch.cuda.get_device_name(worker.device) for worker in workers))
         place = f"{lanes} x {place}" if lanes > 1 else place
-    return f"{place}, {first.settings.precision}"
+    return f"{place}, {first.settings.precision}{', compiled' * first.settings.compile}"

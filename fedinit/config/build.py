@@ -20,6 +20,7 @@ from fedinit.errors import InputError, choose, did_you_mean
 
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
 def create(group: str, registry: Mapping[str, type[T] | str], name: str, options: Mapping[str, Any] = NOTHING) -> T:
@@ -126,6 +127,9 @@ def _one_of(hints: tuple[Any, ...], value: Any, where: str) -> Any:
     try:
         return _convert(options[-1], value, where)
     except InputError as error:
+        words = typing.get_args(options[-1]) if typing.get_origin(options[-1]) is Literal else ()
+        if words and options[0] in EXPECTED:
+            raise InputError(f"{where}={value}: expected {EXPECTED[options[0]]}, or {' or '.join(words)}") from error
         if type(None) not in hints or not str(error).startswith(f"{where}={value}: expected"):
             raise
         raise InputError(f"{error}, or null") from error
@@ -148,11 +152,10 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
 
 
 def _scalar(hint: type, value: Any, where: str) -> Any:
-    expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}[hint]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # a name made of digits reads as a number in YAML
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise InputError(f"{where}={value}: expected {expected}")
+        raise InputError(f"{where}={value}: expected {EXPECTED[hint]}")
     return value

@@ -11,6 +11,7 @@ from fedinit.errors import InputError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
+COMPILED = 10_000  # steps of a client, from which on a minute of compiling pays (docs/benchmarks.md)
 ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5})?")
 
 
@@ -25,6 +26,8 @@ class EngineConfig:
     precision: Precision = "auto"  # of the frozen backbone's products; auto: bf16 on CUDA, fp32 on CPU
     prefix_cache: bool = False  # what the blocks before the first adapter make of an image is computed once and kept
     strict: bool = False  # serialise every message, as a network would
+    # Whether a bank's steps go through torch's compiler. auto: on CPU, where a client takes COMPILED steps or more.
+    compile: bool | Literal["auto"] = "auto"
     threads: int = 1  # cores inside each operation of a lane on CPU; another number is another rounding
 
     lanes: ClassVar[int | None] = 1  # workers; None: one a core on CPU, one a device on CUDA

@@ -265,8 +265,9 @@ class Config:
         for key in (*UNCOUNTED, *PLACES):
             group, _, last = key.rpartition(".")
             (values[group] if group else values).pop(last, None)
-        if self.engine.threads == 1:
-            del values["engine"]["threads"]  # runs were named without it before there was a choice
+        for key, usual in (("threads", 1), ("compile", False)):
+            if values["engine"][key] == usual:
+                del values["engine"][key]  # runs were named without it before there was a choice
         return values
 
 

@@ -49,6 +49,7 @@ OTHER = {
     "privacy.clip_quantile": 0.5,
     "privacy.count_noise": 2.0,
     "engine.clients_per_bank": 2,
+    "engine.compile": True,
     "engine.precision": "bf16",
     "adapter.dropout": 0.1,
     "adapter.ranks": [8, 4],
@@ -225,6 +226,8 @@ def test_a_flat_run_config_with_another_choices_key_is_refused(group):
         ),
         ("reply_timeout=None", "reply_timeout=None: none is written null here, reply_timeout=null"),
         ("reply_timeout=none", "reply_timeout=none: expected a number, or null"),
+        ("engine.compile=maybe", "engine.compile=maybe: expected true or false, or auto"),
+        ("engine.clients_per_bank=many", "engine.clients_per_bank=many: expected a whole number, or auto"),
         ("model.checkpoint=None", "model.checkpoint=None: none is written null here, model.checkpoint=null"),
     ],
 )
