@@ -1,6 +1,6 @@
 """Training and evaluation as a share of what the machine's matrix products reach.
 
-    python -m benchmarks.roofline [--device cuda] [--precision bf16 fp32] [--quick]
+    python -m benchmarks.roofline [--device cuda] [--precision bf16 fp32] [--compile] [--quick]
 
 A row is a backbone and a bank: K clients with batches of b train from their start factors to their returned ones, as in
 a round of a simulation (planning, loading, steps, unloading); adapters of rank 16 on attn.proj and mlp.fc2, random
@@ -98,8 +98,9 @@ class Setting:
         device: str,
         precision: str,
         last_blocks: int | None = None,
+        compiled: bool = False,
     ) -> None:
-        """last_blocks: adapters are in as many blocks, the last ones; None: in all."""
+        """last_blocks: adapters are in as many blocks, the last ones; None: in all. compiled: `engine.compile`."""
         torch.manual_seed(SEED)
         module = timm.create_model(name, num_classes=0, **kwargs).eval().requires_grad_(False)
         size = kwargs.get("img_size", 224)
@@ -124,7 +125,8 @@ class Setting:
             "weight": torch.randn(CLASSES, backbone.features, generator=draw) / 100,
             "bias": torch.zeros(CLASSES),
         }
-        settings = Settings(client=SGDConfig(batch_size=batch, epochs=1), seed=0, scale=2.0, precision=precision)
+        client = SGDConfig(batch_size=batch, epochs=1)
+        settings = Settings(client=client, seed=0, scale=2.0, precision=precision, compile=compiled)
         self.cost = step_cost(backbone, targets, RANK, CLASSES, DTYPES[precision])
         self.backbone, self.targets, self.data, self.settings = backbone, targets, data, settings
         self.engine = ThreadEngine(make_workers(backbone, targets, data, settings, device))
@@ -143,10 +145,12 @@ class Setting:
             pass
 
 
-def measure(row: Sequence, device: torch.device, precision: str, limit: float) -> dict[str, object]:
+def measure(
+    row: Sequence, device: torch.device, precision: str, limit: float, compiled: bool = False
+) -> dict[str, object]:
     """One row: images a second, median and best, and the best's share of the peak."""
     label, name, kwargs, clients, batch, steps = row
-    setting = Setting(name, kwargs, clients, batch, steps, str(device), precision)
+    setting = Setting(name, kwargs, clients, batch, steps, str(device), precision, compiled=compiled)
     size = -(-clients // len(setting.engine.workers))
     contestants: dict[str, Callable[[], None]] = {
         "one_by_one": lambda: setting.train(1),
@@ -167,6 +171,7 @@ def measure(row: Sequence, device: torch.device, precision: str, limit: float) -
         "clients": clients,
         "batch": batch,
         "precision": precision,
+        "compiled": compiled,
         "one_by_one": float(f"{images / min(seconds['one_by_one']):.4g}"),
         "bank": float(f"{best:.4g}"),
         "bank_median": float(f"{images / statistics.median(seconds['bank']):.4g}"),
@@ -183,6 +188,7 @@ def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
     words.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     words.add_argument("--precision", nargs="*", help="default: all that the device has")
+    words.add_argument("--compile", action="store_true", help="the steps of whole banks go through torch's compiler")
     words.add_argument("--quick", action="store_true", help="the first four rows")
     return words
 
@@ -198,11 +204,11 @@ def main() -> None:
         limit = peak(device, precision)
         print(f"{precision}: matrix products reach {limit / 1e12:.2f} TFLOP/s")
         for row in ROWS[device.type][: 4 if asked.quick else None]:
-            rows.append(measure(row, device, precision, limit) | {"peak_tflops": round(limit / 1e12, 2)})
+            rows.append(measure(row, device, precision, limit, asked.compile) | {"peak_tflops": round(limit / 1e12, 2)})
             print(rows[-1])
     where = torch.cuda.get_device_name(device).replace(" ", "-") if on_cuda else ""
     machine.publish(
-        "-".join(filter(None, ["roofline-quick" if asked.quick else "roofline", where])),
+        "-".join(filter(None, ["roofline-quick" if asked.quick else "roofline", "compiled" * asked.compile, where])),
         rows,
         dtype="as in its column",
         seed=SEED,

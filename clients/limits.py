@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -55,11 +56,10 @@ class Keeper:
         """Raise Limited for a partition that leaves this client too few images to train on, or that cuts a few of them
         off from those of an earlier run. train: (n,) indices."""
         least = self.limits.min_images
-        if len(train) < least:
-            raise Limited(
-                f"the run's partition leaves this site {len(train)} images, fewer than its min-images={least}"
-            )
         with self._book() as book:
+            if len(train) < least:
+                few = f"the run's partition leaves this site fewer images than its min-images={least}"
+                raise Cut(few, self._named(book, train))
             counts = book["runs"].setdefault(self._run, {})
             if not counts.get("partition"):  # once a run: it takes a look at every image
                 self._enter(book, "training", train, least)
@@ -70,7 +70,7 @@ class Keeper:
         client, least = self.site.config.client, self.limits.min_images
         seen = len(train) if client.max_steps is None else min(len(train), client.max_steps * client.batch_size)
         if seen < least:
-            raise Limited(f"an update would be of {seen} images, fewer than this site's min-images={least}")
+            raise Limited(f"an update would be of fewer images than this site's min-images={least}")
 
     def measure(self, request: Request, train: Tensor) -> tuple[Request, Tensor]:
         """The request as this site answers it, and the images (m,) that it is over, of those of the client; counted.
@@ -102,7 +102,7 @@ class Keeper:
             if BY_CLASS & {*request.layers.values()}:
                 labels = self.site.data.labels[images]
                 for label in labels.unique():
-                    self._enter(book, "classes", images[labels == label], limits.min_class_images, "of a class")
+                    self._enter(book, "classes", images[labels == label], limits.min_class_images, "of a class", images)
             if limits.min_noise:
                 self._spend(book, sampling.noise)
             book["sizes"] = sorted({*book["sizes"], len(images)})
@@ -113,15 +113,14 @@ class Keeper:
         """Count an evaluation on these images (n,). Raises Limited for one too many, or over too few of a domain."""
         limits, domains = self.limits, self.site.data.domains[test]
         least = limits.min_test_images
-        if (fewest := int(domains.unique(return_counts=True)[1].min())) < least:
-            raise Limited(
-                f"the run's partition leaves this site {fewest} test images, of which min-test-images={least}"
-            )
         self._check_counted("evaluations")
         with self._book() as book:
+            if domains.unique(return_counts=True)[1].min() < least:
+                few = f"the run's partition leaves this site fewer test images than its min-test-images={least}"
+                raise Cut(f"{few}, of a domain", self._named(book, test))
             self._count(book, "evaluations", limits.evaluations_per_run, limits.evaluations)
             for domain in domains.unique():  # each has an answer of its own
-                self._enter(book, "evaluations", test[domains == domain], least)
+                self._enter(book, "evaluations", test[domains == domain], least, about=test)
 
     def _check_counted(self, kind: str) -> None:
         """Raise Limited for answers that no ε counts, of a site that gives nothing else."""
@@ -214,18 +213,23 @@ class Keeper:
             raise Limited(f"this site's answers together would have less noise than min-noise={least:g}")
         book["all"]["precision"] = spent
 
-    def _enter(self, book: dict[str, Any], kind: str, images: Tensor, least: int, of: str = "") -> None:
-        """Write a set of images into the book. Raises Limited for one of fewer than `least` distinct images, or that
-        leaves so few in a cell of the sets before it."""
+    def _enter(
+        self, book: dict[str, Any], kind: str, images: Tensor, least: int, of: str = "", about: Tensor | None = None
+    ) -> None:
+        """Write a set of images into the book. about: all that were asked about, of which the set is a part.
+
+        Raises Cut for one of fewer than `least` distinct images, or that leaves so few in a cell of the sets before it.
+        """
         pixels = [*self.site.data.fingerprints(images, book["key"])]
         asked = {*self.site.data.origins(images, pixels, book["key"])}
         what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
-        if (distinct := min(len(asked), len({*pixels}))) < least:
-            raise Limited(f"{what} over {distinct} distinct images, fewer than the {least} of this site's limits")
+        limit, name = f"the {least} of this site's limits", self._named(book, images if about is None else about)
+        if min(len(asked), len({*pixels})) < least:
+            raise Cut(f"{what} over fewer distinct images than {limit}", name)
         cells = _cut(book["cells"].get(kind, []), asked)
         cut = [part for pair in cells[:-1] if all(pair) for part in pair] + [part for part in cells[-1] if part]
         if any(len(part) < least for part in cut):
-            raise Cut(f"{what} that differ from earlier ones by fewer images than the {least} of this site's limits")
+            raise Cut(f"{what} that differ from earlier ones by fewer images than {limit}", name)
         book["cells"][kind] = [sorted(part) for pair in cells for part in pair if part]
 
     @contextmanager
@@ -239,15 +243,13 @@ class Keeper:
                 book = _opened(before)
                 if book["all"].get("refusals", 0) >= self.limits.refusals:
                     raise Limited(
-                        f"this site has refused {self.limits.refusals} sets of images that differ by a few, which is "
-                        "its limit: it answers nothing more"
+                        f"this site has refused {self.limits.refusals} sets of images that are a few or differ by a "
+                        "few, which is its limit: it answers nothing more"
                     )
                 try:
                     yield book
-                except Cut:
-                    book = _opened(before)
-                    book["all"]["refusals"] = book["all"].get("refusals", 0) + 1
-                    self._write(book)
+                except Cut as error:
+                    self._refuse(_opened(before), error.images)
                     raise
                 if book != before:
                     self._write(book)
@@ -255,6 +257,19 @@ class Keeper:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.file}: the book of this site's answers cannot be used ({error})") from error
+
+    def _named(self, book: Mapping[str, Any], images: Tensor) -> str:
+        """A word for the images (n,) that a run asks about, which says nothing of them."""
+        text = " ".join([book["key"], self._run, *map(str, sorted(images.tolist()))])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _refuse(self, book: dict[str, Any], images: str) -> None:
+        """Count the refusal of a set of images, once for each set."""
+        refused = book.setdefault("refused", [])
+        if images not in refused:
+            refused.append(images)
+            book["all"]["refusals"] = book["all"].get("refusals", 0) + 1
+            self._write(book)
 
     def _read(self) -> dict[str, Any] | None:
         """The book as it is kept; None where there is none yet."""

@@ -116,7 +116,7 @@ class Decoder:
             keeper.check_batches(part.train)
         if isinstance(privacy, ExamplePrivacyConfig):
             # Drawn anew each time: noise that was there before could be taken off by asking again.
-            secret = secrets.token_hex(16) if self.deployed else ""
+            secret = secrets.token_hex(32) if self.deployed else ""
             spent = budget.spend(self.site, privacy, len(part.train), context, keeper)
             notes["epsilon"], delta = spent, privacy.delta
         if keeper is not None:

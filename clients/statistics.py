@@ -8,6 +8,7 @@ image alone, and sums are over images, so neither batches nor the split of the e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -68,12 +69,7 @@ def measure(
             for key, value in statistics[layer].measure(values, other).items():
                 sums[f"{layer}/{key}"] += value.double().cpu()
     if sampling.noise:
-        # By the sums too: the same noise on those of all images and of a part of them leaves their difference bare.
-        # And, where there is a secret, by the noise that is asked for: of two answers with one draw, scaled otherwise,
-        # both noise and sums can be reckoned.
-        own = () if not secret else (repr(float(sampling.noise)),)
-        draw = draws(request.seed, secret, "init.noise", client, *own, "", of_tensors(sums))
-        disturb(sums, statistics, rows, sampling, draw)
+        disturb(sums, statistics, rows, sampling, partial(draws, request.seed, secret, "init.noise", client))
     if sampling.weighting == "uniform":
         for layer in statistics:
             count = max(float(sums[f"{layer}/count"]), 1.0)
@@ -130,19 +126,24 @@ def disturb(
     statistics: Mapping[str, Statistic],
     rows: Mapping[str, int],
     sampling: Sampling,
-    draw: Draws,
+    draw: Callable[[str, str, str], Draws],
 ) -> None:
-    """Add N(0, (noise · sensitivity)²) to every sum that has a sensitivity, in place, in a fixed order.
+    """Add N(0, (noise · sensitivity)²) to every sum that has a sensitivity, in place.
 
-    rows: {layer: the most rows that one image has in it}.
+    rows: {layer: the most rows that one image has in it}. draw: makes the stream of a sum, by its name, the noise's
+    size and the sum itself. So the same sum is given with the same noise, whatever is asked beside it, and averages
+    show no more of it. Two sums never share a draw, nor has a sum one draw in two sizes: with the same noise on both,
+    of another size or none, both could be reckoned from the answers.
     Raises ValueError without a clip: one image may then change a sum by anything.
     """
     if sampling.clip is None:
         raise ValueError("noise needs a clip")
     for layer, statistic in statistics.items():
         for key, size in sorted(statistic.sensitivity(sampling.clip, rows[layer]).items()):
-            total = sums[f"{layer}/{key}"]
-            total += sampling.noise * size * draw.normal(total.shape)
+            name = f"{layer}/{key}"
+            scale = sampling.noise * size
+            stream = draw(name, repr(float(scale)), of_tensors({name: sums[name]}))
+            sums[name] += scale * stream.normal(sums[name].shape)
 
 
 @torch.no_grad()

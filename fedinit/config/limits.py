@@ -24,7 +24,15 @@ class Limited(Refused):
 
 
 class Cut(Limited):
-    """What is asked for is about images that differ from those before by a few. The refusal tells that they do."""
+    """What is asked for is about few images, or about such that differ from those before by a few. The refusal tells
+    that it is, though not how few.
+
+    images: a word for the set that was asked about; the same set refused again tells nothing new.
+    """
+
+    def __init__(self, message: str, images: str) -> None:
+        super().__init__(message)
+        self.images = images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +53,8 @@ class Limits:
     max_epsilon: training needs privacy=examples, to this ε at the most in a run, at a δ of one over its images or
         less, and no statistic and no evaluation is answered; inf: it needs none.
     require_secure_aggregation: no update leaves that is not masked: training needs secure_aggregation=secagg.
-    refusals: of sets of images that differ from earlier ones by a few, in all: each tells that they do. After so many
-        nothing is answered any more.
+    refusals: of sets of images that are a few, or differ from earlier ones by a few, in all: each tells that they do.
+        After so many nothing is answered any more.
     projections_per_round: different questions of a round's second phase that are answered; the same one is again.
     """
 

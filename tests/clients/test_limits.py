@@ -33,12 +33,18 @@ def site() -> Site:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (dict(examples=1, min_examples=1), "over 1 distinct images, fewer than the 16"),
-        (dict(examples=15, min_examples=1), "over 15 distinct images"),
-        (dict(examples=64, share=0.01, min_examples=1), "over 1 distinct images"),
+        (dict(examples=1, min_examples=1), "over fewer distinct images than the 16"),
+        (dict(examples=15, min_examples=1), "over fewer distinct images than the 16"),
+        (dict(examples=64, share=0.01, min_examples=1), "over fewer distinct images than the 16"),
         (dict(examples=64, tokens=1), "over all tokens of an image, not over 1"),
-        (dict(source="features", name="class_sums", examples=1, min_examples=1), "over 1 distinct images"),
-        (dict(source="gradients", name="gradient", examples=1, min_examples=1), "over 1 distinct images"),
+        (
+            dict(source="features", name="class_sums", examples=1, min_examples=1),
+            "over fewer distinct images than the 16",
+        ),
+        (
+            dict(source="gradients", name="gradient", examples=1, min_examples=1),
+            "over fewer distinct images than the 16",
+        ),
     ],
 )
 def test_what_is_about_a_few_images_is_not_answered(site, asked, said):
@@ -135,7 +141,7 @@ def test_noise_is_the_same_for_the_same_sums_whatever_the_seed(site):
         (dict(max_clip=2.0), {}, "max-clip=2 at the most, asked None"),
         (dict(max_clip=2.0), dict(clip=3.0), "max-clip=2 at the most, asked 3.0"),
         (dict(min_noise=1.0), dict(clip=1.0, noise=0.5), "min-noise=1 or more, asked 0.5"),
-        (dict(min_images=100), dict(examples=64), "over 64 distinct images, fewer than the 100"),
+        (dict(min_images=100), dict(examples=64), "over fewer distinct images than the 100"),
         (dict(answers_per_run=0), {}, "has answered 0 questions for statistics in this run"),
         (dict(answers=0), {}, "has answered 0 questions for statistics in all runs"),
     ],
@@ -186,7 +192,7 @@ def test_a_few_test_images_are_not_evaluated_on_and_their_client_trains(site):
 
     keeper = Keeper(site, Limits(min_test_images=8), Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
     keeper.check_partition(site.partitions[0].train)
-    with pytest.raises(Limited, match="leaves this site 7 test images"):
+    with pytest.raises(Limited, match="leaves this site fewer test images than its min-test-images=8, of a domain"):
         keeper.evaluate(site.partitions[0].test[:7])
 
 

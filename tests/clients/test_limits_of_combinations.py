@@ -96,7 +96,7 @@ def test_a_run_that_deals_a_few_images_otherwise_is_refused(site):
     with pytest.raises(Limited, match="training that differ from earlier ones by fewer images"):
         other.check_partition(train[11:])
     other.check_partition(train[10 + SEEN :])
-    with pytest.raises(Limited, match="training over 12 distinct images"):
+    with pytest.raises(Limited, match="training over fewer distinct images than the 16"):
         keeper(site).check_partition(torch.cat([train[:12], train[:12]]))
 
 
@@ -112,7 +112,7 @@ def test_a_class_of_a_few_images_has_no_sum_of_its_own(site):
     labels = site.data.labels[site.partitions[0].train]
     few = torch.cat([site.partitions[0].train[labels == 0][:3], site.partitions[0].train[labels == 1][:40]])
     sums = about_head("class_sums", (10, 24))
-    with pytest.raises(Limited, match="statistics of a class over [123] distinct images, fewer than the 4"):
+    with pytest.raises(Limited, match="statistics of a class over fewer distinct images than the 4"):
         asked.measure(sums, few)
     keeper(site, min_class_images=1).measure(sums, few)
     assert ask(source="features", name="class_sums").has_content()
@@ -145,7 +145,7 @@ def test_an_update_of_a_few_images_is_not_made(site, words, few):
     if not few:
         asked.check_batches(train)
         return
-    with pytest.raises(Limited, match="an update would be of 15 images, fewer than this site's min-images=16"):
+    with pytest.raises(Limited, match="an update would be of fewer images than this site's min-images=16"):
         asked.check_batches(train)
 
 

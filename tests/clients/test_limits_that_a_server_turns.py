@@ -18,6 +18,7 @@ from clients.site import Site
 from clients.statistics import measure
 from fedinit import wire
 from fedinit.config.limits import Limited, Limits
+from fedinit.draws import Keyed
 from fedinit.errors import Code, InputError
 from fedinit.statistics import Request, Sampling
 from tests.support.asking import LAYER, Asker, refused
@@ -34,18 +35,49 @@ def keeper(site: Site, folder, **limits: object) -> Keeper:
     return Keeper(site, Limits(**limits), Context(1, 1, node, RecordDict(), {}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("secret", ["s", ""])
-def test_two_answers_of_other_noise_do_not_share_a_draw(site, secret):
-    """With one draw z, of s + 1.2 c z and s + 1.8 c z both s and z can be reckoned. Without a secret of the site, where
-    anybody can draw the noise, they share it: the control."""
-    ask = Asker(site, noise_secret=secret)
-    ask.cohort.decoder.deployed = bool(secret)
-    name = f"{LAYER}/gram"
-    exact = ask.sums(clip=1.0)[name].double()
-    few, more = (ask.sums(clip=1.0, noise=noise)[name].double() for noise in (1.2, 1.8))
-    reckoned = few - (more - few) * 1.2 / (1.8 - 1.2)
+@pytest.fixture(params=["as it is", "one draw"])
+def shared(request, monkeypatch) -> bool:
+    """Whether all noise of a site is of one draw, as it must not be: the control."""
+    if request.param == "one draw":
+        monkeypatch.setattr("clients.statistics.draws", lambda seed, secret, *_: Keyed(secret, "one"))
+    return request.param == "one draw"
+
+
+SIZES = {"noise": (dict(clip=1.0, noise=1.2), dict(clip=1.0, noise=1.8)),
+         "clip": (dict(clip=1e3, noise=1e-6), dict(clip=2e3, noise=1e-6))}  # fmt: skip
+
+
+@pytest.mark.parametrize("by", SIZES)
+def test_two_answers_of_other_noise_do_not_share_a_draw(site, by, shared):
+    """With one draw z, of s + a z and s + b z both s and z can be reckoned, whether the noise that was asked for is
+    another or the clip, by which it is measured, and which nothing reaches."""
+    ask, name = Asker(site), f"{LAYER}/gram"
+    exact = ask.sums(clip=SIZES[by][0]["clip"])[name].double()
+    few, more = (ask.sums(**sampling)[name].double() for sampling in SIZES[by])
+    a, b = (sampling["noise"] * sampling["clip"] ** 2 for sampling in SIZES[by])
+    reckoned = few - (more - few) * a / (b - a)
     off = (reckoned - exact).norm() / (few - exact).norm()
-    assert off > 1 if secret else off < 0.02  # of half precision
+    assert off < 0.02 if shared else off > 0.5  # of half precision
+
+
+def test_two_sums_do_not_share_a_draw_in_another_order(site, shared):
+    """Else the difference of two layers' sums has no noise, from two questions that name them in either order."""
+    ask, sampling = Asker(site), Sampling(clip=1e3, noise=1.0)
+    names = [LAYER, "blocks.1.attn.proj"]
+
+    def told(order: list[str], sampling: Sampling) -> dict[str, torch.Tensor]:
+        layers, shapes = dict.fromkeys(order, "gram"), dict.fromkeys(order, (24, 24))
+        reply = ask.ask(Request(source="inputs", layers=layers, shapes=shapes, seed=0, sampling=sampling).to_json(), {})
+        assert reply.has_content(), reply.error.reason
+        return {name: value.double() for name, value in wire.decode(reply.content["state"]).items()}
+
+    exact, first, second = told(names, Sampling(clip=1e3)), told(names, sampling), told(names[::-1], sampling)
+    one, other = (f"{name}/gram" for name in names)
+    apart = (first[one] - second[other]) - (exact[one] - exact[other])
+    noise = (first[one] - exact[one]).norm()
+    assert apart.norm() < 0.02 * noise if shared else apart.norm() > noise
+    if not shared:
+        assert torch.equal(first[one], second[one])  # asked beside others, or in another order, a sum is as it was
 
 
 def test_a_site_that_is_not_evaluated_measures_no_losses(site):
@@ -208,3 +240,16 @@ def test_refusals_are_counted_where_the_book_is_in_memory_too(site, tmp_path, mo
     said = [reply.error.reason for reply in replies if reply.has_error()]
     tell = [reason for reason in said if "a class that differ from earlier ones by fewer images" in reason]
     assert len(tell) == 2 and "has refused 2 sets of images" in said[-1], said
+
+
+def test_a_refusal_says_no_number_and_the_same_one_again_tells_nothing_new(site, tmp_path):
+    """Of a class of three images, a question over fewer and fewer of all of them told how many are in it."""
+    few = {"refusals": 3, "min_class_images": 60, "state_dir": str(tmp_path)}
+    ask = Asker(site, **few)
+    said = [ask(source="features", name="class_sums", examples=count).error.reason for count in (110, 110, 110, 80, 50)]
+    assert {reason.partition(": ")[2] for reason in said[:4]} == {
+        "statistics of a class over fewer distinct images than the 60 of this site's limits"
+    }
+    (book,) = tmp_path.glob("answers-client-0.json")
+    assert json.loads(book.read_text())["all"] == {"refusals": 3}
+    refused(ask(), "this site has refused 3 sets of images that are a few or differ by a few")
