@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedinit.key_stream import KeyStream
 from fedinit.seeding import torch_generator
 
 
@@ -48,21 +49,15 @@ class Keyed(Draws):
     chance, and the same secret, purpose and keys give the same."""
 
     def __init__(self, secret: str, purpose: str, *keys: int | str) -> None:
-        from cryptography.hazmat.primitives.ciphers import Cipher  # here: most clients draw nothing by a secret
-        from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-
         text = "\x1f".join([purpose, *map(str, keys), secret])
         key = hashlib.sha256(b"fedinit draws\x1f" + text.encode("utf-8", "surrogateescape")).digest()
-        self._stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+        self._stream = KeyStream(key)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
-        return normal_of(self._words(math.prod(shape))).reshape(tuple(shape)).to(dtype)
+        return normal_of(self._stream.words(math.prod(shape))).reshape(tuple(shape)).to(dtype)
 
     def uniform(self, count: int) -> Tensor:
-        return torch.from_numpy((self._words(count) >> np.uint64(11)) / 2.0**53)
-
-    def _words(self, count: int) -> np.ndarray:
-        return np.frombuffer(self._stream.update(bytes(8 * count)), np.dtype("<u8")).astype(np.uint64)
+        return torch.from_numpy((self._stream.words(count) >> np.uint64(11)) / 2.0**53)
 
 
 def draws(seed: int, secret: str, purpose: str, *keys: int | str) -> Draws:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fedinit.config.dotted import dotted
 from fedinit.runs.tracker import Tracker, group_of
 from fedinit.state import disk
 
@@ -40,7 +41,7 @@ class MlflowTracker(Tracker):
         run = self.client.create_run(experiment, run_name=self.folder.name, tags=tags)
         self.identity = run.info.run_id
         disk.replace(kept, self.identity.encode())
-        for name, value in _flat(self.values).items():
+        for name, value in dotted(self.values):
             self.client.log_param(self.identity, name, str(value)[:LONGEST])
 
     def log(self, values: Mapping[str, float], round: int) -> None:
@@ -62,11 +63,3 @@ def _name(figure: str) -> str:
     """What the figure is called there, "accuracy.photo" for accuracy/photo: in MLflow's folders a slash makes a folder,
     which cannot be beside the file of "accuracy" itself, and most other signs are refused."""
     return re.sub(r"[^\w. -]", lambda sign: f"_{ord(sign[0]):x}_", figure.replace("/", "."))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value}, of mappings inside each other."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import generate_shared_key
 
+from fedinit.key_stream import KeyStream
 from fedinit.secagg.fixed_point import Words
 
 SEED = 32  # bytes of the seed of a client's own mask
@@ -20,8 +19,7 @@ SEED = 32  # bytes of the seed of a client's own mask
 def expand(key: bytes, size: int) -> Words:
     """`size` words, uniform to whoever has not the key of 32 bytes: the key stream of ChaCha20. A key is for one
     vector."""
-    stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * size))
-    return np.frombuffer(stream, np.dtype("<u8")).astype(np.uint64)
+    return KeyStream(key).words(size)
 
 
 def shared(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:

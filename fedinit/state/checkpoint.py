@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from torch import Tensor
 
+from fedinit.config.dotted import dotted
 from fedinit.errors import InputError
 from fedinit.state import digest, disk
 
@@ -241,16 +242,9 @@ def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: st
 
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first key in which two configurations differ, and its value in each; None where they are the same."""
-    one, other = _flat(left), _flat(right)
+    one, other = dict(dotted(left)), dict(dotted(right))
     keys = (key for key in [*other, *one] if one.get(key, "absent") != other.get(key, "absent"))
     return next(((key, one.get(key, "absent"), other.get(key, "absent")) for key in keys), None)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _canonical(content: Mapping[str, Any]) -> bytes:

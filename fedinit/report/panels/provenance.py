@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedinit.config.dotted import dotted
 from fedinit.report.markup import Markup, behind, joined, missing, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
-from fedinit.report.runs.options import flat
 from fedinit.report.runs.reading import RecordedRun
 
 PLACES = ("output_dir", "resume")  # of the configuration: where, not what
@@ -39,7 +39,7 @@ def _one(run: RecordedRun) -> list[Markup]:
     parts = [listed]
     if not known:
         parts.append(missing("Command and versions were not recorded.", "`report=full` records them."))
-    rows = [[key, _value(value)] for key, value in flat(run.config) if key not in PLACES]
+    rows = [[key, _value(value)] for key, value in dotted(run.config) if key not in PLACES]
     parts.append(behind("the whole configuration", table(["key", "value"], rows, caption="config.yaml")))
     return parts
 

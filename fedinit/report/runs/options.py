@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedinit.config.dotted import dotted
 from fedinit.config.schema import PLACES, UNCOUNTED
 from fedinit.report.runs.reading import RecordedRun
 
@@ -12,15 +12,6 @@ from fedinit.report.runs.reading import RecordedRun
 APART = (*UNCOUNTED, *PLACES, "seed", "name")
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys of a configuration with their values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def counted(run: RecordedRun) -> dict[str, Any]:
     """What the run's result is a function of, but for its seed."""
-    return {k: v for k, v in flat(run.config) if not any(k == apart or k.startswith(f"{apart}.") for apart in APART)}
+    return {k: v for k, v in dotted(run.config) if not any(k == apart or k.startswith(f"{apart}.") for apart in APART)}
