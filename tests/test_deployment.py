@@ -6,6 +6,7 @@ FEDINIT_KILLS says how many (30).
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import socket
@@ -27,6 +28,7 @@ from fedinit.deploy import certificates, layout
 from fedinit.deploy.processes import DeployFailed, Process, environment, free_port
 from fedinit.models import build_backbone
 from fedinit.runs import folder as run_folder
+from fedinit.runs.observer import Observer, RoundReport
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support import federations
@@ -85,7 +87,8 @@ def test_sites_end_in_the_hash_of_the_simulation(tmp_path, sites, secure):
 @pytest.mark.parametrize("words", [
     ["secure_aggregation=secagg"],
     ["privacy=clients", "privacy.epsilon=null", "privacy.noise=1e-9", "privacy.clip=1e3"],
-], ids=["secagg", "privacy"])  # fmt: skip
+    ["robust=geometric_median"],
+], ids=["secagg", "privacy", "robust"])  # fmt: skip
 def test_a_secret_sum_and_a_private_run_are_those_of_the_simulation(tmp_path, words):
     """To rounding: masks, and a deployment's noise, which is next to none here, are the operating system's."""
     config = config_of(tmp_path, "data.domains=[plain,inverted,thick]", "strategy=fedit", *words)
@@ -99,6 +102,25 @@ def test_a_secret_sum_and_a_private_run_are_those_of_the_simulation(tmp_path, wo
     for name, value in wire.to_tensors(expected.layers, expected.head).items():
         (found,) = (tensor for key, tensor in stored.items() if key.endswith(f"model/{name}"))
         assert torch.allclose(found, value, rtol=0, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_sites_say_their_epsilon_of_a_run_that_is_private_for_examples(tmp_path):
+    """The same ε as in a simulation, which is of steps and images; the noise is each site's own."""
+    config = config_of(tmp_path, "strategy=fedit", "privacy=examples", "rounds=2")
+    with federation(tmp_path, config, sites=2, secure=True) as made:
+        made.start()
+        finish(made, made.server.start_run(), config)
+    told = list(csv.DictReader((run_folder.place(config) / "clients.csv").open()))
+    expected: list[float] = []
+
+    class Watch(Observer):
+        def round_done(self, report: RoundReport) -> None:
+            expected.extend(client.epsilon for client in report.clients)
+
+    site = Site(config)
+    federate(config, LocalGrid(Cohort(site), 2), site.backbone, observers=[Watch()])
+    assert [float(row["epsilon"]) for row in told] == pytest.approx(expected) and 0 < max(expected) <= 8
 
 
 @pytest.mark.slow
