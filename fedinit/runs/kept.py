@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedinit.config.schema import Config
 from fedinit.errors import GOES_ON, InputError
-from fedinit.state.checkpoint import FOLDER, difference
+from fedinit.state.manifest import FOLDER, difference
 
 NOTHING = "there was no checkpoint yet, so nothing is kept"
 
