@@ -44,10 +44,11 @@ from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs.preview import Preview, Trial, filling
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.reporting import OpenRun, open_run, refuse_unwritable, show_done
+from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
-from fedinit.state.checkpoint import FOLDER
+from fedinit.runs.writable import refuse_unwritable
+from fedinit.state.manifest import FOLDER
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method

@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         errors.print(f"failed: {error}")
         return 1
+    except PermissionError as error:  # of whatever a command was given
+        errors.print(f"error: {error.filename or 'a file'}: permission denied; let this user at it, or give another")
+        return 2
     except OSError as error:
         errors.print(f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))
         return 1

@@ -120,10 +120,13 @@ def test_a_folder_is_loaded_as_the_run_that_it_is(done):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    for folder in (tmp_path, tmp_path / "absent"):
+    for folder, why in (
+        (tmp_path, "not the folder of a run, it has no config.yaml"),
+        (tmp_path / "absent", "no such folder"),
+    ):
         with pytest.raises(fedinit.InputError) as refused:
             fedinit.load(folder)
-        assert str(refused.value) == f"{folder}: not the folder of a run; it has no readable config.yaml"
+        assert str(refused.value) == f"{folder}: {why}; give the folder of a run, as fedinit run prints it"
 
 
 def test_an_unfinished_run_has_what_it_came_to(tmp_path, monkeypatch):

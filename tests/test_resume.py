@@ -23,7 +23,8 @@ from fedinit.data.digits import Digits
 from fedinit.errors import InputError, RunFailed
 from fedinit.runs.folder import RunFolder
 from fedinit.runs.observer import Observer
-from fedinit.state.checkpoint import FACTS, FORMAT, MANIFEST, TENSORS, Checkpoints, State, _canonical, _sha256
+from fedinit.state.checkpoint import FACTS, TENSORS, Checkpoints, State
+from fedinit.state.manifest import FORMAT, MANIFEST, canonical, sha256
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import slow, small_config
@@ -240,7 +241,7 @@ def test_what_cannot_be_continued_is_refused_in_one_line_and_loses_nothing(tmp_p
     absent = dataclasses.replace(config, resume=str(tmp_path / "absent"))
     assert "no such folder" in refused(simulate, absent)
     above = refused(simulate, dataclasses.replace(config, resume=str(folder.parents[1])))
-    assert f"it has no readable config.yaml; runs below it: {folder}" in above
+    assert f"it has no config.yaml; runs below it: {folder}; give the folder of a run" in above
 
     running = RunFolder(config)
     assert "another process is at this run" in refused(simulate, config)
@@ -275,7 +276,7 @@ def test_another_format_is_not_taken_for_damage(shape, tmp_path):
         made = {"format": FORMAT + 1, "content": ["something"], "sha256": None}
     else:
         content = json.loads(path.read_text())["content"] | {"format": FORMAT + 1}
-        made = {"format": FORMAT + 1, "content": content, "sha256": _sha256(_canonical(content))}
+        made = {"format": FORMAT + 1, "content": content, "sha256": sha256(canonical(content))}
     path.write_text(json.dumps(made))
     with pytest.raises(InputError, match="written by a newer fedinit") as caught:
         store.load()
@@ -291,7 +292,7 @@ def test_an_older_format_is_refused_with_the_way_out(tmp_path):
     store.save(1, {"x": State()})
     path = tmp_path / "round-000001" / MANIFEST
     content = json.loads(path.read_text())["content"] | {"format": FORMAT - 1}
-    path.write_text(json.dumps({"content": content, "sha256": _sha256(_canonical(content))}))
+    path.write_text(json.dumps({"content": content, "sha256": sha256(canonical(content))}))
     with pytest.raises(InputError, match="written by an older fedinit .*resume=never begins anew"):
         store.load()
 

@@ -65,7 +65,10 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 def _check(options: argparse.Namespace, console: Console) -> int:
     root = options.root.expanduser()
     if not root.exists():
-        raise InputError(f"{options.root}: there is no such folder, zip or table")
+        raise InputError(
+            f"{options.root}: there is no such folder, zip or table; give a folder domain/class/image, a zip of "
+            "one, or a CSV file with the columns path and label"
+        )
     from fedinit.data.checking import check
     from fedinit.data.image_folder import ImageFolder
     from fedinit.data.image_list import ImageList

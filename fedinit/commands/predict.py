@@ -10,6 +10,9 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser, add_run, load_run, whose
 from fedinit.errors import InputError
+from fedinit.pasted import pasted
+from fedinit.runs.named import CONFIG
+from fedinit.unreadable import is_file
 
 ABOUT = """The class of each picture by the model that a run ended with, and how sure it is. Pictures are brought to
 the model's size and colours as those that it was trained on were."""
@@ -40,6 +43,16 @@ def parser(name: str) -> Parser:
     return made
 
 
+def refuse_swapped(run: Path, images: Sequence[Path]) -> None:
+    """Raise InputError where the run is not the first of the words, but one of those behind it."""
+    if is_file(run / CONFIG):
+        return
+    for other in images:
+        if is_file(other / CONFIG):
+            right = f"fedinit predict {pasted(other)} {pasted(run)}"
+            raise InputError(f"{run}: not the folder of a run, and {other} is one; the run comes first: {right}")
+
+
 def main(name: str, words: Sequence[str], console: Console) -> int:
     """Predict, and print; the exit code. Raises InputError, one line."""
     options = parser(name).parse_args(words)
@@ -48,8 +61,9 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     grey = options.grey_range
     if grey and not grey[0] < grey[1]:
         raise InputError(f"--grey-range {grey[0]:g} {grey[1]:g}: expected two numbers of which the second is larger")
+    refuse_swapped(options.run, options.images)
     run = load_run(options)
-    from fedinit.inference import predicting
+    from fedinit.inference import pictures, predicting
     from fedinit.report.markup import printable
 
     whose(run, options.client)
@@ -64,5 +78,6 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
             wide.print(predicting.table(read, run.class_names, options.top))
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     for prediction in unread:
-        errors.print(f"error: {printable(prediction.path)}: cannot be read as a picture ({prediction.why})")
+        why = f"cannot be read as a picture ({prediction.why}); {pictures.wanted(prediction.path)}"
+        errors.print(f"error: {printable(prediction.path)}: {why}")
     return 2 if unread else 0

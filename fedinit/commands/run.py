@@ -22,6 +22,7 @@ from fedinit.config import groups
 from fedinit.errors import InputError, RunFailed, reason
 from fedinit.runs.stopping import listening
 from fedinit.runs.verbose import VerboseConsole
+from fedinit.unreadable import is_folder
 
 if TYPE_CHECKING:
     from fedinit.config.arguments import Arguments
@@ -107,8 +108,9 @@ def _of_folder(words: Sequence[str]) -> Config | None:
     if not changes or not free.issuperset(o.key_or_group for o in overrides):
         return None
     values = {o.key_or_group: o.value() for o in overrides}
-    folder = Path(os.path.expanduser(str(values.get("resume", "auto"))))
-    if str(folder) in ("auto", "never") or not folder.is_dir():
+    named = str(values.get("resume", "auto"))
+    folder = Path(os.path.expanduser(named))
+    if not named.strip() or str(folder) in ("auto", "never") or not is_folder(folder):
         return None
     from fedinit.runs import folder as run_folder  # with all of torch
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser
 from fedinit.errors import InputError
+from fedinit.unreadable import Unreadable
 
 ABOUT = """Shows a run that another process is at, from the files in its folder: rounds, cohort, loss, the score by
 domain, bytes, and the time that is left. It changes nothing, and Ctrl-C leaves the run as it is."""
@@ -90,7 +91,7 @@ def _awaited(folder: Path, wait: float, console: Console) -> Path:
             return newest(folder)
         except InputError as error:
             left = until - time.monotonic()
-            if left <= 0 or folder.is_file():
+            if left <= 0 or folder.is_file() or isinstance(error, Unreadable):
                 raise InputError(
                     f"{error}; waited for {wait:g} s, --wait SECONDS is longer" if told else error
                 ) from error

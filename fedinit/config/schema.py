@@ -244,6 +244,8 @@ class Config:
         plain_name = self.name.isprintable() and len(self.name) <= 200
         if not self.name or "/" in self.name or self.name.startswith(".") or not plain_name:
             raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
+        if not self.resume.strip():
+            raise InputError(f"resume={self.resume}: expected auto, never or the folder of a run")
         if not self.output_dir or not self.output_dir.isprintable():
             raise InputError(f"output_dir={self.output_dir!r}: expected the path of a folder")
 

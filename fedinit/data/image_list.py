@@ -20,7 +20,9 @@ from fedinit.data.table import read_table
 from fedinit.data.tree import OnDisk, Tree
 from fedinit.errors import InputError
 from fedinit.home import expand_home
+from fedinit.unreadable import unreadable
 
+EXPECTED = "give a CSV file in UTF-8 with the columns path and label as data.root=..."
 _COLUMNS = ("path", "label", "domain", "split")
 
 
@@ -60,8 +62,13 @@ class ImageList(FileSource):
         where = f"data.root={file}"
         try:
             content = file.read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(f"{where}: there is no such file; {EXPECTED}") from error
+        except PermissionError as error:
+            raise unreadable(file, error) from error
         except OSError as error:
-            raise InputError(f"{where}: cannot be read ({error}); expected a CSV file in UTF-8") from error
+            why = (error.strerror or str(error)).lower()
+            raise InputError(f"{where}: cannot be read ({why}); {EXPECTED}") from error
         rows: dict[str, tuple[str, str, Split | None]] = {}
         for line, row in read_table(where, content, ("path", "label")):
             at = f"{where}: line {line}"

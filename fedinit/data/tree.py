@@ -19,6 +19,8 @@ from typing import IO
 from fedinit.data.splits import looks_like, meaning
 from fedinit.errors import InputError
 from fedinit.home import expand_home
+from fedinit.pasted import pasted
+from fedinit.unreadable import mode_of, unreadable
 
 SHAPE = "expected data.root/domain/class/image.jpg, with folders train, val and test above or below a level if you like"
 _WINDOWS = (0, 10, 11)  # in a zip, the systems a member may come from that have backslashes in paths: FAT, NTFS, VFAT
@@ -89,7 +91,7 @@ class Tree(ABC):
         tops = {path.split("/")[0] for path in paths}
         names = {name for path in paths for name in path.split("/")}
         unclear = any(map(meaning, tops)) or any(looks_like(name) and not meaning(name) for name in names)
-        hint = "" if unclear or len(tops) > 1 else f"; is data.root={self.root / tops.pop()} meant?"
+        hint = "" if unclear or len(tops) > 1 else f"; is {pasted(f'data.root={self.root / tops.pop()}')} meant?"
         return InputError(f"data.root={self.root}: folder {folder!r} is a level too deep, {SHAPE}{hint}")
 
 
@@ -228,10 +230,12 @@ def open_tree(given: str | None) -> Tree:
             f"data.root is not set: {SHAPE}, or a .zip of that; give it on the command line as data.root=..."
         )
     root = expand_home("data.root", given)
-    if not root.exists():
+    if not mode_of(root):
         raise InputError(f"data.root={given}: there is no such folder or zip; give the right one as data.root=...")
     try:
         tree = Folder(root) if root.is_dir() else Zip(root)
+    except PermissionError as error:
+        raise unreadable(Path(error.filename or root), error) from error
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted zip
         raise InputError(
             f"data.root={given}: neither a folder nor a zip that can be read ({error}); {SHAPE}, or a .zip of that"

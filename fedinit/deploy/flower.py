@@ -22,6 +22,7 @@ from fedinit.config.schema import Config
 from fedinit.deploy.layout import PROJECT
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.errors import InputError
+from fedinit.pasted import pasted
 
 CONNECTION = "federation"
 KEY_IN_USE = "[code: 23]"  # what Flower answers to a key that it knows
@@ -43,7 +44,9 @@ class Server:
                 return Server(place.resolve())
         if (folder / "supernode.sh").is_file():
             raise InputError(f"{folder}: a site's folder; this is asked of the server's, the one with superlink.sh")
-        raise InputError(f"{folder}: no federation.json there; make the folder with: fedinit deploy init {folder}")
+        raise InputError(
+            f"{folder}: no federation.json there; make the folder with: fedinit deploy init {pasted(folder)}"
+        )
 
     @staticmethod
     def is_at(folder: Path) -> bool:

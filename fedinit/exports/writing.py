@@ -19,6 +19,7 @@ from fedinit.exports import FORMATS
 from fedinit.exports.card import card
 from fedinit.exports.contract import Format, absent
 from fedinit.exports.portable import Portable
+from fedinit.pasted import pasted
 from fedinit.runs.result import Run
 
 CONFIG, CARD = "config.json", "README.md"
@@ -70,7 +71,11 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
     if folder.exists() and not _is_export(folder, written.name):
         inside = "" if client is None else f"client-{client}"
         is_of_clients = inside and _is_export(folder / inside, written.name)
-        how = f"--output {folder / inside} is this client's" if is_of_clients else "name a new folder with --output"
+        how = (
+            f"--output {pasted(folder / inside)} is this client's"
+            if is_of_clients
+            else "name a new folder with --output"
+        )
         raise InputError(f"{folder}: is there, and is no {written.name} export; {how}")
     model = Portable.of(run, client)
     written.refuse(model)

@@ -27,9 +27,11 @@ from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
 from fedinit.home import expand_home
 from fedinit.models import InputSpec
+from fedinit.pasted import pasted
 from fedinit.runs import made_of
 from fedinit.runs.result import Run
 from fedinit.scores import Accuracy, RecoveryError, Score
+from fedinit.unreadable import mode_of
 
 Split = Literal["auto", "test", "all"]
 
@@ -102,8 +104,11 @@ def evaluate(
 def _placed(run: Run, place: str) -> tuple[Source, bool]:
     """The images in a folder or zip, and whether they are the run's own, which may have been moved."""
     own = run.config.data
-    if not expand_home("--data", place).exists():
-        raise InputError(f"--data {place}: there is no such folder or zip")
+    if not mode_of(expand_home("--data", place)):
+        raise InputError(
+            f"--data {pasted(place)}: there is no such folder or zip; give one of images, domain/class/image or "
+            "class/image, or words such as data=csv data.root=FILE"
+        )
     if isinstance(own, FileSource):
         moved = dataclasses.replace(own, root=place)
         with contextlib.suppress(InputError):  # of other domains, say

@@ -16,6 +16,9 @@ from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_wi
 from fedinit.data.store import THREADS
 from fedinit.errors import InputError
 from fedinit.models import InputSpec
+from fedinit.unreadable import is_folder, unreadable
+
+COMMON = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,38 @@ class Pictures:
 
 def named(given: Sequence[Path]) -> list[Path]:
     """The picture files that are meant: a file by itself, of a folder all that lie below it and whose names end as
-    pictures' do, in the order of their names. Raises InputError for a folder without any."""
+    pictures' do, in the order of their names. Raises InputError for a folder without any, or that
+    cannot be read."""
     paths: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(Path(error.filename), error)
+
     for path in given:
-        if not path.is_dir():
+        if not is_folder(path):
             paths.append(path)
             continue
-        inside = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+        inside = [Path(folder, name) for folder, _, names in os.walk(path, onerror=refuse) for name in names]
         pictures = sorted(file for file in inside if file.name.lower().endswith(suffixes()))
         if not pictures:
-            raise InputError(f"{path}: no pictures in this folder, or below it")
+            raise InputError(f"{path}: no pictures in this folder, or below it; {expected()}")
         paths += pictures
     return paths
+
+
+def expected() -> str:
+    """What a person gives, with the endings that are looked for in a folder."""
+    common = [ending for ending in COMMON if ending in suffixes()]
+    others = len(suffixes()) - len(common)
+    more = f" or one of {others} others that Pillow reads" if others else ""
+    return f"give a picture, or a folder with files whose names end in {', '.join(common)}{more}"
+
+
+def wanted(path: Path) -> str:
+    """What a person does about a file that is no picture."""
+    if not path.exists():
+        return "give the path of a picture"
+    return f"give a picture ({', '.join(COMMON)}, …) in its place, or leave it out"
 
 
 def read(paths: Sequence[Path], spec: InputSpec, window: Window | Windows | None) -> Pictures:

@@ -52,6 +52,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
+    from fedinit.report.runs.damage import damage
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
@@ -60,6 +61,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     refuse_different_data(runs, "report")
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
     write_report(runs, path)
+    for sentence in damage(runs, whole_path=True):
+        _say(console, sentence)
     _say(console, f"{path}: {len(runs)} run{'s' * (len(runs) != 1)}")
     return 0
 
@@ -67,6 +70,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
     from fedinit.report.panels.results import absence, heads_ahead, in_full, judged
+    from fedinit.report.runs.damage import damage
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
     from fedinit.report.runs.results import results
@@ -82,6 +86,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(formats.terminal(found))
     notes = [*in_full(found), *judged(found), *heads_ahead(found), *_left(shown), *absence(found, whole_path=True)]
+    notes += damage(runs, whole_path=True)
     for sentence in notes:
         _say(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}

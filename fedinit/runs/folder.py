@@ -15,6 +15,7 @@ with the rows it had then. The ledger only grows.
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import os
@@ -29,18 +30,24 @@ from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
+from fedinit.runs import done
+from fedinit.runs.done import DONE, HASH, KEY, done_of
 from fedinit.runs.lock import FolderLock
-from fedinit.runs.made_of import MadeOf
+from fedinit.runs.made_of import MadeOf, beside
 from fedinit.runs.made_of import read as read_made_of
+from fedinit.runs.named import CONFIG, configuration, refuse_no_folder
 from fedinit.runs.observer import Observer, Roster, RoundReport
-from fedinit.runs.sealed import DONE, KEY, digests
+from fedinit.runs.sealed import digests
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
+from fedinit.runs.writable import unwritable
 from fedinit.state import disk
-from fedinit.state.checkpoint import FOLDER, State, difference, refuse_other, written_config
+from fedinit.state.checkpoint import State
+from fedinit.state.manifest import FOLDER, checkpoints_in, difference, refuse_other, written_config
 
+OWN_WORDS = "the words that the run was begun with, fedinit run …, write it anew"
+RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
-CONFIG = "config.yaml"
 LINES = "metrics.jsonl"
 TABLES = ("metrics.csv", "clients.csv", LINES)
 
@@ -62,8 +69,7 @@ def locate(config: Config) -> Located:
     named = config.resume not in ("auto", "never")
     if named:
         path = Path(config.resume)
-        if not path.is_dir():
-            raise InputError(f"resume={config.resume}: no such folder; expected auto, never or the folder of a run")
+        refuse_no_folder(path, f"resume={config.resume}", RESUMED)
         made_of = MadeOf() if finished(path) else MadeOf.of(config)
     else:
         made_of = MadeOf.of(config)
@@ -95,17 +101,18 @@ def configured(folder: Path, named: str | None = None) -> Config:
     folder computed with.
     """
     what = f"resume={folder}" if named is None else named
+    content = configuration(folder, what)
     try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG), resolve=False)
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())), resolve=False)
     except (OSError, ValueError, YAMLError, RecursionError) as error:
-        below = itertools.islice(sorted({*folder.glob(f"*/{CONFIG}"), *folder.glob(f"*/*/{CONFIG}")}), 4)
-        runs = [str(file.parent) for file in below]
-        there = f"; runs below it: {', '.join(runs[:3])}{', …' * (len(runs) > 3)}" if runs else ""
-        raise InputError(f"{what}: not the folder of a run; it has no readable {CONFIG}{there}") from error
+        raise InputError(f"{what}: its {CONFIG} is no YAML; {OWN_WORDS}") from error
     written = computed_in(folder)  # first: another format may have had other keys
-    if not isinstance(values, dict):
-        raise InputError(f"{what}: its {CONFIG} holds no keys and values; the run's own words write it anew")
-    config = load(cast("dict[str, Any]", values))
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{what}: its {CONFIG} holds no keys and values; {OWN_WORDS}")
+    try:
+        config = load(cast("dict[str, Any]", values))
+    except InputError as error:
+        raise InputError(f"{what}: its {CONFIG} cannot be used ({error}); {OWN_WORDS}") from error
     if written is not None and (other := difference(config.computed(), written)) is not None:
         key, edited, used = other
         raise InputError(
@@ -122,8 +129,9 @@ def computed_in(folder: Path) -> dict[str, Any] | None:
 
 
 def finished(folder: Path) -> dict[str, Any] | None:
-    """The summary of a run that is done, or None."""
-    return summary_of(folder) if (folder / DONE).is_file() else None
+    """The summary of a run that is done, or None; also where DONE.json is not what a run writes. Raises InputError
+    where it cannot be read."""
+    return None if done_of(folder) is None else summary_of(folder)
 
 
 def mend(folder: Path, config: Config) -> list[str]:
@@ -161,11 +169,12 @@ def write_config(folder: Path, config: Config) -> list[str]:
     return notes
 
 
-def put_aside_summary(folder: Path) -> list[str]:
-    """Of a folder whose run goes on: put a summary.json aside that no run has written; a line says so. Raises
-    OSError."""
-    file = folder / SUMMARY
-    return [_put_aside(file)] if file.exists() and summary_of(folder) is None else []
+def put_aside_ends(folder: Path) -> list[str]:
+    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written; a line each says
+    so. Raises OSError."""
+    files = [folder / DONE] if done.wrong(folder) else []
+    files += [folder / SUMMARY] if (folder / SUMMARY).exists() and summary_of(folder) is None else []
+    return [_put_aside(file) for file in files]
 
 
 def _put_aside(file: Path) -> str:
@@ -216,9 +225,10 @@ class RunFolder(Observer):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
             anew = anew or config.resume == "never"
-            done = None if anew else finished(self.path)
-            if done is not None:  # by another process, while this one read its data
-                raise RunDone(done)
+            summary = None if anew else finished(self.path)
+            if summary is not None:  # by another process, while this one read its data
+                raise RunDone(summary)
+            checkpoints_in(self.path / FOLDER)  # refuses a folder of them that cannot be read
             begun = any((self.path / FOLDER).rglob("round-*"))
             if anew or not begun:
                 if config.resume not in ("auto", "never"):
@@ -227,13 +237,13 @@ class RunFolder(Observer):
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = FolderLock(self.path)
-            self.notes += write_config(self.path, config) + put_aside_summary(self.path)
+            self.notes += write_config(self.path, config) + put_aside_ends(self.path)
             made_of.save(self.path, config)
-            if other := _others_made_of(self.path, config, made_of):
+            if other := beside(self.path, config, made_of):
                 self.notes.append(other)
         except OSError as error:
             self.close()
-            raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
+            raise unwritable(config, self.path, error) from error
         except (InputError, RunDone):
             self.close()
             raise
@@ -315,8 +325,8 @@ class RunFolder(Observer):
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         disk.replace_json(self.path / SUMMARY, summary)
-        done = {key: summary[key] for key in ("final_hash", "rounds")}
-        disk.replace_json(self.path / DONE, done | {KEY: digests(self.path)})
+        said = {key: summary[key] for key in (HASH, "rounds")}
+        disk.replace_json(self.path / DONE, said | {KEY: digests(self.path)})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:
@@ -330,14 +340,3 @@ class RunFolder(Observer):
 def _free(path: Path) -> Path:
     """The path with the first of .1, .2, … behind it that nothing has yet."""
     return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.{n}")).exists())
-
-
-def _others_made_of(path: Path, config: Config, made_of: MadeOf) -> str:
-    """A line where a run of this configuration lies beside `path` that is made of other files, which says what is
-    other; else empty."""
-    for folder in sorted(path.parent.glob(f"*-s{config.seed}")) if path.parent.is_dir() else ():
-        kept = read_made_of(folder)
-        if folder != path and kept is not None and kept.config == config.identity():
-            if changes := made_of.changes(kept.made_of):
-                return f"not the run in {folder}, which was made of other files: {changes}"
-    return ""

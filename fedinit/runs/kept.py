@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedinit.config.schema import Config
 from fedinit.errors import GOES_ON, InputError
-from fedinit.state.checkpoint import FOLDER, difference
+from fedinit.state.manifest import FOLDER, difference
 
 NOTHING = "there was no checkpoint yet, so nothing is kept"
 
@@ -38,7 +38,8 @@ def _is_of(place: Path, config: Config) -> bool:
         return False
     if written is None:  # of its reference alone, which does not say whose it is
         return True
-    asked = config.computed()
-    # What is "auto" is a number before the run is named: any that the run has is what was asked for.
-    found = {key: written["engine"].get(key, value) for key, value in asked["engine"].items() if value == "auto"}
-    return difference({**asked, "engine": {**asked["engine"], **found}}, written) is None
+    asked, has = config.computed(), written["engine"]
+    # What is "auto" is a value before the run is named, or none that it is named by: any is what was asked for.
+    engine = {key: has[key] if value == "auto" else value for key, value in asked["engine"].items()
+              if value != "auto" or key in has}  # fmt: skip
+    return difference({**asked, "engine": engine}, written) is None

@@ -74,6 +74,17 @@ def read(folder: Path) -> Kept | None:
         return None
 
 
+def beside(path: Path, config: Config, made_of: MadeOf) -> str:
+    """A line where a run of this configuration lies beside `path` that is made of other files, which says what is
+    other; else empty."""
+    for folder in sorted(path.parent.glob(f"*-s{config.seed}")) if path.parent.is_dir() else ():
+        kept = read(folder)
+        if folder != path and kept is not None and kept.config == config.identity():
+            if changes := made_of.changes(kept.made_of):
+                return f"not the run in {folder}, which was made of other files: {changes}"
+    return ""
+
+
 def _checkpoint(model: ModelConfig) -> str | None:
     """The sha256 of the backbone's file; its name where it is one of the package's, or none, as will be said when it is
     loaded."""

@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fedinit.config.dotted import dotted
-from fedinit.runs.tracker import Tracker, group_of
+from fedinit.runs.tracker import Tracker, group_of, shown_address
 from fedinit.state import disk
 
 ID_FILE = "mlflow-id"  # in the run's folder: which run it is there
+SETTINGS = {  # where the environment does not say otherwise
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # which newer versions ask for
+    # A server that is not there costs a run some ten seconds, not the four minutes of MLflow's own seven tries.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+}
 LONGEST = 500  # characters of a parameter that MLflow takes
 
 
@@ -27,8 +33,12 @@ class MlflowTracker(Tracker):
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
 
         beside = (Path(self.config.output_dir).absolute() / "mlruns").as_uri()
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # which newer versions ask for
-        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or beside)
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or beside
+        if uri.startswith(("http://", "https://")):
+            self.say(f"mlflow: waiting for {shown_address(uri)}")
+        self.client = MlflowClient(uri)
         kept = self.folder / ID_FILE
         if kept.is_file():
             self.identity = kept.read_text(encoding="utf-8")

@@ -15,7 +15,6 @@ from rich.console import Console
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.shares import Partition
-from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.writing import report_of_run
@@ -25,8 +24,7 @@ from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
-from fedinit.state import disk
-from fedinit.state.checkpoint import FOLDER
+from fedinit.state.manifest import FOLDER
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,6 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
         console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
-
-
-def refuse_unwritable(config: Config, path: Path) -> None:
-    """Raise InputError where the run's folder, `path`, could not be written: before images are read for it."""
-    try:
-        disk.try_writing(path)
-    except OSError as error:
-        raise InputError(f"output_dir={config.output_dir}: cannot write there ({error.strerror})") from error
 
 
 def open_run(config: Config, console: Console, located: Located, anew: bool = False) -> OpenRun:

@@ -28,12 +28,17 @@ from fedinit.home import expand_home
 from fedinit.models import Backbone, build_backbone
 from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
+from fedinit.pasted import pasted
 from fedinit.runs import export, made_of, sealed
 from fedinit.runs import folder as run_folder
+from fedinit.runs.done import DONE, wrong
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
 from fedinit.scores import SCORES
+from fedinit.unreadable import is_file, unreadable
 
+# What a file that is of another shape makes a reader raise.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error, SafetensorError)
 WIDTH = 1000  # columns: no table is cut to the width of whoever reads it
 
 
@@ -79,23 +84,25 @@ class Run:
     def metrics(self) -> dict[str, np.ndarray]:
         """The columns of metrics.csv by name, a row a round: int64 where all are whole numbers, else float64 with NaN
         where there is none. As far as the run came; empty before its first."""
-        return _columns(self.folder / "metrics.csv")
+        return self._columns("metrics.csv")
 
     @property
     def clients(self) -> dict[str, np.ndarray]:
         """The columns of clients.csv by name, a row a client and round, as `metrics` has them."""
-        return _columns(self.folder / "clients.csv")
+        return self._columns("clients.csv")
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """What the model's outputs stand for, in their order. Raises InputError for a run that is not done."""
         self._finished()
-        with _reading(file := self.folder / export.ONE / export.CLASSES):
+        with self._reading(file := self.folder / export.ONE / export.CLASSES):
             sealed.refuse_changed(self.folder, file)
             kept = json.loads(file.read_text(encoding="utf-8"))
             names = kept.get("classes") if isinstance(kept, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise InputError(f'{file}: not what a run writes, {{"classes": [a name, …]}}; it was changed since')
+                raise InputError(
+                    f'{file}: not what a run writes, {{"classes": [a name, …]}}; it was changed since; {self._mended()}'
+                )
             return tuple(names)
 
     def table(self) -> Table:
@@ -118,7 +125,7 @@ class Run:
         Raises InputError for a run that is not done, files of the model that are not what the run wrote, a client where
         all have one model or none where each has its own, or a checkpoint of the backbone that is not there any more.
         """
-        with _reading(folder := self.adapter(client)):
+        with self._reading(folder := self.adapter(client)):
             layers, head, offset = export.load_adapter(folder)
         backbone = self.backbone()
         scale = self.config.adapter.scale
@@ -149,6 +156,7 @@ class Run:
         any more, or is another than the run's."""
         model, kept = self.config.model, made_of.read(self.folder)
         if self._checkpoint is not None:
+            self._refuse_file(self._checkpoint)
             model = dataclasses.replace(model, checkpoint=self._checkpoint)
         if kept is not None and re.fullmatch("[0-9a-f]{64}", kept.made_of.checkpoint or ""):
             model = dataclasses.replace(model, sha256=kept.made_of.checkpoint)
@@ -160,6 +168,16 @@ class Run:
             )
         return build_backbone(model)
 
+    def _refuse_file(self, file: str) -> None:
+        """Raise InputError for a file of the backbone that is not there, or where the run has none."""
+        told, model = f"--checkpoint {pasted(file)}", self.config.model
+        if (model.checkpoint or "").startswith(EMBEDDED):
+            raise InputError(f"{told}: the backbone of this run, {model.title}, is inside the package; leave it out")
+        if not is_file(expand_home("--checkpoint", file)):
+            raise InputError(
+                f"{told}: no such file; give the file of the run's backbone, {model.checkpoint or model.name}"
+            )
+
     @property
     def clients_with_models(self) -> range:
         """The clients that have a model of their own; empty where all have one. Raises InputError for a run that is not
@@ -170,7 +188,7 @@ class Run:
         """The folder of the adapter of all clients, or of one. Raises InputError where there is none, or where it is
         not what the run wrote."""
         folder = self._adapter(client)
-        with _reading(self.folder / sealed.DONE):
+        with self._reading(self.folder / DONE):
             sealed.refuse_changed(self.folder, folder)
         return folder
 
@@ -193,21 +211,52 @@ class Run:
 
     def _finished(self) -> dict[str, Any]:
         """The summary. Raises InputError for a run that is not done."""
-        done = run_folder.finished(self.folder)
-        if done is None and (self.folder / run_folder.DONE).is_file():
-            raise InputError(
-                f"{self.folder}: its {SUMMARY} is not what a run writes; fedinit run resume={self.folder} writes it "
-                "anew"
-            )
-        if done is None:
-            from fedinit.runs.hints import way_on
+        from fedinit.runs.hints import anew, way_on
 
+        done = run_folder.finished(self.folder)
+        if done is None and (why := wrong(self.folder)):
+            raise InputError(f"{self.folder}: its {DONE} {why}, not what a run writes; {anew(self.folder)}")
+        if done is None and is_file(self.folder / DONE):
+            why = "is not what a run writes" if is_file(self.folder / SUMMARY) else "is not there"
+            raise InputError(f"{self.folder}: its {SUMMARY} {why}; {anew(self.folder)}")
+        if done is None:
             last_round = max(self.metrics.get("round", ()), default=0)
             raise InputError(
                 f"{self.folder}: this run is not done, it came to round {last_round} of {self.config.rounds}; "
                 f"{way_on(self.folder)}"
             )
         return done
+
+    def _columns(self, name: str) -> dict[str, np.ndarray]:
+        """A table's columns by name; a last row that is being written, or was cut short, is left out."""
+        path = self.folder / name
+        with self._reading(path):
+            text = path.read_text(encoding="utf-8") if is_file(path) else ""
+            lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+            header, rows = next(lines, []), list(lines)
+            return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
+
+    @contextlib.contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Within, what is wrong with a file of the run becomes an InputError of one line."""
+        try:
+            yield
+        except InputError:
+            raise
+        except PermissionError as e:
+            raise unreadable(Path(e.filename or path), e) from e
+        except DAMAGE as e:
+            why = " ".join(str(e).split())
+            raise InputError(
+                f"{path}: not what a run writes ({type(e).__name__}: {why}); it was changed since; {self._mended()}"
+            ) from e
+
+    def _mended(self) -> str:
+        """What a person does about a file of the run that is not what it wrote, after a semicolon."""
+        from fedinit.runs.hints import anew
+
+        remove = f"remove {DONE}, and " if is_file(self.folder / DONE) else ""
+        return anew(self.folder, before=f"put back what the run wrote, or {remove}")
 
     def __repr__(self) -> str:
         what = f"{self.config.strategy.name} on {self.config.data.name}, {self.config.model.title}"
@@ -225,36 +274,6 @@ class Table(str):
 
     def __repr__(self) -> str:
         return str(self)
-
-
-def _columns(path: Path) -> dict[str, np.ndarray]:
-    """A table's columns by name; a last row that is being written, or was cut short, is left out."""
-    with _reading(path):
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-        header, rows = next(lines, []), list(lines)
-        return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Within, what is wrong with a file of a run becomes an InputError of one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        csv.Error,
-        SafetensorError,
-    ) as e:
-        why = " ".join(str(e).split())
-        raise InputError(f"{path}: not what a run writes ({type(e).__name__}: {why}); it was changed since") from e
 
 
 def _column(cells: list[str]) -> np.ndarray:

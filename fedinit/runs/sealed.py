@@ -6,15 +6,15 @@ the run's. That guards against files that were mixed up, cut short or edited, no
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from fedinit.errors import InputError
 from fedinit.runs import export
+from fedinit.runs.done import DONE, KEY, done_of
+from fedinit.runs.hints import anew
 from fedinit.state import digest
+from fedinit.unreadable import is_file, unreadable
 
-DONE = "DONE.json"
-KEY = "adapter"
 NAMES = (export.ADAPTER, export.SETTINGS, export.UNMERGED, export.HEAD, export.OFFSET, export.CLASSES)
 
 
@@ -26,25 +26,31 @@ def digests(folder: Path) -> dict[str, str]:
 
 def refuse_changed(folder: Path, adapter: Path) -> None:
     """Raise InputError, one line, where a file of this adapter of the run is missing, was added, or holds other bytes
-    than the run wrote. A run of before these were kept is taken as it is.
+    than the run wrote, or cannot be read. A run of before these were kept is taken as it is.
 
     folder: of the run. adapter: of all clients or of one, a folder in it, or one file of it.
     """
-    kept = json.loads((folder / DONE).read_bytes()).get(KEY)
+    kept = (done_of(folder) or {}).get(KEY)
     if kept is None:
         return
     files = (adapter,) if adapter.name in NAMES else tuple(adapter / name for name in NAMES)
     for file in files:
         name = file.relative_to(folder).as_posix()
-        there, was = file.is_file(), kept.get(name)
+        there, was = is_file(file), kept.get(name)
         if there and was is None:
             what = "the run wrote no such file; take it away"
         elif was is not None and not there:
             what = "is not there, and the run wrote it; put it back"
-        elif there and digest.of_file(file) != was:
+        elif there and _digest(file) != was:
             what = "is not what the run wrote, by its sha256; put that back"
         else:
             continue
-        raise InputError(
-            f"{file}: {what}, or remove {DONE}, and fedinit run resume={folder} writes the model of its last checkpoint"
-        )
+        way = anew(folder, "writes the model of its last checkpoint", f"or remove {DONE}, and ")
+        raise InputError(f"{file}: {what}{', ' if way.startswith('or') else '; '}{way}")
+
+
+def _digest(file: Path) -> str:
+    try:
+        return digest.of_file(file)
+    except OSError as error:
+        raise unreadable(file, error) from error

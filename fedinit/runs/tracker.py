@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit, urlunsplit
 
 from rich.console import Console
 
@@ -88,10 +90,21 @@ class Tracker(Observer):
                 work()
         except Exception as error:  # noqa: BLE001 (tracking must never stop a run)
             self.on = False
-            why = " ".join(str(error).split()) or type(error).__name__
-            self.console.print(f"warning: {self.name} is off for this run: {why}", style="yellow", markup=False)
+            why = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+            self.say(f"warning: {self.name} is off for this run: {why}")
+
+    def say(self, text: str) -> None:
+        """One line, however long, in a file too."""
+        style = "yellow" if text.startswith("warning") else None
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def group_of(folder: Path) -> str:
     """What runs of one configuration share, whatever their seed: the folder's name without it."""
     return f"{folder.parent.name}/{folder.name.rpartition('-s')[0]}"
+
+
+def shown_address(url: str) -> str:
+    """A service's address without the name and password that may stand in it."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -3,14 +3,17 @@ one that goes on is the same one there; its report is an artefact of it."""
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fedinit.runs.tracker import Tracker, group_of
+from fedinit.runs.tracker import Tracker, group_of, shown_address
 from fedinit.state import disk
 
+HOST = "https://api.wandb.ai"
+TIMEOUT = 10  # seconds, where the environment does not say otherwise: a server that is not there costs no more
 ID_FILE = "wandb-id"  # in the run's folder: which run it is there, also for whoever goes on with it
 
 
@@ -27,6 +30,11 @@ class WandbTracker(Tracker):
         kept = self.folder / ID_FILE
         if not kept.is_file():
             disk.replace(kept, secrets.token_hex(8).encode())
+        if not self.offline:
+            self.say(f"wandb: waiting for {shown_address(os.environ.get('WANDB_BASE_URL') or HOST)}")
+        settings: dict[str, Any] = {"silent": True}
+        if "WANDB_INIT_TIMEOUT" not in os.environ:
+            settings["init_timeout"] = TIMEOUT
         self.run = wandb.init(
             id=kept.read_text(encoding="utf-8"),
             # A run that goes on is the same one there; offline each part has a folder, and the id joins them.
@@ -39,7 +47,7 @@ class WandbTracker(Tracker):
             dir=str(self.folder),
             config=self.values,
             mode="offline" if self.offline else "online",
-            settings=wandb.Settings(silent=True, init_timeout=30),
+            settings=wandb.Settings(**settings),
         )
 
     def log(self, values: Mapping[str, float], round: int) -> None:

@@ -11,7 +11,6 @@ falls back to the one before.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,15 +23,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from torch import Tensor
 
-from fedinit.config.dotted import dotted
 from fedinit.errors import InputError
 from fedinit.state import digest, disk
+from fedinit.state.manifest import (
+    FORMAT,
+    MANIFEST,
+    NAME,
+    Damaged,
+    canonical,
+    checkpoints_in,
+    content_of,
+    refuse_other,
+    sha256,
+)
 
-FORMAT = 6  # raise it when the shape of anything here changes, the configuration's keys too
 KEEP = 3
-FOLDER = "checkpoints"
-TENSORS, FACTS, MANIFEST = "state.safetensors", "state.json", "manifest.json"
-NAME = "round-"
+TENSORS, FACTS = "state.safetensors", "state.json"
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,6 @@ class Loaded:
     passed_over: Sequence[tuple[str, str]]
 
 
-class Damaged(Exception):
-    """A checkpoint that is not what was written."""
-
-
 class Checkpoints:
     """The checkpoints of one run."""
 
@@ -107,10 +109,10 @@ class Checkpoints:
             "format": FORMAT,
             "round": round,
             "config": self.config,
-            "files": {name: {"bytes": len(data), "sha256": _sha256(data)} for name, data in files.items()},
+            "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()},
         }
         # The format stands first and by itself, where every later one has it, whatever else a manifest may become.
-        manifest = {"format": FORMAT, "content": content, "sha256": _sha256(_canonical(content))}
+        manifest = {"format": FORMAT, "content": content, "sha256": sha256(canonical(content))}
         files[MANIFEST] = json.dumps(manifest, indent=1).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.replace_folder(self.folder / f"{NAME}{round:06d}", files)
@@ -143,15 +145,14 @@ class Checkpoints:
         return Loaded(0, {}, passed_over)
 
     def there(self) -> list[Path]:
-        """The folders that have a checkpoint's name, the latest first."""
-        folders = self.folder.glob(f"{NAME}*") if self.folder.is_dir() else []
-        return sorted((p for p in folders if p.name[len(NAME) :].isdecimal()), reverse=True)
+        """The folders that have a checkpoint's name, the latest first. Raises InputError where nobody may look."""
+        return checkpoints_in(self.folder)
 
     def _read(self, path: Path) -> tuple[int, dict[str, State]]:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
             raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")
         try:
-            content = _content(json.loads((path / MANIFEST).read_bytes()), path)
+            content = content_of(json.loads((path / MANIFEST).read_bytes()), path)
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
             config = dict(content["config"])
@@ -175,42 +176,9 @@ class Checkpoints:
         data = path.read_bytes()
         if len(data) != facts["bytes"]:
             raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
-        if _sha256(data) != facts["sha256"]:
+        if sha256(data) != facts["sha256"]:
             raise Damaged(f"{path.name} is not what was written")
         return data
-
-
-def written_config(folder: Path) -> Mapping[str, Any] | None:
-    """The configuration in the latest checkpoint under `folder` that can be read; None where there is none. Raises
-    InputError for one of another format."""
-    for path in Checkpoints(folder, {}).there():
-        try:
-            return dict(_content(json.loads((path / MANIFEST).read_bytes()), path)["config"])
-        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError):
-            continue
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-    return None
-
-
-def _content(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The content of a manifest: format, round, and the files' sizes and hashes.
-
-    Raises InputError for a manifest of another format, whatever else is in it; Damaged for one whose own hash is wrong.
-    """
-    told, content = manifest.get("format"), manifest.get("content", {})
-    if _sha256(_canonical(content)) != manifest.get("sha256"):
-        if type(told) is int and told > FORMAT:
-            raise InputError(f"{path}: written by a newer fedinit (format {told}, this one reads {FORMAT})")
-        raise Damaged(f"{MANIFEST} is not what was written")
-    if content["format"] != FORMAT:
-        told, newer = content["format"], content["format"] > FORMAT
-        age, hint = ("a newer", "") if newer else ("an older", "; resume=never begins anew")
-        raise InputError(f"{path}: written by {age} fedinit (format {told}, this one reads {FORMAT}){hint}")
-    if told != FORMAT:  # a manifest of this format that changed on the disk
-        raise Damaged(f"{MANIFEST} is not what was written")
-    return content
 
 
 def _stored_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -225,31 +193,3 @@ def _stored_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _round_of(path: Path) -> int:
     return int(path.name[len(NAME) :])
-
-
-def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str, advice: str = "") -> None:
-    """Raise InputError, naming the first key that differs, unless two configurations are the same.
-
-    written: the configuration that was found.
-    wanted: the run's.
-    what: where it was found, as the message begins.
-    advice: what it ends with.
-    """
-    if (other := difference(written, wanted)) is not None:
-        key, old, new = other
-        raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here{advice}")
-
-
-def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key in which two configurations differ, and its value in each; None where they are the same."""
-    one, other = dict(dotted(left)), dict(dotted(right))
-    keys = (key for key in [*other, *one] if one.get(key, "absent") != other.get(key, "absent"))
-    return next(((key, one.get(key, "absent"), other.get(key, "absent")) for key in keys), None)
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

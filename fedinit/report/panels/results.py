@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedinit.report.markup import Cell, Cut, Markup, behind, joined, table, tag
 from fedinit.report.panels.panel import Panel
+from fedinit.report.runs.damage import damage
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
@@ -33,7 +34,8 @@ def panel(methods: Sequence[Method]) -> Panel:
     ]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
-    body += [tag("p", sentence, class_="warning") for sentence in absence(found)]
+    doubts = damage(run for method in methods for run in method.runs)
+    body += [tag("p", sentence, class_="warning") for sentence in [*absence(found), *doubts]]
     return Panel("results", "Results", lead, joined(body))
 
 

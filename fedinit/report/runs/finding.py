@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -9,8 +10,11 @@ from pathlib import Path
 
 from fedinit.errors import InputError
 from fedinit.report.runs.options import counted
-from fedinit.report.runs.reading import CONFIG, NOT_A_RUN, RecordedRun, number_of, read
+from fedinit.report.runs.reading import NOT_A_RUN, RecordedRun, number_of, read
+from fedinit.runs.named import CONFIG
+from fedinit.unreadable import Unreadable, is_folder, mode_of, unreadable
 
+_log = logging.getLogger(__name__)
 ASIDE = re.compile(r"-s\d+\.\d+$")  # an earlier run of the same configuration, moved aside
 
 
@@ -18,11 +22,11 @@ def find(paths: Sequence[Path]) -> list[RecordedRun]:
     """The runs in these folders, in the order given and as `in_order` has them inside one, each once.
 
     A folder that is no run itself stands for all the runs below it, but for those that were moved aside.
-    Raises InputError for a path that is no run and has none below it.
+    Raises InputError for a path that is no run and has none below it, or that cannot be read.
     """
     found: dict[Path, RecordedRun] = {}
     for path in paths:
-        runs = [read(path)] if not path.is_dir() or (path / CONFIG).exists() else _below(path)
+        runs = _below(path) if is_folder(path) and not mode_of(path / CONFIG) else [read(path)]
         if not runs:
             raise InputError(f"{path}: no run in it, no {CONFIG} anywhere below; {NOT_A_RUN}")
         for run in runs:
@@ -31,8 +35,10 @@ def find(paths: Sequence[Path]) -> list[RecordedRun]:
 
 
 def _below(path: Path) -> list[RecordedRun]:
-    runs = []
-    for folder, inside, files in os.walk(path):
+    """Those in a folder. What cannot be read is left out with a warning; where there is nothing else it is refused."""
+    runs: list[RecordedRun] = []
+    closed: list[Unreadable] = []
+    for folder, inside, files in os.walk(path, onerror=lambda e: closed.append(unreadable(Path(e.filename), e))):
         inside.sort()
         if CONFIG not in files:
             continue
@@ -41,8 +47,14 @@ def _below(path: Path) -> list[RecordedRun]:
             continue
         try:
             runs.append(read(Path(folder)))
+        except Unreadable as error:
+            closed.append(error)
         except InputError:  # another program's config.yaml: not what was asked for
             continue
+    if closed and not runs:
+        raise closed[0]
+    for error in closed:
+        _log.warning("left out: %s", error)
     return in_order(runs)
 
 

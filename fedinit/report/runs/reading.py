@@ -17,10 +17,13 @@ from fedinit.config.bundled import title
 from fedinit.errors import InputError
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
 from fedinit.report.runs.holdings import holdings
+from fedinit.runs.done import done_of
+from fedinit.runs.named import A_RUN, CONFIG, configuration
+from fedinit.unreadable import unreadable
 
-CONFIG, MADE_OF = "config.yaml", "made_of.json"
+MADE_OF = "made_of.json"
 LARGEST = 3.5e38
-NOT_A_RUN = "give the folder of a run, as fedinit run prints it, or a folder of several"
+NOT_A_RUN = f"{A_RUN}, or a folder of several"
 
 
 @dataclass(frozen=True)
@@ -166,24 +169,14 @@ class RecordedRun:
 
 def read(folder: Path) -> RecordedRun:
     """The run in this folder. Raises InputError, one line, for one that holds none or cannot be read."""
-    if not folder.exists():
-        raise InputError(f"{folder}: no such folder; {NOT_A_RUN}")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: is a file; {NOT_A_RUN}")
-    path = folder / CONFIG
+    content = configuration(folder, meant=NOT_A_RUN)
     try:
-        config = yaml.load(
-            path.read_text(encoding="utf-8", errors="replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
-    except FileNotFoundError as error:
-        raise InputError(f"{folder}: not the folder of a run, it has no {CONFIG}; {NOT_A_RUN}") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        config = yaml.load(content.decode("utf-8", "replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is no YAML") from error
+        raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is no YAML; {NOT_A_RUN}") from error
     if not is_configuration(config):
-        raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is of something else")
-    summary = _json(folder / "summary.json") if (folder / "DONE.json").is_file() else None
+        raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is of something else; {NOT_A_RUN}")
+    summary = _json(folder / "summary.json") if done_of(folder) is not None else None
     return RecordedRun(folder, config, summary if isinstance(summary, Mapping) and "score" in summary else None)
 
 
@@ -205,7 +198,7 @@ def _text(path: Path) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
 
 
 def _table(path: Path, *needed: str) -> Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedinit.errors import InputError
+from fedinit.pasted import pasted
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.options import counted
 from fedinit.report.runs.reading import RecordedRun
@@ -56,7 +56,7 @@ def _ways(command: str, groups: Sequence[Sequence[RecordedRun]]) -> str:
     except ValueError:  # on two drives
         top = None
     shown = [group for group in groups if any(run.evaluated for run in group)] or groups
-    words = [" ".join(map(_quoted, _places(group, top))) for group in shown]
+    words = [" ".join(map(pasted, _places(group, top))) for group in shown]
     return "; ".join(f"fedinit {command} {places}" for places in words)
 
 
@@ -79,10 +79,6 @@ def _places(group: Sequence[RecordedRun], top: Path | None) -> list[Path]:
         places.append(place)
         covered |= within
     return places
-
-
-def _quoted(place: Path) -> str:
-    return shlex.quote(f"./{place}" if str(place).startswith("-") else str(place))
 
 
 def _data(run: RecordedRun) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from fedinit.heads import HEADS
 from fedinit.initializers import INITIALIZERS
 from fedinit.runs import folder as run_folder
 from fedinit.state import checkpoint
+from fedinit.state.manifest import FOLDER
 from strategies import AGGREGATORS
 from strategies.reinit import REINITS
 from strategies.robust import ROBUST
@@ -325,7 +326,7 @@ def folder_of(config: Config, place: Path, **changed: Any) -> Path:
         values[group] |= more
     (place / "checkpoints").mkdir(parents=True)
     (place / "config.yaml").write_text(yaml.safe_dump(values))
-    kept = checkpoint.Checkpoints(place / checkpoint.FOLDER, config.computed())
+    kept = checkpoint.Checkpoints(place / FOLDER, config.computed())
     kept.save(1, {"server": checkpoint.State({"x": torch.zeros(2)}, {"y": 1})})
     return place
 
@@ -337,7 +338,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_folder_with_another_choices_key_is_refused(tmp_path, capsys):
     place = folder_of(default(), tmp_path / "run", client={"betas": [0.9, 0.999]})
     assert run_sim.main([f"resume={place}"]) == 2
-    assert capsys.readouterr().err == "error: client.betas: client=sgd does not read it; client=adamw does\n"
+    said = capsys.readouterr().err
+    why = "its config.yaml cannot be used (client.betas: client=sgd does not read it; client=adamw does)"
+    assert said.startswith(f"error: resume={place}: {why}; ") and said.count("\n") == 1
     assert run_folder.configured(folder_of(default(), tmp_path / "whole")) == default()
 
 

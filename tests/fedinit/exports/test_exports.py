@@ -221,9 +221,8 @@ def test_an_export_of_another_format_is_not_written_over(run, tmp_path):
 
 
 def test_no_run_an_unfinished_one_and_one_that_lost_a_file_are_a_line_each(run, personal, tmp_path, capsys):
-    assert told(capsys, tmp_path, "--format", "timm") == (
-        f"{tmp_path}: not the folder of a run; it has no readable config.yaml"
-    )
+    why = "not the folder of a run, it has no config.yaml; give the folder of a run, as fedinit run prints it"
+    assert told(capsys, tmp_path, "--format", "timm") == f"{tmp_path}: {why}"
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_bytes((run.folder / "config.yaml").read_bytes())

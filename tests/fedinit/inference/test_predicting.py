@@ -21,6 +21,8 @@ from tests.support.trees import plant
 
 SHORT = (*WORDS, "client.max_steps=2", "client.lr=0.01", "engine.lanes=1", "head=ridge", "evaluation=none")
 
+INSTEAD = "give a picture (.jpg, .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff, …) in its place, or leave it out"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> fedinit.Run:
@@ -72,7 +74,8 @@ def test_pictures_that_cannot_be_read_are_a_line_each_and_the_others_are_predict
     lines = err.splitlines()
     assert len(lines) == 4 and all(line.startswith(f"error: {folder}/") for line in lines)
     for name, why in (("9-empty.jpg", "the file is empty"), ("absent.png", "no such file or directory")):
-        assert f"error: {folder}/{name}: cannot be read as a picture ({why})" in lines
+        todo = "give the path of a picture" if name.startswith("absent") else INSTEAD
+        assert f"error: {folder}/{name}: cannot be read as a picture ({why}); {todo}" in lines
     code, out, err = said(capsys, run.folder, folder / "9-text.png")
     assert code == 2 and out == "" and err.count("\n") == 1
 
@@ -80,8 +83,9 @@ def test_pictures_that_cannot_be_read_are_a_line_each_and_the_others_are_predict
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["{run}", "{empty}"], "empty: no pictures in this folder, or below it"),
-        (["{empty}", "{pictures}"], "empty: not the folder of a run; it has no readable config.yaml"),
+        (["{run}", "{empty}"], "below it; give a picture, or a folder with files whose names end in .jpg, "),
+        (["{pictures}", "{run}"], "and {run} is one; the run comes first: fedinit predict {run} {pictures}"),
+        (["{empty}", "{pictures}"], "empty: not the folder of a run, it has no config.yaml; give the folder"),
         (["{run}"], "the following arguments are required: IMAGE; see fedinit predict --help"),
         (["{run}", "{pictures}", "--top", "0"], "--top 0: expected 1 or more"),
         (
@@ -95,7 +99,7 @@ def test_wrong_words_are_one_line(words, expected, run, folder, tmp_path, capsys
     (tmp_path / "empty").mkdir()
     places = {"run": run.folder, "empty": tmp_path / "empty", "pictures": folder}
     code, out, err = said(capsys, *[word.format(**places) for word in words])
-    assert code == 2 and out == "" and err.count("\n") == 1 and expected in err
+    assert code == 2 and out == "" and err.count("\n") == 1 and expected.format(**places) in err
 
 
 def test_a_picture_without_a_finite_number_cannot_be_read(run, tmp_path, capsys):
@@ -104,7 +108,7 @@ def test_a_picture_without_a_finite_number_cannot_be_read(run, tmp_path, capsys)
     code, out, err = said(capsys, run.folder, tmp_path, "--csv", "--grey-range", 0, 1)
     assert code == 2 and [Path(r["picture"]).name for r in csv.DictReader(io.StringIO(out))] == ["half.tif"]
     assert err.splitlines() == [
-        f"error: {tmp_path}/{name}.tif: cannot be read as a picture (none of its pixels is a finite number)"
+        f"error: {tmp_path}/{name}.tif: cannot be read as a picture (none of its pixels is a finite number); {INSTEAD}"
         for name in ("inf", "nan")
     ]
 
@@ -127,7 +131,7 @@ def test_names_are_whole_in_a_file_and_harmless_on_a_terminal(run, folder, tmp_p
     code, out, err = said(capsys, run.folder, place, "--csv")
     rows = list(csv.DictReader(io.StringIO(out, newline="")))
     assert code == 2 and [r["picture"] for r in rows] == [str(place / HOSTILE), f"{place}/c\\xff.png"]
-    assert err == f"error: {place}/d\ufffd.png: cannot be read as a picture (the file is empty)\n"
+    assert err == f"error: {place}/d\ufffd.png: cannot be read as a picture (the file is empty); {INSTEAD}\n"
     terminal = Terminal(newline="")
     monkeypatch.setattr(sys, "stdout", terminal)
     assert cli.main(["predict", str(run.folder), str(place), "--csv"]) == 2

@@ -79,7 +79,7 @@ def test_rows_of_a_folder_are_by_method_option_and_seed(tmp_path, monkeypatch):
         write_run(tmp_path / f"{(7 * i) % 5}-s0", values, layers=1)
     expected = [("fedit", None), ("fedit", 4), ("fedit", 16), ("lora_fair", 4), ("lora_fair", 16)]
     walk = os.walk
-    for listed in (walk, lambda path: ((a, b[::-1], c) for a, b, c in walk(path))):
+    for listed in (walk, lambda path, **more: ((a, b[::-1], c) for a, b, c in walk(path, **more))):
         monkeypatch.setattr(os, "walk", listed)
         assert [(r.name, r.config["adapter"]["rank"]) for r in find([tmp_path])] == expected
     given = [tmp_path / name for name in ("3-s0", "0-s0", "4-s0")]

@@ -45,6 +45,12 @@ def again(done, tmp_path, capsys):
     return run
 
 
+def unsealed(folder: Path) -> None:
+    """Done, as of before DONE.json had the adapter's sha256."""
+    summary = json.loads((folder / "summary.json").read_text())
+    disk.replace_json(folder / "DONE.json", {key: summary[key] for key in ("final_hash", "rounds")})
+
+
 def unfinished(folder: Path) -> Path:
     (folder / "DONE.json").unlink()
     return folder
@@ -62,7 +68,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_shown_and_stays(resume, d
     class Slow(Site):
         def __init__(self, *given, **options):
             super().__init__(*given, **options)
-            disk.replace_json(late / "DONE.json", {})
+            unsealed(late)
 
     monkeypatch.setattr(run_sim, "Site", Slow)
     told = again(*([f"resume={late}"] if resume == "named" else []))
@@ -141,7 +147,7 @@ def test_a_table_of_another_shape_is_one_line(content, done, again):
 
 @pytest.mark.parametrize("name", ["classes.json", "adapter_model.safetensors", "head.safetensors"])
 def test_an_adapter_of_another_shape_is_one_line(name, done):
-    disk.replace_json(done / "DONE.json", {})  # as of before it had the adapter's sha256
+    unsealed(done)
     for content in (b"[]", b"", b"\xff"):
         (done / "adapter" / name).write_bytes(content)
         run = fedinit.load(done)
@@ -154,17 +160,17 @@ def test_an_adapter_of_another_shape_is_one_line(name, done):
     "text", ['{"classes": 3}', '{"classes": "abc"}', '{"classes": [1, 2]}', '{"classes": null}', "{}"]
 )
 def test_class_names_of_another_shape_are_told_without_pythons_words(text, done):
-    disk.replace_json(done / "DONE.json", {})
+    unsealed(done)
     (done / "adapter" / "classes.json").write_text(text)
     with pytest.raises(fedinit.InputError) as refused:
         _ = fedinit.load(done).class_names
-    assert str(refused.value) == (
-        f'{done}/adapter/classes.json: not what a run writes, {{"classes": [a name, …]}}; it was changed since'
-    )
+    remedy = f"put back what the run wrote, or remove DONE.json, and fedinit run resume={done} writes it anew"
+    why = f'not what a run writes, {{"classes": [a name, …]}}; it was changed since; {remedy}'
+    assert str(refused.value) == f"{done}/adapter/classes.json: {why}"
 
 
 def test_more_or_fewer_class_names_than_the_head_has_outputs_are_refused(done):
-    disk.replace_json(done / "DONE.json", {})
+    unsealed(done)
     names = list(fedinit.load(done).class_names)
     for some in (names[:-1], [*names, "another"], []):
         disk.replace_json(done / "adapter" / "classes.json", {"classes": some})

@@ -69,7 +69,8 @@ def test_of_moved_images_it_is_said_how_to_name_their_place(images, tmp_path, ca
     assert f"its images are no longer at {images}; say where they are, --data FOLDER" in err and "data.root" not in err
     assert cli.main(["evaluate", str(run.folder), "--data", str(images)]) == 2
     err = capsys.readouterr().err
-    assert err == f"error: --data {images}: there is no such folder or zip\n"
+    why = "there is no such folder or zip; give one of images, domain/class/image or class/image, or words such as"
+    assert err == f"error: --data {images}: {why} data=csv data.root=FILE\n"
     assert cli.main(["evaluate", str(run.folder), "--data", str(moved)]) == 0
     stopped = tmp_path / "stopped"
     shutil.copytree(run.folder, stopped)

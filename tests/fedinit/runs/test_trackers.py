@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import socket
+import subprocess
 import sys
+import time
 import types
 
 import pytest
 
 import fedinit
 import run_sim
+from fedinit.runs.mlflow_tracker import SETTINGS
 from fedinit.runs.tracker import group_of
 from tests.support.small import WORDS
 
@@ -63,7 +68,7 @@ def test_a_service_that_fails_is_one_warning_and_the_run_is_the_same(
     kind = {"tensorboard": TensorboardTracker, "mlflow": MlflowTracker}[logger]
 
     def fail(*_, **__):
-        raise ConnectionError("the service\nwent")
+        raise ConnectionError("the service\nat https://me:secret@there went")
 
     for step in ("begin", "log", "conclude", "end"):
         monkeypatch.setattr(kind, step, fail if step == fault else lambda *_: None)
@@ -73,7 +78,7 @@ def test_a_service_that_fails_is_one_warning_and_the_run_is_the_same(
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
     assert run_sim.main([*SHORT, "evaluation.every=2", f"logger={logger}", f"output_dir={tmp_path}"]) == 0
     out = capsys.readouterr().out
-    assert out.count("warning: ") == 1 and f"warning: {logger} is off for this run: " in out
+    assert "secret" not in out and out.count("warning: ") == 1 and f"warning: {logger} is off for this run: " in out
     (folder,) = (tmp_path / "digits").iterdir()
     assert json.loads((folder / "summary.json").read_text())["final_hash"] == plain.summary["final_hash"]
     assert folder.name == plain.folder.name, "which service is told is no part of a run's identity"
@@ -178,3 +183,60 @@ def test_wandb_groups_runs_of_one_configuration_and_keeps_the_report(tmp_path, m
         groups.append(group)
         told.clear()
     assert groups[0] == groups[1] == f"digits/{run.folder.name[:-3]}"
+
+
+SILENT = {  # of servers: that nobody is there, that one takes the connection and says nothing
+    "mlflow": ("MLFLOW_TRACKING_URI", {}),
+    "wandb": ("WANDB_BASE_URL", {"WANDB_API_KEY": "0" * 40}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize("logger", SILENT)
+def test_a_server_that_does_not_answer_is_one_line_after_seconds(logger, answers, tmp_path):
+    """mlflow itself waits for four minutes. In a process of its own, since both keep threads and settings."""
+    pytest.importorskip(logger)
+    variable, more = SILENT[logger]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers:
+            server.listen(50)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        words = [*SHORT, "rounds=1", "evaluation=none", "report=none", f"logger={logger}", f"output_dir={tmp_path}"]
+        env = {**os.environ, **more, variable: address.replace("//", "//somebody:secret@")}
+        begun = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "fedinit", "run", *words], env=env, capture_output=True, text=True)
+    told = [line for line in done.stdout.splitlines() if logger in line]
+    assert done.returncode == 0 and time.monotonic() - begun < 75, done.stderr
+    assert told[0] == f"{logger}: waiting for {address}" and len(told) == 2, "one line, in a file too"
+    assert told[1].startswith(f"warning: {logger} is off for this run: ") and "secret" not in done.stdout
+
+
+def test_a_wait_that_a_person_set_stays(tmp_path, monkeypatch):
+    told: dict[str, object] = {}
+
+    class Client:
+        def __init__(self, uri: str) -> None:
+            told.update({name: os.environ[name] for name in SETTINGS}, uri=uri)
+            raise ConnectionError
+
+    def settings(**values: object) -> None:
+        told.update(values)
+
+    fake = types.SimpleNamespace(init=lambda **_: types.SimpleNamespace(), Settings=settings)
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "99")
+    words = (*SHORT, "rounds=1", "evaluation=none", "report=none")
+    fedinit.run(*words, "logger=mlflow", f"output_dir={tmp_path / 'a'}")
+    assert told["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "99" and told["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    fedinit.run(*words, "logger=wandb", f"output_dir={tmp_path / 'b'}")
+    assert told["init_timeout"] == 10
+    del told["init_timeout"]
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "99")
+    fedinit.run(*words, "logger=wandb", f"output_dir={tmp_path / 'c'}")
+    assert "init_timeout" not in told

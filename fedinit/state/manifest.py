@@ -1,0 +1,99 @@
+"""What a checkpoint says of itself: its manifest, and whose it is. Nothing here imports torch.
+
+manifest.json  format; what was written (round, configuration, size and sha256 of the files), and its sha256
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedinit.config.dotted import dotted
+from fedinit.errors import InputError
+from fedinit.unreadable import is_folder, unreadable
+
+FORMAT = 6  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
+FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
+NAME = "round-"
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written."""
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The folders in it that have a checkpoint's name, the latest first. Raises InputError where it cannot be read."""
+    if not is_folder(folder):
+        return []
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    found = [name for name in names if name.startswith(NAME) and name[len(NAME) :].isdecimal()]
+    return [folder / name for name in sorted(found, reverse=True)]
+
+
+def written_config(folder: Path) -> Mapping[str, Any] | None:
+    """The configuration in the latest checkpoint under `folder` that can be read; None where there is none. Raises
+    InputError for one of another format."""
+    for path in checkpoints_in(folder):
+        try:
+            return dict(content_of(json.loads((path / MANIFEST).read_bytes()), path)["config"])
+        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+    return None
+
+
+def content_of(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The content of a manifest: format, round, and the files' sizes and hashes.
+
+    Raises InputError for a manifest of another format, whatever else is in it; Damaged for one whose own hash is wrong.
+    """
+    told, content = manifest.get("format"), manifest.get("content", {})
+    if sha256(canonical(content)) != manifest.get("sha256"):
+        if type(told) is int and told > FORMAT:
+            raise InputError(f"{path}: written by a newer fedinit (format {told}, this one reads {FORMAT})")
+        raise Damaged(f"{MANIFEST} is not what was written")
+    if content["format"] != FORMAT:
+        told, newer = content["format"], content["format"] > FORMAT
+        age, hint = ("a newer", "") if newer else ("an older", "; resume=never begins anew")
+        raise InputError(f"{path}: written by {age} fedinit (format {told}, this one reads {FORMAT}){hint}")
+    if told != FORMAT:  # a manifest of this format that changed on the disk
+        raise Damaged(f"{MANIFEST} is not what was written")
+    return content
+
+
+def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str, advice: str = "") -> None:
+    """Raise InputError, naming the first key that differs, unless two configurations are the same.
+
+    written: the configuration that was found.
+    wanted: the run's.
+    what: where it was found, as the message begins.
+    advice: what it ends with.
+    """
+    if (other := difference(written, wanted)) is not None:
+        key, old, new = other
+        raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here{advice}")
+
+
+def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key in which two configurations differ, and its value in each; None where they are the same."""
+    one, other = dict(dotted(left)), dict(dotted(right))
+    keys = (key for key in [*other, *one] if one.get(key, "absent") != other.get(key, "absent"))
+    return next(((key, one.get(key, "absent"), other.get(key, "absent")) for key in keys), None)
+
+
+def canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
