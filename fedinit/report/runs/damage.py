@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fedinit.config.dotted import dotted
 from fedinit.errors import InputError
-from fedinit.report.runs.options import flat
 from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.runs.done import DONE, wrong
 from fedinit.runs.hints import anew
@@ -41,8 +41,8 @@ def edited(run: RecordedRun) -> tuple[str, Any, Any] | None:
         written = written_config(run.folder / FOLDER)
     except InputError:  # of another format, or closed
         return None
-    said = dict(flat(run.config))
-    for key, used in flat({k: v for k, v in (written or {}).items() if k not in NOT_KEYS}):
+    said = dict(dotted(run.config))
+    for key, used in dotted({k: v for k, v in (written or {}).items() if k not in NOT_KEYS}):
         value = said.get(key, ABSENT)
         if not _same(value, used):
             return key, "nothing" if value is ABSENT else value, used
