@@ -114,7 +114,7 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         if not isinstance(config.attack, NoAttack):
             bad = sorted(config.attack.attackers(len(site.partitions), config.seed))
             opened.folder.event("attackers", {"attack": config.attack.name, "clients": bad})
-        head_alone = reference(config, site, opened, console)
+        opened.keep_reference(head_alone := reference(config, site, opened, console))
         outcome, contexts = federated(config, site, opened, console)
         model = outcome.final_model(adapters_of(contexts, outcome))
         return opened.finish(model, outcome.summary() | {"head_alone": head_alone})

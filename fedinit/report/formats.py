@@ -9,7 +9,7 @@ import re
 from rich.table import Table
 
 from fedinit.report.markup import printable, whole
-from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import no_formula
@@ -126,7 +126,7 @@ def _caption(found: Results) -> str:
 
 def _notes(found: Results) -> list[str]:
     """What else is to be known of the table, a sentence each."""
-    return [*in_full(found), *heads_ahead(found), *absence(found)]
+    return [*in_full(found), *heads_ahead(found), *remarks(found), *absence(found)]
 
 
 def _tex(value: object) -> str:

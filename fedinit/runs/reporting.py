@@ -3,6 +3,7 @@ running it."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from fedinit.data.shares import Partition
 from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
+from fedinit.report.runs.reading import HEAD_ALONE
 from fedinit.report.writing import report_of_run
 from fedinit.runs import ended, status
 from fedinit.runs.export import FinalModel, export
@@ -57,6 +59,11 @@ class OpenRun:
             except Exception as error:  # noqa: BLE001 (a report must never stop a run)
                 _say(self.console, f"warning: who holds what is not recorded for the report: {error}")
 
+    def keep_reference(self, head_alone: Mapping[str, Any] | None) -> None:
+        """Note what the reference scored, for comparisons of a run that is not done; None: there is no reference."""
+        if head_alone is not None:
+            disk.replace_json(self.folder.path / HEAD_ALONE, head_alone)
+
     def finish(self, model: FinalModel, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write the adapters, tell the observers, who write the summary, print the table, and write the report.
 
@@ -75,6 +82,8 @@ class OpenRun:
         }
         for observer in self.observers:
             observer.finished(figures)
+        with contextlib.suppress(OSError):  # the summary has it now
+            (self.folder.path / HEAD_ALONE).unlink(missing_ok=True)
         print_summary(self.console, figures, str(self.folder.path))
         if self.config.report != "none":
             report = report_of_run(self.folder.path, partial(_say, self.console))

@@ -30,6 +30,7 @@ from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
 from fedinit.runs import export, made_of, sealed
 from fedinit.runs import folder as run_folder
+from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
 from fedinit.scores import SCORES
@@ -78,13 +79,14 @@ class Run:
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """The columns of metrics.csv by name, a row a round: int64 where all are whole numbers, else float64 with NaN
-        where there is none. As far as the run came; empty before its first."""
-        return _columns(self.folder / "metrics.csv")
+        where there is none. As far as the run came; empty before its first. Of metrics.jsonl, where that has more."""
+        table, lines = (_table(self.folder / name) for name in (METRICS, LINES))
+        return _columns(lines if len(lines[1]) > len(table[1]) else table, self.folder / METRICS)
 
     @property
     def clients(self) -> dict[str, np.ndarray]:
         """The columns of clients.csv by name, a row a client and round, as `metrics` has them."""
-        return _columns(self.folder / "clients.csv")
+        return _columns(_table(file := self.folder / "clients.csv"), file)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -227,12 +229,16 @@ class Table(str):
         return str(self)
 
 
-def _columns(path: Path) -> dict[str, np.ndarray]:
-    """A table's columns by name; a last row that is being written, or was cut short, is left out."""
+def _table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """A table's header and rows; a last row that is being written, or was cut short, is left out."""
     with _reading(path):
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-        header, rows = next(lines, []), list(lines)
+        text = as_written(path) if path.is_file() else ""
+        return of_lines(text) if path.name == LINES else header_and_rows(text)
+
+
+def _columns(table: tuple[list[str], list[list[str]]], path: Path) -> dict[str, np.ndarray]:
+    with _reading(path):
+        header, rows = table
         return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
 
 
