@@ -7,10 +7,8 @@ moment, the same command goes on: what was written is known by its size and CRC-
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -27,6 +25,7 @@ from fedinit.data.official import Official
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
+from fedinit.said import csv_row
 from fedinit.state.disk import replace, sync_folder, try_writing
 
 RECORD = ".prepared.json"  # in the folder: what it was made of; a name that no run reads
@@ -58,9 +57,7 @@ class Plan:
 
     def index(self) -> bytes:
         """What index.csv holds."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(self.splits.items())])
-        return text.getvalue().encode()
+        return "".join(map(csv_row, [("path", "split"), *sorted(self.splits.items())])).encode()
 
 
 def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | None = None) -> Plan:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from fedinit.report.markup import printable
+from fedinit.said import csv_row, no_formula, printable
 
 MOST = 20  # classes, above which a terminal gets the commonest mistakes in place of the matrix
 
@@ -54,13 +52,11 @@ def table(confusion: Tensor, names: Sequence[str]) -> Table:
     return matrix(confusion, names) if len(names) <= MOST else mistakes(confusion, names)
 
 
-def csv_text(confusion: Tensor, names: Sequence[str]) -> str:
-    """A row a class, a column for each that was said."""
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["is", *names])
-    rows.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-    return file.getvalue()
+def csv_text(confusion: Tensor, names: Sequence[str], shown: Callable[[str], str] = str) -> str:
+    """A row a class, a column for each that was said. shown: what a name becomes; for a terminal `printable`."""
+    told = [no_formula(shown(name)) for name in names]
+    rows = [[name, *row] for name, row in zip(told, confusion.tolist(), strict=True)]
+    return "".join(map(csv_row, [["is", *told], *rows]))
 
 
 def _share(part: int, whole: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,8 @@ from fedinit.data.decoding import Window, Windows
 from fedinit.errors import InputError
 from fedinit.inference import pictures
 from fedinit.models import InputSpec
-from fedinit.report.markup import printable
 from fedinit.runs.result import Run
-from fedinit.said import no_formula
+from fedinit.said import csv_row, no_formula, printable
 
 BATCH = 64  # pictures at a time
 
@@ -93,8 +91,8 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
     A program finds names as they are, quoted as RFC 4180 says; a terminal, which does what control characters say, is
     given none. Nor does a cell begin like a formula, which a spreadsheet would compute.
     """
-    rows, shown = csv.writer(file, lineterminator="\n"), printable if file.isatty() else _in_utf8
-    rows.writerow(["picture", "class", "probability", *(shown(f"p_{name}") for name in names)])
+    shown = printable if file.isatty() else _in_utf8
+    file.write(csv_row(["picture", "class", "probability", *(shown(f"p_{name}") for name in names)]))
     unread = []
     for prediction in predictions:
         if prediction.why:
@@ -103,7 +101,8 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
         ((name, probability),) = prediction.best(names, 1)
         figures = [f"{p:.6g}" for p in (probability, *prediction.probabilities)]
         path = str(prediction.path)
-        rows.writerow([shown(path if no_formula(path) == path else f"./{path}"), no_formula(shown(name)), *figures])
+        place = shown(path if no_formula(path) == path else f"./{path}")
+        file.write(csv_row([place, no_formula(shown(name)), *figures]))
     return unread
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
 from fedinit.errors import InputError
+from fedinit.said import printable
 
 if TYPE_CHECKING:
     from fedinit.report.runs.methods import Method
@@ -88,7 +90,8 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
         if (path := getattr(options, name)) is STDOUT:
-            print(text(found), end="")
+            to_screen = name == "csv" and sys.stdout.isatty()  # the others are printable anyway
+            print(formats.csv_text(found, printable) if to_screen else text(found), end="")
         elif path:
             write_whole(path, text(found))
             _say(console, f"{name}: {path}")

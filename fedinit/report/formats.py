@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
+from collections.abc import Callable
 
 from rich.table import Table
 
@@ -12,7 +11,7 @@ from fedinit.report.markup import printable, whole
 from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
-from fedinit.said import no_formula
+from fedinit.said import csv_row, no_formula
 from fedinit.scores import SCORES
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -43,11 +42,10 @@ def terminal(found: Results) -> Table:
     return table
 
 
-def csv_text(found: Results) -> str:
-    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
+    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best.
+    shown: what a name becomes; for a terminal `printable`."""
+    lines = [csv_row(CSV_COLUMNS)]
     for row in found.rows:
         for column in found.columns:
             sample = row.figures[column]
@@ -58,9 +56,9 @@ def csv_text(found: Results) -> str:
                 figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
-            cells = [no_formula(whole(row.label)), no_formula(column), *known]
-            writer.writerow([*cells, str(found.is_best(row, column)).lower(), *figures])
-    return file.getvalue()
+            cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
+            lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures]))
+    return "".join(lines)
 
 
 def markdown(found: Results) -> str:

@@ -39,6 +39,7 @@ from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows
 from fedinit.runs.sealed import DONE, KEY, digests
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
+from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import FOLDER, State, difference, refuse_other, written_config
 
@@ -323,7 +324,7 @@ class RunFolder(Observer):
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(columns)
+            file.write(csv_row(columns))
 
     def _row(self, name: str, values: Sequence[object]) -> None:
         with open(self.path / name, "a", newline="", encoding="utf-8") as file:
