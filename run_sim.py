@@ -48,6 +48,7 @@ from fedinit.runs.reporting import OpenRun, open_run, refuse_unwritable, show_do
 from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
 from fedinit.state.checkpoint import FOLDER
+from fedinit.telling import tell
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
@@ -86,7 +87,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     located = run_folder.locate(config)
     folder = located.path
     if text := remark(config.model.title, config.data.name):
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, text, "yellow")
     if config.preview:
         with contextlib.closing(Site(config, console=console)) as site:
             previewed(config, site, folder).show(console)
@@ -104,7 +105,7 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
     # Refuses what does not fit, before a folder is made.
     check_clients(config, {part.client: len(part.train) for part in site.partitions})
     if text := filling(config, site.partitions):
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, text, "yellow")
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:

@@ -22,6 +22,11 @@ def printable(value: object) -> str:
     return _UNSEEN.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
+def one_line(value: object) -> str:
+    """The value as a printable line, all of it: with a space for a line's end."""
+    return printable(" ".join(str(value).splitlines()))
+
+
 def said(value: object, most: int = SAID) -> str:
     """The value as one printable line of `most` characters, with single spaces; "…" is the end of one that was cut."""
     text = str(value)

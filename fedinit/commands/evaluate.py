@@ -11,6 +11,7 @@ from rich.table import Table
 from fedinit.commands.parsing import STDOUT, Parser, add_run, load_run, only_text, text_place
 from fedinit.errors import InputError
 from fedinit.said import printable
+from fedinit.telling import cell, tell
 
 ABOUT = """How good the model that a run ended with is, by domain, and which classes it takes for which.
 
@@ -67,9 +68,9 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         table.add_column(column, justify="right")
     for domain, value in score.by_domain.items():
         images = f"{score.whole[domain]:,}" if score.counts_examples else ""
-        table.add_row(printable(domain).replace("[", r"\["), images, score.show(value))
+        table.add_row(cell(domain), images, score.show(value))
     table.add_row("average", f"{found.images:,}", score.show(score.mean), style="bold")
-    console.print(f"judged on {found.what}", markup=False, highlight=False)
+    tell(console, f"judged on {found.what}")
     console.print(table)
     if found.confusion is None:
         if options.csv:
@@ -81,5 +82,5 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         print(confusion.csv_text(found.confusion, names, printable if sys.stdout.isatty() else str), end="")
     elif options.csv:
         write_whole(options.csv, confusion.csv_text(found.confusion, names))
-        console.print(f"csv: {options.csv}", markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"csv: {options.csv}")
     return 0

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser, add_run, load_run, whose
 from fedinit.errors import InputError
+from fedinit.telling import tell
 
 ABOUT = """The class of each picture by the model that a run ended with, and how sure it is. Pictures are brought to
 the model's size and colours as those that it was trained on were."""
@@ -50,7 +51,6 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         raise InputError(f"--grey-range {grey[0]:g} {grey[1]:g}: expected two numbers of which the second is larger")
     run = load_run(options)
     from fedinit.inference import predicting
-    from fedinit.report.markup import printable
 
     whose(run, options.client)
     predictions = predicting.predict(run, options.images, options.client, tuple(grey) if grey else None)
@@ -64,5 +64,5 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
             wide.print(predicting.table(read, run.class_names, options.top))
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     for prediction in unread:
-        errors.print(f"error: {printable(prediction.path)}: cannot be read as a picture ({prediction.why})")
+        tell(errors, f"error: {prediction.path}: cannot be read as a picture ({prediction.why})")
     return 2 if unread else 0

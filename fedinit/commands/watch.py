@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser
 from fedinit.errors import InputError
+from fedinit.telling import tell
 
 ABOUT = """Shows a run that another process is at, from the files in its folder: rounds, cohort, loss, the score by
 domain, bytes, and the time that is left. It changes nothing, and Ctrl-C leaves the run as it is."""
@@ -113,4 +114,4 @@ def _awaited(options: argparse.Namespace, console: Console) -> Path:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tell(console, text)

@@ -17,6 +17,7 @@ from fedinit.inference import pictures
 from fedinit.models import InputSpec
 from fedinit.runs.result import Run
 from fedinit.said import csv_row, no_formula, printable
+from fedinit.telling import cell
 
 BATCH = 64  # pictures at a time
 
@@ -79,8 +80,8 @@ def table(predictions: Sequence[Prediction], names: Sequence[str], top: int) -> 
     for prediction in predictions:
         cells = []
         for name, probability in prediction.best(names, top):
-            cells += [_literal(name), f"{100 * probability:.1f}"]
-        shown.add_row(_literal(str(prediction.path)), *cells)
+            cells += [cell(name), f"{100 * probability:.1f}"]
+        shown.add_row(cell(str(prediction.path)), *cells)
     return shown
 
 
@@ -109,8 +110,3 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
 def _in_utf8(name: str) -> str:
     """The name, with what is no UTF-8 in a file's as \\x.. ."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _literal(text: str) -> str:
-    """Text as it stands, also with brackets, which rich would read."""
-    return printable(text).replace("[", r"\[")

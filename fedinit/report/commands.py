@@ -13,6 +13,7 @@ from rich.console import Console
 from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
 from fedinit.errors import InputError
 from fedinit.said import printable
+from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from fedinit.report.runs.methods import Method
@@ -112,4 +113,4 @@ def _left(shown: Sequence[Method]) -> list[str]:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tell(console, text)

@@ -13,6 +13,7 @@ from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import csv_row, no_formula
 from fedinit.scores import SCORES
+from fedinit.telling import cell
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # OT1 has other glyphs there
@@ -31,14 +32,14 @@ def terminal(found: Results) -> Table:
     if not found.even:
         table.add_column("seeds")
     for column in found.columns:
-        table.add_column(printable(column).replace("[", r"\["), justify="right")
+        table.add_column(cell(column), justify="right")
     for row in found.rows:
         cells = _seeds(found, row)
         for column in found.columns:
             shown = found.shown(row.figures[column])
             cells.append(f"[bold]{shown}[/bold]" if found.is_best(row, column) else shown)
         style = "dim" if row.reference else None
-        table.add_row(printable(row.label).replace("[", r"\["), *cells, style=style)
+        table.add_row(cell(row.label), *cells, style=style)
     return table
 
 

@@ -29,6 +29,7 @@ from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
 from fedinit.state import disk
 from fedinit.state.checkpoint import FOLDER
+from fedinit.telling import tell
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
     for note in mend(folder, config):
-        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, note, "yellow")
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
 
@@ -133,7 +134,7 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
     folder = RunFolder(config, located, anew)
     ended.forget(folder.path)
     for note in folder.notes:
-        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, note, "yellow")
     observers: list[Observer] = [folder]
     tracker = create_tracker(config, folder.path, console)
     if tracker is not None:
@@ -145,4 +146,4 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, style="yellow" if text.startswith("warning") else None, soft_wrap=True, markup=False)
+    tell(console, text, "yellow" if text.startswith("warning") else None)

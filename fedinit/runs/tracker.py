@@ -12,6 +12,7 @@ from rich.console import Console
 
 from fedinit.config.schema import Config, to_dict
 from fedinit.runs.observer import Observer, RoundReport
+from fedinit.telling import tell
 
 
 class Tracker(Observer):
@@ -89,7 +90,7 @@ class Tracker(Observer):
         except Exception as error:  # noqa: BLE001 (tracking must never stop a run)
             self.on = False
             why = " ".join(str(error).split()) or type(error).__name__
-            self.console.print(f"warning: {self.name} is off for this run: {why}", style="yellow", markup=False)
+            tell(self.console, f"warning: {self.name} is off for this run: {why}", "yellow")
 
 
 def group_of(folder: Path) -> str:
