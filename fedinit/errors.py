@@ -20,6 +20,11 @@ class InputError(ValueError):
     """
 
 
+def refuse(error: InputError) -> None:
+    """What is done with the first thing that is wrong, where not all of them are asked for."""
+    raise error
+
+
 class FolderBusy(InputError):
     """Another process is at the run in this folder."""
 

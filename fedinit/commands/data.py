@@ -67,14 +67,19 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     root = options.root.expanduser()
     if not root.exists():
         raise InputError(f"{options.root}: there is no such folder, zip or table")
-    from fedinit.data.checking import check
+    from fedinit.data.checking import Misfits, check
     from fedinit.data.image_folder import ImageFolder
     from fedinit.data.image_list import ImageList
     from fedinit.data.reporter import Reporter
 
     is_table = root.is_file() and root.suffix.lower() != ".zip"
     source = ImageList(root=str(root)) if is_table else ImageFolder(root=str(root), layout=options.layout)
-    found = check(source, Reporter(console))
+    try:
+        found = check(source, Reporter(console))
+    except Misfits as error:
+        for line in error.lines if len(error.lines) > 1 else ():
+            tell(console, line)
+        raise
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     for table in _tables(found):
         wide.print(table)
