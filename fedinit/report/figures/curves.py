@@ -15,7 +15,8 @@ from fedinit.report.markup import Markup
 SIZE = (420.0, 250.0)
 MARKED = 20  # points; of a line with more some have a marker, at places of its own
 MARKS = 6  # of such a line
-SMALLEST, LARGEST, STEP = 3.6, 7.2, 1.2  # of markers; a lower one is larger, so that it is seen behind an upper
+# (least, most, step) of a lower one, which is larger, so that it is seen behind an upper.
+WIDTHS, SIZES = (1.8, 3.2, 0.7), (3.6, 7.2, 1.8)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ def curves(title: str, alt: str, series: Sequence[Series], axis: Axis) -> Markup
                 axes.fill_between(x, line.low[seen], line.high[seen], color=colour, alpha=0.18, linewidth=0)
             apart = 1 if len(x) <= MARKED else len(x) // MARKS
             every = (number * apart // len(series), apart)
-            size = min(SMALLEST + STEP * (len(series) - 1 - number), LARGEST)
-            look = {"color": colour, "marker": marker_of(line.kind), "markersize": size, "markevery": every}
+            above = len(series) - 1 - number
+            width, size = (min(least + step * above, most) for least, most, step in (WIDTHS, SIZES))
+            look = {"color": colour, "linewidth": width, "marker": marker_of(line.kind), "markersize": size}
+            look["markevery"] = every
             axes.plot(x, y, dashes=dash_of(line.kind) or (None, None), **look)
         _label(axes, axis)
 
