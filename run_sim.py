@@ -49,6 +49,7 @@ from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
 from fedinit.runs.writable import refuse_unwritable
 from fedinit.state.manifest import FOLDER
+from fedinit.telling import tell
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
@@ -87,7 +88,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     located = run_folder.locate(config)
     folder = located.path
     if text := remark(config.model.title, config.data.name):
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, text, "yellow")
     if config.preview:
         with contextlib.closing(Site(config, console=console)) as site:
             previewed(config, site, folder).show(console)
@@ -105,7 +106,7 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
     # Refuses what does not fit, before a folder is made.
     check_clients(config, {part.client: len(part.train) for part in site.partitions})
     if text := filling(config, site.partitions):
-        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, text, "yellow")
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:
@@ -115,7 +116,7 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         if not isinstance(config.attack, NoAttack):
             bad = sorted(config.attack.attackers(len(site.partitions), config.seed))
             opened.folder.event("attackers", {"attack": config.attack.name, "clients": bad})
-        head_alone = reference(config, site, opened, console)
+        opened.keep_reference(head_alone := reference(config, site, opened, console))
         outcome, contexts = federated(config, site, opened, console)
         model = outcome.final_model(adapters_of(contexts, outcome))
         return opened.finish(model, outcome.summary() | {"head_alone": head_alone})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fedinit import standard_streams
 from fedinit.commands import COMMANDS
 from fedinit.errors import InputError, RunFailed, did_you_mean
+from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,20 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as left:  # argparse's, after --help
         return int(left.code or 0)
     except ValueError as error:  # InputError, and what a file that is no JSON or no text raises
-        errors.print("error: " + " ".join(str(error).splitlines()))
+        tell(errors, "error: " + str(error))
         return 2
     except RunFailed as error:
-        errors.print(f"failed: {error}")
+        tell(errors, f"failed: {error}")
         return 1
     except PermissionError as error:  # of whatever a command was given
         errors.print(f"error: {error.filename or 'a file'}: permission denied; let this user at it, or give another")
         return 2
     except OSError as error:
-        errors.print(f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))
+        tell(errors, f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))
         return 1
     except KeyboardInterrupt as stopped:
         with contextlib.suppress(OSError):  # the terminal may be what is gone
-            errors.print("interrupted")
+            tell(errors, "interrupted")
         return getattr(stopped, "code", 130)
 
 

@@ -20,6 +20,11 @@ class InputError(ValueError):
     """
 
 
+def refuse(error: InputError) -> None:
+    """What is done with the first thing that is wrong, where not all of them are asked for."""
+    raise error
+
+
 class FolderBusy(InputError):
     """Another process is at the run in this folder."""
 
@@ -88,12 +93,37 @@ def reason(error: Exception, kept: str = GOES_ON) -> str | None:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that was most likely meant, or None where none is near: a slip or two of the keys, letters in
-    another order, or one that is the beginning of the other."""
-    for near in difflib.get_close_matches(word, list(known), n=3, cutoff=0.6):
-        alike = difflib.SequenceMatcher(None, near, word).ratio() >= 0.75
-        if alike or sorted(near) == sorted(word) or near.startswith(word) or word.startswith(near):
-            return near
-    return None
+    another order, or one that is the beginning of the other. Of several it is the one with the fewest slips between."""
+    known, small = list(known), word.lower()
+    near = [each for each in known if _is_near(small, each.lower())]
+    if not near:
+        return None
+    slips = {each: _slips(small, each.lower()) for each in known if abs(len(each) - len(word)) < 3 or each in near}
+    fewest = min(slips[each] for each in near)
+    near += [each for each, count in slips.items() if count <= min(fewest, 2)]
+    return min(near, key=lambda each: (slips[each], abs(len(each) - len(word))))
+
+
+def _is_near(word: str, other: str) -> bool:
+    matched = difflib.SequenceMatcher(None, other, word)
+    if matched.real_quick_ratio() < 0.6 or matched.ratio() < 0.6:
+        return False
+    return matched.ratio() >= 0.75 or sorted(other) == sorted(word) or other.startswith(word) or word.startswith(other)
+
+
+def _slips(word: str, other: str) -> int:
+    """How many letters are too many, missing, wrong, or one place off, from one to the other (optimal string
+    alignment); a word that ends early is one slip."""
+    if other.startswith(word) and other != word:
+        return 1
+    before, row = [], list(range(len(other) + 1))
+    for i, letter in enumerate(word, 1):
+        last, before, row = before, row, [i]
+        for j, its in enumerate(other, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != its)))
+            if i > 1 and j > 1 and letter == other[j - 2] and its == word[i - 2]:
+                row[j] = min(row[j], last[j - 2] + 1)
+    return row[-1]
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,10 @@ length at which it is cut, so that nobody fills a disk with a line.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Sequence
 
 SAID = 500  # characters that one client gets to say
 LONGEST = 4 * SAID  # of a text around it
@@ -19,6 +22,11 @@ def printable(value: object) -> str:
     return _UNSEEN.sub("\ufffd", str(value).encode("utf-8", "replace").decode("utf-8"))
 
 
+def one_line(value: object) -> str:
+    """The value as a printable line, all of it: with a space for a line's end."""
+    return printable(" ".join(str(value).splitlines()))
+
+
 def said(value: object, most: int = SAID) -> str:
     """The value as one printable line of `most` characters, with single spaces; "…" is the end of one that was cut."""
     text = str(value)
@@ -29,3 +37,11 @@ def said(value: object, most: int = SAID) -> str:
 def no_formula(name: str) -> str:
     """A name for a spreadsheet, which would compute one that begins like a formula: an apostrophe makes it text."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
+def csv_row(values: Sequence[object]) -> str:
+    """A row of CSV. Python's writer quotes no carriage return on its own, which its reader takes for the row's end."""
+    text = io.StringIO(newline="")
+    quoting = csv.QUOTE_ALL if any("\r" in str(value) for value in values) else csv.QUOTE_MINIMAL
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(values)
+    return text.getvalue()

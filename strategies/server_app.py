@@ -22,6 +22,7 @@ from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run, show_done
 from fedinit.runs.status import StatusObserver
 from fedinit.state.disk import replace_json
+from fedinit.telling import tell
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
 from strategies.server.exchange import Exchange
@@ -50,7 +51,7 @@ def main(grid: Grid, context: Context) -> None:
         if kept_sites(folder) == sites_of(grid.run.federation_id, roster_of(introductions)):
             show_done(done, config, folder, console)
             return
-        console.print(f"{folder}: done by another federation; it is moved aside", highlight=False, markup=False)
+        tell(console, f"{folder}: done by another federation; it is moved aside")
     adapted_layers(
         backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks
     )  # refused before a folder is made

@@ -156,6 +156,8 @@ def test_an_unfinished_run_has_what_it_came_to(tmp_path, monkeypatch):
         assert str(refused.value) == told
     assert fedinit.run(f"resume={folder}").done and run.metrics["round"].tolist() == [1, 2]
     (folder / "metrics.csv").unlink()
+    assert run.metrics["round"].tolist() == [1, 2], "metrics.jsonl says the same"
+    (folder / "metrics.jsonl").unlink()
     assert run.metrics == {}
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from fedinit.commands.parsing import Parser, own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
+from fedinit.telling import cell, tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,26 +70,31 @@ def _check(options: argparse.Namespace, console: Console) -> int:
             f"{options.root}: there is no such folder, zip or table; give a folder domain/class/image, a zip of "
             "one, or a CSV file with the columns path and label"
         )
-    from fedinit.data.checking import check
+    from fedinit.data.checking import Misfits, check
     from fedinit.data.image_folder import ImageFolder
     from fedinit.data.image_list import ImageList
     from fedinit.data.reporter import Reporter
 
     is_table = root.is_file() and root.suffix.lower() != ".zip"
     source = ImageList(root=str(root)) if is_table else ImageFolder(root=str(root), layout=options.layout)
-    found = check(source, Reporter(console))
+    try:
+        found = check(source, Reporter(console))
+    except Misfits as error:
+        for line in error.lines if len(error.lines) > 1 else ():
+            tell(console, line)
+        raise
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     for table in _tables(found):
         wide.print(table)
     for line in [found.sizes(), *found.remarks]:
-        console.print(line, markup=False, highlight=False)
+        tell(console, line)
     for line in [*found.unreadable(), *found.shared(), *found.gaps()]:
-        console.print(line, markup=False, highlight=False)
+        tell(console, line)
     if verdict := found.verdict():
         errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-        errors.print(f"wrong: {verdict}")
+        tell(errors, f"wrong: {verdict}")
         return 1
-    console.print("all images can be read, and none is in two splits", markup=False, highlight=False)
+    tell(console, "all images can be read, and none is in two splits")
     return 0
 
 
@@ -104,18 +110,14 @@ def _tables(found: Checked) -> list[Table]:
     for domain in found.domain_names:
         sums = [sum(n for (d, _, s), n in counts.items() if (d, s) == (domain, split)) for split in splits]
         classes = len({kind for d, kind, _ in counts if d == domain})
-        by_domain.add_row(_plain(domain), *(f"{n:,}" for n in sums), str(classes))
-    by_class = Table(f"class ({'/'.join(splits)})", *map(_plain, found.domain_names))
+        by_domain.add_row(cell(domain), *(f"{n:,}" for n in sums), str(classes))
+    by_class = Table(f"class ({'/'.join(splits)})")
+    for domain in found.domain_names:
+        by_class.add_column(cell(domain))
     for kind in found.class_names:
         cells = ["/".join(str(counts.get((d, kind, s), 0)) for s in splits) for d in found.domain_names]
-        by_class.add_row(_plain(kind), *cells)
+        by_class.add_row(cell(kind), *cells)
     return [by_domain, by_class]
-
-
-def _plain(name: str) -> str:
-    from rich.markup import escape
-
-    return escape(name)
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
@@ -126,7 +128,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     domains = options.domains.split(",") if options.domains else None
     made = plan(OFFICIAL[options.set], [path.expanduser() for path in options.archives], domains)
     for remark in made.remarks:
-        console.print(remark, markup=False, highlight=False)
+        tell(console, remark)
     root = options.to.expanduser()
     is_new = prepare(made, root, Reporter(console))
     held = {split: sum(s == split for s in made.splits.values()) for split in ("train", "val", "test")}
@@ -135,5 +137,5 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     before = "" if is_new else ", prepared already"
     there = f"{counted(len(sites), 'domain')}, {counted(len(classes), 'class')}"
     text = f"{root}: {made.official.title}, {there}, {text}{before}"
-    console.print(text, markup=False, highlight=False)
+    tell(console, text)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -9,6 +10,8 @@ from rich.table import Table
 
 from fedinit.commands.parsing import STDOUT, Parser, add_run, load_run, only_text, text_place
 from fedinit.errors import InputError
+from fedinit.said import printable
+from fedinit.telling import cell, tell
 
 ABOUT = """How good the model that a run ended with is, by domain, and which classes it takes for which.
 
@@ -65,9 +68,9 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         table.add_column(column, justify="right")
     for domain, value in score.by_domain.items():
         images = f"{score.whole[domain]:,}" if score.counts_examples else ""
-        table.add_row(domain.replace("[", r"\["), images, score.show(value))
+        table.add_row(cell(domain), images, score.show(value))
     table.add_row("average", f"{found.images:,}", score.show(score.mean), style="bold")
-    console.print(f"judged on {found.what}", markup=False, highlight=False)
+    tell(console, f"judged on {found.what}")
     console.print(table)
     if found.confusion is None:
         if options.csv:
@@ -76,8 +79,8 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(confusion.table(found.confusion, names))
     if options.csv is STDOUT:
-        print(confusion.csv_text(found.confusion, names), end="")
+        print(confusion.csv_text(found.confusion, names, printable if sys.stdout.isatty() else str), end="")
     elif options.csv:
         write_whole(options.csv, confusion.csv_text(found.confusion, names))
-        console.print(f"csv: {options.csv}", markup=False, highlight=False, soft_wrap=True)
+        tell(console, f"csv: {options.csv}")
     return 0

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser, add_run, load_run, own_place
 from fedinit.exports import FORMATS
+from fedinit.telling import tell
 
 ABOUT = """The model that a run ended with, as a folder: its weights, config.json (input size, mean, std, class names,
 the arguments it is made with) and README.md, a model card with the lines of Python that use it.
@@ -47,5 +48,5 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         else:
             tried = f"{reader(options.format)} gives the run's logits, to {made.difference:.0e}"
         text = f"{made.folder}: {', '.join(made.files)}; {made.size / 1e6:.1f} MB; {tried}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        tell(console, text)
     return 0

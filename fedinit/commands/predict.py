@@ -12,6 +12,7 @@ from fedinit.commands.parsing import Parser, add_run, load_run, whose
 from fedinit.errors import InputError
 from fedinit.pasted import pasted
 from fedinit.runs.named import CONFIG
+from fedinit.telling import tell
 from fedinit.unreadable import is_file
 
 ABOUT = """The class of each picture by the model that a run ended with, and how sure it is. Pictures are brought to
@@ -64,7 +65,6 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     refuse_swapped(options.run, options.images)
     run = load_run(options)
     from fedinit.inference import pictures, predicting
-    from fedinit.report.markup import printable
 
     whose(run, options.client)
     predictions = predicting.predict(run, options.images, options.client, tuple(grey) if grey else None)
@@ -79,5 +79,5 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     for prediction in unread:
         why = f"cannot be read as a picture ({prediction.why}); {pictures.wanted(prediction.path)}"
-        errors.print(f"error: {printable(prediction.path)}: {why}")
+        tell(errors, f"error: {prediction.path}: {why}")
     return 2 if unread else 0

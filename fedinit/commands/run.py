@@ -22,6 +22,7 @@ from fedinit.config import groups
 from fedinit.errors import InputError, RunFailed, reason
 from fedinit.runs.stopping import listening
 from fedinit.runs.verbose import VerboseConsole
+from fedinit.telling import tell
 from fedinit.unreadable import is_folder
 
 if TYPE_CHECKING:
@@ -143,10 +144,10 @@ def command(argv: Sequence[str]) -> int:
     except (InputError, RunFailed, OSError) as error:
         if verbose:
             traceback.print_exc()
-        errors.print(reason(error, _kept(runs) if isinstance(error, OSError) else ""))
+        tell(errors, reason(error, _kept(runs) if isinstance(error, OSError) else ""))
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as stopped:
-        errors.print(f"stopped; {_kept(runs)}")
+        tell(errors, f"stopped; {_kept(runs)}")
         return getattr(stopped, "code", 130)
 
 

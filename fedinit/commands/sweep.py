@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 import fedinit
-from fedinit import starting
+from fedinit import starting, telling
 from fedinit.data.reporter import counted
 from fedinit.runs.stopping import LIMIT, listening
 from fedinit.sweeps.outcome import Outcome, attempt
@@ -71,7 +71,8 @@ def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Cons
                 kept.add(str(Path(outcome.summary["folder"]).parent))
             if outcome.why:
                 failed.append(outcome)
-                errors.print(f"{outcome.trace}{number} of {count}: {outcome.line}; the sweep goes on")
+                errors.print(outcome.trace, end="")
+                telling.tell(errors, f"{number} of {count}: {outcome.line}; the sweep goes on")
             elif not console.quiet:
                 _say(console, f"{number} of {count}: {outcome.line}")
             elif outcome.summary:
@@ -81,11 +82,13 @@ def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Cons
         if close is not None:
             close()  # ends the processes, also where a signal is what ends the sweep
         if failed:
-            errors.print(f"{len(failed)} of {counted(count, 'run')} failed:", *(f.line for f in failed), sep="\n  ")
+            telling.tell(errors, f"{len(failed)} of {counted(count, 'run')} failed:")
+            for outcome in failed:
+                telling.tell(errors, f"  {outcome.line}")
     if kept and not console.quiet:
         _say(console, f"the table: fedinit compare {' '.join(map(shlex.quote, sorted(kept)))}")
     return 1 if failed else 0
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    telling.tell(console, text)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser
 from fedinit.errors import InputError
+from fedinit.telling import tell
 from fedinit.unreadable import Unreadable
 
 ABOUT = """Shows a run that another process is at, from the files in its folder: rounds, cohort, loss, the score by
@@ -21,7 +22,8 @@ EPILOG = """FOLDER is a run's, or one with runs below it, of which the one that 
 output is no terminal there is a line a round. The exit code is 0 for a run that is done, and 1 for one that stopped
 before its end, which is shown as far as it came.
 
-A run has a folder only once its images are decoded: where there is none yet, it is waited for."""
+A run has a folder only once its images are decoded: where there is none yet, it is waited for. Where there are other
+runs, of which none goes on, a line says so and the last one is shown; with --wait one that goes on is waited for."""
 WAIT = 60.0  # seconds for a run to begin
 LOOK = 0.5  # seconds between two looks for a run
 
@@ -31,9 +33,8 @@ def parser(name: str) -> Parser:
     made = Parser(f"fedinit {name}", ABOUT, EPILOG)
     made.add_argument("folder", type=Path, metavar="FOLDER", help="of a run, or with runs below it")
     made.add_argument("--once", action="store_true", help="show how it stands now, and leave")
-    made.add_argument(
-        "--wait", type=_seconds, metavar="SECONDS", help="for a run in FOLDER, where there is none yet (60; --once: 0)"
-    )
+    about = "for a run in FOLDER, where there is none yet (60; --once: 0), or none that goes on (0)"
+    made.add_argument("--wait", type=_seconds, metavar="SECONDS", help=about)
     return made
 
 
@@ -56,13 +57,12 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     from fedinit.runs.view import View
     from fedinit.runs.watching import goes_on, watch
 
-    wait = options.wait if options.wait is not None else 0.0 if options.once else WAIT
-    folder = _awaited(options.folder, wait, console)
+    folder = _awaited(options, console)
     live = Live(View(""), console=console, auto_refresh=False) if console.is_terminal and not options.once else None
-    done, shown = False, 0
+    done, shown, remark = False, 0, ""
     with live or contextlib.nullcontext():
         for run, view in watch(folder):
-            done = run.summary is not None
+            done, remark = run.summary is not None, run.remark
             if live is not None:
                 live.update(view, refresh=True)
             elif options.once:
@@ -72,6 +72,8 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
                 for round in view.done[shown:]:
                     _say(console, view.line(round))
                 shown = len(view.done)
+    if remark:
+        _say(console, f"{folder}: {remark}")
     if done:
         _say(console, f"done: {folder}")
         return 0
@@ -81,25 +83,38 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     return 1
 
 
-def _awaited(folder: Path, wait: float, console: Console) -> Path:
-    """The run that is meant, once there is one. Raises InputError where there is none after `wait` seconds."""
-    from fedinit.runs.watching import newest
+def _awaited(options: argparse.Namespace, console: Console) -> Path:
+    """The run that is meant, once there is one; one that does not go on, with a line that says so, where none that does
+    came in the time given. Raises InputError where there is none at all after that time."""
+    from fedinit.report.runs.reading import CONFIG
+    from fedinit.runs.watching import goes_on, newest
 
-    until, told = time.monotonic() + wait, False
+    folder: Path = options.folder
+    begun, told, was_none = time.monotonic(), False, False
     while True:
         try:
-            return newest(folder)
+            found, why = newest(folder), f"{folder}: no run goes on there"
+            if was_none or (folder / CONFIG).exists() or goes_on(found):
+                return found
         except InputError as error:
-            left = until - time.monotonic()
-            if left <= 0 or folder.is_file() or isinstance(error, Unreadable):
-                raise InputError(
-                    f"{error}; waited for {wait:g} s, --wait SECONDS is longer" if told else error
-                ) from error
+            if isinstance(error, Unreadable):
+                raise
+            found, why, was_none = None, str(error), True
+        usual = 0.0 if options.once or found is not None else WAIT
+        wait = usual if options.wait is None else options.wait
+        left = begun + wait - time.monotonic()
+        if left <= 0 or folder.is_file():
+            waited = f"waited for {wait:g} s, --wait SECONDS is longer" if told else ""
+            if found is None:
+                raise InputError(f"{why}; {waited}" if told else why)
+            _say(console, f"{why}; {waited or f'{found} is the last one'}")
+            return found
         if not told:
-            _say(console, f"{folder}: no run there yet; waiting for it up to {wait:g} s, Ctrl-C ends that")
+            none = "no run there yet" if found is None else "no run goes on there"
+            _say(console, f"{folder}: {none}; waiting for it up to {wait:g} s, Ctrl-C ends that")
             told = True
         time.sleep(min(LOOK, left))
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tell(console, text)

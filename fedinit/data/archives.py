@@ -40,6 +40,7 @@ class Archives(Tree):
         """
         super().__init__(Path.cwd())
         self.where = official.title
+        self.spoilt: set[str] = set()  # images that are there and passed over
         self.twice = 0  # members that their archive has twice, with the same bytes
         self._places: dict[str, tuple[Tree, str]] = {}
         wanted = tuple(suffixes())
@@ -48,8 +49,11 @@ class Archives(Tree):
             if official.split_of(parts[-1]) and parts[-1].startswith(tuple(f"{domain}_" for domain in domains)):
                 self._add(parts[-1], tree, name)
             elif len(parts) > 2 and parts[-3] in domains and name.lower().endswith(wanted):
-                if "/".join(parts[-3:]) not in official.spoilt:
-                    self._add("/".join(parts[-3:]), tree, name)
+                image = "/".join(parts[-3:])
+                if image in official.spoilt:
+                    self.spoilt.add(image)
+                else:
+                    self._add(image, tree, name)
         _refuse_too_large(self._places.values())
         self.twice = sum(inside in tree.same_twice for tree, inside in self._places.values() if isinstance(tree, Zip))
         self.files = sorted(self._places)

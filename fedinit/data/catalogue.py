@@ -22,6 +22,7 @@ from fedinit.data.splits import Split
 from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import torch_generator
+from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -118,7 +119,7 @@ def choose_images(
         left_out = _left_out([listed.left_out[row] for row in unused.tolist()])
         untrained = _untrained(set(labels[test].tolist()) - set(labels[~test].tolist()), class_names)
         for line in [*_summary(listed, len(rows), len(class_names), len(domain_names)), *left_out, *untrained]:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            tell(console, line)
     if isinstance(listed.read, Store):
         images, kept = listed.read.fetch(rows, console)
         rows, places, labels, test = rows[kept], places[kept], labels[kept], test[kept]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from fedinit.data.decoding import identity, reason
 from fedinit.data.file_source import FileSource
+from fedinit.data.listing import Listing
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import choose_sides
 from fedinit.data.store import THREADS
 from fedinit.data.tree import Tree
+from fedinit.errors import InputError
 
 SPLITS = ("train", "val", "test")
 _CHUNK = 256  # images that are looked at before the next are listed
@@ -99,12 +101,21 @@ class Checked:
         return ", ".join(parts)
 
 
+class Misfits(InputError):
+    """What does not fit in a folder or table. lines: of each."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = lines
+        few = "; ".join(lines[:_NAMED]) + "; …" * (len(lines) > _NAMED)
+        super().__init__(lines[0] if len(lines) == 1 else f"{len(lines):,} things do not fit: {few}")
+
+
 def check(source: FileSource, reporter: Reporter) -> Checked:
     """Every image of a source, read and decoded at its full size.
 
-    Raises InputError as the source's `listing` does, where it cannot be said what the images are.
+    Raises Misfits where it cannot be said what the images are, with all that stands in the way.
     """
-    tree, listed = source.listing()
+    tree, listed = _listed(source)
     sides = choose_sides(listed.splits, listed.names, listed.domains, source.evaluate_on, source.test_fraction)
     splits = ["test" if t and s != "val" else s or "train" for s, t in zip(listed.splits, sides.test, strict=True)]
     looks: list[Look] = []
@@ -126,6 +137,20 @@ def check(source: FileSource, reporter: Reporter) -> Checked:
         listed.class_names,
         remarks,
     )
+
+
+def _listed(source: FileSource) -> tuple[Tree, Listing]:
+    faults: list[InputError] = []
+    try:
+        found = source.listing(faults.append)
+    except InputError as error:  # without what was passed over there may be nothing left
+        if not faults:
+            raise
+        faults.append(error)
+    else:
+        if not faults:
+            return found
+    raise Misfits([str(fault) for fault in faults])
 
 
 def _look(tree: Tree, name: str) -> Look:

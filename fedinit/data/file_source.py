@@ -12,8 +12,8 @@ from fedinit.data.decoding import GreyRange
 from fedinit.data.listing import Listing
 from fedinit.data.source import DomainSource, SplitSource
 from fedinit.data.splits import choose_sides
-from fedinit.data.tree import Tree
-from fedinit.errors import InputError
+from fedinit.data.tree import Fault, Tree
+from fedinit.errors import InputError, refuse
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
@@ -35,8 +35,9 @@ class FileSource(DomainSource, SplitSource):
             )
 
     @abstractmethod
-    def listing(self) -> tuple[Tree, Listing]:
-        """The files and what is said of them. Raises InputError for a root that cannot be read or does not fit."""
+    def listing(self, fault: Fault = refuse) -> tuple[Tree, Listing]:
+        """The files and what is said of them. Raises InputError for a root that cannot be read or does not fit.
+        fault: told of each file or folder that does not fit, which is passed over where it returns."""
 
     def catalogue(self, channels: int, size: tuple[int, int]) -> Catalogue:
         """The images in the listing's order; domains and classes are numbered in

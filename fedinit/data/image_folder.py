@@ -15,7 +15,8 @@ from fedinit.data.decoding import suffixes
 from fedinit.data.file_source import FileSource
 from fedinit.data.layout import Layout
 from fedinit.data.listing import Listing, list_images
-from fedinit.data.tree import Tree, open_tree
+from fedinit.data.tree import Fault, Tree, open_tree
+from fedinit.errors import refuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +26,8 @@ class ImageFolder(FileSource):
     name: Literal["image_folder"] = "image_folder"
     layout: Layout = "auto"  # what the levels of folders are; auto: names that mean a split are splits
 
-    def listing(self) -> tuple[Tree, Listing]:
+    def listing(self, fault: Fault = refuse) -> tuple[Tree, Listing]:
         """Raises InputError on a root that is missing or of another shape, a link out of it, an empty class folder of a
         domain that is used, an index or a list that does not fit."""
-        tree = open_tree(self.root)
+        tree = open_tree(self.root, fault)
         return tree, list_images(tree, suffixes(), self.layout, self.domains)

@@ -17,8 +17,8 @@ from fedinit.data.listing import Listing
 from fedinit.data.names import composed
 from fedinit.data.splits import Split, meaning
 from fedinit.data.table import read_table
-from fedinit.data.tree import OnDisk, Tree
-from fedinit.errors import InputError
+from fedinit.data.tree import Fault, OnDisk, Tree
+from fedinit.errors import InputError, refuse
 from fedinit.home import expand_home
 from fedinit.unreadable import unreadable
 
@@ -32,7 +32,7 @@ class ImageList(FileSource):
 
     name: Literal["csv"] = "csv"
 
-    def listing(self) -> tuple[Tree, Listing]:
+    def listing(self, fault: Fault = refuse) -> tuple[Tree, Listing]:
         """Raises InputError for a table that cannot be read, with the line, and for a file that is not there."""
         if self.root is None:
             raise InputError(
@@ -41,23 +41,23 @@ class ImageList(FileSource):
             )
         file = expand_home("data.root", self.root)
         tree = OnDisk(file.parent)
-        rows = self._rows(file)
+        rows = dict(self._rows(file, fault))
         for name, (_, domain, _) in sorted(rows.items()):
             if (self.domains is None or domain in self.domains) and not (tree.root / name).is_file():
-                raise InputError(
-                    f"data.root={file}: names {name!r}, which is not there; add the file or delete its row"
+                fault(
+                    InputError(f"data.root={file}: names {name!r}, which is not there; add the file or delete its row")
                 )
+                del rows[name]
         names = sorted(rows)
         for name, other in tree.doubles(names).items():
-            raise InputError(
-                f"data.root={file}: {name!r} is the file of {other!r} by a symbolic link; delete one of the two rows"
-            )
+            wrong = f"{name!r} is the file of {other!r} by a symbolic link; delete one of the two rows"
+            fault(InputError(f"data.root={file}: {wrong}"))
         classes, domains = [rows[name][0] for name in names], [rows[name][1] for name in names]
         splits: list[Split | None] = [rows[name][2] for name in names]
         listed = Listing(names, domains, classes, splits, sorted(set(domains)), sorted(set(classes)), [])
         return tree, listed
 
-    def _rows(self, file: Path) -> Mapping[str, tuple[str, str, Split | None]]:
+    def _rows(self, file: Path, fault: Fault) -> Mapping[str, tuple[str, str, Split | None]]:
         """{path: (label, domain, split)}."""
         where = f"data.root={file}"
         try:
@@ -71,19 +71,21 @@ class ImageList(FileSource):
             raise InputError(f"{where}: cannot be read ({why}); {EXPECTED}") from error
         rows: dict[str, tuple[str, str, Split | None]] = {}
         for line, row in read_table(where, content, ("path", "label")):
-            at = f"{where}: line {line}"
             path, label, domain, word = (row.get(column, "") for column in _COLUMNS)
-            if not path or not label or ("domain" in row and not domain):
-                raise InputError(f"{at}: has no {'path' if not path else 'label' if not label else 'domain'}; add it")
             name = str(PurePosixPath(path.replace("\\", "/")))
-            if name.startswith("/") or ".." in name.split("/"):
-                raise InputError(f"{at}: {path!r} leads out of the table's folder; expected a path relative to it")
-            split = meaning(word)
-            if word and split is None:
-                raise InputError(f"{at}: split={word!r}; expected train, val or test, or nothing")
-            if name in rows:
-                raise InputError(f"{at}: {name!r} has a row already; delete one of the two")
-            rows[name] = (composed(label), composed(domain) or ONE_DOMAIN, split)
+            wrong, split = "", meaning(word)
+            if not path or not label or ("domain" in row and not domain):
+                wrong = f"has no {'path' if not path else 'label' if not label else 'domain'}; add it"
+            elif name.startswith("/") or ".." in name.split("/"):
+                wrong = f"{path!r} leads out of the table's folder; expected a path relative to it"
+            elif word and split is None:
+                wrong = f"split={word!r}; expected train, val or test, or nothing"
+            elif name in rows:
+                wrong = f"{name!r} has a row already; delete one of the two"
+            if wrong:
+                fault(InputError(f"{where}: line {line}: {wrong}"))
+            else:
+                rows[name] = (composed(label), composed(domain) or ONE_DOMAIN, split)
         if not rows:
             raise InputError(f"{where}: has no rows; expected an image a row")
         return rows

@@ -64,9 +64,9 @@ def find_roles(tree: Tree, images: Sequence[str], layout: Layout) -> tuple[str, 
     depth = usual if layout == "auto" else layout.count("/") + 1
     for name in images:
         if name.count("/") != depth:
-            raise InputError(
-                f"{where}: image {name!r} lies at another depth; {_expected(layout)}: move it or delete it"
-            )
+            wrong = f"{where}: image {name!r} lies at another depth; {_expected(layout)}: move it or delete it"
+            tree.fault(InputError(wrong))
+    images = [name for name in images if name.count("/") == depth]
     levels = [sorted({name.split("/")[level] for name in images}) for level in range(depth)]
     if layout == "auto":
         roles = _guess(tree, images, levels)

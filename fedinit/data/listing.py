@@ -59,6 +59,7 @@ def list_images(tree: Tree, suffixes: tuple[str, ...], layout: Layout, domains: 
         images = [name.removeprefix(f"{top}/") for name in images]
         lists |= list_files(tree, images)
     roles = find_roles(tree, images, layout)
+    images = [name for name in images if name.count("/") == len(roles)]
     places = Places(images, roles)
     domain_names, class_names = _folder_names(tree, places, roles, lists, domains)
     named: dict[str, Split] = {}
@@ -101,7 +102,6 @@ def _folder_names(
             place = dict(zip(roles, map(composed, parts), strict=True))
             domain = place.get("domain", places.domains[0])
             if (domain, place["class"]) not in filled and (domains is None or domain in domains):
-                raise InputError(
-                    f"data.root={tree.root}: class folder {'/'.join(parts)!r} holds no images; add some, or delete it"
-                )
+                wrong = f"{tree.where}: class folder {'/'.join(parts)!r} holds no images; add some, or delete it"
+                tree.fault(InputError(wrong))
     return sorted(by_role.get("domain", {places.domains[0]})), sorted(by_role["class"])

@@ -7,10 +7,8 @@ moment, the same command goes on: what was written is known by its size and CRC-
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -27,6 +25,7 @@ from fedinit.data.official import Official
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
+from fedinit.said import csv_row
 from fedinit.state.disk import replace, sync_folder, try_writing
 
 RECORD = ".prepared.json"  # in the folder: what it was made of; a name that no run reads
@@ -58,9 +57,7 @@ class Plan:
 
     def index(self) -> bytes:
         """What index.csv holds."""
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([("path", "split"), *sorted(self.splits.items())])
-        return text.getvalue().encode()
+        return "".join(map(csv_row, [("path", "split"), *sorted(self.splits.items())])).encode()
 
 
 def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | None = None) -> Plan:
@@ -91,14 +88,41 @@ def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | Non
             )
         splits = read_lists(tree, classes, {name: _wanted(name, file, official) for name, file in lists.items()})
         _refuse_missing("no image in the lists", official, wanted, {name.split("/")[0] for name in splits})
-        left = len(classes) - len(splits)
-        remarks = [f"{left:,} images that the lists do not name, or of other classes, left out"] * bool(left)
+        remarks = []
+    remarks.append(_taken(official, tree, classes, splits, lists))
     there = len({classes[name] for name in splits})
     if tree.twice:
         remarks.append(f"{counted(tree.twice, 'file')} twice in an archive, with the same bytes, taken once")
     if there != official.classes:
         remarks.append(f"warning: {there} classes, where {official.title} has {official.classes}")
     return Plan(official, tree, splits, remarks)
+
+
+def _taken(
+    official: Official,
+    tree: Archives,
+    images: Collection[str],
+    taken: Collection[str],
+    lists: Mapping[str, ListFile],
+) -> str:
+    """How many images of how many are taken, and which are left out, and why. images: those that are not spoilt."""
+    every = len(images) + len(tree.spoilt)
+    if every == len(taken):
+        return f"all {every:,} images of the archives are taken"
+    left = set(images) - set(taken)
+    listed = {"/".join(parse_line(line)[0].split("/")[-3:]) for file in lists.values() for _, line in file.lines}
+    kinds = {
+        "known to be spoilt": tree.spoilt,
+        f"of classes beyond the first {official.classes}": left & listed if official.numbered else set(),
+        "in no list": left - listed if official.numbered else left,
+    }
+    why = [f"{len(names):,} {kind} ({_few(sorted(names))})" for kind, names in kinds.items() if names]
+    return f"{len(taken):,} of {every:,} images of the archives are taken; left out: {', '.join(why)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more
 
 
 def prepare(made: Plan, place: Path, reporter: Reporter) -> bool:
@@ -175,12 +199,10 @@ def _is_as_written(made: Plan, place: Path, reporter: Reporter) -> bool:
     elif not index.is_file() or index.read_bytes() != made.index():
         others.append(INDEX)
     if others:
-        few = ", ".join(map(repr, others[:_NAMED]))
-        more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
         it, are = ("it", "is") if len(others) == 1 else ("them", "are")
         raise InputError(
-            f"{place}: {few}{more} {are} not as written out of these archives; delete {it}, or the whole folder, and "
-            f"the same command writes {it} anew"
+            f"{place}: {_few(others)} {are} not as written out of these archives; delete {it}, or the whole folder, "
+            f"and the same command writes {it} anew"
         )
     return not absent
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from fedinit.telling import tell
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -23,7 +25,7 @@ class Reporter:
     def line(self, text: str) -> None:
         """Print a line about the data."""
         if self.console is not None:
-            self.console.print(f"data: {text}", markup=False, highlight=False, soft_wrap=True)
+            tell(self.console, f"data: {text}")
 
     @contextlib.contextmanager
     def progress(self, total: int, doing: str = "decoding") -> Iterator[Callable[[int], None]]:

@@ -11,17 +11,18 @@ import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 from fedinit.data.splits import looks_like, meaning
-from fedinit.errors import InputError
+from fedinit.errors import InputError, refuse
 from fedinit.home import expand_home
 from fedinit.pasted import pasted
 from fedinit.unreadable import mode_of, unreadable
 
+Fault = Callable[[InputError], None]
 SHAPE = "expected data.root/domain/class/image.jpg, with folders train, val and test above or below a level if you like"
 _WINDOWS = (0, 10, 11)  # in a zip, the systems a member may come from that have backslashes in paths: FAT, NTFS, VFAT
 _DEEPEST = 3  # folders above an image: a domain, a class and a split
@@ -40,6 +41,7 @@ class Tree(ABC):
         self.where = f"data.root={self.root}"
         self.files: list[str] = []
         self.folders: list[str] = []
+        self.fault: Fault = refuse  # told of what is wrong in it
         self._prefix = ""  # a leading folder that the names leave out
 
     @abstractmethod
@@ -129,8 +131,9 @@ class OnDisk(Tree):
 class Folder(OnDisk):
     """A tree on disk."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, fault: Fault = refuse) -> None:
         super().__init__(root)
+        self.fault = fault
         self._walk("")
         self.files.sort()
         self.folders.sort()
@@ -143,31 +146,36 @@ class Folder(OnDisk):
             if _ignored(entry.name):
                 continue
             name = f"{parent}/{entry.name}" if parent else entry.name
-            self._refuse_undecodable(name)
-            if entry.is_symlink():
-                self._refuse_way_out(name)
+            wrong = self._undecodable(name) or (self._way_out(name) if entry.is_symlink() else None)
+            if wrong is not None:
+                self.fault(wrong)
+                continue
             (folders if entry.is_dir() else self.files).append(name)
         self.folders += folders
         for name in folders:
             if name.count("/") >= _DEEPEST:
-                raise self.too_deep(name)
-            self._walk(name)
+                self.fault(self.too_deep(name))
+                self.folders.remove(name)
+            else:
+                self._walk(name)
 
-    def _refuse_undecodable(self, name: str) -> None:
+    def _undecodable(self, name: str) -> InputError | None:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise InputError(
-                f"data.root={self.root}: the name {ascii(name)} is not UTF-8, and no result could name it; rename it"
-            ) from None
-
-    def _refuse_way_out(self, name: str) -> None:
-        target = (self.root / name).resolve()
-        if not target.is_relative_to(self.root) or not target.exists():
-            raise InputError(
-                f"data.root={self.root}: {name!r} is a symbolic link that leads out of the root or nowhere; "
-                "replace it by the file itself, or delete it"
+            return InputError(
+                f"{self.where}: the name {ascii(name)} is not UTF-8, and no result could name it; rename it"
             )
+        return None
+
+    def _way_out(self, name: str) -> InputError | None:
+        target = (self.root / name).resolve()
+        if target.is_relative_to(self.root) and target.exists():
+            return None
+        return InputError(
+            f"{self.where}: {name!r} is a symbolic link that leads out of the root or nowhere; "
+            "replace it by the file itself, or delete it"
+        )
 
 
 class Zip(Tree):
@@ -223,8 +231,9 @@ class Zip(Tree):
         return self._members[self._prefix + name]
 
 
-def open_tree(given: str | None) -> Tree:
-    """The tree at `data.root`. Raises InputError for none, or one that cannot be read."""
+def open_tree(given: str | None, fault: Fault = refuse) -> Tree:
+    """The tree at `data.root`. Raises InputError for none, or one that cannot be read. fault: told of what in it does
+    not fit and is passed over."""
     if given is None:
         raise InputError(
             f"data.root is not set: {SHAPE}, or a .zip of that; give it on the command line as data.root=..."
@@ -233,7 +242,7 @@ def open_tree(given: str | None) -> Tree:
     if not mode_of(root):
         raise InputError(f"data.root={given}: there is no such folder or zip; give the right one as data.root=...")
     try:
-        tree = Folder(root) if root.is_dir() else Zip(root)
+        tree = Folder(root, fault) if root.is_dir() else Zip(root)
     except PermissionError as error:
         raise unreadable(Path(error.filename or root), error) from error
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted zip

@@ -15,6 +15,7 @@ import fedinit
 from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
+from fedinit.said import printable
 from fedinit.scores import SCORES
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
@@ -163,4 +164,4 @@ def _is_regression(model: Portable) -> bool:
 
 def _plain(text: str) -> str:
     """Text without meaning to Markdown, on one line."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", printable(" ".join(text.split())))

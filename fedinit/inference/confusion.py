@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from fedinit.report.markup import printable
+from fedinit.said import csv_row, no_formula
+from fedinit.telling import cell
 
 MOST = 20  # classes, above which a terminal gets the commonest mistakes in place of the matrix
 
@@ -25,7 +24,7 @@ def matrix(confusion: Tensor, names: Sequence[str]) -> Table:
     shown.add_column("%", justify="right")
     for number, (name, row) in enumerate(zip(names, confusion.tolist(), strict=True)):
         cells = [f"[bold]{n}[/bold]" if number == i else str(n) if n else "·" for i, n in enumerate(row)]
-        shown.add_row(f"{number} {_literal(name)}", *cells, _share(row[number], sum(row)))
+        shown.add_row(cell(f"{number} {name}"), *cells, _share(row[number], sum(row)))
     shown.add_section()
     columns = confusion.sum(0).tolist()
     right = confusion.diagonal().tolist()
@@ -45,7 +44,7 @@ def mistakes(confusion: Tensor, names: Sequence[str], most: int = 10) -> Table:
         row, column = divmod(int(place), len(names))
         if count := int(wrong[row, column]):
             share = _share(count, int(confusion[row].sum()))
-            shown.add_row(_literal(names[row]), _literal(names[column]), str(count), share)
+            shown.add_row(cell(names[row]), cell(names[column]), str(count), share)
     return shown
 
 
@@ -54,18 +53,12 @@ def table(confusion: Tensor, names: Sequence[str]) -> Table:
     return matrix(confusion, names) if len(names) <= MOST else mistakes(confusion, names)
 
 
-def csv_text(confusion: Tensor, names: Sequence[str]) -> str:
-    """A row a class, a column for each that was said."""
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["is", *names])
-    rows.writerows([name, *row] for name, row in zip(names, confusion.tolist(), strict=True))
-    return file.getvalue()
+def csv_text(confusion: Tensor, names: Sequence[str], shown: Callable[[str], str] = str) -> str:
+    """A row a class, a column for each that was said. shown: what a name becomes; for a terminal `printable`."""
+    told = [no_formula(shown(name)) for name in names]
+    rows = [[name, *row] for name, row in zip(told, confusion.tolist(), strict=True)]
+    return "".join(map(csv_row, [["is", *told], *rows]))
 
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f}" if whole else "–"
-
-
-def _literal(text: str) -> str:
-    return printable(text).replace("[", r"\[")

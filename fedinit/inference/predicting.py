@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from fedinit.data.decoding import Window, Windows
 from fedinit.errors import InputError
 from fedinit.inference import pictures
 from fedinit.models import InputSpec
-from fedinit.report.markup import printable
 from fedinit.runs.result import Run
-from fedinit.said import no_formula
+from fedinit.said import csv_row, no_formula, printable
+from fedinit.telling import cell
 
 BATCH = 64  # pictures at a time
 
@@ -81,8 +80,8 @@ def table(predictions: Sequence[Prediction], names: Sequence[str], top: int) -> 
     for prediction in predictions:
         cells = []
         for name, probability in prediction.best(names, top):
-            cells += [_literal(name), f"{100 * probability:.1f}"]
-        shown.add_row(_literal(str(prediction.path)), *cells)
+            cells += [cell(name), f"{100 * probability:.1f}"]
+        shown.add_row(cell(str(prediction.path)), *cells)
     return shown
 
 
@@ -93,8 +92,8 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
     A program finds names as they are, quoted as RFC 4180 says; a terminal, which does what control characters say, is
     given none. Nor does a cell begin like a formula, which a spreadsheet would compute.
     """
-    rows, shown = csv.writer(file, lineterminator="\n"), printable if file.isatty() else _in_utf8
-    rows.writerow(["picture", "class", "probability", *(shown(f"p_{name}") for name in names)])
+    shown = printable if file.isatty() else _in_utf8
+    file.write(csv_row(["picture", "class", "probability", *(shown(f"p_{name}") for name in names)]))
     unread = []
     for prediction in predictions:
         if prediction.why:
@@ -103,15 +102,11 @@ def write_csv(file: TextIO, predictions: Iterator[Prediction], names: Sequence[s
         ((name, probability),) = prediction.best(names, 1)
         figures = [f"{p:.6g}" for p in (probability, *prediction.probabilities)]
         path = str(prediction.path)
-        rows.writerow([shown(path if no_formula(path) == path else f"./{path}"), no_formula(shown(name)), *figures])
+        place = shown(path if no_formula(path) == path else f"./{path}")
+        file.write(csv_row([place, no_formula(shown(name)), *figures]))
     return unread
 
 
 def _in_utf8(name: str) -> str:
     """The name, with what is no UTF-8 in a file's as \\x.. ."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _literal(text: str) -> str:
-    """Text as it stands, also with brackets, which rich would read."""
-    return printable(text).replace("[", r"\[")

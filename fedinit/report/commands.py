@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ from rich.console import Console
 
 from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
 from fedinit.errors import InputError
+from fedinit.said import printable
+from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from fedinit.report.runs.methods import Method
@@ -69,7 +72,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
-    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged
+    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged, remarks
     from fedinit.report.runs.damage import damage
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
@@ -85,14 +88,15 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(formats.terminal(found))
-    notes = [*in_full(found), *judged(found), *heads_ahead(found), *_left(shown), *absence(found, whole_path=True)]
-    notes += damage(runs, whole_path=True)
+    notes = [*in_full(found), *judged(found), *heads_ahead(found), *_left(shown)]
+    notes += [*remarks(found, whole_path=True), *absence(found, whole_path=True), *damage(runs, whole_path=True)]
     for sentence in notes:
         _say(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
         if (path := getattr(options, name)) is STDOUT:
-            print(text(found), end="")
+            to_screen = name == "csv" and sys.stdout.isatty()  # the others are printable anyway
+            print(formats.csv_text(found, printable) if to_screen else text(found), end="")
         elif path:
             write_whole(path, text(found))
             _say(console, f"{name}: {path}")
@@ -113,4 +117,4 @@ def _left(shown: Sequence[Method]) -> list[str]:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    tell(console, text)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
+from collections.abc import Callable
 
 from rich.table import Table
 
 from fedinit.report.markup import printable, whole
-from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
-from fedinit.said import no_formula
+from fedinit.said import csv_row, no_formula
 from fedinit.scores import SCORES
+from fedinit.telling import cell
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # OT1 has other glyphs there
@@ -32,22 +32,21 @@ def terminal(found: Results) -> Table:
     if not found.even:
         table.add_column("seeds")
     for column in found.columns:
-        table.add_column(printable(column).replace("[", r"\["), justify="right")
+        table.add_column(cell(column), justify="right")
     for row in found.rows:
         cells = _seeds(found, row)
         for column in found.columns:
             shown = found.shown(row.figures[column])
             cells.append(f"[bold]{shown}[/bold]" if found.is_best(row, column) else shown)
         style = "dim" if row.reference else None
-        table.add_row(printable(row.label).replace("[", r"\["), *cells, style=style)
+        table.add_row(cell(row.label), *cells, style=style)
     return table
 
 
-def csv_text(found: Results) -> str:
-    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
+    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best.
+    shown: what a name becomes; for a terminal `printable`."""
+    lines = [csv_row(CSV_COLUMNS)]
     for row in found.rows:
         for column in found.columns:
             sample = row.figures[column]
@@ -58,9 +57,9 @@ def csv_text(found: Results) -> str:
                 figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
-            cells = [no_formula(whole(row.label)), no_formula(column), *known]
-            writer.writerow([*cells, str(found.is_best(row, column)).lower(), *figures])
-    return file.getvalue()
+            cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
+            lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures]))
+    return "".join(lines)
 
 
 def markdown(found: Results) -> str:
@@ -126,7 +125,7 @@ def _caption(found: Results) -> str:
 
 def _notes(found: Results) -> list[str]:
     """What else is to be known of the table, a sentence each."""
-    return [*in_full(found), *heads_ahead(found), *absence(found)]
+    return [*in_full(found), *heads_ahead(found), *remarks(found), *absence(found)]
 
 
 def _tex(value: object) -> str:

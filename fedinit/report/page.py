@@ -34,6 +34,7 @@ from fedinit.report.panels.sources import source_of
 from fedinit.report.runs.methods import Method, methods
 from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import last_scores
+from fedinit.said import printable
 from fedinit.scores import SCORES
 
 PANELS: tuple[Callable[[Sequence[Method]], Panel | None], ...] = (
@@ -104,7 +105,9 @@ def _made(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Meth
         there = [file for file in files if any((run.folder / file).exists() for run in runs)]
         of = f" of {', '.join(run.folder.name for run in runs)}" if sum(len(m.runs) for m in shown) > 1 else ""
         where = f", in {' or '.join(there)}" if there else ""
-        _log.warning("the section %s of the report is left out: %s (%s%s)", title, why, where.removeprefix(", "), of)
+        _log.warning(
+            "the section %s of the report is left out: %s (%s%s)", title, printable(why), where.removeprefix(", "), of
+        )
         body = tag("p", f"Left out, since what the run recorded of it is damaged{where}{of}: {why}.", class_="warning")
         return Panel(name, title, "", body)
 

@@ -5,6 +5,7 @@ made_of.json what lies in the files that it is made of, images and backbone, by 
 metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
 metrics.jsonl the same as metrics.csv, an object a line, with null where there is no figure
 ledger.jsonl  refusals, missing replies, warnings
+.head_alone.json  what the reference run scored, which comes before it, until the run is done
 checkpoints/ the last three states of the run, and of its reference run
 adapter/     the final adapter and head; summary.json; DONE.json, with the sha256 of these, last of all
 
@@ -14,6 +15,7 @@ with the rows it had then. The ledger only grows.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
@@ -37,10 +39,12 @@ from fedinit.runs.made_of import MadeOf, beside
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.named import CONFIG, configuration, refuse_no_folder
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows
 from fedinit.runs.sealed import digests
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.runs.writable import unwritable
+from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
 from fedinit.state.manifest import FOLDER, checkpoints_in, difference, refuse_other, written_config
@@ -48,8 +52,7 @@ from fedinit.state.manifest import FOLDER, checkpoints_in, difference, refuse_ot
 OWN_WORDS = "the words that the run was begun with, fedinit run …, write it anew"
 RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
-LINES = "metrics.jsonl"
-TABLES = ("metrics.csv", "clients.csv", LINES)
+TABLES = (METRICS, "clients.csv", LINES)
 
 
 class Located(NamedTuple):
@@ -250,10 +253,11 @@ class RunFolder(Observer):
 
     def _make_way(self, begun: bool) -> None:
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
-        table = self.path / "metrics.csv"
-        rounds = table.read_text(encoding="utf-8", errors="replace").splitlines()[1:] if table.exists() else []
-        if not begun and all(row.startswith("0,") for row in rounds):
-            return
+        table = self.path / METRICS
+        with contextlib.suppress(csv.Error):  # of a damaged one, which is moved aside
+            _, rounds = header_and_rows(as_written(table, "replace") + "\n" if table.exists() else "")
+            if not begun and all(row[:1] == ["0"] for row in rounds):
+                return
         if self._lock is not None:
             self._lock.move_folder(_free(self.path))
             self._lock = None
@@ -265,7 +269,7 @@ class RunFolder(Observer):
             self._lock = None
 
     def snapshot(self) -> State:
-        return State(facts={name: (self.path / name).read_text(encoding="utf-8") for name in TABLES})
+        return State(facts={name: as_written(self.path / name) for name in TABLES})
 
     def restore(self, state: State) -> None:
         self._rows = state.facts
@@ -281,7 +285,7 @@ class RunFolder(Observer):
             *(f"{roster.score}_{d}" for d in self._domains),
             *("bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"),
         ]
-        self._header("metrics.csv", self._columns)
+        self._header(METRICS, self._columns)
         self._header(
             "clients.csv",
             ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"]
@@ -307,7 +311,7 @@ class RunFolder(Observer):
             sum(getattr(c, key) for c in report.clients) / count if count else ""
             for key in ("drift_factors", "drift_product")
         ]
-        self._row("metrics.csv", row)
+        self._row(METRICS, row)
         figures = {**dict(zip(self._columns, row, strict=True)), "seconds": round(report.seconds, 3)}
         with open(self.path / LINES, "a", encoding="utf-8") as file:
             file.write(json.dumps({name: None if value == "" else value for name, value in figures.items()}) + "\n")
@@ -330,7 +334,7 @@ class RunFolder(Observer):
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
         with open(self.path / name, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(columns)
+            file.write(csv_row(columns))
 
     def _row(self, name: str, values: Sequence[object]) -> None:
         with open(self.path / name, "a", newline="", encoding="utf-8") as file:

@@ -16,8 +16,8 @@ from fedinit.data.dataset import Dataset
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partition
 from fedinit.models import Backbone
-from fedinit.report.markup import printable
 from fedinit.runs.view import TICKS, clock
+from fedinit.telling import cell, tell
 
 ROWS = 24  # clients with a row each
 BARS = 40  # characters of a client's classes
@@ -72,9 +72,9 @@ class Preview:
         config = self.config
         title = f"{config.strategy.name} on {config.data.name}, {config.model.title}"
         heading = f"preview: {title}: nothing is trained, no folder is made"
-        console.print(heading, style="bold", markup=False, highlight=False, soft_wrap=True)
+        tell(console, heading, "bold")
         for name, text in self.facts().items():
-            console.print(f"{name:<9} {printable(text)}", markup=False, highlight=False, soft_wrap=True)
+            tell(console, f"{name:<9} {text}")
         console.print(self.holdings(ascii_only=console.options.ascii_only))
 
     def facts(self) -> dict[str, str]:
@@ -126,12 +126,12 @@ class Preview:
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in ("client", "domain", "train", "test"):
             table.add_column(column, justify="left" if column == "domain" else "right")
-        table.add_column("" if data.is_regression else f"training images by class, {_span(data.class_names)}")
+        table.add_column("" if data.is_regression else cell(f"training images by class, {_span(data.class_names)}"))
         for part in parts[:ROWS]:
             domain = data.domain_names[part.domain] if part.domain >= 0 else "several"
             bars = "" if data.is_regression or ascii_only else self._bars(part)
             counts = f"{len(part.train):,}", f"{len(part.test):,}"
-            table.add_row(str(part.client), printable(domain).replace("[", r"\["), *counts, bars)
+            table.add_row(str(part.client), cell(domain), *counts, bars)
         if len(parts) > ROWS:
             sizes = sorted(len(part.train) for part in parts)
             table.add_row("…", f"{len(parts) - ROWS} more", f"{sizes[0]:,} to {sizes[-1]:,}", "", "")
@@ -174,5 +174,4 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _span(names: Sequence[str]) -> str:
-    first, last = printable(names[0]), printable(names[-1])
-    return f"{first} … {last}".replace("[", r"\[")
+    return f"{names[0]} … {names[-1]}"

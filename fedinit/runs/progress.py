@@ -12,8 +12,8 @@ from fedinit.data.reporter import counted
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
-from fedinit.said import printable
 from fedinit.scores import SCORES
+from fedinit.telling import tell
 
 
 class ProgressObserver(Observer):
@@ -79,7 +79,7 @@ class ProgressObserver(Observer):
 
     def _line(self, text: str, style: str = "") -> None:
         """On one line, however long: a file or a pipe has no width. Names of domains are of clients."""
-        self.console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+        tell(self.console, text, style)
 
     def round_zero_done(self, report: RoundReport) -> None:
         if not report.clients:  # nobody had anything to measure

@@ -3,6 +3,7 @@ running it."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from fedinit.data.dataset import Dataset
 from fedinit.data.shares import Partition
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
+from fedinit.report.runs.reading import HEAD_ALONE
 from fedinit.report.writing import report_of_run
 from fedinit.runs import ended, status
 from fedinit.runs.export import FinalModel, export
@@ -24,7 +26,9 @@ from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
+from fedinit.state import disk
 from fedinit.state.manifest import FOLDER
+from fedinit.telling import tell
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class OpenRun:
             except Exception as error:  # noqa: BLE001 (a report must never stop a run)
                 _say(self.console, f"warning: who holds what is not recorded for the report: {error}")
 
+    def keep_reference(self, head_alone: Mapping[str, Any] | None) -> None:
+        """Note what the reference scored, for comparisons of a run that is not done; None: there is no reference."""
+        if head_alone is not None:
+            disk.replace_json(self.folder.path / HEAD_ALONE, head_alone)
+
     def finish(self, model: FinalModel, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Write the adapters, tell the observers, who write the summary, print the table, and write the report.
 
@@ -73,6 +82,8 @@ class OpenRun:
         }
         for observer in self.observers:
             observer.finished(figures)
+        with contextlib.suppress(OSError):  # the summary has it now
+            (self.folder.path / HEAD_ALONE).unlink(missing_ok=True)
         print_summary(self.console, figures, str(self.folder.path))
         if self.config.report != "none":
             report = report_of_run(self.folder.path, partial(_say, self.console))
@@ -97,7 +108,7 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
     for note in mend(folder, config):
-        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, note, "yellow")
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
 
@@ -114,7 +125,7 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
     folder = RunFolder(config, located, anew)
     ended.forget(folder.path)
     for note in folder.notes:
-        console.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        tell(console, note, "yellow")
     observers: list[Observer] = [folder]
     tracker = create_tracker(config, folder.path, console)
     if tracker is not None:
@@ -126,4 +137,4 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, style="yellow" if text.startswith("warning") else None, soft_wrap=True, markup=False)
+    tell(console, text, "yellow" if text.startswith("warning") else None)

@@ -32,6 +32,7 @@ from fedinit.pasted import pasted
 from fedinit.runs import export, made_of, sealed
 from fedinit.runs import folder as run_folder
 from fedinit.runs.done import DONE, wrong
+from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
 from fedinit.scores import SCORES
@@ -83,13 +84,14 @@ class Run:
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """The columns of metrics.csv by name, a row a round: int64 where all are whole numbers, else float64 with NaN
-        where there is none. As far as the run came; empty before its first."""
-        return self._columns("metrics.csv")
+        where there is none. As far as the run came; empty before its first. Of metrics.jsonl, where that has more."""
+        table, lines = self._table(METRICS), self._table(LINES)
+        return self._columns(lines if len(lines[1]) > len(table[1]) else table, METRICS)
 
     @property
     def clients(self) -> dict[str, np.ndarray]:
         """The columns of clients.csv by name, a row a client and round, as `metrics` has them."""
-        return self._columns("clients.csv")
+        return self._columns(self._table("clients.csv"), "clients.csv")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -227,13 +229,17 @@ class Run:
             )
         return done
 
-    def _columns(self, name: str) -> dict[str, np.ndarray]:
-        """A table's columns by name; a last row that is being written, or was cut short, is left out."""
+    def _table(self, name: str) -> tuple[list[str], list[list[str]]]:
+        """A table's header and rows; a last row that is being written, or was cut short, is left out."""
         path = self.folder / name
         with self._reading(path):
-            text = path.read_text(encoding="utf-8") if is_file(path) else ""
-            lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
-            header, rows = next(lines, []), list(lines)
+            text = as_written(path) if is_file(path) else ""
+            return of_lines(text) if name == LINES else header_and_rows(text)
+
+    def _columns(self, table: tuple[list[str], list[list[str]]], name: str) -> dict[str, np.ndarray]:
+        """A table's columns by name. name: the file's, which errors name."""
+        with self._reading(self.folder / name):
+            header, rows = table
             return {name: _column([row[i] for row in rows]) for i, name in enumerate(header)}
 
     @contextlib.contextmanager

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
-from rich.text import Text
 
 from fedinit.data.reporter import counted
-from fedinit.report.markup import printable
 from fedinit.runs.export import PERSONAL, SHARED
 from fedinit.scores import SCORES
+from fedinit.telling import cell, tell
 
 # What is said of adapters where no one adapter is all clients'.
 TOLD = {
@@ -36,11 +34,11 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
             shown = [score.show(figures[f"{score.name}_by_domain"][name]) for name in domains]
             columns.append([label, *shown, score.show(figures[score.name])])
     rows = columns if len(domains) < MANY else [list(row) for row in zip(*columns, strict=True)]
-    table = Table(title=escape(f"{summary['strategy']} on {summary['data']}, {summary['model']}"))
+    table = Table(title=cell(f"{summary['strategy']} on {summary['data']}, {summary['model']}"))
     for number, name in enumerate(rows[0]):
-        table.add_column(_literal(name), justify="right" if number else "left")
+        table.add_column(cell(name), justify="right" if number else "left")
     for row in rows[1:]:
-        table.add_row(*map(_literal, row))
+        table.add_row(*map(cell, row))
     if len(columns) > 1:
         console.print(table)
     console.print(
@@ -51,13 +49,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         highlight=False,
     )
     if (where := TOLD.get(summary.get("adapter", ""))) is not None:
-        console.print(where.format(clients=summary["clients"] - 1), soft_wrap=True, highlight=False, markup=False)
-    console.print(f"run folder: {folder}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _literal(text: str) -> Text:
-    """As it is: a domain's name is that of a folder, which may have brackets in it that rich would take for a style."""
-    return Text(printable(text))
+        tell(console, where.format(clients=summary["clients"] - 1))
+    tell(console, f"run folder: {folder}")
 
 
 def megabytes(count: int) -> str:

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from fedinit.config.schema import Config, to_dict
 from fedinit.runs.observer import Observer, RoundReport
+from fedinit.telling import tell
 
 
 class Tracker(Observer):
@@ -95,8 +96,7 @@ class Tracker(Observer):
 
     def say(self, text: str) -> None:
         """One line, however long, in a file too."""
-        style = "yellow" if text.startswith("warning") else None
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        tell(self.console, text, "yellow" if text.startswith("warning") else None)
 
 
 def group_of(folder: Path) -> str:

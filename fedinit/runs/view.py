@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedinit.data.reporter import counted, readable
-from fedinit.report.markup import printable
+from fedinit.said import printable
 from fedinit.scores import SCORES
+from fedinit.telling import cell
 
 TICKS = "▁▂▃▄▅▆▇█"
 KEPT = 24  # values of a sparkline
@@ -157,14 +158,14 @@ class View:
             if name is None:
                 table.add_row(f"… {len(last.scores) - ROWS} more", "", "", "", style="dim")
             else:
-                table.add_row(*self._row(printable(name).replace("[", r"\["), histories[name], ascii_only))
+                table.add_row(*self._row(name, histories[name], ascii_only))
         table.add_row(*self._row("average", [r.mean for r in scored], ascii_only), style="bold")
         return table
 
-    def _row(self, name: str, values: Sequence[float], ascii_only: bool) -> tuple[str, str, str, str]:
+    def _row(self, name: str, values: Sequence[float], ascii_only: bool) -> tuple[Text, str, str, str]:
         show = SCORES[self.score].show
         change = "" if len(values) < 2 else f"{values[-1] - values[-2]:+.1f}" if self.score == "accuracy" else ""
-        return name, show(values[-1]), change, "" if ascii_only else sparkline(values)
+        return cell(name), show(values[-1]), change, "" if ascii_only else sparkline(values)
 
 
 def chosen(scores: Mapping[str, float]) -> list[str | None]:

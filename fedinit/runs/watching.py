@@ -19,11 +19,12 @@ BEGINS = 60.0  # from a run's folder to its first word
 
 
 def newest(folder: Path) -> Path:
-    """The run that is meant: the folder's own, or, of a folder with runs below it, the one that was written to last,
-    those that are not done before those that are. Raises InputError where there is none."""
+    """The run that is meant: the folder's own, or, of a folder with runs below it, the one that was written to last:
+    of those that go on, else of those that are not done, else of all. Raises InputError where there is none."""
     runs = find([folder])
     open_ones = [run for run in runs if run.summary is None]
-    return max(open_ones or runs, key=lambda run: _written(run.folder)).folder
+    going = [run for run in open_ones if goes_on(run.folder)]
+    return max(going or open_ones or runs, key=lambda run: _written(run.folder)).folder
 
 
 def view_of(run: RecordedRun, clock: Callable[[], float] = time.monotonic) -> View:

@@ -6,9 +6,11 @@ completely before it got it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WINDOWS = sys.platform == "win32"
+NO_PLACE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EPIPE") if hasattr(errno, name)}
 
 
 def write(path: Path, content: bytes) -> None:
@@ -63,6 +66,61 @@ def replace(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise
     os.replace(partial, path)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Write to what a person named: a file is written whole or stays as it is, the target of a symbolic link like any
+    file. What is there and is no file, such as a device, a named pipe or one that the shell opened (/dev/stdout,
+    /dev/fd/63), is written into. Raises OSError, with `filename` and one of NO_PLACE where the place took no more."""
+    try:
+        if (descriptor := _own(path)) is not None:
+            _pour(os.dup(descriptor), content)
+            return
+        mode = _mode(path)
+        if stat.S_ISDIR(mode or 0):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if mode is not None and not stat.S_ISREG(mode):
+            _pour(os.open(path, os.O_WRONLY | getattr(os, "O_NOCTTY", 0)), content)
+            return
+        replace(Path(os.path.realpath(path)), content)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _mode(path: Path) -> int | None:
+    """What is at the end of the path's links; None for nothing yet."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _own(path: Path) -> int | None:
+    """The open file of this process that the path stands for; None where it is of another kind. By its name it would
+    be opened again, and what was written to it before be written over."""
+    folders = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
+    for _ in range(40):
+        folder, name = os.path.split(os.path.abspath(path))
+        if name.isdecimal() and not WINDOWS and os.path.realpath(folder) in folders:
+            return int(name)
+        if not os.path.islink(path):
+            return None
+        path = Path(folder, os.readlink(path))
+    return None
+
+
+def _pour(file: int, content: bytes) -> None:
+    """Write the bytes to an open file, and close it."""
+    for stream in (sys.stdout, sys.stderr):  # which may be the same one, with more in their buffers
+        if stream is not None:
+            stream.flush()
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    finally:
+        os.close(file)
 
 
 def replace_json(path: Path, values: Mapping[str, Any]) -> None:

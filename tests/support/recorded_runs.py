@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
+
+from fedinit.said import csv_row
 
 DOMAINS = ("plain", "inverted", "rotated", "thick", "noise", "texture")
 
@@ -98,7 +99,7 @@ def write_run(
 
 def write_table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    text.write("".join(map(csv_row, [header, *rows])))
     path.write_text(text.getvalue())
 
 

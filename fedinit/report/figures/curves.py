@@ -9,17 +9,20 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from fedinit.report.figures.frame import frame, numbered
-from fedinit.report.figures.svg import MARGINS, colour_of, dash_of, draw
+from fedinit.report.figures.svg import MARGINS, colour_of, dash_of, draw, marker_of
 from fedinit.report.markup import Markup
 
 SIZE = (420.0, 250.0)
-MARKED = 20  # points; a line with more needs no markers
+MARKED = 20  # points; of a line with more some have a marker, at places of its own
+MARKS = 6  # of such a line
+# (least, most, step) of a lower one, which is larger, so that it is seen behind an upper.
+WIDTHS, SIZES = (1.8, 3.2, 0.7), (3.6, 7.2, 1.8)
 
 
 @dataclass(frozen=True)
 class Series:
     """A line. x, y: (n,) with NaN where there is no point. low, high: (n,), the band; None: there is none.
-    kind: the number of its colour and dashes."""
+    kind: the number of its colour, dashes and marker."""
 
     label: str
     x: np.ndarray
@@ -46,14 +49,18 @@ def curves(title: str, alt: str, series: Sequence[Series], axis: Axis) -> Markup
     """The lines over each other, in their order."""
 
     def plot(axes: Axes) -> None:
-        for line in series:
+        for number, line in enumerate(series):
             seen = np.isfinite(line.y) & np.isfinite(line.x)
             x, y, colour = line.x[seen], line.y[seen], colour_of(line.kind)
             if line.low is not None and line.high is not None:
                 axes.fill_between(x, line.low[seen], line.high[seen], color=colour, alpha=0.18, linewidth=0)
-            mark = "o" if len(x) <= MARKED else None
-            dashes = dash_of(line.kind)
-            axes.plot(x, y, color=colour, marker=mark, markersize=3.6, dashes=dashes or (None, None))
+            apart = 1 if len(x) <= MARKED else len(x) // MARKS
+            every = (number * apart // len(series), apart)
+            above = len(series) - 1 - number
+            width, size = (min(least + step * above, most) for least, most, step in (WIDTHS, SIZES))
+            look = {"color": colour, "linewidth": width, "marker": marker_of(line.kind), "markersize": size}
+            look["markevery"] = every
+            axes.plot(x, y, dashes=dash_of(line.kind) or (None, None), **look)
         _label(axes, axis)
 
     return draw(title, alt, axis.size, plot)

@@ -21,7 +21,9 @@ from fedinit.report.markup import Markup, printable, text
 # Okabe and Ito 2008, told apart by all kinds of colour blindness; without black, and with grey instead of yellow, which
 # a white page swallows. The page gives each a shade for light and one for dark.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a8f98")
+# Of 7 colours, 4 dashes and 5 markers, taken in turn, 140 lines all differ, and each from its neighbours in all three.
 DASHES = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+MARKERS = ("o", "s", "^", "D", "v")
 INK, GRID, PAPER = "#010203", "#020304", "#030405"  # stand for the page's colours
 COLOURS = {INK: "currentColor", GRID: "var(--rule)", PAPER: "var(--card)"}
 COLOURS |= {colour: f"var(--s{i})" for i, colour in enumerate(PALETTE)}
@@ -55,8 +57,13 @@ def colour_of(number: int) -> str:
 
 
 def dash_of(number: int) -> tuple[float, ...]:
-    """Series of one colour differ by their dashes."""
-    return DASHES[number // len(PALETTE) % len(DASHES)]
+    """Where one line lies on another, the lower one is seen between the dashes of the upper; in grey print too."""
+    return DASHES[number % len(DASHES)]
+
+
+def marker_of(number: int) -> str:
+    """Of the series of this number, as matplotlib calls it."""
+    return MARKERS[number % len(MARKERS)]
 
 
 def short(value: object, length: int = 26) -> str:

@@ -37,7 +37,7 @@ def _time(run: RecordedRun, of: str) -> Markup:
     sums = [float(np.nansum(line.y)) for line in series]
     alt = f"{title}: in all {', '.join(f'{p} {s:.1f} s' for p, s in zip(PHASES, sums, strict=True))}."
     drawn = areas(title, alt, series, Axis("round", "seconds", from_zero=True, size=SMALL))
-    return figure(title, legend(PHASES), drawn, _numbers(title, series))
+    return figure(title, legend(PHASES, lines=False), drawn, _numbers(title, series))
 
 
 def _bytes(run: RecordedRun, of: str) -> Markup:

@@ -14,6 +14,14 @@ from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 
 SMALL = (330.0, 205.0)  # where three are side by side
+# MARKERS, in a legend's line of 26 by 12.
+SHAPES = (
+    "M13 2.5a3.5 3.5 0 1 0 .01 0z",
+    "M9.8 2.8h6.4v6.4h-6.4z",
+    "M13 2l4 7.4h-8z",
+    "M13 1.6l4.4 4.4-4.4 4.4-4.4-4.4z",
+    "M13 10l-4-7.4h8z",
+)
 SHOWN_ROWS = 60  # of a table behind a figure; of more rounds, evenly spaced ones
 
 
@@ -135,15 +143,19 @@ def grid(*figures: Markup, kind: str = "") -> Markup:
     return tag("div", joined(figures), class_=f"grid {kind}".strip())
 
 
-def legend(labels: Sequence[str]) -> Markup:
-    """Which colour is whose, once for all figures of a section; nothing for one line alone."""
+def legend(labels: Sequence[str], lines: bool = True) -> Markup:
+    """Which colour, dashes and marker are whose, once for all figures of a section; nothing for one line alone.
+    lines: whether they are, or areas, which differ by colour alone."""
     if len(labels) < 2:
         return Markup("")
     items = []
     for kind, label in enumerate(labels):
-        drawn = f"s{kind % len(PALETTE)} d{kind // len(PALETTE) % len(DASHES)}"
-        line = tag("line", x1="1", y1="6", x2="25", y2="6", class_=drawn)
-        items.append(tag("li", tag("svg", line, viewBox="0 0 26 12", aria_hidden="true"), label))
+        colour = kind % len(PALETTE)
+        dashes = f" d{kind % len(DASHES)}" if lines else ""
+        drawn = f'<line x1="1" y1="6" x2="25" y2="6" class="s{colour}{dashes}"/>'
+        if lines:
+            drawn += f'<path d="{SHAPES[kind % len(SHAPES)]}" class="f{colour}"/>'
+        items.append(tag("li", tag("svg", Markup(drawn), viewBox="0 0 26 12", aria_hidden="true"), label))
     return tag("ul", joined(items), class_="legend")
 
 

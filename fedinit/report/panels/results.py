@@ -34,8 +34,8 @@ def panel(methods: Sequence[Method]) -> Panel:
     ]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
-    doubts = damage(run for method in methods for run in method.runs)
-    body += [tag("p", sentence, class_="warning") for sentence in [*absence(found), *doubts]]
+    doubts = [*remarks(found), *absence(found), *damage(run for method in methods for run in method.runs)]
+    body += [tag("p", sentence, class_="warning") for sentence in doubts]
     return Panel("results", "Results", lead, joined(body))
 
 
@@ -102,12 +102,21 @@ def in_full(found: Results) -> list[str]:
     return [f"{label} is {full}" for label, full in found.cut.items()]
 
 
+def remarks(found: Results, whole_path: bool = False) -> list[str]:
+    """A line of every run in a row whose figures are not from where they should be. whole_path: of its folder."""
+    return [
+        f"{label} seed {run.seed} in {run.folder if whole_path else run.folder.name}: {run.remark}."
+        for label, run in found.remarked
+    ]
+
+
 def absence(found: Results, whole_path: bool = False) -> list[str]:
     """A line of the runs that are in no row, with how they stand; none where all are. whole_path: of their folders, for
     who is where they are."""
     by_state: dict[str, list[str]] = {}
     for label, run in found.absent:
-        state = "done, without a figure in its metrics.csv" if run.summary is not None else said(run.folder)
+        state = said(run.folder) if run.summary is None else "done, without a figure in its metrics.csv"
+        state = f"done; {run.remark}" if run.summary is not None and run.remark else state
         where = run.folder if whole_path else run.folder.name
         by_state.setdefault(state, []).append(f"{label} seed {run.seed} in {where}")
     if not by_state:

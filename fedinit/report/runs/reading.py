@@ -19,9 +19,10 @@ from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMP
 from fedinit.report.runs.holdings import holdings
 from fedinit.runs.done import done_of
 from fedinit.runs.named import A_RUN, CONFIG, configuration
+from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
 from fedinit.unreadable import unreadable
 
-MADE_OF = "made_of.json"
+MADE_OF, HEAD_ALONE = "made_of.json", ".head_alone.json"
 LARGEST = 3.5e38
 NOT_A_RUN = f"{A_RUN}, or a folder of several"
 
@@ -77,10 +78,32 @@ class RecordedRun:
         """The last round that it completed; 0 before its first."""
         return int(max(self.metrics.numbers("round"), default=0))
 
-    @cached_property
+    @property
     def metrics(self) -> Table:
-        """A row a round."""
-        return _table(self.folder / "metrics.csv")
+        """A row a round: of metrics.csv, or of metrics.jsonl where that has more of them."""
+        return self._metrics[0]
+
+    @cached_property
+    def _metrics(self) -> tuple[Table, str]:
+        """With what is to be said of it."""
+        table, lines = _table(path := self.folder / METRICS), _lines(self.folder / LINES)
+        if len(lines) > len(table):
+            has = f"has {len(table) or 'no'} whole rounds" if path.exists() else "is gone"
+            return lines, f"its {METRICS} {has}, so its figures are those of {LINES}, which has {len(lines)}"
+        if self.summary is not None and self.rounds and not len(table):
+            return table, f"neither its {METRICS} nor its {LINES} has a round; resume=never with its words runs it anew"
+        return table, ""
+
+    @property
+    def remark(self) -> str:
+        """What is wrong with its figures by round, as half a sentence; "" where nothing is."""
+        return self._metrics[1]
+
+    @cached_property
+    def head_alone(self) -> Mapping[str, Any]:
+        """The figures of its reference, which comes before it; empty where there is none, or it is not done."""
+        values = _json(self.folder / HEAD_ALONE) if self.summary is None else self.summary.get("head_alone")
+        return values if isinstance(values, Mapping) else {}
 
     @cached_property
     def clients(self) -> Table:
@@ -194,7 +217,7 @@ def is_configuration(values: object) -> bool:
 def _text(path: Path) -> str:
     """What a file says; "" where it is not there. Raises InputError where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return as_written(path, "replace")
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
@@ -204,12 +227,23 @@ def _text(path: Path) -> str:
 def _table(path: Path, *needed: str) -> Table:
     """A table of a row a round, or a row of something in a round; none without the `needed` columns. A row that was cut
     short, or is of no round, is left out."""
-    content = _text(path).replace("\0", "")
-    header, *rows = list(csv.reader(content[: content.rfind("\n") + 1].splitlines())) or [[]]
+    try:
+        header, rows = header_and_rows(_text(path).replace("\0", ""))
+    except csv.Error:
+        return Table()
     if not {"round", *needed} <= set(header):
         return Table()
     at = header.index("round")
     return Table(tuple(header), [row for row in rows if len(row) == len(header) and _is_round(row[at])])
+
+
+def _lines(path: Path) -> Table:
+    """The table of metrics.csv by the lines of JSON beside it."""
+    header, rows = of_lines(_text(path))
+    if "round" not in header:
+        return Table()
+    at = header.index("round")
+    return Table(tuple(header), [row for row in rows if _is_round(row[at])])
 
 
 def _json(path: Path) -> Any:

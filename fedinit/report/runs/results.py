@@ -38,13 +38,15 @@ class Row:
 class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
     against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
-    absent: (label of its method, run) of those without an evaluated round, which are in no row."""
+    absent: (label of its method, run) of those without an evaluated round, which are in no row. remarked: of those in a
+    row of which there is something to remark."""
 
     score: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     against: Mapping[str, Difference]
     absent: tuple[tuple[str, RecordedRun], ...] = ()
+    remarked: tuple[tuple[str, RecordedRun], ...] = ()
 
     @property
     def cut(self) -> dict[str, str]:
@@ -124,7 +126,8 @@ def results(methods: Sequence[Method]) -> Results:
     columns = (*domains, AVERAGE)
     seen = [method for method in methods if method.evaluated]
     rows = [_row(method, score, columns) for method in seen]
-    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent)
+    remarked = tuple((m.label, run) for m in seen for run in m.runs if run.evaluated and run.remark)
+    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked)
     best = table.best
     if best is None:
         return table
@@ -160,7 +163,7 @@ def _references(methods: Sequence[Method], score: str, columns: Sequence[str]) -
     """The head alone beside each method, once where it is the same."""
     rows: list[Row] = []
     for method in methods:
-        found = {run.seed: figures for run in method.runs if (figures := _head_alone(run, score))}
+        found = {run.seed: figures for run in method.runs if run.evaluated and (figures := _head_alone(run, score))}
         samples = _samples(found, columns)
         if found and all(row.figures != samples for row in rows):
             label = f"head alone ({method.label})"
@@ -172,7 +175,7 @@ def _references(methods: Sequence[Method], score: str, columns: Sequence[str]) -
 
 
 def _head_alone(run: RecordedRun, score: str) -> dict[str, float]:
-    values: Any = (run.summary or {}).get("head_alone") or {}
+    values: Any = run.head_alone
     try:
         if values[score] is None:
             return {}

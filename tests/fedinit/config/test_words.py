@@ -9,8 +9,9 @@ import pytest
 
 from fedinit.config import arguments
 from fedinit.config.compose import compose_config, sweep
+from fedinit.config.groups import groups
 from fedinit.config.words import parse
-from fedinit.errors import InputError, did_you_mean
+from fedinit.errors import InputError, did_you_mean, nearest
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,28 @@ def test_what_is_near_is_offered_and_nothing_else():
     for word, near in {"sdg": "sgd", "lorafair": "lora_fair", "closed": "closed_form"}.items():
         assert did_you_mean(word, known) == f" (did you mean '{near}'?)"
     assert not any(did_you_mean(word, known) for word in ("fedavg", "beta", "adam", "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("fedd", "fedit"),
+        ("fedti", "fedit"),
+        ("FedIT", "fedit"),
+        ("fedsv", "fedsvd"),
+        ("lora-fair", "lora_fair"),
+        ("lorafiar", "lora_fair"),
+        ("floraa", "flora"),
+        ("florsit", "florist"),
+        ("hetlorra", "hetlora"),
+        ("headalone", "head_alone"),
+        ("fedex", "fedex_lora"),
+        ("fedavg", None),
+        ("scaffold", None),
+    ],
+)
+def test_of_several_that_are_near_it_is_the_one_with_the_fewest_slips(word, near):
+    assert nearest(word, groups()["strategy"]) == near
 
 
 # -- sweeps --------------------------------------------------------------------------------------------------------

@@ -104,3 +104,31 @@ def test_what_is_no_data_is_exit_code_2(tmp_path: Path, capsys, name: str, messa
 def test_one_of_a_kind_is_counted_as_one():
     assert [counted(n, "round") for n in (0, 1, 1500)] == ["0 rounds", "1 round", "1,500 rounds"]
     assert [counted(n, "class") for n in (1, 2)] == ["1 class", "2 classes"]
+
+
+def test_all_that_does_not_fit_is_listed_together(tmp_path: Path, capsys) -> None:
+    root = tree(tmp_path / "tree")
+    (root / "train" / "photo" / "cat" / "gone.png").symlink_to("nowhere.png")
+    (root / "train" / "sketch" / "dog" / "out.png").symlink_to("/etc/hostname")
+    for name in ("emu", "fox"):
+        (root / "train" / "photo" / name).mkdir()
+    (root / "train" / "lost.png").write_bytes(picture(77))
+    (root / "train" / "photo" / "cat" / "deep").mkdir()
+    assert main(["data", "check", str(root)]) == 2
+    said = capsys.readouterr()
+    parts = ("gone.png", "out.png", "photo/emu", "photo/fox", "train/lost.png", "cat/deep")
+    assert all(sum(part in line for line in said.out.splitlines()) == 1 for part in parts), said.out
+    assert said.err.count("\n") == 1 and said.err.startswith("error: 6 things do not fit: ")
+    (root / "train" / "photo" / "cat" / "gone.png").unlink()
+    assert main(["run", "data=image_folder", f"data.root={root}", "preview=true"]) == 2
+    assert capsys.readouterr().err.count("data.root=") == 1, "a run is refused by the first"
+
+
+def test_all_rows_of_a_table_that_do_not_fit_are_listed_together(tmp_path: Path, capsys) -> None:
+    names = [path.relative_to(tmp_path) for path in sorted(tree(tmp_path / "tree").rglob("*.png"))]
+    rows = [f"{name},{name.parts[-2]},{name.parts[-3]}," for name in names]
+    rows += ["no/such.png,cat,photo,", "../a.png,cat,photo,", f"{names[0]},cat,photo,", f"{names[0]},,photo,"]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,domain,split", *rows, "x.png,cat,photo,trian"]) + "\n")
+    assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
+    said = capsys.readouterr()
+    assert said.out.count("table.csv: ") == 5 and said.err.startswith("error: 5 things do not fit: ")

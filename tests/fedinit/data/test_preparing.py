@@ -85,6 +85,24 @@ def test_pacs_test_lists_name_all_and_are_no_split(tmp_path: Path) -> None:
     assert Counter(index(root).values()) == {"train": 8, "val": 8}
 
 
+def test_how_many_of_how_many_are_taken_and_which_are_not_is_a_line(tmp_path: Path, capsys) -> None:
+    made("pacs", releases.pacs(tmp_path / "PACS.zip"), to=tmp_path / "root")
+    assert "all 16 images of the archives are taken\n" in capsys.readouterr().out
+    spoilt = "sketch/dog/n02103406_4068-1.png"
+    with zipfile.ZipFile(tmp_path / "PACS.zip", "a") as file:
+        file.writestr(f"kfold/{spoilt}", releases.picture(99))
+    root = made("pacs", tmp_path / "PACS.zip", to=tmp_path / "with")
+    line = f"16 of 17 images of the archives are taken; left out: 1 known to be spoilt ('{spoilt}')\n"
+    assert line in capsys.readouterr().out and not (root / spoilt).exists()
+    made("domainnet", releases.domainnet(tmp_path / "down"), to=tmp_path / "net")
+    out = capsys.readouterr().out
+    assert "of classes beyond the first 100 ('" in out and "known to be spoilt" not in out
+    with zipfile.ZipFile(tmp_path / "PACS.zip", "a") as file:
+        file.writestr("kfold/photo/dog/unlisted.png", releases.picture(98))
+    made("pacs", tmp_path / "PACS.zip", to=tmp_path / "more")
+    assert "16 of 18 " in (out := capsys.readouterr().out) and "1 in no list ('photo/dog/unlisted.png')" in out
+
+
 def test_a_run_takes_the_folder(tmp_path: Path) -> None:
     root = made("pacs", releases.pacs(tmp_path / "PACS.zip"), to=tmp_path / "root")
     assert sides(load_folder(root)) == {(d, k): (1, 1) for d in OFFICIAL["pacs"].domains for k in ("dog", "person")}

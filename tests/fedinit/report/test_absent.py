@@ -114,3 +114,21 @@ def test_a_run_that_is_being_run_says_so(tmp_path):
     assert ended.said(tmp_path) == "being run"
     (tmp_path / ".status.json").write_text(json.dumps({**status, "host": platform.node(), "pid": 2**22 + 1}))
     assert ended.said(tmp_path) == "stopped: its process is gone"
+
+
+def test_a_run_without_its_tables_says_so_in_every_place(tmp_path, capsys):
+    for method in ("fedit", "flora"):
+        write_run(tmp_path / method, config(strategy__name=method, rounds=2), recorded=False)
+    emptied = tmp_path / "flora" / "metrics.csv"
+    header, *rows = [line.split(",") for line in emptied.read_text().splitlines()]
+    lines = [dict(zip(header, map(float, row), strict=True)) | {"round": int(row[0])} for row in rows]
+    emptied.write_text("")
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    why = "done; neither its metrics.csv nor its metrics.jsonl has a round; resume=never with its words runs it anew."
+    assert f"flora seed 0 in {tmp_path / 'flora'}: {why}" in capsys.readouterr().out
+    (tmp_path / "flora" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cli.main(["compare", str(tmp_path), "--markdown", str(tmp_path / "t.md")]) == 0
+    why = "its metrics.csv has no whole rounds, so its figures are those of metrics.jsonl, which has 2."
+    out = capsys.readouterr().out
+    assert f"flora seed 0 in {tmp_path / 'flora'}: {why}" in out and "In no row" not in out
+    assert why in render(find([tmp_path])) and "which has 2" in (tmp_path / "t.md").read_text()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 
 import pytest
 
-from fedinit.report.formats import csv_text, latex
+from fedinit.report.formats import csv_text, latex, markdown
+from fedinit.report.page import render
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import read
-from fedinit.report.runs.results import results
+from fedinit.report.runs.results import AVERAGE, results
 from tests.support.recorded_runs import config, write_run
 
 
@@ -24,3 +26,18 @@ def test_a_spreadsheet_computes_no_name_and_keeps_numbers(tmp_path, name):
 def test_latex_has_the_glyphs_of_a_name(tmp_path):
     found = results(methods([read(write_run(tmp_path / "run", config(), domains=("a<b>|c", "plain")))]))
     assert r"a\textless{}b\textgreater{}\textbar{}c" in latex(found)
+
+
+@pytest.mark.parametrize("name", ['ske"tch\n‹x', "a\r\nb", "c\rd", "e\u2028f", "g\x0bh", "i\x85j", "\n"])
+def test_a_name_with_a_lines_end_in_it_keeps_its_figures(tmp_path, name):
+    """It is looked up as it is, and printable only where it is printed."""
+    run = read(write_run(tmp_path / "run", config(rounds=2), domains=(name, "plain")))
+    found = results(methods([run]))
+    assert run.domains == (name, "plain") and found.columns == (name, "plain", AVERAGE)
+    alone, row = found.rows
+    assert alone.figures[name].mean == row.figures[name].mean - 8
+    rows = list(csv.DictReader(io.StringIO(csv_text(found), newline="")))
+    assert sum(bool(r["mean"]) for r in rows) == 6
+    for text in (markdown(found), latex(found)):
+        assert found.show(alone.figures[name].mean) in text
+    assert found.show(alone.figures[name].mean) in render([run])

@@ -64,3 +64,18 @@ def test_of_errors_the_smaller_one_is_ahead(tmp_path):
     summary = folder / "summary.json"
     summary.write_text(summary.read_text().replace("accuracy", "recovery_error"))
     assert len(said(folder)) == 1
+
+
+def test_a_stopped_run_has_the_row_of_its_reference_which_was_done_before_it(tmp_path):
+    """The reference comes first; until the run is done a file of its own has what it scored."""
+    folder = write(tmp_path, "fedit", 0, ahead=1.0)
+    alone = json.loads((folder / "summary.json").read_text())["head_alone"]
+    (folder / "DONE.json").unlink()
+    assert [row.label for row in results(methods(find([folder]))).rows] == ["fedit"]
+    (folder / ".head_alone.json").write_text(json.dumps(alone))
+    found = results(methods(find([folder])))
+    assert [row.label for row in found.rows] == ["head alone", "fedit"]
+    assert found.rows[0].figures["average"].mean == alone["accuracy"]
+    for damaged in ("", "[]", '{"accuracy": 1}'):
+        (folder / ".head_alone.json").write_text(damaged)
+        assert [row.label for row in results(methods(find([folder]))).rows] == ["fedit"]

@@ -9,12 +9,16 @@ import re
 import time
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
 from fedinit.errors import InputError
+from fedinit.report.figures.curves import MARKED, Axis, Series, curves
+from fedinit.report.figures.svg import MARKERS, colour_of, dash_of, marker_of
 from fedinit.report.page import PANELS, render
 from fedinit.report.panels import clients
 from fedinit.report.panels.aggregation import matrix
+from fedinit.report.panels.panel import SHAPES, legend
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import Table, read
@@ -181,3 +185,23 @@ def test_a_yaml_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(json.dumps({"strategy": "x"}))
     with pytest.raises(InputError, match="its config.yaml is of something else"):
         read(tmp_path)
+
+
+def test_a_line_that_lies_on_another_hides_nothing_of_it():
+    """Neighbours differ in colour, dashes and marker, and the legend draws what the figure does."""
+    kinds = [(colour_of(k), dash_of(k), marker_of(k)) for k in range(140)]
+    assert len(set(kinds)) == 140 and len(SHAPES) == len(MARKERS)
+    assert all(a != b for one, other in zip(kinds, kinds[1:], strict=False) for a, b in zip(one, other, strict=True))
+    for points in (5, 60):
+        x = np.arange(points, dtype=float)
+        lines = [Series(name, x, x, kind) for kind, name in enumerate(("below", "above"))]
+        drawn = curves(f"two of {points}", "", lines, Axis("round", "y"))
+        assert "stroke-dasharray" in drawn and "var(--s0)" in drawn and "var(--s1)" in drawn
+        places = re.findall(r'<use href="#(\w+)" x="([\d.]+)"', drawn)
+        assert len({mark for mark, _ in places}) == 2, "markers of two shapes"
+        if points > MARKED:
+            below, above = ({x for mark, x in places if mark == shape} for shape in dict.fromkeys(m for m, _ in places))
+            assert below and above and not below & above, "of many points they stand apart"
+    shown = legend(["a", "b"])
+    assert 'class="s1 d1"' in shown and 'class="f1"' in shown and shown.count("<path") == 2
+    assert "<path" not in legend(["a", "b"], lines=False) and "d1" not in legend(["a", "b"], lines=False)

@@ -11,7 +11,11 @@ import pytest
 import fedinit
 import run_sim
 from clients.site import Site
+from fedinit.config.compose import compose_config
+from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.lock import FolderLock
+from fedinit.runs.made_of import MadeOf
+from fedinit.runs.observer import Roster
 from fedinit.runs.summary import summary_of
 from fedinit.state import disk
 from tests.support.small import WORDS
@@ -227,3 +231,22 @@ def test_a_configuration_of_another_shape_is_one_line_and_mended_by_the_runs_wor
     assert "\n" not in str(refused.value)
     assert "config.yaml.edited.1" in again()
     assert fedinit.load(done).done and (done / "config.yaml.edited.1").read_text() == text
+
+
+def test_a_name_with_a_lines_end_in_it_outlives_a_restart(tmp_path):
+    """The header of metrics.csv has the names of folders, whatever is in them."""
+    written = compose_config([*SHORT, "resume=auto", f"output_dir={tmp_path}"])
+    roster = Roster(examples={0: 1}, class_names=("x",), domain_names=("a\rb", "c\r\nd", "e\n1,f"))
+    state = None
+    for _ in range(2):
+        folder = RunFolder(written, Located(tmp_path / "run", MadeOf()))
+        folder.started(1, roster)
+        kept = folder.snapshot()
+        if state is not None:
+            folder.restore(state)
+            folder.resumed(1)
+        assert [path.name for path in tmp_path.iterdir()] == ["run"], "a header alone is no round, and nothing is lost"
+        assert folder.snapshot().facts == kept.facts
+        assert kept.facts["metrics.csv"].encode() == (folder.path / "metrics.csv").read_bytes()
+        state = kept
+        folder.close()

@@ -171,6 +171,48 @@ def test_a_run_that_has_no_folder_yet_is_waited_for(tmp_path, capsys, monkeypatc
     assert lines[-1] == f"done: {folder / 'a'}" and len(pauses) == 3
 
 
+def test_where_no_run_goes_on_the_last_one_is_shown_with_a_line_that_says_so(begun, capsys):
+    """A run that has just begun has no folder yet: an old one is not taken for it in silence."""
+    (begun / status.FILE).unlink()
+    for name in ("b", "c"):
+        root = begun.parent if name == "b" else begun.parent / "sub"
+        last = write_run(root / name, config(seed=1), recorded=False)
+    assert cli.main(["watch", str(begun.parent / "sub")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{begun.parent / 'sub'}: no run goes on there; {last} is the last one"
+    assert lines[-1] == f"done: {last}" and sum("no run goes on" in line for line in lines) == 1
+    assert cli.main(["watch", str(begun.parent)]) == 1
+    assert capsys.readouterr().out.startswith(f"{begun.parent}: no run goes on there; {begun} is the last one\n")
+
+
+def test_with_a_time_one_that_goes_on_is_waited_for(begun, capsys, monkeypatch):
+    runs, says = begun.parent, (begun / status.FILE).read_bytes()
+    (begun / status.FILE).unlink()
+
+    monkeypatch.setattr("fedinit.commands.watch.time.sleep", lambda _: (begun / status.FILE).write_bytes(says))
+    assert cli.main(["watch", str(runs), "--wait", "30", "--once"]) == 0
+    assert capsys.readouterr().out.startswith(f"{runs}: no run goes on there; waiting for it up to 30 s")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_without_its_table_a_run_is_shown_by_its_lines_of_json(tmp_path, capsys, gone):
+    folder = write_run(tmp_path / "a", config(rounds=3), recorded=False)
+    header, *rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    objects = [dict(zip(header, map(float, row), strict=True)) | {"round": int(row[0])} for row in rows]
+    whole = read(folder).metrics
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in objects) + '{"round": 4')
+    (folder / "metrics.csv").unlink() if gone else (folder / "metrics.csv").write_text("")
+    lines = read(folder).metrics
+    assert lines.columns == whole.columns and lines.numbers("accuracy").tolist() == whole.numbers("accuracy").tolist()
+    assert cli.main(["watch", str(folder), "--once"]) == 0
+    out = capsys.readouterr().out
+    why = f"its metrics.csv {'is gone' if gone else 'has no whole rounds'}, so its figures are those of metrics.jsonl"
+    assert "3/3" in out and f"{folder}: {why}, which has 3\n" in out
+    (folder / "metrics.jsonl").unlink()
+    assert cli.main(["watch", str(folder), "--once"]) == 0
+    assert "neither its metrics.csv nor its metrics.jsonl has a round; resume=never" in capsys.readouterr().out
+
+
 def test_and_no_longer_than_is_said(tmp_path, capsys):
     assert cli.main(["watch", str(tmp_path / "absent"), "--wait", "0.2"]) == 2
     said = capsys.readouterr()

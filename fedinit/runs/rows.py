@@ -1,0 +1,39 @@
+"""The tables of a run's folder, as texts. A name in a header is that of a folder, which may have a line's end in it; of
+what is below a header a row is a line."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+from pathlib import Path
+
+METRICS, LINES = "metrics.csv", "metrics.jsonl"
+
+
+def as_written(path: Path, errors: str = "strict") -> str:
+    """What a file says, with the ends of lines that it has. Raises OSError, and ValueError for what is no UTF-8."""
+    with path.open(encoding="utf-8", errors=errors, newline="") as file:
+        return file.read()
+
+
+def header_and_rows(text: str) -> tuple[list[str], list[list[str]]]:
+    """The header of a table and its rows, without a last one that is being written, or was cut short. Raises
+    csv.Error."""
+    file = io.StringIO(text[: text.rfind("\n") + 1], newline="")
+    header = next(csv.reader(file), [])
+    return header, list(csv.reader(line for line in file.read().split("\n") if line))
+
+
+def of_lines(text: str) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows that metrics.csv has, by metrics.jsonl, which says the same. What is no whole object of
+    the first one's keys is left out."""
+    found: list[dict[str, object]] = []
+    for line in text.split("\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line)
+            if isinstance(value, dict) and (not found or value.keys() == found[0].keys()):
+                found.append(value)
+    rows = [["" if value is None else str(value) for value in values.values()] for values in found]
+    return list(found[0]) if found else [], rows

@@ -1,0 +1,23 @@
+"""Lines and cells for a terminal: a name in them is shown, and nothing in it obeyed, by the terminal or by rich."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fedinit.said import one_line, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+
+def tell(console: Console, text: object, style: str | None = None) -> None:
+    """Print a text as one line, however long: what reads a pipe reads by lines."""
+    console.print(one_line(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def cell(name: object) -> Text:
+    """A name as it stands in a table, or at its head."""
+    from rich.text import Text
+
+    return Text(printable(name))
