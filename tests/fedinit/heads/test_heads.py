@@ -332,7 +332,7 @@ def test_noise_moves_the_head_and_a_phantom_class_is_none():
         ("ridge", {"lam": 0.0}, "head.lam=0.0"),
         ("ncm", {"temperature": 1.0}, "head.temperature: head=ncm does not read it; head=convex does"),
         ("ncm", {"scale": -1.0}, "head.scale=-1.0"),
-        ("ncm", {"scale": "big"}, "head.scale=big: no such choice. Choices: auto"),
+        ("ncm", {"scale": "big"}, "head.scale=big: expected a number, or auto"),
         ("ncm", {"noise": 1.0}, "head.noise=1.0: needs head.clip"),
         ("ncm", {"noise": 1.0, "clip": 1.0, "weighting": "uniform"}, "head.weighting=uniform: with head.noise"),
         ("mvn", {"shrinkage": 2.0}, "head.shrinkage=2.0"),
