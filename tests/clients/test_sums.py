@@ -9,6 +9,7 @@ import torch
 
 from clients.site import Site
 from fedinit import wire
+from fedinit.secagg.messages import QUERY, RECORD
 from tests.support.lying import Lying, Refusing
 from tests.support.small import small_config
 
@@ -104,6 +105,18 @@ def test_a_base_of_another_name_is_the_same_start(site, server):
         server.sum(3, range(3), base_key="two", base_update="dense")
     server.base = {name: 2 * value for name, value in server.base.items()}
     server.sum(4, range(3), base_key="three", base_update="dense")
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_a_site_is_in_no_sum_of_two(site, tmp_path, insists):
+    """A threshold of three clients is two, of whom each would know the other's update."""
+    lying = Lying(site, tmp_path, require_secure_aggregation=insists)
+    with pytest.raises(Refusing, match=r"asked to unmask clients \[0, 1\], 3 are the least"):
+        lying.sum(1, (0, 1, 2), (0, 1))
+    keys = {str(c): lying.ask(c, QUERY, {"round": 1, "stage": "keys"})[RECORD]["public"] for c in (0, 1, 2)}
+    sealed = lying.ask(0, QUERY, {"round": 1, "stage": "shares", "threshold": 2}, entries=keys)[RECORD]
+    with pytest.raises(Refusing, match=r"sent shares of clients \[0, 1\], 3 are the least"):
+        lying.ask(0, "train", lying.question(1), lying.start, {"0": sealed["0"], "1": sealed["1"]})
 
 
 def test_sums_of_nearly_the_same_start_show_an_update(site, server):

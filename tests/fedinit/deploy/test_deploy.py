@@ -558,6 +558,19 @@ def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
     assert Server.at(tmp_path / "f").config() == sent
 
 
+def test_that_no_site_of_three_may_be_missing_in_a_secret_sum_is_said(tmp_path, capsys):
+    """docs/secure_aggregation.md: it is accepted, and every round that lacks one is skipped."""
+    secret, line = ("secure_aggregation=secagg", "strategy=fedit"), "of 3 sites none may be missing"
+    assert init(tmp_path / "f", *secret, "data.domains=[plain,thick,inverted]") == 0
+    assert line in capsys.readouterr().out
+    assert init(tmp_path / "g", *secret, "data.domains=[plain,thick,inverted,noise]") == 0
+    assert init(tmp_path / "h", "data.domains=[plain,thick,inverted]") == 0
+    assert line not in capsys.readouterr().out
+    words = [*WORDS, *secret, "data.domains=[plain,thick,inverted]"]
+    assert cli.main(["deploy", "app", str(tmp_path / "f/server"), *words]) == 0
+    assert line in capsys.readouterr().out
+
+
 def test_an_app_says_the_whole_way_to_run_it(tmp_path, capsys):
     """README's words: without the variable Flower installs, without the number it starts ten."""
     for words, nodes in ((WORDS, "3"), (["data=image_folder"], "<how many clients>")):
