@@ -56,7 +56,8 @@ def begin(message: Message, context: Context, client: int, keeper: Keeper | None
     kind, round = KINDS[message.metadata.message_type], wire.value(config, "round", int)
     holders = _holders(own, message, client)
     if keeper is not None:
-        wanted = Sum(kind=kind, round=round, start=start, clients=holders)
+        cohort, threshold = wire.value(own, "cohort", list), wire.value(own, "threshold", int)
+        wanted = Sum(kind=kind, round=round, start=start, clients=holders, sharers=cohort, threshold=threshold)
         keeper.mask(wanted, question(config, start + sent))
     context.state[OWN] = ConfigRecord({**own, "start": start})
 

@@ -46,15 +46,26 @@ class Cohort:
     left: Sequence[int]  # clients that may be in it
 
     @staticmethod
-    def of(method: Method, exchange: Exchange, state: ServerState, clients: Sequence[int], began: float) -> Cohort:
-        """Before the first stage of a sum of round `state.round + 1`. began: the time.monotonic() it counts from.
-        Raises RunFailed for clients of which there never is a sum."""
+    def of(
+        method: Method,
+        exchange: Exchange,
+        state: ServerState,
+        clients: Sequence[int],
+        began: float,
+        threshold: int | None = None,
+    ) -> Cohort:
+        """Before the first stage of a sum of round `state.round + 1`.
+
+        began: the time.monotonic() it counts from. threshold: where it is the second of a round that of the first, so
+        that of those who unmask it one at least has unmasked that. Raises RunFailed for clients of whom there never
+        is a sum."""
         assert method.secure is not None
         round = state.round + 1
         if len(clients) < LEAST:
             few = f"{len(clients)} in a round, {LEAST} are the least of a secret sum"
             raise RunFailed(f"round {round}: too few clients, {few}")
-        threshold = math.ceil(method.secure.threshold * len(clients) - 1e-9)
+        if threshold is None:
+            threshold = math.ceil(method.secure.threshold * len(clients) - 1e-9)
         need = max(threshold, method.needed(len(clients)))
         end = began + exchange.reply_timeout * (1 - SHARE)
         return Cohort(exchange, round, threshold, need, end, state, clients)

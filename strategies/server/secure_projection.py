@@ -37,7 +37,7 @@ def project_sum(
     assert method.secure is not None
     (update,), round = admitted.updates, state.round + 1
     weights = {client: builtins.round(share * update.examples) for client, share in admitted.shares.items()}
-    sums = Cohort.of(method, exchange, state, sorted(weights), time.monotonic())
+    sums = Cohort.of(method, exchange, state, sorted(weights), time.monotonic(), admitted.threshold)
     like = {wire.image_name(name): torch.zeros_like(factors.B) for name, factors in means.layers.items()}
     most = {wire.image_name(name): method.gate.largest_image(factors) for name, factors in means.layers.items()}
     try:

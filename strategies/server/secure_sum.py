@@ -150,7 +150,7 @@ def _admitted(
     update = Update(SUM, total, layers, head)
     reports = [ClientReport(client, sums.exchange.examples[client], 0, None) for client in weights]
     shares = {client: weight / total for client, weight in weights.items()}
-    return Admitted([update], reports, shares=shares, loss=loss)
+    return Admitted([update], reports, shares=shares, loss=loss, threshold=sums.threshold)
 
 
 def mean_of(

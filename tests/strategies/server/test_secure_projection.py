@@ -156,6 +156,16 @@ def test_of_three_clients_all_are_in_the_second_sum_or_the_round_is_skipped():
     assert all(torch.equal(now[name], then[name]) for name in then)
 
 
+def test_a_second_sum_needs_as_many_as_the_first(site, method):
+    """Otherwise clients who did not unmask the first could unmask the second, of others: of three that are left of five
+    all are needed, as 3 of 5 were."""
+    gone = lambda at, client, reply: without("query.project", 4)(  # noqa: E731
+        at, client, without("shares", 0, 1)(at, client, reply)
+    )
+    with pytest.raises(RunFailed, match="2 clients at training of the secret sum, 3 are needed"):
+        one_round(site, method, gone)
+
+
 def test_a_refused_second_sum_skips_the_round(site, method):
     def lie(stage, client, reply):
         if (stage, client) == ("query.project", 2):
