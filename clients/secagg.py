@@ -21,13 +21,14 @@ from clients.limits import Keeper
 from clients.sums import Sum, question
 from fedinit import wire
 from fedinit.errors import Refused
-from fedinit.secagg import masks, secrets
+from fedinit.secagg import SECRETS, masks, secrets
 from fedinit.secagg.fixed_point import FixedPoint, flat
-from fedinit.secagg.messages import LEAST, MASKED, RECORD, fault_of_threshold, pack, unpack
+from fedinit.secagg.messages import LEAST, MASKED, QUERY, RECORD, fault_of_threshold, pack, unpack
 from fedinit.seeding import numpy_generator
 
-OWN = "secagg-secrets"  # in Context.state; never on a disk of the site's
+OWN = SECRETS  # in Context.state; never on a disk of the site's
 KINDS = {"train": "secagg", "query.project": "secagg-images"}  # what a sum is of; each has a rounding of its own
+STAGES = {QUERY, *KINDS}  # types of the messages that a sum is made by
 REVEALED = "revealed-"  # what was unmasked in the round, by what it is of: {whose sum}
 
 
@@ -95,6 +96,15 @@ def masked(
     context.state[OWN] = ConfigRecord({**own, **sealed, "stage": "masked", "kind": kind, "holders": sorted(holders)})
     counts = MetricRecord({"num-examples": examples, "round": round})
     return RecordDict({wire.STATE: wire.encode({MASKED: torch.from_numpy(words.view(np.int64))}), wire.METRICS: counts})
+
+
+def forget(context: Context) -> None:
+    """A sum is over for this client, as it failed or is asked something else: its keys go, and whose sums it has
+    unmasked in the round stays."""
+    own = context.state.get(OWN)
+    if isinstance(own, ConfigRecord) and own["stage"] != "revealed":
+        round = wire.value(own, "round", int)
+        context.state[OWN] = ConfigRecord({"round": round, "stage": "over", **_revealed(context, round)})
 
 
 def _keys(context: Context, round: int) -> RecordDict:
