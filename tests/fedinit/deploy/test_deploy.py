@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 import tomli
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.config import parse_config_args
@@ -127,7 +128,7 @@ def test_scripts_say_what_flower_reads(made):
     assert parse_config_args([value]) == own
     assert "--superlink server.example.org:8443" in script and "--insecure" not in script
     superlink = (made / "server/superlink.sh").read_text()
-    for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
+    for word in ("host ::", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
         assert f"--{word}" in superlink
     for path in made.rglob("*.sh"):
         assert subprocess.run(["sh", "-n", str(path)]).returncode == 0 and path.stat().st_mode & stat.S_IXUSR
@@ -140,7 +141,9 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
     for i, (hosts, bound) in enumerate(
         [
             (["127.0.0.1"], "127.0.0.1"),
-            (["localhost", "127.0.0.2", "::1"], "127.0.0.1"),
+            (["LOCALHOST", "localhost.", "127.0.0.2"], "127.0.0.1"),
+            (["[::1]"], "::1"),
+            (["2001:db8::1"], "::"),
             (["192.0.2.7"], "0.0.0.0"),
             (["fed.example.org"], "0.0.0.0"),
             (["127.0.0.1", "fed.example.org"], "0.0.0.0"),
@@ -149,6 +152,32 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
     ):
         assert init(tmp_path / str(i), *(word for host in hosts for word in ("--host", host))) == 0
         assert f"--host {bound} " in (tmp_path / str(i) / "server/superlink.sh").read_text(), hosts
+
+
+def test_an_ipv6_address_is_written_once_in_brackets_and_is_an_address_in_the_certificate(tmp_path):
+    assert init(tmp_path / "f", "--host", "[2001:DB8::1]", "--port", "8000") == 0
+    script = (tmp_path / "f/site-0/supernode.sh").read_text()
+    assert "--superlink '[2001:db8::1]:8000'" in script and "[[" not in script
+    certificate = x509.load_pem_x509_certificate((tmp_path / "f/server/server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {str(address) for address in names.get_values_for_type(x509.IPAddress)} == {
+        "2001:db8::1",
+        "127.0.0.1",
+        "::1",
+    }
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+
+
+def test_insecure_is_for_every_name_of_this_machine_and_for_no_other(tmp_path, capsys):
+    for i, host in enumerate(("[::1]", "LOCALHOST", "localhost.", "127.0.0.2")):
+        assert init(tmp_path / str(i), "--insecure", "--host", host) == 0
+        text = (tmp_path / str(i) / "server/superlink.sh").read_text()
+        assert f"--host {'::1' if host == '[::1]' else '127.0.0.1'} " in text
+    capsys.readouterr()
+    for host in ("fed.example.org", "0.0.0.0", "::", "192.0.2.7", "localhost.example.org"):
+        assert init(tmp_path / "no", "--insecure", "--host", "localhost", "--host", host) == 2
+        said = capsys.readouterr().err
+        assert f"--host {host}: --insecure is for this machine alone" in said and said.count("\n") == 1
 
 
 def test_a_sites_settings_survive_into_its_node_config(tmp_path):
@@ -233,7 +262,18 @@ def test_systemd_takes_the_units(tmp_path):
     [
         (["deploy", "init"], "FOLDER; see fedinit deploy init --help"),
         (["deploy", "init", "{made}"], "is there already; keys are not overwritten"),
-        (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
+        (["deploy", "init", "{new}", "--host", "bücher"], "expected a name or an address"),
+        (["deploy", "init", "{new}", "--host", "1.2.3"], "--host 1.2.3: expected a name or an address"),
+        (
+            ["deploy", "init", "{new}", "--host", "fed.example.org", "--insecure"],
+            "--insecure is for this machine alone",
+        ),
+        (
+            ["deploy", "init", "{new}", "--insecure", "--host", "::1", "--host", "192.0.2.7"],
+            "--host 192.0.2.7: --insecure",
+        ),
+        (["deploy", "init", "{new}", "--installed", "/a;b"], "--installed /a;b: expected an absolute path of letters"),
+        (["deploy", "init", "{new}", "--installed", "/a*"], "--installed /a*: expected an absolute path of letters"),
         (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
         (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
         (["deploy", "init", "{new}", "engine.device='a\"b'"], "a setting of a site can hold no quote"),
