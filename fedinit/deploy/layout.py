@@ -66,6 +66,8 @@ class Federation:
             )
         if not self.node_ports or self.days < 1:
             raise InputError("--sites and --days: expected 1 or more")
+        for word, days in (("days", self.days), ("authority-days", self.authority_days)):
+            certificates.check_days(word, days)
         if self.authority_days < self.days:
             raise InputError(
                 f"--authority-days {self.authority_days}: ends before --days {self.days}, which it signs for"

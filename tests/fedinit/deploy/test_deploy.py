@@ -5,6 +5,7 @@ With processes: tests/test_deployment.py.
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import shlex
@@ -180,6 +181,29 @@ def test_insecure_is_for_every_name_of_this_machine_and_for_no_other(tmp_path, c
         assert f"--host {host}: --insecure is for this machine alone" in said and said.count("\n") == 1
 
 
+def test_a_certificate_has_the_days_that_it_was_made_for_and_ends_with_its_authority(tmp_path):
+    """As many as that authority has, in a renewal too, and as many as there are dates."""
+    for name, days in (("f", "1"), ("g", "90"), ("h", str(certificates.most_days()))):
+        assert init(tmp_path / name, "--days", days, "--authority-days", days) == 0
+        server = tmp_path / name / "server"
+        for _ in range(2):
+            assert [certificates.read_days_left(server / file) for file in ("server.crt", "ca.crt")] == [int(days)] * 2
+            own, authority = (
+                x509.load_pem_x509_certificate((server / f).read_bytes()) for f in ("server.crt", "ca.crt")
+            )
+            assert own.not_valid_after_utc <= authority.not_valid_after_utc
+            assert cli.main(["deploy", "renew", str(server), "--days", days]) == 0
+
+
+@pytest.mark.parametrize(("hours", "days"), [(1, 1), (24, 1), (25, 2), (-1, -1), (-25, -2)])
+def test_the_day_that_has_begun_counts_and_none_once_it_is_over(hours, days):
+    class Certificate:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        not_valid_after_utc = now + datetime.timedelta(hours=hours)
+
+    assert certificates.days_left(Certificate()) == days
+
+
 def test_a_sites_settings_survive_into_its_node_config(tmp_path):
     """What the operator gave for sites on this machine goes into their scripts, and is not in what the server sends."""
     sent, own = site_settings.split_off(compose_config([*IMAGES, "data.root='/my images/a=b'", "engine.device=cpu"]))
@@ -271,6 +295,11 @@ def test_systemd_takes_the_units(tmp_path):
         (
             ["deploy", "init", "{new}", "--insecure", "--host", "::1", "--host", "192.0.2.7"],
             "--host 192.0.2.7: --insecure",
+        ),
+        (["deploy", "init", "{new}", "--days", "3000000", "--authority-days", "3000000"], "--days 3000000: 29"),
+        (
+            ["deploy", "init", "{new}", "--authority-days", "3000000"],
+            "are the most, since dates end with the year 9999",
         ),
         (["deploy", "init", "{new}", "--installed", "/a;b"], "--installed /a;b: expected an absolute path of letters"),
         (["deploy", "init", "{new}", "--installed", "/a*"], "--installed /a*: expected an absolute path of letters"),
@@ -422,11 +451,11 @@ def test_a_renewed_server_is_trusted_with_the_authority_that_the_sites_have(tmp_
     folder = tmp_path / "f"
     assert init(folder, "--host", "server.example.org", "--days", "40") == 0
     server = folder / "server"
-    assert (ends(server / "server.crt"), ends(server / "ca.crt")) == (39, 3649)
+    assert (ends(server / "server.crt"), ends(server / "ca.crt")) == (40, 3650)
     key, before = (server / "server.key").read_bytes(), (server / "server.crt").read_bytes()
     assert cli.main(["deploy", "renew", str(folder), "--days", "400"]) == 0
     assert "holds for 400 days; start the SuperLink again, the sites need nothing" in capsys.readouterr().out
-    assert ends(server / "server.crt") == 399 and (server / "server.crt").read_bytes() != before
+    assert ends(server / "server.crt") == 400 and (server / "server.crt").read_bytes() != before
     assert (server / "server.key").read_bytes() == key and (server / "ca.crt").read_bytes() == (
         folder / "site-0/ca.crt"
     ).read_bytes()
@@ -441,6 +470,7 @@ def test_a_renewed_server_is_trusted_with_the_authority_that_the_sites_have(tmp_
     ("words", "expected"),
     [
         (["renew", "{f}", "--days", "9000"], "days left itself, fewer than --days 9000"),
+        (["renew", "{f}", "--days", "3000000"], "has 3650 days left itself, fewer than --days 3000000"),
         (["renew", "{f}", "--days", "0"], "--days 0: expected 1 or more; the certificate is as it was"),
         (["renew", "{f}", "--days", "-5"], "--days -5: expected 1 or more"),
         (["renew", "{f}", "--ca", "{g}/ca"], "not the authority of"),
@@ -474,7 +504,7 @@ def test_the_days_left_are_said_where_no_server_answers(tmp_path, monkeypatch, c
     monkeypatch.setattr(Server, "nodes", lambda self: (_ for _ in ()).throw(DeployFailed("no SuperLink answers")))
     assert cli.main(["deploy", "status", str(tmp_path / "f/server")]) == 1
     told = capsys.readouterr()
-    assert "server's certificate: 364 days left" in told.out and "no SuperLink answers" in told.err
+    assert "server's certificate: 365 days left" in told.out and "no SuperLink answers" in told.err
 
 
 def test_no_secret_can_be_read_before_it_is_closed(tmp_path, monkeypatch):
@@ -635,8 +665,8 @@ def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monke
         assert cli.main(["deploy", "renew", str(server), "--days", "500"]) == 0
         assert cli.main(["deploy", "status", str(server)]) == 0
         said = capsys.readouterr().out
-    assert "server's certificate: 499 days left" in said or "server's certificate: 500 days left" in said
-    assert "the SuperLink still shows another certificate, of 364 days left: start it again" in said
+    assert "server's certificate: 500 days left" in said
+    assert "the SuperLink still shows another certificate, of 365 days left: start it again" in said
     assert cli.main(["deploy", "status", str(server)]) == 0  # nothing listens there any more
     assert "another certificate" not in capsys.readouterr().out
 
