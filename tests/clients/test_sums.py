@@ -188,6 +188,19 @@ def test_sums_of_nearly_the_same_start_show_an_update(site, server):
     assert norm(off) < 0.05 * norm(step)
 
 
+def test_clients_of_one_sum_may_be_told_other_rounds_and_starts(site, tmp_path):
+    """A limit: masks are bound to neither. Client 0 is in two sets of its round, and unmasks neither; the others of the
+    second were told that it is the next round, from nearly the same start."""
+    server = Lying(site, tmp_path)
+    near = {"round": 2, "start": {name: value + 1e-6 for name, value in server.start.items()}}
+    first = server.sum(1, (0, 1, 2), by=(1, 2))
+    second = server.sum(1, range(4), by=(1, 2, 3), by_client=dict.fromkeys((1, 2, 3), near))
+    plain = Lying(Site(small_config(*WORDS, WHOLE)), None, limits="off")
+    update = wire.decode(plain.ask(3, "train", plain.question(1), plain.start)[wire.STATE])
+    off = {name: second[name] - first[name] - update[name] for name in update}
+    assert norm(off) < 0.05 * norm({name: update[name] - server.start[name] for name in update})
+
+
 def test_in_another_round_one_client_may_be_asked_something_else(server):
     """A limit: after a sum that was refused the same clients go on from the same start, and what the next round asks of
     each is the server's to say. Here it gives one client twice the weight."""

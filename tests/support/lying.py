@@ -91,22 +91,24 @@ class Lying:
     ) -> dict[str, Tensor]:
         """{name: Σ of the updates}, of those that are `left` of clients, all of which have trained from `start`.
 
-        settings: of every training. by_client: further ones of some. by: of those that are left, who is asked to
-        unmask; None: all. Raises Refusing, as soon as one site refuses."""
+        settings: of every training. by_client: further ones of some, and under "start" one of its own. by: of
+        those that are left, who is asked to unmask; None: all. Raises Refusing, as soon as one site refuses."""
         start = self.start if start is None else start
-        asks = {c: ("train", self.question(round, start, **settings, **by_client.get(c, {})), start) for c in clients}
+        asks = {}
+        for client in clients:
+            own = {"start": start, "round": round, **settings, **by_client.get(client, {})}
+            asks[client] = "train", self.question(**own), own["start"]
         names = wire.trained_names(*wire.from_tensors(start), frozenset("AB"))
-        return self._sum(round, clients if left is None else left, {name: start[name] for name in names}, asks, by)
+        return self._sum(clients if left is None else left, {name: start[name] for name in names}, asks, by)
 
     def images(self, round: int, clients: Collection[int], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: Σ of the answers to a second phase}, as `sum`."""
         about = {"round": round, "weight": 1}
         like = {wire.image_name(n[:-2]): torch.zeros_like(v) for n, v in means.items() if n.endswith("/B")}
-        return self._sum(round, clients, like, dict.fromkeys(clients, ("query.project", about, means)))
+        return self._sum(clients, like, dict.fromkeys(clients, ("query.project", about, means)))
 
     def _sum(
         self,
-        round: int,
         left: Collection[int],
         like: Mapping[str, Tensor],
         asks: Mapping[int, Ask],
@@ -115,7 +117,7 @@ class Lying:
         """Σ of what is in the shapes of `like`. asks: {client: the third stage's message}."""
         clients, threshold = sorted(asks), len(asks) // 2 + 1
         stage = lambda c, name, entries=None, **more: self.ask(  # noqa: E731
-            c, QUERY, {"round": round, "stage": name, **more}, entries=entries
+            c, QUERY, {"round": asks[c][1]["round"], "stage": name, **more}, entries=entries
         )[RECORD]
         keys = {c: stage(c, "keys") for c in clients}
         public = {str(c): keys[c]["public"] for c in clients}
