@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from flwr.app import Context, Message, RecordDict
 
+from clients import secagg
 from clients.attacks.attackers import Attackers
 from clients.engine.plan import plan
 from clients.evaluation import split
@@ -29,7 +30,7 @@ class Cohort:
 
     A client's task and its state before make its reply and its state after. The state after is there with the reply,
     or not at all: an Error leaves the Context as it was, so a task that failed, or whose process died, can be given
-    again.
+    again. It is another part of a secret sum that cannot: the keys of one are gone with an Error.
     """
 
     def __init__(self, site: Site, persistent: bool = False, deployed: bool = False) -> None:
@@ -49,11 +50,16 @@ class Cohort:
         # Records are replaced whole, never changed in place, so that a shallow copy is a state of its own.
         drafts = [(m, Context(c.run_id, c.node_id, c.node_config, RecordDict({**c.state}), c.run_config))
                   for m, c in deliveries]  # fmt: skip
+        for message, draft in drafts:
+            if message.metadata.message_type not in secagg.STAGES:
+                secagg.forget(draft)
         replies = self._replies(drafts)
         for reply, (_, draft), (_, context) in zip(replies, drafts, deliveries, strict=True):
             if not reply.has_error():
                 context.state = draft.state
-            elif BOOK in draft.state:  # what was answered, or refused since it told something, is counted all the same
+                continue
+            secagg.forget(context)  # the server counts it as lost, and so do the others
+            if BOOK in draft.state:  # what was answered, or refused since it told something, is counted all the same
                 context.state[BOOK] = draft.state[BOOK]
         return replies
 

@@ -123,7 +123,7 @@ class Decoder:
             keeper.check_privacy(spent, delta, len(part.train))
         base = self.bases.receive(message, received[RECORD], context)
         if self._masks:
-            secagg.begin(message, context, keeper, self._start_digest(config, base, keeper))
+            secagg.begin(message, context, part.client, keeper, self._start_digest(config, base, keeper))
         return Task(
             client=part.client,
             round=round,
@@ -167,7 +167,7 @@ class Decoder:
             keeper.check_masked()
             keeper.project(round, made, means_digest)
         if self._masks:
-            secagg.begin(message, context, keeper, made, means_digest)
+            secagg.begin(message, context, part.client, keeper, made, means_digest)
         task = Task(part.client, round, part.train, means, {}, frozenset())
         return projection(self.site, task, factors, message, context)
 

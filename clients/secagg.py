@@ -21,13 +21,14 @@ from clients.limits import Keeper
 from clients.sums import Sum, question
 from fedinit import wire
 from fedinit.errors import Refused
-from fedinit.secagg import masks, secrets
+from fedinit.secagg import SECRETS, masks, secrets
 from fedinit.secagg.fixed_point import FixedPoint, flat
-from fedinit.secagg.messages import MASKED, RECORD, fault_of_threshold, pack, unpack
+from fedinit.secagg.messages import LEAST, MASKED, QUERY, RECORD, fault_of_threshold, pack, unpack
 from fedinit.seeding import numpy_generator
 
-OWN = "secagg-secrets"  # in Context.state; never on a disk of the site's
+OWN = SECRETS  # in Context.state; never on a disk of the site's
 KINDS = {"train": "secagg", "query.project": "secagg-images"}  # what a sum is of; each has a rounding of its own
+STAGES = {QUERY, *KINDS}  # types of the messages that a sum is made by
 REVEALED = "revealed-"  # what was unmasked in the round, by what it is of: {whose sum}
 
 
@@ -46,7 +47,7 @@ def answer(message: Message, context: Context, client: int, keeper: Keeper | Non
     raise Refused(f"the server asked for stage {stage!r} of a secret sum")
 
 
-def begin(message: Message, context: Context, keeper: Keeper | None, start: str, sent: str = "") -> None:
+def begin(message: Message, context: Context, client: int, keeper: Keeper | None, start: str, sent: str = "") -> None:
     """Before the answer to this message is computed, which will be masked.
 
     start: a digest of what it is computed from. sent: of what the message brings besides. Raises Refused for an answer
@@ -54,8 +55,10 @@ def begin(message: Message, context: Context, keeper: Keeper | None, start: str,
     """
     own, config = _own(context, message, "shared"), wire.config(message)
     kind, round = KINDS[message.metadata.message_type], wire.value(config, "round", int)
+    holders = _holders(own, message, client)
     if keeper is not None:
-        wanted = Sum(kind=kind, round=round, start=start, clients=_by_client(message))
+        cohort, threshold = wire.value(own, "cohort", list), wire.value(own, "threshold", int)
+        wanted = Sum(kind=kind, round=round, start=start, clients=holders, sharers=cohort, threshold=threshold)
         keeper.mask(wanted, question(config, start + sent))
     context.state[OWN] = ConfigRecord({**own, "start": start})
 
@@ -76,11 +79,10 @@ def masked(
     seed: of the run, for the rounding. Raises Refused for a weight that is not this client's.
     """
     kind = KINDS[message.metadata.message_type]
-    config, own, holders = wire.config(message), _own(context, message, "shared"), _by_client(message)
+    config, own = wire.config(message), _own(context, message, "shared")
+    holders = _holders(own, message, client)
     round, weight = wire.value(config, "round", int), wire.value(config, "weight", int)
     peers = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
-    if not {client} <= set(holders) <= set(peers) or len(holders) < wire.value(own, "threshold", int):
-        raise Refused(f"the server sent shares of clients {sorted(holders)}, a threshold is of {own['threshold']}")
     if not 1 <= weight <= examples:
         raise Refused(f"the server gave this client the weight {weight}, it has {examples} examples")
     point.check(weight * len(holders))
@@ -94,6 +96,15 @@ def masked(
     context.state[OWN] = ConfigRecord({**own, **sealed, "stage": "masked", "kind": kind, "holders": sorted(holders)})
     counts = MetricRecord({"num-examples": examples, "round": round})
     return RecordDict({wire.STATE: wire.encode({MASKED: torch.from_numpy(words.view(np.int64))}), wire.METRICS: counts})
+
+
+def forget(context: Context) -> None:
+    """A sum is over for this client, as it failed or is asked something else: its keys go, and whose sums it has
+    unmasked in the round stays."""
+    own = context.state.get(OWN)
+    if isinstance(own, ConfigRecord) and own["stage"] != "revealed":
+        round = wire.value(own, "round", int)
+        context.state[OWN] = ConfigRecord({"round": round, "stage": "over", **_revealed(context, round)})
 
 
 def _keys(context: Context, round: int) -> RecordDict:
@@ -130,8 +141,8 @@ def _unmask(message: Message, context: Context, client: int, keeper: Keeper | No
     round, kind = wire.value(config, "round", int), wire.value(own, "kind", str)
     left = set(wire.value(config, "left", list))
     holders = set(wire.value(own, "holders", list))
-    if not {client} <= left <= holders or len(left) < wire.value(own, "threshold", int):
-        raise Refused(f"the server asked to unmask clients {sorted(left)}, a threshold is of {own['threshold']}")
+    if not {client} <= left <= holders or len(left) < _least(own):
+        raise Refused(f"the server asked to unmask clients {sorted(left)}, {_least(own)} are the least")
     # The difference of two sums of a round is the update of whoever is in one of them alone.
     revealed, name = _revealed(context, round), REVEALED + kind
     if revealed.setdefault(name, sorted(left)) != sorted(left):
@@ -161,6 +172,20 @@ def _revealed(context: Context, round: int) -> dict[str, list[int]]:
     if not isinstance(own, ConfigRecord) or own["round"] != round:
         return {}
     return {name: wire.value(own, name, list) for name in own if name.startswith(REVEALED)}
+
+
+def _holders(own: ConfigRecord, message: Message, client: int) -> dict[int, bytes]:
+    """{client: its sealed share for this one}, of those whose masks go into the answer. Raises Refused for clients of
+    whom there is no sum."""
+    holders, cohort = _by_client(message), set(wire.value(own, "cohort", list))
+    if not {client} <= set(holders) <= cohort or len(holders) < _least(own):
+        raise Refused(f"the server sent shares of clients {sorted(holders)}, {_least(own)} are the least")
+    return holders
+
+
+def _least(own: ConfigRecord) -> int:
+    """Clients of a sum: as many as give a secret back, and never two, of whom each would know the other's update."""
+    return max(wire.value(own, "threshold", int), LEAST)
 
 
 def _seal(own: ConfigRecord, public: bytes) -> bytes:

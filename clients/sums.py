@@ -6,7 +6,10 @@ with what a round is either: of a round it masks the answer to one question, its
 first, and what was trained from one start it unmasks in one set of clients, whatever round or run the server calls it.
 
 Who has unmasked a sum masks nothing more of its round, or from its start, for other clients than those in it: these
-could unmask by themselves what it would not. In another round the same clients are answered from the same start, as
+could unmask by themselves what it would not. Who has masked and was not asked to unmask, as of a round whose server
+gave up, cannot know what others unmasked. It masks again where of those that may unmask the one sum and of those that
+may unmask the other at least one is the same: that one unmasks a single set. So it is while no more than those that
+were asked first are asked again. In another round the same clients are answered from the same start, as
 after a sum that was refused; what a server that lies makes of that is in docs/secure_aggregation.md.
 """
 
@@ -29,12 +32,15 @@ class Sum:
 
     kind: what it is of. start: a digest of what the client trained from, or of the update that a second phase is of.
     clients: partition ids, of who may be in it where it is masked, of who is where it is unmasked.
+    sharers, threshold: where it is masked, who has shares of this client's secrets, and how many of these unmask it.
     """
 
     kind: str
     round: int
     start: str
     clients: Collection[int]
+    sharers: Collection[int] = ()
+    threshold: int = 0
 
     @property
     def cohort(self) -> str:
@@ -51,9 +57,22 @@ def question(config: Mapping[str, Any], start: str) -> str:
 def mask(book: dict[str, Any], run: str, wanted: Sum, asked: str) -> None:
     """Write down what a site that insists on masks is about to mask. asked: the `question`. Raises Limited."""
     _check(book, run, wanted, strict=True)
-    entry = _rounds(book, run).setdefault(_key(wanted), {})
+    rounds = _rounds(book, run)
+    entry = rounds.setdefault(_key(wanted), {})
     if entry.setdefault("asked", asked) != asked:
         raise Limited(f"this site masks the answer to one question in round {wanted.round}, and was asked another")
+    of_start = book.setdefault("masked", {}).setdefault(wanted.start, [])
+    of_round = [masked for key, other in rounds.items() if _round(key) == wanted.round for masked in _masked(other)]
+    for threshold, sharers in (*of_round, *of_start):
+        if threshold + wanted.threshold <= len({*sharers, *wanted.sharers}):
+            raise Limited(
+                f"the server asked for a secret sum of clients {sorted(wanted.sharers)} in round {wanted.round}, after "
+                f"one of clients {sharers}: of each another set could be unmasked, without anybody who sees both"
+            )
+    masked = [wanted.threshold, sorted(wanted.sharers)]
+    for known in (entry.setdefault("masked", []), of_start):
+        if masked not in known:
+            known.append(masked)
 
 
 def unmask(book: dict[str, Any], run: str, wanted: Sum, strict: bool) -> None:
@@ -78,7 +97,12 @@ def _check(book: Mapping[str, Any], run: str, wanted: Sum, strict: bool) -> None
         raise Limited(f"{asked}, after one of other clients from the same start: it needs another, as of another seed")
 
 
-def _rounds(book: dict[str, Any], run: str) -> dict[str, dict[str, str]]:
+def _masked(entry: Mapping[str, Any]) -> list[tuple[int, list[int]]]:
+    """(threshold, sharers) of what was masked; nothing in a book of before."""
+    return entry.get("masked", [])
+
+
+def _rounds(book: dict[str, Any], run: str) -> dict[str, dict[str, Any]]:
     return book["runs"].setdefault(run, {}).setdefault("sums", {})
 
 

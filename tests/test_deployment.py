@@ -335,8 +335,8 @@ def test_two_folders_on_two_machines(tmp_path):
             process.stop()
     expected = simulated(config_of(tmp_path, "rounds=1", "evaluation=clients"))
     assert f"final hash: {expected}" in done.stdout and f"final hash: {expected}" in again.stdout
-    sites, runs, days = status.split("\n\n")
-    assert "server's certificate: 364 days left" in days and "authority's certificate: 3649" in days
+    days, sites, runs = status.split("\n\n")
+    assert "server's certificate: 365 days left" in days and "authority's certificate: 3650" in days
     assert [line.split()[:2] for line in sites.splitlines()[1:]] == [["site-0", "online"], ["site-1", "online"]]
     assert [line.split()[1] for line in runs.splitlines()[1:]] == ["finished:completed"] * 2
 

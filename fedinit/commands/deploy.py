@@ -164,6 +164,8 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     )
     sent, settings = site_settings.split_off(config)
     layout.make(options.folder, federation, sent, settings)
+    if (few := _said_of_sum(config, sites)) is not None:
+        say(few)
     if said := remark(title(config.model.name, config.model.checkpoint), config.data.name):
         say(said)
     say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
@@ -192,6 +194,8 @@ def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None
     keys = len(server.keys)
     _check_sum(config, clients or keys or None)
     layout.write_app(server.app, sent)
+    if (few := _said_of_sum(config, clients or keys)) is not None:
+        say(few)
     say(f"{server.app}: is what fedinit deploy run starts next; it was written anew")
     for key in settings:
         say(f"  {key} is each site's to set (--node-config), and not sent")
@@ -208,6 +212,18 @@ def _check_sum(config: Config, sites: int | None) -> None:
             f"secure_aggregation={config.secure_aggregation.name}: needs {LEAST} sites or more, for of two each knows "
             f"the other's update; these are {sites}"
         )
+
+
+def _said_of_sum(config: Config, sites: int) -> str | None:
+    """A line about a secret sum of so few sites that none may be missing; None where one may, or there is none."""
+    from fedinit.secagg.messages import LEAST
+
+    if config.secure_aggregation.name == "none" or sites != LEAST:
+        return None
+    return (
+        f"secure_aggregation={config.secure_aggregation.name}: of {LEAST} sites none may be missing, for of two each "
+        "knows the other's update; a round that lacks one is skipped"
+    )
 
 
 def _configuration(words: Sequence[str]) -> Config:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,10 +60,11 @@ class Authority:
         return key, self.signed(key.public_key(), hosts, days)
 
     def signed(self, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], days: int) -> x509.Certificate:
-        """A server's certificate for its public key; hosts and days as in `certify`."""
+        """A server's certificate for its public key, which is over with this authority's at the latest; hosts and days
+        as in `certify`."""
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
         builder = (
-            _builder(subject, self.certificate.subject, key, days)
+            _builder(subject, self.certificate.subject, key, days, self.certificate.not_valid_after_utc)
             .add_extension(x509.SubjectAlternativeName([host_name(host) for host in hosts]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -114,8 +116,22 @@ def renew(server: Path, authority: Path, days: int) -> x509.Certificate:
 
 
 def days_left(certificate: x509.Certificate) -> int:
-    """Whole days until a certificate is over; negative once it is."""
-    return (certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)).days
+    """Days until a certificate is over, the one that has begun among them, so that a new one has what it was made for;
+    negative once it is over."""
+    days = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)) / datetime.timedelta(days=1)
+    return math.ceil(days) if days > 0 else math.floor(days)
+
+
+def check_days(word: str, days: int) -> None:
+    """Raise InputError for more days, as --`word` has them, than there are until a certificate's last date."""
+    if days > (most := most_days()):
+        raise InputError(f"--{word} {days}: {most} are the most, since dates end with the year {datetime.MAXYEAR}")
+
+
+def most_days() -> int:
+    """That a certificate made within the next hour can hold."""
+    last = datetime.datetime.max.replace(tzinfo=datetime.timezone.utc)
+    return (last - datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=1)).days
 
 
 def read_days_left(path: Path) -> int | None:
@@ -153,8 +169,16 @@ def write_node_key(folder: Path) -> None:
     (folder / "node.pub").write_bytes(key.public_key().public_bytes(*form) + b"\n")
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int):
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: int,
+    last: datetime.datetime | None = None,
+):
     now = datetime.datetime.now(datetime.timezone.utc)
+    length = datetime.timedelta(days=days)
+    end = now + (length if last is None else min(length, last - now))
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -162,7 +186,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))  # for a site whose clock is a little behind
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(end)
     )
 
 

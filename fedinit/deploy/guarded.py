@@ -11,11 +11,13 @@ server's own machine alone: others reach what SuperNodes use.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import ipaddress
 import logging
 import re
+import socket
 import sys
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
@@ -121,8 +123,21 @@ def is_here(client: Sequence[Any] | None) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
+def listeners(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on an IPv6 address, and on what is the same of IPv4: the operator's own tools come by
+    127.0.0.1, and a name may be an address of either. Raises SystemExit, one line, where the port is taken."""
+    try:
+        if host == "::":
+            return [socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True)]
+        places = {"::1": [(host, socket.AF_INET6), ("127.0.0.1", socket.AF_INET)]}.get(host, [(host, socket.AF_INET6)])
+        return [socket.create_server((place, port), family=family) for place, family in places]
+    except OSError as error:
+        raise SystemExit(f"error while attempting to bind on address [{host}]:{port}: {error.strerror}") from error
+
+
 def superlink() -> None:
-    """Run flower-superlink with both guards."""
+    """Run flower-superlink with both guards, on IPv4 beside IPv6 where it is to listen on that."""
+    import uvicorn
     from flwr.supercore.error import ApiErrorCode, FlowerError
     from flwr.superlink import main as api
     from flwr.superlink.cli import flower_superlink
@@ -143,6 +158,16 @@ def superlink() -> None:
             raise FlowerError(ApiErrorCode.INVALID_APP_SPEC, said, public_details=said)
         return start(request, *args, **kwargs)
 
+    serve = uvicorn.run
+
+    def served(app: Any, *, host: str, port: int, **words: Any) -> None:
+        if ":" not in host:
+            serve(app, host=host, port=port, **words)
+            return
+        with contextlib.suppress(KeyboardInterrupt):  # as in uvicorn.run, which takes no sockets
+            uvicorn.Server(uvicorn.Config(app, host=host, port=port, **words)).run(sockets=listeners(host, port))
+
+    uvicorn.run = served
     api.create_app = created
     control_handlers.start_run = started
     flower_superlink()

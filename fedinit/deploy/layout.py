@@ -10,7 +10,6 @@ Each of server/ and site-<i>/ goes to its own machine and works from wherever it
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import re
@@ -26,14 +25,14 @@ import tomli_w
 import fedinit
 from fedinit.config.flower import to_run_config
 from fedinit.config.schema import Config
-from fedinit.deploy import certificates
+from fedinit.deploy import certificates, hosts
 from fedinit.errors import InputError
 
-HOST = re.compile(r"[\w.-]+|\[?[0-9a-fA-F:.]+\]?(%\w+)?", re.ASCII)
+INSTALLED = re.compile(r"/[\w./+@,=~-]+")  # neither sh nor systemd reads anything else in it
 PROJECT = "pyproject.toml"  # of the app
 SECRET = "noise-secret-file"  # a site's setting: where its secret lies
 WRITTEN = ("cache-dir", "state-dir")  # those of a site's settings that name a folder it writes to
-ALWAYS = ("localhost", "127.0.0.1")  # the operator's own tools reach the server by these
+ALWAYS = ("localhost", *hosts.LOOPBACK)  # the operator's own tools reach the server by these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +57,17 @@ class Federation:
 
     def __post_init__(self) -> None:
         """Raises InputError, before anything is written."""
-        for host in self.hosts:
-            certificates.host_name(host)
+        object.__setattr__(self, "hosts", tuple(dict.fromkeys(map(hosts.read, self.hosts))))
+        others = [host for host in self.hosts if not hosts.is_loopback(host)]
+        if others and not self.secure:
+            raise InputError(
+                f"--host {others[0]}: --insecure is for this machine alone, since whoever reaches the port joins "
+                "without a key; leave one of them out"
+            )
         if not self.node_ports or self.days < 1:
             raise InputError("--sites and --days: expected 1 or more")
+        for word, days in (("days", self.days), ("authority-days", self.authority_days)):
+            certificates.check_days(word, days)
         if self.authority_days < self.days:
             raise InputError(
                 f"--authority-days {self.authority_days}: ends before --days {self.days}, which it signs for"
@@ -74,16 +80,15 @@ class Federation:
                 f"--port {self.port}: --node-port {self.node_ports[0]} gives it to a site, which cannot share it with "
                 "a server on the same machine; choose another for one of them"
             )
-        if not Path(self.installed).is_absolute() or set(self.installed) & set(" \t\n%\"'\\$"):
-            raise InputError(f"--installed {self.installed}: expected an absolute path without blanks and quotes")
-        for host in self.hosts:
-            if not HOST.fullmatch(host):
-                raise InputError(f"--host {host}: expected a name or an address, such as fed.example.org or 192.0.2.7")
+        if not INSTALLED.fullmatch(self.installed):
+            raise InputError(
+                f"--installed {self.installed}: expected an absolute path of letters, digits and / . _ + @ , = ~ -"
+            )
 
     @property
     def bind(self) -> str:
-        """Loopback, unless a host is named that is not."""
-        return "127.0.0.1" if all(_is_loopback(host) for host in self.hosts) else "0.0.0.0"
+        """The address that the server listens on (hosts.py)."""
+        return hosts.bind(self.hosts)
 
 
 def make(folder: Path, federation: Federation, config: Config, settings: Mapping[str, str]) -> None:
@@ -274,10 +279,3 @@ def _toml(key: str, value: object) -> str:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedinit import wire
+from fedinit.secagg import SECRETS
 from fedinit.state.checkpoint import State
 
 Handler = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
@@ -195,11 +196,11 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def snapshot(self) -> State:
-        """What the clients hold: each one's Context.state, under its partition id. What several hold is one tensor."""
+        """What the clients hold: each one's Context.state, under its partition id. What several hold is one tensor.
+        Keys of a secret sum are not in it: they never reach a disk."""
         kept = [self.contexts[node] for node in sorted(self._met)]
-        return wire.to_state(
-            RecordDict({f"{c.node_config['partition-id']}/{key}": r for c in kept for key, r in c.state.items()})
-        )
+        records = {(c.node_config["partition-id"], key): r for c in kept for key, r in c.state.items()}
+        return wire.to_state(RecordDict({f"{c}/{key}": r for (c, key), r in records.items() if key != SECRETS}))
 
     def restore(self, state: State) -> None:
         """Give every client the Context.state that `snapshot` had of it. Raises KeyError for a client that is not of

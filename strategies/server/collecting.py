@@ -30,7 +30,7 @@ class Admitted:
 
     reports: what each client says of its training, one an update.
     shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
-    their mean loss then.
+    their mean loss then, and threshold is how many unmask a sum of the round.
     """
 
     updates: Sequence[Update] = ()
@@ -38,6 +38,7 @@ class Admitted:
     refusals: Sequence[Refusal] = ()
     shares: Mapping[int, float] = field(default_factory=dict)
     loss: float | None = None
+    threshold: int | None = None
 
     @property
     def clients(self) -> list[int]:

@@ -43,30 +43,55 @@ class Cohort:
     need: int
     end: float  # a time.monotonic() by which it must be through
     state: ServerState
+    left: Sequence[int]  # clients that may be in it
 
     @staticmethod
-    def of(method: Method, exchange: Exchange, state: ServerState, clients: Sequence[int], began: float) -> Cohort:
-        """Before the first stage of a sum of round `state.round + 1`. began: the time.monotonic() it counts from."""
+    def of(
+        method: Method,
+        exchange: Exchange,
+        state: ServerState,
+        clients: Sequence[int],
+        began: float,
+        threshold: int | None = None,
+    ) -> Cohort:
+        """Before the first stage of a sum of round `state.round + 1`.
+
+        began: the time.monotonic() it counts from. threshold: where it is the second of a round that of the first, so
+        that of those who unmask it one at least has unmasked that. Raises RunFailed for clients of whom there never
+        is a sum."""
         assert method.secure is not None
-        threshold = math.ceil(method.secure.threshold * len(clients) - 1e-9)
+        round = state.round + 1
+        if len(clients) < LEAST:
+            few = f"{len(clients)} in a round, {LEAST} are the least of a secret sum"
+            raise RunFailed(f"round {round}: too few clients, {few}")
+        if threshold is None:
+            threshold = math.ceil(method.secure.threshold * len(clients) - 1e-9)
         need = max(threshold, method.needed(len(clients)))
         end = began + exchange.reply_timeout * (1 - SHARE)
-        return Cohort(exchange, state.round + 1, threshold, need, end, state)
+        return Cohort(exchange, round, threshold, need, end, state, clients)
 
     def agree(self, clients: Sequence[int]) -> tuple[Keys, Sealed]:
         """The first two stages: {client: public keys and its seed's digest} of those that gave some, and {client:
-        {client: a sealed share for it}} of those that are left then."""
+        {client: a sealed share for it}} of those that are left then. Raises Spoilt as `go_on` does."""
         keys = _of_one_each(self, self.ask("keys", {client: RecordDict() for client in clients}, _keys))
-        if len(keys) < LEAST:
-            few = f"{len(keys)} gave keys, {LEAST} are the least of a secret sum"
-            raise RunFailed(f"round {self.round}: too few clients, {few}")
+        self.go_on(keys, "stage keys")
         public = ConfigRecord({str(client): pair for client, (pair, _) in keys.items()})
         limits = {client: _records(public, threshold=self.threshold) for client in keys}
-        return keys, self.ask("shares", limits, lambda reply, asked: _sealed(reply, asked, set(keys)))
+        sealed = self.ask("shares", limits, lambda reply, asked: _sealed(reply, asked, set(keys)))
+        self.go_on(sealed, "stage shares")
+        return keys, sealed
 
-    def refuse(self, clients: Iterable[int], why: Spoilt) -> None:
-        """The ledger's line of a sum of these clients that is refused as a whole."""
-        self.exchange.emit("sum_refused", {"round": self.round, "clients": sorted(clients), "detail": str(why)})
+    def go_on(self, clients: Iterable[int], what: str) -> None:
+        """With these clients, who are left after a stage. Raises Spoilt for so few that each would read another's
+        update from the sum, however many the threshold is."""
+        self.left = sorted(clients)
+        if len(self.left) < LEAST:
+            there = f"{len(self.left)} clients are left at {what}"
+            raise Spoilt(f"{there} of the secret sum of round {self.round}, {LEAST} are the least of one")
+
+    def refuse(self, why: Spoilt) -> None:
+        """The ledger's line of a sum of those that are left, which is refused as a whole."""
+        self.exchange.emit("sum_refused", {"round": self.round, "clients": [*self.left], "detail": str(why)})
 
     def ask(
         self, stage: str, contents: Mapping[int, RecordDict], judge: Callable[[Message, Asked], Answer | Refusal]

@@ -37,18 +37,18 @@ def project_sum(
     assert method.secure is not None
     (update,), round = admitted.updates, state.round + 1
     weights = {client: builtins.round(share * update.examples) for client, share in admitted.shares.items()}
-    sums = Cohort.of(method, exchange, state, sorted(weights), time.monotonic())
-    keys, sealed = sums.agree(sorted(weights))
-    point = point_of(method.secure, {client: weights[client] for client in sealed})
-    messages, asked = requests.for_projection(method, exchange, means, sorted(sealed), round)
+    sums = Cohort.of(method, exchange, state, sorted(weights), time.monotonic(), admitted.threshold)
     like = {wire.image_name(name): torch.zeros_like(factors.B) for name, factors in means.layers.items()}
-    words = ask_masked(sums, messages, asked, like, sealed, weights)
     most = {wire.image_name(name): method.gate.largest_image(factors) for name, factors in means.layers.items()}
     try:
+        keys, sealed = sums.agree(sorted(weights))
+        point = point_of(method.secure, {client: weights[client] for client in sealed})
+        messages, asked = requests.for_projection(method, exchange, means, sorted(sealed), round)
+        words = ask_masked(sums, messages, asked, like, sealed, weights)
         total = unmask(sums, words, keys, sealed)
         counted = {client: weights[client] for client in words}
         tensors, _ = mean_of(point, total, counted, like, most if method.gate.enabled else {}, round)
     except Spoilt as why:
-        sums.refuse(words, why)
+        sums.refuse(why)
         return sums.state, None
     return sums.state, {name: tensors[wire.image_name(name)].double() for name in means.layers}

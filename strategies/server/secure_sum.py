@@ -6,7 +6,8 @@ in the sum, as long as `threshold` clients answer the last.
 
 A client that lies within its words cannot be found, since nothing but the sum is seen, and asking again without one
 would show that one's update, by the difference of two sums. So a sum that plausible updates do not have is refused as
-a whole: the round is skipped, and the model stays as it was.
+a whole: the round is skipped, and the model stays as it was. So is one of which fewer than three clients are left, who
+would read each other's updates from it.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ def collect_sum(
     clients = method.sample(round, exchange.clients)
     state = discovered(state, method, exchange, began + exchange.reply_timeout / 2)
     sums = Cohort.of(method, exchange, state, clients, began)
-    keys, sealed = sums.agree(clients)
-    weights = _weights(method, {client: exchange.examples[client] for client in sealed})
-    point = point_of(method.secure, weights)
-    words, like = _masked(sums, method, sealed, weights, extra)
-    counted = {client: weights[client] for client in words}
     try:
+        keys, sealed = sums.agree(clients)
+        weights = _weights(method, {client: exchange.examples[client] for client in sealed})
+        point = point_of(method.secure, weights)
+        words, like = _masked(sums, method, sealed, weights, extra)
+        counted = {client: weights[client] for client in words}
         total = unmask(sums, words, keys, sealed)
         return sums.state, _admitted(point, total, counted, like, sums, method.gate)
     except Spoilt as why:
-        sums.refuse(words, why)
+        sums.refuse(why)
         return sums.state, Admitted()
 
 
@@ -105,7 +106,8 @@ def ask_masked(
 ) -> dict[int, Words]:
     """The third stage: {client: its masked vector of tensors like these} of those that are left.
 
-    messages: one a client, in order, to which the sealed shares for it and its weight are added.
+    messages: one a client, in order, to which the sealed shares for it and its weight are added. Raises Spoilt as
+    `Cohort.go_on` does.
     """
     clients, exchange = sorted(sealed), sums.exchange
     for client, message in zip(clients, messages, strict=True):
@@ -126,7 +128,9 @@ def ask_masked(
             return Refusal(wanted.client, "metrics", f"{dict(counts)} are not its number of examples and the round")
         return wire.decode(arrays)[MASKED].numpy().view(np.uint64)
 
-    return sums.send(messages, asked, sums.end - time.monotonic(), "training", judge)
+    words = sums.send(messages, asked, sums.end - time.monotonic(), "training", judge)
+    sums.go_on(words, "training")
+    return words
 
 
 def _admitted(
@@ -146,7 +150,7 @@ def _admitted(
     update = Update(SUM, total, layers, head)
     reports = [ClientReport(client, sums.exchange.examples[client], 0, None) for client in weights]
     shares = {client: weight / total for client, weight in weights.items()}
-    return Admitted([update], reports, shares=shares, loss=loss)
+    return Admitted([update], reports, shares=shares, loss=loss, threshold=sums.threshold)
 
 
 def mean_of(

@@ -68,7 +68,7 @@ def test_a_server_that_makes_up_clients_reads_an_update():
     public = {"0": theirs} | {str(c): b"".join(map(secrets.public_bytes, pair)) for c, pair in made_up.items()}
     sealed = secagg.answer(message(public, stage="shares", threshold=2), context, 0)[RECORD]
     update = {"w": torch.randn(50, generator=torch.manual_seed(0))}
-    training = message({"0": sealed["0"], "1": b""}, "train", weight=5)
+    training = message({"0": sealed["0"], "1": b"", "2": b""}, "train", weight=5)
     reply = secagg.masked(training, context, 0, point, 5, 0, update, 1.0)
     words = wire.decode(reply[wire.STATE])[MASKED].numpy().view(np.uint64)
 
@@ -77,6 +77,8 @@ def test_a_server_that_makes_up_clients_reads_an_update():
         key = generate_shared_key(seal, secrets.public_key(theirs[secrets.PUBLIC :]))
         of_seed[client] = unpack(decrypt(key, sealed[str(client)]))[2]
     seed, _ = secrets.joined(of_seed, 2, lambda secret: len(secret) == masks.SEED)
-    pair = masks.expand(masks.shared(made_up[1][0], secrets.public_key(theirs[: secrets.PUBLIC])), words.size)
-    read = point.decode(words - masks.expand(seed, words.size) - pair, 5)[:-2]
+    words = words - masks.expand(seed, words.size)
+    for mask_key, _ in made_up.values():
+        words -= masks.expand(masks.shared(mask_key, secrets.public_key(theirs[: secrets.PUBLIC])), words.size)
+    read = point.decode(words, 5)[:-2]
     assert torch.allclose(read, update["w"].double(), rtol=0, atol=2 * point.step)

@@ -9,6 +9,7 @@ import torch
 
 from clients.site import Site
 from fedinit import wire
+from fedinit.secagg.messages import QUERY, RECORD
 from tests.support.lying import Lying, Refusing
 from tests.support.small import small_config
 
@@ -106,6 +107,76 @@ def test_a_base_of_another_name_is_the_same_start(site, server):
     server.sum(4, range(3), base_key="three", base_update="dense")
 
 
+@pytest.fixture(scope="module")
+def five() -> Site:
+    return Site(small_config(*WORDS, WHOLE, "partition.clients=5", "secure_aggregation=secagg"))
+
+
+UNASKED = r"of clients \[0, 3, 4\] in round \d, after one of clients \[0, 1, 2\]: of each another set could be unmasked"
+
+
+def test_who_is_not_asked_to_unmask_masks_for_no_others(five, tmp_path):
+    """Two of three unmask a sum, so that the third would be in two of them and know of neither."""
+    lying = Lying(five, tmp_path)
+    lying.sum(1, (0, 1, 2), by=(1, 2))
+    with pytest.raises(Refusing, match=UNASKED):
+        lying.sum(1, (0, 3, 4), by=(3, 4))
+    lying.restart(five)
+    for round in (1, 2):  # from the same start in another round as well
+        with pytest.raises(Refusing, match=UNASKED):
+            lying.sum(round, (0, 3, 4), by=(3, 4))
+    lying.restart(Site(dataclasses.replace(five.config, seed=7)))
+    with pytest.raises(Refusing, match=UNASKED):
+        lying.sum(1, (0, 3, 4), by=(3, 4))
+    lying.sum(2, (0, 3, 4), by=(3, 4), start={name: value + 0.01 for name, value in lying.start.items()})
+
+
+def test_with_another_start_a_round_is_still_masked_for_clients_who_share_who_unmasks(five, tmp_path):
+    lying = Lying(five, tmp_path)
+    lying.sum(1, (0, 1, 2), by=(1, 2))
+    lying.start = {name: value + 0.01 for name, value in lying.start.items()}
+    with pytest.raises(Refusing, match="masks the answer to one question in round 1"):
+        lying.sum(1, (0, 3, 4), by=(3, 4))
+
+
+def test_clients_are_counted_by_who_has_shares_and_not_by_who_the_server_says_is_in_the_sum(five, tmp_path):
+    """Client 0 is told each time that the same three are in the sum; of its seed others have shares as well."""
+    lying = Lying(five, tmp_path)
+
+    def masked(cohort, holders, threshold) -> None:
+        keys = {str(c): lying.ask(c, QUERY, {"round": 1, "stage": "keys"})[RECORD]["public"] for c in cohort}
+        about = {"round": 1, "stage": "shares", "threshold": threshold}
+        sealed = lying.ask(0, QUERY, about, entries=keys)[RECORD]
+        held = {str(c): sealed["0"] for c in holders}
+        lying.ask(0, "train", lying.question(1), lying.start, held)
+
+    masked((0, 1, 2), (0, 1, 2), 2)
+    masked((0, 1, 2, 3), (0, 1, 2), 3)  # of three of four and two of three at least one is the same
+    with pytest.raises(Refusing, match=r"in round 1, after one of clients \[0, 1, 2\]"):
+        masked((0, 1, 2, 3, 4), (0, 1, 2), 3)
+
+
+def test_a_round_that_nobody_unmasked_is_masked_again_for_who_is_back(five, tmp_path):
+    """Two are lost in training, so that the server gives up; a threshold of all that are asked makes it safe."""
+    lying = Lying(five, tmp_path)
+    with pytest.raises(ValueError, match="0 shares do not give the secret"):
+        lying.sum(1, (0, 1, 2, 3), by=())
+    lying.restart(five)
+    lying.sum(1, range(5))
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_a_site_is_in_no_sum_of_two(site, tmp_path, insists):
+    """A threshold of three clients is two, of whom each would know the other's update."""
+    lying = Lying(site, tmp_path, require_secure_aggregation=insists)
+    with pytest.raises(Refusing, match=r"asked to unmask clients \[0, 1\], 3 are the least"):
+        lying.sum(1, (0, 1, 2), (0, 1))
+    keys = {str(c): lying.ask(c, QUERY, {"round": 1, "stage": "keys"})[RECORD]["public"] for c in (0, 1, 2)}
+    sealed = lying.ask(0, QUERY, {"round": 1, "stage": "shares", "threshold": 2}, entries=keys)[RECORD]
+    with pytest.raises(Refusing, match=r"sent shares of clients \[0, 1\], 3 are the least"):
+        lying.ask(0, "train", lying.question(1), lying.start, {"0": sealed["0"], "1": sealed["1"]})
+
+
 def test_sums_of_nearly_the_same_start_show_an_update(site, server):
     """A limit (docs/trust.md): a start that is another in its last digits is another start, and no memory helps."""
     near = {name: value + 1e-6 for name, value in server.start.items()}
@@ -115,6 +186,19 @@ def test_sums_of_nearly_the_same_start_show_an_update(site, server):
     off = {name: first[name] - second[name] - update[name] for name in update}
     step = {name: update[name] - server.start[name] for name in update}
     assert norm(off) < 0.05 * norm(step)
+
+
+def test_clients_of_one_sum_may_be_told_other_rounds_and_starts(site, tmp_path):
+    """A limit: masks are bound to neither. Client 0 is in two sets of its round, and unmasks neither; the others of the
+    second were told that it is the next round, from nearly the same start."""
+    server = Lying(site, tmp_path)
+    near = {"round": 2, "start": {name: value + 1e-6 for name, value in server.start.items()}}
+    first = server.sum(1, (0, 1, 2), by=(1, 2))
+    second = server.sum(1, range(4), by=(1, 2, 3), by_client=dict.fromkeys((1, 2, 3), near))
+    plain = Lying(Site(small_config(*WORDS, WHOLE)), None, limits="off")
+    update = wire.decode(plain.ask(3, "train", plain.question(1), plain.start)[wire.STATE])
+    off = {name: second[name] - first[name] - update[name] for name in update}
+    assert norm(off) < 0.05 * norm({name: update[name] - server.start[name] for name in update})
 
 
 def test_in_another_round_one_client_may_be_asked_something_else(server):

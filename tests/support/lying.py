@@ -86,29 +86,38 @@ class Lying:
         left: Collection[int] | None = None,
         start: Mapping[str, Tensor] | None = None,
         by_client: Mapping[int, Mapping[str, object]] = {},
+        by: Collection[int] | None = None,
         **settings: object,
     ) -> dict[str, Tensor]:
         """{name: Σ of the updates}, of those that are `left` of clients, all of which have trained from `start`.
 
-        settings: of every training. by_client: further ones of some. Raises Refusing, as soon as one site refuses."""
+        settings: of every training. by_client: further ones of some, and under "start" one of its own. by: of
+        those that are left, who is asked to unmask; None: all. Raises Refusing, as soon as one site refuses."""
         start = self.start if start is None else start
-        asks = {c: ("train", self.question(round, start, **settings, **by_client.get(c, {})), start) for c in clients}
+        asks = {}
+        for client in clients:
+            own = {"start": start, "round": round, **settings, **by_client.get(client, {})}
+            asks[client] = "train", self.question(**own), own["start"]
         names = wire.trained_names(*wire.from_tensors(start), frozenset("AB"))
-        return self._sum(round, clients if left is None else left, {name: start[name] for name in names}, asks)
+        return self._sum(clients if left is None else left, {name: start[name] for name in names}, asks, by)
 
     def images(self, round: int, clients: Collection[int], means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{name: Σ of the answers to a second phase}, as `sum`."""
         about = {"round": round, "weight": 1}
         like = {wire.image_name(n[:-2]): torch.zeros_like(v) for n, v in means.items() if n.endswith("/B")}
-        return self._sum(round, clients, like, dict.fromkeys(clients, ("query.project", about, means)))
+        return self._sum(clients, like, dict.fromkeys(clients, ("query.project", about, means)))
 
     def _sum(
-        self, round: int, left: Collection[int], like: Mapping[str, Tensor], asks: Mapping[int, Ask]
+        self,
+        left: Collection[int],
+        like: Mapping[str, Tensor],
+        asks: Mapping[int, Ask],
+        by: Collection[int] | None = None,
     ) -> dict[str, Tensor]:
         """Σ of what is in the shapes of `like`. asks: {client: the third stage's message}."""
         clients, threshold = sorted(asks), len(asks) // 2 + 1
         stage = lambda c, name, entries=None, **more: self.ask(  # noqa: E731
-            c, QUERY, {"round": round, "stage": name, **more}, entries=entries
+            c, QUERY, {"round": asks[c][1]["round"], "stage": name, **more}, entries=entries
         )[RECORD]
         keys = {c: stage(c, "keys") for c in clients}
         public = {str(c): keys[c]["public"] for c in clients}
@@ -117,7 +126,7 @@ class Lying:
         for c, (kind, settings, tensors) in asks.items():
             reply = self.ask(c, kind, settings, tensors, {str(other): sealed[other][str(c)] for other in clients})
             words[c] = wire.decode(reply[wire.STATE])[MASKED].numpy().view(np.uint64)
-        shares = {c: stage(c, "unmask", left=sorted(left)) for c in left}
+        shares = {c: stage(c, "unmask", left=sorted(left)) for c in (left if by is None else by)}
         total = sum((words[c] for c in left), np.zeros_like(words[clients[0]]))
         for c in clients:
             given, mine = {h: s[str(c)] for h, s in shares.items()}, keys[c]["public"][: secrets.PUBLIC]

@@ -5,6 +5,7 @@ With processes: tests/test_deployment.py.
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import shlex
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 import tomli
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 from flwr.cli.build import build_fab_from_disk
 from flwr.common.config import parse_config_args
@@ -127,7 +129,7 @@ def test_scripts_say_what_flower_reads(made):
     assert parse_config_args([value]) == own
     assert "--superlink server.example.org:8443" in script and "--insecure" not in script
     superlink = (made / "server/superlink.sh").read_text()
-    for word in ("host 0.0.0.0", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
+    for word in ("host ::", "enable-supernode-auth", "disable-runtime-dependency-installation", "database"):
         assert f"--{word}" in superlink
     for path in made.rglob("*.sh"):
         assert subprocess.run(["sh", "-n", str(path)]).returncode == 0 and path.stat().st_mode & stat.S_IXUSR
@@ -140,7 +142,9 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
     for i, (hosts, bound) in enumerate(
         [
             (["127.0.0.1"], "127.0.0.1"),
-            (["localhost", "127.0.0.2", "::1"], "127.0.0.1"),
+            (["LOCALHOST", "localhost.", "127.0.0.2"], "127.0.0.1"),
+            (["[::1]"], "::1"),
+            (["2001:db8::1"], "::"),
             (["192.0.2.7"], "0.0.0.0"),
             (["fed.example.org"], "0.0.0.0"),
             (["127.0.0.1", "fed.example.org"], "0.0.0.0"),
@@ -149,6 +153,55 @@ def test_loopback_is_what_the_server_listens_on_unless_told_otherwise(tmp_path):
     ):
         assert init(tmp_path / str(i), *(word for host in hosts for word in ("--host", host))) == 0
         assert f"--host {bound} " in (tmp_path / str(i) / "server/superlink.sh").read_text(), hosts
+
+
+def test_an_ipv6_address_is_written_once_in_brackets_and_is_an_address_in_the_certificate(tmp_path):
+    assert init(tmp_path / "f", "--host", "[2001:DB8::1]", "--port", "8000") == 0
+    script = (tmp_path / "f/site-0/supernode.sh").read_text()
+    assert "--superlink '[2001:db8::1]:8000'" in script and "[[" not in script
+    certificate = x509.load_pem_x509_certificate((tmp_path / "f/server/server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {str(address) for address in names.get_values_for_type(x509.IPAddress)} == {
+        "2001:db8::1",
+        "127.0.0.1",
+        "::1",
+    }
+    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+
+
+def test_insecure_is_for_every_name_of_this_machine_and_for_no_other(tmp_path, capsys):
+    for i, host in enumerate(("[::1]", "LOCALHOST", "localhost.", "127.0.0.2")):
+        assert init(tmp_path / str(i), "--insecure", "--host", host) == 0
+        text = (tmp_path / str(i) / "server/superlink.sh").read_text()
+        assert f"--host {'::1' if host == '[::1]' else '127.0.0.1'} " in text
+    capsys.readouterr()
+    for host in ("fed.example.org", "0.0.0.0", "::", "192.0.2.7", "localhost.example.org"):
+        assert init(tmp_path / "no", "--insecure", "--host", "localhost", "--host", host) == 2
+        said = capsys.readouterr().err
+        assert f"--host {host}: --insecure is for this machine alone" in said and said.count("\n") == 1
+
+
+def test_a_certificate_has_the_days_that_it_was_made_for_and_ends_with_its_authority(tmp_path):
+    """As many as that authority has, in a renewal too, and as many as there are dates."""
+    for name, days in (("f", "1"), ("g", "90"), ("h", str(certificates.most_days()))):
+        assert init(tmp_path / name, "--days", days, "--authority-days", days) == 0
+        server = tmp_path / name / "server"
+        for _ in range(2):
+            assert [certificates.read_days_left(server / file) for file in ("server.crt", "ca.crt")] == [int(days)] * 2
+            own, authority = (
+                x509.load_pem_x509_certificate((server / f).read_bytes()) for f in ("server.crt", "ca.crt")
+            )
+            assert own.not_valid_after_utc <= authority.not_valid_after_utc
+            assert cli.main(["deploy", "renew", str(server), "--days", days]) == 0
+
+
+@pytest.mark.parametrize(("hours", "days"), [(1, 1), (24, 1), (25, 2), (-1, -1), (-25, -2)])
+def test_the_day_that_has_begun_counts_and_none_once_it_is_over(hours, days):
+    class Certificate:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        not_valid_after_utc = now + datetime.timedelta(hours=hours)
+
+    assert certificates.days_left(Certificate()) == days
 
 
 def test_a_sites_settings_survive_into_its_node_config(tmp_path):
@@ -233,7 +286,23 @@ def test_systemd_takes_the_units(tmp_path):
     [
         (["deploy", "init"], "FOLDER; see fedinit deploy init --help"),
         (["deploy", "init", "{made}"], "is there already; keys are not overwritten"),
-        (["deploy", "init", "{new}", "--host", "bücher"], "expected a host name or an IP address"),
+        (["deploy", "init", "{new}", "--host", "bücher"], "expected a name or an address"),
+        (["deploy", "init", "{new}", "--host", "1.2.3"], "--host 1.2.3: expected a name or an address"),
+        (
+            ["deploy", "init", "{new}", "--host", "fed.example.org", "--insecure"],
+            "--insecure is for this machine alone",
+        ),
+        (
+            ["deploy", "init", "{new}", "--insecure", "--host", "::1", "--host", "192.0.2.7"],
+            "--host 192.0.2.7: --insecure",
+        ),
+        (["deploy", "init", "{new}", "--days", "3000000", "--authority-days", "3000000"], "--days 3000000: 29"),
+        (
+            ["deploy", "init", "{new}", "--authority-days", "3000000"],
+            "are the most, since dates end with the year 9999",
+        ),
+        (["deploy", "init", "{new}", "--installed", "/a;b"], "--installed /a;b: expected an absolute path of letters"),
+        (["deploy", "init", "{new}", "--installed", "/a*"], "--installed /a*: expected an absolute path of letters"),
         (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
         (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
         (["deploy", "init", "{new}", "engine.device='a\"b'"], "a setting of a site can hold no quote"),
@@ -382,11 +451,11 @@ def test_a_renewed_server_is_trusted_with_the_authority_that_the_sites_have(tmp_
     folder = tmp_path / "f"
     assert init(folder, "--host", "server.example.org", "--days", "40") == 0
     server = folder / "server"
-    assert (ends(server / "server.crt"), ends(server / "ca.crt")) == (39, 3649)
+    assert (ends(server / "server.crt"), ends(server / "ca.crt")) == (40, 3650)
     key, before = (server / "server.key").read_bytes(), (server / "server.crt").read_bytes()
     assert cli.main(["deploy", "renew", str(folder), "--days", "400"]) == 0
     assert "holds for 400 days; start the SuperLink again, the sites need nothing" in capsys.readouterr().out
-    assert ends(server / "server.crt") == 399 and (server / "server.crt").read_bytes() != before
+    assert ends(server / "server.crt") == 400 and (server / "server.crt").read_bytes() != before
     assert (server / "server.key").read_bytes() == key and (server / "ca.crt").read_bytes() == (
         folder / "site-0/ca.crt"
     ).read_bytes()
@@ -401,6 +470,7 @@ def test_a_renewed_server_is_trusted_with_the_authority_that_the_sites_have(tmp_
     ("words", "expected"),
     [
         (["renew", "{f}", "--days", "9000"], "days left itself, fewer than --days 9000"),
+        (["renew", "{f}", "--days", "3000000"], "has 3650 days left itself, fewer than --days 3000000"),
         (["renew", "{f}", "--days", "0"], "--days 0: expected 1 or more; the certificate is as it was"),
         (["renew", "{f}", "--days", "-5"], "--days -5: expected 1 or more"),
         (["renew", "{f}", "--ca", "{g}/ca"], "not the authority of"),
@@ -434,7 +504,7 @@ def test_the_days_left_are_said_where_no_server_answers(tmp_path, monkeypatch, c
     monkeypatch.setattr(Server, "nodes", lambda self: (_ for _ in ()).throw(DeployFailed("no SuperLink answers")))
     assert cli.main(["deploy", "status", str(tmp_path / "f/server")]) == 1
     told = capsys.readouterr()
-    assert "server's certificate: 364 days left" in told.out and "no SuperLink answers" in told.err
+    assert "server's certificate: 365 days left" in told.out and "no SuperLink answers" in told.err
 
 
 def test_no_secret_can_be_read_before_it_is_closed(tmp_path, monkeypatch):
@@ -558,6 +628,19 @@ def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
     assert Server.at(tmp_path / "f").config() == sent
 
 
+def test_that_no_site_of_three_may_be_missing_in_a_secret_sum_is_said(tmp_path, capsys):
+    """docs/secure_aggregation.md: it is accepted, and every round that lacks one is skipped."""
+    secret, line = ("secure_aggregation=secagg", "strategy=fedit"), "of 3 sites none may be missing"
+    assert init(tmp_path / "f", *secret, "data.domains=[plain,thick,inverted]") == 0
+    assert line in capsys.readouterr().out
+    assert init(tmp_path / "g", *secret, "data.domains=[plain,thick,inverted,noise]") == 0
+    assert init(tmp_path / "h", "data.domains=[plain,thick,inverted]") == 0
+    assert line not in capsys.readouterr().out
+    words = [*WORDS, *secret, "data.domains=[plain,thick,inverted]"]
+    assert cli.main(["deploy", "app", str(tmp_path / "f/server"), *words]) == 0
+    assert line in capsys.readouterr().out
+
+
 def test_an_app_says_the_whole_way_to_run_it(tmp_path, capsys):
     """README's words: without the variable Flower installs, without the number it starts ten."""
     for words, nodes in ((WORDS, "3"), (["data=image_folder"], "<how many clients>")):
@@ -582,8 +665,8 @@ def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monke
         assert cli.main(["deploy", "renew", str(server), "--days", "500"]) == 0
         assert cli.main(["deploy", "status", str(server)]) == 0
         said = capsys.readouterr().out
-    assert "server's certificate: 499 days left" in said or "server's certificate: 500 days left" in said
-    assert "the SuperLink still shows another certificate, of 364 days left: start it again" in said
+    assert "server's certificate: 500 days left" in said
+    assert "the SuperLink still shows another certificate, of 365 days left: start it again" in said
     assert cli.main(["deploy", "status", str(server)]) == 0  # nothing listens there any more
     assert "another certificate" not in capsys.readouterr().out
 

@@ -73,7 +73,7 @@ def one_round(site, method, change=lambda stage, client, reply: reply):
         return replies
 
     _, state = registered(site)
-    exchange = exchange_over(LocalGrid(handler, 5, strict=True))
+    exchange = exchange_over(LocalGrid(handler, len(site.partitions), strict=True))
     exchange.register_clients(site.backbone.digest, -1)
     exchange.emit = lambda kind, facts: ledger.append((kind, facts))
     state, report = run_round(state, of_two_phases(secure=SECURE), exchange)
@@ -141,6 +141,29 @@ def distance(state, exact) -> float:
 def test_fewer_than_the_threshold_end_the_round_before_anything_is_unmasked(site, method):
     with pytest.raises(RunFailed, match="round 1: too few clients, 2 clients at .* of the secret sum, 3 are needed"):
         one_round(site, method, without("query.project", 0, 1, 2))
+
+
+def test_of_three_clients_all_are_in_the_second_sum_or_the_round_is_skipped():
+    """The threshold of three is two; of a sum of two each would know what the other's answer was."""
+    site = Site(small_config(*FIVE, *TWO, "partition.clients=3", "secure_aggregation=secagg"))
+    before = registered(site)[1]
+    state, report, seen, ledger, _ = one_round(site, None, without("query.project", 2))
+    assert [facts["detail"] for kind, facts in ledger if kind == "sum_refused"] == [
+        "2 clients are left at training of the secret sum of round 1, 3 are the least of one"
+    ]
+    assert "unmask 2" not in seen and (state.round, report.round) == (1, 1)
+    now, then = (wire.to_tensors(s.model.layers, s.model.head) for s in (state, before))
+    assert all(torch.equal(now[name], then[name]) for name in then)
+
+
+def test_a_second_sum_needs_as_many_as_the_first(site, method):
+    """Otherwise clients who did not unmask the first could unmask the second, of others: of three that are left of five
+    all are needed, as 3 of 5 were."""
+    gone = lambda at, client, reply: without("query.project", 4)(  # noqa: E731
+        at, client, without("shares", 0, 1)(at, client, reply)
+    )
+    with pytest.raises(RunFailed, match="2 clients at training of the secret sum, 3 are needed"):
+        one_round(site, method, gone)
 
 
 def test_a_refused_second_sum_skips_the_round(site, method):

@@ -63,7 +63,7 @@ def federation(site, change=lambda stage, client, reply: reply, **options):
         return replies
 
     _, state = registered(site)
-    exchange = exchange_over(LocalGrid(handler, 5, strict=True))
+    exchange = exchange_over(LocalGrid(handler, len(site.partitions), strict=True))
     exchange.register_clients(site.backbone.digest, -1)
     exchange.emit = lambda kind, facts: ledger.append((kind, facts))
     return collect_sum(state, method_of(secure=SECURE, **options), exchange), seen, ledger
@@ -125,6 +125,44 @@ def test_fewer_than_the_threshold_end_the_round_in_one_line(site, stage):
     said = rf"round 1: too few clients, 2 clients at {name} of the secret sum, 3 are needed \(client_error: gone\)"
     with pytest.raises(RunFailed, match=said):
         federation(site, without(stage, 0, 2, 4))
+
+
+THREE = ("partition=iid", "partition.clients=3", "engine.clients_per_bank=1", "client.max_steps=1")
+
+
+@pytest.fixture(scope="module")
+def three() -> Site:
+    return Site(small_config(*THREE, "secure_aggregation=secagg"))
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train"])
+def test_of_three_clients_none_is_unmasked_without_the_third(three, stage):
+    """Two would be as many as the threshold, 2 of 3, and each would know the other's update. The round is skipped."""
+    (state, admitted), seen, ledger = federation(three, without(stage, 2))
+    name = "training" if stage == "train" else f"stage {stage}"
+    said = f"2 clients are left at {name} of the secret sum of round 1, 3 are the least of one"
+    assert ledger == [
+        ("refused", {"round": 1, "client": 2, "code": "client_error", "detail": "gone"}),
+        ("sum_refused", {"round": 1, "clients": [0, 1], "detail": said}),
+    ]
+    assert not admitted.updates and "unmask" not in {at for at, _, _ in seen} and state.round == 0
+
+
+def test_of_three_clients_two_unmask_the_sum_of_three(three):
+    (_, admitted), _, ledger = federation(three, without("unmask", 2))
+    assert sorted(admitted.shares) == [0, 1, 2] and [kind for kind, _ in ledger] == ["refused"]
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "train", "unmask"])
+def test_one_client_of_three_ends_the_run_as_fewer_than_the_threshold(three, stage):
+    with pytest.raises(RunFailed, match="round 1: too few clients, 1 clients at .*, 2 are needed"):
+        federation(three, without(stage, 1, 2))
+
+
+def test_a_round_of_two_clients_is_asked_nothing(site):
+    said = "round 1: too few clients, 2 in a round, 3 are the least of a secret sum"
+    with pytest.raises(RunFailed, match=said):
+        federation(site, participation=0.4)
 
 
 def words_of(seen) -> dict[int, np.ndarray]:
