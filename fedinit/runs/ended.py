@@ -38,7 +38,7 @@ def forget(folder: Path) -> None:
         (folder / FILE).unlink(missing_ok=True)
 
 
-def said(folder: Path) -> str:
+def standing(folder: Path) -> str:
     """How a run stands that is not done: ``failed, round 1: no usable update …``, ``stopped``, ``being run``,
     ``not begun``."""
     if (status := status_of(folder)) is not None:

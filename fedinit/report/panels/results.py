@@ -10,7 +10,7 @@ from fedinit.report.runs.damage import damage
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
-from fedinit.runs.ended import said
+from fedinit.runs.ended import standing
 from fedinit.scores import SCORES
 
 
@@ -115,7 +115,7 @@ def absence(found: Results, whole_path: bool = False) -> list[str]:
     who is where they are."""
     by_state: dict[str, list[str]] = {}
     for label, run in found.absent:
-        state = said(run.folder) if run.summary is None else "done, without a figure in its metrics.csv"
+        state = standing(run.folder) if run.summary is None else "done, without a figure in its metrics.csv"
         state = f"done; {run.remark}" if run.summary is not None and run.remark else state
         where = run.folder if whole_path else run.folder.name
         by_state.setdefault(state, []).append(f"{label} seed {run.seed} in {where}")

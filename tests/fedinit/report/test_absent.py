@@ -88,16 +88,16 @@ def test_rows_of_a_folder_are_by_method_option_and_seed(tmp_path, monkeypatch):
 
 def test_what_ended_a_run_is_there_until_it_goes_on(tmp_path):
     ended.note(tmp_path, None)
-    assert not list(tmp_path.iterdir()) and ended.said(tmp_path) == "not begun"
+    assert not list(tmp_path.iterdir()) and ended.standing(tmp_path) == "not begun"
     ended.note(tmp_path, OSError(28, "No space left on device", "x"))
-    assert ended.said(tmp_path) == "failed, No space left on device (x)"
+    assert ended.standing(tmp_path) == "failed, No space left on device (x)"
     ended.note(tmp_path, ValueError("a\nb"))
-    assert ended.said(tmp_path) == "failed, ValueError: a b"
+    assert ended.standing(tmp_path) == "failed, ValueError: a b"
     ended.forget(tmp_path)
     assert not list(tmp_path.iterdir())
     for damaged in ("", "[]", '{"failed": true}', "{"):
         (tmp_path / ended.FILE).write_text(damaged)
-        assert ended.said(tmp_path) == "not begun"
+        assert ended.standing(tmp_path) == "not begun"
 
 
 @pytest.mark.parametrize(("error", "said"), [(RunFailed("no reply"), "failed, no reply"), (Stopped(15), "stopped")])
@@ -105,15 +105,15 @@ def test_a_run_that_ends_before_its_end_notes_it_when_it_is_closed(tmp_path, err
     opened = OpenRun(compose_config([]), cast(Any, SimpleNamespace(path=tmp_path)), [], Console(quiet=True))
     with pytest.raises(type(error)), closing(opened):
         raise error
-    assert ended.said(tmp_path) == said
+    assert ended.standing(tmp_path) == said
 
 
 def test_a_run_that_is_being_run_says_so(tmp_path):
     status = {"label": "x", "doing": "", "round": 0, "rounds": 2, "clients": 3, "since": 0.0, "pid": os.getpid()}
     (tmp_path / ".status.json").write_text(json.dumps({**status, "host": platform.node()}))
-    assert ended.said(tmp_path) == "being run"
+    assert ended.standing(tmp_path) == "being run"
     (tmp_path / ".status.json").write_text(json.dumps({**status, "host": platform.node(), "pid": 2**22 + 1}))
-    assert ended.said(tmp_path) == "stopped: its process is gone"
+    assert ended.standing(tmp_path) == "stopped: its process is gone"
 
 
 def test_a_run_without_its_tables_says_so_in_every_place(tmp_path, capsys):
