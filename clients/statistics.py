@@ -126,24 +126,22 @@ def disturb(
     statistics: Mapping[str, Statistic],
     rows: Mapping[str, int],
     sampling: Sampling,
-    draw: Callable[[str, str, str], Draws],
+    draw: Callable[[str, str], Draws],
 ) -> None:
     """Add N(0, (noise · sensitivity)²) to every sum that has a sensitivity, in place.
 
-    rows: {layer: the most rows that one image has in it}. draw: makes the stream of a sum, by its name, the noise's
-    size and the sum itself. So the same sum is given with the same noise, whatever is asked beside it, and averages
-    show no more of it. Two sums never share a draw, nor has a sum one draw in two sizes: with the same noise on both,
-    of another size or none, both could be reckoned from the answers.
+    rows: {layer: the most rows that one image has in it}. draw: makes the stream of a sum, by the noise's size and the
+    sum itself. So the same sum is given with the same noise, whatever is asked beside it, and also of two layers that
+    have the same inputs: averages show no more of it. Two sums never share a draw, nor has a sum one draw in two
+    sizes: with the same noise on both, of another size or none, both could be reckoned from the answers.
     Raises ValueError without a clip: one image may then change a sum by anything.
     """
     if sampling.clip is None:
         raise ValueError("noise needs a clip")
     for layer, statistic in statistics.items():
         for key, size in sorted(statistic.sensitivity(sampling.clip, rows[layer]).items()):
-            name = f"{layer}/{key}"
-            scale = sampling.noise * size
-            stream = draw(name, repr(float(scale)), of_tensors({name: sums[name]}))
-            sums[name] += scale * stream.normal(sums[name].shape)
+            total, scale = sums[f"{layer}/{key}"], sampling.noise * size
+            total += scale * draw(repr(float(scale)), of_tensors({key: total})).normal(total.shape)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 
@@ -15,12 +16,12 @@ from PIL import Image
 from clients import batches
 from clients.limits import Keeper
 from clients.site import Site
-from clients.statistics import measure
+from clients.statistics import disturb, measure
 from fedinit import wire
 from fedinit.config.limits import Limited, Limits
-from fedinit.draws import Keyed
+from fedinit.draws import Keyed, draws
 from fedinit.errors import Code, InputError
-from fedinit.statistics import Request, Sampling
+from fedinit.statistics import Request, Sampling, create_statistics
 from tests.support.asking import LAYER, Asker, refused
 from tests.support.small import small_config
 
@@ -78,6 +79,25 @@ def test_two_sums_do_not_share_a_draw_in_another_order(site, shared):
     assert apart.norm() < 0.02 * noise if shared else apart.norm() > noise
     if not shared:
         assert torch.equal(first[one], second[one])  # asked beside others, or in another order, a sum is as it was
+
+
+def test_one_sum_that_two_layers_have_is_given_with_one_noise(site):
+    """Else the mean of both, in one answer, has less than was asked for: of layers with the same inputs, as a SwiGLU's
+    two are."""
+    draws_of = functools.partial(draws, 0, "s", "init.noise", 0)
+    names, sampling = ("fc1_g", "fc1_x", "fc2"), Sampling(clip=1.0, noise=1.0)
+    request = Request(
+        source="inputs",
+        layers=dict.fromkeys(names, "gram"),
+        shapes=dict.fromkeys(names, (4, 4)),
+        seed=0,
+        sampling=sampling,
+    )
+    sums = {f"{name}/gram": torch.eye(4, dtype=torch.float64) * (1 + (name == "fc2")) for name in names}
+    sums |= {f"{name}/sum": torch.ones(4, dtype=torch.float64) for name in names}
+    disturb(sums, create_statistics(request), dict.fromkeys(names, 5), sampling, draws_of)
+    first, same, other = (sums[f"{name}/gram"] for name in names)
+    assert torch.equal(first, same) and not torch.allclose(other - first, torch.eye(4, dtype=torch.float64))
 
 
 def test_a_site_that_is_not_evaluated_measures_no_losses(site):
