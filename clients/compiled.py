@@ -7,6 +7,7 @@ step cannot be compiled, steps are taken as they are from there on, and a line s
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -34,11 +35,9 @@ class Compiled:
         self._checked: set[Hashable] = set()
         self._lock = threading.Lock()  # a shape is compiled and compared by one lane, while the others wait
 
-    def takes(self, bank: Bank, rows: int) -> bool:
-        """Whether this step is compiled: of a whole bank, without dropout, whose generators cannot be followed."""
-        layers = bank.layers.values()
-        whole = all(rows == len(part) for layer in layers for part in layer.leaves.values())
-        return self.works and whole and not any(layer.dropout and layer.generators for layer in layers)
+    def takes(self, bank: Bank) -> bool:
+        """Whether steps of this bank are compiled: not with dropout, whose generators cannot be followed."""
+        return self.works and not any(layer.dropout and layer.generators for layer in bank.layers.values())
 
     def losses(
         self, bank: Bank, leaves: Mapping[str, Tensor], inputs: Tensor, targets: Tensor, weight: Tensor, loss: str
@@ -79,6 +78,9 @@ def _compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # Here, since it takes seconds to import.
     import torch._dynamo.config as dynamo
 
+    logging.getLogger("torch.utils.cpp_extension").setLevel(
+        logging.ERROR
+    )  # says that there is no CUDA, where none is meant
     dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
     return torch.compile(function, dynamic=False)
 

@@ -43,7 +43,7 @@ class Training:
         rows = len(weight)
         if are_features:
             mean = batches.losses(self.bank.classify(inputs, rows), targets, weight, self.loss)  # (n,)
-        elif self.compiled is not None and self.compiled.takes(self.bank, rows):
+        elif self.compiled is not None and rows == len(self.losses) and self.compiled.takes(self.bank):
             mean = self.compiled.losses(self.bank, self.leaves, inputs, targets, weight, self.loss)
         else:
             mean = mean_losses(self.bank, inputs, targets, weight, self.loss)
