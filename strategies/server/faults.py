@@ -48,6 +48,18 @@ def fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | 
     return None if odd is None else ("not_finite", f"{odd} holds NaN or infinity")
 
 
+def fault_of_distance(
+    tensors: Mapping[str, Tensor], known: Mapping[str, Tensor], clip: float | None
+) -> tuple[str, str] | None:
+    """(code, detail) of tensors that are farther than `clip` from the known ones, all together. None: nobody clips."""
+    if clip is None:
+        return None
+    squares = [float((value.double() - known[name].double()).square().sum()) for name, value in tensors.items()]
+    if (distance := sum(squares) ** 0.5) <= clip * (1 + 1e-9):  # NaN is not; a client clips to less than it by rounding
+        return None
+    return "clip", f"it is {distance:.4g} from what was sent, expected {clip:.4g} or less (privacy.clip)"
+
+
 def fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, str] | None:
     known = {key: rule for key, rule in METRICS.items() if key != ("loss" if private else "epsilon")}
     for key, (kind, low, high) in known.items():

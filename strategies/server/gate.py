@@ -21,10 +21,12 @@ from fedinit.norms import Norms, norms
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
+from fedinit.transforms.client_clip import known_images
 from strategies.aggregator import Update
 from strategies.server.faults import (
     fault_of_claim,
     fault_of_counts,
+    fault_of_distance,
     fault_of_format,
     fault_of_metrics,
     fault_of_round,
@@ -43,12 +45,14 @@ class Expected(Asked):
     trained: the names of those that come back.
     slots: how many slots of the trained factor, chosen by the client, come back at most; None: all of them.
     examples: how many training images the client registered with, which is what it claims; None: not known.
+    clip: how far from its start it may be (privacy=clients), with the gate off too; None: nobody clips.
     """
 
     sent: Mapping[str, Tensor]
     trained: frozenset[str]
     slots: int | None = None
     examples: int | None = None
+    clip: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,10 @@ class Gate:
             return refuse("missing_record", f"{type(error).__name__}: {error}")
         layers: Mapping[str, Factors]
         if not self.enabled:
+            if expected.clip is not None and (
+                odd := fault_of_format(tensors, formats) or fault_of_distance(tensors, expected.sent, expected.clip)
+            ):
+                return refuse(*odd)
             layers, head = wire.from_tensors({**expected.sent, **tensors})
             return Update(client=expected.client, examples=examples, layers=layers, head=head)
         starts = starts or Norms()
@@ -161,6 +169,7 @@ class Gate:
             or fault_of_counts(examples, round, expected.round)
             or fault_of_claim(examples, expected.examples)
             or fault_of_metrics(metrics, self.private)
+            or fault_of_distance(tensors, expected.sent, expected.clip)
             or self._fault_of_norms(sizes, expected, starts)
         )
         if fault is not None:
@@ -203,11 +212,12 @@ class Gate:
 
 
 def admit_images(
-    gate: Gate, means: Mapping[str, Factors], reply: Message, asked: Asked
+    gate: Gate, means: Mapping[str, Factors], reply: Message, asked: Asked, clip: float | None = None
 ) -> Mapping[str, Tensor] | Refusal:
     """The reply of a round's second phase, {"<layer>/S": B(AĀᵀ)}, or the reason it is refused.
 
-    means: {layer: Ā, B̄}. With the gate on ‖B(AĀᵀ)‖ is held to the product's own limit times ‖Ā‖: an update that was let
+    means: {layer: Ā, B̄}. clip: how far it may be from what the means themselves would answer (privacy=clients).
+    With the gate on ‖B(AĀᵀ)‖ is held to the product's own limit times ‖Ā‖: an update that was let
     in has no larger one.
     """
     if reply.has_error():
@@ -221,6 +231,8 @@ def admit_images(
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
     fault = fault_of_format(tensors, formats) or fault_of_values(tensors) or fault_of_round(round, asked.round)
+    if clip is not None:
+        fault = fault or fault_of_distance(tensors, known_images(means), clip)
     if fault:
         return Refusal(asked.client, *fault)
     for name, mean in means.items() if gate.enabled else ():

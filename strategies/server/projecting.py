@@ -39,7 +39,8 @@ def project(
     round, clients = state.round + 1, sorted(weights)
     messages, asked = requests.for_projection(method, exchange, means, clients, round)
     replies = exchange.send(messages, exchange.reply_timeout, asked)
-    judge = functools.partial(_judge, method.gate, means)
+    clip = None if method.privacy is None else method.privacy.clips["second"]
+    judge = functools.partial(_judge, method.gate, means, clip)
     answers, refusals = match_replies(replies, asked, exchange.client_of, judge)
     state = drop(state, exchange, round, refusals)
     if method.privacy is not None:
@@ -57,5 +58,7 @@ def project(
     return state, images
 
 
-def _judge(gate: Gate, means: Aggregate, reply: Message, asked: Asked) -> Mapping[str, Tensor] | Refusal:
-    return admit_images(gate, means.layers, reply, asked)
+def _judge(
+    gate: Gate, means: Aggregate, clip: float | None, reply: Message, asked: Asked
+) -> Mapping[str, Tensor] | Refusal:
+    return admit_images(gate, means.layers, reply, asked, clip)

@@ -65,6 +65,7 @@ def for_training(
             slots=budgets.get(client),
             limit=_limit({name: starts[client][name] for name in returned}, budgets.get(client, 0)),
             examples=state.roster.examples.get(client),
+            clip=None if method.privacy is None else method.privacy.at(state.clip).clips["first"],
         )
         for client, message in zip(starts, messages, strict=True)
     }

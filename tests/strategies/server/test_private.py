@@ -14,11 +14,15 @@ from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.site import Site
+from clients.task import Task
+from fedinit import wire
 from fedinit.errors import InputError, RunFailed
 from fedinit.privacy.accounting import Rounds
 from fedinit.runs.observer import Observer
 from fedinit.runs.progress import ProgressObserver
 from fedinit.scores import Accuracy
+from fedinit.transforms import Payload
+from fedinit.transforms.client_clip import ClientClip
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
@@ -67,6 +71,30 @@ def test_without_noise_and_clip_it_is_the_plain_run(strategy):
     private, _ = run(*strategy, *PRIVATE, *OPEN)
     assert apart(private, plain) < 1e-3
     assert apart(run(*strategy, *PRIVATE)[0], plain) > 0.1  # the control: with noise it is not
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize("words", [("strategy=fedit",), ("strategy=fedit", "gate.enabled=false"), TWO])
+def test_a_client_that_does_not_clip_is_refused(words, second, monkeypatch):
+    """The clip would bind the honest alone: no robust rule goes with it, and within the gate's limits one client of
+    thirty decided the model. second: it clips its update, and not its answer in the second phase."""
+    if second and words != TWO:
+        pytest.skip("there is no second phase")
+    clipped = ClientClip.on_client
+
+    def lie(self: ClientClip, task: Task, result: Payload) -> Payload:
+        is_second = any(name.endswith(wire.IMAGE) for name in result.tensors)
+        return result if task.client == 0 and is_second == second else clipped(self, task, result)
+
+    config, reports = small_config(*words, *PRIVATE, "privacy.clip=0.001", "rounds=1", "client.lr=0.1"), Reports()
+    site = Site(config)
+    federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[reports])
+    assert not [facts for kind, facts in reports.events if kind == "refused"]  # the honest are within it, rounding too
+    monkeypatch.setattr(ClientClip, "on_client", lie)
+    federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[reports])
+    refused = [facts for kind, facts in reports.events if kind == "refused"]
+    assert refused and {(facts["client"], facts["code"]) for facts in refused} == {(0, "clip")}
+    assert "from what was sent, expected 0.001 or less (privacy.clip)" in refused[0]["detail"]
 
 
 def test_epsilon_is_in_every_round_in_the_ledger_and_in_the_summary():
