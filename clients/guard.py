@@ -61,9 +61,13 @@ def check(message: Message, site: Site) -> Received:
     return received
 
 
-def check_request(request: Request, site: Site) -> None:
+def check_request(request: Request, site: Site, has_start: bool) -> None:
     """Raise Refused for a statistic of what the site's model does not have, or with sums larger than the square of
-    a layer's width, before anything is allocated for it."""
+    a layer's width, before anything is allocated for it. has_start: adapters came with it, as to `adapters` alone."""
+    if has_start != (request.source == "adapters"):
+        raise Refused(
+            f"the server asked for statistics of {request.source}, {'with' if has_start else 'without'} a start"
+        )
     for name, shape in request.shapes.items():
         expected = {
             "features": (len(site.data.class_names), site.backbone.features),

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from clients.site import Site
 from fedinit.config.limits import Cut, Limited, Limits
 from fedinit.errors import InputError
 from fedinit.home import expand_home
+from fedinit.models import shared_inputs
 from fedinit.seeding import derive
 from fedinit.state import disk
 from fedinit.statistics import Request
@@ -104,7 +106,7 @@ class Keeper:
                 for label in labels.unique():
                     self._enter(book, "classes", images[labels == label], limits.min_class_images, "of a class", images)
             if limits.min_noise:
-                self._spend(book, sampling.noise)
+                self._spend(book, sampling.noise, self._views(request))
             book["sizes"] = sorted({*book["sizes"], len(images)})
         whole = dataclasses.replace(sampling, examples=None, share=1.0)
         return dataclasses.replace(request, sampling=whole), images
@@ -205,10 +207,17 @@ class Keeper:
                 raise Limited(f"this site has answered {count} questions for {kind} in {where}, which is its limit")
         book["runs"][run][kind], book["all"][kind] = counts[0] + 1, counts[1] + 1
 
-    def _spend(self, book: dict[str, Any], noise: float) -> None:
+    def _views(self, request: Request) -> int:
+        """In how many sums of one answer the same rows may be, each with noise of its own: of layers that are given the
+        same input."""
+        first = shared_inputs(self.site.backbone, [name for name in request.layers if name in self.site.targets])
+        return max(Counter(first.values()).values(), default=1)
+
+    def _spend(self, book: dict[str, Any], noise: float, views: int) -> None:
         """Write the noise of an answer into the book. Raises Limited where the mean of all answers would have less
-        than the site's `min_noise`: n answers with the noise σ tell what one with σ/√n does."""
-        least, spent = self.limits.min_noise, book["all"].get("precision", 0.0) + noise**-2
+        than the site's `min_noise`: n answers with the noise σ tell what one with σ/√n does, and so do n sums of the
+        same rows in one answer, which count as its `views`."""
+        least, spent = self.limits.min_noise, book["all"].get("precision", 0.0) + views * noise**-2
         if spent > (1 + 1e-9) * least**-2:
             raise Limited(f"this site's answers together would have less noise than min-noise={least:g}")
         book["all"]["precision"] = spent
@@ -223,13 +232,14 @@ class Keeper:
         pixels = [*self.site.data.fingerprints(images, book["key"])]
         asked = {*self.site.data.origins(images, pixels, book["key"])}
         what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
-        limit, name = f"the {least} of this site's limits", self._named(book, images if about is None else about)
+        limit, whole = f"the {least} of this site's limits", images if about is None else about
         if min(len(asked), len({*pixels})) < least:
-            raise Cut(f"{what} over fewer distinct images than {limit}", name)
+            raise Cut(f"{what} over fewer distinct images than {limit}", self._named(book, whole))
         cells = _cut(book["cells"].get(kind, []), asked)
         cut = [part for pair in cells[:-1] if all(pair) for part in pair] + [part for part in cells[-1] if part]
         if any(len(part) < least for part in cut):
-            raise Cut(f"{what} that differ from earlier ones by fewer images than {limit}", name)
+            few = f"{what} that differ from earlier ones by fewer images than {limit}"
+            raise Cut(few, self._named(book, whole))
         book["cells"][kind] = [sorted(part) for pair in cells for part in pair if part]
 
     @contextmanager
@@ -249,7 +259,7 @@ class Keeper:
                 try:
                     yield book
                 except Cut as error:
-                    self._refuse(_opened(before), error.images)
+                    self._refuse({**_opened(before), "key": book["key"]}, error.images)
                     raise
                 if book != before:
                     self._write(book)
@@ -259,9 +269,10 @@ class Keeper:
             raise InputError(f"{self.file}: the book of this site's answers cannot be used ({error})") from error
 
     def _named(self, book: Mapping[str, Any], images: Tensor) -> str:
-        """A word for the images (n,) that a run asks about, which says nothing of them."""
-        text = " ".join([book["key"], self._run, *map(str, sorted(images.tolist()))])
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        """A word for the images (n,) that are asked about, the same in every run, which says nothing of them."""
+        pixels = [*self.site.data.fingerprints(images, book["key"])]
+        asked = sorted({*self.site.data.origins(images, pixels, book["key"])})
+        return hashlib.blake2b(" ".join([book["key"], *asked]).encode(), digest_size=8).hexdigest()
 
     def _refuse(self, book: dict[str, Any], images: str) -> None:
         """Count the refusal of a set of images, once for each set."""

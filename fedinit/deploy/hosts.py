@@ -30,6 +30,10 @@ def read(host: str) -> str:
                 f"letters, digits and -, {LONGEST} in all, the last with a letter)"
             )
         return bare.lower()
+    if address.is_unspecified or address.is_multicast or host == "255.255.255.255":
+        raise InputError(
+            f"--host {host}: no site reaches a server there; give the address or name that sites reach it by"
+        )
     if bracketed and address.version == 4:
         raise InputError(f"--host {host}: brackets are of IPv6 addresses")
     # The server listens on one of 127.0.0.0/8, and all of them are this machine.

@@ -204,7 +204,7 @@ def test_a_request_for_what_the_model_does_not_have_is_refused_before_anything_i
     }
     request = Request(**(asked | change))
     with pytest.raises(InputError, match=re.escape(expected)) if expected else contextlib.nullcontext():
-        guard.check_request(request, site)
+        guard.check_request(request, site, request.source == "adapters")
 
 
 def twice_as_long(basis):

@@ -13,14 +13,14 @@ import torch
 from flwr.app import Context, RecordDict
 from PIL import Image
 
-from clients import batches
+from clients import batches, guard
 from clients.limits import Keeper
 from clients.site import Site
 from clients.statistics import disturb, measure
 from fedinit import wire
 from fedinit.config.limits import Limited, Limits
 from fedinit.draws import Keyed, draws
-from fedinit.errors import Code, InputError
+from fedinit.errors import Code, InputError, Refused
 from fedinit.statistics import Request, Sampling, create_statistics
 from tests.support.asking import LAYER, Asker, refused
 from tests.support.small import small_config
@@ -273,3 +273,44 @@ def test_a_refusal_says_no_number_and_the_same_one_again_tells_nothing_new(site,
     (book,) = tmp_path.glob("answers-client-0.json")
     assert json.loads(book.read_text())["all"] == {"refusals": 3}
     refused(ask(), "this site has refused 3 sets of images that are a few or differ by a few")
+
+
+def test_one_set_of_images_is_refused_once_for_all_runs(site, tmp_path):
+    """A sweep over a key that deals no images otherwise would use a site up."""
+    train = site.partitions[0].train
+    for lr in (0.1, 0.2, 0.3):
+        other = Site(dataclasses.replace(site.config, client=dataclasses.replace(site.config.client, lr=lr)))
+        with pytest.raises(Limited, match="fewer images than its min-images=16"):
+            keeper(other, tmp_path).check_partition(train[:9])
+    with pytest.raises(Limited, match="fewer images than its min-images=16"):
+        keeper(site, tmp_path).check_partition(train[:8])  # the control: another set
+    (book,) = tmp_path.glob("answers-client-0.json")
+    assert json.loads(book.read_text())["all"] == {"refusals": 2}
+
+
+def test_layers_with_one_input_count_as_so_many_answers(site, tmp_path, monkeypatch):
+    """Each has noise of its own where their sums are of other kinds or bases, and their mean has less than one."""
+    names = [name for name in site.targets if name.endswith("attn.proj")][:2]
+    request = Request(
+        source="inputs",
+        layers=dict.fromkeys(names, "gram"),
+        shapes=dict.fromkeys(names, (24, 24)),
+        seed=0,
+        sampling=Sampling(clip=1.0, noise=2.0),
+    )
+    asked, train = keeper(site, tmp_path, min_noise=1.0), site.partitions[0].train
+    asked.measure(request, train)  # one of four: these layers have inputs of their own
+    monkeypatch.setattr("clients.limits.shared_inputs", lambda _, targets: dict.fromkeys(targets, names[0]))
+    asked.measure(request, train)
+    (book,) = tmp_path.glob("answers-client-0.json")
+    assert json.loads(book.read_text())["all"] == {"statistics": 2, "precision": 0.75}
+    with pytest.raises(Limited, match="answers together would have less noise than min-noise=1"):
+        asked.measure(request, train)
+
+
+def test_statistics_of_inputs_bring_no_start(site):
+    """It would count, and then fail."""
+    request = Request(source="inputs", layers={LAYER: "gram"}, shapes={LAYER: (24, 24)}, seed=0, sampling=Sampling())
+    for source, has_start in (("inputs", True), ("adapters", False)):
+        with pytest.raises(Refused, match=f"statistics of {source}, with"):
+            guard.check_request(dataclasses.replace(request, source=source), site, has_start)

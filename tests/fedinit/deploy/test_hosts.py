@@ -40,6 +40,7 @@ def test_a_host_has_one_form(given, expected):
 @pytest.mark.parametrize("given", [
     *("", ".", "a..b", ".a", "a..", "1.2.3", "1.2.3.4.5", "300.1.1.1", "12", "a.1", "-a.org", "a-.org", "a b"),
     *("a;b", "a/b", "a:8000", "192.0.2.7:1", "[192.0.2.7]", "[fed.example.org]", "[::1", "::1]", "[[::1]]", "::g"),
+    *("0.0.0.0", "::", "::ffff:0:0", "224.0.0.1", "ff02::1", "255.255.255.255"),
     *("bücher", "1::2::3", "fe80::1%e;x", "a" * 64 + ".org", LONG + "a", "٣.٣.٣.٣"),
 ])  # fmt: skip
 def test_what_is_no_host_is_refused_in_one_line(given):
