@@ -175,7 +175,7 @@ def test_insecure_is_for_every_name_of_this_machine_and_for_no_other(tmp_path, c
         text = (tmp_path / str(i) / "server/superlink.sh").read_text()
         assert f"--host {'::1' if host == '[::1]' else '127.0.0.1'} " in text
     capsys.readouterr()
-    for host in ("fed.example.org", "0.0.0.0", "::", "192.0.2.7", "localhost.example.org"):
+    for host in ("fed.example.org", "2001:db8::1", "192.0.2.7", "localhost.example.org"):
         assert init(tmp_path / "no", "--insecure", "--host", "localhost", "--host", host) == 2
         said = capsys.readouterr().err
         assert f"--host {host}: --insecure is for this machine alone" in said and said.count("\n") == 1
