@@ -78,9 +78,8 @@ def _compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # Here, since it takes seconds to import.
     import torch._dynamo.config as dynamo
 
-    logging.getLogger("torch.utils.cpp_extension").setLevel(
-        logging.ERROR
-    )  # says that there is no CUDA, where none is meant
+    # It says that there is no CUDA, where none is meant.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
     return torch.compile(function, dynamic=False)
 

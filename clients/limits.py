@@ -12,15 +12,13 @@ off a few images from a cell is not answered for, and a run's images to train on
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import json
 import math
 import os
-import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from flwr.app import ConfigRecord, Context
 from torch import Tensor
 
 from clients import sums
+from clients.book import cut_by, opened
 from clients.site import Site
 from fedinit.config.limits import Cut, Limited, Limits
 from fedinit.errors import InputError
@@ -210,7 +209,8 @@ class Keeper:
     def _views(self, request: Request) -> int:
         """In how many sums of one answer the same rows may be, each with noise of its own: of layers that are given the
         same input."""
-        first = shared_inputs(self.site.backbone, [name for name in request.layers if name in self.site.targets])
+        layers = [name for name in request.layers if name in self.site.targets]
+        first = shared_inputs(self.site.backbone, layers) if len(layers) > 1 else {}  # a pass through the backbone
         return max(Counter(first.values()).values(), default=1)
 
     def _spend(self, book: dict[str, Any], noise: float, views: int) -> None:
@@ -235,7 +235,7 @@ class Keeper:
         limit, whole = f"the {least} of this site's limits", images if about is None else about
         if min(len(asked), len({*pixels})) < least:
             raise Cut(f"{what} over fewer distinct images than {limit}", self._named(book, whole))
-        cells = _cut(book["cells"].get(kind, []), asked)
+        cells = cut_by(book["cells"].get(kind, []), asked)
         cut = [part for pair in cells[:-1] if all(pair) for part in pair] + [part for part in cells[-1] if part]
         if any(len(part) < least for part in cut):
             few = f"{what} that differ from earlier ones by fewer images than {limit}"
@@ -250,7 +250,7 @@ class Keeper:
         try:
             with contextlib.nullcontext() if self.file is None else _alone(self.file):
                 before = self._read()
-                book = _opened(before)
+                book = opened(before)
                 if book["all"].get("refusals", 0) >= self.limits.refusals:
                     raise Limited(
                         f"this site has refused {self.limits.refusals} sets of images that are a few or differ by a "
@@ -259,7 +259,7 @@ class Keeper:
                 try:
                     yield book
                 except Cut as error:
-                    self._refuse({**_opened(before), "key": book["key"]}, error.images)
+                    self._refuse({**opened(before), "key": book["key"]}, error.images)
                     raise
                 if book != before:
                     self._write(book)
@@ -300,36 +300,6 @@ class Keeper:
             self.context.state[BOOK] = ConfigRecord({"book": json.dumps(book)})
         else:
             disk.replace_json(self.file, book)
-
-
-def _cut(cells: Iterable[Collection[str]], images: set[str]) -> list[tuple[set[str], set[str]]]:
-    """Every cell's images that are among these, and those that are not; last, those of these that are in no cell."""
-    cut = [(images & {*cell}, {*cell} - images) for cell in cells]
-    return [*cut, (images.difference(*(inside for inside, _ in cut)), set())]
-
-
-def _opened(kept: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of the book that is kept, to be changed; where there is none (None), one that is begun here, with a key
-    that no server has. Raises ValueError for what is no book."""
-    if kept is None:
-        return {"key": secrets.token_hex(16), "runs": {}, "all": {}, "cells": {}, "sizes": []}
-    book = copy.deepcopy({**kept})
-    if isinstance(earlier := book.pop("images", None), dict):  # of an earlier version
-        book |= {"cells": {}, "sizes": [len(images) for images in earlier.get("statistics", ())]}
-        for kind, sets in earlier.items():  # its answers count on
-            for images in sets:
-                cut = _cut(book["cells"].get(kind, []), {*images})
-                book["cells"][kind] = [sorted(part) for pair in cut for part in pair if part]
-    kinds = {"key": str, "runs": dict, "all": dict, "cells": dict, "sizes": list}
-    if any(not isinstance(book.get(name), kind) for name, kind in kinds.items()):
-        raise ValueError(f"it is none: it has not all of {', '.join(kinds)}")
-    if not book["key"] or not all(_is_count(number) for number in (*book["all"].values(), *book["sizes"])):
-        raise ValueError("what it counts is no number")
-    return book
-
-
-def _is_count(number: Any) -> bool:
-    return type(number) in (int, float) and 0 <= number < math.inf
 
 
 def _first(key: str, train: Tensor, count: int) -> Tensor:

@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(errors, f"failed: {error}")
         return 1
     except PermissionError as error:  # of whatever a command was given
-        errors.print(f"error: {error.filename or 'a file'}: permission denied; let this user at it, or give another")
+        tell(errors, f"error: {error.filename or 'a file'}: permission denied; let this user at it, or give another")
         return 2
     except OSError as error:
         tell(errors, f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-KEY = 32  # bytes of a key
-
 
 class KeyStream:
     """Words under one key, each given once."""
 
     def __init__(self, key: bytes) -> None:
-        """key: of KEY bytes, and for one stream. Raises ValueError for another length."""
+        """key: of 32 bytes, and for one stream. Raises ValueError for another length."""
         from cryptography.hazmat.primitives.ciphers import Cipher  # here: most clients need no key
         from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 

@@ -16,6 +16,11 @@ def tell(console: Console, text: object, style: str | None = None) -> None:
     console.print(one_line(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def announce(console: Console, text: str) -> None:
+    """A line of a run's own; a warning is yellow."""
+    tell(console, text, "yellow" if text.startswith("warning") else None)
+
+
 def cell(name: object) -> Text:
     """A name as it stands in a table, or at its head."""
     from rich.text import Text

@@ -32,9 +32,6 @@ def intra_op(threads: int) -> Iterator[None]:
     """So many intra-op threads of torch in this thread, within the block. A matrix product that is split among threads
     may round differently."""
     before = torch.get_num_threads()
-    if before == threads:
-        yield
-        return
     torch.set_num_threads(threads)
     try:
         yield

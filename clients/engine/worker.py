@@ -90,8 +90,10 @@ class Worker:
         self.replica = Replica(*made) if alone else beside.replica
         self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout, self.replica.exact)
         self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
-        own = Compiled() if settings.compile else None
-        self.compiled = own if beside is None else beside.compiled
+        if beside is not None:
+            self.compiled = beside.compiled
+        else:
+            self.compiled = Compiled() if settings.compile else None
         self.recorder = None if device.type == "cpu" else Recorder(data, self.spec, device)
 
     def do(self, job: Job) -> tuple[Answer, ...]:

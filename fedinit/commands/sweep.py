@@ -43,7 +43,7 @@ def run(said: Arguments, runs: Sequence[Swept], console: Console, errors: Consol
         with listening():
             here = (attempt(name(swept), swept.config, simulate, console) for swept in runs)
             return tell(here, len(runs), console, errors)
-    _say(console, f"{counted(len(runs), 'run')}, {len(places)} at a time")
+    telling.tell(console, f"{counted(len(runs), 'run')}, {len(places)} at a time")
     with listening(limit=WAIT):
         together = side_by_side([(name(swept), swept.config) for swept in runs], places)
         return tell(together, len(runs), console, errors)
@@ -74,7 +74,7 @@ def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Cons
                 errors.print(outcome.trace, end="")
                 telling.tell(errors, f"{number} of {count}: {outcome.line}; the sweep goes on")
             elif not console.quiet:
-                _say(console, f"{number} of {count}: {outcome.line}")
+                telling.tell(console, f"{number} of {count}: {outcome.line}")
             elif outcome.summary:
                 print(outcome.summary["folder"], flush=True)
     finally:
@@ -86,9 +86,5 @@ def tell(outcomes: Iterable[Outcome], count: int, console: Console, errors: Cons
             for outcome in failed:
                 telling.tell(errors, f"  {outcome.line}")
     if kept and not console.quiet:
-        _say(console, f"the table: fedinit compare {' '.join(map(shlex.quote, sorted(kept)))}")
+        telling.tell(console, f"the table: fedinit compare {' '.join(map(shlex.quote, sorted(kept)))}")
     return 1 if failed else 0
-
-
-def _say(console: Console, text: str) -> None:
-    telling.tell(console, text)

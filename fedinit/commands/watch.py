@@ -70,23 +70,23 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
                 break
             else:
                 for round in view.done[shown:]:
-                    _say(console, view.line(round))
+                    tell(console, view.line(round))
                 shown = len(view.done)
     if remark:
-        _say(console, f"{folder}: {remark}")
+        tell(console, f"{folder}: {remark}")
     if done:
-        _say(console, f"done: {folder}")
+        tell(console, f"done: {folder}")
         return 0
     if options.once and goes_on(folder):
         return 0
-    _say(console, f"stopped after round {view.reached} of {view.rounds}; {way_on(folder)}")
+    tell(console, f"stopped after round {view.reached} of {view.rounds}; {way_on(folder)}")
     return 1
 
 
 def _awaited(options: argparse.Namespace, console: Console) -> Path:
     """The run that is meant, once there is one; one that does not go on, with a line that says so, where none that does
     came in the time given. Raises InputError where there is none at all after that time."""
-    from fedinit.report.runs.reading import CONFIG
+    from fedinit.runs.named import CONFIG
     from fedinit.runs.watching import goes_on, newest
 
     folder: Path = options.folder
@@ -107,14 +107,10 @@ def _awaited(options: argparse.Namespace, console: Console) -> Path:
             waited = f"waited for {wait:g} s, --wait SECONDS is longer" if told else ""
             if found is None:
                 raise InputError(f"{why}; {waited}" if told else why)
-            _say(console, f"{why}; {waited or f'{found} is the last one'}")
+            tell(console, f"{why}; {waited or f'{found} is the last one'}")
             return found
         if not told:
             none = "no run there yet" if found is None else "no run goes on there"
-            _say(console, f"{folder}: {none}; waiting for it up to {wait:g} s, Ctrl-C ends that")
+            tell(console, f"{folder}: {none}; waiting for it up to {wait:g} s, Ctrl-C ends that")
             told = True
         time.sleep(min(LOOK, left))
-
-
-def _say(console: Console, text: str) -> None:
-    tell(console, text)

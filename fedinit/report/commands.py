@@ -65,8 +65,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
     write_report(runs, path)
     for sentence in damage(runs, whole_path=True):
-        _say(console, sentence)
-    _say(console, f"{path}: {len(runs)} run{'s' * (len(runs) != 1)}")
+        tell(console, sentence)
+    tell(console, f"{path}: {len(runs)} run{'s' * (len(runs) != 1)}")
     return 0
 
 
@@ -91,7 +91,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     notes = [*in_full(found), *judged(found), *heads_ahead(found), *_left(shown)]
     notes += [*remarks(found, whole_path=True), *absence(found, whole_path=True), *damage(runs, whole_path=True)]
     for sentence in notes:
-        _say(console, sentence)
+        tell(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}
     for name, text in made.items():
         if (path := getattr(options, name)) is STDOUT:
@@ -99,10 +99,10 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
             print(formats.csv_text(found, printable) if to_screen else text(found), end="")
         elif path:
             write_whole(path, text(found))
-            _say(console, f"{name}: {path}")
+            tell(console, f"{name}: {path}")
     if options.report:
         write_report(runs, options.report)
-        _say(console, f"report: {options.report}")
+        tell(console, f"report: {options.report}")
     return 0
 
 
@@ -114,7 +114,3 @@ def _left(shown: Sequence[Method]) -> list[str]:
         for run in method.runs
         if run.summary is None and run.evaluated
     ]
-
-
-def _say(console: Console, text: str) -> None:
-    tell(console, text)

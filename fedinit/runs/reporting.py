@@ -28,7 +28,7 @@ from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
 from fedinit.state import disk
 from fedinit.state.manifest import FOLDER
-from fedinit.telling import tell
+from fedinit.telling import announce, tell
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class OpenRun:
             try:
                 record_holdings(self.folder.path, data, partitions, self.config.seed, images)
             except Exception as error:  # noqa: BLE001 (a report must never stop a run)
-                _say(self.console, f"warning: who holds what is not recorded for the report: {error}")
+                announce(self.console, f"warning: who holds what is not recorded for the report: {error}")
 
     def keep_reference(self, head_alone: Mapping[str, Any] | None) -> None:
         """Note what the reference scored, for comparisons of a run that is not done; None: there is no reference."""
@@ -86,7 +86,7 @@ class OpenRun:
             (self.folder.path / HEAD_ALONE).unlink(missing_ok=True)
         print_summary(self.console, figures, str(self.folder.path))
         if self.config.report != "none":
-            report = report_of_run(self.folder.path, partial(_say, self.console))
+            report = report_of_run(self.folder.path, partial(announce, self.console))
             if report is not None:
                 for observer in self.observers:
                     observer.reported(report)
@@ -132,9 +132,5 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
         observers.append(tracker)
     if config.report != "none":
         by_layer = bool(config.strategy.options.get("diagnostics", True))
-        observers.append(Recorder(folder.path, partial(_say, console), by_layer))
+        observers.append(Recorder(folder.path, partial(announce, console), by_layer))
     return OpenRun(config, folder, observers, console)
-
-
-def _say(console: Console, text: str) -> None:
-    tell(console, text, "yellow" if text.startswith("warning") else None)

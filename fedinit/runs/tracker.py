@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fedinit.config.schema import Config, to_dict
 from fedinit.runs.observer import Observer, RoundReport
-from fedinit.telling import tell
+from fedinit.telling import announce
 
 
 class Tracker(Observer):
@@ -96,7 +96,7 @@ class Tracker(Observer):
 
     def say(self, text: str) -> None:
         """One line, however long, in a file too."""
-        tell(self.console, text, "yellow" if text.startswith("warning") else None)
+        announce(self.console, text)
 
 
 def group_of(folder: Path) -> str:

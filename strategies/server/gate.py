@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import Message, MetricRecord
@@ -21,7 +22,6 @@ from fedinit.norms import Norms, norms
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
-from fedinit.transforms.client_clip import known_images
 from strategies.aggregator import Update
 from strategies.server.faults import (
     fault_of_claim,
@@ -34,6 +34,7 @@ from strategies.server.faults import (
 )
 from strategies.server.replies import Asked, Refusal, of_error
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
 
 
@@ -212,13 +213,19 @@ class Gate:
 
 
 def admit_images(
-    gate: Gate, means: Mapping[str, Factors], reply: Message, asked: Asked, clip: float | None = None
+    gate: Gate,
+    means: Mapping[str, Factors],
+    reply: Message,
+    asked: Asked,
+    known: Mapping[str, Tensor] = NOTHING,
+    clip: float | None = None,
 ) -> Mapping[str, Tensor] | Refusal:
     """The reply of a round's second phase, {"<layer>/S": B(AĀᵀ)}, or the reason it is refused.
 
-    means: {layer: Ā, B̄}. clip: how far it may be from what the means themselves would answer (privacy=clients).
-    With the gate on ‖B(AĀᵀ)‖ is held to the product's own limit times ‖Ā‖: an update that was let
-    in has no larger one.
+    means: {layer: Ā, B̄}. known: what these themselves would answer. clip: how far from that it may be
+        (privacy=clients); None: nobody clips.
+
+    With the gate on ‖B(AĀᵀ)‖ is held to the product's own limit times ‖Ā‖: an update that was let in has no larger one.
     """
     if reply.has_error():
         return of_error(reply, asked.client)
@@ -230,9 +237,12 @@ def admit_images(
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
         return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
-    fault = fault_of_format(tensors, formats) or fault_of_values(tensors) or fault_of_round(round, asked.round)
-    if clip is not None:
-        fault = fault or fault_of_distance(tensors, known_images(means), clip)
+    fault = (
+        fault_of_format(tensors, formats)
+        or fault_of_values(tensors)
+        or fault_of_round(round, asked.round)
+        or fault_of_distance(tensors, known, clip)
+    )
     if fault:
         return Refusal(asked.client, *fault)
     for name, mean in means.items() if gate.enabled else ():

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Mapping
 
 import torch
-from flwr.app import Message
 from torch import Tensor
 
 from fedinit import wire
@@ -20,9 +19,9 @@ from strategies.aggregator import Aggregate
 from strategies.server import requests
 from strategies.server.collecting import drop
 from strategies.server.exchange import Exchange
-from strategies.server.gate import Gate, admit_images
+from strategies.server.gate import admit_images
 from strategies.server.method import Method
-from strategies.server.replies import Asked, Refusal, match_replies
+from strategies.server.replies import match_replies
 from strategies.server.state import ServerState
 
 
@@ -39,12 +38,14 @@ def project(
     round, clients = state.round + 1, sorted(weights)
     messages, asked = requests.for_projection(method, exchange, means, clients, round)
     replies = exchange.send(messages, exchange.reply_timeout, asked)
-    clip = None if method.privacy is None else method.privacy.clips["second"]
-    judge = functools.partial(_judge, method.gate, means, clip)
+    judge, known = functools.partial(admit_images, method.gate, means.layers), {}
+    if method.privacy is not None:
+        known = known_images(means.layers)
+        judge = functools.partial(judge, known=known, clip=method.privacy.clips["second"])
     answers, refusals = match_replies(replies, asked, exchange.client_of, judge)
     state = drop(state, exchange, round, refusals)
     if method.privacy is not None:
-        released = method.privacy.release(known_images(means.layers), list(answers.values()), "second", round)
+        released = method.privacy.release(known, list(answers.values()), "second", round)
         return state, {name: released[wire.image_name(name)] for name in means.layers}
     need = max(method.needed(len(clients)), 1)
     if len(answers) < need:
@@ -56,9 +57,3 @@ def project(
         for name, image in images.items():
             image.add_(tensors[wire.image_name(name)].double(), alpha=weights[client] / total)
     return state, images
-
-
-def _judge(
-    gate: Gate, means: Aggregate, clip: float | None, reply: Message, asked: Asked
-) -> Mapping[str, Tensor] | Refusal:
-    return admit_images(gate, means.layers, reply, asked, clip)

@@ -41,8 +41,9 @@ def for_training(
     settings = {**_factor_settings(state, method, round, trainable), "own-factors": method.reinit.own_factors, **extra}
     if method.aggregator.two_phase:
         settings["second-phase"] = True
+    clip = None if method.privacy is None else method.privacy.at(state.clip).clips["first"]
     if method.privacy is not None and method.privacy.adaptive is not None:
-        settings["clip"] = method.privacy.at(state.clip).clips["first"]
+        settings["clip"] = clip
     if method.reinit.on_global:
         settings["on-global"] = True
     if state.step_scales:
@@ -65,7 +66,7 @@ def for_training(
             slots=budgets.get(client),
             limit=_limit({name: starts[client][name] for name in returned}, budgets.get(client, 0)),
             examples=state.roster.examples.get(client),
-            clip=None if method.privacy is None else method.privacy.at(state.clip).clips["first"],
+            clip=clip,
         )
         for client, message in zip(starts, messages, strict=True)
     }
