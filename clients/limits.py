@@ -35,6 +35,7 @@ from fedinit.config.limits import Cut, Limited, Limits
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.models import shared_inputs
+from fedinit.opening import read_text
 from fedinit.seeding import derive
 from fedinit.state import disk
 from fedinit.statistics import Request
@@ -288,7 +289,7 @@ class Keeper:
             record = self.context.state.get(BOOK)
             text = str(record["book"]) if isinstance(record, ConfigRecord) else None
         else:
-            text = self.file.read_text(encoding="utf-8") if os.path.lexists(self.file) else None
+            text = read_text(self.file) if os.path.lexists(self.file) else None
         if text is None:
             return None
         if not isinstance(book := json.loads(text), dict):

@@ -16,6 +16,7 @@ from rich.console import Console
 from fedinit.config.flower import from_run_config
 from fedinit.errors import InputError
 from fedinit.models import adapted_layers, build_backbone
+from fedinit.opening import read_text
 from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
 from fedinit.runs.progress import ProgressObserver
@@ -88,6 +89,6 @@ def sites_of(federation: str, roster: Roster) -> dict[str, object]:
 def kept_sites(folder: Path) -> object:
     """`sites_of` the federation whose run is in this folder; None where that is not known, as of a simulation."""
     try:
-        return json.loads((folder / SITES_FILE).read_text(encoding="utf-8"))
+        return json.loads(read_text(folder / SITES_FILE))
     except (OSError, ValueError):
         return None

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
-from fedinit.commands.parsing import Parser, own_place
+from fedinit.commands.parsing import Parser
+from fedinit.commands.places import own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
 from fedinit.telling import cell, tell

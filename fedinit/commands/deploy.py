@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, cast
 from rich.console import Console
 
 from fedinit import standard_streams
-from fedinit.commands.parsing import Parser, own_place
+from fedinit.commands.parsing import Parser
+from fedinit.commands.places import own_place
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from fedinit.commands.parsing import STDOUT, Parser, add_run, load_run, only_text, text_place
+from fedinit.commands.parsing import Parser, add_run, load_run, only_text
+from fedinit.commands.places import STDOUT, refuse_lossy, text_place
 from fedinit.errors import InputError
 from fedinit.said import printable
 from fedinit.telling import cell, tell
@@ -49,13 +51,14 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     options = parser(name).parse_args(words)
     if only_text(options, ["csv"]):
         console = Console(quiet=True)
+    data = options.data
+    refuse_lossy({"--csv": options.csv}, [Path(word.rpartition("=")[2]) for word in data])
     run = load_run(options)
     from fedinit.data.reporter import counted
     from fedinit.inference import confusion
     from fedinit.inference.evaluating import evaluate
     from fedinit.report.writing import write_whole
 
-    data = options.data
     if not all("=" in word for word in data):
         if len(data) > 1:
             raise InputError(f"--data {' '.join(data)}: expected one folder or zip, or words such as data.root=FOLDER")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from fedinit.commands.parsing import Parser, add_run, load_run, own_place
+from fedinit.commands.parsing import Parser, add_run, load_run
+from fedinit.commands.places import own_place
 from fedinit.exports import FORMATS
 from fedinit.telling import tell
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from fedinit.commands.places import STDOUT
 from fedinit.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 
 WIDTH = 80  # columns of what --help prints
-STDOUT = Path("-")  # what an option has that is to be written there; compared by `is`, for ./- is a file
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,18 +44,6 @@ def _wrapped(text: str) -> str:
         plain = any(line.startswith("  ") for line in paragraph.splitlines())
         parts.append(paragraph if plain else textwrap.fill(paragraph, WIDTH))
     return "\n\n".join(parts)
-
-
-def text_place(text: str) -> Path:
-    """Of an option, where to write text: a file, or STDOUT for ``-``. A file of that name is ``./-``."""
-    return STDOUT if text == "-" else Path(text)
-
-
-def own_place(text: str) -> Path:
-    """Of an option, the file or folder to make, which standard output cannot be."""
-    if text == "-":
-        raise argparse.ArgumentTypeError("-: this is not written to standard output; of a file of that name say ./-")
-    return Path(text)
 
 
 def only_text(options: argparse.Namespace, names: Sequence[str]) -> bool:

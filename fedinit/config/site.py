@@ -10,6 +10,7 @@ from fedinit.config.limits import OFF, Limits
 from fedinit.config.schema import Config
 from fedinit.errors import InputError, Refused, did_you_mean
 from fedinit.home import expand_home
+from fedinit.opening import read_text
 
 EMBEDDED = "embedded:"  # before the name of a checkpoint inside this package
 # The setting, the key it stands for, and what that key is where nobody set it.
@@ -80,7 +81,7 @@ def noise_secret(node_config: Mapping[str, object]) -> str:
     if given is None:
         return str(node_config.get("noise-secret", ""))
     try:
-        secret = expand_home("noise-secret-file", str(given)).read_text(encoding="utf-8").strip()
+        secret = read_text(expand_home("noise-secret-file", str(given))).strip()
     except (OSError, ValueError) as error:
         raise InputError(f"noise-secret-file={given}: {error}") from error
     if not secret:

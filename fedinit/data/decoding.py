@@ -131,7 +131,10 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
 
 
 def reason(error: Exception) -> str:
-    """Why bytes are no picture, in one line that is the same at every start: without the addresses of objects."""
+    """Why bytes are no picture, in one line that is the same at every start: without the addresses of objects, and
+    where a file cannot be read the system's words, without its place."""
+    if isinstance(error, OSError) and error.strerror:  # Pillow's own has none
+        return error.strerror.lower()
     text = re.sub(r"<[^<>]* at 0x[0-9a-fA-F]+>", "", str(error))
     return " ".join(text.split()) or type(error).__name__
 

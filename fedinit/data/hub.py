@@ -12,6 +12,7 @@ from fedinit.data.source import DomainSource, SplitSource
 from fedinit.data.splits import Split, choose_sides, meaning
 from fedinit.errors import InputError, did_you_mean
 from fedinit.home import expand_home
+from fedinit.opening import read_bytes
 
 if TYPE_CHECKING:
     from fedinit.data.catalogue import Catalogue
@@ -62,7 +63,7 @@ class Hub(DomainSource, SplitSource):
         def item(row: int) -> bytes:
             split, i = places[row]
             picture = pictures[split][i][image]
-            return picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
+            return picture["bytes"] if picture["bytes"] is not None else read_bytes(Path(picture["path"]))
 
         decoding = Items(len(places), item, digest(content, _prints(parts)), channels, size, f"data.root={self.root}")
         return Catalogue(

@@ -20,6 +20,7 @@ from fedinit.data.table import read_table
 from fedinit.data.tree import Fault, OnDisk, Tree
 from fedinit.errors import InputError, refuse
 from fedinit.home import expand_home
+from fedinit.opening import read_bytes
 from fedinit.unreadable import unreadable
 
 EXPECTED = "give a CSV file in UTF-8 with the columns path and label as data.root=..."
@@ -61,7 +62,7 @@ class ImageList(FileSource):
         """{path: (label, domain, split)}."""
         where = f"data.root={file}"
         try:
-            content = file.read_bytes()
+            content = read_bytes(file)
         except FileNotFoundError as error:
             raise InputError(f"{where}: there is no such file; {EXPECTED}") from error
         except PermissionError as error:

@@ -25,6 +25,7 @@ from fedinit.data.official import Official
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes, regular
 from fedinit.said import csv_row
 from fedinit.state.disk import replace, sync_folder, try_writing
 
@@ -196,7 +197,7 @@ def _is_as_written(made: Plan, place: Path, reporter: Reporter) -> bool:
     index = place / INDEX
     if not os.path.lexists(index):
         absent += 1
-    elif not index.is_file() or index.read_bytes() != made.index():
+    elif not index.is_file() or read_bytes(index) != made.index():
         others.append(INDEX)
     if others:
         it, are = ("it", "is") if len(others) == 1 else ("them", "are")
@@ -212,7 +213,7 @@ def _is_whole(file: Path, stamp: Sequence[int | str]) -> bool:
     if not file.is_file() or file.stat().st_size != stamp[1]:
         return False
     found = 0
-    with file.open("rb") as opened:
+    with open(file, "rb", opener=regular) as opened:
         while piece := opened.read(PIECE):
             found = zlib.crc32(piece, found)
     return found == stamp[2]
@@ -250,7 +251,7 @@ def _clear(partial: Path) -> None:
 
 def _record(folder: Path) -> object:
     try:
-        return json.loads((folder / RECORD).read_bytes())
+        return json.loads(read_bytes(folder / RECORD))
     except (OSError, ValueError):
         return None
 

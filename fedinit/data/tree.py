@@ -19,6 +19,7 @@ from typing import IO
 from fedinit.data.splits import looks_like, meaning
 from fedinit.errors import InputError, refuse
 from fedinit.home import expand_home
+from fedinit.opening import read_bytes, regular
 from fedinit.pasted import pasted
 from fedinit.unreadable import mode_of, unreadable
 
@@ -101,10 +102,10 @@ class OnDisk(Tree):
     """Files on disk, whose names are known from elsewhere."""
 
     def read(self, name: str) -> bytes:
-        return (self.root / (self._prefix + name)).read_bytes()
+        return read_bytes(self.root / (self._prefix + name))
 
     def open(self, name: str) -> IO[bytes]:
-        return (self.root / (self._prefix + name)).open("rb")
+        return open(self.root / (self._prefix + name), "rb", opener=regular)
 
     def size(self, name: str) -> int:
         return (self.root / (self._prefix + name)).stat().st_size
@@ -183,7 +184,7 @@ class Zip(Tree):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._zip = zipfile.ZipFile(self.root)
+        self._zip = _opened(self.root)
         self._lock = threading.Lock()  # a ZipFile's reads share one position in the file
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.same_twice: set[str] = set()  # names that two members have, with the same bytes
@@ -255,6 +256,15 @@ def open_tree(given: str | None, fault: Fault = refuse) -> Tree:
             "make the zip anew"
         )
     return tree
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    file = open(path, "rb", opener=regular)
+    try:
+        return zipfile.ZipFile(file)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _meant(member: zipfile.ZipInfo) -> str:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ def renew(server: Path, authority: Path, days: int) -> x509.Certificate:
     Raises InputError for files that are not there or not a pair, and for an authority whose own days are over first.
     """
     try:
-        key = serialization.load_pem_private_key((server / "server.key").read_bytes(), None)
-        old = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
-        signer = serialization.load_pem_private_key((authority / "ca.key").read_bytes(), None)
-        own = x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
+        key = serialization.load_pem_private_key(read_bytes(server / "server.key"), None)
+        old = x509.load_pem_x509_certificate(read_bytes(server / "server.crt"))
+        signer = serialization.load_pem_private_key(read_bytes(authority / "ca.key"), None)
+        own = x509.load_pem_x509_certificate(read_bytes(authority / "ca.crt"))
         names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         hosts = [str(name.value) for name in names]
     except OSError as error:
@@ -137,7 +138,7 @@ def most_days() -> int:
 def read_days_left(path: Path) -> int | None:
     """As `days_left`, of a file; None where it holds no certificate."""
     try:
-        return days_left(x509.load_pem_x509_certificate(path.read_bytes()))
+        return days_left(x509.load_pem_x509_certificate(read_bytes(path)))
     except (OSError, ValueError):
         return None
 
@@ -145,7 +146,7 @@ def read_days_left(path: Path) -> int | None:
 def days_of_another(path: Path, shown: bytes) -> int | None:
     """The days left of a certificate (DER) that is not the one in the file; None where it is."""
     other = x509.load_der_x509_certificate(shown)
-    return None if other == x509.load_pem_x509_certificate(path.read_bytes()) else days_left(other)
+    return None if other == x509.load_pem_x509_certificate(read_bytes(path)) else days_left(other)
 
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey, openssh: bool = False) -> None:

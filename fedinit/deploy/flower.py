@@ -22,6 +22,7 @@ from fedinit.config.schema import Config
 from fedinit.deploy.layout import PROJECT
 from fedinit.deploy.processes import DeployFailed, environment
 from fedinit.errors import InputError
+from fedinit.opening import read_text
 from fedinit.pasted import pasted
 
 CONNECTION = "federation"
@@ -63,7 +64,7 @@ class Server:
         """port, secure. Raises InputError for a file in which they are not."""
         file = self.folder / "federation.json"
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts = json.loads(read_text(file))
             return {"port": int(facts["port"]), "secure": bool(facts["secure"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -78,7 +79,7 @@ class Server:
     def config(self) -> Config:
         """The configuration that the app carries. Raises InputError when it was edited into something wrong."""
         try:
-            project = tomli.loads((self.app / PROJECT).read_text(encoding="utf-8"))
+            project = tomli.loads(read_text(self.app / PROJECT))
             return from_run_config(project["tool"]["flwr"]["app"]["config"])
         except (OSError, KeyError, TypeError, tomli.TOMLDecodeError) as error:
             raise InputError(f"{self.app / PROJECT}: {error}") from error
@@ -136,7 +137,7 @@ class Server:
     def nodes(self) -> list[dict[str, Any]]:
         """node-id, status and more of every SuperNode, and under "name" its site's, or "" where it was not registered
         here. Raises DeployFailed."""
-        names = {file.read_text(encoding="utf-8").strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
+        names = {read_text(file).strip(): file.stem for file in (self.folder / "sites").glob("*.id")}
         nodes = self._ask("supernode", "list", CONNECTION)["nodes"]
         return [node | {"name": names.get(str(node["node-id"]), "")} for node in nodes]
 

@@ -19,6 +19,7 @@ from fedinit.errors import InputError
 from fedinit.exports.contract import Format, called
 from fedinit.exports.merged import bare
 from fedinit.exports.portable import Portable
+from fedinit.opening import read_text
 from fedinit.runs.export import ADAPTER, HEAD, PREFIX, SETTINGS
 
 BASE = "base.safetensors"
@@ -37,7 +38,7 @@ class PeftAdapter(Format):
         """As Format says; also a run whose layers PEFT has no adapters for."""
         super().refuse(model)
         layers = dict(model.backbone.module.named_modules())
-        targets = json.loads((model.adapter / SETTINGS).read_text(encoding="utf-8"))["target_modules"]
+        targets = json.loads(read_text(model.adapter / SETTINGS))["target_modules"]
         for name in targets:
             if not isinstance(layers.get(name), nn.Linear):
                 raise InputError(
@@ -50,7 +51,7 @@ class PeftAdapter(Format):
         with safe_open(model.adapter / ADAPTER, "pt") as file:
             tensors, about = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
         tensors |= {f"{PREFIX}{name}.{key}": value for name in names for key, value in head.items()}
-        settings = json.loads((model.adapter / SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads(read_text(model.adapter / SETTINGS))
         settings |= {"modules_to_save": list(names) or None}
         written = {ADAPTER: save(_apart(tensors), about), SETTINGS: (json.dumps(settings, indent=2) + "\n").encode()}
         if head and not names:

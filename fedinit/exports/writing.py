@@ -19,6 +19,7 @@ from fedinit.exports import FORMATS
 from fedinit.exports.card import card
 from fedinit.exports.contract import Format, absent
 from fedinit.exports.portable import Portable
+from fedinit.opening import read_bytes
 from fedinit.pasted import pasted
 from fedinit.runs.result import Run
 
@@ -68,6 +69,10 @@ def _format(name: str) -> Format:
 
 
 def _export(run: Run, written: Format, folder: Path, client: int | None) -> Exported:
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(
+            f"{folder}: is a link that leads nowhere, to {os.readlink(folder)}; name another with --output"
+        )
     if folder.exists() and not _is_export(folder, written.name):
         inside = "" if client is None else f"client-{client}"
         is_of_clients = inside and _is_export(folder / inside, written.name)
@@ -123,7 +128,7 @@ def _config(model: Portable, format: str) -> bytes:
 def _is_export(folder: Path, format: str) -> bool:
     """Whether a folder is empty, or holds what was exported in this format before."""
     try:
-        return not any(folder.iterdir()) or json.loads((folder / CONFIG).read_bytes())["fedinit"]["format"] == format
+        return not any(folder.iterdir()) or json.loads(read_bytes(folder / CONFIG))["fedinit"]["format"] == format
     except (OSError, ValueError, TypeError, LookupError):
         return False
 

@@ -16,6 +16,7 @@ from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_wi
 from fedinit.data.store import THREADS
 from fedinit.errors import InputError
 from fedinit.models import InputSpec
+from fedinit.opening import read_bytes, regular
 from fedinit.unreadable import is_folder, unreadable
 
 COMMON = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -73,15 +74,12 @@ def read(paths: Sequence[Path], spec: InputSpec, window: Window | Windows | None
 
     def one(path: Path) -> Tensor | str:
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
             if not content:
                 return "the file is empty"
             return torch.from_numpy(decode(content, spec.channels, size, window).copy())
         except MemoryError:
             raise
-        except OSError as error:
-            # Pillow's own is an OSError too, without the system's words.
-            return error.strerror.lower() if error.strerror else reason(error)
         except Exception as error:  # noqa: BLE001 (a broken file makes Pillow raise nearly anything)
             return reason(error)
 
@@ -106,7 +104,7 @@ def window_of(config: Config, paths: Sequence[Path], given: Window | None) -> Wi
         return chosen
     if chosen == "full":
         return None
-    if not measure_windows(lambda name: open(name, "rb"), map(str, paths), THREADS):
+    if not measure_windows(lambda name: open(name, "rb", opener=regular), map(str, paths), THREADS):
         return None
     from fedinit.data.file_source import FileSource
     from fedinit.data.image_files import ImageFiles

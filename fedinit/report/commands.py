@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from fedinit.commands.parsing import STDOUT, Parser, only_text, own_place, text_place
+from fedinit.commands.parsing import Parser, only_text
+from fedinit.commands.places import STDOUT, own_place, refuse_lossy, text_place
 from fedinit.errors import InputError
 from fedinit.said import printable
 from fedinit.telling import tell
@@ -60,6 +61,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
 
+    refuse_lossy({"--output": options.output})
     runs = find(options.folders)
     refuse_different_data(runs, "report")
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
@@ -81,6 +83,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     if only_text(options, TEXTS):
         console = Console(quiet=True)
+    refuse_lossy({f"--{name}": getattr(options, name) for name in (*TEXTS, "report")})
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedinit.errors import InputError
 from fedinit.report.runs.reading import RecordedRun, read
+from fedinit.runs.own_files import REPORT
 from fedinit.state import disk
 
-FILE = "report.html"
+FILE = REPORT
 
 
 def write_report(runs: Sequence[RecordedRun], path: Path, write: Callable[[Path, bytes], None] = disk.put) -> None:
@@ -35,7 +37,10 @@ def write_whole(
     except OSError as error:
         if error.errno in disk.NO_PLACE:
             raise
-        raise InputError(f"{path}: cannot be written ({error.strerror}); {how}") from error
+        folder = os.path.dirname(os.path.realpath(path))
+        missing = isinstance(error, FileNotFoundError) and not os.path.exists(folder)
+        why = f"there is no folder {folder}" if missing else error.strerror
+        raise InputError(f"{path}: cannot be written ({why}); {how}") from error
 
 
 def report_of_run(folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -4,16 +4,21 @@ imports torch."""
 from __future__ import annotations
 
 import json
+import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedinit.opening import kind, read_bytes
 from fedinit.runs.summary import SUMMARY
-from fedinit.unreadable import is_file, unreadable
+from fedinit.unreadable import mode_of, unreadable
 
 DONE = "DONE.json"
 KEY = "adapter"  # in it: {path in the run's folder: sha256} of what its final model is read from
 HASH = "final_hash"
+_SHA256 = re.compile("[0-9a-f]{64}")
+_FILE = re.compile(r"adapter/(client-\d+/|shared/)?\w+\.(safetensors|json)", re.ASCII)
 
 
 def done_of(folder: Path) -> Mapping[str, Any] | None:
@@ -30,10 +35,12 @@ def wrong(folder: Path) -> str:
 
 def _read(folder: Path) -> tuple[Any, str]:
     file = folder / DONE
-    if not is_file(file):
-        return None, "is a folder" if file.is_dir() else ""
+    if not (mode := mode_of(file)):
+        return None, ""
+    if not stat.S_ISREG(mode):
+        return None, f"is {kind(mode)}"
     try:
-        content = file.read_bytes()
+        content = read_bytes(file)
     except OSError as error:
         raise unreadable(file, error) from error
     try:
@@ -51,14 +58,16 @@ def _told_wrong(values: Any) -> str:
     if not isinstance(values.get(HASH), str) or type(values.get("rounds")) is not int:
         return f"has no {HASH} and rounds"
     kept = values.get(KEY)
-    if KEY in values and not (isinstance(kept, dict) and all(isinstance(digest, str) for digest in kept.values())):
+    if KEY in values and not (isinstance(kept, dict) and all(map(_SHA256.fullmatch, map(str, kept.values())))):
         return f"has no sha256 of files as its {KEY}"
+    if others := [name for name in kept or () if not _FILE.fullmatch(name)]:
+        return f"names a file that no run writes, {ascii(others[0])[:40]}"
     return ""
 
 
 def _of_another(folder: Path, values: Mapping[str, Any]) -> str:
     try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
+        summary = json.loads(read_bytes(folder / SUMMARY))
     except (OSError, ValueError, RecursionError):
         return ""
     told = summary.get(HASH) if isinstance(summary, dict) else None

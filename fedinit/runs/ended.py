@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from fedinit.errors import reason
+from fedinit.opening import read_bytes
 from fedinit.runs.status import status_of
 from fedinit.state import disk
 
@@ -44,7 +45,7 @@ def standing(folder: Path) -> str:
     if (status := status_of(folder)) is not None:
         return "stopped: its process is gone" if status.process is False else "being run"
     try:
-        values = json.loads((folder / FILE).read_bytes())
+        values = json.loads(read_bytes(folder / FILE))
         failed, why = bool(values["failed"]), str(values["why"])[:LONGEST]
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         # The ledger is made when training begins, the checkpoints with the first round.

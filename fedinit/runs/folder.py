@@ -32,6 +32,7 @@ from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Config, load, to_dict
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes, regular
 from fedinit.runs import done
 from fedinit.runs.done import DONE, HASH, KEY, done_of
 from fedinit.runs.lock import FolderLock
@@ -162,7 +163,7 @@ def write_config(folder: Path, config: Config) -> list[str]:
     with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
         text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
     file, notes = folder / CONFIG, []
-    if file.exists() and file.read_bytes() != text.encode():
+    if file.exists() and read_bytes(file) != text.encode():
         computed_in(folder)  # an older format's file stays as it is
         try:
             refuse_other(configured(folder).computed(), config.computed(), CONFIG)
@@ -313,7 +314,7 @@ class RunFolder(Observer):
         ]
         self._row(METRICS, row)
         figures = {**dict(zip(self._columns, row, strict=True)), "seconds": round(report.seconds, 3)}
-        with open(self.path / LINES, "a", encoding="utf-8") as file:
+        with open(self.path / LINES, "a", encoding="utf-8", opener=regular) as file:
             file.write(json.dumps({name: None if value == "" else value for name, value in figures.items()}) + "\n")
         for c in report.clients:
             loss = "" if c.loss is None else c.loss
@@ -322,7 +323,7 @@ class RunFolder(Observer):
             self._row("clients.csv", [*row, *["" if c.epsilon is None else c.epsilon] * self._epsilon])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        with open(self.path / "ledger.jsonl", "a+b") as file:
+        with open(self.path / "ledger.jsonl", "a+b", opener=regular) as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")  # after a line that a crash cut short
             file.write(json.dumps({"kind": kind, **facts}).encode() + b"\n")
@@ -333,11 +334,10 @@ class RunFolder(Observer):
         disk.replace_json(self.path / DONE, said | {KEY: digests(self.path)})
 
     def _header(self, name: str, columns: Sequence[str]) -> None:
-        with open(self.path / name, "w", newline="", encoding="utf-8") as file:
-            file.write(csv_row(columns))
+        disk.replace(self.path / name, csv_row(columns).encode())
 
     def _row(self, name: str, values: Sequence[object]) -> None:
-        with open(self.path / name, "a", newline="", encoding="utf-8") as file:
+        with open(self.path / name, "a", newline="", encoding="utf-8", opener=regular) as file:
             csv.writer(file, lineterminator="\n").writerow(values)
 
 

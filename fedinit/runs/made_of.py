@@ -16,9 +16,9 @@ from fedinit.config.schema import Config, ModelConfig
 from fedinit.config.site import EMBEDDED
 from fedinit.data.content import Content
 from fedinit.home import expand_home
+from fedinit.opening import read_bytes
+from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
-
-FILE = "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MadeOf:
         """Write it into a run's folder, with the hash of the configuration alone. Raises OSError."""
         images = None if self.images is None else self.images.to_json()
         values = {"config": config.identity(), "images": images, "checkpoint": self.checkpoint}
-        disk.replace_json(folder / FILE, values)
+        disk.replace_json(folder / MADE_OF, values)
 
 
 class Kept(NamedTuple):
@@ -67,7 +67,7 @@ class Kept(NamedTuple):
 def read(folder: Path) -> Kept | None:
     """What the run in this folder is made of; None where that cannot be read."""
     try:
-        values: dict[str, Any] = json.loads((folder / FILE).read_bytes())
+        values: dict[str, Any] = json.loads(read_bytes(folder / MADE_OF))
         images = None if values["images"] is None else Content.from_json(values["images"])
         return Kept(MadeOf(images, values["checkpoint"]), str(values["config"]))
     except (OSError, ValueError, TypeError, LookupError, RecursionError):

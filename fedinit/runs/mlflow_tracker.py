@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fedinit.config.dotted import dotted
+from fedinit.opening import read_text
 from fedinit.runs.tracker import Tracker, group_of, shown_address
 from fedinit.state import disk
 
@@ -41,7 +42,7 @@ class MlflowTracker(Tracker):
         self.client = MlflowClient(uri)
         kept = self.folder / ID_FILE
         if kept.is_file():
-            self.identity = kept.read_text(encoding="utf-8")
+            self.identity = read_text(kept)
             self.client.set_terminated(self.identity, "RUNNING")
             return
         project = self.config.logger.project

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes
 from fedinit.unreadable import is_folder, mode_of, unreadable
 
 CONFIG = "config.yaml"
@@ -29,7 +30,7 @@ def configuration(folder: Path, what: str | None = None, meant: str = A_RUN) -> 
     what = str(folder) if what is None else what
     refuse_no_folder(folder, what, meant)
     try:
-        return (folder / CONFIG).read_bytes()
+        return read_bytes(folder / CONFIG)
     except FileNotFoundError as error:
         raise InputError(
             f"{what}: not the folder of a run, it has no {CONFIG}; {_runs_below(folder)}{meant}"

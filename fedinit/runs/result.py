@@ -28,6 +28,7 @@ from fedinit.home import expand_home
 from fedinit.models import Backbone, build_backbone
 from fedinit.models.head import with_head
 from fedinit.models.input_spec import TakesImages
+from fedinit.opening import read_text
 from fedinit.pasted import pasted
 from fedinit.runs import export, made_of, sealed
 from fedinit.runs import folder as run_folder
@@ -36,7 +37,7 @@ from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_li
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
 from fedinit.scores import SCORES
-from fedinit.unreadable import is_file, unreadable
+from fedinit.unreadable import is_file, mode_of, unreadable
 
 # What a file that is of another shape makes a reader raise.
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error, SafetensorError)
@@ -99,7 +100,7 @@ class Run:
         self._finished()
         with self._reading(file := self.folder / export.ONE / export.CLASSES):
             sealed.refuse_changed(self.folder, file)
-            kept = json.loads(file.read_text(encoding="utf-8"))
+            kept = json.loads(read_text(file))
             names = kept.get("classes") if isinstance(kept, dict) else None
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise InputError(
@@ -219,7 +220,7 @@ class Run:
         if done is None and (why := wrong(self.folder)):
             raise InputError(f"{self.folder}: its {DONE} {why}, not what a run writes; {anew(self.folder)}")
         if done is None and is_file(self.folder / DONE):
-            why = "is not what a run writes" if is_file(self.folder / SUMMARY) else "is not there"
+            why = "is not what a run writes" if mode_of(self.folder / SUMMARY) else "is not there"
             raise InputError(f"{self.folder}: its {SUMMARY} {why}; {anew(self.folder)}")
         if done is None:
             last_round = max(self.metrics.get("round", ()), default=0)
@@ -233,7 +234,7 @@ class Run:
         """A table's header and rows; a last row that is being written, or was cut short, is left out."""
         path = self.folder / name
         with self._reading(path):
-            text = as_written(path) if is_file(path) else ""
+            text = as_written(path) if mode_of(path) else ""
             return of_lines(text) if name == LINES else header_and_rows(text)
 
     def _columns(self, table: tuple[list[str], list[list[str]]], name: str) -> dict[str, np.ndarray]:

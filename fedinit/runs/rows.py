@@ -9,12 +9,14 @@ import io
 import json
 from pathlib import Path
 
+from fedinit.opening import regular
+
 METRICS, LINES = "metrics.csv", "metrics.jsonl"
 
 
 def as_written(path: Path, errors: str = "strict") -> str:
     """What a file says, with the ends of lines that it has. Raises OSError, and ValueError for what is no UTF-8."""
-    with path.open(encoding="utf-8", errors=errors, newline="") as file:
+    with open(path, encoding="utf-8", errors=errors, newline="", opener=regular) as file:
         return file.read()
 
 

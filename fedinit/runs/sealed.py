@@ -13,7 +13,7 @@ from fedinit.runs import export
 from fedinit.runs.done import DONE, KEY, done_of
 from fedinit.runs.hints import anew
 from fedinit.state import digest
-from fedinit.unreadable import is_file, unreadable
+from fedinit.unreadable import mode_of, unreadable
 
 NAMES = (export.ADAPTER, export.SETTINGS, export.UNMERGED, export.HEAD, export.OFFSET, export.CLASSES)
 
@@ -36,7 +36,7 @@ def refuse_changed(folder: Path, adapter: Path) -> None:
     files = (adapter,) if adapter.name in NAMES else tuple(adapter / name for name in NAMES)
     for file in files:
         name = file.relative_to(folder).as_posix()
-        there, was = is_file(file), kept.get(name)
+        there, was = mode_of(file) != 0, kept.get(name)
         if there and was is None:
             what = "the run wrote no such file; take it away"
         elif was is not None and not there:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedinit.opening import read_bytes
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state import disk
 
@@ -76,7 +77,7 @@ def remove(folder: Path) -> None:
 def status_of(folder: Path) -> Status | None:
     """What the run in this folder is at; None where it does not say."""
     try:
-        values = json.loads((folder / FILE).read_bytes())
+        values = json.loads(read_bytes(folder / FILE))
         known = {key: type(default)(values[key]) for key, default in _TYPES.items()}
         return Status(**known, process=_alive(values["pid"]) if values["host"] == _host() else None)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):

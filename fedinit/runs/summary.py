@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedinit.opening import read_bytes
 from fedinit.scores import SCORES
 
 SUMMARY = "summary.json"
@@ -18,7 +19,7 @@ _NUMBERS = ("rounds", "clients", "seconds", "trainable_parameters", "bytes_up", 
 def summary_of(folder: Path) -> dict[str, Any] | None:
     """The summary in a run's folder; None where there is none, or something else."""
     try:
-        values = json.loads((folder / SUMMARY).read_bytes())
+        values = json.loads(read_bytes(folder / SUMMARY))
     except (OSError, ValueError, RecursionError):
         return None
     return values if _is_summary(values) else None

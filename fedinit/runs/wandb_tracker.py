@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from fedinit.opening import read_text
 from fedinit.runs.tracker import Tracker, group_of, shown_address
 from fedinit.state import disk
 
@@ -36,7 +37,7 @@ class WandbTracker(Tracker):
         if "WANDB_INIT_TIMEOUT" not in os.environ:
             settings["init_timeout"] = TIMEOUT
         self.run = wandb.init(
-            id=kept.read_text(encoding="utf-8"),
+            id=read_text(kept),
             # A run that goes on is the same one there; offline each part has a folder, and the id joins them.
             resume=None if self.offline else "allow",
             project=self.config.logger.project,

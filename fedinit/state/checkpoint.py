@@ -24,6 +24,7 @@ from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes
 from fedinit.state import digest, disk
 from fedinit.state.manifest import (
     FORMAT,
@@ -152,7 +153,7 @@ class Checkpoints:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
             raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")
         try:
-            content = content_of(json.loads((path / MANIFEST).read_bytes()), path)
+            content = content_of(json.loads(read_bytes(path / MANIFEST)), path)
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
             config = dict(content["config"])
@@ -173,7 +174,7 @@ class Checkpoints:
 
     @staticmethod
     def _verified(path: Path, facts: Mapping[str, Any]) -> bytes:
-        data = path.read_bytes()
+        data = read_bytes(path)
         if len(data) != facts["bytes"]:
             raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
         if sha256(data) != facts["sha256"]:

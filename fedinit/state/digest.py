@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedinit.factors import Factors
+from fedinit.opening import regular
 
 
 def of_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -24,7 +25,7 @@ def of_tensors(tensors: Mapping[str, Tensor]) -> str:
 def of_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes, as sha256sum prints it."""
     total = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest()

@@ -6,6 +6,7 @@ completely before it got it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -17,16 +18,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedinit.opening import own
+
 WINDOWS = sys.platform == "win32"
 NO_PLACE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EPIPE") if hasattr(errno, name)}
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
     """Write the bytes to a file at `path`; they are on the disk when this returns. Raises OSError, and then leaves
-    behind what it had written."""
+    behind what it had written.
+
+    like: of the file that it takes the place of, whose owner, as far as that may be given, and mode it gets before
+        it holds anything; None: what is usual.
+    """
     # Windows would change the ends of lines in a file that is not opened as binary.
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600 if like else 0o644)
     try:
+        if like and not WINDOWS:
+            with contextlib.suppress(OSError):
+                os.fchown(file, like.st_uid, like.st_gid)
+            os.fchmod(file, stat.S_IMODE(like.st_mode))
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(file, rest) :]
@@ -57,11 +68,12 @@ def try_writing(path: Path) -> None:
     os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds it whole, old or new, or not at all. Raises OSError; the old one stays."""
+def replace(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
+    """Write a file so that a reader finds it whole, old or new, or not at all. Raises OSError; the old one stays. like:
+    as of `write`."""
     partial = path.with_name(path.name + ".tmp")
     try:
-        write(partial, content)
+        write(partial, content, like)
     except OSError:
         partial.unlink(missing_ok=True)
         raise
@@ -69,45 +81,32 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Write to what a person named: a file is written whole or stays as it is, the target of a symbolic link like any
-    file. What is there and is no file, such as a device, a named pipe or one that the shell opened (/dev/stdout,
-    /dev/fd/63), is written into. Raises OSError, with `filename` and one of NO_PLACE where the place took no more."""
+    """Write to what a person named: a file is written whole, with the mode that it had, or stays as it is, the target
+    of a symbolic link like any file. What is there and is no file, such as a device, a named pipe or one that the shell
+    opened (/dev/stdout, /dev/fd/63), is written into. Raises OSError, with `filename` and one of NO_PLACE where the
+    place took no more."""
     try:
-        if (descriptor := _own(path)) is not None:
+        if (descriptor := own(path)) is not None:
             _pour(os.dup(descriptor), content)
             return
-        mode = _mode(path)
-        if stat.S_ISDIR(mode or 0):
+        there = _status(path)
+        if there and stat.S_ISDIR(there.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if mode is not None and not stat.S_ISREG(mode):
+        if there and not stat.S_ISREG(there.st_mode):
             _pour(os.open(path, os.O_WRONLY | getattr(os, "O_NOCTTY", 0)), content)
             return
-        replace(Path(os.path.realpath(path)), content)
+        replace(Path(os.path.realpath(path)), content, there)
     except OSError as error:
         error.filename = str(path)
         raise
 
 
-def _mode(path: Path) -> int | None:
-    """What is at the end of the path's links; None for nothing yet."""
+def _status(path: Path) -> os.stat_result | None:
+    """Of what is at the end of the path's links; None for nothing yet."""
     try:
-        return path.stat().st_mode
+        return path.stat()
     except FileNotFoundError:
         return None
-
-
-def _own(path: Path) -> int | None:
-    """The open file of this process that the path stands for; None where it is of another kind. By its name it would
-    be opened again, and what was written to it before be written over."""
-    folders = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
-    for _ in range(40):
-        folder, name = os.path.split(os.path.abspath(path))
-        if name.isdecimal() and not WINDOWS and os.path.realpath(folder) in folders:
-            return int(name)
-        if not os.path.islink(path):
-            return None
-        path = Path(folder, os.readlink(path))
-    return None
 
 
 def _pour(file: int, content: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedinit.config.dotted import dotted
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes
 from fedinit.unreadable import is_folder, unreadable
 
 FORMAT = 6  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
@@ -43,7 +44,7 @@ def written_config(folder: Path) -> Mapping[str, Any] | None:
     InputError for one of another format."""
     for path in checkpoints_in(folder):
         try:
-            return dict(content_of(json.loads((path / MANIFEST).read_bytes()), path)["config"])
+            return dict(content_of(json.loads(read_bytes(path / MANIFEST)), path)["config"])
         except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError):
             continue
         except ValueError as error:

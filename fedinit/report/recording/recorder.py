@@ -16,6 +16,7 @@ from torch import Tensor
 from fedinit import wire
 from fedinit.diagnostics.regime import effective_rank, stable_rank
 from fedinit.factors import Factors
+from fedinit.opening import read_text, regular
 from fedinit.report.recording import LAYERS, PROVENANCE, RECORD, SPECTRA, TIMING
 from fedinit.report.recording.provenance import provenance
 from fedinit.runs.observer import Observer, Roster, RoundReport
@@ -93,7 +94,7 @@ class Recorder(Observer):
         disk.replace(self.folder / name, _text([COLUMNS[name], *rows]).encode())
 
     def _append(self, name: str, rows: Iterable[Sequence[object]]) -> None:
-        with open(self.folder / name, "a", newline="", encoding="utf-8") as file:
+        with open(self.folder / name, "a", newline="", encoding="utf-8", opener=regular) as file:
             file.write(_text(rows))
 
     def _try(self, work: Callable[[], Any]) -> None:
@@ -138,5 +139,5 @@ def _text(rows: Iterable[Sequence[object]]) -> str:
 
 def _rows(path: Path, width: int) -> list[list[str]]:
     """The rows of a table that are whole, without its header; none where it is not there."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = read_text(path) if path.is_file() else ""
     return [row for row in csv.reader(text.splitlines()[1:]) if len(row) == width]

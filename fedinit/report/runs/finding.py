@@ -46,7 +46,9 @@ def _below(path: Path) -> list[RecordedRun]:
         if ASIDE.search(folder):
             continue
         try:
-            runs.append(read(Path(folder)))
+            run = read(Path(folder))
+            _ = run.metrics  # without which there is nothing to show of it
+            runs.append(run)
         except Unreadable as error:
             closed.append(error)
         except InputError:  # another program's config.yaml: not what was asked for

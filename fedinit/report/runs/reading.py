@@ -15,14 +15,16 @@ import yaml
 
 from fedinit.config.bundled import title
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
 from fedinit.report.runs.holdings import holdings
 from fedinit.runs.done import done_of
 from fedinit.runs.named import A_RUN, CONFIG, configuration
+from fedinit.runs.own_files import MADE_OF
 from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
 from fedinit.unreadable import unreadable
 
-MADE_OF, HEAD_ALONE = "made_of.json", ".head_alone.json"
+HEAD_ALONE = ".head_alone.json"
 LARGEST = 3.5e38
 NOT_A_RUN = f"{A_RUN}, or a folder of several"
 
@@ -160,7 +162,7 @@ class RecordedRun:
     def samples(self) -> dict[int, bytes]:
         """{client: a few of its training images side by side, a JPEG}."""
         found = (self.folder / RECORD / SAMPLES).glob("*.jpg")
-        return {int(path.stem): path.read_bytes() for path in sorted(found) if _is_round(path.stem) and path.is_file()}
+        return {int(path.stem): read_bytes(path) for path in sorted(found) if _is_round(path.stem) and path.is_file()}
 
     @property
     def score(self) -> str:

@@ -16,8 +16,9 @@ from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.schema import Config
 from fedinit.config.site import split_off
 from fedinit.runs.folder import place
-from fedinit.runs.made_of import FILE, MadeOf
+from fedinit.runs.made_of import MadeOf
 from fedinit.runs.made_of import read as read_made_of
+from fedinit.runs.own_files import MADE_OF
 from tests.support.small import WORDS
 from tests.support.trees import plant
 
@@ -110,7 +111,7 @@ def test_what_a_folder_has_of_it_is_read_back_or_none(tree, tmp_path):
     kept = read_made_of(tmp_path)
     assert kept is not None and kept.made_of == made_of and kept.config == c.identity() != c.identity(made_of.digest)
     for text in ("", "[]", "3", "{}", '{"config": 1, "images": [], "checkpoint": null}', "[" * 10**5):
-        (tmp_path / FILE).write_text(text)
+        (tmp_path / MADE_OF).write_text(text)
         assert read_made_of(tmp_path) is None
 
 

@@ -90,6 +90,27 @@ def test_a_model_that_is_not_the_runs_is_not_used(runs, tmp_path, capsys, change
         fedinit.load(folder).model(1 if which == "each" else None)
 
 
+OTHERS = {
+    "../../../etc/passwd": "names a file that no run writes, '../../../etc/passwd'",
+    "/etc/passwd": "names a file that no run writes",
+    "adapter/../summary.json": "names a file that no run writes",
+    "config.yaml": "names a file that no run writes",
+    "adapter/head.safetensors": "has no sha256 of files as its adapter",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_sums_of_what_no_run_writes_are_no_end(runs, tmp_path, capsys, name):
+    folder = Path(shutil.copytree(runs["one"], tmp_path / "run"))
+    done = json.loads((folder / "DONE.json").read_text())
+    done["adapter"][name] = "0" * 64 if name not in done["adapter"] else "0" * 63
+    (folder / "DONE.json").write_text(json.dumps(done))
+    assert cli.main(["export", str(folder), "--format", "merged", "--output", str(tmp_path / "export")]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder}: its DONE.json {OTHERS[name]}" in said and "not what a run writes" in said
+    assert said.count("\n") == 1 and not (tmp_path / "export").exists()
+
+
 def test_another_clients_model_is_used_beside_one_that_was_changed(runs, tmp_path):
     folder = Path(shutil.copytree(runs["each"], tmp_path / "run"))
     negate(folder / "adapter/client-1/adapter_model.safetensors")

@@ -78,7 +78,14 @@ def test_a_place_that_takes_no_more_is_one_line(tmp_path, run_folder, capsys, mo
     """As a device that is full, whose node is of this test alone."""
     pipe = tmp_path / "full"
     os.mkfifo(pipe)
-    monkeypatch.setattr(os, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(code, os.strerror(code))))
+    opened = os.open
+
+    def refusing(path, *rest, **more):
+        if Path(path) == pipe:
+            raise OSError(code, os.strerror(code))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refusing)
     assert cli.main(["compare", str(run_folder), "--latex", str(pipe)]) == exit_code
     err = capsys.readouterr().err
     assert os.strerror(code) in err and str(pipe) in err and err.count("\n") == 1

@@ -1,0 +1,172 @@
+"""A named pipe in the place of a file is told at once, whichever file it is and whoever reads it: nothing waits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import fedinit
+from fedinit import cli
+from fedinit.opening import own, read_bytes, read_text, regular
+from tests.support.small import WORDS
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes are not in folders there")
+SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1", "report=full")
+A_PIPE = "a named pipe, not a file"
+WAITED = 60  # seconds until a command that waits has failed
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return fedinit.run(*SHORT, f"output_dir={tmp_path_factory.mktemp('whole')}").folder
+
+
+@pytest.fixture(autouse=True)
+def alarm():
+    """Nothing waits for a pipe's writer."""
+
+    def ring(*_) -> None:
+        raise TimeoutError("it waits for a named pipe")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(WAITED)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def place(whole, tmp_path) -> Path:
+    """With a run, another one, and a folder of pictures."""
+    for name in ("runs/a", "runs/b"):
+        shutil.copytree(whole, tmp_path / name)
+    for name in ("a", "b"):
+        (tmp_path / "images" / "site" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (32, 32), 40 * i).save(tmp_path / "images" / "site" / name / f"{i}.png")
+    return tmp_path
+
+
+def piped(path: Path) -> Path:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+READ = {
+    "settings": ("config.yaml", "predict {run} {images}", "cannot be read"),
+    "settings, reported": ("config.yaml", "report {run} --output {out}", "cannot be read"),
+    "settings, evaluated": ("config.yaml", "evaluate {run}", "cannot be read"),
+    "settings, watched": ("config.yaml", "watch {run}", "cannot be read"),
+    "settings, exported": ("config.yaml", "export {run} --format peft", "cannot be read"),
+    "settings, gone on with": ("config.yaml", "run resume={run}", "cannot be read"),
+    "rounds": ("metrics.csv", "report {run} --output {out}", "cannot be read"),
+    "rounds, compared": ("metrics.csv", "compare {run}", "cannot be read"),
+    "lines": ("metrics.jsonl", "compare {run}", "cannot be read"),
+    "a model": ("adapter/head.safetensors", "predict {run} {images}", "cannot be read"),
+    "a model's classes": ("adapter/classes.json", "predict {run} {images}", "cannot be read"),
+    "what no run wrote": ("adapter/base_offset.safetensors", "predict {run} {images}", "the run wrote no such file"),
+    "the end": ("DONE.json", "predict {run} {images}", "its DONE.json is a named pipe, not what a run writes"),
+    "the summary": ("summary.json", "predict {run} {images}", "its summary.json is not what a run writes"),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_a_file_of_a_run_is_not_waited_for(case, place, capsys):
+    name, words, why = READ[case]
+    pipe = piped(place / "runs" / "a" / name)
+    places = {"run": place / "runs" / "a", "images": place / "images", "out": place / "out.html"}
+    capsys.readouterr()
+    code = cli.main([word.format(**places) for word in words.split()])
+    said = capsys.readouterr().err
+    assert code == 2 and said.count("\n") == 1 and why in said, said
+    if why == "cannot be read":
+        assert said.startswith(f"error: {pipe}: cannot be read ({A_PIPE}); mend that, or give another"), said
+    assert not (place / "out.html").exists()
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "clients.csv", "record/layers.csv"])
+def test_a_part_of_a_report_is_left_out_with_a_warning(name, place, caplog):
+    pipe = piped(place / "runs" / "a" / name)
+    assert cli.main(["report", str(place / "runs" / "a"), "--output", str(place / "out.html")]) == 0
+    assert f"is left out: {pipe}: cannot be read ({A_PIPE})" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "metrics.jsonl"])
+def test_beside_others_a_run_is_left_out_with_a_warning(name, place, caplog):
+    pipe = piped(place / "runs" / "a" / name)
+    assert cli.main(["compare", str(place / "runs")]) == 0
+    assert f"left out: {pipe}: cannot be read ({A_PIPE})" in caplog.text
+
+
+def test_a_picture_is_told_beside_the_others(place, capsys):
+    piped(place / "images" / "site" / "a" / "9.png")
+    assert cli.main(["predict", str(place / "runs" / "a"), str(place / "images")]) == 2
+    said = capsys.readouterr()
+    assert f"9.png: cannot be read as a picture ({A_PIPE})" in said.err and said.err.count("\n") == 1
+    assert said.out.count(".png") == 8
+
+
+def test_an_image_is_told_beside_the_others(place, capsys):
+    piped(place / "images" / "site" / "a" / "9.png")
+    assert cli.main(["data", "check", str(place / "images")]) == 1
+    assert f"'site/a/9.png' cannot be read: {A_PIPE}" in capsys.readouterr().out
+    words = ["data=image_folder", f"data.root={place / 'images'}", f"output_dir={place / 'out'}"]
+    assert cli.main(["run", *words]) == 2
+    assert "site/a/9.png" in (said := capsys.readouterr().err) and A_PIPE in said and said.count("\n") == 1
+
+
+def test_a_pipe_for_a_zip_a_table_or_a_checkpoint(place, capsys):
+    pipe = piped(place / "pipe")
+    archive = piped(place / "PACS.zip")
+    out = f"output_dir={place / 'out'}"
+    for words in (
+        ["data", "check", str(pipe)],
+        ["data", "prepare", "pacs", str(archive), "--to", str(place / "made")],
+        ["run", "data=image_folder", f"data.root={pipe}", out],
+        ["run", "data=csv", f"data.root={pipe}", out],
+    ):
+        assert cli.main(words) == 2
+        assert A_PIPE in (said := capsys.readouterr().err) and said.count("\n") == 1, said
+    assert cli.main(["run", f"model.checkpoint={pipe}", out]) == 2
+
+
+TABLES = ("metrics.csv", "metrics.jsonl", "clients.csv", "record/timing.csv")
+
+
+@pytest.mark.parametrize("name", [*TABLES, "ledger.jsonl"])
+def test_a_run_that_goes_on_writes_into_no_pipe(name, place, capsys):
+    """A table is there again from the checkpoint; what cannot be is one line."""
+    folder = place / "runs" / "a"
+    (folder / "DONE.json").unlink()
+    shutil.rmtree(folder / "checkpoints" / "round-000002")
+    pipe = piped(folder / name)
+    capsys.readouterr()
+    assert cli.main(["run", f"resume={folder}"]) == (0 if name in TABLES else 1)
+    said = capsys.readouterr().err
+    assert pipe.is_file() and not said if name in TABLES else f"{A_PIPE} ({pipe})" in said and said.count("\n") == 1
+
+
+def test_what_is_no_file_has_a_name(tmp_path):
+    with pytest.raises(OSError, match="a device, not a file"):
+        read_bytes(Path("/dev/zero"))
+    with pytest.raises(OSError, match=A_PIPE):
+        open(piped(tmp_path / "pipe"), "a", opener=regular)
+    with pytest.raises(IsADirectoryError):
+        read_text(tmp_path)
+
+
+def test_an_open_file_of_this_process_is_read_whatever_it_is():
+    """As of a shell's <(…)."""
+    reading, writing = os.pipe()
+    os.write(writing, b"said")
+    os.close(writing)
+    assert own(Path(f"/dev/fd/{reading}")) == reading
+    assert read_bytes(Path(f"/dev/fd/{reading}")) == b"said"
+    os.close(reading)
