@@ -235,7 +235,7 @@ def refused(capsys, tmp_path, *words: str) -> str:
         ),
         (["engine=inline", "engine.lanes=2"], "engine.lanes: engine=inline does not read it; engine=threads does"),
         (["resume=maybe"], "resume=maybe: no such folder; expected auto, never or the folder of a run"),
-        (["name=../away"], "name='../away': expected a plain word"),
+        (["name=../away"], "name=../away: expected a plain word"),
         (["name='a\nb'"], "expected a plain word"),
     ],
 )

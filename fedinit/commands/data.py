@@ -81,9 +81,11 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     try:
         found = check(source, Reporter(console))
     except Misfits as error:
-        for line in error.lines if len(error.lines) > 1 else ():
+        if console.quiet or len(error.lines) == 1:
+            raise
+        for line in error.lines:
             tell(console, line)
-        raise
+        raise InputError(f"{options.root}: {len(error.lines):,} things do not fit, a line each on stdout") from error
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     for table in _tables(found):
         wide.print(table)
@@ -91,7 +93,7 @@ def _check(options: argparse.Namespace, console: Console) -> int:
         tell(console, line)
     for line in [*found.unreadable(), *found.shared(), *found.gaps()]:
         tell(console, line)
-    if verdict := found.verdict():
+    if verdict := found.verdict(named=console.quiet):
         errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
         tell(errors, f"wrong: {verdict}")
         return 1

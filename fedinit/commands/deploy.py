@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from fedinit import standard_streams
 from fedinit.commands.parsing import Parser
 from fedinit.commands.places import own_place
 from fedinit.errors import InputError
+from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from fedinit.config.schema import Config
@@ -80,7 +82,8 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         return _run(options, words, console)
     except DeployFailed as error:
         errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-        errors.print(f"failed: {error}")
+        for line in f"failed: {error}".splitlines():  # the end of a log is in it
+            tell(errors, line)
         return 1
 
 
@@ -91,8 +94,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     from fedinit.deploy.local import run_locally
     from fedinit.runs import folder as run_folder
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+    say = functools.partial(tell, console)
 
     if options.command == "init":
         _init(options, words, say)
@@ -277,5 +279,5 @@ def _show_result(config: Config, folder: Path, console: Console) -> None:
         raise DeployFailed(f"the run completed, but {folder} holds no result that can be read")
     print_summary(console, summary, str(folder))
     for line in left_out(read(folder).ledger):
-        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"final hash: {summary['final_hash']}", markup=False, highlight=False)
+        tell(console, line, "yellow")
+    tell(console, f"final hash: {summary['final_hash']}")

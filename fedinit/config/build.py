@@ -17,9 +17,11 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast
 
 from fedinit.errors import InputError, choose, did_you_mean
+from fedinit.said import said
 
 T = TypeVar("T")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+LONGEST = 80  # characters of a value in an error, which goes on behind it
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
 
 
@@ -78,6 +80,17 @@ def plain(value: Any) -> Any:
     return value
 
 
+def shown(value: Any) -> str:
+    """A value as a word of the command line has it, cut where it is long."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, (list, tuple)):
+        return said(f"[{','.join(map(shown, value))}]", LONGEST)
+    if isinstance(value, Mapping):
+        return said(f"{{{','.join(f'{key}:{shown(inside)}' for key, inside in value.items())}}}", LONGEST)
+    return said(value, LONGEST)
+
+
 def _resolve(choice: type[T] | str) -> type[T]:
     return cast("type[T]", pkgutil.resolve_name(choice)) if isinstance(choice, str) else choice
 
@@ -129,25 +142,27 @@ def _one_of(hints: tuple[Any, ...], value: Any, where: str) -> Any:
     except InputError as error:
         words = typing.get_args(options[-1]) if typing.get_origin(options[-1]) is Literal else ()
         if words and options[0] in EXPECTED:
-            raise InputError(f"{where}={value}: expected {EXPECTED[options[0]]}, or {' or '.join(words)}") from error
-        if type(None) not in hints or not str(error).startswith(f"{where}={value}: expected"):
+            raise InputError(
+                f"{where}={shown(value)}: expected {EXPECTED[options[0]]}, or {' or '.join(words)}"
+            ) from error
+        if type(None) not in hints or not str(error).startswith(f"{where}={shown(value)}: expected"):
             raise
         raise InputError(f"{error}, or null") from error
 
 
 def _tuple(hints: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise InputError(f"{where}={value}: expected a list such as [a,b]")
+        raise InputError(f"{where}={shown(value)}: expected a list such as [a,b]")
     if hints[-1] is Ellipsis:
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
-        raise InputError(f"{where}={list(value)}: expected {len(hints)} values")
-    return tuple(_convert(hint, v, where) for hint, v in zip(hints, value, strict=True))
+        raise InputError(f"{where}={shown(value)}: expected {len(hints)} values")
+    return tuple(_convert(hint, v, f"{where}[{i}]") for i, (hint, v) in enumerate(zip(hints, value, strict=True)))
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{where}={value}: expected key: value pairs")
+        raise InputError(f"{where}={shown(value)}: expected key: value pairs")
     return value
 
 
@@ -157,5 +172,5 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # a name made of digits reads as a number in YAML
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise InputError(f"{where}={value}: expected {EXPECTED[hint]}")
+        raise InputError(f"{where}={shown(value)}: expected {EXPECTED[hint]}")
     return value

@@ -70,8 +70,17 @@ def compose_config(overrides: Sequence[str], primary: Primary = Primary()) -> Co
     """
     with composing(overrides, primary) as words:
         composed = compose(primary.name, overrides=[str(word.input_line) for word in words])
-        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    return load(cast("dict[str, Any]", at_home(container)))
+        container = cast(
+            "dict[str, Any]", at_home(OmegaConf.to_container(composed, resolve=True, throw_on_missing=True))
+        )
+    try:
+        return load(container)
+    except InputError as error:
+        for word in words:
+            if word.is_delete() and str(error).startswith(f"{word.key_or_group}: not set"):
+                told = f"{word.input_line}: a run needs it; say what it is to be, {word.key_or_group}=…"
+                raise InputError(told) from error
+        raise
 
 
 def sweep(overrides: Sequence[str], primary: Primary = Primary()) -> list[Swept]:  # noqa: B008

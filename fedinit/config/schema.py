@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from fedinit.config.adapter import ADAPTERS, ProductConfig, VeRAConfig
 from fedinit.config.attack import ATTACKS, AttackConfig, NoAttack
-from fedinit.config.build import build, create, plain
+from fedinit.config.build import build, create, plain, shown
 from fedinit.config.bundled import refuse_renamed, title
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
@@ -180,6 +180,7 @@ GROUPS = {
 
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
 # (engines, lanes and actors change no bit), what its files are checked against.
+MOST_ROUNDS = 999_999  # names of checkpoints have six digits
 UNCOUNTED = ("output_dir", "resume", "report", "preview", "logger", "node_timeout", "reply_timeout", "engine.name")
 UNCOUNTED += ("engine.lanes", "engine.actors", "engine.address", "engine.strict")
 UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
@@ -226,6 +227,8 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least("rounds", self.rounds, 1, "a run has one round or more")
+        if self.rounds > MOST_ROUNDS:
+            raise InputError(f"rounds={self.rounds}: expected {MOST_ROUNDS:,} or fewer")
         at_least("seed", self.seed, 0)
         within("participation", self.participation, 0, 1, open_low=True)
         positive("node_timeout", self.node_timeout)
@@ -243,11 +246,12 @@ class Config:
             )
         plain_name = self.name.isprintable() and len(self.name) <= 200
         if not self.name or "/" in self.name or self.name.startswith(".") or not plain_name:
-            raise InputError(f"name={self.name!r}: expected a plain word, since it names the run's folder")
+            why = "expected a plain word of up to 200 characters, since it names the run's folder"
+            raise InputError(f"name={shown(self.name)}: {why}")
         if not self.resume.strip():
             raise InputError(f"resume={self.resume}: expected auto, never or the folder of a run")
         if not self.output_dir or not self.output_dir.isprintable():
-            raise InputError(f"output_dir={self.output_dir!r}: expected the path of a folder")
+            raise InputError(f"output_dir={shown(self.output_dir)}: expected the path of a folder, in printable signs")
 
     def identity(self, made_of: str = "", digits: int = 10) -> str:
         """So many hexadecimal digits (64 at the most) that name what this run computes, but for the seed, which the

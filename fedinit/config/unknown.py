@@ -9,7 +9,12 @@ import yaml
 from hydra import compose
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 
 from fedinit.config.build import not_read
 from fedinit.config.groups import CONF_DIR, LOADER, defaults, groups, keys
@@ -36,7 +41,25 @@ def explain(error: Exception, words: Sequence[Override], name: str) -> str:
         given = text.split("'")[1]  # the word's, where the cause names a part of it
         inner = key.startswith(given) or "is not in struct" in text
         return _unknown(key if key and inner else given, words, name)
+    if isinstance(cause, (InterpolationResolutionError, UnsupportedInterpolationType, GrammarParseError)):
+        word = next((str(word.input_line) for word in words if word.key_or_group == key), key)
+        return f"{word}: {_unresolved(text)}"
     return f"{key}: {text}" if key and not text.startswith("In '") else text
+
+
+def _unresolved(text: str) -> str:
+    """Why ${…} has no value, and what to do. text: what OmegaConf says of it."""
+    quoted = text.split("'")[1] if text.count("'") > 1 else ""
+    if text.endswith('not found"') and "Environment" in text:
+        return f"the environment has no {quoted}; export it, or give what is meant without it, ${{oc.env:{quoted},…}}"
+    if "Recursive" in text:
+        return "refers to itself; write a value"
+    if text.startswith("Interpolation key"):
+        return f"there is no key {quoted}; write one that is there, or a value"
+    if text.startswith("Unsupported"):
+        known = "OmegaConf's oc.env, oc.select and oc.decode are"
+        return f"there is no function {text.split()[-1]}; {known}, or write a value"
+    return f"cannot be resolved ({text[:1].lower()}{text[1:]}); write a value"
 
 
 def _unknown(key: str, words: Sequence[Override], name: str) -> str:

@@ -86,8 +86,8 @@ class Checked:
             text += f"; {span} (width x height)"
         return text
 
-    def verdict(self) -> str:
-        """What is wrong, in one line; empty where nothing is."""
+    def verdict(self, named: bool = True) -> str:
+        """What is wrong, in one line; empty where nothing is. named: with the first of each kind."""
         kinds = {
             "image{s} cannot be read": self.unreadable(),
             "picture{s} in more than one split": self.shared(),
@@ -96,8 +96,8 @@ class Checked:
         parts = []
         for what, lines in kinds.items():
             if lines:
-                shown = "; ".join(lines[:_NAMED]) + "; …" * (len(lines) > _NAMED)
-                parts.append(f"{len(lines):,} {what.format(s='s' * (len(lines) != 1))} ({shown})")
+                shown = f" ({'; '.join(lines[:_NAMED])}{'; …' * (len(lines) > _NAMED)})" if named else ""
+                parts.append(f"{len(lines):,} {what.format(s='s' * (len(lines) != 1))}{shown}")
         return ", ".join(parts)
 
 

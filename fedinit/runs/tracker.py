@@ -14,7 +14,10 @@ from rich.console import Console
 
 from fedinit.config.schema import Config, to_dict
 from fedinit.runs.observer import Observer, RoundReport
+from fedinit.said import said
 from fedinit.telling import announce
+
+LONGEST = 240  # characters of what a service says
 
 
 class Tracker(Observer):
@@ -91,7 +94,7 @@ class Tracker(Observer):
                 work()
         except Exception as error:  # noqa: BLE001 (tracking must never stop a run)
             self.on = False
-            why = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+            why = said(re.sub(r"//[^/@\s]*@", "//", str(error)), LONGEST) or type(error).__name__
             self.say(f"warning: {self.name} is off for this run: {why}")
 
     def say(self, text: str) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,20 @@ def test_a_folder_is_taken_back(name):
     assert (program, command) == ("fedinit", "run") and not override.is_sweep_override()
     assert (override.key_or_group, override.value()) == ("resume", name)
     assert shlex.split(pasted(name)) == [name]
+
+
+UNSEEN = ["a\nb", "\x1b[31mred", "tab\tx", "it's\n\\", "\n$(touch x)`y`", "é\r1", os.fsdecode(b"no utf-8 \xff")]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="$'…' is read by bash, zsh and ksh")
+@pytest.mark.parametrize("name", UNSEEN)
+def test_signs_that_nobody_sees_are_taken_back_too(name):
+    hint = f"{resuming(name)} {pasted(name)}"
+    assert hint.isprintable()
+    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {hint}"], capture_output=True, check=True).stdout
+    program, command, word, path = map(os.fsdecode, said.split(b"\0")[:-1])
+    assert (program, command, path) == ("fedinit", "run", name)
+    assert parse(word).value() == name
 
 
 def test_a_plain_one_stays_plain_and_none_is_an_option():

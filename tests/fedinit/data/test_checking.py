@@ -74,8 +74,12 @@ def test_what_is_wrong_is_one_line_on_stderr_and_exit_code_1(tmp_path: Path, cap
     root = tree(tmp_path / "tree")
     message = harm(root)
     assert main(["data", "check", str(root)]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"wrong: {message}") and said.count("\n") == 1
+    said = capsys.readouterr()
+    what, _, example = message.partition(" (")
+    assert said.err == f"wrong: {what}\n" and example.rstrip(")") in said.out, "each is told once"
+    assert main(["data", "check", "-q", str(root)]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"wrong: {message}") and said.err.count("\n") == 1 and not said.out
 
 
 def test_the_same_picture_twice_in_one_split_is_not_wrong(tmp_path: Path) -> None:
@@ -118,7 +122,9 @@ def test_all_that_does_not_fit_is_listed_together(tmp_path: Path, capsys) -> Non
     said = capsys.readouterr()
     parts = ("gone.png", "out.png", "photo/emu", "photo/fox", "train/lost.png", "cat/deep")
     assert all(sum(part in line for line in said.out.splitlines()) == 1 for part in parts), said.out
-    assert said.err.count("\n") == 1 and said.err.startswith("error: 6 things do not fit: ")
+    assert said.err == f"error: {root}: 6 things do not fit, a line each on stdout\n"
+    assert main(["-q", "data", "check", str(root)]) == 2
+    assert capsys.readouterr().err.startswith("error: 6 things do not fit: ")
     (root / "train" / "photo" / "cat" / "gone.png").unlink()
     assert main(["run", "data=image_folder", f"data.root={root}", "preview=true"]) == 2
     assert capsys.readouterr().err.count("data.root=") == 1, "a run is refused by the first"
@@ -131,4 +137,4 @@ def test_all_rows_of_a_table_that_do_not_fit_are_listed_together(tmp_path: Path,
     (tmp_path / "table.csv").write_text("\n".join(["path,label,domain,split", *rows, "x.png,cat,photo,trian"]) + "\n")
     assert main(["data", "check", str(tmp_path / "table.csv")]) == 2
     said = capsys.readouterr()
-    assert said.out.count("table.csv: ") == 5 and said.err.startswith("error: 5 things do not fit: ")
+    assert said.out.count("table.csv: ") == 5 and said.err.endswith("5 things do not fit, a line each on stdout\n")
