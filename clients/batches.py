@@ -29,12 +29,6 @@ def plan(examples: Tensor, settings: ClientConfig, seed: int, round: int, client
     return batches
 
 
-def steps(examples: int, settings: ClientConfig) -> int:
-    """How many batches `plan` makes of so many examples; one at least."""
-    count = settings.epochs * -(-examples // settings.batch_size)
-    return max(1, count if settings.max_steps is None else min(count, settings.max_steps))
-
-
 @dataclass(frozen=True)
 class Step:
     """One step of the active clients.

@@ -9,11 +9,11 @@ from __future__ import annotations
 from flwr.app import Context, MetricRecord
 
 from clients.limits import Keeper
-from clients.private import steps_of
 from clients.site import Site
 from fedinit import wire
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import Refused
+from fedinit.privacy.steps import Steps
 
 SPENT = "privacy"  # in the Context: how many steps were private
 
@@ -26,7 +26,7 @@ def spend(site: Site, privacy: ExamplePrivacyConfig, examples: int, context: Con
     """
     if privacy.delta * examples >= 1:
         raise Refused(f"privacy.delta={privacy.delta:g}: expected less than one over a client's {examples} images")
-    steps = steps_of(examples, site.config.client, privacy, site.config.rounds)
+    steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)
     count = steps.a_round
     if keeper is not None:
         count = keeper.train(count)

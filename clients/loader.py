@@ -48,7 +48,7 @@ class BankLoader:
                 data.labels[t.examples]  # raises IndexError for what is not there
                 plans[t.client] = planned
             if t.client not in plans:  # what stands for it has its length, so that no mate's steps change shape
-                plans[t.client] = [torch.zeros(1, dtype=torch.long)] * batches.steps(len(t.examples), settings)
+                plans[t.client] = [torch.zeros(1, dtype=torch.long)] * settings.steps(len(t.examples))
         self.members = sorted(tasks, key=lambda t: -len(plans[t.client]))
         self.counts = [len(plans[t.client]) for t in self.members]
         self._plans = [plans[t.client] for t in self.members]

@@ -50,9 +50,9 @@ def train_privately(
     """Train one client; its loss, a mean over examples, is not told.
 
     bank, data, spec, settings, seed: as of `train_bank`. rounds: of the run, over which ε is to last.
-    Raises InputError as `steps_of` does, and StepFailed.
+    Raises InputError as `Steps.of` does, and StepFailed.
     """
-    steps = steps_of(len(task.examples), settings, privacy, rounds)
+    steps = Steps.of(len(task.examples), settings, rounds, privacy)
     leaves = load(bank, [task], None, [dropout(seed, task, bank.device)])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [task.step_scales])
     round = PrivateRound(bank, task, data, spec, settings, privacy.clip, seed)
@@ -67,13 +67,6 @@ def train_privately(
         except Exception as error:
             raise StepFailed(step + 1) from error
     return unload(bank, [task], [steps.a_round], None, [None], optimizer)[0]
-
-
-def steps_of(examples: int, settings: ClientConfig, privacy: ExamplePrivacyConfig, rounds: int) -> Steps:
-    """The steps of a client with so many examples, as many in a round as passes over them would take. Raises InputError
-    for fewer examples than are expected in a batch, and for too little noise."""
-    a_round = batches.steps(examples, settings)
-    return Steps.of(examples, settings.batch_size, a_round, rounds, privacy)
 
 
 def poisson(examples: int, rate: float, draw: Draws) -> Tensor:
@@ -110,8 +103,9 @@ class PrivateRound:
         total = torch.zeros((), device=self.bank.device)
         for places in batch.split(self.settings.batch_size) if len(batch) else [batch]:
             gradients = self.gradients(places, step)
-            norms = torch.linalg.vector_norm(gradients, dim=1)
-            factors = (self.clip / norms).clamp(max=1.0)  # of a norm of zero: 1
+            # In float64, in which no square of a float32 is lost: of a norm of zero nothing would be clipped.
+            norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+            factors = (self.clip / norms).clamp(max=1.0).to(gradients.dtype)  # of a norm of zero: 1
             whole = norms.isfinite()
             total = total + torch.where(whole, factors, 0.0) @ torch.where(whole[:, None], gradients, 0.0)
         return total

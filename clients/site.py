@@ -20,7 +20,6 @@ from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
 from clients.evaluation import Sums, frozen_features, judge, sums_record
 from clients.prefix import Prefix
-from clients.private import steps_of
 from clients.task import Task
 from fedinit import wire
 from fedinit.config.attack import LabelFlipConfig
@@ -34,6 +33,7 @@ from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
 from fedinit.models import Backbone, adapted_layers, build_backbone
 from fedinit.models.prefix import cut, first_block
+from fedinit.privacy.steps import Steps
 from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
@@ -97,7 +97,7 @@ class Site:
         self.partitions: Partitions = config.partition.cut(self.data, config.seed)
         if isinstance(config.privacy, ExamplePrivacyConfig):
             for part in self.partitions if client is None else self.partitions[client : client + 1]:
-                steps_of(len(part.train), config.client, config.privacy, config.rounds)
+                Steps.of(len(part.train), config.client, config.rounds, config.privacy)
         if isinstance(config.attack, LabelFlipConfig):
             bad = config.attack.attackers(len(self.partitions), config.seed)
             self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])

@@ -106,7 +106,9 @@ def clip(rows: Tensor, limit: float | None) -> Tensor:
     """The rows (n, k), those longer than `limit` scaled down to it; None: as they are."""
     if limit is None:
         return rows
-    return rows * (limit / rows.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    # In float64, in which no square of a float32 is lost: of a norm of zero nothing would be clipped.
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
+    return rows * (limit / norms).clamp(max=1.0).to(rows.dtype)
 
 
 def clip_gradients(inputs: Tensor, gradients: Tensor, limit: float | None) -> Tensor:
@@ -117,8 +119,9 @@ def clip_gradients(inputs: Tensor, gradients: Tensor, limit: float | None) -> Te
     """
     if limit is None:
         return gradients
-    squares = ((gradients @ gradients.mT) * (inputs @ inputs.mT)).sum((1, 2))
-    return gradients * (limit / squares.clamp(min=0).sqrt()).clamp(max=1.0)[:, None, None]
+    x, y = inputs.double(), gradients.double()  # as in `clip`
+    squares = ((y @ y.mT) * (x @ x.mT)).sum((1, 2))
+    return gradients * (limit / squares.clamp(min=0).sqrt()).clamp(max=1.0).to(gradients.dtype)[:, None, None]
 
 
 def disturb(

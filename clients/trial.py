@@ -62,7 +62,7 @@ def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, 
     opening, _, last = reports
     held, used = memory()
     steps = sum(c.steps for c in last.clients)
-    all_steps = sum(steps_of(len(part.train), config) for part in site.partitions) * config.participation
+    all_steps = sum(config.client.steps(len(part.train)) for part in site.partitions) * config.participation
     images = sum(len(part.train) for part in site.partitions) / sum(len(part.train) for part in few.partitions)
     tested = int(site.data.test.sum()) if config.evaluation.where != "none" else 0
     alone = config.evaluation.head_alone and "head_alone" != config.strategy.name and config.head.name != "none"
@@ -87,12 +87,6 @@ def first_images(part: Partition, config: Config) -> Partition:
     wanted = config.client.batch_size * max(1, 2 // config.client.epochs)
     order = torch.randperm(len(part.train), generator=torch_generator(config.seed, "preview", part.client))
     return dataclasses.replace(part, train=part.train[order[:wanted].sort().values])
-
-
-def steps_of(images: int, config: Config) -> int:
-    """That a client with so many images takes in a round."""
-    steps = config.client.epochs * -(-images // config.client.batch_size)
-    return steps if config.client.max_steps is None else min(steps, config.client.max_steps)
 
 
 def seconds_an_image(

@@ -61,7 +61,7 @@ def test_parameters_are_what_a_client_trains_whatever_the_aggregate_is_of(strate
 def test_a_client_tries_two_steps_with_images_of_its_own():
     config = small_config(*SHORT)
     site = Site(config)
-    assert trials.steps_of(240, config) == 10 and trials.steps_of(240, small_config(*SHORT, "client.max_steps=3")) == 3
+    assert config.client.steps(240) == 10 and small_config(*SHORT, "client.max_steps=3").client.steps(240) == 3
     for words, count in (((), 50), (("client.epochs=1",), 100), (("client.epochs=1", "client.batch_size=500"), None)):
         for part in site.partitions:
             few = trials.first_images(part, small_config(*SHORT, *words))

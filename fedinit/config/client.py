@@ -35,6 +35,11 @@ class ClientConfig:
         if self.max_steps is not None:
             at_least("client.max_steps", self.max_steps, 1)
 
+    def steps(self, examples: int) -> int:
+        """How many batches a client with so many examples trains on in a round; one at least."""
+        count = self.epochs * -(-examples // self.batch_size)
+        return max(1, count if self.max_steps is None else min(count, self.max_steps))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SGDConfig(ClientConfig):

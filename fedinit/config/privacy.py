@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from fedinit.config.checks import positive, within
 from fedinit.errors import InputError
+
+# Of noise over clip: with less nothing is hidden, and squares of it underflow where ε is counted.
+LEAST_NOISE, MOST_NOISE = 1e-9, 1e6
+# Below, noise and clipped values would be lost in the rounding of float32.
+LEAST_CLIP, MOST_CLIP = 1e-6, 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +40,10 @@ class PrivacyConfig:
 
     def __post_init__(self) -> None:
         within("privacy.delta", self.delta, 0, 1, open_low=True, open_high=True)
-        for key in ("epsilon", "noise"):
-            value = getattr(self, key)
-            if value is not None:
-                within(f"privacy.{key}", value, 0, math.inf, open_low=True, open_high=True)
+        if self.epsilon is not None:
+            positive("privacy.epsilon", self.epsilon)
+        if self.noise is not None:
+            within("privacy.noise", self.noise, LEAST_NOISE, MOST_NOISE)
         if self.epsilon is None and self.noise is None:
             raise InputError(
                 f"privacy={self.name}: neither privacy.epsilon nor privacy.noise is given; name the ε that the run may "
@@ -75,8 +79,8 @@ class ClientPrivacyConfig(PrivacyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("privacy.clip", self.clip)
-        positive("privacy.second_clip", self.of_second_phase)
+        within("privacy.clip", self.clip, LEAST_CLIP, MOST_CLIP)
+        within("privacy.second_clip", self.of_second_phase, LEAST_CLIP, MOST_CLIP)
         positive("privacy.clip_rate", self.clip_rate)
         if self.count_noise is not None:
             positive("privacy.count_noise", self.count_noise)
@@ -108,7 +112,7 @@ class ExamplePrivacyConfig(PrivacyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("privacy.clip", self.clip)
+        within("privacy.clip", self.clip, LEAST_CLIP, MOST_CLIP)
 
 
 PRIVACY: dict[str, type[PrivacyConfig | NoPrivacy]] = {

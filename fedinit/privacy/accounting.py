@@ -13,9 +13,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fedinit.config.privacy import LEAST_NOISE, MOST_NOISE
 from fedinit.errors import InputError
 
-LEAST, MOST = 1e-2, 1e6  # of a noise that is looked for
+LEAST, MOST = 1e-2, MOST_NOISE  # of a noise that is looked for
 CLOSE = 1.0005  # to either side of where it is thought to be, a noise is tried
 
 
@@ -43,13 +44,14 @@ class Rounds:
         )
 
     def epsilon(self, noise: float, rounds: int) -> float:
-        """ε of so many rounds at δ; 0 of none, infinity without noise. noise: standard deviation over the clip, z.
+        """ε of so many rounds at δ; 0 of none, infinity of less noise than LEAST_NOISE. noise: standard deviation over
+        the clip, z.
 
         Raises InputError where dp-accounting is not installed.
         """
         if not rounds:
             return 0.0
-        if not noise:
+        if not noise >= LEAST_NOISE:  # where squares of it underflow dp-accounting counts nothing at all
             return math.inf
         return _epsilon(self, float(noise), rounds)
 
@@ -98,8 +100,12 @@ def _epsilon(about: Rounds, noise: float, rounds: int) -> float:
         event = dp.SampledWithoutReplacementDpEvent(10**6, round(about.share * 10**6), dp.GaussianDpEvent(noise / 2))
     kind = dp.rdp.RdpAccountant if about.accountant == "rdp" else dp.pld.PLDAccountant
     accountant = kind(neighboring_relation=relation)
-    accountant.compose(event, rounds)
-    return float(accountant.get_epsilon(about.delta))
+    try:
+        accountant.compose(event, rounds)
+        found = float(accountant.get_epsilon(about.delta))
+    except (ArithmeticError, ValueError):  # of noise so small, or so large, that its sums have no end
+        return math.inf
+    return found if found >= 0 else math.inf  # NaN is counted as the worst
 
 
 def _package() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
@@ -22,15 +23,16 @@ class Steps:
     privacy: ExamplePrivacyConfig
 
     @staticmethod
-    def of(examples: int, batch_size: int, a_round: int, rounds: int, privacy: ExamplePrivacyConfig) -> Steps:
-        """batch_size: the expected one. Raises InputError where that is more than there are examples, and for noise
-        that the given ε does not allow over the run."""
-        if batch_size > examples:
+    def of(examples: int, client: ClientConfig, rounds: int, privacy: ExamplePrivacyConfig) -> Steps:
+        """Of a client with so many examples, as many in a round as passes over them would take. Raises InputError where
+        more of them are expected in a batch than there are, and for noise that the given ε does not allow."""
+        size, a_round = client.batch_size, client.steps(examples)
+        if size > examples:
             raise InputError(
-                f"client.batch_size={batch_size}: with privacy=examples so many of a client's examples are expected in "
+                f"client.batch_size={size}: with privacy=examples so many of a client's examples are expected in "
                 f"a batch, and a client has {examples}; use {examples} or less"
             )
-        steps = Steps(batch_size / examples, a_round, rounds, privacy)
+        steps = Steps(size / examples, a_round, rounds, privacy)
         if privacy.noise is not None and privacy.epsilon is not None:
             in_all = rounds * a_round
             if (spends := steps.epsilon(in_all)) > privacy.epsilon:

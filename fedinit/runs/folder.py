@@ -308,10 +308,7 @@ class RunFolder(Observer):
         row = [report.round, f"{report.seconds:.3f}", count, loss, score.mean if score else ""]
         row += [by_domain.get(d, "") for d in self._domains]
         row += [report.bytes_up, report.bytes_down, *(report.diagnostics.get(d, "") for d in self._diagnostics)]
-        row += [
-            sum(getattr(c, key) for c in report.clients) / count if count else ""
-            for key in ("drift_factors", "drift_product")
-        ]
+        row += ["" if drift is None else drift for drift in (report.drift_factors, report.drift_product)]
         self._row(METRICS, row)
         figures = {**dict(zip(self._columns, row, strict=True)), "seconds": round(report.seconds, 3)}
         with open(self.path / LINES, "a", encoding="utf-8", opener=regular) as file:

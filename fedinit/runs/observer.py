@@ -55,6 +55,9 @@ class RoundReport:
     diagnostics: {name: figure} of the aggregation, such as "bias"; empty in round 0.
     by_layer: {layer: its own diagnostics}; empty where none were measured.
     phases: {what: wall-clock seconds} of the round, "clients" (asking them and waiting), "server" and "evaluation".
+    drift_factors, drift_product: means of the clients'.
+    asked: who was asked to train, also those whose updates were refused or never came.
+    spent: {client: ε of its examples after the round} of all that ever were asked; empty where they have no privacy.
     """
 
     round: int
@@ -67,11 +70,15 @@ class RoundReport:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
+    drift_factors: float | None = None
+    drift_product: float | None = None
+    asked: frozenset[int] = frozenset()
+    spent: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def epsilon(self) -> float | None:
-        """The largest of the clients' ε so far; None where nobody says one."""
-        return max((c.epsilon for c in self.clients if c.epsilon is not None), default=None)
+        """The largest of the clients' ε so far; None where they have no privacy."""
+        return max(self.spent.values(), default=None)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from fedinit.said import said
 LARGEST = 1e6  # what an entry of a layer's inputs is at most, where no clip says so
 
 # A norm or noise above these bounds is none: rows in float32 have smaller norms, and sums of squares stay finite.
-MOST_CLIP, MOST_NOISE = 1e12, 1e6
+LEAST_CLIP, MOST_CLIP, MOST_NOISE = 1e-6, 1e12, 1e6
 MOST_IMAGES = 2**40
 
 Source = Literal["inputs", "gradients", "features", "adapters"]
@@ -89,7 +89,7 @@ class Sampling:
         if self.examples is not None:
             at_least(f"{group}.examples", self.examples, self.min_examples, f"{group}.min_examples is the least")
         if self.clip is not None:
-            within(f"{group}.clip", self.clip, 0, MOST_CLIP, open_low=True)
+            within(f"{group}.clip", self.clip, LEAST_CLIP, MOST_CLIP)
         within(f"{group}.noise", self.noise, 0, MOST_NOISE)
         within(f"{group}.share", self.share, 0, 1, open_low=True)
         if self.noise and self.clip is None:

@@ -31,6 +31,7 @@ class Admitted:
     reports: what each client says of its training, one an update.
     shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
     their mean loss then, and threshold is how many unmask a sum of the round.
+    asked: who was asked to train, whatever became of it.
     """
 
     updates: Sequence[Update] = ()
@@ -39,6 +40,7 @@ class Admitted:
     shares: Mapping[int, float] = field(default_factory=dict)
     loss: float | None = None
     threshold: int | None = None
+    asked: frozenset[int] = frozenset()
 
     @property
     def clients(self) -> list[int]:
@@ -90,7 +92,7 @@ def collect(
         state = drop(state, exchange, round, added.refusals)
         admitted += added
         if len(admitted.updates) >= need:
-            return state, admitted
+            return state, replace(admitted, asked=frozenset(asked))
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")

@@ -16,6 +16,7 @@ from fedinit.scores import MAX_EXAMPLES
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
 # negative, and what float32 can hold stays finite in sums over clients and examples.
 LARGEST = torch.finfo(torch.float32).max
+KEPT, LEAVES = 4, 4096  # numbers that an optimiser keeps: of each that a client was sent, and beside them
 METRICS: Mapping[str, tuple[type, float, float]] = {
     "loss": (float, 0, LARGEST),
     "steps": (int, 1, MAX_EXAMPLES),
@@ -69,6 +70,15 @@ def fault_of_metrics(metrics: Mapping[str, Any], private: bool) -> tuple[str, st
             return "metrics", f"{key} is {value!r}, expected {what} number from {low} to {high:.3g}"
     if odd := sorted(metrics.keys() - known.keys() - {"num-examples", "round"}):
         return "metrics", f"{odd[0]} is no number that is asked for"
+    return None
+
+
+def fault_of_work(metrics: Mapping[str, Any], steps: int | None, sent: int) -> tuple[str, str] | None:
+    """(code, detail) of more work than a client of the run has: steps, and numbers that its optimiser kept. steps: of a
+    round at most; None: not known. sent: how many numbers it was sent."""
+    for key, most in (("steps", steps), ("optimizer-state", KEPT * sent + LEAVES)):
+        if most is not None and metrics[key] > most:
+            return "metrics", f"{key} is {metrics[key]}, expected {most} or fewer"
     return None
 
 

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedinit import wire
-from fedinit.runs.observer import Observer, RoundReport
+from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.scores import Score
 from strategies.server import collecting, evaluating, requests
 from strategies.server.evaluating import Schedule, evaluate_clients, score_of
@@ -41,6 +41,7 @@ class FederatedLora(Strategy):
         schedule: Schedule,
         observer: Observer,
         on_checkpoint: Callable[[ServerState], None] = lambda state: None,
+        counted: Callable[[RoundReport, Roster], RoundReport] = lambda report, _: report,
     ) -> None:
         """
         method: what is done in every round.
@@ -49,9 +50,10 @@ class FederatedLora(Strategy):
         schedule: which rounds the clients evaluate, besides any evaluate_fn.
         observer: told of every round.
         on_checkpoint: called with the state after each round, when a checkpoint may be made.
+        counted: gives each round's report what the run has spent.
         """
         self.method, self.exchange, self.state = method, exchange, state
-        self.schedule, self.observer, self.on_checkpoint = schedule, observer, on_checkpoint
+        self.schedule, self.observer, self.on_checkpoint, self.counted = schedule, observer, on_checkpoint, counted
         self.expected: dict[int, Expected] = {}  # node id -> what its update must hold, of the last configure_train
         self.asked: dict[int, Asked] = {}  # node id -> who was asked, of the last configure_evaluate
 
@@ -86,7 +88,7 @@ class FederatedLora(Strategy):
             phases = {**report.phases, "evaluation": spent - report.seconds}
             up, down = self.exchange.bytes_up - up, self.exchange.bytes_down - down
             report = replace(report, seconds=spent, score=score, bytes_up=up, bytes_down=down, phases=phases)
-            self._done(state, report, num_rounds)
+            self._done(state, self.counted(report, state.roster), num_rounds)
         result.arrays = wire.encode(self.state.tensors())
         return result
 

@@ -41,6 +41,7 @@ from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
 from strategies.server.private import affordable_rounds, mechanism_of, spent_of
 from strategies.server.round_zero import fix_step_scales
+from strategies.server.spending import Spending
 from strategies.server.state import ServerState
 from strategies.server_opt import create_server_optimizer
 
@@ -106,7 +107,7 @@ def federate(
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
-    chosen, tally = method or config.strategy, Tally()
+    chosen, tally, spending = method or config.strategy, Tally(), Spending(config)
     audience, opening = Audience([*observers, tally]), Opening(config, aggregator_of(config, chosen), backbone)
     exchange = Exchange(
         grid,
@@ -116,7 +117,7 @@ def federate(
         waiting=audience.waiting,
         domain_of=config.partition.domain_of,
     )
-    all_parts = {**parts, "start": opening, "rounds": tally}
+    all_parts = {**parts, "start": opening, "rounds": tally, "spending": spending}
     keeper, saved = None, None
     if checkpoints is not None:
         keeper = Checkpoints(checkpoints, {**config.computed(), "method": chosen.name, "backbone": backbone.digest})
@@ -136,11 +137,12 @@ def federate(
         schedule=Schedule(by_clients=told.where == "clients", every=told.every, rounds=told.rounds),
         observer=audience,
         on_checkpoint=save,
+        counted=spending.of,
     )
     rounds = affordable_rounds(config, run_method, audience)
     with _frozen():
         strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
-    return _outcome(strategy.state, run_method, tally, opening)
+    return _outcome(strategy.state, run_method, tally, spending, opening)
 
 
 @contextlib.contextmanager
@@ -223,6 +225,7 @@ def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], priva
         quorum=config.quorum,
         resamples=config.resamples,
         privacy=privacy,
+        client=config.client,
     )
 
 
@@ -275,7 +278,7 @@ def _compare(before: Roster, current: Roster, audience: Audience, config: Config
             audience.event("examples_changed", {"client": client, "before": was, "now": has})
 
 
-def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening) -> Outcome:
+def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spending, opening: Opening) -> Outcome:
     tensors, privacy = state.tensors(), opening.config.privacy
     # Of what clients begin with: an aggregate may be larger, as FLoRA's, whose factors are those of all clients.
     begun = Aggregate(layers=opening.start.layers, head=opening.start.head)
@@ -296,6 +299,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, opening: Opening)
         personal=method.aggregator.personal,
         privacy=spent,
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
-        epsilon=tally.epsilon,
+        epsilon=spending.epsilon,
         delta=privacy.delta if isinstance(privacy, ExamplePrivacyConfig) else None,
     )

@@ -31,10 +31,12 @@ from strategies.server.faults import (
     fault_of_metrics,
     fault_of_round,
     fault_of_values,
+    fault_of_work,
 )
 from strategies.server.replies import Asked, Refusal, of_error
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+MOST_DRIFT = 10.0  # of a client's drift over the median of a round's
 MOST_LOSS = 1000.0  # of a client's loss over the median of a round's; honest ones differ by much less
 
 
@@ -46,6 +48,7 @@ class Expected(Asked):
     trained: the names of those that come back.
     slots: how many slots of the trained factor, chosen by the client, come back at most; None: all of them.
     examples: how many training images the client registered with, which is what it claims; None: not known.
+    steps: how many steps it takes with these in a round, at most; None: not known.
     clip: how far from its start it may be (privacy=clients), with the gate off too; None: nobody clips.
     """
 
@@ -53,6 +56,7 @@ class Expected(Asked):
     trained: frozenset[str]
     slots: int | None = None
     examples: int | None = None
+    steps: int | None = None
     clip: float | None = None
 
 
@@ -102,6 +106,14 @@ class Gate:
             highest = MOST_LOSS * max(statistics.median_low(losses), 1.0)
         parts = [(min(loss, highest), min(examples, most)) for loss, examples in told if loss is not None]
         return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
+
+    def drift(self, told: Sequence[float]) -> float | None:
+        """The mean of what a round's clients say that they drifted; None of none. One of them decides it as little:
+        what it says counts for MOST_DRIFT times the lower median at most."""
+        if not told:
+            return None
+        most = MOST_DRIFT * statistics.median_low(told) if self.enabled else math.inf
+        return sum(min(drift, most) for drift in told) / len(told)
 
     def capped(self, weights: Sequence[float]) -> list[float]:
         """The weights of a round's updates, Σ = 1, none above `most` of them. Weights that are within it come back as
@@ -170,6 +182,7 @@ class Gate:
             or fault_of_counts(examples, round, expected.round)
             or fault_of_claim(examples, expected.examples)
             or fault_of_metrics(metrics, self.private)
+            or fault_of_work(metrics, expected.steps, sum(value.numel() for value in expected.sent.values()))
             or fault_of_distance(tensors, expected.sent, expected.clip)
             or self._fault_of_norms(sizes, expected, starts)
         )

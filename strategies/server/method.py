@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedinit import slots, wire
 from fedinit.adapters.kinds import KINDS, Kind
+from fedinit.config.client import ClientConfig
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.seeding import numpy_generator
@@ -42,6 +43,7 @@ class Method:
     quorum: how many updates a round needs, a number (int) or a share of the clients asked (float).
     resamples: how often others are asked for what is missing.
     privacy: clips and noise on the sums that the aggregator declares; None: none.
+    client: how clients train; None: nobody knows.
     transforms: of the updates between training and aggregation, in the order in which they leave a client.
     """
 
@@ -59,6 +61,7 @@ class Method:
     quorum: int | float = 1
     resamples: int = 0
     privacy: ClientMechanism | None = None
+    client: ClientConfig | None = None
     transforms: Sequence[UpdateTransform] = UPDATES
 
     @property

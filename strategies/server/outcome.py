@@ -33,7 +33,7 @@ class Outcome:
     personal: the parts of the factors that clients keep to themselves.
     privacy: what the run has spent of it; empty without.
     accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
-    epsilon: {client: ε of its examples so far, as it says}; empty where they have no privacy.
+    epsilon: {client: ε of its examples so far}; empty where they have no privacy.
     delta: of each ε.
     """
 
@@ -98,13 +98,10 @@ class Outcome:
 
 
 class Tally(Observer):
-    """Remembers the score of the last round, the seconds of all rounds and each client's ε, over restarts too."""
+    """Remembers the score of the last round and the seconds of all rounds, over restarts too."""
 
     score: Score | None = None
     seconds: float = 0.0
-
-    def __init__(self) -> None:
-        self.epsilon: dict[int, float] = {}
 
     def round_zero_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
@@ -112,19 +109,15 @@ class Tally(Observer):
     def round_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
         self.score = report.score  # not an earlier one's, which is of another model
-        self.epsilon |= {c.client: c.epsilon for c in report.clients if c.epsilon is not None}
 
     def snapshot(self) -> State:
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}
-        if self.epsilon:
-            facts["epsilon"] = {str(client): value for client, value in self.epsilon.items()}
         if self.score is not None:
             facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
         return State(facts=facts)
 
     def restore(self, state: State) -> None:
         self.seconds = state.facts["seconds"]
-        self.epsilon = {int(client): value for client, value in state.facts.get("epsilon", {}).items()}
         self.score = None
         if state.facts["score"] is not None:
             name, part, whole = state.facts["score"]

@@ -67,10 +67,16 @@ def for_training(
             limit=_limit({name: starts[client][name] for name in returned}, budgets.get(client, 0)),
             examples=state.roster.examples.get(client),
             clip=clip,
+            steps=_steps(method, state.roster.examples.get(client)),
         )
         for client, message in zip(starts, messages, strict=True)
     }
     return state, messages, expected
+
+
+def _steps(method: Method, examples: int | None) -> int | None:
+    """That a client with so many examples takes in a round; None: not known."""
+    return None if examples is None or method.client is None else method.client.steps(examples)
 
 
 def for_evaluation(

@@ -70,6 +70,9 @@ def run_round(
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
+        drift_factors=method.gate.drift([report.drift_factors for report in admitted.reports]),
+        drift_product=method.gate.drift([report.drift_product for report in admitted.reports]),
+        asked=admitted.asked,
     )
 
 

@@ -16,15 +16,17 @@ from clients.cohort import Cohort
 from clients.limits import Keeper
 from clients.site import Site
 from fedinit.config.limits import Limited, Limits
-from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.config.privacy import LEAST_NOISE, ExamplePrivacyConfig
 from fedinit.errors import Code, InputError, Refused, RunFailed
 from fedinit.privacy.accounting import Rounds
-from fedinit.runs.observer import ClientReport, RoundReport
+from fedinit.privacy.steps import Steps
+from fedinit.runs.observer import ClientReport, Roster, RoundReport
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.faults import fault_of_metrics
 from strategies.server.federation import federate
-from strategies.server.outcome import Outcome, Tally
+from strategies.server.outcome import Outcome
+from strategies.server.spending import Spending
 from tests.support.small import small_config
 
 pytest.importorskip("dp_accounting", reason="the [privacy] extra is not installed")
@@ -121,13 +123,88 @@ def test_a_reply_without_epsilon_or_with_a_loss_is_not_let_in() -> None:
         assert fault_of_metrics({**metrics, **more}, private) is not None
 
 
+def spending(*words: str) -> tuple[Spending, Roster, list[float]]:
+    """With three clients, and ε of 0, 1, 2 … rounds of the first of them."""
+    config = small_config(*WORDS, *words)
+    roster = Roster({0: 600, 1: 600, 2: 60}, ["a"], ["x"])
+    assert isinstance(config.privacy, ExamplePrivacyConfig)
+    steps = Steps.of(600, config.client, config.rounds, config.privacy)
+    return Spending(config), roster, [steps.epsilon(n * steps.a_round) for n in range(9)]
+
+
+def told(round: int, asked: set[int], said: dict[int, float]) -> RoundReport:
+    clients = [ClientReport(client, 9, 3, None, epsilon=epsilon) for client, epsilon in said.items()]
+    return RoundReport(round, 0.1, None, None, 0, 0, clients, asked=frozenset(asked))
+
+
+def test_epsilon_is_of_who_was_asked_whatever_became_of_the_update() -> None:
+    """The first client's update is refused in both rounds: what it trained on is spent all the same."""
+    counted, roster, epsilon = spending()
+    first = counted.of(told(1, {0, 1}, {1: epsilon[1]}), roster)
+    assert first.spent == {0: epsilon[1], 1: epsilon[1]} and first.epsilon == epsilon[1]
+    second = counted.of(told(2, {0}, {}), roster)
+    assert second.spent == {0: epsilon[2], 1: epsilon[1]} and second.clients == [] and second.epsilon == epsilon[2]
+
+
+@pytest.mark.parametrize(("word", "rounds"), [(0.0, 1), (3e38, 2 * 2), (math.nan, 1)])
+def test_no_clients_word_decides_what_is_spent(word: float, rounds: int) -> None:
+    """It makes ε no smaller, and no larger than that of twice the run's two rounds."""
+    counted, roster, epsilon = spending("rounds=2")
+    report = counted.of(told(1, {0, 1}, {0: word, 1: epsilon[1]}), roster)
+    assert report.spent == {0: epsilon[rounds], 1: epsilon[1]}
+    assert [client.epsilon for client in report.clients] == [epsilon[rounds], epsilon[1]]
+
+
+def test_a_client_that_was_asked_again_after_a_restart_is_believed() -> None:
+    counted, roster, epsilon = spending()
+    assert counted.of(told(1, {0}, {0: epsilon[2]}), roster).spent == {0: epsilon[2]}
+    assert counted.of(told(2, {0}, {0: epsilon[3]}), roster).spent == {0: epsilon[3]}
+
+
 def test_a_run_that_goes_on_knows_what_was_spent_before() -> None:
-    said = [ClientReport(0, 9, 3, None, epsilon=1.5), ClientReport(1, 9, 3, None, epsilon=2.5)]
-    tally, later = Tally(), Tally()
-    tally.round_done(RoundReport(1, 0.1, None, None, 0, 0, said))
-    later.restore(tally.snapshot())
-    later.round_done(RoundReport(2, 0.1, None, None, 0, 0, [ClientReport(0, 9, 3, None, epsilon=2.0)]))
-    assert later.epsilon == {0: 2.0, 1: 2.5} and tally.restore(Tally().snapshot()) is None and tally.epsilon == {}
+    counted, roster, epsilon = spending()
+    counted.of(told(1, {0, 1}, {0: epsilon[1], 1: epsilon[1]}), roster)
+    later = spending()[0]
+    later.restore(counted.snapshot())
+    assert later.of(told(2, {0}, {}), roster).spent == {0: epsilon[2], 1: epsilon[1]}
+
+
+def test_a_run_of_another_privacy_counts_nothing() -> None:
+    config, report = small_config("evaluation=none"), told(1, {0}, {0: 3.0})
+    assert Spending(config).of(report, Roster({0: 9}, ["a"], ["x"])) is report
+
+
+def test_a_refused_update_is_counted_in_the_summary() -> None:
+    class Refusing(LocalGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for reply in replies:
+                said = reply.content.get("metrics", {})
+                client = self.contexts[reply.metadata.src_node_id].node_config["partition-id"]
+                if reply.metadata.message_type == "train" and client == 0 and said.get("round") == 2:
+                    said["round"] = 7
+            return replies
+
+    of_run = site("quorum=1")
+    outcome = federate(of_run.config, Refusing(Cohort(of_run), 3), of_run.backbone)
+    by_client = outcome.summary()["privacy"]["epsilon_by_client"]
+    assert outcome.accepted[0] == 1 and outcome.accepted[1] == 2
+    assert by_client["0"] == pytest.approx(by_client["1"], rel=0.1) and by_client["0"] > 0.9 * 8
+
+
+@pytest.mark.parametrize("noise", ["1e-155", "1e-10", "1e7"])
+def test_noise_that_no_accountant_can_count_is_refused(noise: str) -> None:
+    """Squares of 1e-155 underflow, and dp-accounting made 0 of it: the least ε of all."""
+    with pytest.raises(InputError, match=r"privacy.noise=.*: expected a number in \[1e-09, 1000000.0\]"):
+        small_config(*WORDS, "privacy.epsilon=null", f"privacy.noise={noise}")
+    assert Rounds(0.1, "poisson", 1e-5, "rdp").epsilon(1e-155, 10) == math.inf
+    assert Rounds(0.1, "fixed", 1e-5, "rdp").epsilon(1e-155, 10) == math.inf
+
+
+@pytest.mark.parametrize("accountant", ["rdp", "pld"])
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_the_least_noise_is_counted_as_next_to_nothing(accountant, share) -> None:
+    assert Rounds(share, "poisson", 1e-5, accountant).epsilon(LEAST_NOISE, 10) > 1e6
 
 
 @pytest.mark.parametrize("words", [
@@ -169,11 +246,11 @@ def test_noise_that_epsilon_does_not_allow_is_one_line_before_the_run() -> None:
 
 
 @pytest.mark.parametrize("words, line", [
-    (["privacy.clip=0"], r"privacy.clip=0.0: expected a number in \(0, inf\)"),
+    (["privacy.clip=0"], r"privacy.clip=0.0: expected a number in \[1e-06, 1000000000.0\]"),
     (["privacy.delta=1"], r"privacy.delta=1.0: expected a number in \(0, 1\)"),
     (["privacy.epsilon=-1"], r"privacy.epsilon=-1.0: expected a number in \(0, inf\)"),
     (["privacy.epsilon=null"], r"privacy=examples: neither privacy.epsilon nor privacy.noise is given"),
-    (["privacy.noise=-1", "privacy.epsilon=null"], r"privacy.noise=-1.0: expected a number in \(0, inf\)"),
+    (["privacy.noise=-1", "privacy.epsilon=null"], r"privacy.noise=-1.0: expected a number in \[1e-09, 1000000.0\]"),
     (["privacy.accountant=zcdp"], r"privacy.accountant=zcdp"),
     (["privacy.sigma=1"], r"privacy.sigma"),
 ])  # fmt: skip

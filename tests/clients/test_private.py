@@ -33,7 +33,7 @@ from tests.support.bank_runs import in_float64
 
 SCALE, RANK, CLIP = 2.0, 4, 0.7
 EXAMPLES = torch.tensor([3, 59, 17, 4, 28, 41, 8])
-QUIET = ExamplePrivacyConfig(clip=1e9, noise=1e-30, epsilon=None)
+QUIET = ExamplePrivacyConfig(clip=30, noise=1e-9, epsilon=None)
 
 
 @pytest.fixture
@@ -107,6 +107,17 @@ def test_the_clipped_sum_is_that_of_a_loop_over_the_examples(make, plain_client,
         # the images are normalised in float32 before the bank has them in float64
         sum_ = dataclasses.replace(round, clip=clip).clipped_sum(_places(), 0)
         torch.testing.assert_close(sum_, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_whose_squares_underflow_is_clipped_too(make, tiny_vit: Backbone, monkeypatch) -> None:
+    """In float32 its norm was zero, and nothing of it was clipped: a server reads what it likes under a small clip."""
+    round = make(tiny_vit)
+    small = torch.full((len(EXAMPLES), 21698), 1e-25)
+    assert float(small[0].norm()) == 0.0, "as float32 has it"
+    monkeypatch.setattr(PrivateRound, "gradients", lambda self, places, step: small[places])
+    for clip in (1e-30, 1e-24):
+        found = dataclasses.replace(round, clip=clip).clipped_sum(_places(), 0)
+        assert float(found.double().norm()) == pytest.approx(len(EXAMPLES) * min(clip, 1.473e-23), rel=1e-3)
 
 
 def test_clipping_the_batch_as_one_is_not_the_clipped_sum(make, plain_client, tiny_vit: Backbone) -> None:

@@ -66,7 +66,7 @@ def _released(round: PrivateRound, included: Tensor, privacy: ExamplePrivacyConf
 
 def _proven(privacy: ExamplePrivacyConfig) -> float:
     """The lower bound on ε, at 95 % confidence, that one run proves."""
-    round, noise = _round(), Steps.of(CANARIES, CANARIES, 1, 1, privacy).noise
+    round, noise = _round(), Steps.of(CANARIES, SGDConfig(batch_size=CANARIES, epochs=1), 1, privacy).noise
     included = torch.rand(CANARIES, generator=torch.Generator().manual_seed(2)) < 0.5
     load(round.bank, [round.task], None, [])
     gradients = round.gradients(torch.arange(CANARIES), 0).double()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from clients.batches import normalise
 from clients.cohort import Cohort
 from clients.site import Site
-from clients.statistics import clip_gradients, measure
+from clients.statistics import clip, clip_gradients, measure
 from fedinit.adapters.bank import Bank
 from fedinit.errors import InputError
 from fedinit.initializers import INITIALIZERS, create_initializer
@@ -167,6 +167,16 @@ def test_an_image_adds_no_more_than_the_clip(tiny_vit, tiny_data, random_head):
     assert clip_gradients(x, y, None) is y
     longest = torch.einsum("btd,btk->bdk", clip_gradients(x, y, 0.1), x).flatten(1).norm(dim=1)
     assert float(longest.max()) <= 0.1 * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("clip_", [clip_gradients, lambda x, y, limit: clip(y.flatten(0, 1), limit).view_as(y)])
+def test_what_float32_has_no_squares_of_is_clipped_too(clip_):
+    """A head that a server makes up has gradients of 1e-25, whose norm was zero: noise for the clip hid nothing."""
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.ones(4, 1, 1), 1e-25 * torch.randn(4, 1, 9, generator=draw)
+    assert float(y.norm()) == 0.0, "as float32 has it"
+    found = clip_(x, y, 1e-30).double().flatten(1).norm(dim=1)
+    torch.testing.assert_close(found, torch.full((4,), 1e-30, dtype=torch.float64), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["gradient", "gradient_range", "gradient_rows"])

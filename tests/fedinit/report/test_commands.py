@@ -209,7 +209,7 @@ def test_report_says_where_it_is(sweep, tmp_path, capsys, monkeypatch):
     assert run(capsys, "report", str(sweep), str(one), "--output", str(target)) == (0, f"{target}: 9 runs\n", "")
     assert target.read_text() == "<p>9"
     code, out, err = run(capsys, "report", str(one), "--output", str(tmp_path / "no" / "x.html"))
-    assert code == 2 and out == "" and "cannot be written (No such file or directory)" in err
+    assert code == 2 and out == "" and f"cannot be written (there is no folder {tmp_path / 'no'})" in err
 
 
 def test_no_figure_is_the_best_across_different_seeds(tmp_path, capsys):

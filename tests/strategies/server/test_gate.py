@@ -13,6 +13,7 @@ from fedinit import wire
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
+from strategies.server.faults import fault_of_work
 from strategies.server.federation import client_ranks, federate
 from strategies.server.gate import Gate
 from tests.support.small import small_config
@@ -53,7 +54,7 @@ class Lossy(LocalGrid):
 def run(site: Site, lost, *words: str):
     grid, ledger = Lossy(Cohort(site), 3), Ledger()
     grid.lost = lost
-    config = small_config("client.max_steps=1", *words)
+    config = small_config(*words)
     return federate(config, grid, site.backbone, observers=[ledger]), ledger.lines, grid.asked
 
 
@@ -283,6 +284,8 @@ def test_of_two_clients_a_claim_makes_a_quarter_and_three_quarters(claim, weight
         for record in ("config", "metrics"):
             if deliveries[0][0].metadata.message_type in ("query.describe", "train") and record in replies[0].content:
                 replies[0].content[record]["num-examples"] = claim
+        if "steps" in (said := replies[0].content.get("metrics") or {}):
+            said["steps"] = 1  # of so many examples it would take no more
         return replies
 
     class Weights(Observer):
@@ -405,6 +408,25 @@ def test_a_second_introduction_and_a_strangers_change_nothing(site, twice):
     outcome = federate(small_config("rounds=1"), grid, site.backbone, observers=[ledger])
     assert outcome.final_hash == plain.final_hash
     assert {kind for kind, _ in ledger.lines} == {"node_refused"}
+
+
+def test_one_clients_drift_does_not_decide_the_rounds():
+    gate = Gate()
+    assert gate.drift([]) is None and gate.drift([0.0, 0.0]) == 0.0
+    assert gate.drift([1.0, 2.0, 3.0]) == pytest.approx(2.0, rel=1e-12)
+    assert gate.drift([1.0, 2.0, 3e38]) == pytest.approx((1 + 2 + 20) / 3, rel=1e-12)
+    assert gate.drift([0.0, 0.0, 3e38]) == 0.0, "of clients that start from the global factors"
+    assert Gate(enabled=False).drift([0.0, 0.0, 3e38]) == pytest.approx(1e38)  # the control
+
+
+WORK = [(4, 0, True), (5, 0, False), (2**40, 0, False), (1, 4 * 50 + 4096, True), (1, 2**40, False)]
+
+
+@pytest.mark.parametrize(("steps", "kept", "fits"), WORK)
+def test_more_work_than_a_client_has_is_none(steps, kept, fits):
+    fault = fault_of_work({"steps": steps, "optimizer-state": kept}, 4, 50)
+    assert (fault is None) == fits and (fits or fault[0] == "metrics")
+    assert fault_of_work({"steps": 2**40, "optimizer-state": 0}, None, 50) is None
 
 
 def test_a_loss_of_one_client_does_not_decide_that_of_the_round():

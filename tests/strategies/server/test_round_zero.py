@@ -111,7 +111,7 @@ def test_round_0_is_in_the_bytes_and_the_files(site, tmp_path, capsys):
 
 
 def test_cohort_and_client_app_measure_the_same(site):
-    config = small_config(*EVA, "rounds=1", "evaluation=none", "client.max_steps=1", "init.tokens=5")
+    config = small_config(*EVA, "rounds=1", "evaluation=none", "init.tokens=5")
     run_config = to_run_config(config)
 
     def one_by_one(deliveries):
