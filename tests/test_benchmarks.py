@@ -9,6 +9,8 @@ import torch
 
 from benchmarks import methods, pacs, robust
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
+from benchmarks.peers.work import Work, parts
+from clients.batches import plan
 from fedinit.config.attack import ATTACKS
 from fedinit.factors import Factors
 from fedinit.report.runs.significance import Sample
@@ -49,6 +51,17 @@ def test_the_formula_is_what_is_sent_but_for_headers(name, mixed):
         assert 0 <= sent - formula <= OVERHEAD * 4 * len(SHAPES), (way, sent, formula)
         # The control: a factor of another layer's size would not pass.
         assert formula > 0 and sent < formula + 4 * RANK * 40 * len(SHAPES) + OVERHEAD * len(SHAPES)
+
+
+@pytest.mark.parametrize("clients", [10, 50, 100])
+def test_peers_do_the_same_work(clients):
+    """As many steps of as many images a client: with two epochs fedinit took its images twice where they were few."""
+    work = Work(clients, rounds=1, steps=5, batch=8)
+    plain = [[len(b) for b in torch.randperm(len(images)).split(work.batch)[: work.steps]] for images, _ in parts(work)]
+    config = work.config()
+    data = config.data.load(1, (32, 32), config.seed)
+    ours = [plan(part.train, config.client, 0, 1, part.client) for part in config.partition.cut(data, config.seed)]
+    assert [[len(batch) for batch in batches] for batches in ours] == plain
 
 
 def _factors(draw: torch.Generator, d: int, k: int) -> Factors:

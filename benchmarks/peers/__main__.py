@@ -3,10 +3,10 @@
     python -m benchmarks.peers [--quick] [--clients 10 50 100]
 
 Every contestant is a process of its own; they take turns, and the median of the turns counts, with the spread of them
-beside it. A client is a glyph ViT with adapters on digits, five SGD steps of
-eight images a round, all clients in every round, FedAvg of adapters and head, no evaluation.
+beside it. A client is a glyph ViT with adapters on digits, an epoch of SGD steps of eight images a round, five steps at
+most, all clients in every round, FedAvg of adapters and head, no evaluation.
 
-fedinit           this engine: banks on lanes, `engine.*` as it stands by default
+fedinit           this engine: banks on lanes, of five clients, the fastest here
 fedinit, ray      the same with engine=ray; of rounds in which nobody trains there is none
 plain loop        plain torch, a client at a time, all cores inside each operation
 pfl, one process  pfl-research, likewise

@@ -21,7 +21,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Work:
-    """clients train `steps` batches of `batch` images a round, all of them in every round.
+    """clients train `steps` batches of `batch` images a round, or as many as their images make, all of them in every
+    round.
 
     steps: 0: nobody trains, so that a round is what the framework itself takes.
     """
@@ -43,12 +44,14 @@ class Work:
             "client=sgd",
             f"client.lr={RATE}",
             f"client.batch_size={self.batch}",
+            "client.epochs=1",  # where a client has fewer images than `steps` batches, nobody takes them twice
             f"client.max_steps={max(self.steps, 1)}",
             "evaluation=none",
             "evaluation.head_alone=false",
             "strategy.diagnostics=false",
             "report=none",
             "logger=none",
+            "engine.clients_per_bank=5",
         ]
 
     def config(self, *words: str) -> Config:
