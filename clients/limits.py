@@ -60,7 +60,7 @@ class Keeper:
         least = self.limits.min_images
         with self._book() as book:
             if len(train) < least:
-                few = f"the run's partition leaves this site fewer images than its min-images={least}"
+                few = "the run's partition leaves this site fewer images than its min-images"
                 raise Cut(few, self._named(book, train))
             counts = book["runs"].setdefault(self._run, {})
             if not counts.get("partition"):  # once a run: it takes a look at every image
@@ -72,7 +72,7 @@ class Keeper:
         client, least = self.site.config.client, self.limits.min_images
         seen = len(train) if client.max_steps is None else min(len(train), client.max_steps * client.batch_size)
         if seen < least:
-            raise Limited(f"an update would be of fewer images than this site's min-images={least}")
+            raise Limited("an update would be of fewer images than this site's min-images")
 
     def measure(self, request: Request, train: Tensor) -> tuple[Request, Tensor]:
         """The request as this site answers it, and the images (m,) that it is over, of those of the client; counted.
@@ -81,17 +81,13 @@ class Keeper:
         limits, sampling = self.limits, request.sampling
         for name in sorted({*request.layers.values()}):
             if not limits.answers_to(name):
-                raise Limited(f"this site does not answer statistics {name!r}: statistics={limits.statistics}")
+                raise Limited(f"this site does not answer statistics {name!r}: its statistics are others")
         if sampling.tokens is not None and limits.tokens == "all":
             raise Limited(f"this site answers over all tokens of an image, not over {sampling.tokens}: tokens=all")
         if (sampling.clip or float("inf")) > limits.max_clip:
-            raise Limited(
-                f"this site answers with a clip of max-clip={limits.max_clip:g} at the most, asked {sampling.clip}"
-            )
+            raise Limited(f"this site answers with a smaller clip, its max-clip, asked {sampling.clip}")
         if sampling.noise < limits.min_noise:
-            raise Limited(
-                f"this site answers with noise of min-noise={limits.min_noise:g} or more, asked {sampling.noise}"
-            )
+            raise Limited(f"this site answers with more noise, its min-noise, asked {sampling.noise}")
         if "losses" in request.layers.values() and not limits.evaluations:
             raise Limited("this site is not evaluated, evaluations=0, and the statistic 'losses' is an evaluation")
         self._check_counted("statistics")
@@ -118,7 +114,7 @@ class Keeper:
         self._check_counted("evaluations")
         with self._book() as book:
             if domains.unique(return_counts=True)[1].min() < least:
-                few = f"the run's partition leaves this site fewer test images than its min-test-images={least}"
+                few = "the run's partition leaves this site fewer test images than its min-test-images"
                 raise Cut(f"{few}, of a domain", self._named(book, test))
             self._count(book, "evaluations", limits.evaluations_per_run, limits.evaluations)
             for domain in domains.unique():  # each has an answer of its own
@@ -127,7 +123,7 @@ class Keeper:
     def _check_counted(self, kind: str) -> None:
         """Raise Limited for answers that no ε counts, of a site that gives nothing else."""
         if self.limits.max_epsilon < math.inf:
-            raise Limited(f"this site answers no {kind}, which no ε counts: max-epsilon={self.limits.max_epsilon:g}")
+            raise Limited(f"this site answers no {kind}, which no ε counts: it has a max-epsilon")
 
     def check_privacy(self, epsilon: float, delta: float, images: int) -> None:
         """Raise Limited for training that makes the run's ε more than this site gives, or has a δ that is none.
@@ -135,7 +131,7 @@ class Keeper:
         epsilon: of the run so far, at delta; infinity where it has no privacy. images: that are trained on."""
         most = self.limits.max_epsilon
         if epsilon > most:
-            raise Limited(f"this site trains with privacy=examples, and to an ε of max-epsilon={most:g} in a run")
+            raise Limited("this site trains with privacy=examples, to less ε in a run: its max-epsilon")
         if most < math.inf and delta * images > 1:
             raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
 
@@ -175,8 +171,8 @@ class Keeper:
                 before = answered.setdefault(key, [])
                 if means not in before and len(before) >= most:
                     raise Limited(
-                        f"this site has answered the second phase of {named} for other means, and "
-                        f"projections-per-round={most}"
+                        f"this site has answered the second phase of {named} for other means, as often as its "
+                        "projections-per-round"
                     )
                 answered[key] = sorted({*before, means})
 
@@ -204,7 +200,7 @@ class Keeper:
         counts = book["runs"].setdefault(run, {}).setdefault(kind, 0), book["all"].setdefault(kind, 0)
         for count, limit, where in ((counts[0], a_run, "this run"), (counts[1], in_all, "all runs")):
             if count >= limit:
-                raise Limited(f"this site has answered {count} questions for {kind} in {where}, which is its limit")
+                raise Limited(f"this site answers no more questions for {kind} in {where}: that is its limit")
         book["runs"][run][kind], book["all"][kind] = counts[0] + 1, counts[1] + 1
 
     def _views(self, request: Request) -> int:
@@ -220,7 +216,7 @@ class Keeper:
         same rows in one answer, which count as its `views`."""
         least, spent = self.limits.min_noise, book["all"].get("precision", 0.0) + views * noise**-2
         if spent > (1 + 1e-9) * least**-2:
-            raise Limited(f"this site's answers together would have less noise than min-noise={least:g}")
+            raise Limited("this site's answers together would have less noise than its min-noise")
         book["all"]["precision"] = spent
 
     def _enter(
@@ -233,7 +229,7 @@ class Keeper:
         pixels = [*self.site.data.fingerprints(images, book["key"])]
         asked = {*self.site.data.origins(images, pixels, book["key"])}
         what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
-        limit, whole = f"the {least} of this site's limits", images if about is None else about
+        limit, whole = "this site's limits allow", images if about is None else about
         if min(len(asked), len({*pixels})) < least:
             raise Cut(f"{what} over fewer distinct images than {limit}", self._named(book, whole))
         cells = cut_by(book["cells"].get(kind, []), asked)
@@ -254,8 +250,8 @@ class Keeper:
                 book = opened(before)
                 if book["all"].get("refusals", 0) >= self.limits.refusals:
                     raise Limited(
-                        f"this site has refused {self.limits.refusals} sets of images that are a few or differ by a "
-                        "few, which is its limit: it answers nothing more"
+                        "this site has refused so many sets of images that are a few or differ by a few, its refusals, "
+                        "that it answers nothing more"
                     )
                 try:
                     yield book

@@ -117,6 +117,7 @@ def test_nothing_is_left_and_the_run_is_what_it_was(tmp_path, capsys):
         ("init=eva", "head=ridge"),
         ("strategy=head_alone",),
         ("partition=pooled", "strategy=ffa_lora"),
+        ("privacy=examples", "rounds=1", "evaluation=none"),  # whose ε is spent after one round
         ("partition=dirichlet", "partition.clients=30", "participation=0.2"),
     ],
     ids=lambda words: words[0],

@@ -228,6 +228,19 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
         (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
         (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
+        (
+            ["secure_aggregation=secagg", "strategy=fedit", "participation=0.5"],
+            "secure_aggregation=secagg: a round has 2 clients (of 3, at participation=0.5); have 3 or more in one",
+        ),
+        (["attack=scaled", "attack.count=9"], "attack=scaled: all of the 3 clients would attack; leave one honest"),
+        (
+            ["attack=scaled", "attack.clients=[9]"],
+            "attack.clients=[9]: expected one or more of the partition ids 0 to 2",
+        ),
+        (
+            ["robust=trust", "robust.root=1", "attack=scaled", "attack.clients=[1]"],
+            "attack=scaled: client 1 would attack, which robust.root=1 vouches for",
+        ),
         (["quorum=7"], "quorum=7: there are 3 clients"),
         (
             ["weighting=norm", "+strategy.weighting=uniform"],

@@ -18,7 +18,8 @@ OFF = "limits"  # the setting that takes all of them off, "off": on one's own ma
 
 
 class Limited(Refused):
-    """What a server asks for is more than the site gives. The message names the limit, and nothing of the images."""
+    """What a server asks for is more than the site gives. The message names the limit, not
+    what it is set to, and nothing of the images."""
 
     code = Code.limit
 

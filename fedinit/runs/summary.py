@@ -32,8 +32,19 @@ def _is_summary(values: Any) -> bool:
     score, alone = values.get("score"), values.get("head_alone")
     if not isinstance(score, str) or score not in SCORES or not all(_is_number(values.get(key)) for key in _NUMBERS):
         return False
-    adapter = values.get("adapter", "")
-    return isinstance(adapter, str) and _is_scored(values, score) and (alone is None or _is_head_alone(values, alone))
+    adapter, missing = values.get("adapter", ""), values.get("not_scored", [])
+    if not isinstance(adapter, str) or not isinstance(missing, list) or not all(isinstance(d, str) for d in missing):
+        return False
+    if not _is_spent(values.get("privacy")):
+        return False
+    return _is_scored(values, score) and (alone is None or _is_head_alone(values, alone))
+
+
+def _is_spent(privacy: Any) -> bool:
+    if not isinstance(privacy, dict) or privacy.get("unit") != "example":
+        return privacy is None or isinstance(privacy, dict)
+    numbers = all(_is_number(privacy.get(key)) for key in ("epsilon", "delta"))
+    return numbers and isinstance(privacy.get("epsilon_by_client"), dict)
 
 
 def _is_head_alone(values: Mapping[str, Any], alone: Any) -> bool:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.adapters.kinds import KINDS
+from fedinit.config.attack import AttackConfig
 from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
@@ -23,6 +24,7 @@ from fedinit.models import Backbone
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
+from fedinit.secagg.messages import LEAST
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
 from fedinit.transport.introduction import Introduction
@@ -73,13 +75,27 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
 
 
 def check_clients(config: Config, examples: Mapping[int, int]) -> None:
-    """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}."""
+    """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}, or
+    other ones."""
     if isinstance(config.quorum, int) and config.quorum > len(examples):
         raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
     rule = create_robust(config.robust.name, config.robust.options)
     asked = sorted(examples)[: sample_size(config.participation, len(examples))]
     if rule is not None and (fault := rule.fault(asked)):
         raise InputError(f"robust={config.robust.name} cannot judge a round of {len(asked)} clients: {fault}")
+    if isinstance(config.secure_aggregation, SecAggConfig) and len(asked) < LEAST:
+        raise InputError(
+            f"secure_aggregation=secagg: a round has {len(asked)} clients (of {len(examples)}, at "
+            f"participation={config.participation:g}); have {LEAST} or more in one, for of two each knows the other's "
+            "update from their sum"
+        )
+    if isinstance(config.attack, AttackConfig):
+        bad = config.attack.attackers(len(examples), config.seed)
+        if config.robust.name == "trust" and (root := getattr(rule, "root", None)) in bad:
+            raise InputError(
+                f"attack={config.attack.name}: client {root} would attack, which robust.root={root} vouches for; "
+                f"give attack.clients=[…] without it, or another robust.root"
+            )
     client_ranks(config, examples)
 
 
@@ -300,5 +316,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spendin
         privacy=spent,
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
         epsilon=spending.epsilon,
+        left_out=tally.left_out,
         delta=privacy.delta if isinstance(privacy, ExamplePrivacyConfig) else None,
     )

@@ -16,6 +16,10 @@ from fedinit.scores import SCORES, Score
 from fedinit.state.checkpoint import State
 from strategies.aggregator import Aggregate
 
+# Of the ledger: updates and evaluations that did not count, of a client.
+LEFT_OUT = ("refused", "evaluation_failed")
+NOT_OF_EXAMPLES = "not counted: how many examples a client has, and the names of its classes and domains"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -35,6 +39,7 @@ class Outcome:
     accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
     epsilon: {client: ε of its examples so far}; empty where they have no privacy.
     delta: of each ε.
+    left_out: {kind of event: {client: how often}} of updates and evaluations that did not count.
     """
 
     aggregate: Aggregate
@@ -53,6 +58,7 @@ class Outcome:
     accepted: Mapping[int, int] = field(default_factory=dict)
     epsilon: Mapping[int, float] = field(default_factory=dict)
     delta: float | None = None
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
         """What is exported. by_client: {client: {layer: its factors}}, where clients have their own and they are at
@@ -81,8 +87,15 @@ class Outcome:
             "trainable_parameters": self.trainable,
             "diagnostics": dict(self.aggregate.diagnostics),
             "start": dict(self.start),
+            **({"not_scored": missing} if (missing := self.not_scored) else {}),
+            **({"left_out": {kind: dict(rounds) for kind, rounds in self.left_out.items()}} if self.left_out else {}),
             **self._privacy(),
         }
+
+    @property
+    def not_scored(self) -> list[str]:
+        """The domains that the score is without, since nobody's test images of them counted."""
+        return [] if self.score is None else [d for d in self.roster.domain_names if d not in self.score.by_domain]
 
     def _privacy(self) -> dict[str, Any]:
         if not self.epsilon:
@@ -92,16 +105,26 @@ class Outcome:
                 "unit": "example",
                 "epsilon": max(self.epsilon.values()),
                 "delta": self.delta,
+                "neighbours": "with and without one example of a client",
+                "detail": NOT_OF_EXAMPLES,
                 "epsilon_by_client": {str(client): value for client, value in sorted(self.epsilon.items())},
             }
         }
 
 
 class Tally(Observer):
-    """Remembers the score of the last round and the seconds of all rounds, over restarts too."""
+    """Remembers the score of the last round, the seconds of all rounds, and who was left out, over restarts too."""
 
     score: Score | None = None
     seconds: float = 0.0
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, dict[str, int]] = {}
+
+    def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if kind in LEFT_OUT and "client" in facts:
+            counts, client = self.left_out.setdefault(kind, {}), str(facts["client"])
+            counts[client] = counts.get(client, 0) + 1
 
     def round_zero_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
@@ -112,12 +135,15 @@ class Tally(Observer):
 
     def snapshot(self) -> State:
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}
+        if self.left_out:
+            facts["left_out"] = {kind: dict(counts) for kind, counts in self.left_out.items()}
         if self.score is not None:
             facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
         return State(facts=facts)
 
     def restore(self, state: State) -> None:
         self.seconds = state.facts["seconds"]
+        self.left_out = {kind: dict(counts) for kind, counts in state.facts.get("left_out", {}).items()}
         self.score = None
         if state.facts["score"] is not None:
             name, part, whole = state.facts["score"]

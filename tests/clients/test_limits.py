@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import stat
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients import client_app
 from clients.cohort import Cohort
+from clients.limits import Keeper
 from clients.site import Site
 from fedinit.config import limits
 from fedinit.config.flower import to_run_config
@@ -33,17 +35,17 @@ def site() -> Site:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (dict(examples=1, min_examples=1), "over fewer distinct images than the 16"),
-        (dict(examples=15, min_examples=1), "over fewer distinct images than the 16"),
-        (dict(examples=64, share=0.01, min_examples=1), "over fewer distinct images than the 16"),
+        (dict(examples=1, min_examples=1), "over fewer distinct images than this site's limits"),
+        (dict(examples=15, min_examples=1), "over fewer distinct images than this site's limits"),
+        (dict(examples=64, share=0.01, min_examples=1), "over fewer distinct images than this site's limits"),
         (dict(examples=64, tokens=1), "over all tokens of an image, not over 1"),
         (
             dict(source="features", name="class_sums", examples=1, min_examples=1),
-            "over fewer distinct images than the 16",
+            "over fewer distinct images than this site's limits",
         ),
         (
             dict(source="gradients", name="gradient", examples=1, min_examples=1),
-            "over fewer distinct images than the 16",
+            "over fewer distinct images than this site's limits",
         ),
     ],
 )
@@ -138,12 +140,12 @@ def test_noise_is_the_same_for_the_same_sums_whatever_the_seed(site):
     [
         (dict(statistics="none"), {}, "does not answer statistics 'gram'"),
         (dict(statistics="class_sums,nystrom"), {}, "does not answer statistics 'gram'"),
-        (dict(max_clip=2.0), {}, "max-clip=2 at the most, asked None"),
-        (dict(max_clip=2.0), dict(clip=3.0), "max-clip=2 at the most, asked 3.0"),
-        (dict(min_noise=1.0), dict(clip=1.0, noise=0.5), "min-noise=1 or more, asked 0.5"),
-        (dict(min_images=100), dict(examples=64), "over fewer distinct images than the 100"),
-        (dict(answers_per_run=0), {}, "has answered 0 questions for statistics in this run"),
-        (dict(answers=0), {}, "has answered 0 questions for statistics in all runs"),
+        (dict(max_clip=2.0), {}, "a smaller clip, its max-clip, asked None"),
+        (dict(max_clip=2.0), dict(clip=3.0), "a smaller clip, its max-clip, asked 3.0"),
+        (dict(min_noise=1.0), dict(clip=1.0, noise=0.5), "more noise, its min-noise, asked 0.5"),
+        (dict(min_images=100), dict(examples=64), "over fewer distinct images than this site's limits"),
+        (dict(answers_per_run=0), {}, "answers no more questions for statistics in this run"),
+        (dict(answers=0), {}, "answers no more questions for statistics in all runs"),
     ],
 )
 def test_a_site_sets_its_own_limits(site, own, asked, said):
@@ -164,14 +166,14 @@ def test_answers_are_counted_in_a_run_and_in_all(site, folder, tmp_path):
     own = dict(answers_per_run=3, answers=5, **({"state_dir": str(tmp_path / "state")} if folder else {}))
     ask = Asker(site, **own)
     assert [ask(seed=seed).has_content() for seed in range(5)] == [True] * 3 + [False] * 2
-    refused(ask(), "has answered 3 questions for statistics in this run")
+    refused(ask(), "answers no more questions for statistics in this run")
     if folder:
         (book,) = (tmp_path / "state").glob("answers-client-0.json")
         assert stat.S_IMODE(book.stat().st_mode) == 0o600 and json.loads(book.read_text())["all"] == {"statistics": 3}
         other = Site(dataclasses.replace(site.config, seed=7))
         ask = Asker(other, **own)  # another run, another process
         assert [ask(seed=seed).has_content() for seed in range(3)] == [True, True, False]
-        refused(ask(), "has answered 5 questions for statistics in all runs")
+        refused(ask(), "answers no more questions for statistics in all runs")
         book.write_text("{")
         refused(ask(), "site; the site's log says why", Code.site)
 
@@ -192,7 +194,7 @@ def test_a_few_test_images_are_not_evaluated_on_and_their_client_trains(site):
 
     keeper = Keeper(site, Limits(min_test_images=8), Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
     keeper.check_partition(site.partitions[0].train)
-    with pytest.raises(Limited, match="leaves this site fewer test images than its min-test-images=8, of a domain"):
+    with pytest.raises(Limited, match="leaves this site fewer test images than its min-test-images, of a domain"):
         keeper.evaluate(site.partitions[0].test[:7])
 
 
@@ -217,9 +219,9 @@ def test_evaluations_are_counted_and_over_as_many_images():
     assert not errors and outcome.score is not None
     outcome, errors = run(evaluations=0)
     assert outcome.score is None and [e.code for e in errors] == [Code.limit] * 6  # three rounds of two clients
-    assert "has answered 0 questions for evaluations in all runs" in errors[0].reason
+    assert "answers no more questions for evaluations in all runs" in errors[0].reason
     _, errors = run(evaluations_per_run=2)
-    assert [e.code for e in errors] == [Code.limit] * 2 and "2 questions for evaluations in this run" in errors[
+    assert [e.code for e in errors] == [Code.limit] * 2 and "no more questions for evaluations in this run" in errors[
         0
     ].reason
 
@@ -244,9 +246,9 @@ def test_a_thousand_are_answered_in_all_runs(site, kind, a_run):
         said.append(str(refused_at.value))
     assert answered == [a_run] * (1000 // a_run) + [0]
     assert {*said[: 1000 // a_run - 1]} == {
-        f"this site has answered {a_run} questions for {kind} in this run, which is its limit"
+        f"this site answers no more questions for {kind} in this run: that is its limit"
     }
-    assert said[-1] == f"this site has answered 1000 questions for {kind} in all runs, which is its limit"
+    assert said[-1] == f"this site answers no more questions for {kind} in all runs: that is its limit"
 
 
 def test_an_evaluation_of_nearly_the_same_images_is_refused(site):
@@ -294,3 +296,26 @@ def test_the_limits_are_printed_at_start(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "limits: statistics=all min-images=20 min-test-images=8 min-class-images=4 tokens=all" in said
     client_app._cohort.cache_clear()
+
+
+SET = {"min_images": 77, "min_class_images": 77, "min_test_images": 777, "max_clip": 0.77, "min_noise": 7.7}
+SET |= dict.fromkeys(("answers", "answers_per_run", "evaluations", "evaluations_per_run", "refusals"), 0)
+SET |= {"max_epsilon": 0.77, "projections_per_round": 0}
+
+
+def test_a_refusal_says_no_value_that_the_site_set(site):
+    """The limit's name leaves the site, and what the server asked; nothing of what it is set to."""
+    images, said = site.partitions[0].train[:30], []
+    asked = Request(source="inputs", layers=dict.fromkeys(site.targets, "gram"), shapes=site.targets, seed=0)
+    for key, value in SET.items():
+        keeper = Keeper(site, Limits(**{key: value}), Context(1, 1, {"partition-id": 0}, RecordDict(), {}))
+        questions = {
+            "measure": (asked, images), "evaluate": (images,), "check_partition": (images,), "check_batches": (images,),
+            "check_privacy": (5.0, 1e-5, 30), "project": (1, "u", "m"),
+        }  # fmt: skip
+        for name, given in questions.items():
+            try:
+                getattr(keeper, name)(*given)
+            except limits.Limited as refusal:
+                said.append(str(refusal).replace("of round 1", "").replace("asked 0.0", ""))
+    assert len(said) > 12 and not [text for text in said if re.search(r"\d", text)], said

@@ -96,7 +96,7 @@ def test_a_run_that_deals_a_few_images_otherwise_is_refused(site):
     with pytest.raises(Limited, match="training that differ from earlier ones by fewer images"):
         other.check_partition(train[11:])
     other.check_partition(train[10 + SEEN :])
-    with pytest.raises(Limited, match="training over fewer distinct images than the 16"):
+    with pytest.raises(Limited, match="training over fewer distinct images than this site's limits"):
         keeper(site).check_partition(torch.cat([train[:12], train[:12]]))
 
 
@@ -112,7 +112,7 @@ def test_a_class_of_a_few_images_has_no_sum_of_its_own(site):
     labels = site.data.labels[site.partitions[0].train]
     few = torch.cat([site.partitions[0].train[labels == 0][:3], site.partitions[0].train[labels == 1][:40]])
     sums = about_head("class_sums", (10, 24))
-    with pytest.raises(Limited, match="statistics of a class over fewer distinct images than the 4"):
+    with pytest.raises(Limited, match="statistics of a class over fewer distinct images than this site's limits"):
         asked.measure(sums, few)
     keeper(site, min_class_images=1).measure(sums, few)
     assert ask(source="features", name="class_sums").has_content()
@@ -122,7 +122,7 @@ def test_noise_is_of_all_answers_together(site):
     """n answers with the noise σ, each fresh by a slightly other clip, have the mean of one with σ/√n."""
     ask = Asker(site, min_noise=1.0)
     assert ask(clip=1.0, noise=1.0).has_content()
-    refused(ask(clip=0.999, noise=1.0), "answers together would have less noise than min-noise=1")
+    refused(ask(clip=0.999, noise=1.0), "answers together would have less noise than its min-noise")
     ask = Asker(site, min_noise=1.0)
     assert all(ask(clip=1.0 - 0.001 * i, noise=2.0).has_content() for i in range(4))
     refused(ask(clip=0.5, noise=100.0), "answers together")
@@ -131,7 +131,7 @@ def test_noise_is_of_all_answers_together(site):
 
 
 def test_with_an_epsilon_nothing_is_answered_that_it_does_not_count(site):
-    refused(Asker(site, max_epsilon=1.0)(), "answers no statistics, which no ε counts: max-epsilon=1")
+    refused(Asker(site, max_epsilon=1.0)(), "answers no statistics, which no ε counts: it has a max-epsilon")
     with pytest.raises(Limited, match="answers no evaluations, which no ε counts"):
         keeper(site, max_epsilon=1.0).evaluate(site.partitions[0].test)
 
@@ -145,7 +145,7 @@ def test_an_update_of_a_few_images_is_not_made(site, words, few):
     if not few:
         asked.check_batches(train)
         return
-    with pytest.raises(Limited, match="an update would be of fewer images than this site's min-images=16"):
+    with pytest.raises(Limited, match="an update would be of fewer images than this site's min-images$"):
         asked.check_batches(train)
 
 

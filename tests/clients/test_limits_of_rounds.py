@@ -85,7 +85,7 @@ def test_a_site_answers_one_question_of_a_second_phase_a_round(tmp_path):
     same, other = ask(1.0), ask(2.0)
     assert wire.to_bytes(same.content) == wire.to_bytes(first.content)
     assert other.has_error() and other.error.code == Code.limit
-    assert "second phase of round 1 for other means, and projections-per-round=1" in other.error.reason
+    assert "second phase of round 1 for other means, as often as its projections-per-round" in other.error.reason
 
 
 def test_an_update_is_asked_about_once_whatever_the_round_is_called(tmp_path):

@@ -184,15 +184,15 @@ def test_refusals_that_tell_something_are_counted(site, tmp_path):
         source="inputs", layers={LAYER: "gram"}, shapes={LAYER: (24, 24)}, seed=0, sampling=Sampling()
     ), train)  # fmt: skip
     for left_out in range(1, 4):
-        with pytest.raises(Limited, match="that differ from earlier ones by fewer images than the 16"):
+        with pytest.raises(Limited, match="that differ from earlier ones by fewer images than this site's limits"):
             asked.measure(request, train[left_out:])
     for again in (asked, keeper(site, tmp_path, refusals=3)):
-        with pytest.raises(Limited, match="has refused 3 sets of images .* it answers nothing more"):
+        with pytest.raises(Limited, match="has refused so many sets of images .* it answers nothing more"):
             again.measure(request, train)
     other = keeper(site, tmp_path / "other", refusals=3)
     other.limits = dataclasses.replace(other.limits, answers_per_run=0)
     for _ in range(5):  # what says nothing of images is none of them
-        with pytest.raises(Limited, match="has answered 0 questions"):
+        with pytest.raises(Limited, match="answers no more questions"):
             other.measure(request, train)
 
 
@@ -259,7 +259,7 @@ def test_refusals_are_counted_where_the_book_is_in_memory_too(site, tmp_path, mo
     replies = [ask(source="features", name="class_sums", examples=count) for count in range(110, 30, -5)]
     said = [reply.error.reason for reply in replies if reply.has_error()]
     tell = [reason for reason in said if "a class that differ from earlier ones by fewer images" in reason]
-    assert len(tell) == 2 and "has refused 2 sets of images" in said[-1], said
+    assert len(tell) == 2 and "has refused so many sets of images" in said[-1], said
 
 
 def test_a_refusal_says_no_number_and_the_same_one_again_tells_nothing_new(site, tmp_path):
@@ -268,11 +268,11 @@ def test_a_refusal_says_no_number_and_the_same_one_again_tells_nothing_new(site,
     ask = Asker(site, **few)
     said = [ask(source="features", name="class_sums", examples=count).error.reason for count in (110, 110, 110, 80, 50)]
     assert {reason.partition(": ")[2] for reason in said[:4]} == {
-        "statistics of a class over fewer distinct images than the 60 of this site's limits"
+        "statistics of a class over fewer distinct images than this site's limits allow"
     }
     (book,) = tmp_path.glob("answers-client-0.json")
     assert json.loads(book.read_text())["all"] == {"refusals": 3}
-    refused(ask(), "this site has refused 3 sets of images that are a few or differ by a few")
+    refused(ask(), "this site has refused so many sets of images that are a few or differ by a few")
 
 
 def test_one_set_of_images_is_refused_once_for_all_runs(site, tmp_path):
@@ -280,9 +280,9 @@ def test_one_set_of_images_is_refused_once_for_all_runs(site, tmp_path):
     train = site.partitions[0].train
     for lr in (0.1, 0.2, 0.3):
         other = Site(dataclasses.replace(site.config, client=dataclasses.replace(site.config.client, lr=lr)))
-        with pytest.raises(Limited, match="fewer images than its min-images=16"):
+        with pytest.raises(Limited, match="fewer images than its min-images$"):
             keeper(other, tmp_path).check_partition(train[:9])
-    with pytest.raises(Limited, match="fewer images than its min-images=16"):
+    with pytest.raises(Limited, match="fewer images than its min-images$"):
         keeper(site, tmp_path).check_partition(train[:8])  # the control: another set
     (book,) = tmp_path.glob("answers-client-0.json")
     assert json.loads(book.read_text())["all"] == {"refusals": 2}
@@ -304,7 +304,7 @@ def test_layers_with_one_input_count_as_so_many_answers(site, tmp_path, monkeypa
     asked.measure(request, train)
     (book,) = tmp_path.glob("answers-client-0.json")
     assert json.loads(book.read_text())["all"] == {"statistics": 2, "precision": 0.75}
-    with pytest.raises(Limited, match="answers together would have less noise than min-noise=1"):
+    with pytest.raises(Limited, match="answers together would have less noise than its min-noise"):
         asked.measure(request, train)
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from fedinit.runs.summary import summary_of
 from fedinit.runs.table import print_summary
 
 
-def printed(domains: int, names: Sequence[str] = ()) -> list[str]:
+def printed(domains: int, names: Sequence[str] = (), **more: Any) -> list[str]:
     scores = {name: float(i) for i, name in enumerate(names or [f"domain{i}" for i in range(domains)])}
     figures = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": scores}
     head = {"accuracy": 25.0, "accuracy_by_domain": dict.fromkeys(scores, 99.0)}
@@ -19,7 +23,7 @@ def printed(domains: int, names: Sequence[str] = ()) -> list[str]:
     sent = {"trainable_parameters": 1, "bytes_up": 1, "bytes_down": 1, "head_alone": head}
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     with console.capture() as captured:
-        print_summary(console, figures | what | sent, "outputs/x")
+        print_summary(console, figures | what | sent | more, "outputs/x")
     return captured.get().splitlines()
 
 
@@ -44,3 +48,25 @@ def test_a_domain_has_its_name_whatever_it_is(more):
     names = ["[red]", "a [/b]", "[/x]", "c\\", "d\ne", *map(str, range(more))]
     text = "\n".join(printed(0, names))
     assert all(name in text for name in ("[red]", "a [/b]", "[/x]", "c\\", "d\ufffde"))
+
+
+def test_what_the_score_is_without_and_what_was_spent_is_said():
+    spent = {"unit": "example", "epsilon": 7.993, "delta": 1e-5, "epsilon_by_client": {"0": 7.993, "1": 3.0}}
+    lines = printed(2, not_scored=["sketch", "photo"], privacy=spent)
+    assert "not scored: sketch, photo; the average is without them" in lines
+    assert "privacy of examples: ε 7.99 at δ 1e-05, the most of 2 clients" in lines
+    assert "scored" not in "".join(printed(2)) and "privacy" not in "".join(printed(2))  # the control
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"not_scored": "x"}, {"not_scored": [3]}, {"privacy": "no"}, {"privacy": {"unit": "example"}},
+     {"privacy": {"unit": "example", "epsilon": "much", "delta": 1e-5, "epsilon_by_client": {}}}],
+)  # fmt: skip
+def test_a_summary_that_cannot_be_shown_is_none(tmp_path: Path, damage: dict[str, Any]):
+    figures = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": {"a": 1.0}, "final_hash": "f"}
+    what = {"strategy": "fedit", "data": "digits", "model": "vit", "rounds": 1, "clients": 2, "seconds": 1.0}
+    whole = figures | what | {"trainable_parameters": 1, "bytes_up": 1, "bytes_down": 1}
+    for values, is_one in ((whole, True), (whole | damage, False)):
+        (tmp_path / "summary.json").write_text(json.dumps(values))
+        assert (summary_of(tmp_path) is not None) == is_one

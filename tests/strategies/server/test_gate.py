@@ -145,6 +145,10 @@ def test_evaluations_are_judged_too(site):
         ("evaluation_failed", 1, "missing_record"),
     ]
     assert list(outcome.score.whole) == ["thick"]
+    told = outcome.summary()
+    assert told["not_scored"] == ["plain", "inverted"] and told["left_out"] == {"evaluation_failed": {"0": 1, "1": 1}}
+    whole = federate(config, LocalGrid(cohort, 3), site.backbone).summary()
+    assert "not_scored" not in whole and "left_out" not in whole  # the control
 
 
 class Adding(LocalGrid):
