@@ -78,7 +78,10 @@ def without_encoding(source: Iterable[ast.AST]) -> list[int]:
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         opens = isinstance(call.func, ast.Name) and name == "open"
         modes = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
-        text = name in ("read_text", "write_text") or (opens and not any("b" in str(mode) for mode in modes))
+        of_path = isinstance(call.func, ast.Attribute)  # fedinit.opening's own says the encoding itself
+        text = (of_path and name in ("read_text", "write_text")) or (
+            opens and not any("b" in str(mode) for mode in modes)
+        )
         if text and not any(keyword.arg == "encoding" for keyword in call.keywords):
             lines.append(call.lineno)
     return lines

@@ -105,7 +105,7 @@ class Outcome:
                 "unit": "example",
                 "epsilon": max(self.epsilon.values()),
                 "delta": self.delta,
-                "neighbours": "with and without one example of a client",
+                "neighbours": "with and without one image",
                 "detail": NOT_OF_EXAMPLES,
                 "epsilon_by_client": {str(client): value for client, value in sorted(self.epsilon.items())},
             }

@@ -7,6 +7,7 @@ generator, since Flower's HttpGrid reads it twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -75,8 +76,8 @@ def for_training(
 
 
 def _steps(method: Method, examples: int | None) -> int | None:
-    """That a client with so many examples takes in a round; None: not known."""
-    return None if examples is None or method.client is None else method.client.steps(examples)
+    """That a client with so many examples takes in a round at most, by its epochs; None: not known."""
+    return None if examples is None or method.client is None else replace(method.client, max_steps=None).steps(examples)
 
 
 def for_evaluation(

@@ -320,7 +320,7 @@ def test_a_rank_that_is_no_power_of_two_halves_down_to_one():
     ("given", "message"),
     [
         ("by_exmples", "did you mean 'by_examples'... Choices: by_examples, halving"),
-        ("[4,a]", "adapter.ranks=a: expected a whole number"),
+        ("[4,a]", r"adapter.ranks\[1\]=a: expected a whole number"),
         ("[4,0]", "adapter.ranks=0: expected 1 or more"),
     ],
 )
