@@ -20,6 +20,7 @@ from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from fedinit.config.schema import Config
+    from fedinit.deploy.flower import Server
 
 SOON = 30  # days left of a certificate at which it is said how to renew it
 ABOUT = """Federations of real Flower nodes: keys, scripts, and what starts and shows a run."""
@@ -90,7 +91,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 def _run(options: argparse.Namespace, words: Sequence[str], console: Console) -> int:
     from fedinit.config import site as site_settings
     from fedinit.deploy import certificates, reaching
-    from fedinit.deploy.flower import CONNECTION, Server, show
+    from fedinit.deploy.flower import CONNECTION, Server
     from fedinit.deploy.local import run_locally
     from fedinit.runs import folder as run_folder
 
@@ -129,23 +130,34 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         server.wait(run)
         _show_result(config, server.folder / run_folder.place(config), console)
     else:
-        server = Server.at(options.folder)
-        for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
-            days = certificates.read_days_left(server.folder / file)
-            if days is not None:
-                soon = "; fedinit deploy renew makes another" if days < SOON and file == "server.crt" else ""
-                say(f"{name}: {days} days left{soon}")
-        if (shown := reaching.shown_certificate(server.facts["port"])) and server.facts["secure"]:
-            days = certificates.days_of_another(server.folder / "server.crt", shown)
-            if days is not None:
-                say(f"the SuperLink still shows another certificate, of {days} days left: start it again")
-        say("")
-        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
-            say(line)
-        say("")
-        for line in show(server.runs(), ("run-id", "status", "elapsed")):
-            say(line)
+        _status(Server.at(options.folder), say)
     return 0
+
+
+def _status(server: Server, say: Callable[[str], None]) -> None:
+    """The certificates first, which is what one looks for where no server answers. Raises DeployFailed there."""
+    from fedinit.deploy import certificates, reaching
+    from fedinit.deploy.flower import show
+
+    for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
+        certificate = certificates.read(server.folder / file)
+        if certificate is not None:
+            remedy = f"{certificates.renewal(server.folder)} makes another"
+            remedy = (
+                remedy if file == "server.crt" else "the federation ends with it; fedinit deploy init makes another"
+            )
+            soon = f"; {remedy}" if certificates.days_left(certificate) < SOON else ""
+            say(f"{name}: {certificates.standing(certificate)}{soon}")
+    if (shown := reaching.shown_certificate(server.facts["port"])) and server.facts["secure"]:
+        other = certificates.another(server.folder / "server.crt", shown)
+        if other is not None:
+            say(f"the SuperLink still shows another certificate ({certificates.standing(other)}): start it again")
+    say("")
+    for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
+        say(line)
+    say("")
+    for line in show(server.runs(), ("run-id", "status", "elapsed")):
+        say(line)
 
 
 def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ import tomli_w
 
 from fedinit.config.flower import from_run_config
 from fedinit.config.schema import Config
+from fedinit.deploy import certificates, reaching
 from fedinit.deploy.layout import PROJECT
 from fedinit.deploy.processes import DeployFailed, colourless, environment, last_lines
 from fedinit.errors import InputError
@@ -170,9 +171,23 @@ class Server:
         if done.returncode != 0 or not answer.get("success", False):
             said = answer.get("error-message") or (done.stderr + done.stdout).strip() or f"exit code {done.returncode}"
             if "SuperLink is unavailable" in said:
-                raise DeployFailed(f"no SuperLink answers at 127.0.0.1:{self.facts['port']}; ./superlink.sh starts it")
+                raise DeployFailed(self._silence())
             raise DeployFailed(f"flwr {words[0]}: {' '.join(colourless(str(said)).split())}")
         return answer
+
+    def _silence(self) -> str:
+        """Why `flwr` reaches no SuperLink: one that shows a certificate that is over is none to it."""
+        port, secure = self.facts["port"], self.facts["secure"]
+        if secure and (why := certificates.fault(self.folder)):
+            return why
+        shown = reaching.shown_certificate(port) if secure else None
+        other = None if shown is None else certificates.another(self.folder / "server.crt", shown)
+        if other is not None:
+            return (
+                f"127.0.0.1:{port} shows another certificate than {self.folder / 'server.crt'} "
+                f"({certificates.standing(other)}): start the SuperLink again"
+            )
+        return f"no SuperLink answers at 127.0.0.1:{port}; ./superlink.sh starts it"
 
     def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
         home = self.folder / "flwr"

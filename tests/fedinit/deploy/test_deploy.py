@@ -35,6 +35,7 @@ from fedinit.deploy import certificates, flower, layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import DeployFailed, environment
 from tests.support.small import WORDS
+from tests.support.speaks import Speaks
 
 IMAGES = (*WORDS, "data=image_folder")  # a source with places of its own
 ROOT = Path(fedinit.__file__).resolve().parent.parent
@@ -530,45 +531,6 @@ def test_what_others_on_the_machine_cannot_read(made):
     assert site_settings.noise_secret(read) == (made / "site-1/noise.secret").read_text().strip()
 
 
-class Speaks:
-    """A server on loopback that answers any request with its own time, over TLS or plainly."""
-
-    def __init__(self, server: Path | None, off: float = 0.0) -> None:
-        self.server, self.off, self.said = server, off, []
-
-    def __enter__(self) -> str:
-        import email.utils
-        import time
-        from http.server import BaseHTTPRequestHandler, HTTPServer
-
-        off = self.off
-
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response_only(404)
-                self.send_header("Date", email.utils.formatdate(time.time() + off, usegmt=True))
-                self.end_headers()
-
-            def log_message(self, *args):
-                pass
-
-        class Quiet(HTTPServer):
-            def handle_error(self, request, client_address):
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Answer)
-        if self.server is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self.server / "server.crt", self.server / "server.key")
-            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return f"127.0.0.1:{self.http.server_address[1]}"
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.mark.parametrize(
     ("secure", "site_secure", "off", "expected"),
     [
@@ -666,7 +628,7 @@ def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monke
         assert cli.main(["deploy", "status", str(server)]) == 0
         said = capsys.readouterr().out
     assert "server's certificate: 500 days left" in said
-    assert "the SuperLink still shows another certificate, of 365 days left: start it again" in said
+    assert "the SuperLink still shows another certificate (365 days left): start it again" in said
     assert cli.main(["deploy", "status", str(server)]) == 0  # nothing listens there any more
     assert "another certificate" not in capsys.readouterr().out
 
