@@ -120,6 +120,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     elif options.command == "check":
         found = reaching.check(options.address, options.authority)
         say(found or f"{options.address}: can be reached")
+        return 1 if found else 0
     elif options.command == "run":
         server = Server.at(options.folder)
         config = server.config()

@@ -228,7 +228,8 @@ def _supernode(federation: Federation, node_config: Mapping[str, object], port: 
         _HEAD.format(what="One site of the federation.")
         + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device, and limits.\n"
         + f"NODE_CONFIG={shlex.quote(settings)}\n"
-        + f"fedinit deploy check {shlex.join(reach)} || exit 1\n"
+        + "# 1: the server is not there yet, which the SuperNode waits for.\n"
+        + f"fedinit deploy check {shlex.join(reach)} || [ $? -eq 1 ] || exit 1\n"
         + f'exec python -m fedinit.deploy.guarded supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
     )
 

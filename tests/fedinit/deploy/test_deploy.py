@@ -562,13 +562,23 @@ def test_a_site_of_another_federation_and_a_server_that_is_not_there(made, tmp_p
     with Speaks(made / "server") as address:
         assert cli.main(["deploy", "check", address, str(tmp_path / "other/site-0/ca.crt")]) == 2
     assert "is not one that" in capsys.readouterr().err
-    assert cli.main(["deploy", "check", address, str(made / "site-0/ca.crt")]) == 0
-    assert "the SuperNode waits until the server is there" in capsys.readouterr().out
-    script = (made / "site-0/supernode.sh").read_text()
-    assert (
-        "fedinit deploy check server.example.org:8443 ca.crt || exit 1\nexec python -m fedinit.deploy.guarded supernode"
-        in script
-    )
+    for elsewhere in (address, "nowhere.invalid:8000"):
+        assert cli.main(["deploy", "check", elsewhere, str(made / "site-0/ca.crt")]) == 1
+        assert "the SuperNode waits until the server is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "starts"), [(0, True), (1, True), (2, False), (127, False), (130, False)])
+def test_a_supernode_is_started_and_waits_where_the_server_is_not_there_yet(made, tmp_path, code, starts):
+    """And not where it would never be let in."""
+    (tmp_path / "fedinit").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "python").write_text("#!/bin/sh\necho started $*\n")
+    for program in ("fedinit", "python"):
+        (tmp_path / program).chmod(0o700)
+    site = shutil.copytree(made / "site-0", tmp_path / "site-0")
+    paths = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["/bin/sh", str(site / "supernode.sh")], env=paths, capture_output=True, text=True)
+    assert ("started -m fedinit.deploy.guarded supernode" in done.stdout) == starts
+    assert done.returncode == (0 if starts else 1)
 
 
 def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
