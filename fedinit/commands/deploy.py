@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -185,10 +185,22 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     if said := remark(title(config.model.name, config.model.checkpoint), config.data.name):
         say(said)
     say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
+    safe = "" if options.insecure else "; take ca/ off the server, to a safe place: only fedinit deploy renew needs it"
+    say(f"  here           delete the copies of the sites' folders, whose secrets are theirs{safe}")
     keys = "" if options.insecure else ", and once it listens: fedinit deploy register ."
     say(f"  on the server  ./superlink.sh{keys}")
-    say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
+    say(f"  on each site   {_of_a_site(sent, settings)}./supernode.sh")
     say("  on the server  fedinit deploy run .")
+
+
+def _of_a_site(sent: Config, settings: Mapping[str, str]) -> str:
+    """What is to be done to a site's NODE_CONFIG before its first start; empty where nothing is."""
+    if getattr(sent.data, "root", "none needed") is None and "data-root" not in settings:
+        others = "".join(f", see to {key}" for key in settings)
+        return f"add data-root to NODE_CONFIG in supernode.sh{others}, then "
+    if settings:
+        return f"see whether NODE_CONFIG in supernode.sh holds there ({', '.join(settings)}), then "
+    return ""
 
 
 def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None:
@@ -277,6 +289,8 @@ def _sites(config: Config, given: int | None) -> int:
         raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
     if None not in (given, said) and given != said:
         raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
+    if given is not None and given < 1:
+        raise InputError(f"--sites {given}: expected 1 or more")
     return cast(int, said if given is None else given)
 
 

@@ -312,8 +312,16 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--sites", "9", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
         (["deploy", "init", "{new}", "--sites", "2", "partition.clients=12"], "--sites 2: the configuration makes 12"),
         (["deploy", "up", "--sites", "3", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
-        (["deploy", "init", "{new}", "--sites", "0", "data=image_folder"], "--sites and --days: expected 1 or more"),
-        (["deploy", "init", "{new}", "--days", "0"], "--days"),
+        (["deploy", "init", "{new}", "--sites", "0", "data=image_folder"], "--sites 0: expected 1 or more"),
+        (["deploy", "init", "{new}", "--sites", "-3", "data=image_folder"], "--sites -3: expected 1 or more"),
+        (["deploy", "init", "{new}", "--days", "0"], "--days 0: expected 1 or more"),
+        (["deploy", "init", "{new}", "--days", "-5"], "--days -5: expected 1 or more"),
+        (["deploy", "init", "{new}", "--port", "0"], "--port 0: expected 1 to 65535"),
+        (["deploy", "init", "{new}", "--node-port", "0"], "--node-port 0: expected 1 to 65535"),
+        (
+            ["deploy", "init", "{new}", "--node-port", "65533"],
+            "--node-port 65533: gives site 3 the port 65536; expected",
+        ),
         (["deploy", "init", "{new}", "partition=iid", "partition.clients=null", "--hosts", "x"], "--hosts"),
         (["deploy", "init", "{new}", "round=3"], "round: no such key (did you mean 'rounds'?)"),
         (["deploy", "init", "{new}", "evaluation=server"], "a Flower server holds no images"),
@@ -579,6 +587,20 @@ def test_a_supernode_is_started_and_waits_where_the_server_is_not_there_yet(made
     done = subprocess.run(["/bin/sh", str(site / "supernode.sh")], env=paths, capture_output=True, text=True)
     assert ("started -m fedinit.deploy.guarded supernode" in done.stdout) == starts
     assert done.returncode == (0 if starts else 1)
+
+
+def test_the_way_on_after_init_says_no_more_than_is_needed(tmp_path, capsys):
+    def said(name: str, *words: str) -> str:
+        assert cli.main(["deploy", "init", str(tmp_path / name), "data.domains=[plain,thick]", *words]) == 0
+        return capsys.readouterr().out
+
+    text = said("f")
+    assert "  on each site   ./supernode.sh\n" in text and "NODE_CONFIG" not in text
+    assert "delete the copies of the sites' folders" in text and "take ca/ off the server" in text
+    assert "ca/" not in said("g", "--insecure")
+    assert "on each site   add data-root to NODE_CONFIG in supernode.sh, then ./supernode.sh" in said("h", *IMAGES[-1:])
+    text = said("i", *IMAGES[-1:], "data.root=/images")
+    assert "see whether NODE_CONFIG in supernode.sh holds there (data-root), then ./supernode.sh" in text
 
 
 def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
