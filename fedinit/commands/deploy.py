@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import functools
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +20,7 @@ from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from fedinit.config.schema import Config
+    from fedinit.deploy.flower import Server
 
 SOON = 30  # days left of a certificate at which it is said how to renew it
 ABOUT = """Federations of real Flower nodes: keys, scripts, and what starts and shows a run."""
@@ -90,7 +91,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 def _run(options: argparse.Namespace, words: Sequence[str], console: Console) -> int:
     from fedinit.config import site as site_settings
     from fedinit.deploy import certificates, reaching
-    from fedinit.deploy.flower import CONNECTION, Server, show
+    from fedinit.deploy.flower import CONNECTION, Server
     from fedinit.deploy.local import run_locally
     from fedinit.runs import folder as run_folder
 
@@ -119,6 +120,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     elif options.command == "check":
         found = reaching.check(options.address, options.authority)
         say(found or f"{options.address}: can be reached")
+        return 1 if found else 0
     elif options.command == "run":
         server = Server.at(options.folder)
         config = server.config()
@@ -129,23 +131,34 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         server.wait(run)
         _show_result(config, server.folder / run_folder.place(config), console)
     else:
-        server = Server.at(options.folder)
-        for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
-            days = certificates.read_days_left(server.folder / file)
-            if days is not None:
-                soon = "; fedinit deploy renew makes another" if days < SOON and file == "server.crt" else ""
-                say(f"{name}: {days} days left{soon}")
-        if (shown := reaching.shown_certificate(server.facts["port"])) and server.facts["secure"]:
-            days = certificates.days_of_another(server.folder / "server.crt", shown)
-            if days is not None:
-                say(f"the SuperLink still shows another certificate, of {days} days left: start it again")
-        say("")
-        for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
-            say(line)
-        say("")
-        for line in show(server.runs(), ("run-id", "status", "elapsed")):
-            say(line)
+        _status(Server.at(options.folder), say)
     return 0
+
+
+def _status(server: Server, say: Callable[[str], None]) -> None:
+    """The certificates first, which is what one looks for where no server answers. Raises DeployFailed there."""
+    from fedinit.deploy import certificates, reaching
+    from fedinit.deploy.flower import show
+
+    for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
+        certificate = certificates.read(server.folder / file)
+        if certificate is not None:
+            remedy = f"{certificates.renewal(server.folder)} makes another"
+            remedy = (
+                remedy if file == "server.crt" else "the federation ends with it; fedinit deploy init makes another"
+            )
+            soon = f"; {remedy}" if certificates.days_left(certificate) < SOON else ""
+            say(f"{name}: {certificates.standing(certificate)}{soon}")
+    if (shown := reaching.shown_certificate(server.facts["port"])) and server.facts["secure"]:
+        other = certificates.another(server.folder / "server.crt", shown)
+        if other is not None:
+            say(f"the SuperLink still shows another certificate ({certificates.standing(other)}): start it again")
+    say("")
+    for line in show(server.nodes(), ("name", "status", "node-id", "online-elapsed")):
+        say(line)
+    say("")
+    for line in show(server.runs(), ("run-id", "status", "elapsed")):
+        say(line)
 
 
 def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str], None]) -> None:
@@ -172,10 +185,22 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     if said := remark(title(config.model.name, config.model.checkpoint), config.data.name):
         say(said)
     say(f"{options.folder}: server/ and {sites} sites, site-0/ to site-{sites - 1}/; copy each to its machine, then")
+    safe = "" if options.insecure else "; take ca/ off the server, to a safe place: only fedinit deploy renew needs it"
+    say(f"  here           delete the copies of the sites' folders, whose secrets are theirs{safe}")
     keys = "" if options.insecure else ", and once it listens: fedinit deploy register ."
     say(f"  on the server  ./superlink.sh{keys}")
-    say("  on each site   edit NODE_CONFIG in supernode.sh, then ./supernode.sh")
+    say(f"  on each site   {_of_a_site(sent, settings)}./supernode.sh")
     say("  on the server  fedinit deploy run .")
+
+
+def _of_a_site(sent: Config, settings: Mapping[str, str]) -> str:
+    """What is to be done to a site's NODE_CONFIG before its first start; empty where nothing is."""
+    if getattr(sent.data, "root", "none needed") is None and "data-root" not in settings:
+        others = "".join(f", see to {key}" for key in settings)
+        return f"add data-root to NODE_CONFIG in supernode.sh{others}, then "
+    if settings:
+        return f"see whether NODE_CONFIG in supernode.sh holds there ({', '.join(settings)}), then "
+    return ""
 
 
 def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None:
@@ -264,6 +289,8 @@ def _sites(config: Config, given: int | None) -> int:
         raise InputError("how many sites? say --sites N, or name the domains: data.domains=[…]")
     if None not in (given, said) and given != said:
         raise InputError(f"--sites {given}: the configuration makes {said} clients, each a site; leave --sites out")
+    if given is not None and given < 1:
+        raise InputError(f"--sites {given}: expected 1 or more")
     return cast(int, said if given is None else given)
 
 

@@ -23,6 +23,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedinit.errors import InputError
 from fedinit.opening import read_bytes
+from fedinit.pasted import pasted
+
+DAYS = 365  # that a server's certificate is good for, where nobody says
+NO_MORE = "it can sign no more, and the federation ends with it: make a new one with fedinit deploy init"
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,11 @@ def renew(server: Path, authority: Path, days: int) -> x509.Certificate:
         raise InputError(f"{authority}: its key is not that of its certificate")
     if days < 1:
         raise InputError(f"--days {days}: expected 1 or more; the certificate is as it was")
+    if is_over(own):
+        raise InputError(f"{authority / 'ca.crt'}: {standing(own)}; {NO_MORE}")
     if days_left(own) < days:
         raise InputError(
-            f"{authority / 'ca.crt'}: has {days_left(own)} days left itself, fewer than --days {days}; its end is the "
+            f"{authority / 'ca.crt'}: has {standing(own)} itself, fewer than --days {days}; its end is the "
             "federation's, so give fewer days, or make a new one with fedinit deploy init"
         )
     certificate = Authority(signer, own).signed(key.public_key(), hosts, days)
@@ -123,6 +129,52 @@ def days_left(certificate: x509.Certificate) -> int:
     return math.ceil(days) if days > 0 else math.floor(days)
 
 
+def is_over(certificate: x509.Certificate) -> bool:
+    """Whether it does not hold any more."""
+    return certificate.not_valid_after_utc < datetime.datetime.now(datetime.timezone.utc)
+
+
+def standing(certificate: x509.Certificate) -> str:
+    """``365 days left``, or ``ended 1 day ago, 2026-11-27 14:05 UTC``."""
+    if not is_over(certificate):
+        days = days_left(certificate)
+        return f"{days} day{'s' * (days != 1)} left"
+    end = certificate.not_valid_after_utc
+    days = (datetime.datetime.now(datetime.timezone.utc) - end).days
+    ago = f"{days} day{'s' * (days != 1)} ago" if days else "less than a day ago"
+    return f"ended {ago}, {end:%Y-%m-%d %H:%M} UTC"
+
+
+def renewal(server: Path) -> str:
+    """The command that makes the certificate in a server's folder anew, with what it needs."""
+    beside = (server.parent / "ca" / "ca.key").exists()
+    words = [] if beside else ["--ca CA"]
+    left = read_days_left(server / "ca.crt")
+    if left is not None and 0 < left < DAYS:
+        words.append(f"--days {left}")
+    command = " ".join(["fedinit deploy renew", pasted(server), *words])
+    return (
+        command if beside else f"{command} (CA: the folder with the authority's ca.key, which is kept off the server)"
+    )
+
+
+def fault(server: Path) -> str:
+    """Why nobody trusts the server in this folder now, and what to do, as a line; empty where that is not for the time
+    of a certificate. A file that holds none is Flower's to tell."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    for name, whose in (("ca.crt", "the authority's certificate"), ("server.crt", "the server's certificate")):
+        certificate = read(server / name)
+        if certificate is not None and is_over(certificate):
+            again = f"{renewal(server)} makes another; then start the SuperLink again"
+            return f"{server / name}: {whose} {standing(certificate)}; {NO_MORE if name == 'ca.crt' else again}"
+        if certificate is not None and certificate.not_valid_before_utc > now:
+            begins = f"{certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+            return (
+                f"{server / name}: {whose} holds from {begins} on, by a clock that was ahead of this one: set it by NTP"
+            )
+    return ""
+
+
 def check_days(word: str, days: int) -> None:
     """Raise InputError for more days, as --`word` has them, than there are until a certificate's last date."""
     if days > (most := most_days()):
@@ -135,18 +187,24 @@ def most_days() -> int:
     return (last - datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(hours=1)).days
 
 
-def read_days_left(path: Path) -> int | None:
-    """As `days_left`, of a file; None where it holds no certificate."""
+def read(path: Path) -> x509.Certificate | None:
+    """The certificate in a file; None where it holds none."""
     try:
-        return days_left(x509.load_pem_x509_certificate(read_bytes(path)))
+        return x509.load_pem_x509_certificate(read_bytes(path))
     except (OSError, ValueError):
         return None
 
 
-def days_of_another(path: Path, shown: bytes) -> int | None:
-    """The days left of a certificate (DER) that is not the one in the file; None where it is."""
+def read_days_left(path: Path) -> int | None:
+    """As `days_left`, of a file; None where it holds no certificate."""
+    certificate = read(path)
+    return None if certificate is None else days_left(certificate)
+
+
+def another(path: Path, shown: bytes) -> x509.Certificate | None:
+    """A certificate (DER) that is not the one in the file; None where it is."""
     other = x509.load_der_x509_certificate(shown)
-    return None if other == x509.load_pem_x509_certificate(read_bytes(path)) else days_left(other)
+    return None if other == x509.load_pem_x509_certificate(read_bytes(path)) else other
 
 
 def write_key(path: Path, key: ec.EllipticCurvePrivateKey, openssh: bool = False) -> None:

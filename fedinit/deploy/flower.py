@@ -19,14 +19,31 @@ import tomli_w
 
 from fedinit.config.flower import from_run_config
 from fedinit.config.schema import Config
+from fedinit.deploy import certificates, reaching
 from fedinit.deploy.layout import PROJECT
-from fedinit.deploy.processes import DeployFailed, environment
+from fedinit.deploy.processes import DeployFailed, colourless, environment, last_lines
 from fedinit.errors import InputError
 from fedinit.opening import read_text
 from fedinit.pasted import pasted
 
 CONNECTION = "federation"
 KEY_IN_USE = "[code: 23]"  # what Flower answers to a key that it knows
+# The errors of fedinit that are one line, as a traceback names them: what a ServerApp ends with, and why.
+TOLD = frozenset(
+    {
+        "clients.statistics.TooFew",
+        "fedinit.config.limits.Cut",
+        "fedinit.config.limits.Limited",
+        "fedinit.data.checking.Misfits",
+        "fedinit.errors.FolderBusy",
+        "fedinit.errors.InputError",
+        "fedinit.errors.Refused",
+        "fedinit.errors.RunFailed",
+        "fedinit.unreadable.Unreadable",
+    }
+)
+TRACEBACK = "Traceback (most recent call last):"
+LAST_LINES = 15  # of a run's log, that are its end
 ANSWER_SECONDS = 300.0  # what `flwr` has to answer, at the most
 POLL_SECONDS = (1.0, 10.0)  # between two questions after a run, at first and at most: each starts a `flwr`
 
@@ -111,24 +128,25 @@ class Server:
         return str(self._ask("list", CONNECTION, "--run-id", run)["runs"][0]["status"])
 
     def wait(self, run: str, check: Callable[[], None] = lambda: None) -> None:
-        """Until the run has ended. `check` is called meanwhile, and may raise. Raises DeployFailed with the end of the
-        run's log unless it completed."""
+        """Until the run has ended. `check` is called meanwhile, and may raise. Unless it completed, raises DeployFailed
+        with why, where it failed by an error of fedinit's own, else with the end of its log."""
         pause = POLL_SECONDS[0]
         while not (status := self.status(run)).startswith("finished"):
             check()
             time.sleep(pause)
             pause = min(1.3 * pause, POLL_SECONDS[1])
         if status != "finished:completed":
-            raise DeployFailed(f"run {run} is {status}:\n{self.log_tail(run)}")
+            log = self._log(run)
+            why = reason(log) if status == "finished:failed" else None
+            raise DeployFailed(f"run {run}: {why}" if why else f"run {run} is {status}:\n{last_lines(log, LAST_LINES)}")
 
     def stop_run(self, run: str) -> None:
         """Stop a run by its id. Raises DeployFailed where `flwr` does not answer in time."""
         self._flwr("stop", run, CONNECTION)
 
-    def log_tail(self, run: str, lines: int = 15) -> str:
-        """The end of what the ServerApp printed, from the line that says why, where there is one."""
-        text = self._flwr("log", run, CONNECTION, "--show").stdout.rstrip().splitlines()
-        return "\n".join(f"  {line}" for line in text[-lines:])
+    def log_tail(self, run: str, lines: int = LAST_LINES) -> str:
+        """The end of what the ServerApp printed."""
+        return last_lines(self._log(run), lines)
 
     def runs(self) -> list[dict[str, Any]]:
         """run-id, status, elapsed and more of every run. Raises DeployFailed."""
@@ -141,6 +159,9 @@ class Server:
         nodes = self._ask("supernode", "list", CONNECTION)["nodes"]
         return [node | {"name": names.get(str(node["node-id"]), "")} for node in nodes]
 
+    def _log(self, run: str) -> str:
+        return self._flwr("log", run, CONNECTION, "--show").stdout
+
     def _ask(self, *words: str) -> dict[str, Any]:
         done = self._flwr(*words, "--format", "json")
         try:
@@ -150,9 +171,23 @@ class Server:
         if done.returncode != 0 or not answer.get("success", False):
             said = answer.get("error-message") or (done.stderr + done.stdout).strip() or f"exit code {done.returncode}"
             if "SuperLink is unavailable" in said:
-                raise DeployFailed(f"no SuperLink answers at 127.0.0.1:{self.facts['port']}; ./superlink.sh starts it")
-            raise DeployFailed(f"flwr {words[0]}: {' '.join(str(said).split())}")
+                raise DeployFailed(self._silence())
+            raise DeployFailed(f"flwr {words[0]}: {' '.join(colourless(str(said)).split())}")
         return answer
+
+    def _silence(self) -> str:
+        """Why `flwr` reaches no SuperLink: one that shows a certificate that is over is none to it."""
+        port, secure = self.facts["port"], self.facts["secure"]
+        if secure and (why := certificates.fault(self.folder)):
+            return why
+        shown = reaching.shown_certificate(port) if secure else None
+        other = None if shown is None else certificates.another(self.folder / "server.crt", shown)
+        if other is not None:
+            return (
+                f"127.0.0.1:{port} shows another certificate than {self.folder / 'server.crt'} "
+                f"({certificates.standing(other)}): start the SuperLink again"
+            )
+        return f"no SuperLink answers at 127.0.0.1:{port}; ./superlink.sh starts it"
 
     def _flwr(self, *words: str) -> subprocess.CompletedProcess[str]:
         home = self.folder / "flwr"
@@ -171,6 +206,18 @@ class Server:
         home.mkdir(mode=0o700, exist_ok=True)
         text = tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: link}})
         (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def reason(log: str) -> str | None:
+    """Why a ServerApp ended, where its log ends with an error of fedinit's own (TOLD); None for any other end."""
+    lines = colourless(log).rstrip().splitlines()
+    began = max((i for i, line in enumerate(lines) if line == TRACEBACK), default=len(lines))
+    # What is between is indented: files, lines of code.
+    for i, line in enumerate(lines[began + 1 :], began + 1):
+        if line[:1].strip():
+            name, _, why = line.partition(": ")
+            return why if name in TOLD and why and i >= len(lines) - LAST_LINES else None
+    return None
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:

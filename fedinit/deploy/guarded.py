@@ -21,6 +21,7 @@ import socket
 import sys
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tomli
@@ -215,6 +216,15 @@ def _say_limits(words: Sequence[str]) -> None:
         raise SystemExit(f"error: --node-config {' '.join(given)}: {error}") from error
 
 
+def _check_certificate(words: Sequence[str]) -> None:
+    """SystemExit, one line, for a certificate that is over: no site would trust it, nor the server's own tools."""
+    from fedinit.deploy import certificates
+
+    for word, file in zip(words, words[1:], strict=False):
+        if word == "--ssl-certfile" and (why := certificates.fault(Path(file).absolute().parent)):
+            raise SystemExit(f"error: {why}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Run one of the two, with the words after its name. Raises SystemExit for words that are none."""
     programs = {"superlink": superlink, "supernode": supernode}
@@ -223,6 +233,8 @@ def main(argv: Sequence[str]) -> None:
     sys.argv = [f"flower-{argv[0]}", *argv[1:]]
     if argv[0] == "supernode":
         _say_limits(argv[1:])
+    else:
+        _check_certificate(argv[1:])
     programs[argv[0]]()
 
 

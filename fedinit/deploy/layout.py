@@ -64,17 +64,22 @@ class Federation:
                 f"--host {others[0]}: --insecure is for this machine alone, since whoever reaches the port joins "
                 "without a key; leave one of them out"
             )
-        if not self.node_ports or self.days < 1:
-            raise InputError("--sites and --days: expected 1 or more")
+        if not self.node_ports:
+            raise InputError("--sites 0: expected 1 or more")
+        if self.days < 1:
+            raise InputError(f"--days {self.days}: expected 1 or more")
         for word, days in (("days", self.days), ("authority-days", self.authority_days)):
             certificates.check_days(word, days)
         if self.authority_days < self.days:
             raise InputError(
                 f"--authority-days {self.authority_days}: ends before --days {self.days}, which it signs for"
             )
-        for port in (self.port, *self.node_ports):
+        if not 0 < self.port < 65536:
+            raise InputError(f"--port {self.port}: expected 1 to 65535")
+        for site, port in enumerate(self.node_ports):
             if not 0 < port < 65536:
-                raise InputError(f"port {port}: expected 1 to 65535")
+                gives = f"gives site {site} the port {port}; " if site else ""
+                raise InputError(f"--node-port {self.node_ports[0]}: {gives}expected 1 to 65535")
         if self.port in self.node_ports:
             raise InputError(
                 f"--port {self.port}: --node-port {self.node_ports[0]} gives it to a site, which cannot share it with "
@@ -228,7 +233,8 @@ def _supernode(federation: Federation, node_config: Mapping[str, object], port: 
         _HEAD.format(what="One site of the federation.")
         + "# The site's own: data-root, cache-dir, state-dir, checkpoint, checkpoint-sha256, device, and limits.\n"
         + f"NODE_CONFIG={shlex.quote(settings)}\n"
-        + f"fedinit deploy check {shlex.join(reach)} || exit 1\n"
+        + "# 1: the server is not there yet, which the SuperNode waits for.\n"
+        + f"fedinit deploy check {shlex.join(reach)} || [ $? -eq 1 ] || exit 1\n"
         + f'exec python -m fedinit.deploy.guarded supernode {shlex.join(words)} --node-config "$NODE_CONFIG"\n'
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from fedinit.errors import InputError
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none, and ends a process at once by the other
 STOP_SECONDS = 8.0  # what processes that are asked to end have, all of them together, until they are killed
+_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class DeployFailed(RuntimeError):
@@ -141,9 +143,20 @@ def wait_for_port(port: int, process: Process, seconds: float = 120.0) -> None:
 
 
 def tail(log: Path, lines: int = 12) -> str:
-    """The last lines of a log, as they are."""
+    """The last lines of a log."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return "\n".join(f"  {line}" for line in text.rstrip().splitlines()[-lines:]) or "  (it printed nothing)"
+    return last_lines(text, lines)
+
+
+def last_lines(text: str, lines: int) -> str:
+    """The end of what a program printed, indented."""
+    kept = colourless(text).rstrip().splitlines()[-lines:]
+    return "\n".join(f"  {line}" for line in kept) or "  (it printed nothing)"
+
+
+def colourless(text: str) -> str:
+    """A text without the escape sequences that colour it in a terminal."""
+    return _ESCAPE.sub("", text)
 
 
 def _alive(pid: int) -> bool:

@@ -35,6 +35,7 @@ from fedinit.deploy import certificates, flower, layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import DeployFailed, environment
 from tests.support.small import WORDS
+from tests.support.speaks import Speaks
 
 IMAGES = (*WORDS, "data=image_folder")  # a source with places of its own
 ROOT = Path(fedinit.__file__).resolve().parent.parent
@@ -311,8 +312,16 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--sites", "9", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
         (["deploy", "init", "{new}", "--sites", "2", "partition.clients=12"], "--sites 2: the configuration makes 12"),
         (["deploy", "up", "--sites", "3", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
-        (["deploy", "init", "{new}", "--sites", "0", "data=image_folder"], "--sites and --days: expected 1 or more"),
-        (["deploy", "init", "{new}", "--days", "0"], "--days"),
+        (["deploy", "init", "{new}", "--sites", "0", "data=image_folder"], "--sites 0: expected 1 or more"),
+        (["deploy", "init", "{new}", "--sites", "-3", "data=image_folder"], "--sites -3: expected 1 or more"),
+        (["deploy", "init", "{new}", "--days", "0"], "--days 0: expected 1 or more"),
+        (["deploy", "init", "{new}", "--days", "-5"], "--days -5: expected 1 or more"),
+        (["deploy", "init", "{new}", "--port", "0"], "--port 0: expected 1 to 65535"),
+        (["deploy", "init", "{new}", "--node-port", "0"], "--node-port 0: expected 1 to 65535"),
+        (
+            ["deploy", "init", "{new}", "--node-port", "65533"],
+            "--node-port 65533: gives site 3 the port 65536; expected",
+        ),
         (["deploy", "init", "{new}", "partition=iid", "partition.clients=null", "--hosts", "x"], "--hosts"),
         (["deploy", "init", "{new}", "round=3"], "round: no such key (did you mean 'rounds'?)"),
         (["deploy", "init", "{new}", "evaluation=server"], "a Flower server holds no images"),
@@ -530,45 +539,6 @@ def test_what_others_on_the_machine_cannot_read(made):
     assert site_settings.noise_secret(read) == (made / "site-1/noise.secret").read_text().strip()
 
 
-class Speaks:
-    """A server on loopback that answers any request with its own time, over TLS or plainly."""
-
-    def __init__(self, server: Path | None, off: float = 0.0) -> None:
-        self.server, self.off, self.said = server, off, []
-
-    def __enter__(self) -> str:
-        import email.utils
-        import time
-        from http.server import BaseHTTPRequestHandler, HTTPServer
-
-        off = self.off
-
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self):
-                self.send_response_only(404)
-                self.send_header("Date", email.utils.formatdate(time.time() + off, usegmt=True))
-                self.end_headers()
-
-            def log_message(self, *args):
-                pass
-
-        class Quiet(HTTPServer):
-            def handle_error(self, request, client_address):
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Answer)
-        if self.server is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self.server / "server.crt", self.server / "server.key")
-            self.http.socket = context.wrap_socket(self.http.socket, server_side=True)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-        return f"127.0.0.1:{self.http.server_address[1]}"
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.mark.parametrize(
     ("secure", "site_secure", "off", "expected"),
     [
@@ -600,13 +570,37 @@ def test_a_site_of_another_federation_and_a_server_that_is_not_there(made, tmp_p
     with Speaks(made / "server") as address:
         assert cli.main(["deploy", "check", address, str(tmp_path / "other/site-0/ca.crt")]) == 2
     assert "is not one that" in capsys.readouterr().err
-    assert cli.main(["deploy", "check", address, str(made / "site-0/ca.crt")]) == 0
-    assert "the SuperNode waits until the server is there" in capsys.readouterr().out
-    script = (made / "site-0/supernode.sh").read_text()
-    assert (
-        "fedinit deploy check server.example.org:8443 ca.crt || exit 1\nexec python -m fedinit.deploy.guarded supernode"
-        in script
-    )
+    for elsewhere in (address, "nowhere.invalid:8000"):
+        assert cli.main(["deploy", "check", elsewhere, str(made / "site-0/ca.crt")]) == 1
+        assert "the SuperNode waits until the server is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "starts"), [(0, True), (1, True), (2, False), (127, False), (130, False)])
+def test_a_supernode_is_started_and_waits_where_the_server_is_not_there_yet(made, tmp_path, code, starts):
+    """And not where it would never be let in."""
+    (tmp_path / "fedinit").write_text(f"#!/bin/sh\nexit {code}\n")
+    (tmp_path / "python").write_text("#!/bin/sh\necho started $*\n")
+    for program in ("fedinit", "python"):
+        (tmp_path / program).chmod(0o700)
+    site = shutil.copytree(made / "site-0", tmp_path / "site-0")
+    paths = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["/bin/sh", str(site / "supernode.sh")], env=paths, capture_output=True, text=True)
+    assert ("started -m fedinit.deploy.guarded supernode" in done.stdout) == starts
+    assert done.returncode == (0 if starts else 1)
+
+
+def test_the_way_on_after_init_says_no_more_than_is_needed(tmp_path, capsys):
+    def said(name: str, *words: str) -> str:
+        assert cli.main(["deploy", "init", str(tmp_path / name), "data.domains=[plain,thick]", *words]) == 0
+        return capsys.readouterr().out
+
+    text = said("f")
+    assert "  on each site   ./supernode.sh\n" in text and "NODE_CONFIG" not in text
+    assert "delete the copies of the sites' folders" in text and "take ca/ off the server" in text
+    assert "ca/" not in said("g", "--insecure")
+    assert "on each site   add data-root to NODE_CONFIG in supernode.sh, then ./supernode.sh" in said("h", *IMAGES[-1:])
+    text = said("i", *IMAGES[-1:], "data.root=/images")
+    assert "see whether NODE_CONFIG in supernode.sh holds there (data-root), then ./supernode.sh" in text
 
 
 def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
@@ -666,7 +660,7 @@ def test_a_certificate_that_the_server_does_not_show_yet_is_told(tmp_path, monke
         assert cli.main(["deploy", "status", str(server)]) == 0
         said = capsys.readouterr().out
     assert "server's certificate: 500 days left" in said
-    assert "the SuperLink still shows another certificate, of 365 days left: start it again" in said
+    assert "the SuperLink still shows another certificate (365 days left): start it again" in said
     assert cli.main(["deploy", "status", str(server)]) == 0  # nothing listens there any more
     assert "another certificate" not in capsys.readouterr().out
 
