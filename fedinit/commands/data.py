@@ -13,6 +13,7 @@ from fedinit.commands.parsing import Parser
 from fedinit.commands.places import own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
+from fedinit.opening import astray
 from fedinit.telling import cell, tell
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _check(options: argparse.Namespace, console: Console) -> int:
     root = options.root.expanduser()
+    if wrong := astray(root):
+        raise InputError(f"{options.root}: {wrong}; give the folder, zip or table itself")
     if not root.exists():
         raise InputError(
             f"{options.root}: there is no such folder, zip or table; give a folder domain/class/image, a zip of "

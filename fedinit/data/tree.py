@@ -170,7 +170,9 @@ class Folder(OnDisk):
         return None
 
     def _way_out(self, name: str) -> InputError | None:
-        target = (self.root / name).resolve()
+        target = Path(
+            os.path.realpath(self.root / name)
+        )  # Path.resolve raises before Python 3.13, where links go round
         if target.is_relative_to(self.root) and target.exists():
             return None
         return InputError(
