@@ -128,14 +128,17 @@ def _tables(found: Checked) -> list[Table]:
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.data.official import OFFICIAL
+    from fedinit.data.prepared_place import refuse_no_folder, refuse_what_is_read
     from fedinit.data.preparing import plan, prepare
     from fedinit.data.reporter import Reporter, counted
 
-    domains = options.domains.split(",") if options.domains else None
-    made = plan(OFFICIAL[options.set], [path.expanduser() for path in options.archives], domains)
+    official, given = OFFICIAL[options.set], [path.expanduser() for path in options.archives]
+    root = options.to.expanduser()
+    refuse_no_folder(root)
+    refuse_what_is_read(root, official, given)
+    made = plan(official, given, None if options.domains is None else options.domains.split(","))
     for remark in made.remarks:
         tell(console, remark)
-    root = options.to.expanduser()
     is_new = prepare(made, root, Reporter(console))
     held = {split: sum(s == split for s in made.splits.values()) for split in ("train", "val", "test")}
     classes, sites = ({name.split("/")[level] for name in made.splits} for level in (1, 0))

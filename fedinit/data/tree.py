@@ -211,6 +211,10 @@ class Zip(Tree):
         out = (p.startswith("/") or ".." in p.split("/") or p[1:2] == ":" for p in paths)
         return next((name for name, is_out in zip(names, out, strict=True) if is_out), None)
 
+    def cut(self) -> list[str]:
+        """The whole names of members that zipfile cuts, at a NUL."""
+        return [info.orig_filename for info in self._zip.infolist() if "\0" in info.orig_filename]
+
     def backslashed(self) -> str | None:
         """The name of a member with a backslash that no tool of Windows wrote between folders; None without one."""
         return next((name for name in self._members if "\\" in name), None)
