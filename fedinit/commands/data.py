@@ -131,11 +131,13 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.data.prepared_place import refuse_no_folder, refuse_what_is_read
     from fedinit.data.preparing import plan, prepare
     from fedinit.data.reporter import Reporter, counted
+    from fedinit.runs.own_files import refuse_own
 
     official, given = OFFICIAL[options.set], [path.expanduser() for path in options.archives]
     root = options.to.expanduser()
     refuse_no_folder(root)
     refuse_what_is_read(root, official, given)
+    refuse_own("--to", root)
     made = plan(official, given, None if options.domains is None else options.domains.split(","))
     for remark in made.remarks:
         tell(console, remark)

@@ -61,7 +61,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
 
-    refuse_lossy({"--output": options.output})
+    refuse_lossy({"--output": options.output}, runs=options.folders)
     runs = find(options.folders)
     refuse_different_data(runs, "report")
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
@@ -83,7 +83,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     if only_text(options, TEXTS):
         console = Console(quiet=True)
-    refuse_lossy({f"--{name}": getattr(options, name) for name in (*TEXTS, "report")})
+    refuse_lossy({f"--{name}": getattr(options, name) for name in (*TEXTS, "report")}, runs=options.folders)
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)

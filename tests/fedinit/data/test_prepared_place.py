@@ -12,6 +12,7 @@ import pytest
 
 from fedinit.cli import main
 from tests.support import releases
+from tests.support.recorded_runs import config, write_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes and links are not so there")
 
@@ -127,3 +128,10 @@ def test_what_is_needed_for_the_unfinished_and_is_something_else_stays(name, thi
     after = os.lstat(name)
     assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
     assert not Path("root").exists() and not Path("nowhere").exists()
+
+
+def test_a_runs_own_folder_is_no_place(down, tmp_path, capsys):
+    run = write_run(tmp_path / "run", config(rounds=1))
+    assert prepared(down, to=run / "record" / "pacs") == 2
+    told = f"error: --to {run / 'record' / 'pacs'}: is among the files of the run in {run}; name another folder\n"
+    assert refusal(capsys) == told
