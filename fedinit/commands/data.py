@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser
 from fedinit.commands.places import own_place
 from fedinit.data.layout import Layout
@@ -133,6 +134,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.data.reporter import Reporter, counted
     from fedinit.runs.own_files import refuse_own
 
+    standard_streams.prints_beside()
     official, given = OFFICIAL[options.set], [path.expanduser() for path in options.archives]
     root = options.to.expanduser()
     refuse_no_folder(root)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser, only_text
 from fedinit.commands.places import STDOUT, own_place, refuse_lossy, text_place
 from fedinit.errors import InputError
@@ -61,6 +62,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
 
+    standard_streams.prints_beside()
     refuse_lossy({"--output": options.output}, runs=options.folders)
     runs = find(options.folders)
     refuse_different_data(runs, "report")
