@@ -106,7 +106,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
             write_whole(path, text(found))
             tell(console, f"{name}: {path}")
     if options.report:
-        write_report(runs, options.report)
+        write_report(runs, options.report, how="fedinit compare … --report FILE writes it elsewhere")
         tell(console, f"report: {options.report}")
     return 0
 
