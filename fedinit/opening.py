@@ -24,6 +24,22 @@ def kind(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "a file")
 
 
+def astray(path: Path) -> str:
+    """What is wrong with a link that leads nowhere, in words behind its name: "is a link to Y, which is not there";
+    empty for other links, for what is no link, and where nothing is. Raises OSError where nobody may look."""
+    if not os.path.islink(path):
+        return ""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"is a link to {os.path.realpath(path)}, which is not there"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return "is a link that leads back to itself"
+    return ""
+
+
 def regular(path: str, flags: int) -> int:
     """The opener of `open` for what is to be a file. One of this process's own open files, such as /dev/stdin or what a
     shell's <(…) names, is taken whatever it is. Raises OSError, for what is no file at once."""

@@ -56,6 +56,16 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
 
+class _Closed(_Guarded):
+    """A standard output that was closed before the process began. What is printed is gone, and whatever else the
+    command writes is written; that it is gone is told at the end, but where `silent`."""
+
+    def write(self, data: Any, /) -> int:
+        if not self.silent:
+            self.lost = self.lost or OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return len(data)
+
+
 class _AtOnce(io.BufferedWriter):
     """Without a buffer, as PYTHONUNBUFFERED=1 has it."""
 
@@ -74,11 +84,18 @@ def goes_on_without() -> None:
         _output.silent = True
 
 
+def prints_beside() -> None:
+    """What is printed is not what was asked for, such as the name of a file that is: nothing is said of a standard
+    output that was closed before."""
+    if isinstance(_output, _Closed):
+        _output.silent = True
+
+
 def ended(command: Callable[[], int]) -> int:
     """Run the command, the process's last, with guarded streams; the exit code, CLOSED where nobody read to the end.
 
-    A standard output whose disk is full is one line on standard error, and 1. What a stream's encoding lacks is
-    replaced.
+    A standard output whose disk is full, or that was closed before, is one line on standard error, and 1. What a
+    stream's encoding lacks is replaced.
     """
     global _output
     _output, errors = _guard("stdout", silent=False), _guard("stderr", silent=True)
@@ -95,6 +112,9 @@ def ended(command: Callable[[], int]) -> int:
         lost, _output = _output and _output.lost, None
     if lost is not None and lost.errno in GONE:
         code = CLOSED if cut else code
+    elif lost is not None and lost.errno == errno.EBADF:
+        print("failed: standard output is closed, and what was printed is gone", file=sys.stderr)
+        code = code or 1
     elif lost is not None:
         print(f"failed: standard output: {lost.strerror or lost}", file=sys.stderr)
         code = code or 1
@@ -106,7 +126,13 @@ def ended(command: Callable[[], int]) -> int:
 def _guard(name: str, silent: bool) -> _Guarded | None:
     """Put a guarded stream in the place of the process's own; None where that is no file."""
     stream: TextIO | None = getattr(sys, name)
-    if stream is None:  # closed before the process began
+    if stream is None and name == "stdout":  # closed before the process began
+        # Its number stays taken, so that no other file gets it, and nothing can be written there.
+        nowhere = open(os.devnull, "rb", buffering=0)  # noqa: SIM115
+        closed = _Closed(nowhere, silent)
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(closed), "utf-8", "backslashreplace")
+        return closed
+    if stream is None:
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         return None
     buffer: Any = getattr(stream, "buffer", None)

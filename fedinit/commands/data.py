@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser
 from fedinit.commands.places import own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
+from fedinit.opening import astray
 from fedinit.telling import cell, tell
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _check(options: argparse.Namespace, console: Console) -> int:
     root = options.root.expanduser()
+    if wrong := astray(root):
+        raise InputError(f"{options.root}: {wrong}; give the folder, zip or table itself")
     if not root.exists():
         raise InputError(
             f"{options.root}: there is no such folder, zip or table; give a folder domain/class/image, a zip of "
@@ -125,14 +129,20 @@ def _tables(found: Checked) -> list[Table]:
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.data.official import OFFICIAL
+    from fedinit.data.prepared_place import refuse_no_folder, refuse_what_is_read
     from fedinit.data.preparing import plan, prepare
     from fedinit.data.reporter import Reporter, counted
+    from fedinit.runs.own_files import refuse_own
 
-    domains = options.domains.split(",") if options.domains else None
-    made = plan(OFFICIAL[options.set], [path.expanduser() for path in options.archives], domains)
+    standard_streams.prints_beside()
+    official, given = OFFICIAL[options.set], [path.expanduser() for path in options.archives]
+    root = options.to.expanduser()
+    refuse_no_folder(root)
+    refuse_what_is_read(root, official, given)
+    refuse_own("--to", root)
+    made = plan(official, given, None if options.domains is None else options.domains.split(","))
     for remark in made.remarks:
         tell(console, remark)
-    root = options.to.expanduser()
     is_new = prepare(made, root, Reporter(console))
     held = {split: sum(s == split for s in made.splits.values()) for split in ("train", "val", "test")}
     classes, sites = ({name.split("/")[level] for name in made.splits} for level in (1, 0))

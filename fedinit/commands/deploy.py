@@ -96,7 +96,8 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     from fedinit.runs import folder as run_folder
 
     say = functools.partial(tell, console)
-
+    if options.command not in ("check", "status"):
+        standard_streams.prints_beside()
     if options.command == "init":
         _init(options, words, say)
     elif options.command == "app":

@@ -52,7 +52,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     if only_text(options, ["csv"]):
         console = Console(quiet=True)
     data = options.data
-    refuse_lossy({"--csv": options.csv}, [Path(word.rpartition("=")[2]) for word in data])
+    refuse_lossy({"--csv": options.csv}, [Path(word.rpartition("=")[2]) for word in data], [options.run])
     run = load_run(options)
     from fedinit.data.reporter import counted
     from fedinit.inference import confusion

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser, add_run, load_run
 from fedinit.commands.places import own_place
 from fedinit.exports import FORMATS
@@ -40,6 +41,7 @@ def parser(name: str) -> Parser:
 def main(name: str, words: Sequence[str], console: Console) -> int:
     """Write it; the exit code. Raises InputError, one line."""
     options = parser(name).parse_args(words)
+    standard_streams.prints_beside()
     run = load_run(options)
     from fedinit.exports.writing import export, reader
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import stat
 import zipfile
 import zlib
 from collections import defaultdict
@@ -20,6 +21,8 @@ from fedinit.data.official import Official
 from fedinit.data.reporter import readable
 from fedinit.data.tree import OnDisk, Tree, Zip
 from fedinit.errors import InputError
+from fedinit.opening import astray, kind
+from fedinit.unreadable import mode_of, unreadable
 
 LARGEST = 64_000_000  # bytes of an image or a list; the largest of these sets have a few millions
 RATIO = 100  # between the bytes of what is read of an archive and its own; of images, packed already, it is about 1
@@ -35,25 +38,30 @@ class Archives(Tree):
         given: zips, lists, and folders that hold some.
         domains: of which images and lists are wanted.
 
-        Raises InputError for what is no zip and no list, a zip that cannot be read or has a name that leads out of it,
-        two different files of one name, and what is too large or packed too tightly to be one of the set's.
+        Raises InputError for what is no zip and no list, a folder without one, what has the name of one and is no file,
+        a zip that cannot be read or has a name that leads out of it, two different files of one name, and what is too
+        large or packed too tightly to be one of the set's.
         """
         super().__init__(Path.cwd())
         self.where = official.title
         self.spoilt: set[str] = set()  # images that are there and passed over
+        self.misnamed: set[str] = (
+            set()
+        )  # members that would be images, were it not for control characters in their names
         self.twice = 0  # members that their archive has twice, with the same bytes
         self._places: dict[str, tuple[Tree, str]] = {}
         wanted = tuple(suffixes())
         for tree, name in _members(official, given):
-            parts = name.split("/")
-            if official.split_of(parts[-1]) and parts[-1].startswith(tuple(f"{domain}_" for domain in domains)):
-                self._add(parts[-1], tree, name)
-            elif len(parts) > 2 and parts[-3] in domains and name.lower().endswith(wanted):
-                image = "/".join(parts[-3:])
-                if image in official.spoilt:
-                    self.spoilt.add(image)
-                else:
-                    self._add(image, tree, name)
+            last, image = name.rpartition("/")[2], _image(name, domains, wanted)
+            if official.split_of(last) and last.startswith(tuple(f"{domain}_" for domain in domains)):
+                self._add(last, tree, name)
+            elif image is None or "\0" in name:
+                if _image(_without_controls(name), domains, wanted):
+                    self.misnamed.add(name)
+            elif image in official.spoilt:
+                self.spoilt.add(image)
+            else:
+                self._add(image, tree, name)
         _refuse_too_large(self._places.values())
         self.twice = sum(inside in tree.same_twice for tree, inside in self._places.values() if isinstance(tree, Zip))
         self.files = sorted(self._places)
@@ -94,13 +102,27 @@ class Archives(Tree):
             )
 
 
+def _image(name: str, domains: Collection[str], ends: tuple[str, ...]) -> str | None:
+    """The member's name as an image of one of the domains, domain/class/file; None where it is none."""
+    parts = name.split("/")
+    is_one = len(parts) > 2 and parts[-3] in domains and name.lower().endswith(ends)
+    return "/".join(parts[-3:]) if is_one else None
+
+
+def _without_controls(name: str) -> str:
+    """And without blanks at the ends of its parts."""
+    return "/".join("".join(filter(str.isprintable, part)).strip() for part in name.split("/"))
+
+
 @contextlib.contextmanager
 def _reading(tree: Tree, inside: str) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise unreadable(Path(error.filename or tree.root), error) from error
     except _UNREADABLE as error:
         raise InputError(
-            f"{tree.root}: {inside!r} cannot be read ({error}); the archive is damaged: download it again"
+            f"{tree.root}: {inside!r} cannot be read ({_why(error)}); the archive is damaged: download it again"
         ) from error
 
 
@@ -139,27 +161,65 @@ def _refuse_too_large(places: Collection[tuple[Tree, str]]) -> None:
 
 
 def _members(official: Official, given: Sequence[Path]) -> Iterator[tuple[Tree, str]]:
+    for file in files_of(official, given):
+        if official.split_of(file.name):
+            yield OnDisk(file.parent), file.name
+        else:
+            tree = _open(file)
+            for name in itertools.chain(tree.files, tree.cut()):
+                yield tree, name
+
+
+def files_of(official: Official, given: Sequence[Path]) -> Iterator[Path]:
+    """The zips and lists that are read of what is given: of a folder, those in it. Raises InputError, as they come, for
+    what is no file, is neither, or is a folder without any."""
     for path in given:
-        if not path.exists():
+        if wrong := astray(path):
+            raise InputError(f"{path}: {wrong}; give the archive itself")
+        if not (mode := mode_of(path)):
             raise InputError(f"{path}: there is no such file; expected {official.archives}")
-        inside = path.is_dir()
-        files = sorted(f for f in path.iterdir() if f.is_file()) if inside else [path]
-        for file in files:
-            if official.split_of(file.name):
-                yield OnDisk(file.parent), file.name
-            elif file.suffix.lower() == ".zip":
-                tree = _open(file)
-                for name in tree.files:
-                    yield tree, name
-            elif not inside:
-                raise InputError(f"{file}: is no archive and no list of {official.title}; expected {official.archives}")
+        if stat.S_ISDIR(mode):
+            found = [file for file in sorted(path.iterdir()) if _is_named(official, file)]
+            if not found:
+                raise InputError(
+                    f"{path}: this folder holds no archive and no list of {official.title}; expected "
+                    f"{official.archives}"
+                )
+            for file in found:
+                _refuse_no_file(file, "put the file itself there, or move this away")
+            yield from found
+        else:
+            _refuse_no_file(path, "give the archive itself")
+            if not _is_named(official, path):
+                raise InputError(f"{path}: is no archive and no list of {official.title}; expected {official.archives}")
+            yield path
+
+
+def _is_named(official: Official, file: Path) -> bool:
+    """Whether it has the name of an archive or of a list."""
+    return official.split_of(file.name) is not None or file.suffix.lower() == ".zip"
+
+
+def _refuse_no_file(path: Path, how: str) -> None:
+    """Raise InputError, which ends in `how`, for what is there and is no file."""
+    if wrong := astray(path):
+        raise InputError(f"{path}: {wrong}; {how}")
+    if not stat.S_ISREG(mode := mode_of(path)):
+        raise InputError(f"{path}: {kind(mode)}, not a file; {how}")
+
+
+def _why(error: Exception) -> str:
+    """What an error says, without its number."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _open(file: Path) -> Zip:
     try:
         tree = Zip(file)
+    except PermissionError as error:
+        raise unreadable(file, error) from error
     except _UNREADABLE as error:
-        raise InputError(f"{file}: is no whole zip ({error}); download it again") from error
+        raise InputError(f"{file}: is no whole zip ({_why(error)}); download it again") from error
     if (name := tree.way_out()) is not None:
         raise InputError(
             f"{file}: has a member {name!r}, which leads out of the folder that it would be unpacked in; no official "

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from fedinit.data.archives import PIECE, Archives
 from fedinit.data.list_files import INDEX, ListFile, parse_line, read_list, read_lists
 from fedinit.data.official import Official
+from fedinit.data.prepared_place import RECORD, refuse_no_folder
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
@@ -29,7 +31,6 @@ from fedinit.opening import read_bytes, regular
 from fedinit.said import csv_row
 from fedinit.state.disk import replace, sync_folder, try_writing
 
-RECORD = ".prepared.json"  # in the folder: what it was made of; a name that no run reads
 _HELD_OUT = 0.2  # of each domain's images, by name, where no list says the split
 _NAMED = 3  # files that a refusal names
 _SPARE = 16e6  # bytes of the disk that are left free
@@ -69,10 +70,10 @@ def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | Non
     Raises InputError for archives that are not whole or of another set, a domain or list that is missing, and a list
     that does not fit its archive.
     """
-    wanted = tuple(domains or official.domains)
-    for name in wanted:
+    wanted = tuple(official.domains if domains is None else domains)
+    for name in wanted or ("",):
         if name not in official.domains:
-            raise InputError(f"--domains {name}: {official.title} has {', '.join(official.domains)}")
+            raise InputError(f"--domains {name or repr(name)}: {official.title} has {', '.join(official.domains)}")
     tree = Archives(official, given, wanted)
     classes = {name: name.split("/")[1] for name in tree.files if "/" in name}
     _refuse_missing("no images", official, wanted, {name.split("/")[0] for name in classes})
@@ -88,7 +89,7 @@ def plan(official: Official, given: Sequence[Path], domains: Sequence[str] | Non
                 f"no list …{end}", official, wanted, {n.removesuffix(end) for n in lists if n.endswith(end)}
             )
         splits = read_lists(tree, classes, {name: _wanted(name, file, official) for name, file in lists.items()})
-        _refuse_missing("no image in the lists", official, wanted, {name.split("/")[0] for name in splits})
+        _refuse_empty(official, lists, {(name.split("/")[0], split) for name, split in splits.items()})
         remarks = []
     remarks.append(_taken(official, tree, classes, splits, lists))
     there = len({classes[name] for name in splits})
@@ -107,13 +108,14 @@ def _taken(
     lists: Mapping[str, ListFile],
 ) -> str:
     """How many images of how many are taken, and which are left out, and why. images: those that are not spoilt."""
-    every = len(images) + len(tree.spoilt)
+    every = len(images) + len(tree.spoilt) + len(tree.misnamed)
     if every == len(taken):
         return f"all {every:,} images of the archives are taken"
     left = set(images) - set(taken)
     listed = {"/".join(parse_line(line)[0].split("/")[-3:]) for file in lists.values() for _, line in file.lines}
     kinds = {
         "known to be spoilt": tree.spoilt,
+        "with control characters in the name, or blanks at its ends": tree.misnamed,
         f"of classes beyond the first {official.classes}": left & listed if official.numbered else set(),
         "in no list": left - listed if official.numbered else left,
     }
@@ -129,10 +131,13 @@ def _few(names: Sequence[str]) -> str:
 def prepare(made: Plan, place: Path, reporter: Reporter) -> bool:
     """Write the folder, or go on with it; whether it was not there yet, whole.
 
-    Raises InputError for a place that holds something else, that another process writes to or that cannot be written, a
-    file there that is not the archives', and a damaged archive; OSError, with what to do, where the disk is full.
+    Raises InputError for a place that holds something else or can be no folder, that another process writes to or that
+    cannot be written, a file there that is not the archives', and a damaged archive; OSError, with what to do, where
+    the disk is full.
     """
+    refuse_no_folder(place)
     record = made.record()
+    place = place.resolve() if place.is_symlink() else place  # a link to an empty folder could not be replaced
     is_there = place.exists() and not (place.is_dir() and not any(place.iterdir()))
     if is_there and _record(place) != record:
         raise InputError(f"{place}: is there already, and not made of these archives; delete it, or give another --to")
@@ -234,7 +239,7 @@ def _try(place: Path) -> None:
 
 def _begin(partial: Path, record: Mapping[str, object]) -> None:
     """The unfinished folder of this record, empty or as far as it came; one of another record is begun anew."""
-    if partial.exists() and _record(partial) != record:
+    if os.path.lexists(partial) and _record(partial) != record:
         _clear(partial)
     partial.mkdir(exist_ok=True)
     replace(partial / RECORD, json.dumps(record).encode())
@@ -242,9 +247,9 @@ def _begin(partial: Path, record: Mapping[str, object]) -> None:
 
 def _clear(partial: Path) -> None:
     """Delete an unfinished folder. Raises InputError for one that holds something else."""
-    if not partial.exists():
+    if not os.path.lexists(partial):
         return
-    if _record(partial) is None and any(partial.iterdir()):
+    if partial.is_symlink() or not partial.is_dir() or (_record(partial) is None and any(partial.iterdir())):
         raise InputError(f"{partial}: is needed for what is unfinished, and holds something else; move it away")
     shutil.rmtree(partial)
 
@@ -259,6 +264,8 @@ def _record(folder: Path) -> object:
 @contextlib.contextmanager
 def _alone(place: Path, file: Path) -> Iterator[None]:
     """Within, no other process prepares this place."""
+    if os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
+        raise InputError(f"{file}: is needed for what is unfinished, and is something else; move it away")
     lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
@@ -286,6 +293,17 @@ def _wanted(name: str, file: ListFile, official: Official) -> ListFile:
         if is_first and "/".join(path.split("/")[-3:]) not in official.spoilt:
             kept.append((number, line))
     return ListFile(file.split, kept)
+
+
+def _refuse_empty(official: Official, lists: Collection[str], there: Collection[tuple[str, Split]]) -> None:
+    """Raise InputError, by its name, for a list that no image of its domain is taken by. there: (domain, split) of the
+    images that are."""
+    for name in lists:
+        end = next(end for end in official.lists if name.endswith(end))
+        if (name.removesuffix(end), official.lists[end]) not in there:
+            raise InputError(
+                f"{official.title}: {name!r} names no image of its domain that is taken; download it again, or mend it"
+            )
 
 
 def _refuse_missing(what: str, official: Official, wanted: Sequence[str], there: Collection[str]) -> None:

@@ -170,7 +170,9 @@ class Folder(OnDisk):
         return None
 
     def _way_out(self, name: str) -> InputError | None:
-        target = (self.root / name).resolve()
+        target = Path(
+            os.path.realpath(self.root / name)
+        )  # Path.resolve raises before Python 3.13, where links go round
         if target.is_relative_to(self.root) and target.exists():
             return None
         return InputError(
@@ -208,6 +210,10 @@ class Zip(Tree):
         paths = [name.replace("\\", "/") for name in names]
         out = (p.startswith("/") or ".." in p.split("/") or p[1:2] == ":" for p in paths)
         return next((name for name, is_out in zip(names, out, strict=True) if is_out), None)
+
+    def cut(self) -> list[str]:
+        """The whole names of members that zipfile cuts, at a NUL."""
+        return [info.orig_filename for info in self._zip.infolist() if "\0" in info.orig_filename]
 
     def backslashed(self) -> str | None:
         """The name of a member with a backslash that no tool of Windows wrote between folders; None without one."""

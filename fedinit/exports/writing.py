@@ -21,6 +21,7 @@ from fedinit.exports.contract import Format, absent
 from fedinit.exports.portable import Portable
 from fedinit.opening import read_bytes
 from fedinit.pasted import pasted
+from fedinit.runs.own_files import refuse_own
 from fedinit.runs.result import Run
 
 CONFIG, CARD = "config.json", "README.md"
@@ -48,9 +49,11 @@ def export(run: Run, format: str, folder: Path | None = None, client: int | None
     client: only this one's.
 
     Raises InputError for a run that is not done, a format that the model cannot be written in, and a folder that cannot
-    be written, or holds what is no export.
+    be written, holds what is no export, or is among what a run writes into its own.
     """
     written = _format(format)
+    if folder is not None:
+        refuse_own("--output", folder)
     place = run.folder / "export" / format if folder is None else folder
     if client is None and run.clients_with_models:
         return [_export(run, written, place / f"client-{each}", each) for each in run.clients_with_models]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser, only_text
 from fedinit.commands.places import STDOUT, own_place, refuse_lossy, text_place
 from fedinit.errors import InputError
@@ -61,7 +62,8 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.same_data import refuse_different_data
     from fedinit.report.writing import FILE, write_report
 
-    refuse_lossy({"--output": options.output})
+    standard_streams.prints_beside()
+    refuse_lossy({"--output": options.output}, runs=options.folders)
     runs = find(options.folders)
     refuse_different_data(runs, "report")
     path = options.output or (options.folders[0] / FILE if len(options.folders) == 1 else Path(FILE))
@@ -83,7 +85,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     if only_text(options, TEXTS):
         console = Console(quiet=True)
-    refuse_lossy({f"--{name}": getattr(options, name) for name in (*TEXTS, "report")})
+    refuse_lossy({f"--{name}": getattr(options, name) for name in (*TEXTS, "report")}, runs=options.folders)
     runs = find(options.folders)
     shown = methods(runs)
     found = results(shown)
@@ -104,7 +106,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
             write_whole(path, text(found))
             tell(console, f"{name}: {path}")
     if options.report:
-        write_report(runs, options.report)
+        write_report(runs, options.report, how="fedinit compare … --report FILE writes it elsewhere")
         tell(console, f"report: {options.report}")
     return 0
 

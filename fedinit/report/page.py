@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,12 +103,11 @@ def _made(make: Callable[[Sequence[Method]], Panel | None], shown: Sequence[Meth
         title, files = source_of(name)
         why = " ".join(str(error).split())[:200] or type(error).__name__
         runs = _damaged(make, shown)
-        there = [file for file in files if any((run.folder / file).exists() for run in runs)]
+        there = [file for file in files if any(os.path.lexists(run.folder / file) for run in runs)]
         of = f" of {', '.join(run.folder.name for run in runs)}" if sum(len(m.runs) for m in shown) > 1 else ""
         where = f", in {' or '.join(there)}" if there else ""
-        _log.warning(
-            "the section %s of the report is left out: %s (%s%s)", title, printable(why), where.removeprefix(", "), of
-        )
+        whose = f" ({said})" if (said := f"{where.removeprefix(', ')}{of}".strip()) else ""
+        _log.warning("the section %s of the report is left out: %s%s", title, printable(why), whose)
         body = tag("p", f"Left out, since what the run recorded of it is damaged{where}{of}: {why}.", class_="warning")
         return Panel(name, title, "", body)
 

@@ -14,14 +14,20 @@ from fedinit.state import disk
 FILE = REPORT
 
 
-def write_report(runs: Sequence[RecordedRun], path: Path, write: Callable[[Path, bytes], None] = disk.put) -> None:
-    """Write the report of these runs to a file, whole or not at all. write: how.
+def write_report(
+    runs: Sequence[RecordedRun],
+    path: Path,
+    write: Callable[[Path, bytes], None] = disk.put,
+    how: str = "fedinit report … --output FILE writes it elsewhere",
+) -> None:
+    """Write the report of these runs to a file, whole or not at all. write: how. how: what a person does where the
+    place cannot be written to.
 
     Raises InputError for runs on different data, and for a place that cannot be written to; OSError for a full one.
     """
     from fedinit.report.page import render  # here: matplotlib takes a second to import
 
-    write_whole(path, render(runs), "fedinit report … --output FILE writes it elsewhere", write)
+    write_whole(path, render(runs), how, write)
 
 
 def write_whole(

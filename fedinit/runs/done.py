@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedinit.opening import kind, read_bytes
+from fedinit.opening import astray, kind, read_bytes
 from fedinit.runs.summary import SUMMARY
 from fedinit.unreadable import mode_of, unreadable
 
@@ -35,6 +35,8 @@ def wrong(folder: Path) -> str:
 
 def _read(folder: Path) -> tuple[Any, str]:
     file = folder / DONE
+    if told := astray(file):
+        return None, told
     if not (mode := mode_of(file)):
         return None, ""
     if not stat.S_ISREG(mode):

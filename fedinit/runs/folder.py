@@ -177,7 +177,7 @@ def put_aside_ends(folder: Path) -> list[str]:
     """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written; a line each says
     so. Raises OSError."""
     files = [folder / DONE] if done.wrong(folder) else []
-    files += [folder / SUMMARY] if (folder / SUMMARY).exists() and summary_of(folder) is None else []
+    files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
     return [_put_aside(file) for file in files]
 
 

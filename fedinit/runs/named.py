@@ -7,8 +7,8 @@ import itertools
 from pathlib import Path
 
 from fedinit.errors import InputError
-from fedinit.opening import read_bytes
-from fedinit.unreadable import is_folder, mode_of, unreadable
+from fedinit.opening import astray, read_bytes
+from fedinit.unreadable import Unreadable, is_folder, mode_of, unreadable
 
 CONFIG = "config.yaml"
 A_RUN = "give the folder of a run, as fedinit run prints it"
@@ -32,6 +32,8 @@ def configuration(folder: Path, what: str | None = None, meant: str = A_RUN) -> 
     try:
         return read_bytes(folder / CONFIG)
     except FileNotFoundError as error:
+        if wrong := astray(folder / CONFIG):
+            raise Unreadable(f"{folder / CONFIG}: {wrong}; mend that, or give another") from error
         raise InputError(
             f"{what}: not the folder of a run, it has no {CONFIG}; {_runs_below(folder)}{meant}"
         ) from error

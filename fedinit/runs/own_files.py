@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fedinit.errors import InputError
 from fedinit.runs import ended, lock, status
 from fedinit.runs.done import DONE
 from fedinit.runs.named import CONFIG
@@ -27,6 +28,12 @@ def run_of(path: Path) -> Path | None:
         if (name in FOLDERS or (folder == real.parent and name in FILES)) and _is_run(folder):
             return folder
     return None
+
+
+def refuse_own(option: str, folder: Path) -> None:
+    """Raise InputError where a folder that an option names, to be made, is or lies among what a run writes."""
+    if (run := run_of(folder)) is not None:
+        raise InputError(f"{option} {folder}: is among the files of the run in {run}; name another folder")
 
 
 def _is_run(folder: Path) -> bool:

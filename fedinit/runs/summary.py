@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedinit.opening import read_bytes
+from fedinit.opening import astray, kind, read_bytes
 from fedinit.scores import SCORES
+from fedinit.unreadable import mode_of, unreadable
 
 SUMMARY = "summary.json"
 _WORDS = ("strategy", "data", "model", "final_hash")
@@ -23,6 +25,27 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return values if _is_summary(values) else None
+
+
+def wrong(folder: Path) -> str:
+    """What is wrong with it, in words behind its name; empty where it is as a run writes it. Raises InputError where it
+    cannot be read."""
+    file = folder / SUMMARY
+    if told := astray(file):
+        return told
+    if not (mode := mode_of(file)):
+        return "is not there"
+    if not stat.S_ISREG(mode):
+        return f"is {kind(mode)}"
+    if summary_of(folder) is not None:
+        return ""
+    try:
+        json.loads(read_bytes(file))
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except (ValueError, RecursionError):
+        return "is no JSON"
+    return "has not what a run writes"
 
 
 def _is_summary(values: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fedinit.runs import folder as run_folder
 from tests.support.recorded_runs import config, write_run
@@ -90,10 +92,48 @@ def test_a_run_in_progress_goes_on_without_it(stdout, expected, tmp_path):
     assert run_folder.finished(done.parent) is not None
 
 
-def test_a_stream_that_was_closed_before(runs):
-    shell = f"{sys.executable} -m fedinit compare {runs} >&-"
-    done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+CLOSED = (1, "failed: standard output is closed, and what was printed is gone\n")
+
+
+def without_output(*words: object) -> tuple[int, str]:
+    """The exit code, and what it says on standard error, of a process that begins without standard output."""
+    shell = f"exec {shlex.join([sys.executable, *map(str, words)])} >&-"
+    done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its shell closes no stream")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_stream_that_was_closed_before(command, runs):
+    assert without_output(*(word.format(runs=runs) for word in COMMANDS[command])) == CLOSED
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its shell closes no stream")
+def test_what_is_asked_for_elsewhere_is_written_without_it(runs, tmp_path):
+    compare, table = ("-m", "fedinit", "compare", runs), tmp_path / "table.csv"
+    assert without_output(*compare, "--csv", "-") == CLOSED
+    assert without_output(*compare, "--csv", table) == CLOSED and table.read_text().startswith("method")
+    table.unlink()
+    assert without_output(*compare, "-q", "--csv", table) == (0, "") and table.is_file()
+    code, told = without_output(*compare, "-q", "--csv", "/dev/stdout")
+    assert code == 2 and told.startswith("error: /dev/stdout: cannot be written") and told.count("\n") == 1
+    assert without_output("-m", "fedinit", "report", runs, "--output", tmp_path / "r.html") == (0, "")
+    assert (tmp_path / "r.html").read_text().endswith("</html>\n")
+    code, told = without_output("-m", "fedinit", "compare", tmp_path / "none")
+    assert code == 2 and told.startswith(f"error: {tmp_path / 'none'}: no such folder") and told.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its shell closes no stream")
+def test_a_run_goes_on_where_it_was_closed_before(tmp_path):
+    words = ("-m", "fedinit", "run", *SHORT, f"output_dir={tmp_path}")
+    assert without_output(*words) == (0, "")
+    (done,) = tmp_path.rglob("DONE.json")
+    assert without_output(*words) == (0, ""), "and is shown where it is done"
+    Image.new("L", (32, 32)).save(tmp_path / "a.png")
+    for option in ((), ("--csv",)):
+        assert without_output("-m", "fedinit", "predict", done.parent, tmp_path / "a.png", *option) == CLOSED
+    assert without_output("-m", "fedinit", "export", done.parent, "--format", "merged") == (0, "")
+    assert (done.parent / "export" / "merged" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONCOERCECLOCALE": "0"}])

@@ -8,7 +8,8 @@ from typing import Any
 from fedinit.config.dotted import dotted
 from fedinit.errors import InputError
 from fedinit.report.runs.reading import RecordedRun, number_of
-from fedinit.runs.done import DONE, wrong
+from fedinit.runs import summary
+from fedinit.runs.done import DONE, done_of, wrong
 from fedinit.runs.hints import anew
 from fedinit.runs.named import CONFIG
 from fedinit.state.manifest import FOLDER, written_config
@@ -26,6 +27,9 @@ def damage(runs: Iterable[RecordedRun], whole_path: bool = False) -> list[str]:
         if why := wrong(run.folder):
             what_to_do = f"; {anew(run.folder)}" if whole_path else ""
             said.append(f"{where}: its {DONE} {why}, not what a run writes, so that it counts as not done{what_to_do}.")
+        elif run.summary is None and done_of(run.folder) is not None and (why := summary.wrong(run.folder)):
+            what_to_do = f"; {anew(run.folder)}" if whole_path else ""
+            said.append(f"{where}: its {summary.SUMMARY} {why}, so that it counts as not done{what_to_do}.")
         if (other := edited(run)) is not None:
             key, value, used = other
             what_to_do = "; write that in it, or give the run's own words, which do" if whole_path else ""

@@ -40,6 +40,8 @@ def _below(path: Path) -> list[RecordedRun]:
     closed: list[Unreadable] = []
     for folder, inside, files in os.walk(path, onerror=lambda e: closed.append(unreadable(Path(e.filename), e))):
         inside.sort()
+        if CONFIG in inside:
+            closed.append(Unreadable(f"{Path(folder, CONFIG)}: is a folder, not a file; {NOT_A_RUN}"))
         if CONFIG not in files:
             continue
         inside.clear()  # what is inside a run is its own

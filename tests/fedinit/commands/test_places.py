@@ -93,7 +93,53 @@ def test_what_is_judged_on_is_no_place(tmp_path, capsys):
         data = [given] if "=" not in given else ["data=csv", given]
         assert cli.main(["evaluate", str(folder), "--data", *data, "--csv", str(table)]) == 2
         assert f"--csv {table}: is what is read, {table}; name another file" in told(capsys)
+        other = tmp_path / "other.csv"
+        other.unlink(missing_ok=True)
+        os.link(table, other)
+        assert cli.main(["evaluate", str(folder), "--data", *data, "--csv", str(other)]) == 2
+        assert f"--csv {other}: is what is read, {table}; name another file" in told(capsys)
+    images = tmp_path / "images" / "a"
+    images.mkdir(parents=True)
+    (images / "0.png").touch()
+    os.link(images / "0.png", tmp_path / "image")
+    assert cli.main(["evaluate", str(folder), "--data", str(images.parent), "--csv", str(tmp_path / "image")]) == 2
+    assert f"is what is read, {images / '0.png'}; name another" in told(capsys)
+    os.link(folder / "metrics.csv", tmp_path / "m.csv")
+    assert cli.main(["evaluate", str(folder), "--csv", str(tmp_path / "m.csv")]) == 2
+    assert f"is a file of the run in {folder}; name another" in told(capsys)
     assert table.read_text().startswith("path,label")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", ["metrics.csv", "DONE.json", "record/layers.csv"])
+def test_another_name_of_a_runs_own_file_is_none_either(option, name, run, tmp_path, capsys):
+    """A hard link, which no path tells."""
+    other = tmp_path / "table"
+    os.link(run / name, other)
+    before = other.read_bytes()
+    for folder in (run, run.parent):
+        assert cli.main(["compare", str(folder), option, str(other)]) == 2
+        assert told(capsys) == f"error: {option} {other}: is a file of the run in {run}; name another file\n"
+    assert cli.main(["report", str(run), "--output", str(other)]) == 2
+    assert "is a file of the run in" in told(capsys) and other.read_bytes() == before
+
+
+def test_another_name_of_what_is_no_runs_is_a_place(run, tmp_path):
+    """The controls: a table beside the run's files, and the report under another name."""
+    (run / "table").write_text("old")
+    os.link(run / "table", tmp_path / "table")
+    assert cli.main(["compare", str(run), "--csv", str(tmp_path / "table")]) == 0
+    (run / "report.html").write_text("old")
+    os.link(run / "report.html", tmp_path / "report")
+    assert cli.main(["compare", str(run), "--report", str(tmp_path / "report")]) == 0
+
+
+def test_another_name_of_an_output_is_the_same_file(run, tmp_path, capsys):
+    (tmp_path / "one").write_text("old")
+    os.link(tmp_path / "one", tmp_path / "two")
+    assert cli.main(["compare", str(run), "--csv", str(tmp_path / "one"), "--latex", str(tmp_path / "two")]) == 2
+    assert told(capsys).startswith(f"error: --csv and --latex: both are to be {tmp_path / 'two'}; give each")
+    assert (tmp_path / "one").read_text() == "old"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o444])
@@ -114,6 +160,9 @@ def test_a_place_that_is_none_is_told(run, tmp_path, capsys):
     assert told(capsys) == "error: argument --csv: '': expected a name; see fedinit compare --help\n"
     assert cli.main(["report", str(run), "--output", ""]) == 2
     assert "argument --output: '': expected a name" in told(capsys)
+    (tmp_path / "file").touch()
+    assert cli.main(["compare", str(run), "--csv", str(tmp_path / "file" / "table")]) == 2
+    assert "cannot be written (Not a directory)" in told(capsys)
     absent = tmp_path / "absent" / "deep" / "table.md"
     assert cli.main(["compare", str(run), "--markdown", str(absent)]) == 2
     assert f"{absent}: cannot be written (there is no folder {absent.parent}); name a file in" in told(capsys)

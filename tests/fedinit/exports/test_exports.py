@@ -214,6 +214,22 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_what_is_there_stays(run
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"model.safetensors", "config.json", "README.md"}
 
 
+@pytest.mark.parametrize("name", ["checkpoints/model", "adapter", "adapter/new", "record/a/b", "summary.json"])
+def test_a_runs_own_folders_are_no_place(name, run, tmp_path, capsys):
+    other = shutil.copytree(run.folder, tmp_path / "other")
+    (tmp_path / "link").symlink_to(run.folder)
+    for folder in (run.folder, other, tmp_path / "link"):
+        before = {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+        whole = run.folder if folder == tmp_path / "link" else folder
+        line = told(capsys, run.folder, "--format", "merged", "--output", folder / name)
+        assert line == f"--output {folder / name}: is among the files of the run in {whole}; name another folder"
+        assert {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")} == before
+    with pytest.raises(fedinit.InputError, match="is among the files of the run in"):
+        export(run, "merged", run.folder / name)
+    # The control: export/ is there for it.
+    assert cli.main(["export", str(run.folder), "--format", "merged", "--output", str(other / "export" / "m")]) == 0
+
+
 def test_an_export_of_another_format_is_not_written_over(run, tmp_path):
     export(run, "timm", tmp_path)
     with pytest.raises(fedinit.InputError, match="is there, and is no merged export"):

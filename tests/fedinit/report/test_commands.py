@@ -201,6 +201,17 @@ def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys
     assert not any("hetlora" in line for line in out.splitlines() if line.startswith("│"))
 
 
+def test_the_way_out_of_a_place_that_is_closed_is_by_the_option_in_use(sweep, tmp_path, capsys):
+    place = tmp_path / "none" / "page.html"
+    for words, way in (
+        (["compare", "--report"], "fedinit compare … --report FILE writes it elsewhere"),
+        (["report", "--output"], "fedinit report … --output FILE writes it elsewhere"),
+    ):
+        code, _, err = run(capsys, words[0], str(sweep), words[1], str(place))
+        assert code == 2 and err.count("\n") == 1
+        assert err == f"error: {place}: cannot be written (there is no folder {place.parent}); {way}\n"
+
+
 def test_report_says_where_it_is(sweep, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fedinit.report.page.render", lambda runs: f"<p>{len(runs)}")
     one = sweep / "digits" / "fedit-s0"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
 import random
 import re
+import socket
+import sys
 import warnings
 from pathlib import Path
 
 import pytest
 
+from fedinit import cli
 from fedinit.errors import InputError
 from fedinit.report import page as pages
 from fedinit.report.page import render
@@ -26,6 +31,7 @@ from tests.support.recorded_runs import config, write_run
 TABLES = ("metrics.csv", "clients.csv", "record/layers.csv", "record/spectra.csv", "record/timing.csv")
 OBJECTS = ("summary.json", "record/partition.json", "record/provenance.json", "made_of.json")
 TEXTS = ("", "nan", "inf", "-inf", "-1", "1e400", "1e308", "abc", "²", "99999999999999999999", "1_0")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="links and sockets are not so there")
 VALUES = (None, [], {}, -1, 1e308, float("nan"), float("inf"), True, "text", [1], {"a": 1}, 10**400)
 
 
@@ -154,6 +160,77 @@ def test_the_table_takes_the_last_round_whose_average_is_a_number(folder):
     path.write_text("\n".join([*rows, ",".join([*cells[:at], "inf", *cells[at + 1 :]])]) + "\n")
     round, figures = last_scores(read(folder))
     assert (before[0], round) == (3, 2) and figures["average"] == float(rows[-1].split(",")[at])
+
+
+def in_its_place(file: Path, kind: str) -> str:
+    """Put something in the place of a file; what it is."""
+    file.unlink()
+    if kind == "folder":
+        file.mkdir()
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(os.path.relpath(file))
+    elif kind == "round":
+        file.symlink_to(file.name)
+        return "is a link that leads back to itself"
+    elif kind == "astray":
+        file.symlink_to("nowhere")
+        return f"is a link to {file.with_name('nowhere')}, which is not there"
+    return f"is a {kind}"
+
+
+@posix
+@pytest.mark.parametrize("kind", ["folder", "socket", "round", "astray"])
+@pytest.mark.parametrize("name", ["summary.json", "DONE.json"])
+def test_why_a_run_counts_as_not_done_is_said(folder, name, kind, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    what = in_its_place(folder / name, kind)
+    for command in ("compare", "report"):
+        assert cli.main([command, str(folder)]) == 0
+        said = capsys.readouterr().out
+        assert f"{folder}: its {name} {what}" in said and "so that it counts as not done; " in said
+    assert f"run: its {name} {what}" in html.unescape((folder / "report.html").read_text())
+
+
+@pytest.mark.parametrize(("text", "why"), [("{", "is no JSON"), ("{}", "has not what a run writes"), (None, "is not")])
+def test_of_a_summary_too_that_is_a_file_or_gone(folder, text, why, capsys):
+    (folder / "summary.json").unlink()
+    if text is not None:
+        (folder / "summary.json").write_text(text)
+    assert cli.main(["compare", str(folder)]) == 0
+    assert f"{folder}: its summary.json {why}" in capsys.readouterr().out
+    (folder / "DONE.json").unlink()  # the control: a run that goes on has neither
+    assert cli.main(["compare", str(folder)]) == 0 and "counts as not done" not in capsys.readouterr().out
+
+
+@posix
+@pytest.mark.parametrize("kind", ["folder", "astray"])
+def test_settings_that_are_no_file_are_said_to_be(folder, kind, tmp_path, capsys, caplog):
+    what = in_its_place(folder / "config.yaml", kind)
+    for place in (folder, folder.parent):
+        assert cli.main(["compare", str(place)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and said.startswith(f"error: {folder / 'config.yaml'}: ")
+        assert what in said or "is a directory" in said
+    write_run(tmp_path / "other", config(rounds=3))
+    assert cli.main(["compare", str(folder.parent)]) == 0
+    assert f"left out: {folder / 'config.yaml'}: {what}" in caplog.text
+
+
+@posix
+def test_the_warning_of_a_section_names_the_link_that_it_is_of(folder, tmp_path, caplog):
+    in_its_place(folder / "ledger.jsonl", "round")
+    assert cli.main(["report", str(folder), "--output", str(tmp_path / "page.html")]) == 0
+    assert "is left out: " in caplog.text and "(in ledger.jsonl)" in caplog.text and "()" not in caplog.text
+
+
+def test_a_warning_without_a_file_has_no_empty_parentheses(folder, monkeypatch, caplog):
+    def panel(_: object) -> Panel:
+        raise OverflowError("too large")
+
+    monkeypatch.setattr(pages, "PANELS", (panel,))
+    shown(folder)
+    assert caplog.messages == ["the section Test damage of the report is left out: too large"]
 
 
 @pytest.mark.parametrize("name", ["summary.json", "DONE.json", "config.yaml", "record/provenance.json", "ledger.jsonl"])
