@@ -13,7 +13,7 @@ from clients.site import Site
 from fedinit import wire
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import Refused
-from fedinit.privacy.steps import Steps
+from fedinit.privacy.steps import Spent, Steps
 
 SPENT = "privacy"  # in the Context: how many steps were private
 
@@ -27,15 +27,18 @@ def spend(site: Site, privacy: ExamplePrivacyConfig, examples: int, context: Con
     if privacy.delta * examples >= 1:
         raise Refused(f"privacy.delta={privacy.delta:g}: expected less than one over a client's {examples} images")
     steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)
-    count = steps.a_round
+    spent = steps.spent
     if keeper is not None:
-        count = keeper.train(count)
+        spent = keeper.train(spent)
     else:
         if SPENT in context.state:
-            count += wire.value(wire.record(context.state, SPENT, MetricRecord), "steps", int)
-        context.state[SPENT] = MetricRecord({"steps": count})
-    epsilon = steps.epsilon(count)
+            before = dict(wire.record(context.state, SPENT, MetricRecord))
+            spent += Spent(**before)  # pyright: ignore[reportArgumentType]  # as it was written below
+        context.state[SPENT] = MetricRecord({"steps": spent.steps, "share": spent.share, "noise": spent.noise})
+    epsilon = spent.epsilon(privacy)
     if privacy.epsilon is not None and epsilon > privacy.epsilon:
-        done = f"this client has trained {count // steps.a_round - 1} rounds, and one more would make it {epsilon:.3g}"
+        done = (
+            f"this client has taken {spent.steps - steps.a_round} steps, and a round more would make it {epsilon:.3g}"
+        )
         raise Refused(f"privacy.epsilon={privacy.epsilon}: is spent; {done}")
     return epsilon

@@ -36,6 +36,7 @@ from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.models import shared_inputs
 from fedinit.opening import read_text
+from fedinit.privacy.steps import Spent
 from fedinit.seeding import derive
 from fedinit.state import disk
 from fedinit.statistics import Request
@@ -176,12 +177,13 @@ class Keeper:
                     )
                 answered[key] = sorted({*before, means})
 
-    def train(self, steps: int) -> int:
-        """Write down so many private steps; those of this run so far, with these."""
+    def train(self, round: Spent) -> Spent:
+        """Write down the private steps of a round; those of this run so far, with these."""
         with self._book() as book:
             counts = book["runs"].setdefault(self._run, {})
-            counts["steps"] = counts.get("steps", 0) + steps
-            return counts["steps"]
+            before = {key: counts[key] for key in vars(round) if key in counts}
+            counts |= vars(spent := Spent(**before) + round)
+            return spent
 
     @property
     def _run(self) -> str:

@@ -10,6 +10,7 @@ from fedinit.errors import InputError
 
 # Of noise over clip: with less nothing is hidden, and squares of it underflow where ε is counted.
 LEAST_NOISE, MOST_NOISE = 1e-9, 1e6
+LEAST_OF_PLD = 0.3  # of which privacy loss distributions are still small enough, in time and memory
 # Below, noise and clipped values would be lost in the rounding of float32.
 LEAST_CLIP, MOST_CLIP = 1e-6, 1e9
 
@@ -44,6 +45,11 @@ class PrivacyConfig:
             positive("privacy.epsilon", self.epsilon)
         if self.noise is not None:
             within("privacy.noise", self.noise, LEAST_NOISE, MOST_NOISE)
+            if self.accountant == "pld" and self.noise < LEAST_OF_PLD:
+                raise InputError(
+                    f"privacy.noise={self.noise}: privacy.accountant=pld counts {LEAST_OF_PLD} and more, of less its "
+                    "tables do not fit into memory; use privacy.accountant=rdp"
+                )
         if self.epsilon is None and self.noise is None:
             raise InputError(
                 f"privacy={self.name}: neither privacy.epsilon nor privacy.noise is given; name the ε that the run may "

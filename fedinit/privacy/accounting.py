@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fedinit.config.privacy import LEAST_NOISE, MOST_NOISE
+from fedinit.config.privacy import LEAST_NOISE, LEAST_OF_PLD, MOST_NOISE
 from fedinit.errors import InputError
 
 LEAST, MOST = 1e-2, MOST_NOISE  # of a noise that is looked for
@@ -52,6 +52,8 @@ class Rounds:
         if not rounds:
             return 0.0
         if not noise >= LEAST_NOISE:  # where squares of it underflow dp-accounting counts nothing at all
+            return math.inf
+        if self.accountant == "pld" and noise < LEAST_OF_PLD:
             return math.inf
         return _epsilon(self, float(noise), rounds)
 
@@ -103,7 +105,7 @@ def _epsilon(about: Rounds, noise: float, rounds: int) -> float:
     try:
         accountant.compose(event, rounds)
         found = float(accountant.get_epsilon(about.delta))
-    except (ArithmeticError, ValueError):  # of noise so small, or so large, that its sums have no end
+    except (ArithmeticError, ValueError, MemoryError):  # of noise so small, or so large, that its sums have no end
         return math.inf
     return found if found >= 0 else math.inf  # NaN is counted as the worst
 

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Private steps that one client has taken.
+
+    steps: how many. share: the largest q of any of them. noise: the least z. A client's numbers of examples may change
+    between two rounds, and q and z with them: all steps are counted as if they had been the dearest ones.
+    """
+
+    steps: int = 0
+    share: float = 0.0
+    noise: float = math.inf
+
+    def __add__(self, other: Spent) -> Spent:
+        """Both."""
+        return Spent(self.steps + other.steps, max(self.share, other.share), min(self.noise, other.noise))
+
+    def epsilon(self, privacy: ExamplePrivacyConfig) -> float:
+        """ε at `privacy.delta`, or more. Raises InputError where dp-accounting is not installed."""
+        return Rounds(self.share, "poisson", privacy.delta, privacy.accountant).epsilon(self.noise, self.steps)
 
 
 @dataclass(frozen=True)
@@ -54,6 +76,11 @@ class Steps:
     def epsilon(self, steps: int) -> float:
         """ε at `privacy.delta` of so many steps."""
         return self._cost.epsilon(self.noise, steps)
+
+    @property
+    def spent(self) -> Spent:
+        """What one round of them spends."""
+        return Spent(self.a_round, self.rate, self.noise)
 
     @property
     def _cost(self) -> Rounds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +32,7 @@ class Admitted:
     reports: what each client says of its training, one an update.
     shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
     their mean loss then, and threshold is how many unmask a sum of the round.
-    asked: who was asked to train, whatever became of it.
+    asked: {client: how often it was asked to train}, whatever became of it.
     """
 
     updates: Sequence[Update] = ()
@@ -40,7 +41,7 @@ class Admitted:
     shares: Mapping[int, float] = field(default_factory=dict)
     loss: float | None = None
     threshold: int | None = None
-    asked: frozenset[int] = frozenset()
+    asked: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def clients(self) -> list[int]:
@@ -72,17 +73,17 @@ def collect(
     """
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
-    need, chosen, asked, admitted = method.needed(len(clients)), clients, set(clients), Admitted()
+    need, chosen, asked, admitted = method.needed(len(clients)), clients, Counter(clients), Admitted()
     for attempt in range(method.resamples + 1):
         # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
         # that those which are there have the other half to answer in.
         end = time.monotonic() + exchange.reply_timeout
         halfway = end - exchange.reply_timeout / 2
         if attempt:
-            chosen = _others(method, exchange, round, attempt, len(clients), asked, admitted)
+            chosen = _others(method, exchange, round, attempt, len(clients), set(asked), admitted)
             if not chosen:
                 break
-            asked |= set(chosen)
+            asked += Counter(chosen)
             state = discovered(state, method, exchange, halfway, chosen, {r.client for r in admitted.refusals})
         else:
             state = discovered(state, method, exchange, halfway)
@@ -92,7 +93,7 @@ def collect(
         state = drop(state, exchange, round, added.refusals)
         admitted += added
         if len(admitted.updates) >= need:
-            return state, replace(admitted, asked=frozenset(asked))
+            return state, replace(admitted, asked=asked)
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")

@@ -1,18 +1,19 @@
 """What a run has spent of its clients' examples' privacy (`privacy=examples`), as the server counts it.
 
-A client trains where it is asked to, whether or not its update is let in, so what counts is the asking. How many images
-a client has it said when it registered, and the rest is the run's: nobody's word makes ε less, and one that says more,
-as one whose training was asked for again after a restart may, is believed up to twice the run's rounds.
+A client trains whenever it is asked to, whether or not its update is let in, so what counts is the asking. How many
+images a client has it said when it registered, of its own figure alone; the rest is the run's. A client that says that
+it has spent more, as one whose training was asked for again after a restart may, is believed up to twice the run's
+rounds. One that has too few images for the run's batches cannot train, and spends nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
-from fedinit.privacy.steps import Steps
+from fedinit.errors import InputError
+from fedinit.privacy.steps import Spent, Steps
 from fedinit.runs.observer import Roster, RoundReport
 from fedinit.state.checkpoint import State
 
@@ -27,7 +28,7 @@ class Spending:
 
     def __init__(self, config: Config) -> None:
         self.epsilon: dict[int, float] = {}
-        self._rounds: dict[int, int] = {}  # that a client was asked in
+        self._spent: dict[int, Spent] = {}
         self._config = config
 
     def of(self, report: RoundReport, roster: Roster) -> RoundReport:
@@ -36,24 +37,25 @@ class Spending:
         if not isinstance(privacy, ExamplePrivacyConfig):
             return report
         told = {client.client: client.epsilon or 0.0 for client in report.clients}
-        for client in sorted(report.asked | told.keys()):
-            self._rounds[client] = self._rounds.get(client, 0) + 1
-            steps = Steps.of(roster.examples[client], self._config.client, self._config.rounds, privacy)
+        for client in sorted(report.asked.keys() | told.keys()):
+            try:
+                steps = Steps.of(roster.examples[client], self._config.client, self._config.rounds, privacy)
+                for _ in range(report.asked.get(client, 1)):
+                    self._spent[client] = self._spent.get(client, Spent()) + steps.spent
+            except InputError:  # which the client's own code raises too
+                continue
             most = steps.epsilon(REDONE * steps.rounds * steps.a_round)
-            counted = steps.epsilon(self._rounds[client] * steps.a_round)
-            self.epsilon[client] = max(counted, self.epsilon.get(client, 0.0), min(told.get(client, 0.0), most))
-        clients = [replace(client, epsilon=self.epsilon[client.client]) for client in report.clients]
+            before, counted = self.epsilon.get(client, 0.0), self._spent[client].epsilon(privacy)
+            self.epsilon[client] = max(before, counted, min(told.get(client, 0.0), most))
+        clients = [replace(client, epsilon=self.epsilon.get(client.client)) for client in report.clients]
         return replace(report, clients=clients, spent=dict(self.epsilon))
 
     def snapshot(self) -> State:
         """As a checkpoint keeps it."""
-        return State(facts={"rounds": _named(self._rounds), "epsilon": _named(self.epsilon)})
+        spent = {str(client): vars(value) for client, value in self._spent.items()}
+        return State(facts={"spent": spent, "epsilon": {str(client): value for client, value in self.epsilon.items()}})
 
     def restore(self, state: State) -> None:
         """Go on from a checkpoint."""
-        self._rounds = {int(client): rounds for client, rounds in state.facts["rounds"].items()}
-        self.epsilon = {int(client): epsilon for client, epsilon in state.facts["epsilon"].items()}
-
-
-def _named(values: Mapping[int, float]) -> dict[str, float]:
-    return {str(client): value for client, value in values.items()}
+        self._spent = {int(client): Spent(**value) for client, value in state.facts["spent"].items()}
+        self.epsilon = {int(client): value for client, value in state.facts["epsilon"].items()}
