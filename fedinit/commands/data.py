@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -14,8 +15,9 @@ from fedinit.commands.parsing import Parser
 from fedinit.commands.places import own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
-from fedinit.opening import astray
+from fedinit.opening import astray, kind
 from fedinit.telling import cell, tell
+from fedinit.unreadable import mode_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +72,9 @@ def _check(options: argparse.Namespace, console: Console) -> int:
     root = options.root.expanduser()
     if wrong := astray(root):
         raise InputError(f"{options.root}: {wrong}; give the folder, zip or table itself")
-    if not root.exists():
+    if (mode := mode_of(root)) and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{options.root}: {kind(mode)}, not a file; give the folder, zip or table itself")
+    if not mode:
         raise InputError(
             f"{options.root}: there is no such folder, zip or table; give a folder domain/class/image, a zip of "
             "one, or a CSV file with the columns path and label"
@@ -121,9 +125,9 @@ def _tables(found: Checked) -> list[Table]:
     by_class = Table(f"class ({'/'.join(splits)})")
     for domain in found.domain_names:
         by_class.add_column(cell(domain))
-    for kind in found.class_names:
-        cells = ["/".join(str(counts.get((d, kind, s), 0)) for s in splits) for d in found.domain_names]
-        by_class.add_row(cell(kind), *cells)
+    for label in found.class_names:
+        cells = ["/".join(str(counts.get((d, label, s), 0)) for s in splits) for d in found.domain_names]
+        by_class.add_row(cell(label), *cells)
     return [by_domain, by_class]
 
 

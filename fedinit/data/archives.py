@@ -190,6 +190,8 @@ def files_of(official: Official, given: Sequence[Path]) -> Iterator[Path]:
             yield from found
         else:
             _refuse_no_file(path, "give the archive itself")
+            if any(path.name == domain + end for domain in official.domains for end in official.not_read):
+                continue  # as in a folder
             if not _is_named(official, path):
                 raise InputError(f"{path}: is no archive and no list of {official.title}; expected {official.archives}")
             yield path

@@ -19,6 +19,7 @@ class Official:
     domains: the names of its folders.
     classes: how many the prepared folder has, of a whole set.
     lists: {the end of a list's name, behind a domain: the split of its images}.
+    not_read: the ends of lists that come with the set and say nothing that is needed.
     lists_needed: whether nothing can be made without them; else a fifth of each domain is held out by name.
     numbered: whether of more classes those with the lowest numbers in the lists are taken.
     spoilt: images that the lists name and that are passed over.
@@ -29,6 +30,7 @@ class Official:
     domains: tuple[str, ...]
     classes: int
     lists: Mapping[str, Split] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()
     lists_needed: bool = False
     numbered: bool = False
     spoilt: frozenset[str] = frozenset()
@@ -74,6 +76,7 @@ OFFICIAL: dict[str, Official] = {
         domains=("art_painting", "cartoon", "photo", "sketch"),
         classes=7,
         lists={"_train_kfold.txt": "train", "_crossval_kfold.txt": "val"},
+        not_read=("_test_kfold.txt",),
         spoilt=frozenset({"sketch/dog/n02103406_4068-1.png"}),  # shows something else; others leave it out too (Dassl)
         archives="PACS.zip, with its lists in it or beside it, such as photo_train_kfold.txt",
     ),

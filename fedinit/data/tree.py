@@ -19,7 +19,7 @@ from typing import IO
 from fedinit.data.splits import looks_like, meaning
 from fedinit.errors import InputError, refuse
 from fedinit.home import expand_home
-from fedinit.opening import read_bytes, regular
+from fedinit.opening import kind, read_bytes, regular
 from fedinit.pasted import pasted
 from fedinit.unreadable import mode_of, unreadable
 
@@ -151,6 +151,10 @@ class Folder(OnDisk):
             if wrong is not None:
                 self.fault(wrong)
                 continue
+            if not entry.is_dir() and not entry.is_file():
+                what = kind(entry.stat().st_mode)
+                self.fault(InputError(f"{self.where}: {name!r} is {what}, not a file; take it away"))
+                continue
             (folders if entry.is_dir() else self.files).append(name)
         self.folders += folders
         for name in folders:
@@ -170,9 +174,7 @@ class Folder(OnDisk):
         return None
 
     def _way_out(self, name: str) -> InputError | None:
-        target = Path(
-            os.path.realpath(self.root / name)
-        )  # Path.resolve raises before Python 3.13, where links go round
+        target = Path(os.path.realpath(self.root / name))  # Path.resolve raises before 3.13, where links go round
         if target.is_relative_to(self.root) and target.exists():
             return None
         return InputError(
@@ -253,8 +255,9 @@ def open_tree(given: str | None, fault: Fault = refuse) -> Tree:
     except PermissionError as error:
         raise unreadable(Path(error.filename or root), error) from error
     except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:  # RuntimeError: an encrypted zip
+        why = getattr(error, "strerror", None) or error  # without the error's number
         raise InputError(
-            f"data.root={given}: neither a folder nor a zip that can be read ({error}); {SHAPE}, or a .zip of that"
+            f"data.root={given}: neither a folder nor a zip that can be read ({why}); {SHAPE}, or a .zip of that"
         ) from error
     if isinstance(tree, Zip) and tree.other_twice:
         raise InputError(

@@ -115,8 +115,8 @@ def test_a_picture_is_told_beside_the_others(place, capsys):
 
 def test_an_image_is_told_beside_the_others(place, capsys):
     piped(place / "images" / "site" / "a" / "9.png")
-    assert cli.main(["data", "check", str(place / "images")]) == 1
-    assert f"'site/a/9.png' cannot be read: {A_PIPE}" in capsys.readouterr().out
+    assert cli.main(["data", "check", str(place / "images")]) == 2
+    assert f"'site/a/9.png' is {A_PIPE}; take it away" in capsys.readouterr().err
     words = ["data=image_folder", f"data.root={place / 'images'}", f"output_dir={place / 'out'}"]
     assert cli.main(["run", *words]) == 2
     assert "site/a/9.png" in (said := capsys.readouterr().err) and A_PIPE in said and said.count("\n") == 1
@@ -170,3 +170,21 @@ def test_an_open_file_of_this_process_is_read_whatever_it_is():
     assert own(Path(f"/dev/fd/{reading}")) == reading
     assert read_bytes(Path(f"/dev/fd/{reading}")) == b"said"
     os.close(reading)
+
+
+def test_a_pipe_beside_an_index_is_no_image_that_it_lacks(place, capsys):
+    names = sorted(path.relative_to(place / "images") for path in (place / "images").rglob("*.png"))
+    (place / "images" / "index.csv").write_text("path,split\n" + "".join(f"{name},train\n" for name in names))
+    piped(place / "images" / "site" / "a" / "9.png")
+    assert cli.main(["data", "check", str(place / "images")]) == 2
+    assert f"'site/a/9.png' is {A_PIPE}; take it away" in (said := capsys.readouterr().err) and "index.csv" not in said
+    (place / "images" / "site" / "a" / "9.png").unlink()
+    assert cli.main(["data", "check", str(place / "images")]) in (0, 1)  # the control
+
+
+def test_what_is_to_be_checked_is_told_by_its_kind(place, capsys):
+    pipe = piped(place / "pipe")
+    assert cli.main(["data", "check", str(pipe)]) == 2
+    assert capsys.readouterr().err == f"error: {pipe}: {A_PIPE}; give the folder, zip or table itself\n"
+    assert cli.main(["run", "data=image_folder", f"data.root={pipe}", f"output_dir={place / 'out'}"]) == 2
+    assert "Errno" not in capsys.readouterr().err

@@ -85,6 +85,28 @@ def test_pacs_test_lists_name_all_and_are_no_split(tmp_path: Path) -> None:
     assert Counter(index(root).values()) == {"train": 8, "val": 8}
 
 
+def test_pacs_test_lists_may_be_given_by_name(tmp_path: Path, capsys) -> None:
+    """As a shell's *.txt gives them."""
+    archive = releases.pacs(tmp_path / "PACS.zip")
+    lists = [tmp_path / f"{domain}_test_kfold.txt" for domain in ("photo", "sketch")]
+    for file in lists:
+        file.write_text("nobody reads this\n")
+    root = made("pacs", archive, *lists, to=tmp_path / "root")
+    assert Counter(index(root).values()) == {"train": 8, "val": 8}
+    (tmp_path / "other_test_kfold.txt").touch()
+    words = [
+        "data",
+        "prepare",
+        "pacs",
+        str(archive),
+        str(tmp_path / "other_test_kfold.txt"),
+        "--to",
+        str(tmp_path / "x"),
+    ]
+    capsys.readouterr()
+    assert main(words) == 2 and "is no archive and no list of PACS" in capsys.readouterr().err
+
+
 def test_how_many_of_how_many_are_taken_and_which_are_not_is_a_line(tmp_path: Path, capsys) -> None:
     made("pacs", releases.pacs(tmp_path / "PACS.zip"), to=tmp_path / "root")
     assert "all 16 images of the archives are taken\n" in capsys.readouterr().out
