@@ -141,15 +141,15 @@ def _status(server: Server, say: Callable[[str], None]) -> None:
     from fedinit.deploy import certificates, reaching
     from fedinit.deploy.flower import show
 
-    for name, file in (("server's certificate", "server.crt"), ("authority's certificate", "ca.crt")):
+    remedies = {
+        "server": f"{certificates.renewal(server.folder)} makes another",
+        "authority": "the federation ends with it; fedinit deploy init makes another",
+    }
+    for whose, file in (("server", "server.crt"), ("authority", "ca.crt")):
         certificate = certificates.read(server.folder / file)
         if certificate is not None:
-            remedy = f"{certificates.renewal(server.folder)} makes another"
-            remedy = (
-                remedy if file == "server.crt" else "the federation ends with it; fedinit deploy init makes another"
-            )
-            soon = f"; {remedy}" if certificates.days_left(certificate) < SOON else ""
-            say(f"{name}: {certificates.standing(certificate)}{soon}")
+            soon = f"; {remedies[whose]}" if certificates.days_left(certificate) < SOON else ""
+            say(f"{whose}'s certificate: {certificates.standing(certificate)}{soon}")
     if (shown := reaching.shown_certificate(server.facts["port"])) and server.facts["secure"]:
         other = certificates.another(server.folder / "server.crt", shown)
         if other is not None:

@@ -45,9 +45,8 @@ class Archives(Tree):
         super().__init__(Path.cwd())
         self.where = official.title
         self.spoilt: set[str] = set()  # images that are there and passed over
-        self.misnamed: set[str] = (
-            set()
-        )  # members that would be images, were it not for control characters in their names
+        # Members that would be images, were it not for control characters in their names.
+        self.misnamed: set[str] = set()
         self.twice = 0  # members that their archive has twice, with the same bytes
         self._places: dict[str, tuple[Tree, str]] = {}
         wanted = tuple(suffixes())
