@@ -3,8 +3,8 @@
     python -m benchmarks.safeguards [--quick]
 
 Six clients of the embedded domains, an epoch of local training, seven rounds without evaluation in one process; the
-contestants in turn, three times around: a quarter of an hour on two cores. Privacy is measured with noise that is given, since
-ε costs nothing by itself. --quick: three rounds of two steps, once.
+contestants in turn, three times around: a quarter of an hour on two cores. Privacy is measured with noise that is
+given, since ε costs nothing by itself. --quick: three rounds of two steps, once.
 
 seconds          of a round, the median over all rounds but the first of every run
 over plain       to the median of the same method without a safeguard
