@@ -26,11 +26,7 @@ from fedinit.state.digest import of_tensors
 
 def shortened(config: Config) -> Config:
     """Two rounds of the run, without evaluation."""
-    privacy = config.privacy
-    if isinstance(privacy, ExamplePrivacyConfig):  # which clients count by the run's rounds: one may have but one
-        privacy = dataclasses.replace(privacy, epsilon=None, noise=privacy.noise or 1.0)
-    without = dataclasses.replace(config.evaluation, where="none")
-    return dataclasses.replace(config, rounds=2, evaluation=without, privacy=privacy)
+    return dataclasses.replace(config, rounds=2, evaluation=dataclasses.replace(config.evaluation, where="none"))
 
 
 @contextlib.contextmanager
@@ -41,7 +37,9 @@ def with_few_images(site: Site) -> Iterator[Site]:
     """
     few, config = copy.copy(site), site.config
     few.partitions = Partitions.of([first_images(part, config) for part in site.partitions])
-    few.config = config = dataclasses.replace(config, privacy=shortened(config).privacy)
+    if isinstance(privacy := config.privacy, ExamplePrivacyConfig):  # a run of one round has no ε for the trial's two
+        privacy = dataclasses.replace(privacy, epsilon=None, noise=privacy.noise or 1.0)
+        few.config = config = dataclasses.replace(config, privacy=privacy)
     size = min(config.client.batch_size, max(len(part.train) for part in few.partitions))
     if size == config.client.batch_size or config.privacy.name == "examples":  # there it is a rate, and no size
         yield few

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from fedinit.errors import InputError
+from fedinit.opening import astray, kind
 from fedinit.pasted import pasted
 
 
@@ -53,6 +54,16 @@ def is_file(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Whether a folder is there. Raises InputError where that cannot be told."""
     return stat.S_ISDIR(mode_of(path))
+
+
+def no_file(path: Path, folders: bool = False) -> str:
+    """What is wrong with what is there, in words behind its name, where it is no file, nor, with `folders`, a folder;
+    empty where it is one, and where nothing is. Raises InputError where that cannot be told."""
+    if wrong := astray(path):
+        return wrong
+    mode = mode_of(path)
+    fits = not mode or stat.S_ISREG(mode) or (folders and stat.S_ISDIR(mode))
+    return "" if fits else f"{kind(mode)}, not a file"
 
 
 def _closed(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -15,9 +14,8 @@ from fedinit.commands.parsing import Parser
 from fedinit.commands.places import own_place
 from fedinit.data.layout import Layout
 from fedinit.errors import InputError
-from fedinit.opening import astray, kind
 from fedinit.telling import cell, tell
-from fedinit.unreadable import mode_of
+from fedinit.unreadable import mode_of, no_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,11 +68,9 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
 
 def _check(options: argparse.Namespace, console: Console) -> int:
     root = options.root.expanduser()
-    if wrong := astray(root):
+    if wrong := no_file(root, folders=True):
         raise InputError(f"{options.root}: {wrong}; give the folder, zip or table itself")
-    if (mode := mode_of(root)) and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise InputError(f"{options.root}: {kind(mode)}, not a file; give the folder, zip or table itself")
-    if not mode:
+    if not mode_of(root):
         raise InputError(
             f"{options.root}: there is no such folder, zip or table; give a folder domain/class/image, a zip of "
             "one, or a CSV file with the columns path and label"

@@ -178,9 +178,9 @@ GROUPS = {
     "secure_aggregation": Group("name", SECURE_AGGREGATIONS),
 }
 
+MOST_ROUNDS = 999_999  # names of checkpoints have six digits
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
 # (engines, lanes and actors change no bit), what its files are checked against.
-MOST_ROUNDS = 999_999  # names of checkpoints have six digits
 UNCOUNTED = ("output_dir", "resume", "report", "preview", "logger", "node_timeout", "reply_timeout", "engine.name")
 UNCOUNTED += ("engine.lanes", "engine.actors", "engine.address", "engine.strict")
 UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")

@@ -21,8 +21,7 @@ from fedinit.data.official import Official
 from fedinit.data.reporter import readable
 from fedinit.data.tree import OnDisk, Tree, Zip
 from fedinit.errors import InputError
-from fedinit.opening import astray, kind
-from fedinit.unreadable import mode_of, unreadable
+from fedinit.unreadable import mode_of, no_file, unreadable
 
 LARGEST = 64_000_000  # bytes of an image or a list; the largest of these sets have a few millions
 RATIO = 100  # between the bytes of what is read of an archive and its own; of images, packed already, it is about 1
@@ -173,7 +172,7 @@ def files_of(official: Official, given: Sequence[Path]) -> Iterator[Path]:
     """The zips and lists that are read of what is given: of a folder, those in it. Raises InputError, as they come, for
     what is no file, is neither, or is a folder without any."""
     for path in given:
-        if wrong := astray(path):
+        if wrong := no_file(path, folders=True):
             raise InputError(f"{path}: {wrong}; give the archive itself")
         if not (mode := mode_of(path)):
             raise InputError(f"{path}: there is no such file; expected {official.archives}")
@@ -185,10 +184,10 @@ def files_of(official: Official, given: Sequence[Path]) -> Iterator[Path]:
                     f"{official.archives}"
                 )
             for file in found:
-                _refuse_no_file(file, "put the file itself there, or move this away")
+                if wrong := no_file(file):
+                    raise InputError(f"{file}: {wrong}; put the file itself there, or move this away")
             yield from found
         else:
-            _refuse_no_file(path, "give the archive itself")
             if any(path.name == domain + end for domain in official.domains for end in official.not_read):
                 continue  # as in a folder
             if not _is_named(official, path):
@@ -199,14 +198,6 @@ def files_of(official: Official, given: Sequence[Path]) -> Iterator[Path]:
 def _is_named(official: Official, file: Path) -> bool:
     """Whether it has the name of an archive or of a list."""
     return official.split_of(file.name) is not None or file.suffix.lower() == ".zip"
-
-
-def _refuse_no_file(path: Path, how: str) -> None:
-    """Raise InputError, which ends in `how`, for what is there and is no file."""
-    if wrong := astray(path):
-        raise InputError(f"{path}: {wrong}; {how}")
-    if not stat.S_ISREG(mode := mode_of(path)):
-        raise InputError(f"{path}: {kind(mode)}, not a file; {how}")
 
 
 def _why(error: Exception) -> str:
