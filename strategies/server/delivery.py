@@ -7,19 +7,23 @@ node, and waits until the deadline for a node that was started again and knows n
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeGuard
 
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedinit.wire import Limit
 from strategies.server.pulling import Pulled, unreadable
+
+if TYPE_CHECKING:
+    from flwr.superlink.grid.http_grid import HttpGrid
 
 AWAY = {ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
 POLL_SECONDS = (0.2, 2.0)  # between two looks for replies, at first and at most
@@ -40,6 +44,13 @@ def registered(nodes: Iterable[NodeInfo]) -> dict[int, int]:
     return {node: int(found[1]) for node, found in named.items() if found}
 
 
+def over_http(grid: Grid) -> TypeGuard[HttpGrid]:
+    """Whether the grid is Flower's for deployments. Nobody has one whose process has not imported its module, which a
+    simulation need not: it takes half a second."""
+    module = sys.modules.get("flwr.superlink.grid.http_grid")
+    return module is not None and isinstance(grid, module.HttpGrid)
+
+
 class WatchedGrid(Grid):
     """Another grid, with a `send_and_receive` that returns once every node has answered, or can answer no more."""
 
@@ -56,7 +67,7 @@ class WatchedGrid(Grid):
     @property
     def remote(self) -> bool:
         """Whether messages go over a network."""
-        return isinstance(self.inner, HttpGrid)
+        return over_http(self.inner)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -115,7 +126,7 @@ class WatchedGrid(Grid):
 
     def _way(self, message_id: str, asked: Message, limit: Limit | None) -> Callable[[], Message | None]:
         """What gives the reply to a message, once it is there."""
-        if isinstance(self.inner, HttpGrid) and limit is not None:
+        if over_http(self.inner) and limit is not None:
             return Pulled(self.inner, asked, message_id, limit).look
 
         def look() -> Message | None:

@@ -1,4 +1,4 @@
-"""Ctrl-C before a command has begun: one line and 130."""
+"""Before a command has begun: Ctrl-C is one line and 130, and no garbage is looked for."""
 
 from __future__ import annotations
 
@@ -31,6 +31,23 @@ signal.raise_signal(signal.SIGINT)  # to this thread, before the call returns: o
         ended = subprocess.run([sys.executable, "-c", code, when], cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == expected and told in ended.stderr
         assert ("Traceback" in ended.stderr) == (when == "behind")
+
+
+def test_garbage_is_looked_for_behind_the_imports_in_what_is_made_from_then_on():
+    code = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count() > frozen))  # the last of all that is done
+from fedinit import starting
+assert gc.isenabled() and not gc.get_freeze_count()
+starting.begin()
+assert not gc.isenabled()
+starting.end()
+frozen = gc.get_freeze_count()
+assert gc.isenabled() and frozen > 1000
+made = [[] for _ in range(1000)]
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "True\n", ended.stderr
 
 
 def test_the_command_is_the_one_that_takes_it():

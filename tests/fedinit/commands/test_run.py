@@ -55,13 +55,17 @@ print("imported:", *sorted({{{", ".join(map(repr, (*HEAVY, *light)))}}} & set(sy
 
 
 @pytest.mark.slow
-def test_a_run_imports_neither_wandb_nor_what_draws_the_report():
+def test_a_run_imports_neither_wandb_nor_what_draws_the_report_nor_what_compiles_or_goes_over_a_network():
     """Before its first step; the control: all are installed."""
-    told = python("import sys, run_sim; print({'wandb', 'matplotlib', 'sklearn', 'pandas'} & set(sys.modules))")
+    names = "wandb", "matplotlib", "sklearn", "pandas", "torch._dynamo", "fastapi", "sqlalchemy"
+    told = python(f"import sys, run_sim; print({set(names)} & set(sys.modules))")
     assert told.stdout == "set()\n"
-    assert python("import wandb, matplotlib, sklearn").returncode == 0
-    # And wandb is there for whoever asks for it afterwards.
+    assert python(f"import {', '.join(names)}").returncode == 0
+    # And they are there for whoever asks for them afterwards.
     assert python("import fedinit.models, wandb; print(wandb.__version__[:1])").stdout == "0\n"
+    asked = "import torch; from torch._dynamo.utils import is_compile_supported; import torchvision.ops"
+    code = f"{asked}; print(is_compile_supported('cpu'), torch.compiler.disable(len)('ab'))"
+    assert python(f"import fedinit.models; {code}").stdout == python(code).stdout == "True 2\n"
 
 
 def test_the_words_are_run_sims_and_so_is_the_folder(tmp_path, capsys):
