@@ -24,6 +24,7 @@ from fedinit.config.compose import compose_config
 from fedinit.runs.observer import Observer, RoundReport
 from fedinit.transport.local import LocalGrid
 from strategies.robust import ROBUST
+from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 
 BASE = (
@@ -42,7 +43,6 @@ SAFEGUARDS = {
     "privacy=clients": ("privacy=clients", *GIVEN),
     "privacy=examples": ("privacy=examples", *GIVEN),
     "secure_aggregation=secagg": ("secure_aggregation=secagg",),
-    "secagg and privacy=clients": ("secure_aggregation=secagg", "privacy=clients", *GIVEN),
 }
 PHASES = "strategy.phases=2"
 METHODS = {
@@ -67,13 +67,14 @@ def contests() -> list[tuple[str, str]]:
     """(method, safeguard) of the table: a rule needs single updates and one phase, a mask or noise for clients sums."""
     pairs = [("fedit", safeguard) for safeguard in SAFEGUARDS]
     pairs += [("lora_fair", s) for s in SAFEGUARDS if s.startswith(("none", "robust", "privacy=examples"))]
-    sums = ("none", "privacy=clients", "secure_aggregation=secagg", "secagg and privacy=clients")
+    sums = ("none", "privacy=clients", "secure_aggregation=secagg")
     return pairs + [("lora_fair, two phases", safeguard) for safeguard in sums]
 
 
 def run(words: Sequence[str]) -> list[RoundReport]:
     """The rounds of one run of these words."""
     config, watch = compose_config(words), Rounds()
+    check_method(config)
     site = Site(config)
     federate(config, LocalGrid(Cohort(site), len(site.partitions)), site.backbone, observers=[watch])
     return watch.seen

@@ -22,10 +22,8 @@ def spend(site: Site, privacy: ExamplePrivacyConfig, examples: int, context: Con
     """ε of a client at `privacy.delta` once it has trained a further round; counted.
 
     examples: how many it has. keeper: of its book, where it has one.
-    Raises Refused for a round that would pass `privacy.epsilon`, and for a δ of one over the examples or more.
+    Raises Refused for a round that would pass `privacy.epsilon`, and InputError as Steps.of does.
     """
-    if privacy.delta * examples >= 1:
-        raise Refused(f"privacy.delta={privacy.delta:g}: expected less than one over a client's {examples} images")
     steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)
     spent = steps.spent
     if keeper is not None:

@@ -131,8 +131,10 @@ class Keeper:
 
         epsilon: of the run so far, at delta; infinity where it has no privacy. images: that are trained on."""
         most = self.limits.max_epsilon
+        if epsilon == math.inf > most:
+            raise Limited("this site trains with privacy=examples alone, for its max-epsilon; the run has no such ε")
         if epsilon > most:
-            raise Limited("this site trains with privacy=examples, to less ε in a run: its max-epsilon")
+            raise Limited("a round more takes the run's ε above this site's max-epsilon; ask for less, privacy.epsilon")
         if most < math.inf and delta * images > 1:
             raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
 

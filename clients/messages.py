@@ -192,7 +192,7 @@ class Decoder:
             raise Refused(f"the server asked for statistics with {error}") from error
         except Exception as error:  # noqa: BLE001 (text from outside: whatever reading it raises)
             raise Refused("the server asked for statistics by a text that is no request") from error
-        guard.check_request(request, self.site, bool(trainable))
+        guard.check_request(request, self.site, "trainable" in config)
         secret = noise_secret(context.node_config)
         if self.deployed and request.sampling.noise and not secret:
             raise Refused(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from clients import batches
+from clients.clipping import clip_factors
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
 from clients.task import Result, StepFailed, Task
@@ -103,9 +104,8 @@ class PrivateRound:
         total = torch.zeros((), device=self.bank.device)
         for places in batch.split(self.settings.batch_size) if len(batch) else [batch]:
             gradients = self.gradients(places, step)
-            # In float64, in which no square of a float32 is lost: of a norm of zero nothing would be clipped.
             norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
-            factors = (self.clip / norms).clamp(max=1.0).to(gradients.dtype)  # of a norm of zero: 1
+            factors = clip_factors(norms, self.clip, gradients.dtype)
             whole = norms.isfinite()
             total = total + torch.where(whole, factors, 0.0) @ torch.where(whole[:, None], gradients, 0.0)
         return total

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -17,7 +16,7 @@ from clients.state.base_offset import held_key
 from clients.task import Answer, ClientFailed, Result, Task
 from fedinit import transforms, wire
 from fedinit.config.client import SGDSaIConfig
-from fedinit.config.privacy import ClientPrivacyConfig
+from fedinit.config.privacy import LEAST_CLIP, MOST_CLIP, ClientPrivacyConfig
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import Refused
 from fedinit.factors import Factors
@@ -137,7 +136,7 @@ def _clip(site: Site, message: Message) -> float | None:
     if not isinstance(privacy, ClientPrivacyConfig) or privacy.clip_quantile is None:
         return None
     clip = wire.value(wire.config(message), "clip", float)
-    if not 0 < clip < math.inf:
+    if not LEAST_CLIP <= clip <= MOST_CLIP:
         raise Refused(f"the server sent the clip {clip}")
     return clip
 

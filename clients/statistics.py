@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clients import batches
+from clients.clipping import clip_factors
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
 from fedinit.draws import Draws, draws
@@ -106,9 +107,8 @@ def clip(rows: Tensor, limit: float | None) -> Tensor:
     """The rows (n, k), those longer than `limit` scaled down to it; None: as they are."""
     if limit is None:
         return rows
-    # In float64, in which no square of a float32 is lost: of a norm of zero nothing would be clipped.
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-    return rows * (limit / norms).clamp(max=1.0).to(rows.dtype)
+    return rows * clip_factors(norms, limit, rows.dtype)
 
 
 def clip_gradients(inputs: Tensor, gradients: Tensor, limit: float | None) -> Tensor:
@@ -119,9 +119,9 @@ def clip_gradients(inputs: Tensor, gradients: Tensor, limit: float | None) -> Te
     """
     if limit is None:
         return gradients
-    x, y = inputs.double(), gradients.double()  # as in `clip`
+    x, y = inputs.double(), gradients.double()
     squares = ((y @ y.mT) * (x @ x.mT)).sum((1, 2))
-    return gradients * (limit / squares.clamp(min=0).sqrt()).clamp(max=1.0).to(gradients.dtype)[:, None, None]
+    return gradients * clip_factors(squares.clamp(min=0).sqrt(), limit, gradients.dtype)[:, None, None]
 
 
 def disturb(

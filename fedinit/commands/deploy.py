@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -260,6 +262,8 @@ def _configuration(words: Sequence[str]) -> Config:
     from fedinit.config.site import EMBEDDED
 
     config = compose_config(["evaluation=clients", *words])
+    if config.privacy.name != "none" and not any(re.match(r"\+*evaluation=", word) for word in words):
+        config = compose_config(["evaluation=none", *words])  # a score would be told without noise
     if config.evaluation.where == "server":
         raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
     if config.attack.name != "none":
@@ -274,6 +278,10 @@ def _configuration(words: Sequence[str]) -> Config:
 
         model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
         config = dataclasses.replace(config, model=model)
+    from fedinit.deploy.guarded import COMPONENTS
+
+    server = importlib.import_module(COMPONENTS["serverapp"].partition(":")[0])  # with all of torch
+    server.check_method(config, under_flower=True)  # as it does when the run begins
     return config
 
 

@@ -22,8 +22,15 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         at_least("attack.count", self.count, 1)
-        for client in self.clients or ():
+        if self.clients is None:
+            return
+        said = f"attack.clients=[{','.join(map(str, self.clients))}]"
+        for client in self.clients:
             at_least("attack.clients", client, 0)
+        if len(set(self.clients)) < len(self.clients):
+            raise InputError(f"{said}: names a client twice")
+        if self.count not in (1, len(self.clients)):
+            raise InputError(f"attack.count={self.count}: {said} says who attacks; leave one of the two out")
 
     def attackers(self, partitions: int, seed: int) -> frozenset[int]:
         """The partition ids of the bad ones among so many clients. Raises InputError where there are not as many, or

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
+from fedinit.data.names import pick
 from fedinit.data.reporter import counted
 from fedinit.data.splits import Split
 from fedinit.data.store import Store
-from fedinit.errors import InputError, did_you_mean
+from fedinit.errors import InputError
 from fedinit.seeding import torch_generator
 from fedinit.telling import tell
 
@@ -98,9 +99,9 @@ def choose_images(
     wanted, first = domains, 0  # the domains that are read, and the number of the first of them
     if domain is not None and domains is not None:
         wanted, first = (domain,), domains.index(domain)
-    domain_names = _pick("domains", wanted, listed.domain_names)
+    domain_names = pick("domains", wanted, listed.domain_names)
     classes = _class_list(classes, listed.class_names)
-    class_names = _pick("classes", classes, listed.class_names if domain is None or classes is None else classes)
+    class_names = pick("classes", classes, listed.class_names if domain is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
     places = _renumber(listed.domains, listed.domain_names, domain_names)
@@ -178,22 +179,6 @@ def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> 
             f"data.classes={classes}: the source has only {len(known)} classes; ask for that many or fewer"
         )
     return tuple(sorted(known)[:classes])
-
-
-def _pick(key: str, asked: tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The names asked for, each checked against the known ones; all of them for None."""
-    if asked is None:
-        return known
-    if not asked:
-        raise InputError(f"data.{key}=[]: expected one name or more, or null for all; known: {', '.join(known)}")
-    for name in asked:
-        if name not in known:
-            raise InputError(
-                f"data.{key}: no '{name}' in the source{did_you_mean(name, known)}. Known: {', '.join(known)}."
-            )
-        if asked.count(name) > 1:
-            raise InputError(f"data.{key}: '{name}' is named {asked.count(name)} times; name it once")
-    return tuple(asked)
 
 
 def _renumber(indices: Tensor, old: tuple[str, ...], new: tuple[str, ...]) -> Tensor:

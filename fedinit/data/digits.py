@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from fedinit.data.names import pick
 from fedinit.data.source import DomainSource
 from fedinit.errors import InputError
 
@@ -24,6 +25,10 @@ class Digits(DomainSource):
     """`data=digits`: six domains of ten classes, drawn at any size that is a multiple of 8 pixels, 16 or more."""
 
     name: Literal["digits"] = "digits"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick("domains", self.domains, DOMAINS)  # which a deployment's server has no images to find out by
 
     @property
     def known_domains(self) -> tuple[str, ...]:

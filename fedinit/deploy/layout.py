@@ -26,6 +26,7 @@ import fedinit
 from fedinit.config.flower import to_run_config
 from fedinit.config.schema import Config
 from fedinit.deploy import certificates, hosts
+from fedinit.deploy.guarded import COMPONENTS
 from fedinit.errors import InputError
 
 INSTALLED = re.compile(r"/[\w./+@,=~-]+")  # neither sh nor systemd reads anything else in it
@@ -171,7 +172,7 @@ def _project(config: Config) -> str:
             "flwr": {
                 "app": {
                     "publisher": "fedinit",
-                    "components": {"serverapp": "strategies.server_app:app", "clientapp": "clients.client_app:app"},
+                    "components": COMPONENTS,
                     "config": to_run_config(config),
                 }
             }

@@ -26,8 +26,10 @@ def without() -> dict[str, ModuleType | None]:
     """{module: what stands in for it while timm is imported}. None: as Python has a module that is not to be found."""
     asked = ModuleType(f"{COMPILER}.utils")
     asked.is_compile_supported = is_compile_supported  # pyright: ignore[reportAttributeAccessIssue]
-    left_out = {"wandb": None} if "wandb" not in sys.modules else {}
-    return left_out if COMPILER in sys.modules else {**left_out, asked.__name__: asked}
+    made: dict[str, ModuleType | None] = {"wandb": None}
+    if COMPILER not in sys.modules:
+        made[asked.__name__] = asked
+    return {name: module for name, module in made.items() if name not in sys.modules}
 
 
 if "timm" not in sys.modules:

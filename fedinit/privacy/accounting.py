@@ -10,13 +10,14 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fedinit.config.privacy import LEAST_NOISE, LEAST_OF_PLD, MOST_NOISE
 from fedinit.errors import InputError
 
 LEAST, MOST = 1e-2, MOST_NOISE  # of a noise that is looked for
+MOST_OF_PLD = 10**6  # rounds; of more, privacy loss distributions take minutes, and of very many do not end
 CLOSE = 1.0005  # to either side of where it is thought to be, a noise is tried
 
 
@@ -28,7 +29,7 @@ class Rounds:
     sampling: "poisson": each on its own with that probability, and neighbours are with and without one. "fixed": a
     share of that size, without replacement, and neighbours have one replaced, which moves a sum by twice the clip; of a
     share of 1 both are the plain Gaussian mechanism, with and without one.
-    delta: δ. accountant: "rdp" or "pld".
+    delta: δ. accountant: "rdp" or "pld", whose ε is less, in more time; of more than MOST_OF_PLD rounds ε is rdp's.
     """
 
     share: float
@@ -55,7 +56,8 @@ class Rounds:
             return math.inf
         if self.accountant == "pld" and noise < LEAST_OF_PLD:
             return math.inf
-        return _epsilon(self, float(noise), rounds)
+        bounded = self if rounds <= MOST_OF_PLD else replace(self, accountant="rdp")
+        return _epsilon(bounded, float(noise), rounds)
 
     def noise(self, epsilon: float, rounds: int) -> float:
         """The least z, to one part in a thousand, with which so many rounds stay within ε. Raises InputError where none

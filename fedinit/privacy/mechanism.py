@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedinit.config.privacy import LEAST_CLIP, MOST_CLIP
 from fedinit.draws import normal_of
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
 from fedinit.seeding import numpy_generator, torch_generator
 
 Phase = Literal["first", "second"]
+LARGEST = 600.0  # exponent, whose exp times any clip is a number still
 INSIDE = 1 - 1e-3  # of the clip: what was clipped to it is as long up to rounding, and not within
 
 
@@ -46,8 +48,9 @@ class AdaptiveClip:
         return (noise**-2 - (2 * self.noise) ** -2) ** -0.5
 
     def next(self, clip: float, share: float) -> float:
-        """C·exp(−η(b̃ − γ)). share: b̃."""
-        return clip * math.exp(-self.rate * (share - self.quantile))
+        """C·exp(−η(b̃ − γ)), within what a clip may be: noise moves b̃ by anything. share: b̃."""
+        grown = clip * math.exp(min(-self.rate * (share - self.quantile), LARGEST))
+        return min(max(grown, LEAST_CLIP), MOST_CLIP)
 
 
 @dataclass(frozen=True, kw_only=True)

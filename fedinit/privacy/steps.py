@@ -46,8 +46,13 @@ class Steps:
 
     @staticmethod
     def of(examples: int, client: ClientConfig, rounds: int, privacy: ExamplePrivacyConfig) -> Steps:
-        """Of a client with so many examples, as many in a round as passes over them would take. Raises InputError where
-        more of them are expected in a batch than there are, and for noise that the given ε does not allow."""
+        """Of a client with so many examples, as many in a round as passes over them would take. Raises InputError for a
+        δ of one over the examples or more, where more of them are expected in a batch than there are, and for noise
+        that the given ε does not allow."""
+        if privacy.delta * examples >= 1:
+            raise InputError(
+                f"privacy.delta={privacy.delta:g}: expected less than one over a client's {examples} images"
+            )
         size, a_round = client.batch_size, client.steps(examples)
         if size > examples:
             raise InputError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from fedinit.report.panels import (
 from fedinit.report.panels.panel import Panel
 from fedinit.report.panels.sources import source_of
 from fedinit.report.runs.methods import Method, methods
-from fedinit.report.runs.reading import RecordedRun
+from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.results import last_scores
 from fedinit.said import printable
 from fedinit.scores import SCORES
@@ -179,7 +180,10 @@ def _rounds(runs: Sequence[RecordedRun]) -> str:
 
 
 def _clients(run: RecordedRun) -> int:
-    return len(run.partition["clients"]) if run.partition else len(set(run.clients.texts("client")))
+    if run.partition:
+        return len(run.partition["clients"])
+    told = number_of((run.summary or {}).get("clients"))  # of a deployment, where some may have had no update counted
+    return int(told) if math.isfinite(told) else len(set(run.clients.texts("client")))
 
 
 def _hash(content: str) -> str:

@@ -52,9 +52,13 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         without = "it" if len(missing) == 1 else "them"
         tell(console, f"not scored: {', '.join(missing)}; the average is without {without}")
     spent = summary.get("privacy") or {}
-    if spent.get("unit") == "example":  # of clients the ledger's line says it at the beginning
-        most = f"the most of {counted(len(spent['epsilon_by_client']), 'client')}"
-        tell(console, f"privacy of examples: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {most}")
+    if spent:
+        of_examples = spent.get("unit") == "example"
+        whose = (
+            f"the most of {counted(len(spent['epsilon_by_client']), 'client')}" if of_examples else "of every client"
+        )
+        kind = "examples" if of_examples else "clients"
+        tell(console, f"privacy of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}")
     if (where := TOLD.get(summary.get("adapter", ""))) is not None:
         tell(console, where.format(clients=summary["clients"] - 1))
     tell(console, f"run folder: {folder}")

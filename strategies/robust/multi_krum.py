@@ -36,9 +36,9 @@ class MultiKrum(Robust):
 
     def fault(self, clients: Sequence[int]) -> str:
         count, f = len(clients), self._f(len(clients))
-        if count - f - 2 >= 1 and self._kept(count) >= 1:
+        needed = max(f + 3, 2 * f + 1)
+        if count >= needed:
             return ""
-        needed = max(f + 3, 2 * f + 1 if self.selection == "iterated" else 0)
         return f"robust.bad={self.bad}: with {f} bad updates among them it needs {needed} or more, there are {count}"
 
     def weigh(self, changes: Changes) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import Message
 
 from fedinit import wire
-from fedinit.errors import RunFailed
+from fedinit.errors import Code, RunFailed
 from fedinit.norms import Norms
 from fedinit.runs.observer import ClientReport
 from fedinit.seeding import numpy_generator
@@ -24,6 +24,8 @@ from strategies.server.method import Method
 from strategies.server.replies import Refusal, match_replies
 from strategies.server.state import ServerState
 
+NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name)  # refusals of a site that has not trained
+
 
 @dataclass(frozen=True)
 class Admitted:
@@ -32,7 +34,7 @@ class Admitted:
     reports: what each client says of its training, one an update.
     shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
     their mean loss then, and threshold is how many unmask a sum of the round.
-    asked: {client: how often it was asked to train}, whatever became of it.
+    asked: {client: how often it was asked to train}, whatever became of it, but that it did not by its own limits.
     """
 
     updates: Sequence[Update] = ()
@@ -74,6 +76,7 @@ def collect(
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
     need, chosen, asked, admitted = method.needed(len(clients)), clients, Counter(clients), Admitted()
+    idle = Counter[int]()  # who did nothing with what it was asked
     for attempt in range(method.resamples + 1):
         # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
         # that those which are there have the other half to answer in.
@@ -92,8 +95,9 @@ def collect(
         added = admit(method, exchange, replies, expected)
         state = drop(state, exchange, round, added.refusals)
         admitted += added
+        idle += Counter(refusal.client for refusal in added.refusals if refusal.code in NOT_BEGUN)
         if len(admitted.updates) >= need:
-            return state, replace(admitted, asked=asked)
+            return state, replace(admitted, asked=asked - idle)
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")

@@ -36,6 +36,22 @@ def _noise_goes_on_sums(c: Components) -> Objection | None:
     return Objection("privacy=clients", why, fitting)
 
 
+def _a_second_clip_is_of_a_second_phase(c: Components) -> Objection | None:
+    privacy = c.config.privacy
+    if not isinstance(privacy, ClientPrivacyConfig) or privacy.second_clip is None or c.aggregator.two_phase:
+        return None
+    why = f"strategy={c.config.strategy.name} has one phase here, which does not read it"
+    return Objection(f"privacy.second_clip={privacy.second_clip:g}", why, "leave it out, or use strategy.phases=2")
+
+
+def _a_count_is_of_a_clip_that_adapts(c: Components) -> Objection | None:
+    privacy = c.config.privacy
+    if not isinstance(privacy, ClientPrivacyConfig) or privacy.count_noise is None or privacy.clip_quantile is not None:
+        return None
+    why = "is read where the clip adapts"
+    return Objection(f"privacy.count_noise={privacy.count_noise:g}", why, "leave it out, or give privacy.clip_quantile")
+
+
 def _clients_go_on_from_what_is_released(c: Components) -> Objection | None:
     if not _private(c) or not c.reinit.own_factors:
         return None
@@ -64,7 +80,7 @@ def _step_scales_are_counted(c: Components) -> Objection | None:
 def _evaluations_are_counted(c: Components) -> Objection | None:
     if not _private(c) or c.config.evaluation.where != "clients":
         return None
-    return _not_counted("evaluation=clients", "use evaluation=server or none")
+    return _not_counted("evaluation=clients", f"use evaluation={'' if c.under_flower else 'server or '}none")
 
 
 def _not_counted(what: str, instead: str) -> Objection:
@@ -95,6 +111,8 @@ def _weights_are_uniform(c: Components) -> Objection | None:
 
 PRIVACY_RULES: Sequence[Rule[Components]] = (
     Rule(("strategy", "privacy"), _noise_goes_on_sums),
+    Rule(("strategy", "privacy"), _a_second_clip_is_of_a_second_phase),
+    Rule(("strategy", "privacy"), _a_count_is_of_a_clip_that_adapts),
     Rule(("reinit", "privacy"), _clients_go_on_from_what_is_released),
     Rule(("init", "privacy"), _the_start_is_counted),
     Rule(("head", "privacy"), _the_head_is_counted),

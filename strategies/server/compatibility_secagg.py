@@ -62,9 +62,9 @@ def _nothing_private_is_told_beside(c: Components) -> Objection | None:
 
 
 SECAGG_RULES: Sequence[Rule[Components]] = (
+    Rule(("privacy", "secure_aggregation"), _nothing_private_is_told_beside),
     Rule(("strategy", "secure_aggregation"), _the_rule_is_one_of_sums),
     Rule(("robust", "secure_aggregation"), _the_server_sees_no_single_update),
     Rule(("weighting", "secure_aggregation"), _weights_are_known_before),
     Rule(("reinit", "secure_aggregation"), _clients_go_on_from_one_start),
-    Rule(("privacy", "secure_aggregation"), _nothing_private_is_told_beside),
 )

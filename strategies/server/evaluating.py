@@ -9,6 +9,7 @@ from typing import Any
 
 from flwr.app import Message, MetricRecord
 
+from fedinit.config.schema import EvaluationConfig
 from fedinit.runs.observer import Roster
 from fedinit.scores import SCORES, Score
 from strategies.server import requests
@@ -30,6 +31,11 @@ class Schedule:
     by_clients: bool = False
     every: int = 1
     rounds: Collection[int] | None = None
+
+    @staticmethod
+    def of(settings: EvaluationConfig) -> Schedule:
+        """As `evaluation` says."""
+        return Schedule(by_clients=settings.where == "clients", every=settings.every, rounds=settings.rounds)
 
     def is_due(self, round: int, last: int) -> bool:
         """Whether a round is evaluated, in a run that ends with round `last`."""

@@ -21,7 +21,7 @@ from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.server.claims import Claims, sorted_out
 from strategies.server.delivery import AWAY, WatchedGrid, activations, registered
-from strategies.server.meeting import Meeting, divided
+from strategies.server.meeting import Meeting, absent, divided, missing
 from strategies.server.replies import Asked, Refusal, match_replies, of_error, too_large
 
 Emit = Callable[[str, Mapping[str, object]], None]
@@ -118,7 +118,7 @@ class Exchange:
             nonlocal spoken
             if time.monotonic() - spoken >= SAY_SECONDS:
                 spoken = time.monotonic()
-                self.waiting(_missing(said, wanted, deadline - spoken) + "".join(f"; {why}" for _, why in refused[:1]))
+                self.waiting(missing(said, wanted, deadline - spoken) + "".join(f"; {why}" for _, why in refused[:1]))
 
         while True:
             answers = self._hello(round, max(deadline - time.monotonic(), 1.0), say)
@@ -134,7 +134,8 @@ class Exchange:
                     break
                 raise RunFailed(f"a client could not start: {refused[0][1]}")
             if time.monotonic() > deadline:
-                raise RunFailed(f"{len(said)} of {wanted} clients were there after {self.timeout:g} s; start the rest")
+                there = f"{len(said)} of {wanted} clients were there after {self.timeout:g} s"
+                raise RunFailed(f"{there}; start the rest, partition-id {absent(said, wanted)}")
             say()
             time.sleep(0.5)
         for node, why in refused:
@@ -324,16 +325,6 @@ class Exchange:
         if same != (first.classes, first.domains, first.score, self.backbone_digest):
             return f"client {introduction.client} came back with other classes, domains, score or another backbone"
         return ""
-
-
-def _missing(said: Mapping[int, Introduction], wanted: int, seconds: float) -> str:
-    """What a run waits for that has heard of these clients of so many, and waits so many seconds more."""
-    limit = f"the run fails in {seconds:.0f} s without"
-    if not said:
-        return f"waits for clients; no node has said who it is yet, {limit}"
-    absent = [str(client) for client in range(wanted) if client not in said]
-    names = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
-    return f"{len(said)} of {wanted} clients are there; waits for nodes with partition-id {names}, {limit}"
 
 
 def _introduced(reply: Message, asked: Asked) -> Introduction | str | None:

@@ -41,7 +41,7 @@ from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
-from strategies.server.private import affordable_rounds, mechanism_of, spent_of
+from strategies.server.private import affordable_rounds, check_privacy, mechanism_of, spent_of
 from strategies.server.round_zero import fix_step_scales
 from strategies.server.spending import Spending
 from strategies.server.state import ServerState
@@ -50,14 +50,15 @@ from strategies.server_opt import create_server_optimizer
 Save = Callable[[ServerState], None]
 
 
-def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
+def client_ranks(config: Config, examples: Mapping[int, int], clients: int = 0) -> dict[int, int]:
     """{partition id: rank} for clients with these numbers of examples, as `adapter.ranks` says; empty where all have
     the global rank r.
 
     A list is dealt in turn. halving: r, r/2, r/4, … down to 1, rounded down, dealt in turn. by_examples: r·n_i/max n,
     rounded up, so that what a client can learn grows with what it has seen; n_i above `gate.max_weight` times their
-    median counts as that, so that one client's claim does not leave the others a rank of one. Raises
-    InputError for a list of more ranks than clients.
+    median counts as that, so that one client's claim does not leave the others a rank of one.
+
+    clients: how many there are with those that the run began without. Raises InputError for a list of more ranks.
     """
     rule, rank = config.adapter.ranks, config.adapter.rank
     if rule is None:
@@ -69,14 +70,14 @@ def client_ranks(config: Config, examples: Mapping[int, int]) -> dict[int, int]:
         return {client: max(1, -(-rank * count // most)) for client, count in counts.items()}
     if rule == "halving":
         rule = [rank >> i for i in range(rank.bit_length())]
-    elif len(rule) > len(examples):
-        raise InputError(f"adapter.ranks: {len(rule)} ranks for {len(examples)} clients; expected one a client at most")
+    elif len(rule) > (there := max(clients, len(examples))):
+        raise InputError(f"adapter.ranks: {len(rule)} ranks for {there} clients; expected one a client at most")
     return {client: rule[client % len(rule)] for client in examples}
 
 
-def check_clients(config: Config, examples: Mapping[int, int]) -> None:
+def check_clients(config: Config, examples: Mapping[int, int], clients: int = 0) -> None:
     """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}, or
-    other ones."""
+    other ones. clients: how many there are with those that the run began without."""
     if isinstance(config.quorum, int) and config.quorum > len(examples):
         raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
     rule = create_robust(config.robust.name, config.robust.options)
@@ -89,14 +90,15 @@ def check_clients(config: Config, examples: Mapping[int, int]) -> None:
             f"participation={config.participation:g}); have {LEAST} or more in one, for of two each knows the other's "
             "update from their sum"
         )
+    check_privacy(config, examples)
     if isinstance(config.attack, AttackConfig):
-        bad = config.attack.attackers(len(examples), config.seed)
+        bad = config.attack.attackers(max(clients, len(examples)), config.seed)
         if config.robust.name == "trust" and (root := getattr(rule, "root", None)) in bad:
             raise InputError(
                 f"attack={config.attack.name}: client {root} would attack, which robust.root={root} vouches for; "
                 f"give attack.clients=[…] without it, or another robust.root"
             )
-    client_ranks(config, examples)
+    client_ranks(config, examples, clients)
 
 
 def federate(
@@ -124,7 +126,8 @@ def federate(
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
     chosen, tally, spending = method or config.strategy, Tally(), Spending(config)
-    audience, opening = Audience([*observers, tally]), Opening(config, aggregator_of(config, chosen), backbone)
+    audience = Audience([*observers, tally, spending])
+    opening = Opening(config, aggregator_of(config, chosen), backbone)
     exchange = Exchange(
         grid,
         timeout=config.node_timeout,
@@ -145,12 +148,11 @@ def federate(
                 keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in all_parts.items()})
 
     run_method, state = _ready(config, exchange, opening, saved, audience, save)
-    told = config.evaluation
     strategy = FederatedLora(
         method=run_method,
         exchange=exchange,
         state=state,
-        schedule=Schedule(by_clients=told.where == "clients", every=told.every, rounds=told.rounds),
+        schedule=Schedule.of(config.evaluation),
         observer=audience,
         on_checkpoint=save,
         counted=spending.of,
@@ -187,8 +189,9 @@ def _ready(
     roster, reports = roster_of(introductions), []
     if saved is not None:
         _compare(saved.roster, roster, audience, config)
-    check_clients(config, roster.examples)
-    ranks = client_ranks(config, roster.examples)
+    clients = next(iter(introductions.values())).partitions  # on which those that are used agree
+    check_clients(config, roster.examples, clients)
+    ranks = client_ranks(config, roster.examples, clients)
     audience.started(config.rounds, roster)
     if saved is None:
         if opening.measured:

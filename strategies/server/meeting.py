@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fedinit.config.schema import Config
@@ -80,3 +80,18 @@ def divided(introductions: Mapping[int, Introduction]) -> tuple[dict[int, Introd
             if client not in odd and getattr(own, key) != getattr(first, key):
                 odd[client] = said(f"client {client} has other {key} than client {first.client}: {getattr(own, key)}")
     return {client: introductions[client] for client in agreed}, odd
+
+
+def missing(heard: Collection[int], wanted: int, seconds: float) -> str:
+    """What a run waits for that has heard of these clients of so many, and waits so many seconds more."""
+    limit = f"the run fails in {seconds:.0f} s without"
+    if not heard:
+        return f"waits for clients; no node has said who it is yet, {limit}"
+    there = f"{len(heard)} of {wanted} clients are there"
+    return f"{there}; waits for nodes with partition-id {absent(heard, wanted)}, {limit}"
+
+
+def absent(heard: Collection[int], wanted: int) -> str:
+    """The partition ids that are missing of so many, the first ten."""
+    left = [str(client) for client in range(wanted) if client not in heard]
+    return ", ".join(left[:10]) + (", …" if len(left) > 10 else "")

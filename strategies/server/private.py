@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from fedinit.config.privacy import ClientPrivacyConfig
+from collections.abc import Mapping
+
+from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
 from fedinit.privacy.mechanism import AdaptiveClip, ClientMechanism, Phase
+from fedinit.privacy.steps import Steps
 from strategies.aggregator import Aggregator
 from strategies.server.audience import Audience
-from strategies.server.method import Method, sample_size
+from strategies.server.method import Method, needed, sample_size
 
 UNCOUNTED = (
     "counted are the factors and head that clients are sent; not the losses, counts of examples, evaluations and who "
@@ -27,11 +30,7 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
     privacy = config.privacy
     if not isinstance(privacy, ClientPrivacyConfig):
         return None
-    if privacy.delta * clients >= 1:
-        raise InputError(
-            f"privacy.delta={privacy.delta:g}: expected less than one over the {clients} clients: a δ of that much is "
-            "met by telling all about one of them"
-        )
+    _check_delta(privacy, clients)
     fixed = privacy.sampling == "fixed"
     expected = sample_size(config.participation, clients) if fixed else config.participation * clients
     costs = Rounds(expected / clients, privacy.sampling, privacy.delta, privacy.accountant)
@@ -49,6 +48,32 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
         adaptive.noise_of_updates(noise)  # or why it has none
     about = {"noise": noise, "expected": expected, "seed": config.seed, "secure": privacy.secure or remote}
     return ClientMechanism(clips=clips, costs=costs, adaptive=adaptive, **about)
+
+
+def check_privacy(config: Config, examples: Mapping[int, int]) -> None:
+    """Raise InputError for privacy that a run with these clients, {partition id: number of examples}, cannot have;
+    that of examples is each client's own, and must be had by as many as the quorum."""
+    privacy = config.privacy
+    if isinstance(privacy, ClientPrivacyConfig):
+        _check_delta(privacy, len(examples))
+    if not isinstance(privacy, ExamplePrivacyConfig):
+        return
+    faults = []
+    for _, count in sorted(examples.items()):
+        try:
+            Steps.of(count, config.client, config.rounds, privacy)
+        except InputError as fault:
+            faults.append(fault)
+    if faults and len(examples) - len(faults) < needed(config.quorum, len(examples)):
+        raise faults[0]
+
+
+def _check_delta(privacy: ClientPrivacyConfig, clients: int) -> None:
+    if privacy.delta * clients >= 1:
+        raise InputError(
+            f"privacy.delta={privacy.delta:g}: expected less than one over the {clients} clients: a δ of that much is "
+            "met by telling all about one of them"
+        )
 
 
 def affordable_rounds(config: Config, method: Method, audience: Audience) -> int:

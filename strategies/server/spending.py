@@ -3,24 +3,26 @@
 A client trains whenever it is asked to, whether or not its update is let in, so what counts is the asking. How many
 images a client has it said when it registered, of its own figure alone; the rest is the run's. A client that says that
 it has spent more, as one whose training was asked for again after a restart may, is believed up to twice the run's
-rounds. One that has too few images for the run's batches cannot train, and spends nothing.
+rounds, at the dearer of the numbers of images that it has and the fewest that it registered with. One that has too few
+for the run's batches cannot train, and spends nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.privacy.steps import Spent, Steps
-from fedinit.runs.observer import Roster, RoundReport
+from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state.checkpoint import State
 
 REDONE = 2  # times the run's rounds, that a client may have trained in it at the most
 
 
-class Spending:
+class Spending(Observer):
     """Kept with the run, over restarts.
 
     epsilon: {client: ε at `privacy.delta`} of all that were asked to train; empty of a run of another privacy.
@@ -29,7 +31,12 @@ class Spending:
     def __init__(self, config: Config) -> None:
         self.epsilon: dict[int, float] = {}
         self._spent: dict[int, Spent] = {}
+        self._fewest: dict[int, int] = {}  # images that a client registered with, over restarts
         self._config = config
+
+    def started(self, rounds: int, roster: Roster) -> None:
+        for client, examples in roster.examples.items():
+            self._fewest[client] = min(examples, self._fewest.get(client, examples))
 
     def of(self, report: RoundReport, roster: Roster) -> RoundReport:
         """The report of a round, counted, with what is spent after it."""
@@ -39,23 +46,38 @@ class Spending:
         told = {client.client: client.epsilon or 0.0 for client in report.clients}
         for client in sorted(report.asked.keys() | told.keys()):
             try:
-                steps = Steps.of(roster.examples[client], self._config.client, self._config.rounds, privacy)
+                steps = self._steps(roster.examples[client], privacy)
                 for _ in range(report.asked.get(client, 1)):
                     self._spent[client] = self._spent.get(client, Spent()) + steps.spent
             except InputError:  # which the client's own code raises too
                 continue
-            most = steps.epsilon(REDONE * steps.rounds * steps.a_round)
+            most = self._most(client, steps, privacy)
             before, counted = self.epsilon.get(client, 0.0), self._spent[client].epsilon(privacy)
             self.epsilon[client] = max(before, counted, min(told.get(client, 0.0), most))
         clients = [replace(client, epsilon=self.epsilon.get(client.client)) for client in report.clients]
         return replace(report, clients=clients, spent=dict(self.epsilon))
 
+    def _steps(self, examples: int, privacy: ExamplePrivacyConfig) -> Steps:
+        return Steps.of(examples, self._config.client, self._config.rounds, privacy)
+
+    def _most(self, client: int, steps: Steps, privacy: ExamplePrivacyConfig) -> float:
+        """ε of all that a client may have spent in the run. steps: as of the images that it has now."""
+        parts = [steps]
+        if client in self._fewest:
+            with contextlib.suppress(InputError):  # so few that it cannot have trained
+                parts.append(self._steps(self._fewest[client], privacy))
+        dearest = sum((part.spent for part in parts), Spent())
+        in_all = REDONE * steps.rounds * max(part.a_round for part in parts)
+        return replace(dearest, steps=in_all).epsilon(privacy)
+
     def snapshot(self) -> State:
         """As a checkpoint keeps it."""
-        spent = {str(client): vars(value) for client, value in self._spent.items()}
-        return State(facts={"spent": spent, "epsilon": {str(client): value for client, value in self.epsilon.items()}})
+        spent = {client: vars(value) for client, value in self._spent.items()}
+        kept = {"spent": spent, "epsilon": self.epsilon, "fewest": self._fewest}
+        return State(facts={key: {str(client): value for client, value in of.items()} for key, of in kept.items()})
 
     def restore(self, state: State) -> None:
         """Go on from a checkpoint."""
         self._spent = {int(client): Spent(**value) for client, value in state.facts["spent"].items()}
         self.epsilon = {int(client): value for client, value in state.facts["epsilon"].items()}
+        self._fewest = {int(client): value for client, value in state.facts.get("fewest", {}).items()}

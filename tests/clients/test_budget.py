@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import time
 
 import pytest
 from flwr.app import Context, Message, RecordDict
@@ -25,7 +26,7 @@ from fedinit.runs.observer import ClientReport, Observer, Roster, RoundReport
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.faults import fault_of_metrics
-from strategies.server.federation import federate
+from strategies.server.federation import check_clients, federate
 from strategies.server.outcome import Outcome
 from strategies.server.spending import Spending
 from tests.support.small import small_config
@@ -238,6 +239,37 @@ def test_a_client_whose_images_change_counts_the_dearest_steps() -> None:
     assert first == few.epsilon(few.a_round) and second == few.epsilon(few.a_round + many.a_round)
 
 
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_client_that_had_fewer_images_in_a_round_that_ended_the_run_is_believed(restarted: bool) -> None:
+    """That round is in no checkpoint; what the client registered with before it is."""
+    words = "privacy.noise=1", "privacy.epsilon=null", "client.max_steps=50", "client.epochs=20", "rounds=2"
+    before, after = Roster({0: 40, 1: 600}, ["a"], ["x"]), Roster({0: 240, 1: 600}, ["a"], ["x"])
+    counted = spending(*words)[0]
+    if restarted:  # the control: without the run's past its word is cut down to what 240 images can cost
+        counted.started(2, before)
+    later = spending(*words)[0]
+    later.restore(counted.snapshot())
+    later.started(2, after)
+    privacy = small_config(*WORDS, *words).privacy
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    own = Spent(2 * 40, 20 / 40, 1.0).epsilon(privacy)
+    found = later.of(told(1, {0, 1}, {0: own}), after).spent[0]
+    assert found == own if restarted else found < 0.5 * own
+    most = later.of(told(2, {0, 1}, {0: math.inf}), after).spent[0]
+    assert most == Spent(2 * 2 * 50, 20 / 40 if restarted else 20 / 240, 1.0).epsilon(privacy)
+
+
+def test_as_many_steps_as_anybody_may_register_for_are_counted_in_a_moment() -> None:
+    """Of 2⁴⁰ images loss distributions have no end; Rényi's ε, which is no less, takes their place."""
+    began, many = time.perf_counter(), 2 * 2**40 // 20
+    epsilon = Rounds(20 / 2**40, "poisson", 1e-5, "pld").epsilon(1.0, many)
+    assert epsilon == Rounds(20 / 2**40, "poisson", 1e-5, "rdp").epsilon(1.0, many) < math.inf
+    assert Rounds(0.01, "poisson", 1e-5, "pld").noise(8.0, 10**9) > 1
+    assert time.perf_counter() - began < 30
+    few = Rounds(0.01, "poisson", 1e-5, "pld")
+    assert few.epsilon(1.0, 1000) < dataclasses.replace(few, accountant="rdp").epsilon(1.0, 1000)
+
+
 @pytest.mark.parametrize("noise", ["1e-7", "1e-4", "0.29"])
 def test_noise_that_loss_distributions_have_no_room_for_is_refused(noise) -> None:
     with pytest.raises(InputError, match=r"privacy.accountant=pld counts 0.3 and more, .* use privacy.accountant=rdp"):
@@ -340,11 +372,44 @@ def test_a_site_may_train_with_privacy_alone_whatever_the_server_says() -> None:
     of_run = site()
     keeper = Keeper(of_run, Limits(max_epsilon=4.0), context())
     keeper.check_privacy(4.0, 1e-5, 100)
-    with pytest.raises(Limited, match="this site trains with privacy=examples, to less ε in a run: its max-epsilon$"):
+    with pytest.raises(Limited, match="this site trains with privacy=examples alone, .* the run has no such ε$"):
         keeper.check_privacy(math.inf, 1.0, 100)
+    with pytest.raises(Limited, match="takes the run's ε above this site's max-epsilon; ask for less"):
+        keeper.check_privacy(4.1, 1e-5, 100)
     with pytest.raises(Limited, match="privacy.delta=0.5: with max-epsilon this site trains at one over its images"):
         keeper.check_privacy(1.0, 0.5, 100)
     Keeper(of_run, Limits(), context()).check_privacy(math.inf, 1.0, 100)  # a site without the limit
+
+
+@pytest.mark.parametrize(("quorum", "ends"), [("1.0", True), ("3", True), ("2", False)])
+def test_what_too_many_clients_for_a_quorum_cannot_have_is_told_before_anybody_is_asked(quorum, ends) -> None:
+    """δ, like a batch, is a client's own matter; where the rest are enough, the run begins."""
+    config = small_config(*WORDS, "privacy.delta=0.01", f"quorum={quorum}")
+    with pytest.raises(InputError, match="privacy.delta=0.01: expected less than one over a client's 100 im") if ends \
+            else contextlib.nullcontext():  # fmt: skip
+        check_clients(config, {0: 60, 1: 60, 2: 100})
+    with pytest.raises(InputError, match="privacy.delta=0.5: expected less than one over the 3 clients"):
+        check_clients(small_config("privacy=clients", "privacy.delta=0.5", "strategy=fedit"), {0: 60, 1: 60, 2: 60})
+
+
+def test_a_site_that_did_not_train_by_its_own_limit_has_spent_nothing() -> None:
+    """It says so itself; of one whose update was lost or refused nobody knows, and it counts."""
+    of_run, seen = Site(small_config("evaluation=none", "rounds=1", "quorum=1", *WORDS)), []
+    cohort = Cohort(of_run, deployed=True)
+
+    def handler(deliveries):
+        for _, to in deliveries:
+            to.node_config.update({"max-epsilon": 0.5 if to.node_config["partition-id"] == 1 else 9})
+        return cohort(deliveries)
+
+    class Watching(Observer):
+        def round_done(self, report: RoundReport) -> None:
+            seen.append(report)
+
+    outcome = federate(of_run.config, LocalGrid(handler, 3), of_run.backbone, observers=[Watching()])
+    assert outcome.accepted == {0: 1, 1: 0, 2: 1}
+    assert seen[-1].asked == {0: 1, 2: 1} and seen[-1].spent.keys() == {0, 2}
+    assert outcome.summary()["privacy"]["epsilon_by_client"].keys() == {"0", "2"}
 
 
 @pytest.mark.parametrize("words, code", [((), Code.limit), (WORDS, None)])
@@ -369,6 +434,6 @@ def test_a_delta_that_tells_all_about_an_example_is_refused() -> None:
     privacy = of_run.config.privacy
     assert isinstance(privacy, ExamplePrivacyConfig)
     loose = dataclasses.replace(privacy, delta=0.01)
-    with pytest.raises(Refused, match="privacy.delta=0.01: expected less than one over a client's 100 images"):
+    with pytest.raises(InputError, match="privacy.delta=0.01: expected less than one over a client's 100 images"):
         spend(of_run, loose, 100, context(), None)
     assert spend(of_run, dataclasses.replace(privacy, delta=0.0099), 100, context(), None) > 0

@@ -120,6 +120,21 @@ def test_a_gradient_whose_squares_underflow_is_clipped_too(make, tiny_vit: Backb
         assert float(found.double().norm()) == pytest.approx(len(EXAMPLES) * min(clip, 1.473e-23), rel=1e-3)
 
 
+@pytest.mark.parametrize("length", [1.3e39, 2.8e38, 1e30])
+def test_a_gradient_as_long_as_float32_goes_adds_no_more_than_the_clip(make, tiny_vit: Backbone, monkeypatch, length):
+    """Its factor is below float32's normal numbers, where rounding made the length 1.8 times the clip."""
+    round = dataclasses.replace(make(tiny_vit), clip=1e-6)
+    long = torch.full((len(EXAMPLES), 4096), length / 64)
+    naive = long * (1e-6 / long.double().norm(dim=1)).to(torch.float32)[:, None]
+    monkeypatch.setattr(PrivateRound, "gradients", lambda self, places, step: long[places])
+    found = float(round.clipped_sum(_places(), 0).double().norm())
+    assert found <= len(EXAMPLES) * 1e-6 * (1 + 1e-5)
+    if length == 1e30:
+        assert found == pytest.approx(len(EXAMPLES) * 1e-6, rel=1e-5), "what float32 can scale down stays"
+    else:  # the control
+        assert float(naive.double().norm(dim=1).max()) > 1e-6 * 1.1
+
+
 def test_clipping_the_batch_as_one_is_not_the_clipped_sum(make, plain_client, tiny_vit: Backbone) -> None:
     round = make(tiny_vit, exact=True)
     model, leaves = _plain(plain_client, round, tiny_vit)

@@ -219,3 +219,10 @@ def test_blocks_of_several_sizes_have_no_one_scale(words):
 
 def test_the_scale_of_a_block_that_does_not_vary():
     assert scale_of(torch.full((7,), 3.0)) == scale_of(torch.tensor([2.0])) == 1.0 and scale_of(torch.zeros(4)) == 0.0
+
+
+def test_the_reference_run_trains_the_head_alone_by_its_own_scales(tmp_path):
+    """With the default reference: adapters are none of what its clients are asked the gradients of."""
+    words = [*WORDS, *ONCE[:3], "rounds=1", "evaluation.head_alone=true", f"output_dir={tmp_path}", "logger=none"]
+    assert main(words) == 0
+    assert main([*words, "strategy=head_alone"]) == 0

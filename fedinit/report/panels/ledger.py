@@ -11,11 +11,13 @@ from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 
 MOST = 200  # events of the page; the first and the last of more
+NO_FAULTS = ("attackers", "privacy")  # which have a section of their own
 COMMON = ("kind", "round", "client", "code")
 
 
 def panel(methods: Sequence[Method]) -> Panel:
-    events = [(m.label, run.seed, event) for m in methods for run in m.runs for event in run.ledger]
+    told = [(m.label, run.seed, event) for m in methods for run in m.runs for event in run.ledger]
+    events = [row for row in told if row[2].get("kind") not in NO_FAULTS]
     title = "Ledger of faults"
     if not events:
         return Panel("ledger", title, "Nothing was refused, missing or damaged.", joined([]))

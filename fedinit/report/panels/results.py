@@ -32,11 +32,24 @@ def panel(methods: Sequence[Method]) -> Panel:
         for row in found.rows
         for seed, reached in (row.unfinished or {}).items()
     ]
+    body += [tag("p", sentence, class_="note") for sentence in unscored(methods)]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
     doubts = [*remarks(found), *absence(found), *damage(run for method in methods for run in method.runs)]
     body += [tag("p", sentence, class_="warning") for sentence in doubts]
     return Panel("results", "Results", lead, joined(body))
+
+
+def unscored(methods: Sequence[Method]) -> list[str]:
+    """Which domains a run's clients gave no score of, in sentences."""
+    said = []
+    for label, run in ((method.label, run) for method in methods for run in method.runs):
+        missing = (run.summary or {}).get("not_scored")
+        if isinstance(missing, list) and missing:
+            without = "it" if len(missing) == 1 else "them"
+            names = ", ".join(map(str, missing))
+            said.append(f"Not scored in {label}, seed {run.seed}: {names}; the average is without {without}.")
+    return said
 
 
 def judged(found: Results) -> list[str]:

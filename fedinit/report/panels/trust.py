@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,7 +61,21 @@ def _privacy(methods: Sequence[Method]) -> list[Markup]:
         legend([m.label for m in methods]),
         over_rounds("Privacy spent by round", lines, "ε so far", from_zero=True),
         table(headers, rows, caption="Privacy that the run had spent at its end, or as far as it came"),
+        *(by_client for method in methods for run in method.runs for by_client in _by_client(method, run)),
     ]
+
+
+def _by_client(method: Method, run: RecordedRun) -> list[Markup]:
+    """ε of each client's own examples, of a finished run."""
+    told = (run.summary or {}).get("privacy")
+    spent = told.get("epsilon_by_client") if isinstance(told, Mapping) else None
+    if not isinstance(spent, Mapping) or not spent:
+        return []
+    rows = [[client, number(number_of(epsilon), 4)] for client, epsilon in [*spent.items()][:MOST_CLIENTS]]
+    left = f", {MOST_CLIENTS} of {len(spent)}; all are in summary.json" if len(spent) > MOST_CLIENTS else ""
+    caption = f"ε of each client that trained ({method.label}, seed {run.seed}){left}"
+    shown = table(["client", "ε"], rows, caption=caption)
+    return [shown if len(rows) <= 12 else behind("ε by client", shown)]
 
 
 def _epsilon(run: RecordedRun) -> np.ndarray:
@@ -88,7 +103,8 @@ def _spent(run: RecordedRun) -> list[object]:
     settings = run.config.get("privacy", {})
     noise = number_of(told.get("noise", settings.get("noise")))
     delta = number_of(told.get("delta", settings.get("delta")))
-    figures = [number(epsilon, 4), number(delta, 2), number(noise, 3)]
+    of_each = _chosen(run, "privacy") == "examples" and not math.isfinite(noise)
+    figures = [number(epsilon, 4), number(delta, 2), "each client's own" if of_each else number(noise, 3)]
     return [Cell(run.seed, run.seed, "number"), unit, *figures, compares]
 
 

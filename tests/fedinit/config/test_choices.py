@@ -67,7 +67,7 @@ OTHER = {
     "data.cache": "never",
     "data.cache_dir": "there",
     "data.classes": 5,
-    "data.domains": ["a", "b"],
+    "data.domains": ["plain", "noise"],
     "data.domain_column": "place",
     "data.evaluate_on": "val",
     "data.grey_range": "full",

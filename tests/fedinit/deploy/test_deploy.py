@@ -687,3 +687,31 @@ def test_a_run_without_a_name_is_called_by_its_data(tmp_path):
     assert Server.at(tmp_path / "f").config().name == "image_folder"
     assert cli.main(["deploy", "init", str(tmp_path / "g"), *words, "name=chest"]) == 0
     assert Server.at(tmp_path / "g").config().name == "chest"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["privacy=examples", "evaluation=clients"], "evaluation=clients: tells counts over the clients' own images"),
+        (
+            ["privacy=clients", "strategy=fedit", "evaluation=clients"],
+            "evaluation=clients: is made of the clients'",
+        ),
+        (["privacy=examples", "secure_aggregation=secagg", "strategy=fedit"], "privacy=examples: has each client tell"),
+        (["data=digits", "data.domains=[plain,nodomain]"], "data.domains: no 'nodomain' in the source"),
+        (["strategy=fedit", "reinit=svd", "adapter=vera"], "adapter=vera"),
+    ],
+)
+def test_a_federation_of_what_does_not_go_together_is_not_made(words, said, tmp_path, capsys):
+    """By the rules that its run would begin with; nothing is written, at init and at app."""
+    for command in ("init", "app"):
+        assert cli.main(["deploy", command, str(tmp_path / "f"), *words]) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.count("\n") == 1 and not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("privacy", [["privacy=examples"], ["privacy=clients", "strategy=fedit"]])
+def test_a_private_federation_evaluates_nothing_unless_it_says_so(privacy, tmp_path):
+    assert init(tmp_path / "f", *privacy) == 0
+    project = tomli.loads((tmp_path / "f/server/app/pyproject.toml").read_text())
+    assert project["tool"]["flwr"]["app"]["config"]["evaluation.where"] == "none"

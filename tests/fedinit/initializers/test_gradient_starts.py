@@ -179,6 +179,15 @@ def test_what_float32_has_no_squares_of_is_clipped_too(clip_):
     torch.testing.assert_close(found, torch.full((4,), 1e-30, dtype=torch.float64), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("size", [3e38, 1e37, 1e36])
+@pytest.mark.parametrize("clip_", [clip_gradients, lambda x, y, limit: clip(y.flatten(0, 1), limit).view_as(y)])
+def test_what_float32_scales_down_by_no_normal_number_is_no_longer_than_the_clip(clip_, size):
+    x, y = torch.ones(4, 1, 1), torch.full((4, 1, 9), size)
+    assert (clip_(x, y, 1e-6).double().flatten(1).norm(dim=1) <= 1e-6 * (1 + 1e-6)).all()
+    rounded = y.double() * (1e-6 / y.double().norm(dim=-1, keepdim=True)).float().double()  # the control
+    assert (rounded.norm(dim=-1) > 1e-6 * (1 + 1e-5)).any()
+
+
 @pytest.mark.parametrize("kind", ["gradient", "gradient_range", "gradient_rows"])
 def test_sensitivity_of_a_gradient_is_the_clip(kind):
     draw = torch.Generator().manual_seed(0)

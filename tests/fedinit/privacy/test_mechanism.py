@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedinit.config.privacy import LEAST_CLIP, MOST_CLIP
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.privacy import mechanism as mechanism_of_module
@@ -120,6 +121,16 @@ def test_the_clip_moves_by_the_formula():
     noisy = mechanism(clips={"first": 0.5}, adaptive=ADAPTIVE)
     assert noisy.at(0.3).deviation("first") == pytest.approx(noisy.deviation("first") * 0.3 / 0.5)
     assert mechanism().next_clip(KNOWN, answers, 1) == 0.5  # a clip that stays
+
+
+def test_noise_on_the_count_takes_the_clip_nowhere_that_a_clip_may_not_be():
+    """With a noise of 10⁶ the share is anything, and the clip was 1e-81, 1e+9 and an OverflowError."""
+    rule = dataclasses.replace(ADAPTIVE, noise=1e6)
+    assert rule.next(1.0, -1e9) == MOST_CLIP and rule.next(1.0, 1e9) == LEAST_CLIP
+    clip, made = 0.5, mechanism(adaptive=rule)
+    for round in range(20):
+        clip = made.at(clip).next_clip(KNOWN, [], round)
+        assert LEAST_CLIP <= clip <= MOST_CLIP
 
 
 @pytest.mark.parametrize("secure", [False, True])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -97,3 +98,25 @@ def test_a_damaged_ledger_names_nobody_else(runs, tmp_path, told):
     run.__dict__["ledger"] = [{"kind": "attackers", "clients": told}]
     assert trust.attackers(run) == ({1} if told == [1, "x", None] else set())
     assert trust.panel(methods([run])) is not None
+
+
+def test_what_an_image_has_spent_is_told_for_every_client_and_is_no_fault(runs):
+    shown = trust.panel(methods([runs["images"]]))
+    spent = runs["images"].summary["privacy"]["epsilon_by_client"]
+    assert len(spent) == 3 and shown is not None and "ε of each client that trained" in shown.body
+    for client, epsilon in spent.items():
+        assert f">{client}<" in shown.body and f"{epsilon:.4g}" in shown.body
+    of_clients = trust.panel(methods([runs["clients"]]))
+    assert of_clients is not None and "ε of each client" not in of_clients.body
+    for name in ("clients", "attacked"):
+        assert {event["kind"] for event in runs[name].ledger} <= {"privacy", "attackers"}
+        assert "Nothing was refused, missing or damaged." in render([runs[name]])
+
+
+def test_domains_that_nobody_scored_and_clients_without_an_update_are_told(runs, tmp_path):
+    folder = shutil.copytree(runs["attacked"].folder, tmp_path / "run")
+    shutil.rmtree(folder / "record", ignore_errors=True)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "not_scored": ["thick"], "clients": 7}))
+    page = render([read(folder)])
+    assert "seed 0: thick; the average is without it." in page and "<dt>clients</dt><dd>7</dd>" in page

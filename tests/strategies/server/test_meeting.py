@@ -10,12 +10,13 @@ from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.site import Site
+from fedinit import wire
 from fedinit.data.digits import Digits
-from fedinit.errors import RunFailed
+from fedinit.errors import InputError, RunFailed
 from fedinit.runs.progress import ProgressObserver
 from fedinit.said import LONGEST, SAID
 from fedinit.transport.local import LocalGrid
-from strategies.server.federation import federate
+from strategies.server.federation import check_clients, federate
 from strategies.server.meeting import Meeting, divided
 from tests.support.introductions import introduction
 from tests.support.ledger import Ledger
@@ -83,3 +84,23 @@ def test_a_sites_words_do_not_reach_the_terminal_as_they_are(own, known, monkeyp
         federate(small_config(*words, "quorum=1.0"), LocalGrid(handler, 3), site.backbone, observers=[seen])
     for text in (str(facts["detail"]), str(caught.value), *screen.getvalue().splitlines()):
         assert text.isprintable() and len(text) <= LONGEST
+
+
+@pytest.mark.parametrize("words", [["adapter.ranks=[4,2,1]"], ["attack=sign_flip", "attack.clients=[2]"]])
+def test_a_run_that_may_begin_without_a_client_deals_what_is_dealt_to_all(words):
+    """By partition id, so that it is nobody's loss that one is missing; the control has more ranks than there are."""
+    config = small_config("quorum=2", "rounds=1", "evaluation=none", "strategy=fedit", *words)
+    site = Site(config)
+
+    def handler(deliveries):
+        replies = Cohort(site)(deliveries)
+        for reply in replies:
+            if reply.metadata.message_type == "query.describe" and reply.metadata.src_node_id == 1002:
+                reply.content[wire.CONFIG]["num-partitions"] = 7
+        return replies
+
+    ledger = Ledger()
+    outcome = federate(config, LocalGrid(handler, 3), site.backbone, observers=[ledger])
+    assert outcome.accepted == {0: 1, 1: 1} and [kind for kind, _ in ledger.lines].count("node_refused") == 1
+    with pytest.raises(InputError, match="adapter.ranks: 4 ranks for 3 clients"):
+        check_clients(small_config("adapter.ranks=[4,2,1,1]"), {0: 10, 1: 10}, 3)

@@ -203,6 +203,12 @@ def test_what_does_not_go_together_is_refused(words, said):
         (("robust=trust", "robust.root=3"), "robust=trust cannot judge a round of 3 clients: robust.root=3"),
         (("robust=multi_krum", "robust.bad=1"), "robust=multi_krum cannot judge a round of 3 clients: .* 4 or more"),
         (("robust=multi_krum", "participation=0.3"), "cannot judge a round of 1 clients"),
+        (("robust=multi_krum", "robust.bad=2"), "with 2 bad updates among them it needs 5 or more"),
+        (("attack=sign_flip", "attack.clients=[0,0]"), r"attack.clients=\[0,0\]: names a client twice"),
+        (
+            ("attack=sign_flip", "attack.clients=[0]", "attack.count=2"),
+            r"count=2: attack.clients=\[0\] says who",
+        ),
     ],
 )
 def test_too_few_clients_for_a_rule_are_refused_before_the_run(words, said):

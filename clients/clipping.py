@@ -1,0 +1,16 @@
+"""How far something of one example is scaled down, so that it is no longer than the clip."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clip_factors(norms: Tensor, clip: float, dtype: torch.dtype) -> Tensor:
+    """min(1, C/‖x‖) in `dtype`; of a norm of zero 1.
+
+    norms: in float64, in which no square of a float32 is lost: of a norm of zero nothing would be clipped. Where the
+    factor is below the dtype's normal numbers, whose rounding may be as large as they are, it is 0: nothing is left.
+    """
+    factors = (clip / norms).clamp(max=1.0)
+    return factors.where(~(factors < torch.finfo(dtype).tiny), 0.0).to(dtype)  # NaN stays
