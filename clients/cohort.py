@@ -6,7 +6,7 @@ implementation of anything a client does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flwr.app import Context, Message, RecordDict
 
@@ -44,6 +44,10 @@ class Cohort:
         self.attackers = None if isinstance(attack, NoAttack) else Attackers(site, attack)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
+        return list(self.one_by_one(deliveries))
+
+    def one_by_one(self, deliveries: Sequence[Delivery]) -> Iterator[Message]:
+        """The replies, in the order of the messages, each as soon as it is there."""
         unknown = [name for m, _ in deliveries if (name := m.metadata.message_type) not in STAGES]
         if unknown:
             raise ValueError(f"no answer for messages of type {unknown[0]!r}")
@@ -53,15 +57,14 @@ class Cohort:
         for message, draft in drafts:
             if message.metadata.message_type not in secagg.STAGES:
                 secagg.forget(draft)
-        replies = self._replies(drafts)
-        for reply, (_, draft), (_, context) in zip(replies, drafts, deliveries, strict=True):
+        for reply, (_, draft), (_, context) in zip(self._replies(drafts), drafts, deliveries, strict=True):
             if not reply.has_error():
                 context.state = draft.state
-                continue
-            secagg.forget(context)  # the server counts it as lost, and so do the others
-            if BOOK in draft.state:  # what was answered, or refused since it told something, is counted all the same
-                context.state[BOOK] = draft.state[BOOK]
-        return replies
+            else:
+                secagg.forget(context)  # the server counts it as lost, and so do the others
+                if BOOK in draft.state:  # what was answered, or refused since it told something, counts all the same
+                    context.state[BOOK] = draft.state[BOOK]
+            yield reply
 
     def holdings(self, clients: Sequence[int]) -> list[tuple[int, int]]:
         """(training, test images) of each of these clients, who hold nothing from rounds before, where that is all in
@@ -71,26 +74,25 @@ class Cohort:
             return []  # where one has no such number, its node says for itself
         return list(zip(*(sizes.tolist() for sizes in parts.sizes(clients)), strict=True))
 
-    def _replies(self, deliveries: Sequence[Delivery]) -> list[Message]:
+    def _replies(self, deliveries: Sequence[Delivery]) -> Iterator[Message]:
         decoded = [self.decoder.decode(message, context) for message, context in deliveries]
         tasks = [entry.task for entry in decoded if entry.task is not None]
-        of_tasks = self.answers(tasks)
-        if self.attackers is not None:
-            of_tasks = self.attackers.forged(tasks, of_tasks)
-        answers, replies = iter(of_tasks), []
+        answers = self.answers(tasks)
+        if self.attackers is not None:  # who know all the others' answers
+            answers = iter(self.attackers.forged(tasks, list(answers)))
         for entry, (message, context) in zip(decoded, deliveries, strict=True):
             of_task = [] if entry.task is None else next(answers)
-            if entry.reply is not None:
-                replies.append(entry.reply)
-            elif entry.task is not None:
-                replies.append(encode(self.site, entry.task, of_task, message, context, self.decoder.deployed))
-            if self.attackers is not None and replies:
-                self.attackers.claim(replies[-1], self.site.partition_of(context).client)
-        return replies
+            reply = entry.reply
+            if reply is None:
+                assert entry.task is not None  # one of the two is there
+                reply = encode(self.site, entry.task, of_task, message, context, self.decoder.deployed)
+            if self.attackers is not None:
+                self.attackers.claim(reply, self.site.partition_of(context).client)
+            yield reply
 
-    def answers(self, tasks: Sequence[Task]) -> list[list[Answer]]:
-        """Each task's answers, in the order of the tasks: one a batch of an evaluation, one of any other work, none of
-        a mute task."""
+    def answers(self, tasks: Sequence[Task]) -> Iterator[list[Answer]]:
+        """Each task's answers, in the order of the tasks and as soon as they are there: one a batch of an evaluation,
+        one of any other work, none of a mute task."""
         size = self.site.config.evaluation.batch_size
         parts = [split(task, size) for task in self.site.with_features(tasks)]
         most = self.site.config.engine.clients_per_bank
@@ -99,5 +101,12 @@ class Cohort:
         for base in dict.fromkeys(job.base for job in jobs):
             self.site.engine.hold(base, self.bases.known[base])
         done = zip(jobs, self.site.engine.run(jobs), strict=True)
-        by_task = {id(task): answer for job, answers in done for task, answer in zip(job.tasks, answers, strict=True)}
-        return [[by_task[id(part)] for part in task if not part.mute] for task in parts]
+        there: dict[int, Answer] = {}
+        for task in parts:
+            wanted = [id(part) for part in task if not part.mute]
+            while not there.keys() >= set(wanted):
+                job, answers = next(done)
+                there |= {id(part): answer for part, answer in zip(job.tasks, answers, strict=True)}
+            yield [there.pop(part) for part in wanted]
+        for _ in done:  # of mute tasks alone
+            pass

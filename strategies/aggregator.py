@@ -170,7 +170,8 @@ class Aggregator(ABC):
         round: the first is 1. previous: what the clients started from, for methods that look at it; None: not known.
         weights: {client: p_i}, Σ = 1; None: those of `weights`.
 
-        Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of the updates.
+        Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of
+        `previous`, or else of the updates.
         Raises ValueError for no updates, a client that appears twice, weights that are not positive, or layers that do
         not match.
         """
@@ -194,7 +195,8 @@ class Aggregator(ABC):
         diagnostics |= self._missed(
             {name: UNCONVERGED not in figures for name, (_, _, figures) in by_layer.items()}, round
         )
-        head = {k: mean([u.head[k] for u in updates], shares).to(v.dtype) for k, v in updates[0].head.items()}
+        like = updates[0].head if previous is None or not previous.head else previous.head
+        head = {k: mean([u.head[k] for u in updates], shares).to(v.dtype) for k, v in like.items()}
         return Aggregate(
             layers=layers,
             residual=residual,
@@ -223,7 +225,7 @@ class Aggregator(ABC):
             measured = measure_bias(self.averaged(products, product), weights, total, frame)
         if not converged:
             measured[UNCONVERGED] = 1.0
-        dtype = factors[0].A.dtype
+        dtype = (factors[0] if start is None else start).A.dtype
         return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 
     def in_round(self, round: int) -> Aggregator:

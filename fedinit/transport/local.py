@@ -36,6 +36,15 @@ class Holder(Protocol):
         ...
 
 
+@runtime_checkable
+class Prompt(Protocol):
+    """A handler that gives replies as they come."""
+
+    def one_by_one(self, deliveries: Sequence[tuple[Message, Context]]) -> Iterator[Message]:
+        """The replies, in the order of the messages, each as soon as it is there."""
+        ...
+
+
 FIRST_NODE_ID = 1000  # node ids are arbitrary in Flower; these only must not look like partition ids
 
 
@@ -168,24 +177,44 @@ class LocalGrid(Grid):
         """
         if not isinstance(messages, Sequence):
             raise TypeError(f"messages must be a list, got {type(messages).__name__}")
-        ids, deliveries = [], []
-        for message in messages:
-            ids.append(str(uuid.uuid4()))
-            # Flower's own grids set the id the same way; Metadata has no setter for it.
-            message.metadata.__dict__["_message_id"] = ids[-1]
-            inbox = Message(self._carry(message.content), message.metadata.dst_node_id, message.metadata.message_type)
-            inbox.__dict__["_metadata"] = message.metadata
-            deliveries.append((inbox, self.contexts[message.metadata.dst_node_id]))
-            self._met[message.metadata.dst_node_id] = None
+        deliveries = [self._delivered(message) for message in messages]
         replies = self._handler(deliveries) if deliveries else []
-        for _, context in deliveries:
-            self._shared.put(context.state)
-        for message_id, reply in zip(ids, replies, strict=True):
-            if reply.has_content():
-                reply.content = self._carry(reply.content)
-            reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            self._replies[message_id] = reply
-        return ids
+        for message, reply, (_, context) in zip(messages, replies, deliveries, strict=True):
+            self._replies[message.metadata.message_id] = self._returned(reply, context)
+        return [message.metadata.message_id for message in messages]
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it has `one_by_one`: not where the handler answers all together, or a subclass delivers in a way of
+        its own."""
+        own = type(self).send_and_receive, type(self).push_messages, type(self).pull_messages
+        usual = LocalGrid.send_and_receive, LocalGrid.push_messages, LocalGrid.pull_messages
+        return isinstance(self._handler, Prompt) and own == usual
+
+    def one_by_one(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """As `send_and_receive`, in the order of the messages; a reply is there as soon as its client is done, and
+        nothing here keeps it."""
+        assert isinstance(self._handler, Prompt)
+        deliveries = [self._delivered(message) for message in messages]
+        for reply, (_, context) in zip(self._handler.one_by_one(deliveries), deliveries, strict=True):
+            yield self._returned(reply, context)
+
+    def _delivered(self, message: Message) -> tuple[Message, Context]:
+        """What a node gets of a message, and its Context."""
+        # Flower's own grids set the id the same way; Metadata has no setter for it.
+        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        inbox = Message(self._carry(message.content), message.metadata.dst_node_id, message.metadata.message_type)
+        inbox.__dict__["_metadata"] = message.metadata
+        self._met[message.metadata.dst_node_id] = None
+        return inbox, self.contexts[message.metadata.dst_node_id]
+
+    def _returned(self, reply: Message, context: Context) -> Message:
+        """What the server gets of a reply of the node with this Context."""
+        self._shared.put(context.state)
+        if reply.has_content():
+            reply.content = self._carry(reply.content)
+        reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages that were not pulled before, in the order of the ids."""

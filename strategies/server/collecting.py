@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
 from strategies.server.method import Method
 from strategies.server.replies import Refusal, match_replies
+from strategies.server.running_mean import RunningMean
 from strategies.server.state import ServerState
 
 NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name)  # refusals of a site that has not trained
@@ -76,6 +77,7 @@ def collect(
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
     need, chosen, asked, admitted = method.needed(len(clients)), clients, Counter(clients), Admitted()
+    running = RunningMean.begun(state, method, exchange, clients)
     idle = Counter[int]()  # who did nothing with what it was asked
     for attempt in range(method.resamples + 1):
         # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
@@ -91,12 +93,15 @@ def collect(
         else:
             state = discovered(state, method, exchange, halfway)
         state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
-        replies = exchange.send(messages, end - time.monotonic(), expected)
-        added = admit(method, exchange, replies, expected)
+        if running is None:
+            added = admit(method, exchange, exchange.send(messages, end - time.monotonic(), expected), expected)
+        else:
+            added = admit(method, exchange, exchange.one_by_one(messages, expected), expected, running.add)
         state = drop(state, exchange, round, added.refusals)
         admitted += added
         idle += Counter(refusal.client for refusal in added.refusals if refusal.code in NOT_BEGUN)
         if len(admitted.updates) >= need:
+            admitted = admitted if running is None else replace(admitted, **running.closed())
             return state, replace(admitted, asked=asked - idle)
     if admitted.updates:
         why = admitted.why or "too few clients"
@@ -106,17 +111,23 @@ def collect(
     raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
 
 
-def admit(method: Method, exchange: Exchange, replies: Iterable[Message], expected: Mapping[int, Expected]) -> Admitted:
+def admit(
+    method: Method,
+    exchange: Exchange,
+    replies: Iterable[Message],
+    expected: Mapping[int, Expected],
+    kept: Callable[[Update], Update] = lambda update: update,
+) -> Admitted:
     """The replies that become updates; a client that did not answer is among the refusals.
 
-    expected: {node id: what its update must hold}.
+    expected: {node id: what its update must hold}. kept: what is kept of an update that is let in.
     """
 
     starts = Norms()
 
     def judge(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
         update = method.gate.admit(reply, wanted, method.transforms, starts)
-        return update if isinstance(update, Refusal) else (update, _report(update, wire.metrics(reply)))
+        return update if isinstance(update, Refusal) else (kept(update), _report(update, wire.metrics(reply)))
 
     pairs, refusals = match_replies(replies, expected, exchange.client_of, judge)
     return Admitted([update for update, _ in pairs.values()], [report for _, report in pairs.values()], refusals)

@@ -6,7 +6,7 @@ Node ids are random in Flower and change when a node is started again; a client 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -83,6 +83,11 @@ class Exchange:
     def remote(self) -> bool:
         """Whether the clients are reached over a network, as in a deployment."""
         return isinstance(self.grid, WatchedGrid) and self.grid.remote
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it has `one_by_one`."""
+        return isinstance(self.grid, LocalGrid) and self.grid.is_prompt
 
     @property
     def run_id(self) -> int | None:
@@ -225,6 +230,12 @@ class Exchange:
         how = {"limits": limits, "waiting": waiting} if isinstance(self.grid, WatchedGrid) else {}
         replies = list(self.grid.send_and_receive(messages, timeout=timeout, **how)) if messages else []
         return [self._counted(reply, asked) for reply in replies]
+
+    def one_by_one(self, messages: list[Message], asked: Mapping[int, Asked]) -> Iterator[Message]:
+        """As `send`, in the order of the messages, each reply as soon as it is there."""
+        assert isinstance(self.grid, LocalGrid)
+        self.bytes_down += wire.nbytes(m.content for m in messages)
+        return (self._counted(reply, asked) for reply in self.grid.one_by_one(messages))
 
     def _counted(self, reply: Message, asked: Mapping[int, Asked]) -> Message:
         """The reply, whose bytes are counted; the Error that stands for it, where it says of itself what no message

@@ -6,7 +6,7 @@ The same for every kind of question: who a node is, statistics, training, evalua
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -77,11 +77,12 @@ def match_replies(
     client_of: the client a reply is from, -1 for a node that is no client's.
     admit: judges one reply against what was asked.
 
-    Of several good replies of a client one counts, the same one in whatever order they come.
+    Of several good replies of a client one counts, the same one in whatever order they come. An iterator is taken as it
+    comes, and nothing kept of what it gave: it has one reply of a client, in client order.
     """
     admitted: dict[int, Judged] = {}
     refusals, silent = [], dict(asked)
-    for reply in _in_order(replies, asked, client_of):
+    for reply in replies if isinstance(replies, Iterator) else _in_order(replies, asked, client_of):
         node = reply.metadata.src_node_id
         silent.pop(node, None)
         if node not in asked:

@@ -1,0 +1,91 @@
+"""The mean of a round's updates while they come, of clients in this process: nothing is kept of one that was added.
+
+For rules that know sums alone (`Aggregator.sums`), where nobody looks at single updates: no diagnostics, no rule
+against bad clients, no clip. A round's memory at the server does not grow with its clients then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedinit import wire
+from strategies.aggregator import Aggregator, Update
+from strategies.methods.choosing import Choosing
+from strategies.server.exchange import Exchange
+from strategies.server.method import Method
+from strategies.server.state import ServerState
+
+MEAN = -3  # in place of a partition id: the mean of a round's updates
+SUMS = frozenset({"A", "B", "R"})  # that are of what clients send, as they send it
+
+
+class RunningMean:
+    """Σ p_i x_i over a round's updates, in float64 and in client order, as `Aggregator.aggregate` takes it.
+
+    p_i are of the clients that are asked first, by the examples that they registered with, none above the gate's limit;
+    where some of them are not in the sum, or others are, it is divided by the Σ p_i of those that are. A round in which
+    everybody's update is let in ends with the very bits of one that keeps them all.
+    """
+
+    def __init__(
+        self,
+        start: Mapping[str, Tensor],
+        sent: Collection[str],
+        weights: Mapping[int, float],
+        of: Callable[[int], float],
+    ) -> None:
+        """start: what clients start from, by wire name. sent: the names of what comes back; the rest stays. weights:
+        {client: p_i} of those that are asked first. of: p_i of others, by their examples."""
+        self._start, self._weights, self._of = start, dict(weights), of
+        self._totals = {name: torch.zeros(start[name].shape, dtype=torch.float64) for name in sent}
+        self._added: dict[int, float] = {}
+        self._examples = 0
+
+    @staticmethod
+    def begun(state: ServerState, method: Method, exchange: Exchange, clients: Sequence[int]) -> RunningMean | None:
+        """For a round of these clients; None where single updates are needed, or come over a network."""
+        examples, aggregator, round = state.roster.examples, method.aggregator, state.round + 1
+        looks = method.robust is not None or method.privacy is not None or bool(method.ranks)
+        if not exchange.is_prompt or looks or not is_of_sums(aggregator, round) or not all(map(examples.get, clients)):
+            return None
+        shares = aggregator.weights([Update(client, examples[client], {}, {}) for client in clients])
+        weights = method.gate.capped(shares)
+        uniform = aggregator.weighting == "uniform"
+
+        def of(count: int) -> float:
+            return min(shares[0] if uniform else shares[0] * count / examples[clients[0]], max(weights))
+
+        start = wire.to_tensors(state.model.layers, state.model.head)
+        sent = method.returned(state.model, round)
+        return RunningMean(start, sent, dict(zip(clients, weights, strict=True)), of)
+
+    def add(self, update: Update) -> Update:
+        """Add an update; what is kept of it: who sent it, and of how many examples."""
+        weight, values = self._weights.get(update.client), wire.to_tensors(update.layers, update.head)
+        weight = self._of(update.examples) if weight is None else weight
+        for name, total in self._totals.items():
+            total.add_(values[name], alpha=weight)
+        self._added[update.client] = weight
+        self._examples += update.examples
+        return replace(update, layers={}, head={})
+
+    def closed(self) -> dict[str, Any]:
+        """Of Admitted: the mean as its one update, in float64 what was sent, and each client's share of it."""
+        everybody = self._added.keys() == self._weights.keys()
+        total = 1.0 if everybody else sum(self._added.values())
+        means = self._totals if everybody else {name: value / total for name, value in self._totals.items()}
+        layers, head = wire.from_tensors({**self._start, **means})
+        shares = {client: weight / total for client, weight in sorted(self._added.items())}
+        return {"updates": [Update(MEAN, self._examples, layers, head)], "shares": shares}
+
+
+def is_of_sums(aggregator: Aggregator, round: int) -> bool:
+    """Whether the rule of a round is one of sums of what clients send, and nobody looks at more."""
+    looks = aggregator.diagnostics or aggregator.weighting == "norm" or aggregator.two_phase
+    chooses = isinstance(aggregator, Choosing) or bool(aggregator.no_sum)
+    return not looks and not chooses and SUMS.issuperset(aggregator.sums(round))
