@@ -36,18 +36,24 @@ WORDS = (
     f"client.batch_size={BATCH}",
     "client.max_steps=1",
 )
-STRATEGIES = ("fedit", "lora_fair", "flora")
+SUMMED = "fedit, summed"  # while updates come, since nobody looks at single ones
+STRATEGIES = {
+    "fedit": ("strategy=fedit",),
+    "lora_fair": ("strategy=lora_fair",),
+    "flora": ("strategy=flora",),
+    SUMMED: ("strategy=fedit", "strategy.diagnostics=false"),
+}
 
 
 def words(strategy: str, bank: int) -> list[str]:
     """Of a run. bank: clients of one, on one lane; 0: the default."""
     one = [f"engine.clients_per_bank={bank}", "engine.lanes=1"] if bank else []
-    return [*WORDS, f"strategy={strategy}", *one]
+    return [*WORDS, *STRATEGIES[strategy], *one]
 
 
 def measured(strategy: str, clients: int, bank: int) -> float:
     """MB at the peak of a run in a process of its own."""
-    return scale.apart("benchmarks.memory", STRATEGIES.index(strategy), clients, bank)["peak_MB"]
+    return scale.apart("benchmarks.memory", [*STRATEGIES].index(strategy), clients, bank)["peak_MB"]
 
 
 def rounds(strategies: Sequence[str], clients: Sequence[int], update: float) -> list[dict[str, object]]:
@@ -97,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     words.add_argument("--quick", action="store_true", help="1 and 20 clients, banks of 1 and 8, fedit alone")
     words.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50, 100, 250, 500])
     words.add_argument("--banks", type=int, nargs="+", default=[1, 8, 64, 256])
-    words.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
+    words.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[*STRATEGIES])
     words.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
     return words
 
@@ -106,7 +112,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.point:
         strategy, clients, bank = map(int, options.point[:3])
-        also = words(STRATEGIES[strategy], bank)
+        also = words([*STRATEGIES][strategy], bank)
         print(json.dumps(scale.point(clients, clients, ROUNDS, float(options.point[3]), also)))
         return
     if options.quick:

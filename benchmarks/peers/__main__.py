@@ -7,7 +7,8 @@ beside it. A client is a glyph ViT with adapters on digits, an epoch of SGD step
 most, all clients in every round, FedAvg of adapters and head, no evaluation.
 
 fedinit           this engine: banks on lanes, of five clients, the fastest here
-fedinit, ray      the same with engine=ray; of rounds in which nobody trains there is none
+fedinit, compiled the same with engine.compile=true, whose first round compiles
+fedinit, ray      the same with engine=ray; of rounds in which nobody trains there are neither
 plain loop        plain torch, a client at a time, all cores inside each operation
 pfl, one process  pfl-research, likewise
 pfl, a core each  pfl-research under torchrun, a process a core
@@ -39,11 +40,12 @@ from benchmarks import machine
 from benchmarks.peers.work import Work
 
 ROUNDS, STEPS, BATCH, LIMIT = 10, 5, 8, 900  # LIMIT: seconds of one contestant's turn
-RAY = "fedinit, ray"
+TRAINING = ("fedinit, compiled", "fedinit, ray")  # which differ from fedinit in training alone
 PLAIN = [sys.executable, "-m", "benchmarks.peers.contestant"]
 CONTESTANTS = {  # {name: (its module, what it needs, how its process is started)}
     "fedinit": ("fedinit_itself", None, PLAIN),
-    RAY: ("fedinit_ray", "ray", PLAIN),
+    TRAINING[0]: ("fedinit_compiled", None, PLAIN),
+    TRAINING[1]: ("fedinit_ray", "ray", PLAIN),
     "plain loop": ("plain_loop", None, PLAIN),
     "pfl, one process": ("pfl_research", "pfl", PLAIN),
     "pfl, a core each": (
@@ -121,7 +123,7 @@ def main() -> None:
     else:
         works = [Work(n, ROUNDS, STEPS, BATCH) for n in options.clients]
         works, turns = works + [Work(n, ROUNDS, 0, BATCH) for n in options.noop], options.turns
-    rows = [row for work in works for row in measure(work, [n for n in names if work.steps or n != RAY], turns)]
+    rows = [row for work in works for row in measure(work, [n for n in names if work.steps or n not in TRAINING], turns)]
     machine.publish("peers-quick" if options.quick else "peers", rows, dtype="float32", seed=0)
 
 
