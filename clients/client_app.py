@@ -15,6 +15,7 @@ import sys
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
+from fedinit import starting
 from fedinit.config.flower import from_run_config
 from fedinit.config.limits import Limits
 from fedinit.config.schema import Config
@@ -39,10 +40,11 @@ def _configured(run_config: str, node_config: str) -> tuple[Config, Config]:
 @functools.lru_cache(maxsize=2)
 def _cohort(run_config: str, node_config: str, client: int | None):
     """One cohort a configuration and process: a long-lived process does not load its backbone for every message."""
-    from rich.console import Console
+    with starting.uncollected():
+        from rich.console import Console
 
-    from clients.cohort import Cohort
-    from clients.site import Site
+        from clients.cohort import Cohort
+        from clients.site import Site
 
     config = _configured(run_config, node_config)[1]
     if config.attack.name != "none":

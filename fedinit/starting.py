@@ -24,11 +24,20 @@ def end() -> None:
     """Let Ctrl-C be a KeyboardInterrupt again, which the command takes. Garbage is looked for in what is made from now
     on: the half million objects that modules are would be most of each search. When the process ends it is looked for
     no more, which takes a second."""
-    gc.freeze()
-    gc.enable()
+    _collected()
     atexit.register(gc.freeze)
     if signal.getsignal(signal.SIGINT) is _stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """`begin` and `end` around a block, of garbage alone."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        _collected()
 
 
 @contextlib.contextmanager
@@ -39,6 +48,11 @@ def imports() -> Iterator[None]:
         yield
     finally:
         end()
+
+
+def _collected() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _stop(number: int, frame: object) -> None:

@@ -123,7 +123,9 @@ def main() -> None:
     else:
         works = [Work(n, ROUNDS, STEPS, BATCH) for n in options.clients]
         works, turns = works + [Work(n, ROUNDS, 0, BATCH) for n in options.noop], options.turns
-    rows = [row for work in works for row in measure(work, [n for n in names if work.steps or n not in TRAINING], turns)]
+    rows = [
+        row for work in works for row in measure(work, [n for n in names if work.steps or n not in TRAINING], turns)
+    ]
     machine.publish("peers-quick" if options.quick else "peers", rows, dtype="float32", seed=0)
 
 
