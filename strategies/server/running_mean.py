@@ -6,6 +6,7 @@ against bad clients, no clip. A round's memory at the server does not grow with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -54,11 +55,11 @@ class RunningMean:
         if not exchange.is_prompt or looks or not is_of_sums(aggregator, round) or not all(map(examples.get, clients)):
             return None
         shares = aggregator.weights([Update(client, examples[client], {}, {}) for client in clients])
-        weights = method.gate.capped(shares)
-        uniform = aggregator.weighting == "uniform"
+        weights, most = method.gate.capped(shares), method.gate.most(shares) or math.inf
+        scale, first = weights[0] / min(shares[0], most), examples[clients[0]]
 
         def of(count: int) -> float:
-            return min(shares[0] if uniform else shares[0] * count / examples[clients[0]], max(weights))
+            return scale * min(shares[0] * (1 if aggregator.weighting == "uniform" else count / first), most)
 
         start = wire.to_tensors(state.model.layers, state.model.head)
         sent = method.returned(state.model, round)

@@ -12,11 +12,19 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.factors import Factors
+from fedinit.runs.observer import Roster
+from fedinit.state.start import StartState
 from fedinit.transport.local import LocalGrid
-from strategies import AGGREGATORS
+from strategies import AGGREGATORS, create_aggregator
+from strategies.aggregator import Update
+from strategies.reinit import REINITS, ReinitContext
 from strategies.server import collecting
+from strategies.server.exchange import Exchange
 from strategies.server.federation import federate
+from strategies.server.gate import Gate
+from strategies.server.method import Method
 from strategies.server.running_mean import RunningMean
+from strategies.server.state import ServerState
 from tests.support.small import small_config
 
 STARTS = {"fed_sb": "lora_xs", "ravan": "random_core"}
@@ -98,7 +106,7 @@ def test_where_somebody_looks_at_single_updates_they_are_kept(words, begun):
 class Broken:
     """Gives NaN for one client's update, in every round."""
 
-    def __init__(self, cohort: Cohort) -> None:
+    def __init__(self, cohort) -> None:
         self.cohort = cohort
 
     def __call__(self, deliveries):
@@ -125,6 +133,31 @@ def test_a_refused_update_is_in_no_sum(words, begun):
     for name, factors in kept.aggregate.layers.items():
         torch.testing.assert_close(summed.aggregate.layers[name].dense(), factors.dense(), rtol=1e-6, atol=1e-9)
     assert all(f.A.dtype == torch.float32 for f in summed.aggregate.layers.values())
+
+
+def test_who_is_asked_in_anothers_place_weighs_as_it_would_have_among_the_first():
+    """Also where the limit cuts: of 10, 10 and 100 images, at twice the median, the weights are 1/4, 1/4 and 1/2."""
+    roster = Roster({0: 10, 1: 10, 2: 100, 3: 10, 4: 300}, ["a"], ["x"])
+    method = Method(
+        aggregator=create_aggregator("fedit", diagnostics=False),
+        reinit=REINITS["average"](),
+        context=ReinitContext({"l": 2}, 1.0, lambda round: {}, lambda layer: torch.zeros(4, 3)),
+        seed=0,
+        gate=Gate(max_weight=2.0),
+    )
+    start = StartState(layers={"l": Factors(torch.zeros(2, 3), torch.zeros(4, 2))})
+    exchange = Exchange(LocalGrid(Broken(lambda _: []), 5), timeout=1.0, emit=lambda *_: None)
+    made = RunningMean.begun(ServerState.begun(start, roster, {}), method, exchange, [0, 1, 2])
+    assert made is not None
+    for client, examples in roster.examples.items():
+        layers = {"l": Factors(torch.full((2, 3), float(client)), torch.zeros(4, 2))}
+        made.add(Update(client, examples, layers, {}))
+    closed = made.closed()
+    expected = {0: 0.25, 1: 0.25, 2: 0.5, 3: 0.25, 4: 0.5}
+    total = sum(expected.values())
+    assert closed["shares"] == pytest.approx({client: weight / total for client, weight in expected.items()})
+    mean = sum(client * weight for client, weight in expected.items()) / total
+    assert closed["updates"][0].layers["l"].A.unique().tolist() == pytest.approx([mean])
 
 
 def test_nothing_is_kept_of_an_update_that_was_added(monkeypatch):
