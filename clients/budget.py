@@ -22,21 +22,26 @@ def spend(site: Site, privacy: ExamplePrivacyConfig, examples: int, context: Con
     """ε of a client at `privacy.delta` once it has trained a further round; counted.
 
     examples: how many it has. keeper: of its book, where it has one.
-    Raises Refused for a round that would pass `privacy.epsilon`, and InputError as Steps.of does.
+    Raises Refused for a round that would pass `privacy.epsilon`, Limited for one beyond what the site gives, and
+    InputError as Steps.of does; nothing is counted then.
     """
     steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)
-    spent = steps.spent
+
+    def allow(spent: Spent) -> float:
+        epsilon = spent.epsilon(privacy)
+        if privacy.epsilon is not None and epsilon > privacy.epsilon:
+            done = f"has taken {spent.steps - steps.a_round} steps, and a round more would make it {epsilon:.3g}"
+            raise Refused(f"privacy.epsilon={privacy.epsilon}: is spent; this client {done}")
+        if keeper is not None:
+            keeper.check_privacy(epsilon, privacy.delta, examples)
+        return epsilon
+
     if keeper is not None:
-        spent = keeper.train(spent)
-    else:
-        if SPENT in context.state:
-            before = dict(wire.record(context.state, SPENT, MetricRecord))
-            spent += Spent(**before)  # pyright: ignore[reportArgumentType]  # as it was written below
-        context.state[SPENT] = MetricRecord({"steps": spent.steps, "share": spent.share, "noise": spent.noise})
-    epsilon = spent.epsilon(privacy)
-    if privacy.epsilon is not None and epsilon > privacy.epsilon:
-        done = (
-            f"this client has taken {spent.steps - steps.a_round} steps, and a round more would make it {epsilon:.3g}"
-        )
-        raise Refused(f"privacy.epsilon={privacy.epsilon}: is spent; {done}")
+        return keeper.train(steps.spent, allow)
+    spent = steps.spent
+    if SPENT in context.state:
+        before = dict(wire.record(context.state, SPENT, MetricRecord))
+        spent += Spent(**before)  # pyright: ignore[reportArgumentType]  # as it was written below
+    epsilon = allow(spent)
+    context.state[SPENT] = MetricRecord({"steps": spent.steps, "share": spent.share, "noise": spent.noise})
     return epsilon

@@ -15,10 +15,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from fedinit.seeding import derive
 from fedinit.state import disk
 from fedinit.statistics import Request
 
+_log = logging.getLogger(__name__)  # of the site alone
 BY_CLASS = {"class_sums", "class_moments"}  # statistics with a sum for each class
 BOOK = "answers"  # in the Context, of a site without a folder for its state
 
@@ -134,6 +136,7 @@ class Keeper:
         if epsilon == math.inf > most:
             raise Limited("this site trains with privacy=examples alone, for its max-epsilon; the run has no such ε")
         if epsilon > most:
+            _log.warning("max-epsilon=%g: a round more takes the run's ε to %.3g", most, epsilon)
             raise Limited("a round more takes the run's ε above this site's max-epsilon; ask for less, privacy.epsilon")
         if most < math.inf and delta * images > 1:
             raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
@@ -179,13 +182,15 @@ class Keeper:
                     )
                 answered[key] = sorted({*before, means})
 
-    def train(self, round: Spent) -> Spent:
-        """Write down the private steps of a round; those of this run so far, with these."""
+    def train(self, round: Spent, allow: Callable[[Spent], float]) -> float:
+        """Write down the private steps of a round; what `allow` makes of those of this run so far, with these. It
+        raises for what is not to be, and then nothing is written."""
         with self._book() as book:
             counts = book["runs"].setdefault(self._run, {})
-            before = {key: counts[key] for key in vars(round) if key in counts}
-            counts |= vars(spent := Spent(**before) + round)
-            return spent
+            spent = Spent(**{key: counts[key] for key in vars(round) if key in counts}) + round
+            allowed = allow(spent)
+            counts |= vars(spent)
+            return allowed
 
     @property
     def _run(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -110,17 +111,19 @@ class Decoder:
             # On the global model the base takes up what the start leaves out.
             adapter, offset = own_factors, apart if config.get("on-global", False) else {}
         notes, secret, privacy = {"drift-factors": drift, "drift-product": drift_product}, "", self.site.config.privacy
-        spent, delta, keeper = math.inf, 1.0, self._keeper(context)
+        keeper = self._keeper(context)
         if keeper is not None:
             keeper.check_masked()
             keeper.check_batches(part.train)
         if isinstance(privacy, ExamplePrivacyConfig):
             # Drawn anew each time: noise that was there before could be taken off by asking again.
             secret = secrets.token_hex(32) if self.deployed else ""
-            spent = budget.spend(self.site, privacy, len(part.train), context, keeper)
-            notes["epsilon"], delta = spent, privacy.delta
-        if keeper is not None:
-            keeper.check_privacy(spent, delta, len(part.train))
+            notes["epsilon"] = budget.spend(self.site, privacy, len(part.train), context, keeper)
+            if self.deployed:
+                spent = f"ε {notes['epsilon']:.3g} at δ {privacy.delta:g} of this run, with this round"
+                print(f"client {part.client}, round {round}: {spent}", file=sys.stderr)
+        elif keeper is not None:
+            keeper.check_privacy(math.inf, 1.0, len(part.train))
         base = self.bases.receive(message, received[RECORD], context)
         if self._masks:
             secagg.begin(message, context, part.client, keeper, self._start_digest(config, base, keeper))

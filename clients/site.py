@@ -95,9 +95,8 @@ class Site:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
         self.partitions: Partitions = config.partition.cut(self.data, config.seed)
-        if isinstance(config.privacy, ExamplePrivacyConfig):
-            for part in self.partitions if client is None else self.partitions[client : client + 1]:
-                Steps.of(len(part.train), config.client, config.rounds, config.privacy)
+        if isinstance(config.privacy, ExamplePrivacyConfig) and client is not None:  # of all of them the server asks
+            Steps.of(len(self.partitions[client].train), config.client, config.rounds, config.privacy)
         if isinstance(config.attack, LabelFlipConfig):
             bad = config.attack.attackers(len(self.partitions), config.seed)
             self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])

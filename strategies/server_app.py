@@ -14,6 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fedinit.config.flower import from_run_config
+from fedinit.config.privacy import ExamplePrivacyConfig
+from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.models import adapted_layers, build_backbone
 from fedinit.opening import read_text
@@ -27,10 +29,24 @@ from fedinit.telling import tell
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
 from strategies.server.exchange import Exchange
-from strategies.server.federation import federate, roster_of
+from strategies.server.federation import check_clients, federate, roster_of
 from strategies.server.meeting import Meeting
 
 app = ServerApp()
+
+
+def check(config: Config, clients: int | None = None) -> None:
+    """Raise InputError for what a run of this configuration is refused for, as far as that is known without clients.
+    clients: how many there are to be; None: not known. Of each it is taken that it has as many images as are best."""
+    check_method(config, under_flower=True)
+    if clients is None:
+        return
+    images, privacy = config.client.batch_size, config.privacy
+    if isinstance(privacy, ExamplePrivacyConfig):  # the more of them, the less each is seen; δ says how many at most
+        images = max(images, int(0.999 / privacy.delta))
+    check_clients(config, dict.fromkeys(range(clients), images))
+
+
 SITES_FILE = "federation.json"  # in the run's folder: whose run it is
 
 
@@ -39,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run what the configuration says, and write the run's folder. Raises InputError or RunFailed, which Flower shows
     as the run's failure."""
     config = from_run_config(context.run_config)
-    check_method(config, under_flower=True)
+    check(config)
     if config.preview:
         raise InputError("preview=true: a preview is fedinit run's, on one machine; leave it out")
     located, grid, console = run_folder.locate(config), WatchedGrid(grid), Console()

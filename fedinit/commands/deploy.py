@@ -107,6 +107,7 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
     elif options.command == "up":
         config = _at_home(_configuration(words))
         sites = _sites(config, options.sites)
+        _check(config, sites)
         standard_streams.goes_on_without()
         run_locally(config, sites, not options.insecure, options.port, say)
         sent, _ = site_settings.split_off(config)  # by which the server names the folder
@@ -172,6 +173,7 @@ def _init(options: argparse.Namespace, words: Sequence[str], say: Callable[[str]
     config = _configuration(words)
     sites = _sites(config, options.sites)
     _check_sum(config, sites)
+    _check(config, sites)
     federation = layout.Federation(
         hosts=options.host or ["127.0.0.1"],
         port=options.port,
@@ -215,6 +217,7 @@ def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None
     config = _configuration(words)
     clients = config.partition.count(config.data.known_domains)
     if not Server.is_at(folder):
+        _check(config, clients)
         layout.make_app(folder, _at_home(config))
         say(f"{folder}: made; with the fedinit that is installed, in Flower's own simulation:")
         say("  export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1")
@@ -224,6 +227,7 @@ def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None
     sent, settings = site_settings.split_off(config)
     keys = len(server.keys)
     _check_sum(config, clients or keys or None)
+    _check(config, clients or keys or None)
     layout.write_app(server.app, sent)
     if (few := _said_of_sum(config, clients or keys)) is not None:
         say(few)
@@ -231,7 +235,10 @@ def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None
     for key in settings:
         say(f"  {key} is each site's to set (--node-config), and not sent")
     if clients and keys and clients != keys:
-        say(f"  the run is of {clients} clients, and {server.folder / 'sites'} holds keys of {keys} sites")
+        say(
+            f"  the run is of {clients} clients, and {server.folder / 'sites'} holds keys of {keys} sites: "
+            "give words of as many, or add sites (docs/deployment.md)"
+        )
 
 
 def _check_sum(config: Config, sites: int | None) -> None:
@@ -265,7 +272,8 @@ def _configuration(words: Sequence[str]) -> Config:
     if config.privacy.name != "none" and not any(re.match(r"\+*evaluation=", word) for word in words):
         config = compose_config(["evaluation=none", *words])  # a score would be told without noise
     if config.evaluation.where == "server":
-        raise InputError("evaluation=server: a Flower server holds no images; use evaluation=clients or none")
+        instead = "clients or none" if config.privacy.name == "none" else "none"
+        raise InputError(f"evaluation=server: a Flower server holds no images; use evaluation={instead}")
     if config.attack.name != "none":
         raise InputError(
             f"attack={config.attack.name}: is for simulations by fedinit run; a client of Flower is honest"
@@ -278,11 +286,15 @@ def _configuration(words: Sequence[str]) -> Config:
 
         model = dataclasses.replace(config.model, checkpoint=str(Path(file).absolute()), sha256=of_file(Path(file)))
         config = dataclasses.replace(config, model=model)
+    _check(config, None)
+    return config
+
+
+def _check(config: Config, sites: int | None) -> None:
+    """Raise InputError as the run would when it begins, with so many sites; None: their number is not known."""
     from fedinit.deploy.guarded import COMPONENTS
 
-    server = importlib.import_module(COMPONENTS["serverapp"].partition(":")[0])  # with all of torch
-    server.check_method(config, under_flower=True)  # as it does when the run begins
-    return config
+    importlib.import_module(COMPONENTS["serverapp"].partition(":")[0]).check(config, sites)  # with all of torch
 
 
 def _at_home(config: Config) -> Config:

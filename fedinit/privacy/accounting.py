@@ -17,7 +17,7 @@ from fedinit.config.privacy import LEAST_NOISE, LEAST_OF_PLD, MOST_NOISE
 from fedinit.errors import InputError
 
 LEAST, MOST = 1e-2, MOST_NOISE  # of a noise that is looked for
-MOST_OF_PLD = 10**6  # rounds; of more, privacy loss distributions take minutes, and of very many do not end
+MOST_OF_PLD = 10**5  # rounds; of more, privacy loss distributions take half a minute, and of very many do not end
 CLOSE = 1.0005  # to either side of where it is thought to be, a noise is tried
 
 
@@ -29,7 +29,8 @@ class Rounds:
     sampling: "poisson": each on its own with that probability, and neighbours are with and without one. "fixed": a
     share of that size, without replacement, and neighbours have one replaced, which moves a sum by twice the clip; of a
     share of 1 both are the plain Gaussian mechanism, with and without one.
-    delta: δ. accountant: "rdp" or "pld", whose ε is less, in more time; of more than MOST_OF_PLD rounds ε is rdp's.
+    delta: δ. accountant: "rdp"; or "pld", whose ε is less in most cases, in more time: ε is the less of both, and rdp's
+    of more than MOST_OF_PLD rounds.
     """
 
     share: float
@@ -56,8 +57,10 @@ class Rounds:
             return math.inf
         if self.accountant == "pld" and noise < LEAST_OF_PLD:
             return math.inf
-        bounded = self if rounds <= MOST_OF_PLD else replace(self, accountant="rdp")
-        return _epsilon(bounded, float(noise), rounds)
+        found = _epsilon(replace(self, accountant="rdp"), float(noise), rounds)
+        if self.accountant == "pld" and rounds <= MOST_OF_PLD:
+            found = min(found, _epsilon(self, float(noise), rounds))
+        return found
 
     def noise(self, epsilon: float, rounds: int) -> float:
         """The least z, to one part in a thousand, with which so many rounds stay within ε. Raises InputError where none
@@ -68,7 +71,7 @@ class Rounds:
         while self.epsilon(high, rounds) > epsilon:
             high *= 2
             if high > MOST:
-                raise InputError(f"privacy.epsilon={epsilon}: no noise keeps {rounds} rounds within it; allow more")
+                raise InputError(f"privacy.epsilon={epsilon}: no noise keeps {rounds} releases within it; allow more")
         low, aim = max(high / 2, LEAST), CLOSE
         while high > CLOSE**2 * low:
             width = high / low

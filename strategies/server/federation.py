@@ -78,10 +78,11 @@ def client_ranks(config: Config, examples: Mapping[int, int], clients: int = 0) 
 def check_clients(config: Config, examples: Mapping[int, int], clients: int = 0) -> None:
     """Raise InputError where the configuration wants more clients than these, {partition id: number of examples}, or
     other ones. clients: how many there are with those that the run began without."""
-    if isinstance(config.quorum, int) and config.quorum > len(examples):
-        raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients")
-    rule = create_robust(config.robust.name, config.robust.options)
     asked = sorted(examples)[: sample_size(config.participation, len(examples))]
+    if isinstance(config.quorum, int) and config.quorum > len(asked):
+        of = "" if len(asked) == len(examples) else f", of whom a round asks {len(asked)}"
+        raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients{of}")
+    rule = create_robust(config.robust.name, config.robust.options)
     if rule is not None and (fault := rule.fault(asked)):
         raise InputError(f"robust={config.robust.name} cannot judge a round of {len(asked)} clients: {fault}")
     if isinstance(config.secure_aggregation, SecAggConfig) and len(asked) < LEAST:
@@ -203,6 +204,8 @@ def _ready(
         state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
         exchange.bytes_up, exchange.bytes_down = state.bytes_up, state.bytes_down
         audience.resumed(state.round)
+        if isinstance(config.privacy, ExamplePrivacyConfig):
+            save(state)  # with the images that clients have now, should the next round be lost
         return method, state
     state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, introductions.items())
     if fixes_scales(config):
@@ -320,5 +323,6 @@ def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spendin
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
         epsilon=spending.epsilon,
         left_out=tally.left_out,
+        skipped=tally.skipped,
         delta=privacy.delta if isinstance(privacy, ExamplePrivacyConfig) else None,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +40,7 @@ class Outcome:
     epsilon: {client: ε of its examples so far}; empty where they have no privacy.
     delta: of each ε.
     left_out: {kind of event: {client: how often}} of updates and evaluations that did not count.
+    skipped: the rounds in which nobody's did, since their secret sum was refused.
     """
 
     aggregate: Aggregate
@@ -59,6 +60,7 @@ class Outcome:
     epsilon: Mapping[int, float] = field(default_factory=dict)
     delta: float | None = None
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    skipped: Sequence[int] = ()
 
     def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
         """What is exported. by_client: {client: {layer: its factors}}, where clients have their own and they are at
@@ -89,6 +91,7 @@ class Outcome:
             "start": dict(self.start),
             **({"not_scored": missing} if (missing := self.not_scored) else {}),
             **({"left_out": {kind: dict(rounds) for kind, rounds in self.left_out.items()}} if self.left_out else {}),
+            **({"skipped_rounds": list(self.skipped)} if self.skipped else {}),
             **self._privacy(),
         }
 
@@ -120,11 +123,14 @@ class Tally(Observer):
 
     def __init__(self) -> None:
         self.left_out: dict[str, dict[str, int]] = {}
+        self.skipped: list[int] = []
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         if kind in LEFT_OUT and "client" in facts:
             counts, client = self.left_out.setdefault(kind, {}), str(facts["client"])
             counts[client] = counts.get(client, 0) + 1
+        elif kind == "sum_refused":
+            self.skipped.append(int(facts["round"]))
 
     def round_zero_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
@@ -137,6 +143,8 @@ class Tally(Observer):
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}
         if self.left_out:
             facts["left_out"] = {kind: dict(counts) for kind, counts in self.left_out.items()}
+        if self.skipped:
+            facts["skipped"] = list(self.skipped)
         if self.score is not None:
             facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
         return State(facts=facts)
@@ -144,6 +152,7 @@ class Tally(Observer):
     def restore(self, state: State) -> None:
         self.seconds = state.facts["seconds"]
         self.left_out = {kind: dict(counts) for kind, counts in state.facts.get("left_out", {}).items()}
+        self.skipped = list(state.facts.get("skipped", []))
         self.score = None
         if state.facts["score"] is not None:
             name, part, whole = state.facts["score"]

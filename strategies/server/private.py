@@ -52,20 +52,22 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
 
 def check_privacy(config: Config, examples: Mapping[int, int]) -> None:
     """Raise InputError for privacy that a run with these clients, {partition id: number of examples}, cannot have;
-    that of examples is each client's own, and must be had by as many as the quorum."""
+    that of examples is each client's own, and must be had by as many as a round's quorum is."""
     privacy = config.privacy
     if isinstance(privacy, ClientPrivacyConfig):
         _check_delta(privacy, len(examples))
     if not isinstance(privacy, ExamplePrivacyConfig):
         return
-    faults = []
-    for _, count in sorted(examples.items()):
+    able, faults = [], []
+    for count in sorted(examples.values()):
         try:
-            Steps.of(count, config.client, config.rounds, privacy)
+            able.append(Steps.of(count, config.client, config.rounds, privacy))
         except InputError as fault:
             faults.append(fault)
-    if faults and len(examples) - len(faults) < needed(config.quorum, len(examples)):
+    if faults and len(able) < needed(config.quorum, sample_size(config.participation, len(examples))):
         raise faults[0]
+    if able:
+        able[0].noise  # of the fewest images; or why there is none  # noqa: B018
 
 
 def _check_delta(privacy: ClientPrivacyConfig, clients: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 import time
@@ -20,9 +21,10 @@ from fedinit.config.client import SGDConfig
 from fedinit.config.limits import Limited, Limits
 from fedinit.config.privacy import LEAST_NOISE, ExamplePrivacyConfig
 from fedinit.errors import Code, InputError, Refused, RunFailed
-from fedinit.privacy.accounting import Rounds
+from fedinit.privacy.accounting import MOST_OF_PLD, Rounds
 from fedinit.privacy.steps import Spent, Steps
 from fedinit.runs.observer import ClientReport, Observer, Roster, RoundReport
+from fedinit.state.checkpoint import FACTS, checkpoints_in
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.faults import fault_of_metrics
@@ -259,6 +261,74 @@ def test_a_client_that_had_fewer_images_in_a_round_that_ended_the_run_is_believe
     assert most == Spent(2 * 2 * 50, 20 / 40 if restarted else 20 / 240, 1.0).epsilon(privacy)
 
 
+def test_images_that_a_run_went_on_with_are_kept_though_its_next_round_is_lost(tmp_path) -> None:
+    """Resumed with fewer, and ended by the next round; resumed with more: what it says of the lost round counts."""
+    of_run = site("rounds=3", "quorum=1", "privacy.noise=1", "privacy.epsilon=null")
+
+    class Ending(LocalGrid):
+        """Client 0 says how many images it has; a round of `ends` gets no reply."""
+
+        def __init__(self, examples: int, ends: int) -> None:
+            super().__init__(Cohort(of_run), 3)
+            self.examples, self.ends = examples, ends
+
+        def holdings(self, nodes):
+            return {}
+
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = super().send_and_receive(messages, timeout=timeout)
+            for reply in replies:
+                if reply.metadata.message_type == "query.describe" and reply.metadata.src_node_id == 1000:
+                    reply.content["config"]["num-examples"] = self.examples
+            lost = messages[0].metadata.message_type == "train" and messages[0].content["config"]["round"] == self.ends
+            return [] if lost else replies
+
+    def goes_on(examples: int, ends: int) -> Outcome:
+        return federate(of_run.config, Ending(examples, ends), of_run.backbone, checkpoints=tmp_path)
+
+    for examples, ends in ((239, 2), (40, 2)):
+        with pytest.raises(RunFailed):
+            goes_on(examples, ends)
+    last = checkpoints_in(tmp_path)[0]
+    kept = json.loads((last / FACTS).read_text())["parts"]["spending"]["facts"]
+    assert last.name == "round-000001" and kept["fewest"]["0"] == 40
+
+
+@pytest.mark.parametrize("epsilon", ["1e-6", "1e-4"])
+def test_an_epsilon_that_no_noise_gives_is_told_before_anybody_is_asked(epsilon) -> None:
+    config = small_config(*WORDS, f"privacy.epsilon={epsilon}", "privacy.delta=1e-12", "rounds=2")
+    with pytest.raises(InputError, match=f"privacy.epsilon={float(epsilon)}: no noise keeps .* releases within it"):
+        check_clients(config, {0: 100, 1: 60, 2: 60})
+
+
+def test_loss_distributions_make_no_more_of_a_run_than_renyis_divergences() -> None:
+    """Of very small shares they would: and ε fell where their place was taken."""
+    few = Rounds(1e-4, "poisson", 1e-5, "pld")
+    renyi = dataclasses.replace(few, accountant="rdp")
+    values = [few.epsilon(30.0, n) for n in (MOST_OF_PLD - 1, MOST_OF_PLD, MOST_OF_PLD + 1)]
+    assert values == sorted(values) and values[1] <= renyi.epsilon(30.0, MOST_OF_PLD)
+
+
+def test_a_round_that_a_site_refuses_is_not_in_its_book(tmp_path, caplog) -> None:
+    """Neither for the run's ε nor for its own; the site's log says both figures."""
+    of_run = site("privacy.noise=1", "privacy.epsilon=null")
+    anew = Context(1, 1, {"partition-id": 0, "state-dir": str(tmp_path)}, RecordDict(), {})
+    privacy = of_run.config.privacy
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    steps = Steps.of(60, of_run.config.client, of_run.config.rounds, privacy)
+    one, two = (steps.epsilon(n * steps.a_round) for n in (1, 2))
+    keeper = Keeper(of_run, Limits(max_epsilon=(one + two) / 2), anew)
+    assert spend(of_run, privacy, 60, anew, keeper) == one
+    for _ in range(3):
+        with pytest.raises(Limited, match="a round more takes the run's ε above this site's max-epsilon"):
+            spend(of_run, privacy, 60, anew, keeper)
+    ((counts,),) = [[*json.loads((tmp_path / "answers-client-0.json").read_text())["runs"].values()]]
+    assert counts["steps"] == steps.a_round
+    assert f"max-epsilon={keeper.limits.max_epsilon:g}: a round more takes the run's ε to {two:.3g}" in caplog.text
+    wider = Keeper(of_run, Limits(max_epsilon=9 * two), anew)
+    assert spend(of_run, privacy, 60, anew, wider) == two
+
+
 def test_as_many_steps_as_anybody_may_register_for_are_counted_in_a_moment() -> None:
     """Of 2⁴⁰ images loss distributions have no end; Rényi's ε, which is no less, takes their place."""
     began, many = time.perf_counter(), 2 * 2**40 // 20
@@ -342,15 +412,21 @@ def test_what_has_no_noise_is_not_answered(kind: str) -> None:
     assert reply.has_error() and "privacy=examples: this client answers no statistics" in reply.error.reason
 
 
+def begin(*words: str) -> None:
+    """As a run does before it has a folder."""
+    of_run = Site(small_config(*WORDS, *words))
+    check_clients(of_run.config, {part.client: len(part.train) for part in of_run.partitions})
+
+
 def test_a_client_with_fewer_examples_than_a_batch_is_one_line_before_the_run() -> None:
     with pytest.raises(InputError, match=r"client.batch_size=100000: .* a client has \d+; use \d+ or less"):
-        Site(small_config(*WORDS, "client.batch_size=100000"))
+        begin("client.batch_size=100000")
 
 
 def test_noise_that_epsilon_does_not_allow_is_one_line_before_the_run() -> None:
     line = r"privacy.noise=0.3: 6 steps of a client with \d+ examples spend an ε of [\d.]+, above privacy.epsilon=8.0"
     with pytest.raises(InputError, match=line):
-        Site(small_config(*WORDS, "privacy.noise=0.3", "client.batch_size=100"))
+        begin("privacy.noise=0.3", "client.batch_size=100")
 
 
 @pytest.mark.parametrize("words, line", [

@@ -90,7 +90,8 @@ def _largest_loss(methods: Sequence[Method]) -> list[Trace]:
 
 
 def _row(method: Method, run: RecordedRun, score: str) -> list[object]:
-    figures = {domain: value for domain, value in last_scores(run)[1].items() if domain in run.domains}
+    last = last_scores(run)[1]
+    figures = {domain: last[domain] for domain in run.domains if np.isfinite(last.get(domain, np.nan))}
     if not figures:
         return [method.label, Cell(run.seed, run.seed, "number"), *[Cell("")] * 6]
     order = sorted(figures, key=lambda domain: figures[domain], reverse=score == "recovery_error")

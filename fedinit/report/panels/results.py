@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedinit.report.markup import Cell, Cut, Markup, behind, joined, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.damage import damage
 from fedinit.report.runs.methods import Method
+from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
 from fedinit.runs.ended import standing
@@ -49,7 +52,21 @@ def unscored(methods: Sequence[Method]) -> list[str]:
             without = "it" if len(missing) == 1 else "them"
             names = ", ".join(map(str, missing))
             said.append(f"Not scored in {label}, seed {run.seed}: {names}; the average is without {without}.")
+        if partly := _partly_scored(run):
+            rounds = ", ".join(map(str, partly[:10])) + (", …" if len(partly) > 10 else "")
+            said.append(f"Averages of other domains than elsewhere in {label}, seed {run.seed}: of round {rounds}.")
     return said
+
+
+def _partly_scored(run: RecordedRun) -> list[int]:
+    """The evaluated rounds in which a domain that is scored in another one is not."""
+    domains = np.array([run.metrics.numbers(f"{run.score}_{domain}") for domain in run.domains])
+    if not len(domains):
+        return []
+    there = np.isfinite(domains)
+    kept = there[there.any(axis=1)]
+    partly = kept.any(axis=0) & ~kept.all(axis=0)
+    return [int(round) for round in run.metrics.numbers("round")[partly] if np.isfinite(round)]
 
 
 def judged(found: Results) -> list[str]:

@@ -7,7 +7,12 @@ from typing import Any
 
 from fedinit.data.reporter import counted
 
-KINDS = {"refused": "its update was refused", "evaluation_failed": "it was not evaluated", "node_refused": "not used"}
+KINDS = {
+    "refused": "its update did not count",
+    "evaluation_failed": "it was not evaluated",
+    "node_refused": "not used",
+    "sum_refused": "nobody's update counted, and the model stayed as it was,",
+}
 
 
 def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:

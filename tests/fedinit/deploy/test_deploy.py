@@ -700,6 +700,13 @@ def test_a_run_without_a_name_is_called_by_its_data(tmp_path):
         (["privacy=examples", "secure_aggregation=secagg", "strategy=fedit"], "privacy=examples: has each client tell"),
         (["data=digits", "data.domains=[plain,nodomain]"], "data.domains: no 'nodomain' in the source"),
         (["strategy=fedit", "reinit=svd", "adapter=vera"], "adapter=vera"),
+        (["privacy=examples", "evaluation=server"], "no images; use evaluation=none"),
+        (["quorum=7"], "quorum=7: there are 6 clients"),
+        (["quorum=2", "participation=0.17"], "quorum=2: there are 6 clients, of whom a round asks 1"),
+        (["strategy=fedit", "privacy=clients", "privacy.delta=0.2"], "expected less than one over the 6 clients"),
+        (["privacy=examples", "privacy.delta=0.1"], "privacy.delta=0.1: expected less than one over a client's 20"),
+        (["robust=trust", "robust.root=7"], "robust.root=7"),
+        (["strategy=rbla", "adapter.ranks=[8,4,2,1,8,4,2]"], "7 ranks for 6 clients"),
     ],
 )
 def test_a_federation_of_what_does_not_go_together_is_not_made(words, said, tmp_path, capsys):
@@ -710,7 +717,9 @@ def test_a_federation_of_what_does_not_go_together_is_not_made(words, said, tmp_
         assert said in told and told.count("\n") == 1 and not (tmp_path / "f").exists()
 
 
-@pytest.mark.parametrize("privacy", [["privacy=examples"], ["privacy=clients", "strategy=fedit"]])
+@pytest.mark.parametrize(
+    "privacy", [["privacy=examples"], ["privacy=examples", "privacy.noise=1"], ["privacy=clients", "strategy=fedit"]]
+)
 def test_a_private_federation_evaluates_nothing_unless_it_says_so(privacy, tmp_path):
     assert init(tmp_path / "f", *privacy) == 0
     project = tomli.loads((tmp_path / "f/server/app/pyproject.toml").read_text())

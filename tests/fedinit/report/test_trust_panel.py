@@ -12,6 +12,7 @@ import pytest
 import fedinit
 from fedinit.report.page import render
 from fedinit.report.panels import trust
+from fedinit.report.panels.domains import _row
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import read
 from tests.support.recorded_runs import config, write_run
@@ -120,3 +121,26 @@ def test_domains_that_nobody_scored_and_clients_without_an_update_are_told(runs,
     (folder / "summary.json").write_text(json.dumps({**summary, "not_scored": ["thick"], "clients": 7}))
     page = render([read(folder)])
     assert "seed 0: thick; the average is without it." in page and "<dt>clients</dt><dd>7</dd>" in page
+
+
+def test_a_domain_without_a_score_is_neither_best_nor_worst_and_its_round_is_told(tmp_path):
+    run = read(write_run(tmp_path / "run", config(rounds=3), domains=("plain", "noise", "thick")))
+    table = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    at = table[0].split(",").index("accuracy_plain")
+    cells = table[3].split(",")
+    whole = render([run])
+    assert "Averages of other domains" not in whole
+    (tmp_path / "run/metrics.csv").write_text(
+        "\n".join([*table[:3], ",".join([*cells[:at], "", *cells[at + 1 :]]), *table[4:], ""])
+    )
+    page = render([read(tmp_path / "run")])
+    assert "seed 0: of round 3." in page
+    (method,) = methods([read(tmp_path / "run")])
+    assert [str(cell) for cell in _row(method, method.first, "accuracy")[2:6:2]] == ["thick", "noise"]
+    (before,) = methods([run])
+    assert "plain" in [str(cell) for cell in _row(before, run, "accuracy")[2:6:2]], "the control: it was the best"
+
+
+def test_noise_of_the_systems_entropy_gives_another_hash(runs):
+    assert "but where noise is of the system" in render([runs["images"]])
+    assert "same final hash again, on the same versions." in render([runs["attacked"]])
