@@ -132,11 +132,30 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         say(f"run {run}; Ctrl-C leaves it running")
         flwr = f"FLWR_HOME={shlex.quote(str(server.folder / 'flwr'))} flwr"
         say(f"  its log: {flwr} log {run} {CONNECTION}; to stop it: {flwr} stop {run} {CONNECTION}")
-        server.wait(run)
-        _show_result(config, server.folder / run_folder.place(config), console)
+        folder = server.folder / run_folder.place(config)
+        server.wait(run, doing_of(folder, say))
+        _show_result(config, folder, console)
     else:
         _status(Server.at(options.folder), say)
     return 0
+
+
+def doing_of(folder: Path, say: Callable[[str], None]) -> Callable[[], None]:
+    """What says, when it is called, what the run in this folder is at in words, such as whom it waits for; once."""
+    from fedinit.runs.status import status_of
+
+    told = ""
+
+    def look() -> None:
+        nonlocal told
+        status = status_of(folder)
+        doing = "" if status is None or status.process is False else status.doing
+        what = doing.partition(", the run fails in ")[0]  # whose seconds run down
+        if what and what != told:
+            say(f"  {doing}")
+        told = what or told
+
+    return look
 
 
 def _status(server: Server, say: Callable[[str], None]) -> None:

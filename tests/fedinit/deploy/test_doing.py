@@ -1,0 +1,30 @@
+"""What `fedinit deploy run` says while it waits for a run: whom that waits for, once."""
+
+from __future__ import annotations
+
+from fedinit.commands.deploy import doing_of
+from fedinit.runs import status
+
+
+def test_whom_a_run_waits_for_is_said_once_and_anew_when_it_is_another(tmp_path):
+    said: list[str] = []
+    look = doing_of(tmp_path, said.append)
+    look()  # the run has no folder yet
+    watch = status.StatusObserver(tmp_path, "fedit")
+    for seconds in (3600, 3590):
+        watch.waiting(
+            f"1 of 3 clients are there; waits for nodes with partition-id 1, 2, the run fails in {seconds} s without"
+        )
+        look(), look()
+    watch.waiting("2 of 3 clients are there; waits for partition-id 2, the run fails in 3580 s without")
+    look()
+    watch.doing("")
+    look()
+    first, second = said
+    assert (
+        first == "  1 of 3 clients are there; waits for nodes with partition-id 1, 2, the run fails in 3600 s without"
+    )
+    assert second.startswith("  2 of 3 clients are there")
+    status.remove(tmp_path)
+    look()
+    assert len(said) == 2
