@@ -28,6 +28,14 @@ from strategies.server.state import ServerState
 NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name)  # refusals of a site that has not trained
 
 
+class RoundLost(RunFailed):
+    """A round without enough updates, which ends the run. asked: as of Admitted; these clients may have trained."""
+
+    def __init__(self, asked: Mapping[int, int], reason: str) -> None:
+        super().__init__(reason)
+        self.asked = asked
+
+
 @dataclass(frozen=True)
 class Admitted:
     """What was let in in a round, in client order, and what was refused.
@@ -103,12 +111,13 @@ def collect(
         if len(admitted.updates) >= need:
             admitted = admitted if running is None else replace(admitted, **running.closed())
             return state, replace(admitted, asked=asked - idle)
+    asked -= idle
     if admitted.updates:
         why = admitted.why or "too few clients"
-        raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
+        raise RoundLost(asked, f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
     hint = "; a lower client.lr may help" if admitted.why.startswith(("not_finite", "factor_norm", "head_norm")) else ""
     why = admitted.why or "no reply came in time"
-    raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
+    raise RoundLost(asked, f"round {round}: no usable update from any client ({why}){hint}")
 
 
 def admit(
@@ -174,6 +183,10 @@ def discovered(
     for client, introduction in exchange.discover(deadline, state.round, wanted, silent):
         state = reconcile(state, method, exchange, [(client, introduction)])
         exchange.emit("client_back", {"round": state.round + 1, "client": client})
+        if (had := state.roster.examples.get(client)) != (now := introduction.examples):
+            roster = replace(state.roster, examples={**state.roster.examples, client: now})
+            state = replace(state, roster=roster)
+            exchange.emit("examples_changed", {"client": client, "before": had, "now": now})
     return state
 
 

@@ -194,6 +194,7 @@ class Exchange:
                         unfit[node] = f"node {node}: partition-id {client} is given to two nodes; neither is used"
                 else:
                     self.by_client[client], self.tests[client] = node, introduction.test_examples
+                    self.examples[client] = introduction.examples
                     back.append((client, introduction))
             for fault in unfit.values():
                 self.emit("node_refused", {"round": round + 1, "detail": fault})

@@ -31,7 +31,7 @@ from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Aggregate
 from strategies.robust import create_robust
 from strategies.server.audience import Audience
-from strategies.server.collecting import reconcile
+from strategies.server.collecting import RoundLost, reconcile
 from strategies.server.components import aggregator_of, fixes_scales, reinit_of
 from strategies.server.evaluating import Schedule
 from strategies.server.exchange import Exchange
@@ -159,9 +159,20 @@ def federate(
         counted=spending.of,
     )
     rounds = affordable_rounds(config, run_method, audience)
-    with _frozen():
+    with _frozen(), _also_counting_lost(spending, strategy, save):
         strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
     return _outcome(strategy.state, run_method, tally, spending, opening)
+
+
+@contextlib.contextmanager
+def _also_counting_lost(spending: Spending, strategy: FederatedLora, save: Save) -> Iterator[None]:
+    """What clients spent in a round that ends the run is kept, for a run that goes on from the last checkpoint."""
+    try:
+        yield
+    except RoundLost as lost:
+        if spending.count(lost.asked, strategy.state.roster):
+            save(strategy.state)
+        raise
 
 
 @contextlib.contextmanager

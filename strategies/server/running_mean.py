@@ -6,7 +6,6 @@ against bad clients, no clip. A round's memory at the server does not grow with 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,9 +27,9 @@ SUMS = frozenset({"A", "B", "R"})  # that are of what clients send, as they send
 class RunningMean:
     """Σ p_i x_i over a round's updates, in float64 and in client order, as `Aggregator.aggregate` takes it.
 
-    p_i are of the clients that are asked first, by the examples that they registered with, none above the gate's limit;
-    where some of them are not in the sum, or others are, it is divided by the Σ p_i of those that are. A round in which
-    everybody's update is let in ends with the very bits of one that keeps them all.
+    p_i are of the clients that are asked first, by the examples that they registered with; where some of them are not
+    in the sum, or others are, it is divided by the Σ p_i of those that are. A round in which everybody's update is let
+    in ends with the very bits of one that keeps them all.
     """
 
     def __init__(
@@ -49,17 +48,19 @@ class RunningMean:
 
     @staticmethod
     def begun(state: ServerState, method: Method, exchange: Exchange, clients: Sequence[int]) -> RunningMean | None:
-        """For a round of these clients; None where single updates are needed, or come over a network."""
+        """For a round of these clients; None where single updates are needed, come over a network, or might weigh more
+        than the gate lets them, whoever else comes."""
         examples, aggregator, round = state.roster.examples, method.aggregator, state.round + 1
         looks = method.robust is not None or method.privacy is not None or bool(method.ranks)
         if not exchange.is_prompt or looks or not is_of_sums(aggregator, round) or not all(map(examples.get, clients)):
             return None
-        shares = aggregator.weights([Update(client, examples[client], {}, {}) for client in clients])
-        weights, most = method.gate.capped(shares), method.gate.most(shares) or math.inf
-        scale, first = weights[0] / min(shares[0], most), examples[clients[0]]
+        uniform = aggregator.weighting == "uniform"
+        if not uniform and max(examples.values()) > method.gate.most([min(examples.values())]):
+            return None
+        weights = aggregator.weights([Update(client, examples[client], {}, {}) for client in clients])
 
         def of(count: int) -> float:
-            return scale * min(shares[0] * (1 if aggregator.weighting == "uniform" else count / first), most)
+            return weights[0] * (1 if uniform else count / examples[clients[0]])
 
         start = wire.to_tensors(state.model.layers, state.model.head)
         sent = method.returned(state.model, round)

@@ -10,7 +10,9 @@ for the run's batches cannot train, and spends nothing.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
@@ -19,6 +21,7 @@ from fedinit.privacy.steps import Spent, Steps
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state.checkpoint import State
 
+NOTHING: Mapping[int, float] = MappingProxyType({})
 REDONE = 2  # times the run's rounds, that a client may have trained in it at the most
 
 
@@ -40,22 +43,31 @@ class Spending(Observer):
 
     def of(self, report: RoundReport, roster: Roster) -> RoundReport:
         """The report of a round, counted, with what is spent after it."""
-        privacy = self._config.privacy
-        if not isinstance(privacy, ExamplePrivacyConfig):
+        if not isinstance(self._config.privacy, ExamplePrivacyConfig):
             return report
         told = {client.client: client.epsilon or 0.0 for client in report.clients}
-        for client in sorted(report.asked.keys() | told.keys()):
+        self.count({**dict.fromkeys(told, 1), **report.asked}, roster, told)
+        clients = [replace(client, epsilon=self.epsilon.get(client.client)) for client in report.clients]
+        return replace(report, clients=clients, spent=dict(self.epsilon))
+
+    def count(self, asked: Mapping[int, int], roster: Roster, told: Mapping[int, float] = NOTHING) -> bool:
+        """Count a round in which clients were asked so often, also one that ended the run; whether any of it counts.
+        told: {client: the ε that it says it has spent}."""
+        privacy = self._config.privacy
+        if not isinstance(privacy, ExamplePrivacyConfig):
+            return False
+        self.started(self._config.rounds, roster)  # who came back may have other images
+        for client in sorted(asked):
             try:
                 steps = self._steps(roster.examples[client], privacy)
-                for _ in range(report.asked.get(client, 1)):
+                for _ in range(asked[client]):
                     self._spent[client] = self._spent.get(client, Spent()) + steps.spent
             except InputError:  # which the client's own code raises too
                 continue
             most = self._most(client, steps, privacy)
             before, counted = self.epsilon.get(client, 0.0), self._spent[client].epsilon(privacy)
             self.epsilon[client] = max(before, counted, min(told.get(client, 0.0), most))
-        clients = [replace(client, epsilon=self.epsilon.get(client.client)) for client in report.clients]
-        return replace(report, clients=clients, spent=dict(self.epsilon))
+        return bool(asked)
 
     def _steps(self, examples: int, privacy: ExamplePrivacyConfig) -> Steps:
         return Steps.of(examples, self._config.client, self._config.rounds, privacy)

@@ -261,9 +261,18 @@ def test_a_client_that_had_fewer_images_in_a_round_that_ended_the_run_is_believe
     assert most == Spent(2 * 2 * 50, 20 / 40 if restarted else 20 / 240, 1.0).epsilon(privacy)
 
 
+def test_a_client_that_comes_back_with_fewer_images_in_mid_run_is_counted_by_them() -> None:
+    counted, roster, epsilon = spending()
+    counted.of(told(1, {0, 1}, {0: epsilon[1], 1: epsilon[1]}), roster)
+    privacy, few = counted._config.privacy, dataclasses.replace(roster, examples={**roster.examples, 0: 60})
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    steps = [Steps.of(n, counted._config.client, counted._config.rounds, privacy).spent for n in (600, 60)]
+    assert counted.of(told(2, {0}, {}), few).spent[0] == sum(steps, Spent()).epsilon(privacy) > epsilon[2]
+
+
 def test_images_that_a_run_went_on_with_are_kept_though_its_next_round_is_lost(tmp_path) -> None:
     """Resumed with fewer, and ended by the next round; resumed with more: what it says of the lost round counts."""
-    of_run = site("rounds=3", "quorum=1", "privacy.noise=1", "privacy.epsilon=null")
+    of_run = site("rounds=3", "quorum=1", "resamples=0", "privacy.noise=1", "privacy.epsilon=null")
 
     class Ending(LocalGrid):
         """Client 0 says how many images it has; a round of `ends` gets no reply."""
@@ -292,6 +301,8 @@ def test_images_that_a_run_went_on_with_are_kept_though_its_next_round_is_lost(t
     last = checkpoints_in(tmp_path)[0]
     kept = json.loads((last / FACTS).read_text())["parts"]["spending"]["facts"]
     assert last.name == "round-000001" and kept["fewest"]["0"] == 40
+    rounds = [Steps.of(n, of_run.config.client, 3, of_run.config.privacy).spent for n in (239, 239, 40)]  # pyright: ignore[reportArgumentType]
+    assert kept["spent"]["0"] == vars(sum(rounds, Spent())), "the rounds that ended the run are spent too"
 
 
 @pytest.mark.parametrize("epsilon", ["1e-6", "1e-4"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import weakref
 
@@ -72,7 +73,7 @@ def test_a_run_ends_with_the_bits_of_one_that_keeps_all_updates(name, begun):
         ["adapter=dora"],
         ["adapter=vera", "init=vera"],
         ["weighting=uniform"],
-        ["partition=dirichlet", "partition.clients=6", "partition.alpha=0.3", "gate.max_weight=1.1"],
+        ["partition=dirichlet", "partition.clients=6", "partition.alpha=0.3", "gate.enabled=false"],
         ["server_opt=adam"],
         ["reinit=local"],
         ["client=sgd_sai", "participation=0.67"],
@@ -92,6 +93,7 @@ def test_kinds_weights_and_what_comes_after_are_the_same(words, begun):
     [
         ["strategy.diagnostics=true"],
         ["robust=bounded"],
+        ["partition=dirichlet", "partition.clients=6", "partition.alpha=0.3", "gate.max_weight=1.1"],
         ["adapter.ranks=[4,2,1]"],
         ["weighting=norm"],
         ["privacy=clients", "privacy.epsilon=null", "privacy.noise=1"],
@@ -136,8 +138,8 @@ def test_a_refused_update_is_in_no_sum(words, begun):
 
 
 def test_who_is_asked_in_anothers_place_weighs_as_it_would_have_among_the_first():
-    """Also where the limit cuts: of 10, 10 and 100 images, at twice the median, the weights are 1/4, 1/4 and 1/2."""
-    roster = Roster({0: 10, 1: 10, 2: 100, 3: 10, 4: 300}, ["a"], ["x"])
+    """And where anybody's images are more than `gate.max_weight` times anothers', nobody knows before who is capped."""
+    roster = Roster({0: 10, 1: 10, 2: 20, 3: 10, 4: 15}, ["a"], ["x"])
     method = Method(
         aggregator=create_aggregator("fedit", diagnostics=False),
         reinit=REINITS["average"](),
@@ -153,11 +155,15 @@ def test_who_is_asked_in_anothers_place_weighs_as_it_would_have_among_the_first(
         layers = {"l": Factors(torch.full((2, 3), float(client)), torch.zeros(4, 2))}
         made.add(Update(client, examples, layers, {}))
     closed = made.closed()
-    expected = {0: 0.25, 1: 0.25, 2: 0.5, 3: 0.25, 4: 0.5}
+    expected = {0: 0.25, 1: 0.25, 2: 0.5, 3: 0.25, 4: 0.375}
     total = sum(expected.values())
     assert closed["shares"] == pytest.approx({client: weight / total for client, weight in expected.items()})
     mean = sum(client * weight for client, weight in expected.items()) / total
     assert closed["updates"][0].layers["l"].A.unique().tolist() == pytest.approx([mean])
+    far = dataclasses.replace(roster, examples={**roster.examples, 9: 21})
+    assert RunningMean.begun(ServerState.begun(start, far, {}), method, exchange, [0, 1, 2]) is None
+    uniform = dataclasses.replace(method, aggregator=create_aggregator("fedit", diagnostics=False, weighting="uniform"))
+    assert RunningMean.begun(ServerState.begun(start, far, {}), uniform, exchange, [0, 1, 2]) is not None
 
 
 def test_nothing_is_kept_of_an_update_that_was_added(monkeypatch):
