@@ -39,6 +39,7 @@ TOLD = frozenset(
         "fedinit.errors.InputError",
         "fedinit.errors.Refused",
         "fedinit.errors.RunFailed",
+        "strategies.server.collecting.RoundLost",
         "fedinit.unreadable.Unreadable",
     }
 )
