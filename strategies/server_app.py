@@ -33,6 +33,7 @@ from strategies.server.federation import check_clients, federate, roster_of
 from strategies.server.meeting import Meeting
 
 app = ServerApp()
+SITES_FILE = "federation.json"  # in the run's folder: whose run it is
 
 
 def check(config: Config, clients: int | None = None) -> None:
@@ -45,9 +46,6 @@ def check(config: Config, clients: int | None = None) -> None:
     if isinstance(privacy, ExamplePrivacyConfig):  # the more of them, the less each is seen; δ says how many at most
         images = max(images, int(0.999 / privacy.delta))
     check_clients(config, dict.fromkeys(range(clients), images))
-
-
-SITES_FILE = "federation.json"  # in the run's folder: whose run it is
 
 
 @app.main()

@@ -75,9 +75,8 @@ class Spending(Observer):
     def _most(self, client: int, steps: Steps, privacy: ExamplePrivacyConfig) -> float:
         """ε of all that a client may have spent in the run. steps: as of the images that it has now."""
         parts = [steps]
-        if client in self._fewest:
-            with contextlib.suppress(InputError):  # so few that it cannot have trained
-                parts.append(self._steps(self._fewest[client], privacy))
+        with contextlib.suppress(InputError):  # so few that it cannot have trained
+            parts.append(self._steps(self._fewest[client], privacy))
         dearest = sum((part.spent for part in parts), Spent())
         in_all = REDONE * steps.rounds * max(part.a_round for part in parts)
         return replace(dearest, steps=in_all).epsilon(privacy)
