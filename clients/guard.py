@@ -8,7 +8,7 @@ message might carry for it are refused, not loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from flwr.app import ArrayRecord, Message
@@ -29,36 +29,41 @@ ORTHONORMAL = 1e-3  # how far an entry of QᵀQ may be from the identity's; floa
 RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD, secagg.RECORD}
 
 
-def check(message: Message, site: Site) -> Received:
-    """The tensors of the message, by record and name.
+class Guard:
+    """Of a site's clients. What it has looked through it knows again by identity: a round's clients in one process are
+    sent the very same tensors, which nobody may change."""
 
-    Raises Refused, one line, for another backbone, and for a record, tensor, shape or value that is no part of a
-    run.
-    """
-    for name in message.content.keys() - RECORDS:
-        raise Refused(f"the server sent a record {name!r}, which is no part of a run")
-    meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
-    if meant != site.backbone.digest:
-        raise Refused(
-            f"the run is for the backbone {meant[:12] or '(none named)'}, this client holds "
-            f"{site.backbone.digest[:12]}; give both the same model.checkpoint"
-        )
-    received = {record: _tensors(message, record) for record in (wire.STATE, wire.ASKED, base.RECORD)}
-    for name, array in received[wire.STATE].items():
-        if name.startswith(wire.HEAD):
-            shapes: dict[str, tuple[int, ...]] = {"weight": (len(site.data.class_names), site.backbone.features)}
-            shapes["bias"] = shapes["weight"][:1]
-            _shape(name, array, shapes.get(name[len(wire.HEAD) :]))
-        else:
-            _factor(name, array, site)
-    for name, array in received[wire.ASKED].items():
-        _basis(name, array, site)
-    for name, array in received[base.RECORD].items():
-        if name in site.targets:  # the offset whole
-            _shape(name, array, site.targets[name])
-        else:
-            _factor(name.partition("/")[2], array, site, stacked=True)  # "<version>/<layer>/A"
-    return received
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._passed: dict[str, dict[str, Tensor]] = {}  # by record, what was let in last
+
+    def check(self, message: Message) -> Received:
+        """The tensors of the message, by record and name.
+
+        Raises Refused, one line, for another backbone, and for a record, tensor, shape or value that is no part of a
+        run.
+        """
+        for name in message.content.keys() - RECORDS:
+            raise Refused(f"the server sent a record {name!r}, which is no part of a run")
+        meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
+        if meant != (ours := self._site.backbone.digest):
+            raise Refused(
+                f"the run is for the backbone {meant[:12] or '(none named)'}, this client holds "
+                f"{ours[:12]}; give both the same model.checkpoint"
+            )
+        return {record: self._received(message, record, look) for record, look in LOOKS.items()}
+
+    def _received(self, message: Message, record: str, look: Callable[[str, Tensor, Site], None]) -> dict[str, Tensor]:
+        """The tensors of a record, all values finite, each of a name and a shape that `look` lets in."""
+        tensors, passed = _decoded(message, record), self._passed.get(record, {})
+        if tensors.keys() == passed.keys() and all(passed[name] is value for name, value in tensors.items()):
+            return tensors
+        if (name := first_not_finite(tensors)) is not None:
+            raise Refused(f"the server sent {name} with NaN or infinity")
+        for name, array in tensors.items():
+            look(name, array, self._site)
+        self._passed[record] = dict(tensors)
+        return tensors
 
 
 def check_request(request: Request, site: Site, has_start: bool) -> None:
@@ -87,18 +92,34 @@ def check_request(request: Request, site: Site, has_start: bool) -> None:
             raise Refused(f"the server asked for {name} as {shape}, more than the square of a layer's width")
 
 
-def _tensors(message: Message, record: str) -> dict[str, Tensor]:
-    """The arrays of a record, decoded, all values finite."""
-    content = message.content.get(record, ArrayRecord())
+def _decoded(message: Message, record: str) -> dict[str, Tensor]:
+    """The arrays of a record, decoded; none where there is no such record."""
+    if record not in message.content:
+        return {}
+    content = message.content[record]
     if not isinstance(content, ArrayRecord):
         raise Refused(f"the server sent {record!r} as {type(content).__name__}, expected an ArrayRecord")
     try:
-        tensors = wire.decode(content)
+        return wire.decode(content)
     except ValueError as error:
         raise Refused(f"the server sent {error}") from error
-    if (name := first_not_finite(tensors)) is not None:
-        raise Refused(f"the server sent {name} with NaN or infinity")
-    return tensors
+
+
+def _state(name: str, array: Tensor, site: Site) -> None:
+    """Raise Refused for what is neither of a head of the site's own classes nor a factor."""
+    if not name.startswith(wire.HEAD):
+        _factor(name, array, site)
+        return
+    weight = len(site.data.class_names), site.backbone.features
+    _shape(name, array, {"weight": weight, "bias": weight[:1]}.get(name[len(wire.HEAD) :]))
+
+
+def _merge(name: str, array: Tensor, site: Site) -> None:
+    """Raise Refused for what is neither a layer's offset whole nor a factor of a merge, "<version>/<layer>/A"."""
+    if name in site.targets:
+        _shape(name, array, site.targets[name])
+    else:
+        _factor(name.partition("/")[2], array, site, stacked=True)
 
 
 def _basis(name: str, array: Tensor, site: Site) -> None:
@@ -150,3 +171,7 @@ def _shape(name: str, array: Tensor, expected: tuple[int, ...] | None) -> None:
     if tuple(array.shape) != expected or array.dtype != torch.float32:
         dtype = str(array.dtype).removeprefix("torch.")
         raise Refused(f"the server sent {name} as {dtype} {tuple(array.shape)}, expected float32 {expected}")
+
+
+# How each record of tensors is looked through.
+LOOKS: Mapping[str, Callable[[str, Tensor, Site], None]] = {wire.STATE: _state, wire.ASKED: _basis, base.RECORD: _merge}

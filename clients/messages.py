@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import Tensor
 
 from clients import budget, guard, secagg
-from clients.guard import Received
+from clients.guard import Guard, Received
 from clients.limits import Keeper
 from clients.replies import HELD, description, held, projection, refusal
 from clients.site import Site
@@ -56,6 +56,17 @@ class Decoded:
     reply: Message | None = None
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a client starts from: tensors by wire name, their digest, and the layers' factors and the head that they
+    are."""
+
+    tensors: Mapping[str, Tensor]
+    digest: str
+    layers: Mapping[str, Factors]
+    head: Mapping[str, Tensor]
+
+
 class Decoder:
     """Reads messages for the clients of a site."""
 
@@ -64,7 +75,9 @@ class Decoder:
         deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
         of an error is a code and what the server knows."""
         self.site, self.bases, self.deployed = site, bases, deployed
-        self._last_start: tuple[Mapping[str, Tensor], str] = {}, digest.of_tensors({})
+        self._guard, self._last_start = Guard(site), Start({}, digest.of_tensors({}), {}, {})
+        self._needed = frozenset(f"{layer}/{part}" for layer in site.targets for part in ("A", "B"))
+        self._factors = frozenset(f"{layer}/{part}" for layer in site.targets for part in PARTS)
 
     def decode(self, message: Message, context: Context) -> Decoded:
         """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too.
@@ -73,7 +86,7 @@ class Decoder:
         """
         message_type = message.metadata.message_type
         try:
-            received = guard.check(message, self.site)
+            received = self._guard.check(message)
             keeper = self._keeper(context)
             if keeper is not None:
                 keeper.check_partition(self.site.partition_of(context).train)
@@ -235,12 +248,18 @@ class Decoder:
         strict = keeper is not None and keeper.limits.require_secure_aggregation and base != EMPTY
         return digest.of_tensors(self.bases.known[base]) + start if strict else start
 
-    def _digest(self, start: Mapping[str, Tensor]) -> str:
-        """As of_tensors, of the same tensors as before once: a round's clients in one process start from these."""
-        known, found = self._last_start
-        if known.keys() != start.keys() or any(known[name] is not value for name, value in start.items()):
-            self._last_start = start, (found := digest.of_tensors(start))
-        return found
+    def _read(self, tensors: Mapping[str, Tensor], meant: str) -> Start:
+        """The start that these tensors are. Of the same ones as before it is the same: a round's clients in one process
+        start from these. meant: its digest, as the server has it. Raises LookupError where it has another."""
+        start = self._last_start
+        known = start.tensors.keys() == tensors.keys() and all(start.tensors[n] is t for n, t in tensors.items())
+        if (start.digest if known else digest.of_tensors(tensors)) != meant:
+            raise LookupError("the start that this client put together is not the one the server made")
+        if not known:
+            layers, head = wire.from_tensors(tensors)
+            ordered = {layer: layers[layer] for layer in self.site.targets}
+            self._last_start = start = Start(tensors, meant, ordered, head)
+        return start
 
     def _check_own(self, context: Context) -> None:
         """Raise Refused for a message about factors that this client keeps to itself, where updates are masked: its
@@ -268,16 +287,12 @@ class Decoder:
             before = wire.record(context.state, HELD, ArrayRecord) if HELD in context.state else {}
             context.state[HELD] = ArrayRecord({**before, **wire.encode(kept)})
         complete = known | tensors
-        names = {f"{layer}/{part}" for layer in self.site.targets for part in ("A", "B")}
-        absent = sorted(names - complete.keys())
+        absent = sorted(self._needed - complete.keys())
         if absent:
             raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
-        names |= {f"{layer}/{part}" for layer in self.site.targets for part in PARTS}
-        start = {k: v for k, v in complete.items() if k in names or k.startswith(wire.HEAD)}
-        if self._digest(start) != config["start-digest"]:
-            raise LookupError("the start that this client put together is not the one the server made")
-        layers, head = wire.from_tensors(start)
-        return _with_personal({layer: layers[layer] for layer in self.site.targets}, message, context), head
+        tensors = {k: v for k, v in complete.items() if k in self._factors or k.startswith(wire.HEAD)}
+        start = self._read(tensors, str(config["start-digest"]))
+        return _with_personal(dict(start.layers), message, context), dict(start.head)
 
     def _place(self, message: Message, context: Context) -> Task | None:
         """The place in a bank of a client whose task could not be made; None when not even that is known of it.

@@ -8,7 +8,7 @@ R = Σ r_i; norms and inner products follow from R×R Gram matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -49,7 +49,7 @@ class Factors:
     @property
     def parts(self) -> dict[str, Tensor]:
         """The tensors by name, in the order of PARTS."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
     def shapes(self) -> str:

@@ -15,6 +15,9 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedinit.tensor_array import TensorArray, length
 
 SIGNED, UNSIGNED, SHAPE = (-(2**63), 2**63), (0, 2**64), (-(2**31), 2**31)  # of sint64, uint64 and int32
+NUMBERS, SETTINGS = (float, int), (bool, int, float, str, bytes)  # that a record's values may be, or lists of them
+PLAIN = frozenset((bool, int, float))
+SHORT = 256  # characters of a text that is remembered
 LIST_TAG = 2  # bytes of the tags of lists, whose fields have numbers over 15
 
 
@@ -26,14 +29,15 @@ def of(content: RecordDict) -> int:
 def _record(record: object) -> int:
     if isinstance(record, ArrayRecord):
         return sum(
-            (_usual if isinstance(a, TensorArray) else _array)(key, a.dtype, tuple(a.shape), a.stype, length(a))
+            _usual(key, a.format)
+            if isinstance(a, TensorArray)
+            else _array(key, a.dtype, tuple(a.shape), a.stype, length(a))
             for key, a in record.items()
         )
     if isinstance(record, MetricRecord):
-        return sum(_part(_text(key) + _part(_value(value, (float, int)))) for key, value in record.items())
+        return sum(_entry(key, value, NUMBERS) for key, value in record.items())
     if isinstance(record, ConfigRecord):
-        kinds = (bool, int, float, str, bytes)
-        return sum(_part(_text(key) + _part(_value(value, kinds))) for key, value in record.items())
+        return sum(_entry(key, value, SETTINGS) for key, value in record.items())
     raise ValueError(f"a record of type {type(record).__name__}")
 
 
@@ -44,7 +48,25 @@ def _array(key: str, dtype: str, shape: tuple[int, ...], stype: str, bytes_: int
     return _part(_text(key) + _part(sum(map(_given, (_utf8(dtype), packed, _utf8(stype), bytes_)))))
 
 
-_usual = functools.lru_cache(maxsize=4096)(_array)  # of arrays of this process: those of a run are of a few formats
+@functools.lru_cache(maxsize=4096)
+def _usual(key: str, format: tuple[str, tuple[int, ...], str, int]) -> int:
+    """Of an array of this process: those of a run are of a few formats."""
+    return _array(key, *format)
+
+
+def _entry(key: str, value: object, kinds: Sequence[type]) -> int:
+    """Of a value with its name. kinds: as for `_value`."""
+    kind = type(value)
+    if len(key) > SHORT or not (kind in PLAIN or (isinstance(value, str) and len(value) <= SHORT)):
+        return _named(key, value, kinds)
+    return _short(key, 0.0 if kind is float else value, kinds)  # real numbers are all of one size
+
+
+def _named(key: str, value: object, kinds: Sequence[type]) -> int:
+    return _part(_text(key) + _part(_value(value, kinds)))
+
+
+_short = functools.lru_cache(maxsize=4096, typed=True)(_named)  # most are the same in all messages of a round
 
 
 def _value(value: object, kinds: Sequence[type]) -> int:

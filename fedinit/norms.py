@@ -17,7 +17,8 @@ def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
     # As torch's own clip_grad_norm_ does.
     found = torch._foreach_norm(list(tensors.values()))  # pyright: ignore[reportPrivateImportUsage]
-    return dict(zip(tensors, torch.stack([norm.double() for norm in found]).tolist(), strict=True))
+    several = len({norm.dtype for norm in found}) > 1
+    return dict(zip(tensors, torch.stack([n.double() for n in found] if several else found).tolist(), strict=True))
 
 
 def first_not_finite(tensors: Mapping[str, Tensor], known: Mapping[str, float] | None = None) -> str | None:
@@ -26,16 +27,3 @@ def first_not_finite(tensors: Mapping[str, Tensor], known: Mapping[str, float] |
         known = norms({name: value for name, value in tensors.items() if value.is_floating_point()})
     doubtful = (name for name in tensors if not math.isfinite(known.get(name, math.nan)))
     return next((name for name in doubtful if not torch.isfinite(tensors[name]).all()), None)
-
-
-class Norms:
-    """The norms of tensors that many clients start from, each reckoned once."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, float]] = {}  # by identity; the tensor too, so that no other gets it
-
-    def of(self, tensor: Tensor) -> float:
-        """‖X‖."""
-        if id(tensor) not in self._known:
-            self._known[id(tensor)] = tensor, float(tensor.norm())
-        return self._known[id(tensor)][1]

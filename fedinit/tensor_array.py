@@ -7,13 +7,14 @@ import io
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Array
 from numpy.lib import format as npy
 from torch import Tensor
 
 NUMPY = "numpy.ndarray"  # how an array's bytes are written
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16", "int64")}
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}  # numpy takes its time over str(dtype)
+_NAMES = {getattr(torch, name): name for name in DTYPES}
 
 
 class TensorArray(Array):
@@ -21,10 +22,11 @@ class TensorArray(Array):
     own, row after row) for a receiver in this process. Messages to many share them, so nobody may change the tensor in
     place: whoever reads one that was changed by torch gets RuntimeError (numpy, and `.data`, count no changes).
 
-    length: bytes of `data`, known without writing them.
+    format: dtype, shape, stype and length. length: bytes of `data`, known without writing them.
     """
 
     __qualname__ = "Array"  # what Flower calls it in what goes over a network, where it is read as one
+    format: tuple[str, tuple[int, ...], str, int]
     length: int
     _tensor: Tensor
     _version: int
@@ -33,11 +35,11 @@ class TensorArray(Array):
         kept = tensor.detach().cpu().contiguous()
         if kept.is_inference():
             kept = kept.clone()  # which counts its changes
-        values = kept.numpy()
-        shape, dtype = tuple(values.shape), _NAMES.get(values.dtype) or str(values.dtype)
-        length = len(header(dtype, shape)) + values.nbytes
-        self.__dict__.update(dtype=dtype, shape=shape, stype=NUMPY, _tensor=kept, length=length)
-        self.__dict__["_version"] = kept._version
+        # numpy is asked where it may have another name, or none: a round makes one of these of every tensor.
+        shape, dtype = tuple(kept.shape), _NAMES.get(kept.dtype) or str(kept.numpy().dtype)
+        length = len(header(dtype, shape)) + kept.nbytes
+        self.__dict__.update(dtype=dtype, shape=shape, stype=NUMPY, length=length, _tensor=kept, _version=kept._version)
+        self.__dict__["format"] = dtype, shape, NUMPY, length
 
     @property
     def tensor(self) -> Tensor:

@@ -37,7 +37,7 @@ IMAGE = "/S"
 MERGE = "merge/"
 
 Wanted = TypeVar("Wanted")
-Record = TypeVar("Record", bound=ArrayRecord | ConfigRecord | MetricRecord)
+Record = TypeVar("Record", bound=ArrayRecord | ConfigRecord | MetricRecord | RecordDict)
 
 
 Formats = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # {name: (shape, dtype)}
@@ -183,6 +183,12 @@ def _filled(record: Record, values: Mapping[str, Any]) -> Record:
     return record
 
 
+def extended(common: ConfigRecord, own: Mapping[str, str | int]) -> ConfigRecord:
+    """A new record of the settings that many messages share, and of those of one. Flower looks through the former
+    once, and not for each."""
+    return _filled(_filled(ConfigRecord(), common), own)
+
+
 def excess(content: RecordDict, limit: Limit) -> str:
     """Why the records are more than a limit allows; empty where they are not. Looks at lengths and at no value, and no
     further than to the limit."""
@@ -252,14 +258,14 @@ def clone(content: RecordDict) -> RecordDict:
 
     Not deepcopy: an ArrayRecord that was sent once holds memory views, which cannot be copied.
     """
-    copy = RecordDict()
+    copies: dict[str, Any] = {}
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
-            copy[key] = _record({name: _alike(array) for name, array in record.items()})
+            copies[key] = _record({name: _alike(array) for name, array in record.items()})
             continue
         values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
-        copy[key] = _filled(type(record)(), values)
-    return copy
+        copies[key] = _filled(type(record)(), values)
+    return _filled(RecordDict(), copies)
 
 
 def _alike(array: Array) -> Array:

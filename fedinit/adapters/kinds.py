@@ -18,6 +18,7 @@ EVERY_KIND = tuple(KINDS)
 PRODUCT_KINDS = ("lora", "dora")  # of those a method gets B A, of rank r, which it can stack, split, cut or rotate
 LORA_ALONE = ("lora",)
 CORE, BLOCKS = Core(full=True), Core(full=False)  # `adapter=lora` under methods that train a core
+PRODUCTS = {frozenset(k.product.__dataclass_fields__): k.product for k in (*KINDS.values(), CORE)}  # by their tensors
 
 
 def kind_of(factors: Factors) -> Kind:
@@ -42,7 +43,7 @@ def of_parts(parts: Mapping[str, Tensor]) -> Factors:
 
     Raises ValueError for names that no kind has together, and for shapes that do not fit.
     """
-    for kind in (*KINDS.values(), CORE):
-        if set(kind.product.__dataclass_fields__) == set(parts):
-            return kind.product(**parts)
-    raise ValueError(f"no kind of adapters has the tensors {', '.join(parts)} together")
+    product = PRODUCTS.get(frozenset(parts))
+    if product is None:
+        raise ValueError(f"no kind of adapters has the tensors {', '.join(parts)} together")
+    return product(**parts)

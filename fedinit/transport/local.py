@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
 
 from flwr.app import Context, Message, RecordDict
+from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
@@ -203,8 +204,7 @@ class LocalGrid(Grid):
         """What a node gets of a message, and its Context."""
         # Flower's own grids set the id the same way; Metadata has no setter for it.
         message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-        inbox = Message(self._carry(message.content), message.metadata.dst_node_id, message.metadata.message_type)
-        inbox.__dict__["_metadata"] = message.metadata
+        inbox = make_message(message.metadata, self._carry(message.content))
         self._met[message.metadata.dst_node_id] = None
         return inbox, self.contexts[message.metadata.dst_node_id]
 

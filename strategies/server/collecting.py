@@ -12,12 +12,12 @@ from flwr.app import Message
 
 from fedinit import wire
 from fedinit.errors import Code, RunFailed
-from fedinit.norms import Norms
 from fedinit.runs.observer import ClientReport
 from fedinit.seeding import numpy_generator
 from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Update
 from strategies.server import requests
+from strategies.server.bounds import KnownBounds
 from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
 from strategies.server.method import Method
@@ -131,11 +131,10 @@ def admit(
 
     expected: {node id: what its update must hold}. kept: what is kept of an update that is let in.
     """
-
-    starts = Norms()
+    known = KnownBounds()
 
     def judge(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
-        update = method.gate.admit(reply, wanted, method.transforms, starts)
+        update = method.gate.admit(reply, wanted, method.transforms, known)
         return update if isinstance(update, Refusal) else (kept(update), _report(update, wire.metrics(reply)))
 
     pairs, refusals = match_replies(replies, expected, exchange.client_of, judge)

@@ -22,7 +22,7 @@ from fedinit.transport.local import LocalGrid
 from strategies.server.claims import Claims, sorted_out
 from strategies.server.delivery import AWAY, WatchedGrid, activations, registered
 from strategies.server.meeting import Meeting, absent, divided, missing
-from strategies.server.replies import Asked, Refusal, match_replies, of_error, too_large
+from strategies.server.replies import Asked, Refusal, match_replies, of_error
 
 Emit = Callable[[str, Mapping[str, object]], None]
 SAY_SECONDS = 10.0  # between two words of what a run waits for
@@ -159,7 +159,7 @@ class Exchange:
         for node, was in self._claims.withdrawn(answers, fitting).items():
             if self.by_client.get(was) == node:
                 del self.by_client[was], heard[was]
-        left, rivals = [], self._claims.rivals(fitting, self._is_online)
+        left, rivals = [], self._claims.rivals(fitting, lambda node: node in self.grid.get_node_ids())
         for node, answer in fitting.items():
             if rivals[node] and self.by_client.get(answer.client) != node:
                 left.append(node)
@@ -184,7 +184,7 @@ class Exchange:
             answers = self._hello(round, max(deadline - time.monotonic(), 0.0))
             fitting, unfit = sorted_out(answers, self._misfit)
             dead = {self.by_client[client] for client in silent if client in self.by_client}
-            rivals = self._claims.rivals(fitting, self._is_online, dead)
+            rivals = self._claims.rivals(fitting, lambda node: node in self.grid.get_node_ids(), dead)
             for node, introduction in fitting.items():
                 client, known = introduction.client, self.by_client[introduction.client]
                 if node != known and rivals[node]:
@@ -239,11 +239,15 @@ class Exchange:
         return (self._counted(reply, asked) for reply in self.grid.one_by_one(messages))
 
     def _counted(self, reply: Message, asked: Mapping[int, Asked]) -> Message:
-        """The reply, whose bytes are counted; the Error that stands for it, where it says of itself what no message
-        holds: pulled object by object, an array may declare any whole numbers and any text."""
+        """The reply, whose bytes are counted; the Error that stands for it, where it holds more than it may, or says of
+        itself what no message holds: pulled object by object, an array may declare any whole numbers and any text."""
+        if not reply.has_content():
+            return reply
+        wanted = asked.get(reply.metadata.src_node_id)
+        if wanted and wanted.limit and (why := wire.excess(reply.content, wanted.limit)):
+            return make_message(reply.metadata, None, Error(Code.too_large, why))
         try:
-            if reply.has_content() and not too_large(reply, asked):
-                self.bytes_up += wire.nbytes([reply.content])
+            self.bytes_up += wire.nbytes([reply.content])
         except (ValueError, TypeError) as error:
             return make_message(reply.metadata, None, Error(Code.unreadable, f"{type(error).__name__}: {error}"))
         return reply
@@ -251,9 +255,6 @@ class Exchange:
     def log_refusal(self, round: int, refusal: Refusal) -> None:
         """Put a refusal of this round into the ledger."""
         self.emit("refused", {"round": round, **vars(refusal)})
-
-    def _is_online(self, node: int) -> bool:
-        return node in self.grid.get_node_ids()
 
     def _hello(
         self, round: int, timeout: float, waiting: Callable[[], None] = lambda: None

@@ -38,7 +38,7 @@ def fault_of_format(
         shape, dtype = formats[name]
         if tuple(value.shape) != shape:  # equal, since a broadcastable shape would be summed without a word
             return "shape", f"{name} is {tuple(value.shape)}, expected {shape}"
-        if str(value.dtype).removeprefix("torch.") != str(dtype).removeprefix("torch."):
+        if value.dtype != dtype and value.dtype != str(dtype).removeprefix("torch."):  # an Array's is a text
             return "dtype", f"{name} is {value.dtype}, expected {dtype}"
     return None
 

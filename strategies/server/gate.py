@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.factors import Factors, norm
-from fedinit.norms import Norms, norms
+from fedinit.norms import norms
 from fedinit.scores import MAX_EXAMPLES, Score
 from fedinit.statistics import Statistic, Statistics, wire_format
 from fedinit.transforms import UPDATES, HalfPrecision, Malformed, UpdateTransform, receive
 from strategies.aggregator import Update
+from strategies.server.bounds import Bounds, KnownBounds
 from strategies.server.faults import (
     fault_of_claim,
     fault_of_counts,
@@ -133,17 +134,21 @@ class Gate:
         """The most that ‖B(AĀᵀ)‖ may be of an update that was let in; mean: Ā, B̄."""
         return self.max_product_ratio * max(min(mean.shape) ** 0.5, norm(mean)) * float(mean.A.double().norm())
 
+    def bounds(self, sent: Mapping[str, Tensor], trained: frozenset[str]) -> Bounds:
+        """What updates from a start may be; trained: the names of the tensors that come back."""
+        return Bounds.of(sent, trained, self.largest, self.max_factor_ratio, self.max_product_ratio)
+
     def admit(
         self,
         reply: Message,
         expected: Expected,
         transforms: Sequence[UpdateTransform] = UPDATES,
-        starts: Norms | None = None,
+        known: KnownBounds | None = None,
     ) -> Update | Refusal:
         """The reply as an Update, completed by what the client did not train, or the reason it is refused.
 
         transforms: what was done to the update on its way out, in that order; undone before its tensors are judged.
-        starts: norms of what the clients of a round start from, kept for all of them.
+        known: the bounds of a round's starts, kept for all clients.
         """
 
         def refuse(code: str, detail: str) -> Refusal:
@@ -151,12 +156,13 @@ class Gate:
 
         if reply.has_error():
             return of_error(reply, expected.client)
-        formats = {name: (tuple(expected.sent[name].shape), expected.sent[name].dtype) for name in expected.trained}
+        sent, trained = expected.sent, expected.trained
+        bounds = (known or KnownBounds()).of(sent, trained, lambda: self.bounds(sent, trained))
         try:
             arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
             # Before a byte is decoded; of chosen slots it is the transform that knows the shapes.
-            if self.enabled and expected.slots is None and (odd := fault_of_format(arrays, formats)):
+            if self.enabled and expected.slots is None and (odd := fault_of_format(arrays, bounds.formats)):
                 return refuse(*odd)
             tensors: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
@@ -170,51 +176,36 @@ class Gate:
         layers: Mapping[str, Factors]
         if not self.enabled:
             if expected.clip is not None and (
-                odd := fault_of_format(tensors, formats) or fault_of_distance(tensors, expected.sent, expected.clip)
+                odd := fault_of_format(tensors, bounds.formats) or fault_of_distance(tensors, sent, expected.clip)
             ):
                 return refuse(*odd)
-            layers, head = wire.from_tensors({**expected.sent, **tensors})
+            layers, head = wire.from_tensors({**sent, **tensors})
             return Update(client=expected.client, examples=examples, layers=layers, head=head)
-        starts = starts or Norms()
         fault = (
-            fault_of_format(tensors, formats)
+            fault_of_format(tensors, bounds.formats)
             or fault_of_values(tensors, sizes := norms(tensors))
             or fault_of_counts(examples, round, expected.round)
             or fault_of_claim(examples, expected.examples)
             or fault_of_metrics(metrics, self.private)
-            or fault_of_work(metrics, expected.steps, sum(value.numel() for value in expected.sent.values()))
-            or fault_of_distance(tensors, expected.sent, expected.clip)
-            or self._fault_of_norms(sizes, expected, starts)
+            or fault_of_work(metrics, expected.steps, bounds.numbers)
+            or fault_of_distance(tensors, sent, expected.clip)
+            or _fault_of_norms(sizes, bounds)
         )
         if fault is not None:
             return refuse(*fault)
-        layers, head = wire.from_tensors({**expected.sent, **tensors})
-        if fault := self._fault_of_products(layers, sizes, expected, starts):
+        layers, head = wire.from_tensors({**sent, **tensors})
+        if fault := self._fault_of_products(layers, sizes, expected, bounds):
             return refuse(*fault)
         return Update(client=expected.client, examples=examples, layers=layers, head=head)
 
-    def _fault_of_norms(self, sizes: Mapping[str, float], expected: Expected, starts: Norms) -> tuple[str, str] | None:
-        endings = {name[-2:] for name in sizes}  # of all layers alike
-        both = {ending for pair in (("/A", "/B"), ("/b", "/d")) for ending in pair if endings.issuperset(pair)}
-        for name, size in sizes.items():
-            start = starts.of(expected.sent[name])
-            high = self.largest(expected.sent[name], start)
-            low = start / self.max_factor_ratio if name[-2:] in both else 0.0
-            if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
-                code = "head_norm" if name.startswith(wire.HEAD) else "factor_norm"
-                return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
-        return None
-
     def _fault_of_products(
-        self, layers: Mapping[str, Factors], sizes: Mapping[str, float], expected: Expected, starts: Norms
+        self, layers: Mapping[str, Factors], sizes: Mapping[str, float], expected: Expected, bounds: Bounds
     ) -> tuple[str, str] | None:
-        for name, product in layers.items():
-            high = self.max_product_ratio * min(product.shape) ** 0.5
+        for name, (high, parts) in bounds.products.items():
             # ‖B A‖ ≤ ‖B‖ ‖A‖, which is nearly always enough and costs no matrix product.
-            parts = ((f"{name}/{key}", part) for key, part in product.parts.items() if key != "m")
-            if math.prod(sizes[key] if key in sizes else starts.of(part) for key, part in parts) <= high:
+            if math.prod(sizes[key] if key in sizes else bounds.starts[key] for key in parts) <= high:
                 continue
-            size = norm(product)
+            size = norm(layers[name])
             if not size <= high and not size <= self.max_product_ratio * norm(self._start(expected, name)):
                 return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
         return None
@@ -223,6 +214,16 @@ class Gate:
     def _start(expected: Expected, layer: str) -> Factors:
         of_layer = {name: value for name, value in expected.sent.items() if name.rpartition("/")[0] == layer}
         return wire.from_tensors(of_layer)[0][layer]
+
+
+def _fault_of_norms(sizes: Mapping[str, float], bounds: Bounds) -> tuple[str, str] | None:
+    """sizes: {name: ‖X‖} of what came back."""
+    for name, size in sizes.items():
+        low, high = bounds.sizes[name]
+        if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
+            code, start = "head_norm" if name.startswith(wire.HEAD) else "factor_norm", bounds.starts[name]
+            return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
+    return None
 
 
 def admit_images(

@@ -99,9 +99,13 @@ class Method:
             return Whole()
         return LeadingRank(self.ranks[client], max(self.ranks.values()))
 
-    def start_of(self, client: int, model: Aggregate) -> dict[str, Tensor]:
-        """The global factors as this client sees them, and the head, by wire name."""
-        return wire.to_tensors(self.view_of(client).restrict(model.layers), model.head)
+    def starts_of(self, clients: Iterable[int], model: Aggregate) -> dict[int, Mapping[str, Tensor]]:
+        """{client: the global factors as it sees them, and the head, by wire name}; clients of one rank have one."""
+        starts: dict[int | None, Mapping[str, Tensor]] = {}
+        for client in clients:
+            if (rank := self.ranks.get(client)) not in starts:
+                starts[rank] = wire.to_tensors(self.view_of(client).restrict(model.layers), model.head)
+        return {client: starts[self.ranks.get(client)] for client in clients}
 
     def budgets(self, clients: Iterable[int], round: int, model: Aggregate) -> dict[int, int]:
         """{client: slots} of those that train a part of the slots, of their own choice."""

@@ -77,6 +77,8 @@ def match_replies(
     client_of: the client a reply is from, -1 for a node that is no client's.
     admit: judges one reply against what was asked.
 
+    The replies are an Exchange's, which has an Error in place of what is too large.
+
     Of several good replies of a client one counts, the same one in whatever order they come. An iterator is taken as it
     comes, and nothing kept of what it gave: it has one reply of a client, in client order.
     """
@@ -87,8 +89,6 @@ def match_replies(
         silent.pop(node, None)
         if node not in asked:
             judged = Refusal(client_of(reply), "not_asked", "its node was asked nothing")
-        elif why := too_large(reply, asked):
-            judged = Refusal(asked[node].client, "size", why)
         elif (judged := _misaddressed(reply, asked[node])) is None:
             twice = asked[node].client in admitted
             judged = Refusal(asked[node].client, "duplicate", "counted once") if twice else admit(reply, asked[node])
@@ -98,14 +98,6 @@ def match_replies(
             admitted[asked[node].client] = judged
     refusals += [Refusal(a.client, "no_reply", "nothing came in time") for a in silent.values()]
     return admitted, refusals
-
-
-def too_large(reply: Message, asked: Mapping[int, Asked]) -> str:
-    """Why the reply holds more than its node may send; empty where it does not, or its node was asked nothing."""
-    wanted = asked.get(reply.metadata.src_node_id)
-    if wanted is None or wanted.limit is None or not reply.has_content():
-        return ""
-    return wire.excess(reply.content, wanted.limit)
 
 
 def _misaddressed(reply: Message, asked: Asked) -> Refusal | None:
@@ -135,7 +127,7 @@ def _in_order(
 
     def key(reply: Message) -> tuple[int, bytes]:
         node = reply.metadata.src_node_id
-        counts = node in several and reply.has_content() and not too_large(reply, asked)
+        counts = node in several and reply.has_content()
         # Of a stranger alone is it looked for among all clients.
         client = asked[node].client if node in asked else client_of(reply)
         return client, wire.to_bytes(reply.content) if counts else b""

@@ -50,34 +50,33 @@ def for_training(
     if state.step_scales:
         names = wire.trained_names(state.model.layers, state.model.head, trainable)
         settings["scales"] = [state.step_scales.get(name, 0.0) for name in names]
-    starts = {client: method.start_of(client, state.model) for client in clients}
-    budgets, by_client = method.budgets(clients, round, state.model), _start_digests(method, starts)
+    starts = method.starts_of(clients, state.model)
+    budgets, by_client = method.budgets(clients, round, state.model), _start_digests(starts)
     if isinstance(method.aggregator, Choosing):
         for client, budget in budgets.items():
             by_client[client] |= {"slots": budget, "choice": method.aggregator.choice, "probe": method.aggregator.probe}
     state, messages = _messages(state, exchange, "train", starts, returned, settings, by_client)
-    expected = {
-        exchange.by_client[client]: Expected(
+    whole = None if method.client is None else replace(method.client, max_steps=None)  # epochs, which bound the steps
+    limits: dict[tuple[int, int], wire.Limit] = {}  # by the start's identity, and how many slots
+    expected = {}
+    for (client, start), message in zip(starts.items(), messages, strict=True):
+        examples, about = state.roster.examples.get(client), (id(start), budgets.get(client, 0))
+        if about not in limits:
+            limits[about] = _limit({name: start[name] for name in returned}, about[1])
+        expected[exchange.by_client[client]] = Expected(
             client,
             round,
             run=exchange.run_id,
             message=message,
-            sent=starts[client],
+            sent=start,
             trained=returned,
             slots=budgets.get(client),
-            limit=_limit({name: starts[client][name] for name in returned}, budgets.get(client, 0)),
-            examples=state.roster.examples.get(client),
+            limit=limits[about],
+            examples=examples,
             clip=clip,
-            steps=_steps(method, state.roster.examples.get(client)),
+            steps=None if examples is None or whole is None else whole.steps(examples),
         )
-        for client, message in zip(starts, messages, strict=True)
-    }
     return state, messages, expected
-
-
-def _steps(method: Method, examples: int | None) -> int | None:
-    """That a client with so many examples takes in a round at most, by its epochs; None: not known."""
-    return None if examples is None or method.client is None else replace(method.client, max_steps=None).steps(examples)
 
 
 def for_evaluation(
@@ -107,10 +106,10 @@ def for_statistics(
 
     trainable: the factors that are trained in some round; the others clients keep.
     """
-    starts = {client: method.start_of(client, state.model) for client in exchange.clients}
+    starts = method.starts_of(exchange.clients, state.model)
     passing = frozenset(wire.trained_names(state.model.layers, state.model.head, trainable))
     settings = {**_factor_settings(state, method, 0, trainable), "request": request.to_json()}
-    by_client = _start_digests(method, starts)
+    by_client = _start_digests(starts)
     state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, by_client)
     for message in messages:
         message.content[wire.ASKED] = wire.encode({})
@@ -163,11 +162,10 @@ def _factor_settings(state: ServerState, method: Method, round: int, trainable: 
     }
 
 
-def _start_digests(method: Method, starts: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, str | int]]:
-    """{client: its setting "start-digest"}; clients of one rank have one start."""
-    ranks = method.ranks
-    digests = {rank: digest.of_tensors(starts[c]) for rank, c in {ranks.get(c): c for c in starts}.items()}
-    return {c: {"start-digest": digests[ranks.get(c)]} for c in starts}
+def _start_digests(starts: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict[str, str | int]]:
+    """{client: its setting "start-digest"}; those of clients with one start are made once."""
+    digests = {key: digest.of_tensors(start) for key, start in {id(start): start for start in starts.values()}.items()}
+    return {client: {"start-digest": digests[id(start)]} for client, start in starts.items()}
 
 
 def _messages(
@@ -187,15 +185,13 @@ def _messages(
     """
     sent, lacking = state.lacking(starts, passing)
     messages, encoder = [], wire.Encoder()
+    common = ConfigRecord({**settings, "backbone": exchange.backbone_digest, "base-key": state.base.key})
     for client, tensors in lacking.items():
         mirror = state.mirror(client)
         merges, how = state.base.catch_up(mirror.base_version)
         # What a client remembers it goes on with from that round, not from one that was refused.
-        about = {"backbone": exchange.backbone_digest, "accepted": mirror.accepted}
-        base = {"base-key": state.base.key, "base-update": how}
-        entries: dict[str, Any] = {**settings, **about, **base, **by_client.get(client, {})}
-        config = ConfigRecord(entries)
-        content = RecordDict({wire.STATE: encoder.encode(tensors), wire.CONFIG: config})
+        own = {"accepted": mirror.accepted, "base-update": how, **by_client.get(client, {})}
+        content = RecordDict({wire.STATE: encoder.encode(tensors), wire.CONFIG: wire.extended(common, own)})
         if merges:
             content[base_offset.RECORD] = encoder.encode(merges)
         messages.append(Message(content, exchange.by_client[client], message_type))

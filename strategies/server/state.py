@@ -114,21 +114,18 @@ class ServerState:
         before; all others count as held in the state that is returned.
         """
         digests: dict[tuple[str, torch.Size], str] = {}  # by shape: of one rank all have the same
+        # By identity: most clients of a round start from the same, and hold the same.
+        parted: dict[tuple[int, int], tuple[Mapping[str, str], dict[str, Tensor]]] = {}
         lacking: dict[int, dict[str, Tensor]] = {}
         mirrors = {}
         for client, start in starts.items():
-            held, lacking[client] = dict(self.mirror(client).held), {}
-            for name, tensor in start.items():
-                if name in held or name not in passing:
-                    key = (name, tensor.shape)
-                    if key not in digests:
-                        digests[key] = digest.of_tensors({name: tensor})
-                    if held.get(name) == digests[key]:
-                        continue
-                    if name not in passing:
-                        held[name] = digests[key]
-                lacking[client][name] = tensor
-            mirrors[client] = replace(self.mirror(client), held=held, base_version=self.base.version)
+            mirror = self.mirror(client)
+            key = id(start), id(mirror.held)
+            if key not in parted:
+                parted[key] = _parted(start, mirror.held, passing, digests)
+            held, lacking[client] = parted[key]
+            if held is not mirror.held or mirror.base_version != self.base.version:
+                mirrors[client] = replace(mirror, held=held, base_version=self.base.version)
         return self.mirroring(mirrors), lacking
 
     def tensors(self) -> dict[str, Tensor]:
@@ -191,3 +188,25 @@ class ServerState:
             bytes_up=facts["bytes"][0],
             bytes_down=facts["bytes"][1],
         )
+
+
+def _parted(
+    start: Mapping[str, Tensor],
+    known: Mapping[str, str],
+    passing: Collection[str],
+    digests: dict[tuple[str, torch.Size], str],
+) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """What a client holds once it was sent a start, {name: digest}, `known` itself where that is no more; and what of
+    the start it lacks until then. digests: of tensors by name and shape, more of which are put in."""
+    held, lacking = dict(known), {}
+    for name, tensor in start.items():
+        if name in known or name not in passing:
+            key = (name, tensor.shape)
+            if key not in digests:
+                digests[key] = digest.of_tensors({name: tensor})
+            if known.get(name) == digests[key]:
+                continue
+            if name not in passing:
+                held[name] = digests[key]
+        lacking[name] = tensor
+    return (known if held == known else held), lacking

@@ -127,7 +127,7 @@ def test_an_offset_of_any_values_is_taken(site):
     offset = 1e6 * torch.ones(24, 24)
     about = ConfigRecord({"backbone": site.backbone.digest})
     content = RecordDict({wire.CONFIG: about, base.RECORD: wire.encode({LAYER: offset})})
-    assert torch.equal(guard.check(Message(content, 1, "train"), site)[base.RECORD][LAYER], offset)
+    assert torch.equal(guard.Guard(site).check(Message(content, 1, "train"))[base.RECORD][LAYER], offset)
 
 
 def drawn(*shape):
@@ -266,3 +266,25 @@ def test_a_client_refuses_a_basis_that_is_not_orthonormal(site, start, spoil, re
     assert len(seen) == 4 and len(reasons) == refused  # a basis for each layer, in the second pass
     what = "with NaN or infinity" if spoil is not_numbers else "with columns that are not orthonormal to 0.001"
     assert all(what in reason for reason in reasons)
+
+
+def test_what_passed_is_known_again_and_what_is_beside_it_is_looked_at(site: Site, monkeypatch) -> None:
+    """A round's clients in one process are sent the very same tensors: of a thousand messages one is looked through."""
+    looked: list[str] = []
+    plain = guard.first_not_finite
+    monkeypatch.setattr(guard, "first_not_finite", lambda tensors: looked.extend(tensors) or plain(tensors))
+    d, k = site.targets[LAYER]
+    tensors = {f"{LAYER}/A": torch.ones(2, k), f"{LAYER}/B": torch.ones(d, 2)}
+    encoded, ours = wire.encode(tensors), guard.Guard(site)
+
+    def check(arrays: ArrayRecord) -> object:
+        config = ConfigRecord({"backbone": site.backbone.digest})
+        return ours.check(Message(RecordDict({wire.CONFIG: config, wire.STATE: arrays}), 1, "train"))[wire.STATE]
+
+    assert check(encoded) == check(wire.clone(RecordDict({"s": encoded}))["s"]) and looked == list(tensors)
+    check(wire.encode({name: value.clone() for name, value in tensors.items()}))  # equal, and not the same
+    assert looked == 2 * list(tensors)
+    for odd in (tensors | {f"{LAYER}/A": torch.full((2, k), torch.nan)}, tensors | {f"{LAYER}/B": torch.ones(d, 3, 1)}):
+        for _ in range(2):  # what was refused is refused again
+            with pytest.raises(InputError):
+                check(wire.encode(odd))

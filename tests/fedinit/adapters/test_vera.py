@@ -32,7 +32,7 @@ from fedinit.factors import Factors, distance, leading, pad
 from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import InitContext
 from fedinit.models import select_targets
-from fedinit.norms import Norms, norms
+from fedinit.norms import norms
 from fedinit.runs.export import load_adapter, save_adapter
 from fedinit.state import digest
 from fedinit.transport.local import LocalGrid
@@ -41,7 +41,7 @@ from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
-from strategies.server.gate import Expected, Gate
+from strategies.server.gate import Gate, _fault_of_norms
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
 from tests.support.small import WORDS, slow, small_config
 
@@ -370,16 +370,16 @@ def test_a_run_leaves_an_adapter_that_peft_reads(tmp_path) -> None:
 def test_the_gate_bounds_the_vectors() -> None:
     """One of them blown up and the other shrunk keeps the product and is refused by the factor's norm."""
     start = {n: v.float() for n, v in wire.to_tensors({"l": drawn((7, 12), 4, 0)}, {}).items()}
-    expected = Expected(0, 1, start, frozenset({"l/b", "l/d"}))
+    both = Gate().bounds(start, frozenset({"l/b", "l/d"}))
 
     def judge(b: Tensor, d: Tensor):
-        return Gate()._fault_of_norms(norms({"l/b": b, "l/d": d}), expected, Norms())
+        return _fault_of_norms(norms({"l/b": b, "l/d": d}), both)
 
     assert judge(start["l/b"], start["l/d"]) is None
     assert judge(start["l/b"] * 1e3, start["l/d"] / 1e3)[0] == "factor_norm"
     assert judge(start["l/b"], start["l/d"] / 1e3)[0] == "factor_norm"
-    only_b = Expected(0, 1, start, frozenset({"l/b"}))
-    assert Gate()._fault_of_norms(norms({"l/b": start["l/b"] / 1e3}), only_b, Norms()) is None
+    only_b = Gate().bounds(start, frozenset({"l/b"}))
+    assert _fault_of_norms(norms({"l/b": start["l/b"] / 1e3}), only_b) is None
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------
