@@ -1,7 +1,8 @@
 """What a client has spent of its examples' privacy in a run (`privacy=examples`), counted before it trains.
 
 A site with a book of its answers (clients/limits.py) counts there, which outlives what a server asks again: training
-that is asked for twice is drawn anew and costs twice. Elsewhere the count is in the Context.
+that is asked for twice is drawn anew and costs twice. Elsewhere the count is in the Context. In a simulation, whose
+batches and noise are of the seed, a round that is asked again is the same release, and costs nothing more.
 """
 
 from __future__ import annotations
@@ -18,10 +19,18 @@ from fedinit.privacy.steps import Spent, Steps
 SPENT = "privacy"  # in the Context: how many steps were private
 
 
-def spend(site: Site, privacy: ExamplePrivacyConfig, examples: int, context: Context, keeper: Keeper | None) -> float:
+def spend(
+    site: Site,
+    privacy: ExamplePrivacyConfig,
+    examples: int,
+    context: Context,
+    keeper: Keeper | None,
+    round: int | None = None,
+) -> float:
     """ε of a client at `privacy.delta` once it has trained a further round; counted.
 
     examples: how many it has. keeper: of its book, where it has one.
+    round: which; the last that was counted costs nothing again. None: what it releases is drawn anew each time.
     Raises Refused for a round that would pass `privacy.epsilon`, Limited for one beyond what the site gives, and
     InputError as Steps.of does; nothing is counted then.
     """
@@ -38,10 +47,14 @@ def spend(site: Site, privacy: ExamplePrivacyConfig, examples: int, context: Con
 
     if keeper is not None:
         return keeper.train(steps.spent, allow)
-    spent = steps.spent
+    spent, counted = Spent(), 0
     if SPENT in context.state:
         before = dict(wire.record(context.state, SPENT, MetricRecord))
-        spent += Spent(**before)  # pyright: ignore[reportArgumentType]  # as it was written below
+        counted = before.pop("round", 0)
+        spent = Spent(**before)  # pyright: ignore[reportArgumentType]  # as it was written below
+    if round is None or round != counted:
+        spent += steps.spent
     epsilon = allow(spent)
-    context.state[SPENT] = MetricRecord({"steps": spent.steps, "share": spent.share, "noise": spent.noise})
+    kept = {"steps": spent.steps, "share": spent.share, "noise": spent.noise, "round": round or 0}
+    context.state[SPENT] = MetricRecord(kept)
     return epsilon

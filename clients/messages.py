@@ -58,8 +58,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Start:
-    """What a client starts from: tensors by wire name, their digest, and the layers' factors and the head that they
-    are."""
+    """What a client starts from: tensors by wire name, their digest, and the factors and head that they are."""
 
     tensors: Mapping[str, Tensor]
     digest: str
@@ -131,7 +130,9 @@ class Decoder:
         if isinstance(privacy, ExamplePrivacyConfig):
             # Drawn anew each time: noise that was there before could be taken off by asking again.
             secret = secrets.token_hex(32) if self.deployed else ""
-            notes["epsilon"] = budget.spend(self.site, privacy, len(part.train), context, keeper)
+            notes["epsilon"] = budget.spend(
+                self.site, privacy, len(part.train), context, keeper, None if self.deployed else round
+            )
             if self.deployed:
                 spent = f"ε {notes['epsilon']:.3g} at δ {privacy.delta:g} of this run, with this round"
                 print(f"client {part.client}, round {round}: {spent}", file=sys.stderr)

@@ -56,7 +56,8 @@ class RoundReport:
     by_layer: {layer: its own diagnostics}; empty where none were measured.
     phases: {what: wall-clock seconds} of the round, "clients" (asking them and waiting), "server" and "evaluation".
     drift_factors, drift_product: means of the clients'.
-    asked: {client: how often it was asked to train}, also of those whose updates were refused or never came.
+    asked: {client: how many images it had, each time that it was asked to train}, also of those whose updates were
+    refused or never came.
     spent: {client: ε of its examples after the round} of all that ever were asked; empty where they have no privacy.
     """
 
@@ -72,7 +73,7 @@ class RoundReport:
     phases: Mapping[str, float] = field(default_factory=dict)
     drift_factors: float | None = None
     drift_product: float | None = None
-    asked: Mapping[int, int] = field(default_factory=dict)
+    asked: Mapping[int, Sequence[int]] = field(default_factory=dict)
     spent: Mapping[int, float] = field(default_factory=dict)
 
     @property

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,15 +25,27 @@ from strategies.server.replies import Refusal, match_replies
 from strategies.server.running_mean import RunningMean
 from strategies.server.state import ServerState
 
+Images = Mapping[int, Sequence[int]]  # {client: how many images it had, each time that it was asked}
 NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name)  # refusals of a site that has not trained
 
 
 class RoundLost(RunFailed):
-    """A round without enough updates, which ends the run. asked: as of Admitted; these clients may have trained."""
+    """A round that ends the run. asked: as of Admitted; these clients may have trained in it."""
 
-    def __init__(self, asked: Mapping[int, int], reason: str) -> None:
+    def __init__(self, asked: Images, reason: str) -> None:
         super().__init__(reason)
         self.asked = asked
+
+
+@contextlib.contextmanager
+def of_round(asked: Images) -> Iterator[None]:
+    """What ends the run in here ends it as RoundLost, by whoever was asked until then."""
+    try:
+        yield
+    except RoundLost:
+        raise
+    except RunFailed as failure:
+        raise RoundLost(asked, str(failure)) from failure
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class Admitted:
     reports: what each client says of its training, one an update.
     shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
     their mean loss then, and threshold is how many unmask a sum of the round.
-    asked: {client: how often it was asked to train}, whatever became of it, but that it did not by its own limits.
+    asked: those who were asked to train, whatever became of it, but that they did not by their own limits.
     """
 
     updates: Sequence[Update] = ()
@@ -52,7 +64,7 @@ class Admitted:
     shares: Mapping[int, float] = field(default_factory=dict)
     loss: float | None = None
     threshold: int | None = None
-    asked: Mapping[int, int] = field(default_factory=dict)
+    asked: Images = field(default_factory=dict)
 
     @property
     def clients(self) -> list[int]:
@@ -82,42 +94,53 @@ def collect(
 
     extra: settings that go into every message. Raises RunFailed when there is no quorum after all, or no update.
     """
+    asked: dict[int, list[int]] = {}
+    with of_round(asked):
+        return _collected(state, method, exchange, extra, asked)
+
+
+def _collected(
+    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings, asked: dict[int, list[int]]
+) -> tuple[ServerState, Admitted]:
+    """As `collect`. asked: as of Admitted, filled as clients are asked."""
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
-    need, chosen, asked, admitted = method.needed(len(clients)), clients, Counter(clients), Admitted()
-    running = RunningMean.begun(state, method, exchange, clients)
-    idle = Counter[int]()  # who did nothing with what it was asked
+    need, chosen, admitted = method.needed(len(clients)), clients, Admitted()
+    running, everybody = RunningMean.begun(state, method, exchange, clients), set(clients)
     for attempt in range(method.resamples + 1):
         # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
         # that those which are there have the other half to answer in.
         end = time.monotonic() + exchange.reply_timeout
         halfway = end - exchange.reply_timeout / 2
         if attempt:
-            chosen = _others(method, exchange, round, attempt, len(clients), set(asked), admitted)
+            chosen = _others(method, exchange, round, attempt, len(clients), everybody, admitted)
             if not chosen:
                 break
-            asked += Counter(chosen)
+            everybody |= set(chosen)
             state = discovered(state, method, exchange, halfway, chosen, {r.client for r in admitted.refusals})
         else:
             state = discovered(state, method, exchange, halfway)
         state, messages, expected = requests.for_training(state, method, exchange, chosen, extra)
+        for client in chosen:
+            asked.setdefault(client, []).append(state.roster.examples.get(client, 0))
         if running is None:
             added = admit(method, exchange, exchange.send(messages, end - time.monotonic(), expected), expected)
         else:
             added = admit(method, exchange, exchange.one_by_one(messages, expected), expected, running.add)
         state = drop(state, exchange, round, added.refusals)
         admitted += added
-        idle += Counter(refusal.client for refusal in added.refusals if refusal.code in NOT_BEGUN)
+        idle = {refusal.client for refusal in added.refusals if refusal.code in NOT_BEGUN}
+        for client in idle.intersection(chosen).difference(update.client for update in added.updates):
+            asked[client].pop()
         if len(admitted.updates) >= need:
             admitted = admitted if running is None else replace(admitted, **running.closed())
-            return state, replace(admitted, asked=asked - idle)
-    asked -= idle
+            return state, replace(admitted, asked={client: images for client, images in asked.items() if images})
     if admitted.updates:
         why = admitted.why or "too few clients"
-        raise RoundLost(asked, f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
+        raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
     hint = "; a lower client.lr may help" if admitted.why.startswith(("not_finite", "factor_norm", "head_norm")) else ""
     why = admitted.why or "no reply came in time"
-    raise RoundLost(asked, f"round {round}: no usable update from any client ({why}){hint}")
+    raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
 
 
 def admit(

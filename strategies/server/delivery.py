@@ -51,6 +51,11 @@ def over_http(grid: Grid) -> TypeGuard[HttpGrid]:
     return module is not None and isinstance(grid, module.HttpGrid)
 
 
+def is_remote(grid: Grid) -> bool:
+    """Whether its messages go over a network, as in a deployment."""
+    return over_http(grid.inner if isinstance(grid, WatchedGrid) else grid)
+
+
 class WatchedGrid(Grid):
     """Another grid, with a `send_and_receive` that returns once every node has answered, or can answer no more."""
 
@@ -63,11 +68,6 @@ class WatchedGrid(Grid):
     @property
     def run(self) -> Run:
         return self.inner.run
-
-    @property
-    def remote(self) -> bool:
-        """Whether messages go over a network."""
-        return over_http(self.inner)
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None

@@ -80,11 +80,6 @@ class Exchange:
         return sorted(self.by_client)
 
     @property
-    def remote(self) -> bool:
-        """Whether the clients are reached over a network, as in a deployment."""
-        return isinstance(self.grid, WatchedGrid) and self.grid.remote
-
-    @property
     def is_prompt(self) -> bool:
         """Whether it has `one_by_one`."""
         return isinstance(self.grid, LocalGrid) and self.grid.is_prompt

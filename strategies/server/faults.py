@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -92,6 +92,12 @@ def fault_of_claim(examples: int, registered: int | None) -> tuple[str, str] | N
     if registered is not None and examples != registered:
         return "weight", f"num-examples is {examples}, of a client that registered with {registered}"
     return None
+
+
+def fault_of_training(examples: int, untrainable: Callable[[int], str]) -> tuple[str, str] | None:
+    """untrainable: why a client with so many cannot have trained; empty where it can."""
+    why = untrainable(examples)
+    return ("weight", f"of {examples} images no update can be: {why}") if why else None
 
 
 def fault_of_round(round: object, expected: int) -> tuple[str, str] | None:

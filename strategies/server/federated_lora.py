@@ -83,7 +83,8 @@ class FederatedLora(Strategy):
             result.train_metrics_clientapp[state.round] = MetricRecord({**losses, **report.diagnostics})
             score = None
             if self.schedule.is_due(state.round, num_rounds):
-                state, score = self._evaluated(state, evaluation, evaluate_fn, result)
+                with collecting.of_round(report.asked):
+                    state, score = self._evaluated(state, evaluation, evaluate_fn, result)
             spent = time.perf_counter() - began
             phases = {**report.phases, "evaluation": spent - report.seconds}
             up, down = self.exchange.bytes_up - up, self.exchange.bytes_down - down

@@ -33,6 +33,7 @@ from strategies.robust import create_robust
 from strategies.server.audience import Audience
 from strategies.server.collecting import RoundLost, reconcile
 from strategies.server.components import aggregator_of, fixes_scales, reinit_of
+from strategies.server.delivery import is_remote
 from strategies.server.evaluating import Schedule
 from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
@@ -43,7 +44,7 @@ from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
 from strategies.server.private import affordable_rounds, check_privacy, mechanism_of, spent_of
 from strategies.server.round_zero import fix_step_scales
-from strategies.server.spending import Spending
+from strategies.server.spending import Spending, untrainable
 from strategies.server.state import ServerState
 from strategies.server_opt import create_server_optimizer
 
@@ -126,7 +127,7 @@ def federate(
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
     """
-    chosen, tally, spending = method or config.strategy, Tally(), Spending(config)
+    chosen, tally, spending = method or config.strategy, Tally(), Spending(config, drawn_anew=is_remote(grid))
     audience = Audience([*observers, tally, spending])
     opening = Opening(config, aggregator_of(config, chosen), backbone)
     exchange = Exchange(
@@ -170,7 +171,7 @@ def _also_counting_lost(spending: Spending, strategy: FederatedLora, save: Save)
     try:
         yield
     except RoundLost as lost:
-        if spending.count(lost.asked, strategy.state.roster):
+        if spending.lost(lost.asked):
             save(strategy.state)
         raise
 
@@ -209,7 +210,7 @@ def _ready(
         if opening.measured:
             audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)
-    privacy = mechanism_of(config, opening.aggregator, len(roster.examples), exchange.remote)
+    privacy = mechanism_of(config, opening.aggregator, len(roster.examples), is_remote(exchange.grid))
     method = _method_of(config, opening, ranks, privacy)
     if saved is not None:
         state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
@@ -252,7 +253,7 @@ def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], priva
         ranks=ranks,
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
-        gate=Gate(**vars(config.gate), private=config.privacy.name == "examples"),
+        gate=Gate(**vars(config.gate), private=config.privacy.name == "examples", untrainable=untrainable(config)),
         robust=create_robust(config.robust.name, config.robust.options),
         secure=secure if isinstance(secure, SecAggConfig) else None,
         quorum=config.quorum,

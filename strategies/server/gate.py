@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +31,7 @@ from strategies.server.faults import (
     fault_of_format,
     fault_of_metrics,
     fault_of_round,
+    fault_of_training,
     fault_of_values,
     fault_of_work,
 )
@@ -73,6 +74,7 @@ class Gate:
     weight   p_i ≤ max_weight · the lower median of the round's weights; what is above is cut off (`capped`)
 
     private: clients hide their examples, so that they tell no loss, and say their ε.
+    untrainable: why a client with so many examples cannot have trained; empty where it can.
 
     A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
     many clients' factors is small before the next round makes them large again.
@@ -83,6 +85,7 @@ class Gate:
     max_product_ratio: float = 10.0
     max_weight: float = 3.0
     private: bool = False
+    untrainable: Callable[[int], str] = lambda examples: ""
 
     def most(self, claimed: Iterable[float]) -> float:
         """What one client's number counts for at most, of these of all clients: `max_weight` times their median;
@@ -120,7 +123,7 @@ class Gate:
         """The weights of a round's updates, Σ = 1, none above `most` of them. Weights that are within it come back as
         they are, to the bit."""
         limit = self.most(weights)
-        if not 0 < limit < max(weights):
+        if not 0 < limit < max(weights) * (1 - 1e-12):  # not for the rounding of their division
             return list(weights)
         cut = [min(weight, limit) for weight in weights]
         return [weight / sum(cut) for weight in cut]
@@ -186,6 +189,7 @@ class Gate:
             or fault_of_values(tensors, sizes := norms(tensors))
             or fault_of_counts(examples, round, expected.round)
             or fault_of_claim(examples, expected.examples)
+            or fault_of_training(examples, self.untrainable)
             or fault_of_metrics(metrics, self.private)
             or fault_of_work(metrics, expected.steps, bounds.numbers)
             or fault_of_distance(tensors, sent, expected.clip)

@@ -28,8 +28,8 @@ class RunningMean:
     """Σ p_i x_i over a round's updates, in float64 and in client order, as `Aggregator.aggregate` takes it.
 
     p_i are of the clients that are asked first, by the examples that they registered with; where some of them are not
-    in the sum, or others are, it is divided by the Σ p_i of those that are. A round in which everybody's update is let
-    in ends with the very bits of one that keeps them all.
+    in the sum, or others are, it is divided by the Σ p_i of those that are. A round in which everybody's first update
+    is let in ends with the very bits of one that keeps them all.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class RunningMean:
         examples, aggregator, round = state.roster.examples, method.aggregator, state.round + 1
         looks = method.robust is not None or method.privacy is not None or bool(method.ranks)
         if not exchange.is_prompt or looks or not is_of_sums(aggregator, round) or not all(map(examples.get, clients)):
+            return None
+        if not method.gate.enabled:  # an update weighs by what it says itself, which nobody holds to the registered
             return None
         uniform = aggregator.weighting == "uniform"
         if not uniform and max(examples.values()) > method.gate.most([min(examples.values())]):

@@ -26,6 +26,7 @@ from fedinit.privacy.steps import Spent, Steps
 from fedinit.runs.observer import ClientReport, Observer, Roster, RoundReport
 from fedinit.state.checkpoint import FACTS, checkpoints_in
 from fedinit.transport.local import LocalGrid
+from strategies.server import federation
 from strategies.server.compatibility import check_method
 from strategies.server.faults import fault_of_metrics
 from strategies.server.federation import check_clients, federate
@@ -35,6 +36,7 @@ from tests.support.small import small_config
 
 pytest.importorskip("dp_accounting", reason="the [privacy] extra is not installed")
 WORDS = ("privacy=examples", "evaluation=none")
+THREE = Roster({0: 600, 1: 600, 2: 60}, ["a"], ["x"])
 
 
 @functools.cache
@@ -131,16 +133,16 @@ def test_a_reply_without_epsilon_or_with_a_loss_is_not_let_in() -> None:
 
 def spending(*words: str) -> tuple[Spending, Roster, list[float]]:
     """With three clients, and ε of 0, 1, 2 … rounds of the first of them."""
-    config = small_config(*WORDS, *words)
-    roster = Roster({0: 600, 1: 600, 2: 60}, ["a"], ["x"])
+    config, roster = small_config(*WORDS, *words), THREE
     assert isinstance(config.privacy, ExamplePrivacyConfig)
     steps = Steps.of(600, config.client, config.rounds, config.privacy)
-    return Spending(config), roster, [steps.epsilon(n * steps.a_round) for n in range(9)]
+    return Spending(config, drawn_anew=True), roster, [steps.epsilon(n * steps.a_round) for n in range(9)]
 
 
-def told(round: int, asked: set[int], said: dict[int, float]) -> RoundReport:
+def told(round: int, asked: set[int], said: dict[int, float], roster: Roster = THREE) -> RoundReport:
     clients = [ClientReport(client, 9, 3, None, epsilon=epsilon) for client, epsilon in said.items()]
-    return RoundReport(round, 0.1, None, None, 0, 0, clients, asked=dict.fromkeys(asked, 1))
+    images = {client: [roster.examples[client]] for client in asked}
+    return RoundReport(round, 0.1, None, None, 0, 0, clients, asked=images)
 
 
 def test_epsilon_is_of_who_was_asked_whatever_became_of_the_update() -> None:
@@ -177,7 +179,7 @@ def test_a_run_that_goes_on_knows_what_was_spent_before() -> None:
 
 def test_who_is_asked_twice_in_a_round_is_counted_twice() -> None:
     counted, roster, epsilon = spending()
-    twice = dataclasses.replace(told(1, set(), {}), asked={0: 2, 1: 1})
+    twice = dataclasses.replace(told(1, set(), {}), asked={0: [600, 600], 1: [600]})
     assert counted.of(twice, roster).spent == {0: epsilon[2], 1: epsilon[1]}
 
 
@@ -196,14 +198,16 @@ def test_who_never_answers_in_time_has_spent_as_much() -> None:
 
     of_run = site("quorum=2", "resamples=1", "rounds=1", "privacy.noise=0.8", "privacy.epsilon=null")
     federate(of_run.config, Late(Cohort(of_run), 3), of_run.backbone, observers=[Watching()])
-    assert seen[-1].asked == {0: 1, 1: 1, 2: 1} and seen[-1].spent[0] == pytest.approx(seen[-1].spent[1], rel=0.05)
+    assert seen[-1].asked == {c: [len(of_run.partitions[c].train)] for c in range(3)} and seen[-1].spent[
+        0
+    ] == pytest.approx(seen[-1].spent[1], rel=0.05)
 
 
 def test_one_that_registers_with_a_few_images_ends_no_run() -> None:
     """It cannot train, by its own code; the run goes on without it, and counts the others."""
     counted, _, epsilon = spending()
     few = Roster({0: 1, 1: 600}, ["a"], ["x"])
-    assert counted.of(told(1, {0, 1}, {1: epsilon[1]}), few).spent == {1: epsilon[1]}
+    assert counted.of(told(1, {0, 1}, {1: epsilon[1]}, few), few).spent == {1: epsilon[1]}
     given, roster, _ = spending("privacy.noise=1.2", "rounds=9")
     assert given.of(told(1, {0, 2}, {}), roster).spent.keys() == {0}, "of the third the noise would pass ε"
 
@@ -255,9 +259,9 @@ def test_a_client_that_had_fewer_images_in_a_round_that_ended_the_run_is_believe
     privacy = small_config(*WORDS, *words).privacy
     assert isinstance(privacy, ExamplePrivacyConfig)
     own = Spent(2 * 40, 20 / 40, 1.0).epsilon(privacy)
-    found = later.of(told(1, {0, 1}, {0: own}), after).spent[0]
+    found = later.of(told(1, {0, 1}, {0: own}, after), after).spent[0]
     assert found == own if restarted else found < 0.5 * own
-    most = later.of(told(2, {0, 1}, {0: math.inf}), after).spent[0]
+    most = later.of(told(2, {0, 1}, {0: math.inf}, after), after).spent[0]
     assert most == Spent(2 * 2 * 50, 20 / 40 if restarted else 20 / 240, 1.0).epsilon(privacy)
 
 
@@ -267,11 +271,12 @@ def test_a_client_that_comes_back_with_fewer_images_in_mid_run_is_counted_by_the
     privacy, few = counted._config.privacy, dataclasses.replace(roster, examples={**roster.examples, 0: 60})
     assert isinstance(privacy, ExamplePrivacyConfig)
     steps = [Steps.of(n, counted._config.client, counted._config.rounds, privacy).spent for n in (600, 60)]
-    assert counted.of(told(2, {0}, {}), few).spent[0] == sum(steps, Spent()).epsilon(privacy) > epsilon[2]
+    assert counted.of(told(2, {0}, {}, few), few).spent[0] == sum(steps, Spent()).epsilon(privacy) > epsilon[2]
 
 
-def test_images_that_a_run_went_on_with_are_kept_though_its_next_round_is_lost(tmp_path) -> None:
+def test_images_that_a_run_went_on_with_are_kept_though_its_next_round_is_lost(tmp_path, monkeypatch) -> None:
     """Resumed with fewer, and ended by the next round; resumed with more: what it says of the lost round counts."""
+    monkeypatch.setattr(federation, "is_remote", lambda grid: True)
     of_run = site("rounds=3", "quorum=1", "resamples=0", "privacy.noise=1", "privacy.epsilon=null")
 
     class Ending(LocalGrid):
@@ -361,7 +366,7 @@ def test_noise_that_loss_distributions_have_no_room_for_is_refused(noise) -> Non
 
 def test_a_run_of_another_privacy_counts_nothing() -> None:
     config, report = small_config("evaluation=none"), told(1, {0}, {0: 3.0})
-    assert Spending(config).of(report, Roster({0: 9}, ["a"], ["x"])) is report
+    assert Spending(config, drawn_anew=True).of(report, Roster({0: 9}, ["a"], ["x"])) is report
 
 
 def test_a_refused_update_is_counted_in_the_summary() -> None:
@@ -495,7 +500,7 @@ def test_a_site_that_did_not_train_by_its_own_limit_has_spent_nothing() -> None:
 
     outcome = federate(of_run.config, LocalGrid(handler, 3), of_run.backbone, observers=[Watching()])
     assert outcome.accepted == {0: 1, 1: 0, 2: 1}
-    assert seen[-1].asked == {0: 1, 2: 1} and seen[-1].spent.keys() == {0, 2}
+    assert seen[-1].asked.keys() == {0, 2} and seen[-1].spent.keys() == {0, 2}
     assert outcome.summary()["privacy"]["epsilon_by_client"].keys() == {"0", "2"}
 
 

@@ -250,6 +250,8 @@ def test_no_weight_is_more_than_a_multiple_of_the_median():
     capped = gate.capped([n / (3 + 2**40) for n in (1, 1, 1, 2**40)])
     assert capped == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2], rel=1e-12)
     # Of two, the median is the smaller: the larger claim does not raise its own limit.
+    at_the_limit = [n / 5543 for n in (1028, 903, 903, 2709)]  # where a division's rounding is no claim
+    assert gate.capped(at_the_limit) == at_the_limit and 2709 / 5543 > 3 * (903 / 5543)
     assert gate.capped([0.001, 0.999]) == pytest.approx([1 / 4, 3 / 4], rel=1e-12)
     assert Gate(enabled=False).capped([0.001, 0.999]) == [0.001, 0.999]
     assert gate.capped([0.0, 0.0, 1.0]) == [0.0, 0.0, 1.0]  # weighting=norm, and only one client moved

@@ -73,7 +73,7 @@ def test_a_run_ends_with_the_bits_of_one_that_keeps_all_updates(name, begun):
         ["adapter=dora"],
         ["adapter=vera", "init=vera"],
         ["weighting=uniform"],
-        ["partition=dirichlet", "partition.clients=6", "partition.alpha=0.3", "gate.enabled=false"],
+        ["partition=dirichlet", "partition.clients=6", "partition.alpha=0.3", "gate.max_weight=1e12"],
         ["server_opt=adam"],
         ["reinit=local"],
         ["client=sgd_sai", "participation=0.67"],
@@ -189,3 +189,14 @@ def test_nothing_is_kept_of_an_update_that_was_added(monkeypatch):
             assert max(there) <= 2 * tensors
         else:  # the control
             assert max(there) == 11 * tensors
+
+
+def test_with_the_gate_off_a_client_weighs_by_its_word_however_updates_are_summed(begun):
+    """Nobody holds an update to what its client registered with then, and it decides the mean: that is what is shown."""
+    words = "gate.enabled=false", "attack=claims", "attack.register=false", "attack.count=1"
+    found, off = begun
+    claimed = run(*words)
+    off.append(True)
+    assert run(*words).final_hash == claimed.final_hash and found == [None] * 4
+    off.clear()
+    assert run("gate.enabled=false").final_hash != claimed.final_hash
