@@ -192,7 +192,7 @@ def test_nothing_is_kept_of_an_update_that_was_added(monkeypatch):
 
 
 def test_with_the_gate_off_a_client_weighs_by_its_word_however_updates_are_summed(begun):
-    """Nobody holds an update to what its client registered with then, and it decides the mean: that is what is shown."""
+    """Nobody holds an update to what its client registered with then, and it decides the mean, as it is to be seen."""
     words = "gate.enabled=false", "attack=claims", "attack.register=false", "attack.count=1"
     found, off = begun
     claimed = run(*words)

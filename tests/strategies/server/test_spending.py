@@ -1,4 +1,4 @@
-"""Rounds that end a run, and rounds that are asked again, in what its clients' examples have spent (`privacy=examples`)."""
+"""Rounds that end a run, and rounds that are asked again, in what clients' examples have spent (`privacy=examples`)."""
 
 from __future__ import annotations
 
