@@ -44,6 +44,7 @@ from fedinit.statistics import Request
 
 _log = logging.getLogger(__name__)  # of the site alone
 BY_CLASS = {"class_sums", "class_moments"}  # statistics with a sum for each class
+LEAST = {"evaluations": "min-test-images", "classes": "min-class-images"}  # of images; min-images of the rest
 BOOK = "answers"  # in the Context, of a site without a folder for its state
 
 
@@ -238,13 +239,21 @@ class Keeper:
         pixels = [*self.site.data.fingerprints(images, book["key"])]
         asked = {*self.site.data.origins(images, pixels, book["key"])}
         what = f"{kind} {of}".strip() if kind != "classes" else f"statistics {of}"
-        limit, whole = "this site's limits allow", images if about is None else about
+        limit = f"this site's limits allow ({LEAST.get(kind, 'min-images')})"
+        whole = images if about is None else about
         if min(len(asked), len({*pixels})) < least:
             raise Cut(f"{what} over fewer distinct images than {limit}", self._named(book, whole))
         cells = cut_by(book["cells"].get(kind, []), asked)
         cut = [part for pair in cells[:-1] if all(pair) for part in pair] + [part for part in cells[-1] if part]
         if any(len(part) < least for part in cut):
-            few = f"{what} that differ from earlier ones by fewer images than {limit}"
+            _log.warning(
+                "of the %d images that %s would be over, so few are new or gone since this site's earlier answers that "
+                "the difference would tell what they are: put them back, change more at once, or begin another book "
+                "(another state-dir), which forgets what was told before",
+                len(asked),
+                what,
+            )
+            few = f"{what} over images that differ from earlier ones by fewer images than {limit}"
             raise Cut(few, self._named(book, whole))
         book["cells"][kind] = [sorted(part) for pair in cells for part in pair if part]
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedinit.errors import Code, public_of
+from fedinit.errors import Code, InputError, public_of
 from fedinit.factors import Factors
 from fedinit.said import LONGEST, said
 from fedinit.slots import Chosen
@@ -151,15 +151,18 @@ class ClientFailed(Exception):
     @staticmethod
     def of(client: int, stage: str, cause: BaseException, step: int | None = None) -> ClientFailed:
         """The failure that `cause` is, told in one printable line as
-        "client 3, batch, step 2: <error> (<function>, line <n>)".
+        "client 3, batch, step 2: <error> (<function>, line <n>)"; of what is foreseen, its words alone.
 
         stage: start (before its task was made), plan, batch (its images, at a step), train (at a step, once it had
         begun), reply; of other questions: describe, statistics, evaluate, features.
         step: of the training, 1 being the first; None outside of it.
         """
-        where = traceback.extract_tb(cause.__traceback__)[-1]
         at = f"client {client}, {stage}" + ("" if step is None else f", step {step}")
-        told = said(f"{at}: {type(cause).__name__}: {cause}", LONGEST) + f" ({where.name}, line {where.lineno})"
+        if isinstance(cause, InputError):
+            told = said(f"{at}: {cause}", LONGEST)
+        else:
+            where = traceback.extract_tb(cause.__traceback__)[-1]
+            told = said(f"{at}: {type(cause).__name__}: {cause}", LONGEST) + f" ({where.name}, line {where.lineno})"
         code, public = public_of(cause)
         failed = ClientFailed(client, told, code, said(f"{at}: {public}", LONGEST))
         failed.__cause__ = cause

@@ -65,7 +65,7 @@ def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, 
     larger = config.client.batch_size / few.config.client.batch_size
     opening, _, last = reports
     held, used = memory()
-    steps = sum(c.steps for c in last.clients)
+    steps = sum(c.steps or 0 for c in last.clients)
     all_steps = sum(config.client.steps(len(part.train)) for part in site.partitions) * config.participation
     images = sum(len(part.train) for part in site.partitions) / sum(len(part.train) for part in few.partitions)
     tested = int(site.data.test.sum()) if config.evaluation.where != "none" else 0

@@ -29,6 +29,7 @@ from strategies.server import collecting, requests
 from strategies.server.delivery import WatchedGrid
 from strategies.server.exchange import Exchange
 from strategies.server.federation import federate
+from tests.support.ledger import Ledger
 from tests.support.serving import exchange_over, method_of, registered
 from tests.support.small import WORDS, slow, small_config
 
@@ -353,6 +354,30 @@ def test_a_run_says_that_it_waits_for_nodes_that_are_slow_to_say_who_they_are(si
     exchange = Exchange(grid, timeout=60.0, emit=lambda *_: None, waiting=said.append)
     assert set(exchange.register_clients(site.backbone.digest, -1)) == {0, 1, 2}
     assert len(said) == 1 and said[0].startswith("waits for clients; no node has said who it is yet, the run fails in ")
+
+
+def test_a_round_that_takes_long_says_whose_updates_it_waits_for(site, monkeypatch):
+    """Once for those who are missing, and anew where these are others."""
+    monkeypatch.setattr("strategies.server.collecting.SAY_SECONDS", 0.0)
+    monkeypatch.setattr("strategies.server.delivery.POLL_SECONDS", (0.01, 0.01))
+
+    class Slow(LocalGrid):
+        looks = 0
+
+        def pull_messages(self, message_ids):
+            waiting = [self._replies[i] for i in message_ids if i in self._replies]
+            if not waiting or waiting[0].metadata.message_type != "train":
+                return super().pull_messages(message_ids)
+            self.looks += 1
+            late = waiting[0].metadata.src_node_id == 1001
+            return super().pull_messages(message_ids) if self.looks > (12 if late else 6) else []
+
+    ledger, config = Ledger(), small_config("rounds=1", "evaluation=none", "strategy=fedit")
+    federate(config, WatchedGrid(Slow(Cohort(site), 3)), site.backbone, observers=[ledger])
+    assert ledger.heard == [
+        "round 1: waits for the updates of clients 0, 1, 2",
+        "round 1: waits for the updates of clients 1",
+    ]
 
 
 def test_a_run_of_another_federation_is_not_done(tmp_path, capsys):

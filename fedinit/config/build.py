@@ -113,7 +113,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _one_of(typing.get_args(hint), value, where)
     if origin is Literal:
-        return value if value in typing.get_args(hint) else choose(where, value, typing.get_args(hint))
+        named = {str(choice): choice for choice in typing.get_args(hint)}  # of numbers too
+        return named[choose(where, value if isinstance(value, str) else shown(value), named)]
     if origin is tuple:
         return _tuple(typing.get_args(hint), value, where)
     if dataclasses.is_dataclass(hint):

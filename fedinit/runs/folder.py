@@ -314,10 +314,9 @@ class RunFolder(Observer):
         with open(self.path / LINES, "a", encoding="utf-8", opener=regular) as file:
             file.write(json.dumps({name: None if value == "" else value for name, value in figures.items()}) + "\n")
         for c in report.clients:
-            loss = "" if c.loss is None else c.loss
-            row = [report.round, c.client, c.examples, c.steps, loss, c.drift_factors, c.drift_product]
-            row += [c.optimizer_state, *[c.weight] * self._weights]
-            self._row("clients.csv", [*row, *["" if c.epsilon is None else c.epsilon] * self._epsilon])
+            row = [report.round, c.client, c.examples, c.steps, c.loss, c.drift_factors, c.drift_product]
+            row += [c.optimizer_state, *[c.weight] * self._weights, *[c.epsilon] * self._epsilon]
+            self._row("clients.csv", ["" if value is None else value for value in row])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         with open(self.path / "ledger.jsonl", "a+b", opener=regular) as file:

@@ -24,17 +24,18 @@ class ClientReport:
     drift_factors: ‖·‖_F of its start less the global factors.
     drift_product: the same of the products B A.
     optimizer_state: how many numbers its optimiser kept.
+    Each of these is None where a client's own figures do not come, as of a secret sum.
     weight: of its update in the aggregate; None where it did not train.
     epsilon: of its examples' privacy so far, at `privacy.delta`, as it says; None where they have none.
     """
 
     client: int
     examples: int
-    steps: int
+    steps: int | None
     loss: float | None
-    drift_factors: float = 0.0
-    drift_product: float = 0.0
-    optimizer_state: int = 0
+    drift_factors: float | None = 0.0
+    drift_product: float | None = 0.0
+    optimizer_state: int | None = 0
     weight: float | None = None
     epsilon: float | None = None
 
@@ -124,7 +125,8 @@ class Observer:
         """What the run is at before a round, in words, where that takes long: a start that clients measure."""
 
     def waiting(self, text: str) -> None:
-        """Before `started`: what the run waits for, in words; at once, and again every while."""
+        """What the run waits for, in words: before `started` who is missing, at once and again every while; in a round
+        that takes long, whose updates."""
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run is done; `summary` is what summary.json holds."""

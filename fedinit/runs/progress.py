@@ -71,7 +71,8 @@ class ProgressObserver(Observer):
         for c in report.clients:
             loss = "" if c.loss is None else f", loss {figure(c.loss)}"
             loss += "" if c.epsilon is None else f", ε {figure(c.epsilon)}"
-            done = f"{counted(c.examples, 'image')}, {counted(c.steps, 'step')}"
+            steps = "" if c.steps is None else f", {counted(c.steps, 'step')}"
+            done = f"{counted(c.examples, 'image')}{steps}"
             self._line(f"  round {report.round}, client {c.client}: {done}{loss}")
         if report.score is not None:
             by_domain = [f"{name} {report.score.show(value)}" for name, value in report.score.by_domain.items()]

@@ -18,7 +18,7 @@ from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Update
 from strategies.server import requests
 from strategies.server.bounds import KnownBounds
-from strategies.server.exchange import Exchange
+from strategies.server.exchange import SAY_SECONDS, Exchange
 from strategies.server.gate import Expected
 from strategies.server.method import Method
 from strategies.server.replies import Refusal, match_replies
@@ -124,7 +124,9 @@ def _collected(
         for client in chosen:
             asked.setdefault(client, []).append(state.roster.examples.get(client, 0))
         if running is None:
-            added = admit(method, exchange, exchange.send(messages, end - time.monotonic(), expected), expected)
+            say = _awaited(exchange, expected)
+            replies = exchange.send(messages, end - time.monotonic(), expected, say)
+            added = admit(method, exchange, replies, expected)
         else:
             added = admit(method, exchange, exchange.one_by_one(messages, expected), expected, running.add)
         state = drop(state, exchange, round, added.refusals)
@@ -141,6 +143,25 @@ def _collected(
     hint = "; a lower client.lr may help" if admitted.why.startswith(("not_finite", "factor_norm", "head_norm")) else ""
     why = admitted.why or "no reply came in time"
     raise RunFailed(f"round {round}: no usable update from any client ({why}){hint}")
+
+
+def _awaited(exchange: Exchange, expected: Mapping[int, Expected]) -> Callable[[Collection[int]], None]:
+    """What says, when it is called with nodes whose updates are missing, whose these are; after every while, where they
+    are others than it said before."""
+    spoken, said = time.monotonic(), ""
+
+    def say(nodes: Collection[int]) -> None:
+        nonlocal spoken, said
+        waited = sorted((expected[node].client, expected[node].round) for node in nodes if node in expected)
+        if not waited or time.monotonic() - spoken < SAY_SECONDS:
+            return
+        clients = ", ".join(str(client) for client, _ in waited[:10]) + (", …" if len(waited) > 10 else "")
+        spoken, text = time.monotonic(), f"round {waited[0][1]}: waits for the updates of clients {clients}"
+        if text != said:
+            exchange.waiting(text)
+        said = text
+
+    return say
 
 
 def admit(

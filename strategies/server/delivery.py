@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -92,13 +92,13 @@ class WatchedGrid(Grid):
         *,
         timeout: float | None = None,
         limits: Mapping[int, Limit] = UNLIMITED,
-        waiting: Callable[[], None] = lambda: None,
+        waiting: Callable[[Collection[int]], None] = lambda nodes: None,
     ) -> list[Message]:
         """What came until all answered or `timeout` seconds were over; an Error for a node that was started again after
         it was asked, and for a reply that cannot be read. A message that the grid did not take is not waited for.
 
         limits: {node id: what its reply may hold}; of one that holds more an Error comes.
-        waiting: called after every look, while replies are missing.
+        waiting: called after every look with the nodes whose replies are missing.
         """
         messages = list(messages)
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
@@ -115,7 +115,7 @@ class WatchedGrid(Grid):
                     del missing[i], ways[i]
             if not missing or time.monotonic() >= deadline:
                 break
-            waiting()
+            waiting([message.metadata.dst_node_id for message in missing.values()])
             time.sleep(pause)
             pause = min(1.5 * pause, POLL_SECONDS[1])
             if time.monotonic() - looked > LOOK_SECONDS:

@@ -216,11 +216,11 @@ class Exchange:
         messages: list[Message],
         timeout: float,
         asked: Mapping[int, Asked] = NOBODY,
-        waiting: Callable[[], None] = lambda: None,
+        waiting: Callable[[Collection[int]], None] = lambda nodes: None,
     ) -> list[Message]:
         """The replies that came within `timeout` seconds; the bytes of both directions are counted, of replies those
         that are no larger than they may be. asked: {node id: what its client is asked}. waiting: called now and then
-        while replies are missing, where they come over a network."""
+        with the nodes whose replies are missing, where they come over a network."""
         self.bytes_down += wire.nbytes(m.content for m in messages)
         limits = {node: wanted.limit for node, wanted in asked.items() if wanted.limit is not None}
         how = {"limits": limits, "waiting": waiting} if isinstance(self.grid, WatchedGrid) else {}
@@ -290,7 +290,7 @@ class Exchange:
             for node, message in messages.items()
         }
         replies = self.send(
-            list(messages.values()), timeout, asked, lambda: waiting() if time.monotonic() >= slow else None
+            list(messages.values()), timeout, asked, lambda nodes: waiting() if time.monotonic() >= slow else None
         )
         heard, refusals = match_replies(replies, asked, lambda reply: reply.metadata.src_node_id, _introduced)
         said = {node: answer for node, answer in heard.items() if answer is not None}

@@ -206,6 +206,8 @@ def _ready(
     check_clients(config, roster.examples, clients)
     ranks = client_ranks(config, roster.examples, clients)
     audience.started(config.rounds, roster)
+    if absent := [client for client in range(clients) if client not in introductions]:
+        audience.event("began_without", {"round": max(round, 0) + 1, "clients": absent})
     if saved is None:
         if opening.measured:
             audience.doing(f"clients measure the start, {opening.measured}")
@@ -336,5 +338,7 @@ def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spendin
         epsilon=spending.epsilon,
         left_out=tally.left_out,
         skipped=tally.skipped,
+        absent=tally.absent,
+        masked={} if method.secure is None else vars(method.secure),
         delta=privacy.delta if isinstance(privacy, ExamplePrivacyConfig) else None,
     )

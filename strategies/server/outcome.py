@@ -41,6 +41,8 @@ class Outcome:
     delta: of each ε.
     left_out: {kind of event: {client: how often}} of updates and evaluations that did not count.
     skipped: the rounds in which nobody's did, since their secret sum was refused.
+    absent: the clients without which the run, or a part of it, began.
+    masked: what `secure_aggregation=secagg` was told; empty without.
     """
 
     aggregate: Aggregate
@@ -61,6 +63,8 @@ class Outcome:
     delta: float | None = None
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     skipped: Sequence[int] = ()
+    absent: Sequence[int] = ()
+    masked: Mapping[str, Any] = field(default_factory=dict)
 
     def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
         """What is exported. by_client: {client: {layer: its factors}}, where clients have their own and they are at
@@ -92,6 +96,8 @@ class Outcome:
             **({"not_scored": missing} if (missing := self.not_scored) else {}),
             **({"left_out": {kind: dict(rounds) for kind, rounds in self.left_out.items()}} if self.left_out else {}),
             **({"skipped_rounds": list(self.skipped)} if self.skipped else {}),
+            **({"began_without": list(self.absent)} if self.absent else {}),
+            **({"secure_aggregation": dict(self.masked)} if self.masked else {}),
             **self._privacy(),
         }
 
@@ -124,6 +130,7 @@ class Tally(Observer):
     def __init__(self) -> None:
         self.left_out: dict[str, dict[str, int]] = {}
         self.skipped: list[int] = []
+        self.absent: list[int] = []
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         if kind in LEFT_OUT and "client" in facts:
@@ -131,6 +138,8 @@ class Tally(Observer):
             counts[client] = counts.get(client, 0) + 1
         elif kind == "sum_refused":
             self.skipped.append(int(facts["round"]))
+        elif kind == "began_without":
+            self.absent = sorted({*self.absent, *facts["clients"]})
 
     def round_zero_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
@@ -143,8 +152,7 @@ class Tally(Observer):
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}
         if self.left_out:
             facts["left_out"] = {kind: dict(counts) for kind, counts in self.left_out.items()}
-        if self.skipped:
-            facts["skipped"] = list(self.skipped)
+        facts |= {key: list(value) for key, value in (("skipped", self.skipped), ("absent", self.absent)) if value}
         if self.score is not None:
             facts["score"] = [self.score.name, dict(self.score.part), dict(self.score.whole)]
         return State(facts=facts)
@@ -152,7 +160,7 @@ class Tally(Observer):
     def restore(self, state: State) -> None:
         self.seconds = state.facts["seconds"]
         self.left_out = {kind: dict(counts) for kind, counts in state.facts.get("left_out", {}).items()}
-        self.skipped = list(state.facts.get("skipped", []))
+        self.skipped, self.absent = (list(state.facts.get(key, [])) for key in ("skipped", "absent"))
         self.score = None
         if state.facts["score"] is not None:
             name, part, whole = state.facts["score"]

@@ -12,6 +12,7 @@ from fedinit.privacy.mechanism import AdaptiveClip, ClientMechanism, Phase
 from fedinit.privacy.steps import Steps
 from strategies.aggregator import Aggregator
 from strategies.server.audience import Audience
+from strategies.server.components import aggregator_of
 from strategies.server.method import Method, needed, sample_size
 
 UNCOUNTED = (
@@ -56,6 +57,8 @@ def check_privacy(config: Config, examples: Mapping[int, int]) -> None:
     privacy = config.privacy
     if isinstance(privacy, ClientPrivacyConfig):
         _check_delta(privacy, len(examples))
+        if (mechanism := mechanism_of(config, aggregator_of(config, config.strategy), len(examples))) is not None:
+            _affordable(config.rounds, mechanism, privacy)
     if not isinstance(privacy, ExamplePrivacyConfig):
         return
     able, faults = [], []
@@ -78,18 +81,24 @@ def _check_delta(privacy: ClientPrivacyConfig, clients: int) -> None:
         )
 
 
+def _affordable(rounds: int, mechanism: ClientMechanism, privacy: ClientPrivacyConfig) -> int:
+    """How many of these rounds stay within ε. Raises InputError where not even one does."""
+    affordable = mechanism.affordable(rounds, privacy.epsilon)
+    if not affordable:
+        raise InputError(
+            f"privacy.epsilon={privacy.epsilon:g}: one round with privacy.noise={mechanism.noise:g} has "
+            f"ε = {mechanism.epsilon(1):.3g}; more noise, or privacy.noise=null, which is as much as it takes"
+        )
+    return affordable
+
+
 def affordable_rounds(config: Config, method: Method, audience: Audience) -> int:
     """How many of the run's rounds stay within `privacy.epsilon`, with a word in the ledger where these are not all.
     Raises InputError where not even one does."""
     mechanism, privacy = method.privacy, config.privacy
     if mechanism is None or not isinstance(privacy, ClientPrivacyConfig):
         return config.rounds
-    rounds = mechanism.affordable(config.rounds, privacy.epsilon)
-    if not rounds:
-        raise InputError(
-            f"privacy.epsilon={privacy.epsilon:g}: one round with privacy.noise={mechanism.noise:g} has "
-            f"ε = {mechanism.epsilon(1):.3g}; more noise, or privacy.noise=null, which is as much as it takes"
-        )
+    rounds = _affordable(config.rounds, mechanism, privacy)
     audience.event("privacy", spent_of(mechanism, rounds))
     if rounds < config.rounds:
         why = f"privacy.epsilon={privacy.epsilon:g} is spent by then"

@@ -71,8 +71,8 @@ def run_round(
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
-        drift_factors=method.gate.drift([report.drift_factors for report in admitted.reports]),
-        drift_product=method.gate.drift([report.drift_product for report in admitted.reports]),
+        drift_factors=method.gate.drift([r.drift_factors for r in admitted.reports if r.drift_factors is not None]),
+        drift_product=method.gate.drift([r.drift_product for r in admitted.reports if r.drift_product is not None]),
         asked=admitted.asked,
     )
 

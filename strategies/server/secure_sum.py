@@ -148,7 +148,8 @@ def _admitted(
     start = wire.to_tensors(state.model.layers, state.model.head)
     layers, head = wire.from_tensors({**start, **tensors})
     update = Update(SUM, total, layers, head)
-    reports = [ClientReport(client, sums.exchange.examples[client], 0, None) for client in weights]
+    of_one = dict.fromkeys(("steps", "loss", "drift_factors", "drift_product", "optimizer_state"))  # which do not come
+    reports = [ClientReport(client, sums.exchange.examples[client], **of_one) for client in weights]
     shares = {client: weight / total for client, weight in weights.items()}
     return Admitted([update], reports, shares=shares, loss=loss, threshold=sums.threshold)
 

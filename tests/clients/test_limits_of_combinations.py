@@ -93,7 +93,7 @@ def test_a_run_that_deals_a_few_images_otherwise_is_refused(site):
     asked.check_partition(train[10:])
     other = keeper(Site(dataclasses.replace(site.config, seed=5)))
     other.context = asked.context
-    with pytest.raises(Limited, match="training that differ from earlier ones by fewer images"):
+    with pytest.raises(Limited, match="training over images that differ from earlier ones by fewer images"):
         other.check_partition(train[11:])
     other.check_partition(train[10 + SEEN :])
     with pytest.raises(Limited, match="training over fewer distinct images than this site's limits"):

@@ -166,7 +166,7 @@ def test_an_image_is_the_same_one_however_it_is_decoded(tmp_path):
     train = first.partitions[0].train
     assert not torch.equal(first.data.images[train], other.data.images[train])
     keeper(first, tmp_path / "s").check_partition(train)
-    with pytest.raises(Limited, match="training that differ from earlier ones by fewer images"):
+    with pytest.raises(Limited, match="training over images that differ from earlier ones by fewer images"):
         keeper(other, tmp_path / "s").check_partition(train[1:])
     keeper(other, tmp_path / "s").check_partition(train)
     # The control: by their pixels they are others.
@@ -258,7 +258,7 @@ def test_refusals_are_counted_where_the_book_is_in_memory_too(site, tmp_path, mo
     assert ask(source="features", name="class_sums").has_content()
     replies = [ask(source="features", name="class_sums", examples=count) for count in range(110, 30, -5)]
     said = [reply.error.reason for reply in replies if reply.has_error()]
-    tell = [reason for reason in said if "a class that differ from earlier ones by fewer images" in reason]
+    tell = [reason for reason in said if "a class over images that differ from earlier ones by fewer images" in reason]
     assert len(tell) == 2 and "has refused so many sets of images" in said[-1], said
 
 
@@ -268,7 +268,7 @@ def test_a_refusal_says_no_number_and_the_same_one_again_tells_nothing_new(site,
     ask = Asker(site, **few)
     said = [ask(source="features", name="class_sums", examples=count).error.reason for count in (110, 110, 110, 80, 50)]
     assert {reason.partition(": ")[2] for reason in said[:4]} == {
-        "statistics of a class over fewer distinct images than this site's limits allow"
+        "statistics of a class over fewer distinct images than this site's limits allow (min-class-images)"
     }
     (book,) = tmp_path.glob("answers-client-0.json")
     assert json.loads(book.read_text())["all"] == {"refusals": 3}

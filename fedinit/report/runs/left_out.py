@@ -10,9 +10,10 @@ from fedinit.data.reporter import counted
 KINDS = {
     "refused": "its update did not count",
     "evaluation_failed": "it was not evaluated",
-    "node_refused": "not used",
     "sum_refused": "nobody's update counted, and the model stayed as it was,",
 }
+NODES = "node_refused"  # before anybody knows whose they are
+ABSENT = "began_without"
 
 
 def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -20,15 +21,46 @@ def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
     none where nobody's are. ledger: the events of the run."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in ledger:
-        if entry.get("kind") in KINDS:
-            who = f"client {entry['client']}" if "client" in entry else ""
-            found.setdefault((entry["kind"], who), []).append(entry)
+        if entry.get("kind") in (*KINDS, NODES, ABSENT):
+            found.setdefault((entry["kind"], _who(entry)), []).append(entry)
     lines = []
     for (kind, who), entries in found.items():
         first = entries[0]
-        rounds = counted(len({entry.get("round") for entry in entries}), "round")
-        why = str(first.get("detail", "")).split("\n")[0]
-        lines.append(
-            f"{who + ': ' if who else ''}{KINDS[kind]} in {rounds}, first in round {first.get('round')}: {why}"
-        )
+        if kind == ABSENT:
+            lines.append(_began(first))
+        elif kind == NODES:
+            times = "" if len(entries) == 1 else f"{len(entries)} times, first "
+            lines.append(f"a node was not used, {times}before round {first.get('round')}: {_why(first)}")
+        else:
+            rounds = counted(len({entry.get("round") for entry in entries}), "round")
+            lines.append(f"{who}{KINDS[kind]} in {rounds}, first in round {first.get('round')}: {_why(first)}")
     return lines
+
+
+def as_it_comes(entry: Mapping[str, Any]) -> str:
+    """A line for one event of a run's ledger, for those who wait for its end; empty for what is no matter of theirs."""
+    kind, round, who = entry.get("kind"), entry.get("round"), _who(entry)
+    if kind == ABSENT:
+        return _began(entry)
+    if kind == NODES:
+        return f"before round {round} a node was not used: {_why(entry)}"
+    if kind in KINDS:
+        return f"round {round}: {who}{KINDS[str(kind)].removesuffix(',')}: {_why(entry)}"
+    if kind == "resampled":
+        asked = ", ".join(map(str, entry.get("clients", ())))
+        return f"round {round}: {entry.get('usable')} updates count so far, clients {asked} are asked as well"
+    return f"round {round}: {who}is there again" if kind == "client_back" else ""
+
+
+def _who(entry: Mapping[str, Any]) -> str:
+    return f"client {entry['client']}: " if "client" in entry else ""
+
+
+def _began(entry: Mapping[str, Any]) -> str:
+    clients = [str(client) for client in entry.get("clients", ())]
+    named = ", ".join(clients[:10]) + (", …" if len(clients) > 10 else "")
+    return f"the run began without client{'s' * (len(clients) > 1)} {named}, before round {entry.get('round')}"
+
+
+def _why(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("detail", "")).split("\n")[0]

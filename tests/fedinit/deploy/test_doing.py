@@ -28,3 +28,21 @@ def test_whom_a_run_waits_for_is_said_once_and_anew_when_it_is_another(tmp_path)
     status.remove(tmp_path)
     look()
     assert len(said) == 2
+
+
+def test_who_is_left_out_is_said_as_it_comes(tmp_path):
+    """What was in the ledger of a run that goes on was said before; a line that is being written waits for its end."""
+    ledger, said = tmp_path / "ledger.jsonl", []
+    ledger.write_text('{"kind": "refused", "round": 1, "client": 0, "detail": "before"}\n')
+    look = doing_of(tmp_path, said.append)
+    look()
+    assert said == []
+    line = '{"kind": "refused", "round": 2, "client": 1, "detail": "nothing came in time"}\n'
+    with ledger.open("a") as file:
+        file.write('{"kind": "resumed", "round": 1}\nno JSON\n' + line + line[:20])
+        file.flush()
+        look(), look()
+        assert said == ["  round 2: client 1: its update did not count: nothing came in time"]
+        file.write(line[20:])
+    look()
+    assert said == 2 * said[:1]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fedinit.report.runs.left_out import left_out
+import pytest
+
+from fedinit.report.runs.left_out import as_it_comes, left_out
 
 
 def test_everybody_whose_work_is_missing_is_named_once():
@@ -12,16 +14,36 @@ def test_everybody_whose_work_is_missing_is_named_once():
         {"kind": "evaluation_failed", "round": 2, "client": 0, "detail": "its limit"},
         {"kind": "node_refused", "round": 1, "detail": "node 7: another backbone"},
         {"kind": "sum_refused", "round": 2, "clients": [0, 1], "detail": "2 clients are left"},
+        {"kind": "began_without", "round": 1, "clients": [1]},
         {"kind": "resumed", "round": 1},
     ]
     assert left_out(entries) == [
         "client 1: its update did not count in 2 rounds, first in round 1: this site sends no update",
         "client 0: it was not evaluated in 1 round, first in round 2: its limit",
-        "not used in 1 round, first in round 1: node 7: another backbone",
+        "a node was not used, before round 1: node 7: another backbone",
         "nobody's update counted, and the model stayed as it was, in 1 round, first in round 2: 2 clients are left",
+        "the run began without client 1, before round 1",
     ]
 
 
 def test_where_nobody_is_missing_nothing_is_said():
     assert left_out([]) == []
     assert left_out([{"kind": "resumed", "round": 1}]) == []
+
+
+@pytest.mark.parametrize(("entry", "line"), [
+    ({"kind": "refused", "round": 2, "client": 1, "detail": "nothing came in time"},
+     "round 2: client 1: its update did not count: nothing came in time"),
+    ({"kind": "node_refused", "round": 1, "detail": "node 7: another\nbackbone"},
+     "before round 1 a node was not used: node 7: another"),
+    ({"kind": "sum_refused", "round": 2, "clients": [0], "detail": "one is left"},
+     "round 2: nobody's update counted, and the model stayed as it was: one is left"),
+    ({"kind": "began_without", "round": 3, "clients": [*range(12)]},
+     "the run began without clients 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …, before round 3"),
+    ({"kind": "resampled", "round": 2, "attempt": 1, "usable": 2, "clients": [4, 5]},
+     "round 2: 2 updates count so far, clients 4, 5 are asked as well"),
+    ({"kind": "client_back", "round": 2, "client": 1}, "round 2: client 1: is there again"),
+    ({"kind": "resumed", "round": 1}, ""),
+])  # fmt: skip
+def test_an_event_is_told_as_it_comes(entry, line):
+    assert as_it_comes(entry) == line

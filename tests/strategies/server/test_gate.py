@@ -392,8 +392,9 @@ def test_who_cannot_say_who_it_is_is_left_out_by_name(site, spoil):
     cohort, ledger = Cohort(site), Ledger()
     outcome = federate(small_config("rounds=1"), LocalGrid(handler, 3), site.backbone, observers=[ledger])
     assert sorted(outcome.roster.examples) == [0, 2]
-    ((kind, facts),) = ledger.lines
+    (kind, facts), without = ledger.lines
     assert kind == "node_refused" and facts["detail"].startswith("node 1001: what it says of itself cannot be used")
+    assert without == ("began_without", {"round": 1, "clients": [1]})
     with pytest.raises(RunFailed, match="a client could not start: what it says of itself cannot be used") as caught:
         federate(small_config("rounds=1", "quorum=1.0"), LocalGrid(handler, 3), site.backbone)
     assert "\n" not in str(caught.value)

@@ -78,8 +78,9 @@ def test_a_sites_words_do_not_reach_the_terminal_as_they_are(own, known, monkeyp
         small_config(*words, "quorum=0.5"), LocalGrid(handler, 3), site.backbone, observers=[seen, ledger]
     )
     assert sorted(outcome.roster.examples) == [0, 2]
-    ((kind, facts),) = ledger.lines
+    (kind, facts), without = ledger.lines
     assert kind == "node_refused" and len(json.dumps(facts)) < 2 * LONGEST
+    assert without == ("began_without", {"round": 1, "clients": [1]}) and outcome.summary()["began_without"] == [1]
     with pytest.raises(RunFailed) as caught:
         federate(small_config(*words, "quorum=1.0"), LocalGrid(handler, 3), site.backbone, observers=[seen])
     for text in (str(facts["detail"]), str(caught.value), *screen.getvalue().splitlines()):

@@ -26,7 +26,7 @@ from fedinit.transforms.client_clip import ClientClip
 from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
-from strategies.server.federation import federate
+from strategies.server.federation import check_clients, federate
 from strategies.server.private import mechanism_of
 from strategies.server.state import ServerState
 from tests.support.serving import registered
@@ -115,6 +115,9 @@ def test_a_run_stops_before_it_passes_epsilon():
     assert 0 < outcome.rounds < 4 and reports.rounds[-1].diagnostics["epsilon"] <= 3.5
     with pytest.raises(InputError, match="privacy.epsilon=0.5: one round with privacy.noise=2 has ε = "):
         run("strategy=fedit", "privacy.noise=2", "privacy.epsilon=0.5", *PRIVATE)
+    few = small_config("strategy=fedit", "privacy.noise=2", "privacy.epsilon=0.5", *PRIVATE)
+    with pytest.raises(InputError, match="privacy.epsilon=0.5: one round with privacy.noise=2 has ε = "):
+        check_clients(few, {0: 60, 1: 60, 2: 60})  # before a run has a folder
 
 
 def test_a_run_that_epsilon_ends_early_says_so_before_it_begins():

@@ -187,3 +187,10 @@ def test_pairs_that_make_no_sense_are_refused(words, why):
 def test_factors_at_hand_need_no_second_phase():
     with pytest.raises(InputError, match="phases=2 takes a second answer of the clients; .* use phases=1"):
         aggregate("lora_fair", [torch.ones(2, 3)], [torch.ones(4, 2)], phases=2)
+
+
+@pytest.mark.parametrize("word", ["3", "0", "two", "true", "[1]"])
+def test_a_number_of_phases_that_is_none_is_refused_as_any_other_choice(word):
+    with pytest.raises(InputError) as refused:
+        check_method(small_config("strategy=lora_fair", f"strategy.phases={word}"))
+    assert str(refused.value) == f"strategy.phases={word}: no such choice. Choices: 1, 2."

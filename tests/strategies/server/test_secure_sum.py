@@ -328,6 +328,9 @@ def test_a_run_goes_on_after_a_sum_that_was_refused():
     outcome = federate(config, LocalGrid(handler, 5), site.backbone, observers=[Watch()])
     assert [len(models[round].clients) for round in (1, 2, 3)] == [0, 5, 5]
     assert models[1].train_loss is None and models[2].train_loss > 0
+    figures = {(c.steps, c.loss, c.drift_factors, c.optimizer_state) for c in models[2].clients}
+    assert figures == {(None, None, None, None)} and models[2].drift_product is None, "they do not come"
+    assert outcome.summary()["secure_aggregation"] == vars(config.secure_aggregation)
     assert ledger.count("sum_refused") == 1 and outcome.aggregate.layers
 
 
