@@ -16,6 +16,7 @@ from clients.replay import Recorder
 from clients.statistics import measure
 from clients.task import Answer, ClientFailed, Job, Measured, Result, StepFailed, Task
 from clients.training import train_bank
+from fedinit import allocator
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
@@ -85,6 +86,8 @@ class Worker:
     ) -> None:
         """targets: {layer: (d, k)} of the layers with adapters. device: what the bank is on.
         beside: a worker on the same device, whose copy of the backbone this one shares."""
+        if device.type == "cpu":
+            allocator.keep_freed()
         alone = beside is None
         made = (backbone, targets, settings.scale, device, settings.precision)
         self.replica = Replica(*made) if alone else beside.replica

@@ -207,7 +207,7 @@ def test_a_failure_is_its_clients_alone(case: str, name: str, make_engine, cases
 def test_a_measurement_that_is_refused_is_its_clients_alone(name: str, make_engine, cases) -> None:
     answers = list(itertools.chain.from_iterable(make_engine(name).run(jobs_of(cases["inputs"]))))
     assert [isinstance(answer, ClientFailed) for answer in answers] == [True, False, False, False, False]
-    assert str(answers[0]).startswith("client 0, statistics: TooFew: 6 examples, fewer than min_examples=8")
+    assert str(answers[0]).startswith("client 0, statistics: 6 examples, fewer than min_examples=8")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedinit.commands.deploy import doing_of
+from fedinit.deploy.doing import doing_of
 from fedinit.runs import status
 
 
