@@ -39,7 +39,6 @@ TOLD = frozenset(
         "fedinit.errors.InputError",
         "fedinit.errors.Refused",
         "fedinit.errors.RunFailed",
-        "strategies.server.collecting.RoundLost",
         "fedinit.unreadable.Unreadable",
     }
 )

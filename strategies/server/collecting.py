@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,25 +26,6 @@ from strategies.server.state import ServerState
 
 Images = Mapping[int, Sequence[int]]  # {client: how many images it had, each time that it was asked}
 NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name)  # refusals of a site that has not trained
-
-
-class RoundLost(RunFailed):
-    """A round that ends the run. asked: as of Admitted; these clients may have trained in it."""
-
-    def __init__(self, asked: Images, reason: str) -> None:
-        super().__init__(reason)
-        self.asked = asked
-
-
-@contextlib.contextmanager
-def of_round(asked: Images) -> Iterator[None]:
-    """What ends the run in here ends it as RoundLost, by whoever was asked until then."""
-    try:
-        yield
-    except RoundLost:
-        raise
-    except RunFailed as failure:
-        raise RoundLost(asked, str(failure)) from failure
 
 
 @dataclass(frozen=True)
@@ -85,24 +65,16 @@ class Admitted:
 
 
 def collect(
-    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
+    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings, asked: dict[int, list[int]]
 ) -> tuple[ServerState, Admitted]:
     """The updates of round `state.round + 1`, and the state once its messages have gone.
 
     Without a quorum, clients that were not asked yet take the places of those that failed, then those that gave no
     answer, each time drawn from (seed, round, attempt).
 
-    extra: settings that go into every message. Raises RunFailed when there is no quorum after all, or no update.
+    extra: settings that go into every message. asked: as of Admitted, filled as clients are asked, for who has to know
+    it though the round ends the run. Raises RunFailed when there is no quorum after all, or no update.
     """
-    asked: dict[int, list[int]] = {}
-    with of_round(asked):
-        return _collected(state, method, exchange, extra, asked)
-
-
-def _collected(
-    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings, asked: dict[int, list[int]]
-) -> tuple[ServerState, Admitted]:
-    """As `collect`. asked: as of Admitted, filled as clients are asked."""
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
     need, chosen, admitted = method.needed(len(clients)), clients, Admitted()

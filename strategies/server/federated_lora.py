@@ -55,6 +55,7 @@ class FederatedLora(Strategy):
         self.method, self.exchange, self.state = method, exchange, state
         self.schedule, self.observer, self.on_checkpoint, self.counted = schedule, observer, on_checkpoint, counted
         self.expected: dict[int, Expected] = {}  # node id -> what its update must hold, of the last configure_train
+        self.pending: dict[int, list[int]] = {}  # who was asked in a round that is not counted yet, as of `run_round`
         self.asked: dict[int, Asked] = {}  # node id -> who was asked, of the last configure_evaluate
 
     def start(
@@ -78,18 +79,20 @@ class FederatedLora(Strategy):
         while self.state.round < num_rounds:
             began, up, down = time.perf_counter(), self.exchange.bytes_up, self.exchange.bytes_down
             last = self.state.round + 1 == num_rounds
-            state, report = run_round(self.state, self.method, self.exchange, last, train_config or {})
+            self.pending.clear()
+            state, report = run_round(self.state, self.method, self.exchange, last, train_config or {}, self.pending)
             losses = {"loss": float(report.train_loss or 0.0), "clients": len(report.clients)}
             result.train_metrics_clientapp[state.round] = MetricRecord({**losses, **report.diagnostics})
             score = None
             if self.schedule.is_due(state.round, num_rounds):
-                with collecting.of_round(report.asked):
-                    state, score = self._evaluated(state, evaluation, evaluate_fn, result)
+                state, score = self._evaluated(state, evaluation, evaluate_fn, result)
             spent = time.perf_counter() - began
             phases = {**report.phases, "evaluation": spent - report.seconds}
             up, down = self.exchange.bytes_up - up, self.exchange.bytes_down - down
             report = replace(report, seconds=spent, score=score, bytes_up=up, bytes_down=down, phases=phases)
-            self._done(state, self.counted(report, state.roster), num_rounds)
+            report = self.counted(report, state.roster)
+            self.pending.clear()
+            self._done(state, report, num_rounds)
         result.arrays = wire.encode(self.state.tensors())
         return result
 

@@ -31,7 +31,7 @@ from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Aggregate
 from strategies.robust import create_robust
 from strategies.server.audience import Audience
-from strategies.server.collecting import RoundLost, reconcile
+from strategies.server.collecting import reconcile
 from strategies.server.components import aggregator_of, fixes_scales, reinit_of
 from strategies.server.delivery import is_remote
 from strategies.server.evaluating import Schedule
@@ -167,12 +167,14 @@ def federate(
 
 @contextlib.contextmanager
 def _also_counting_lost(spending: Spending, strategy: FederatedLora, save: Save) -> Iterator[None]:
-    """What clients spent in a round that ends the run is kept, for a run that goes on from the last checkpoint."""
+    """What clients spent in a round that ends the run, whatever it ends by, is kept, for a run that goes on from the
+    last checkpoint."""
     try:
         yield
-    except RoundLost as lost:
-        if spending.lost(lost.asked):
-            save(strategy.state)
+    except BaseException:
+        if spending.lost(strategy.pending):
+            with contextlib.suppress(OSError):  # what ended the run is told
+                save(strategy.state)
         raise
 
 

@@ -19,7 +19,7 @@ from strategies.aggregator import Aggregate
 from strategies.dora import effective_bias
 from strategies.reinit import ReinitContext, Start
 from strategies.server import requests
-from strategies.server.collecting import Admitted, collect, of_round
+from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.projecting import project
@@ -35,6 +35,7 @@ def run_round(
     exchange: Exchange,
     last: bool = False,
     extra: requests.Settings = requests.NOTHING,
+    asked: dict[int, list[int]] | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Round `state.round + 1`: sample clients, send each its start, and let in what they return (`collect`); then
     aggregate, move by the server optimiser, and re-initialise (`advance`).
@@ -42,20 +43,25 @@ def run_round(
     last: whether nobody starts after this round any more.
     extra: settings that go into every message besides the run's own, such as those of a caller's ConfigRecord.
 
-    Returns the state after the round and its report, which has no score yet. Raises RoundLost when fewer updates can be
-    used than the quorum, or nothing can be made of them.
+    asked: filled as clients are asked to train, {client: how many images it had, each time}, for who has to know it
+    though the round ends the run; None: nobody has.
+
+    Returns the state after the round and its report, which has no score yet. Raises RunFailed when fewer updates can be
+    used than the quorum.
     """
     began, up, down, round = time.perf_counter(), exchange.bytes_up, exchange.bytes_down, state.round + 1
-    state, admitted = (collect if method.secure is None else collect_sum)(state, method, exchange, extra)
+    if method.secure is None:
+        state, admitted = collect(state, method, exchange, extra, {} if asked is None else asked)
+    else:
+        state, admitted = collect_sum(state, method, exchange, extra)
     collected = time.perf_counter()
     counted: Mapping[int, float] = {}
     if admitted.updates or method.privacy is not None:
-        with of_round(admitted.asked):
-            weighed = weigh(admitted.updates, method, state.model, round, state.clip)
-            state, aggregate = combined(state, method, exchange, admitted, weighed)
-            if aggregate is not None:
-                state = advance(state, method, admitted, weighed, aggregate, last)
-                counted = admitted.shares or weights_of(method, admitted, weighed)
+        weighed = weigh(admitted.updates, method, state.model, round, state.clip)
+        state, aggregate = combined(state, method, exchange, admitted, weighed)
+        if aggregate is not None:
+            state = advance(state, method, admitted, weighed, aggregate, last)
+            counted = admitted.shares or weights_of(method, admitted, weighed)
     if state.round < round:  # a secret sum that was refused: the model is what it was
         state = replace(state, round=round)
     state = replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)

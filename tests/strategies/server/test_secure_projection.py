@@ -52,7 +52,7 @@ def method() -> Method:
 def plain(method):
     """{client: its update} with nothing masked."""
     exchange, state = registered(Site(small_config(*FIVE, *TWO)))
-    return {update.client: update for update in collect(state, method, exchange)[1].updates}
+    return {update.client: update for update in collect(state, method, exchange, {}, {})[1].updates}
 
 
 def one_round(site, method, change=lambda stage, client, reply: reply):

@@ -42,7 +42,7 @@ def site() -> Site:
 def plain():
     """{client: its update} with nothing masked."""
     exchange, state = registered(Site(small_config(*FIVE)))
-    return {update.client: update for update in collect(state, method_of(), exchange)[1].updates}
+    return {update.client: update for update in collect(state, method_of(), exchange, {}, {})[1].updates}
 
 
 def stage_of(message: Message) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import importlib
 
 import pytest
 from flwr.app import Error, Message
@@ -18,7 +20,6 @@ from fedinit.runs.observer import Observer, RoundReport
 from fedinit.state.checkpoint import Part
 from fedinit.transport.local import LocalGrid
 from strategies.server import federation
-from strategies.server.collecting import RoundLost
 from strategies.server.federation import federate
 from strategies.server.outcome import Outcome
 from strategies.server.spending import REDONE, Spending
@@ -65,7 +66,7 @@ def until_done(site: Site, folder, **lost) -> tuple[Outcome, int]:
         try:
             parts = {"clients": Clients(anew)}
             return federate(site.config, anew, site.backbone, checkpoints=folder, parts=parts), times
-        except RoundLost:
+        except RunFailed:
             pass
     raise AssertionError("it does not end")
 
@@ -129,10 +130,9 @@ def test_whatever_ends_a_round_it_is_counted(ended, tmp_path, monkeypatch) -> No
     def run() -> Outcome:
         return federate(config, Failing(Cohort(site), 4), site.backbone, checkpoints=tmp_path)
 
-    with pytest.raises(RoundLost) as lost:
+    with pytest.raises(RunFailed):
         run()
     images = {part.client: len(part.train) for part in site.partitions}
-    assert lost.value.asked == {client: [count] for client, count in images.items()}
     assert run().epsilon == pytest.approx(composed(config, {client: [count] * 3 for client, count in images.items()}))
 
 
@@ -199,8 +199,30 @@ def test_a_limit_told_twice_takes_one_asking_off_and_none_of_one_that_trained() 
     assert [asked.keys() for asked in seen] == [{0, 2}]
 
 
-def test_a_run_that_fails_outside_a_round_is_no_lost_round() -> None:
-    site = Site(small_config(*PRIVATE, *FREE, "node_timeout=0.1"))
-    with pytest.raises(RunFailed) as failed:
-        federate(site.config, LocalGrid(lambda pairs: [], 0), site.backbone)
-    assert not isinstance(failed.value, RoundLost)
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, RunFailed])
+@pytest.mark.parametrize(
+    "place", ["strategies.server.round.advance", "strategies.server.federated_lora.evaluate_clients"]
+)
+def test_whatever_error_ends_a_round_it_is_counted(place, error, tmp_path, monkeypatch) -> None:
+    """In the aggregation, or once the round was aggregated and is not kept yet; and counted once."""
+    monkeypatch.setattr(federation, "is_remote", lambda grid: True)
+    config, fails = small_config(*PRIVATE, *FREE, "rounds=2"), [True]
+    module, _, name = place.rpartition(".")
+    if name == "evaluate_clients":  # stands for what a server evaluates: clients answer no evaluation
+        config = dataclasses.replace(config, evaluation=small_config("evaluation=clients").evaluation)
+    site, plain = Site(config), getattr(importlib.import_module(module), name)
+
+    def failing(state, *more, **words):
+        if fails and (state.round == 2 or name == "advance" and state.round == 1):
+            fails.clear()
+            raise error("y")
+        return (state, None) if name == "evaluate_clients" else plain(state, *more, **words)
+
+    monkeypatch.setattr(place, failing)
+
+    def run() -> Outcome:
+        return federate(config, LocalGrid(Cohort(site), 3), site.backbone, checkpoints=tmp_path)
+
+    with pytest.raises(error):
+        run()
+    assert run().epsilon == pytest.approx(composed(config, {p.client: [len(p.train)] * 3 for p in site.partitions}))
