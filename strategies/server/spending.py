@@ -75,7 +75,7 @@ class Spending(Observer):
     def lost(self, asked: Mapping[int, Sequence[int]]) -> bool:
         """Count a round that ended the run, in which clients were asked so often, each time with so many images;
         whether any of it counts: not in a simulation, whose next attempt is the same release."""
-        if not self._drawn_anew:
+        if not self._drawn_anew or not isinstance(self._config.privacy, ExamplePrivacyConfig):
             return False
         self._count(asked, NOTHING)
         return any(asked.values())

@@ -152,6 +152,11 @@ def test_each_asking_counts_with_the_images_of_then(asked) -> None:
     assert counted.epsilon[0] >= oracle * (1 - 1e-9) and least < 0.7 * oracle
 
 
+def test_a_lost_round_of_another_privacy_is_nothing_to_keep() -> None:
+    assert not Spending(small_config("evaluation=none"), drawn_anew=True).lost({0: [239]})
+    assert not spending(drawn_anew=False).lost({0: [239]}) and not spending().lost({0: []})
+
+
 def test_a_word_is_believed_by_the_fewest_images_of_any_asking() -> None:
     counted = spending("rounds=2")
     counted.lost({0: [20]})
