@@ -18,7 +18,7 @@ EVERY_KIND = tuple(KINDS)
 PRODUCT_KINDS = ("lora", "dora")  # of those a method gets B A, of rank r, which it can stack, split, cut or rotate
 LORA_ALONE = ("lora",)
 CORE, BLOCKS = Core(full=True), Core(full=False)  # `adapter=lora` under methods that train a core
-PRODUCTS = {frozenset(k.product.__dataclass_fields__): k.product for k in (*KINDS.values(), CORE)}  # by their tensors
+_products: dict[frozenset[str], type[Factors]] = {}  # by the names of their tensors, as they were asked for
 
 
 def kind_of(factors: Factors) -> Kind:
@@ -43,7 +43,11 @@ def of_parts(parts: Mapping[str, Tensor]) -> Factors:
 
     Raises ValueError for names that no kind has together, and for shapes that do not fit.
     """
-    product = PRODUCTS.get(frozenset(parts))
-    if product is None:
-        raise ValueError(f"no kind of adapters has the tensors {', '.join(parts)} together")
-    return product(**parts)
+    names = frozenset(parts)
+    if names not in _products:
+        products = (kind.product for kind in (*KINDS.values(), CORE))
+        found = next((product for product in products if names == set(product.__dataclass_fields__)), None)
+        if found is None:
+            raise ValueError(f"no kind of adapters has the tensors {', '.join(parts)} together")
+        _products[names] = found
+    return _products[names](**parts)
