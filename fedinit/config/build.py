@@ -114,7 +114,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _one_of(typing.get_args(hint), value, where)
     if origin is Literal:
         named = {str(choice): choice for choice in typing.get_args(hint)}  # of numbers too
-        return named[choose(where, value if isinstance(value, str) else shown(value), named)]
+        choice = named[choose(where, value if isinstance(value, str) else shown(value), named)]
+        if isinstance(value, str) and not isinstance(choice, str):  # it would be another run by its name
+            raise InputError(f"{where}={value!r}: is a number, written without quotes, {where}={choice}")
+        return choice
     if origin is tuple:
         return _tuple(typing.get_args(hint), value, where)
     if dataclasses.is_dataclass(hint):

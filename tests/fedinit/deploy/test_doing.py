@@ -46,3 +46,15 @@ def test_who_is_left_out_is_said_as_it_comes(tmp_path):
         file.write(line[20:])
     look()
     assert said == 2 * said[:1]
+
+
+def test_the_ledger_of_a_run_that_begins_anew_is_read_from_its_beginning(tmp_path):
+    ledger, said = tmp_path / "ledger.jsonl", []
+    ledger.write_text(9 * '{"kind": "refused", "round": 1, "client": 0, "detail": "of the run before"}\n')
+    look = doing_of(tmp_path, said.append)
+    ledger.rename(tmp_path / "aside")
+    look()
+    odd = '3\n{"kind": "began_without", "clients": null}\n{"kind": ["a"]}\n'  # which somebody damaged
+    ledger.write_text(odd + '{"kind": "client_back", "round": 1, "client": 0}\n')
+    look(), look()
+    assert said == ["  round 1: client 0: is there again"]
