@@ -55,8 +55,8 @@ class Guard:
 
     def _received(self, message: Message, record: str, look: Callable[[str, Tensor, Site], None]) -> dict[str, Tensor]:
         """The tensors of a record, all values finite, each of a name and a shape that `look` lets in."""
-        tensors, passed = _decoded(message, record), self._passed.get(record, {})
-        if tensors.keys() == passed.keys() and all(passed[name] is value for name, value in tensors.items()):
+        tensors = _decoded(message, record)
+        if wire.are_same(tensors, self._passed.get(record, {})):
             return tensors
         if (name := first_not_finite(tensors)) is not None:
             raise Refused(f"the server sent {name} with NaN or infinity")

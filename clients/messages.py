@@ -253,7 +253,7 @@ class Decoder:
         """The start that these tensors are. Of the same ones as before it is the same: a round's clients in one process
         start from these. meant: its digest, as the server has it. Raises LookupError where it has another."""
         start = self._last_start
-        known = start.tensors.keys() == tensors.keys() and all(start.tensors[n] is t for n, t in tensors.items())
+        known = wire.are_same(tensors, start.tensors)
         if (start.digest if known else digest.of_tensors(tensors)) != meant:
             raise LookupError("the start that this client put together is not the one the server made")
         if not known:

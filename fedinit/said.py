@@ -34,6 +34,11 @@ def said(value: object, most: int = SAID) -> str:
     return line if len(line) <= most and len(text) <= 4 * most else line[: most - 1] + "…"
 
 
+def first_ten(values: Sequence[object]) -> str:
+    """The first ten, with commas between, and "…" where there are more."""
+    return ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "")
+
+
 def no_formula(name: str) -> str:
     """A name for a spreadsheet, which would compute one that begins like a formula: an apostrophe makes it text."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name

@@ -112,6 +112,11 @@ def trained_names(layers: Mapping[str, Factors], head: Mapping[str, Tensor], tra
     return sorted(n for n in to_tensors(layers, head) if n.startswith(HEAD) or n[-1] in trainable)
 
 
+def are_same(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether both have the very same tensors, not equal ones, by the same names."""
+    return tensors.keys() == others.keys() and all(others[name] is value for name, value in tensors.items())
+
+
 def image_name(layer: str) -> str:
     """Of what a client answers in the second phase of a round for a layer, B(AĀᵀ)."""
     return layer + IMAGE

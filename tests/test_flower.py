@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -337,20 +338,26 @@ def test_what_a_run_waits_for_is_said_at_once_and_again(site, monkeypatch):
     assert len(said) == 4  # nobody was waited for
 
 
+class Slow(LocalGrid):
+    """Gives each reply at the look after so many, as `late` has it."""
+
+    def __init__(self, site: Site, late: Callable[[Message], int]) -> None:
+        super().__init__(Cohort(site), 3)
+        self.late, self.looks = late, Counter[str]()
+
+    def pull_messages(self, message_ids):
+        there = [i for i in message_ids if i in self._replies]
+        self.looks += Counter(there)
+        return super().pull_messages([i for i in there if self.looks[i] > self.late(self._replies[i])])
+
+
 def test_a_run_says_that_it_waits_for_nodes_that_are_slow_to_say_who_they_are(site, monkeypatch):
     """As they are that read a gigabyte of images first; while they do, nobody else is asked."""
     monkeypatch.setattr("strategies.server.exchange.SLOW_SECONDS", 0.0)
     monkeypatch.setattr("strategies.server.delivery.POLL_SECONDS", (0.01, 0.01))
 
-    class Slow(LocalGrid):
-        looks = 0
-
-        def pull_messages(self, message_ids):
-            self.looks += 1
-            return super().pull_messages(message_ids if self.looks > 9 else [])
-
     said = []
-    grid = WatchedGrid(Slow(Cohort(site), 3))
+    grid = WatchedGrid(Slow(site, lambda reply: 3))
     exchange = Exchange(grid, timeout=60.0, emit=lambda *_: None, waiting=said.append)
     assert set(exchange.register_clients(site.backbone.digest, -1)) == {0, 1, 2}
     assert len(said) == 1 and said[0].startswith("waits for clients; no node has said who it is yet, the run fails in ")
@@ -361,19 +368,12 @@ def test_a_round_that_takes_long_says_whose_updates_it_waits_for(site, monkeypat
     monkeypatch.setattr("strategies.server.collecting.SAY_SECONDS", 0.0)
     monkeypatch.setattr("strategies.server.delivery.POLL_SECONDS", (0.01, 0.01))
 
-    class Slow(LocalGrid):
-        looks = 0
-
-        def pull_messages(self, message_ids):
-            waiting = [self._replies[i] for i in message_ids if i in self._replies]
-            if not waiting or waiting[0].metadata.message_type != "train":
-                return super().pull_messages(message_ids)
-            self.looks += 1
-            late = waiting[0].metadata.src_node_id == 1001
-            return super().pull_messages(message_ids) if self.looks > (12 if late else 6) else []
+    def late(reply: Message) -> int:
+        late_one = reply.metadata.src_node_id == 1001
+        return (4 if late_one else 2) if reply.metadata.message_type == "train" else 0
 
     ledger, config = Ledger(), small_config("rounds=1", "evaluation=none", "strategy=fedit")
-    federate(config, WatchedGrid(Slow(Cohort(site), 3)), site.backbone, observers=[ledger])
+    federate(config, WatchedGrid(Slow(site, late)), site.backbone, observers=[ledger])
     assert ledger.heard == [
         "round 1: waits for the updates of clients 0, 1, 2",
         "round 1: waits for the updates of clients 1",

@@ -30,6 +30,7 @@ from fedinit.models import InputSpec
 from fedinit.pasted import pasted
 from fedinit.runs import made_of
 from fedinit.runs.result import Run
+from fedinit.said import first_ten
 from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.unreadable import mode_of
 
@@ -175,7 +176,7 @@ def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Co
     places = torch.tensor([domains.index(d) if d in domains else -1 for d in listed.domain_names])[listed.domains]
     for name in (names[i] for i in listed.labels[places >= 0].unique().tolist()):
         if name not in known:
-            few = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
+            few = first_ten(known)
             raise InputError(f"data: class '{name}' is none of the model's{did_you_mean(name, known)}; it has {few}")
     named = not isinstance(source, FileSource) or any(s in ("test", "val") for s in source.listing()[1].splits)
     if split == "test" or (split == "auto" and named):

@@ -12,6 +12,7 @@ from flwr.app import Message
 from fedinit import wire
 from fedinit.errors import Code, RunFailed
 from fedinit.runs.observer import ClientReport
+from fedinit.said import first_ten
 from fedinit.seeding import numpy_generator
 from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Update
@@ -78,17 +79,16 @@ def collect(
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
     need, chosen, admitted = method.needed(len(clients)), clients, Admitted()
-    running, everybody = RunningMean.begun(state, method, exchange, clients), set(clients)
+    running = RunningMean.begun(state, method, exchange, clients)
     for attempt in range(method.resamples + 1):
         # An attempt ends `reply_timeout` seconds after it began. Of these, half at most go to nodes that are away, so
         # that those which are there have the other half to answer in.
         end = time.monotonic() + exchange.reply_timeout
         halfway = end - exchange.reply_timeout / 2
         if attempt:
-            chosen = _others(method, exchange, round, attempt, len(clients), everybody, admitted)
+            chosen = _others(method, exchange, round, attempt, len(clients), set(asked), admitted)
             if not chosen:
                 break
-            everybody |= set(chosen)
             state = discovered(state, method, exchange, halfway, chosen, {r.client for r in admitted.refusals})
         else:
             state = discovered(state, method, exchange, halfway)
@@ -127,7 +127,7 @@ def _awaited(exchange: Exchange, expected: Mapping[int, Expected]) -> Callable[[
         waited = sorted((expected[node].client, expected[node].round) for node in nodes if node in expected)
         if not waited or time.monotonic() - spoken < SAY_SECONDS:
             return
-        clients = ", ".join(str(client) for client, _ in waited[:10]) + (", …" if len(waited) > 10 else "")
+        clients = first_ten([client for client, _ in waited])
         spoken, text = time.monotonic(), f"round {waited[0][1]}: waits for the updates of clients {clients}"
         if text != said:
             exchange.waiting(text)

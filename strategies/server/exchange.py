@@ -154,7 +154,7 @@ class Exchange:
         for node, was in self._claims.withdrawn(answers, fitting).items():
             if self.by_client.get(was) == node:
                 del self.by_client[was], heard[was]
-        left, rivals = [], self._claims.rivals(fitting, lambda node: node in self.grid.get_node_ids())
+        left, rivals = [], self._claims.rivals(fitting, self._is_online)
         for node, answer in fitting.items():
             if rivals[node] and self.by_client.get(answer.client) != node:
                 left.append(node)
@@ -179,7 +179,7 @@ class Exchange:
             answers = self._hello(round, max(deadline - time.monotonic(), 0.0))
             fitting, unfit = sorted_out(answers, self._misfit)
             dead = {self.by_client[client] for client in silent if client in self.by_client}
-            rivals = self._claims.rivals(fitting, lambda node: node in self.grid.get_node_ids(), dead)
+            rivals = self._claims.rivals(fitting, self._is_online, dead)
             for node, introduction in fitting.items():
                 client, known = introduction.client, self.by_client[introduction.client]
                 if node != known and rivals[node]:
@@ -250,6 +250,9 @@ class Exchange:
     def log_refusal(self, round: int, refusal: Refusal) -> None:
         """Put a refusal of this round into the ledger."""
         self.emit("refused", {"round": round, **vars(refusal)})
+
+    def _is_online(self, node: int) -> bool:
+        return node in self.grid.get_node_ids()
 
     def _hello(
         self, round: int, timeout: float, waiting: Callable[[], None] = lambda: None

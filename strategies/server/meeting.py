@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from fedinit.config.schema import Config
-from fedinit.said import said
+from fedinit.said import first_ten, said
 from fedinit.scores import Accuracy, RecoveryError
 from fedinit.transport.introduction import Introduction
 from strategies.server.method import needed
@@ -93,5 +93,4 @@ def missing(heard: Collection[int], wanted: int, seconds: float) -> str:
 
 def absent(heard: Collection[int], wanted: int) -> str:
     """The partition ids that are missing of so many, the first ten."""
-    left = [str(client) for client in range(wanted) if client not in heard]
-    return ", ".join(left[:10]) + (", …" if len(left) > 10 else "")
+    return first_ten([client for client in range(wanted) if client not in heard])

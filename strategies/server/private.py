@@ -56,7 +56,6 @@ def check_privacy(config: Config, examples: Mapping[int, int]) -> None:
     that of examples is each client's own, and must be had by as many as a round's quorum is."""
     privacy = config.privacy
     if isinstance(privacy, ClientPrivacyConfig):
-        _check_delta(privacy, len(examples))
         if (mechanism := mechanism_of(config, aggregator_of(config, config.strategy), len(examples))) is not None:
             _affordable(config.rounds, mechanism, privacy)
     if not isinstance(privacy, ExamplePrivacyConfig):

@@ -14,6 +14,7 @@ from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
 from fedinit.runs.ended import standing
+from fedinit.said import first_ten
 from fedinit.scores import SCORES
 
 
@@ -53,7 +54,7 @@ def unscored(methods: Sequence[Method]) -> list[str]:
             names = ", ".join(map(str, missing))
             said.append(f"Not scored in {label}, seed {run.seed}: {names}; the average is without {without}.")
         if partly := _partly_scored(run):
-            rounds = ", ".join(map(str, partly[:10])) + (", …" if len(partly) > 10 else "")
+            rounds = first_ten(partly)
             said.append(f"Averages of other domains than elsewhere in {label}, seed {run.seed}: of round {rounds}.")
     return said
 

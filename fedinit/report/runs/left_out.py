@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fedinit.data.reporter import counted
+from fedinit.said import first_ten
 
 KINDS = {
     "refused": "its update did not count",
@@ -57,9 +58,9 @@ def _who(entry: Mapping[str, Any]) -> str:
 
 
 def _began(entry: Mapping[str, Any]) -> str:
-    clients = [str(client) for client in entry.get("clients", ())]
-    named = ", ".join(clients[:10]) + (", …" if len(clients) > 10 else "")
-    return f"the run began without client{'s' * (len(clients) > 1)} {named}, before round {entry.get('round')}"
+    clients = [*entry.get("clients", ())]
+    several = "s" * (len(clients) > 1)
+    return f"the run began without client{several} {first_ten(clients)}, before round {entry.get('round')}"
 
 
 def _why(entry: Mapping[str, Any]) -> str:
