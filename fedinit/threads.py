@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
+from fedinit.allocator import keep_freed
+
 
 def cores() -> int:
     """Cores this process may use; no more than FEDINIT_CORES says, which a process of a sweep is started with."""
@@ -41,5 +43,6 @@ def intra_op(threads: int) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def server_pool() -> ThreadPoolExecutor:
-    """The process's pool for the server's arithmetic: a worker a core."""
+    """The process's pool for the server's arithmetic: a worker a core. What a layer frees stays for the next one."""
+    keep_freed()
     return make_pool(cores(), "server")

@@ -62,6 +62,30 @@ class Aggregate:
     by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What a round's clients returned of one layer.
+
+    clients: their factors, in their order. frame: what the round started from, where that `is_start`, or else the first
+    client's.
+    """
+
+    clients: Sequence[Factors]
+    frame: Factors
+    is_start: bool
+
+    @property
+    def products(self) -> Sequence[Factors]:
+        """The clients' products, which a rule works on; made when asked for, so that those of all layers are not held
+        at once."""
+        return self.frame.as_products(self.clients)
+
+    @property
+    def start(self) -> Factors | None:
+        """The product that the round started from; None where it is not known."""
+        return self.frame.as_product() if self.is_start else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Aggregator(ABC):
     """An aggregation method. Its fields are its options, with the same names in conf/strategy/<name>.yaml.
@@ -180,14 +204,21 @@ class Aggregator(ABC):
         rule = self.in_round(round)
         shares = self.weights(updates) if weights is None else [weights[u.client] for u in updates]
 
-        def layer(name: str) -> tuple[Factors, Factors | None, dict[str, float]]:
+        def posed(name: str) -> Layer:
             factors = [self.adopt(u.layers[name]) for u in updates]
             if not self.mixed_ranks and len({f.rank for f in factors}) > 1:
                 raise ValueError(f"layer {name}: clients have ranks {sorted({f.rank for f in factors})}; expected one")
             start = None if previous is None else previous.layers.get(name)
-            return rule._layer(factors, shares, start, round)
+            return Layer(factors, factors[0] if start is None else start, start is not None)
 
-        by_layer = dict(zip(updates[0].layers, server_pool().map(layer, updates[0].layers), strict=True))
+        names = list(updates[0].layers)
+        posed_layers = [posed(name) for name in names]
+        solved = rule.solve_all(posed_layers, shares)
+
+        def finished(layer: Layer, found: tuple[Factors, bool]) -> tuple[Factors, Factors | None, dict[str, float]]:
+            return rule._finished(layer, shares, *found, round)
+
+        by_layer = dict(zip(names, server_pool().map(finished, posed_layers, solved), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
         measured = {name: figures for name, (_, _, figures) in by_layer.items() if "bias2" in figures}
@@ -205,19 +236,17 @@ class Aggregator(ABC):
             by_layer={name: summarise([figures]) for name, figures in measured.items()},
         )
 
-    def _layer(
-        self, factors: Sequence[Factors], weights: Sequence[float], start: Factors | None, round: int
+    def _finished(
+        self, layer: Layer, weights: Sequence[float], product: Factors, converged: bool, round: int
     ) -> tuple[Factors, Factors | None, dict[str, float]]:
-        """A layer's global factors, what goes into the base, and the figures of the diagnostics, from the clients'
-        factors in their order."""
-        frame, start_product = (factors[0], None) if start is None else (start, start.as_product())
-        products = frame.as_products(factors)
-        product, converged = self.solve(products, weights, start_product)
-        if start_product is not None:
-            product = at_rank_of(start_product, product)
+        """A layer's global factors, what goes into the base, and the figures of the diagnostics, from what `solve` made
+        of it."""
+        frame, products = layer.frame, layer.products
+        if (start := layer.start) is not None:
+            product = at_rank_of(start, product)
         rest = self.left_out(products, weights, product)
         # What nobody trains is not averaged either: the mean of equal values may be rounded.
-        merged = frame.from_product(product, factors if self.trainable(round) else (), weights)
+        merged = frame.from_product(product, layer.clients if self.trainable(round) else (), weights)
         left_out = None if rest is None else frame.lift(rest)
         measured = {}
         if self.diagnostics and not self.two_phase:
@@ -225,7 +254,7 @@ class Aggregator(ABC):
             measured = measure_bias(self.averaged(products, product), weights, total, frame)
         if not converged:
             measured[UNCONVERGED] = 1.0
-        dtype = (factors[0] if start is None else start).A.dtype
+        dtype = frame.A.dtype
         return merged.to(dtype), None if left_out is None else left_out.to(dtype), measured
 
     def in_round(self, round: int) -> Aggregator:
@@ -247,6 +276,10 @@ class Aggregator(ABC):
         """`merge`, and whether what a method looks for by steps was met; the layers where it was not are counted in the
         diagnostics and logged, with the method's `shortfall`."""
         return self.merge(products, weights, start), True
+
+    def solve_all(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[tuple[Factors, bool]]:
+        """`solve` of every layer of a round, in their order, on the cores side by side."""
+        return list(server_pool().map(lambda layer: self.solve(layer.products, weights, layer.start), layers))
 
     def shortfall(self) -> str:
         """What is said of a round in which `solve` did not meet what it looks for, layers and their number apart."""

@@ -17,8 +17,8 @@ stay there. `cosine_fit` says so.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -29,78 +29,99 @@ NOUGHT = 1e-300  # for a divisor of zero
 
 @dataclass(frozen=True)
 class Axes:
-    """What f depends on, in axes v_j that G = Σ g_j v_j v_jᵀ is diagonal in; one number an axis in each.
+    """What f of each of L problems depends on, in axes v_j that G = Σ g_j v_j v_jᵀ is diagonal in; (L, r) each. An axis
+    of zeros counts for nothing.
 
-    g: g_j > 0. m: ‖M v_j‖². x: ⟨M v_j, B̄ v_j⟩. b: ‖B̄ v_j‖². ideal: N = ‖ΔW‖ > 0.
+    g: g_j ≥ 0. m: ‖M v_j‖². x: ⟨M v_j, B̄ v_j⟩. b: ‖B̄ v_j‖². ideal: N = ‖ΔW‖ > 0, (L,).
 
-    w and p are arrays of any length below, and so is what comes back.
+    w and p are (L, n) below for any n, and so is what comes back; λ is (L,).
     """
 
     g: np.ndarray
     m: np.ndarray
     x: np.ndarray
     b: np.ndarray
-    ideal: float
+    ideal: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Axes:
+        """Those of these problems, some of them perhaps several times."""
+        return Axes(*(values[rows] for values in (self.g, self.m, self.x, self.b, self.ideal)))
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """(L, r, 5)"""
+        return np.stack([self.m, self.x, *(self.g * v for v in (self.b, self.m, self.x))], axis=-1)
 
     def on_curve(self, w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """p at w > 0, and n² = ‖XĀ‖² there: p is the positive root of
         Σ m/(1+wg)²·p² + Σ x(1−wg)/(1+wg)²·p − w·Σ gb/(1+wg)² = 0."""
-        inverse = 1 / (1 + w[:, None] * self.g)
-        a, x, gb, gm, gx = (
-            inverse**2 @ np.stack([self.m, self.x, *(self.g * v for v in (self.b, self.m, self.x))]).T
-        ).T
-        half = x - inverse @ self.x / 2  # (1 − wg)/(1 + wg)² is 2/(1 + wg)² − 1/(1 + wg)
+        inverse = 1 / (1 + w[..., None] * self.g[:, None])  # (L, n, r)
+        a, x, gb, gm, gx = np.moveaxis(inverse**2 @ self._weights, -1, 0)
+        half = x - (inverse @ self.x[..., None])[..., 0] / 2  # (1 − wg)/(1 + wg)² is 2/(1 + wg)² − 1/(1 + wg)
         wide = np.abs(half) + np.sqrt(half**2 + a * w * gb)  # of the root's two forms the one without cancellation
         p = np.where(half > 0, w * gb / np.maximum(wide, NOUGHT), wide / np.maximum(a, NOUGHT))
         return p, np.maximum(p * p * gm + 2 * p * gx + gb, 0)
 
-    def excess(self, w: np.ndarray, lam: float) -> np.ndarray:
+    def excess(self, w: np.ndarray, lam: np.ndarray) -> np.ndarray:
         """log(2λNpn), which a stationary point of f has zero of. Its slope in log w is near 1."""
         p, size2 = self.on_curve(w)
-        return np.log(np.maximum(2 * lam * self.ideal * p * np.sqrt(size2), NOUGHT))
+        return np.log(np.maximum((2 * lam * self.ideal)[:, None] * p * np.sqrt(size2), NOUGHT))
 
-    def objective(self, p: np.ndarray, w: np.ndarray, lam: float) -> np.ndarray:
+    def objective(self, p: np.ndarray, w: np.ndarray, lam: np.ndarray) -> np.ndarray:
         """f at X = (pM + B̄)(I + wG)⁻¹, with a cosine of 0 where XĀ is zero."""
-        p, wg = p[:, None], w[:, None] * self.g
-        dots = ((p * self.m + self.x) / (1 + wg)).sum(1)
-        size2 = (self.g * (p * p * self.m + 2 * p * self.x + self.b) / (1 + wg) ** 2).sum(1).clip(min=0)
-        moved2 = ((p * p * self.m - 2 * p * wg * self.x + wg * wg * self.b) / (1 + wg) ** 2).sum(1).clip(min=0)
-        return 1 - dots / np.maximum(self.ideal * np.sqrt(size2), NOUGHT) + lam * moved2
+        g, m, x, b = (values[:, None] for values in (self.g, self.m, self.x, self.b))
+        p, wg = p[..., None], w[..., None] * g
+        dots = ((p * m + x) / (1 + wg)).sum(-1)
+        size2 = (g * (p * p * m + 2 * p * x + b) / (1 + wg) ** 2).sum(-1).clip(min=0)
+        moved2 = ((p * p * m - 2 * p * wg * x + wg * wg * b) / (1 + wg) ** 2).sum(-1).clip(min=0)
+        return 1 - dots / np.maximum(self.ideal[:, None] * np.sqrt(size2), NOUGHT) + lam[:, None] * moved2
 
 
 @dataclass(frozen=True)
 class Fit:
-    """X = (pM + B̄)(I + wG)⁻¹. converged: whether it is a minimum of f; f has none where it is not."""
+    """X = (pM + B̄)(I + wG)⁻¹ of each problem; (L,) each.
 
-    p: float
-    w: float
-    converged: bool
+    converged: whether it is a minimum of f; f has none where it is not."""
+
+    p: np.ndarray
+    w: np.ndarray
+    converged: np.ndarray
 
 
-def cosine_fit(axes: Axes, lam: float) -> Fit:
-    """The minimiser of f, for λ > 0; where f has no minimum, the better of the ridge solution and B̄ itself."""
+def cosine_fit(axes: Axes, lam: np.ndarray) -> Fit:
+    """The minimisers of f, for λ > 0; where f has no minimum, the better of the ridge solution and B̄ itself."""
     ridge = 1 / (2 * lam * axes.ideal**2)
-    tried = ridge * 10**TRIED
+    tried = ridge[:, None] * 10**TRIED
     value = axes.excess(tried, lam)
-    rising = np.nonzero((value[:-1] < 0) & (value[1:] >= 0))[0]
-    roots = np.array([_root(axes, lam, tried[i : i + 2], value[i : i + 2]) for i in rising])
-    w = roots if len(roots) else np.array([ridge, 0.0])
-    p = axes.on_curve(roots)[0] if len(roots) else w
-    best = 0 if len(w) == 1 else int(axes.objective(p, w, lam).argmin())
-    return Fit(float(p[best]), float(w[best]), bool(len(roots)))
+    problem, at = np.nonzero((value[:, :-1] < 0) & (value[:, 1:] >= 0))
+    ends = np.stack([at, at + 1])
+    w = _roots(axes.of(problem), lam[problem], np.log(tried[problem, ends]), value[problem, ends])
+    p = axes.of(problem).on_curve(w[:, None])[0][:, 0]
+    rootless = np.setdiff1d(np.arange(len(lam)), problem)
+    nought = np.zeros(len(rootless))
+    # Whatever may be the one of a problem: its roots, or where it has none w = p of the ridge solution and of B̄.
+    problem = np.concatenate([problem, rootless, rootless])
+    w, p = (np.concatenate([values, ridge[rootless], nought]) for values in (w, p))
+    loss = axes.of(problem).objective(p[:, None], w[:, None], lam[problem])[:, 0]
+    order = np.lexsort((loss, problem))
+    best = order[np.unique(problem[order], return_index=True)[1]]
+    return Fit(p[best], w[best], ~np.isin(np.arange(len(lam)), rootless))
 
 
-def _root(axes: Axes, lam: float, bracket: np.ndarray, values: np.ndarray) -> float:
-    """w with `excess` zero, between the two of the bracket, where it is below zero and not below: the secant method in
-    log w, and a bisection where that leaves the bracket."""
-    low, high = np.log(bracket)
-    before, y, former, value = low, high, values[0], values[1]
+def _roots(axes: Axes, lam: np.ndarray, bracket: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """w of each problem with `excess` zero, (L,), between the two log w of its bracket (2, L), at which it is below
+    zero and not below: the secant method in log w, and a bisection where that leaves the bracket."""
+    low, high = bracket
+    before, y, former, value = low, high, *values
+    done = np.zeros(len(lam), bool)
     for _ in range(STEPS):
-        moved = y - value * (y - before) / (value - former) if value != former else math.nan
-        moved = moved if low <= moved <= high else (low + high) / 2
-        before, y, former = y, moved, value
-        if abs(y - before) <= ACCURACY * max(1.0, abs(y)):
+        if done.all():
             break
-        value = axes.excess(np.exp([y]), lam)[0]
-        low, high = (y, high) if value < 0 else (low, y)
-    return math.exp(y)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            secant = y - value * (y - before) / (value - former)
+        moved = np.where((low <= secant) & (secant <= high), secant, (low + high) / 2)
+        before, y, former = np.where(done, before, y), np.where(done, y, moved), np.where(done, former, value)
+        done = done | (np.abs(y - before) <= ACCURACY * np.maximum(1.0, np.abs(y)))
+        value = np.where(done, value, axes.excess(np.exp(y)[:, None], lam)[:, 0])
+        low, high = np.where(~done & (value < 0), y, low), np.where(~done & (value >= 0), y, high)
+    return np.exp(y)

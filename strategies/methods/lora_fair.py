@@ -23,7 +23,6 @@ against the corrected B. With VeRA (fedinit/adapters/vera.py) b is corrected for
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -37,13 +36,14 @@ from fedinit.config.checks import at_least, positive, within
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
-from strategies.aggregator import Aggregator
+from fedinit.threads import intra_op, server_pool
+from strategies.aggregator import Aggregator, Layer
 from strategies.means import mean_factors
 from strategies.methods.fair_columns import columns_fit, columns_loss
-from strategies.methods.fair_cosine import Axes, cosine_fit
+from strategies.methods.fair_correction import cosine_correction, fit_axes, near_the_least, ridge_correction
 from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
-
-SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
+from strategies.methods.fair_moments import Moments, Seen, look, moments
+from strategies.side_by_side import SideBySide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,82 +136,106 @@ class LoRAFAIR(Aggregator):
     def solve(
         self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
     ) -> tuple[Factors, bool]:
-        average, first = mean_factors(products, weights), products[0]
-        if self.two_phase:  # the correction is for `complete`
-            return average, True
-        if isinstance(first, Pair):
-            b, done = self._correct_b(first.frame, products, weights, average)
-            return Factors(average.A, b), done
-        met = []
-        if self.side != "A":
-            B, done = self._correct(products, weights, average)
-            average, met = Factors(average.A, B), [done]
-        if self.side != "B":
-            turned = [Factors(p.B.T, p.A.T) for p in products]
-            A, done = self._correct(turned, weights, Factors(average.B.T, average.A.T))
-            average, met = Factors(A.T, average.B), [*met, done]
-        return average, all(met)
+        return self.solve_all([Layer(products, products[0], is_start=False)], weights)[0]
 
-    def _correct(self, products: Sequence[Factors], weights: Sequence[float], average: Factors) -> tuple[Tensor, bool]:
-        """B̄′ (d, r) in float64, for fixed Ā, and whether it is what was looked for."""
+    def solve_all(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[tuple[Factors, bool]]:
+        if self.two_phase:  # the correction is for `complete`
+            return list(server_pool().map(lambda layer: (mean_factors(layer.products, weights), True), layers))
+        if isinstance(layers[0].products[0], Pair):
+            return list(server_pool().map(lambda layer: self._solve_pairs(layer.products, weights), layers))
+        if self.side == "B":
+            return self._corrected(layers, weights)
+        if self.side == "both":
+            met = self._corrected(layers, weights)
+        else:
+            met = [(SideBySide(layer.products, weights).means, True) for layer in layers]
+        turned = self._corrected(layers, weights, [turn(average) for average, _ in met])
+        return [(turn(product), done and before) for (product, done), (_, before) in zip(turned, met, strict=True)]
+
+    def _corrected(
+        self, layers: Sequence[Layer], weights: Sequence[float], turned: Sequence[Factors | None] = ()
+    ) -> list[tuple[Factors, bool]]:
+        """Ā and B̄′ of each layer in float64, and whether it is what was looked for.
+
+        turned: B̄ᵀ for Ā and Āᵀ for B̄ of each, where the problem is the transposed one; so is what comes back.
+        """
+        wanted = self.lam_scale == "cosine" and self.lam > 0
+        at_once = self.solver == "closed_form" and self.similarity == "matrix"
+
+        def begun(layer: Layer, average: Factors | None) -> tuple[Factors, Seen | tuple[Tensor, bool]]:
+            clients = SideBySide([turn(p) for p in layer.products] if average else layer.products, weights)
+            average = average or clients.means
+            return average, look(clients, average.A, wanted) if at_once else self._searched(clients, average)
+
+        averages, found = zip(*server_pool().map(begun, layers, turned or [None] * len(layers)), strict=True)
+        corrected = self._closed_form(found, [average.B for average in averages]) if at_once else found
+        return [(replace(average, B=B), done) for average, (B, done) in zip(averages, corrected, strict=True)]
+
+    def _searched(self, clients: SideBySide, average: Factors) -> tuple[Tensor, bool]:
+        """B̄′ (d, r) in float64, for fixed Ā, and whether it is what was looked for, by steps."""
         if self.solver == "closed_form":
-            cosine = self.lam_scale == "cosine" and self.lam > 0
-            M, G, ideal_norm = moments_and_norm(products, weights, average.A, cosine)
-            if self.similarity == "columns":
-                return self._fit_columns(products, weights, average, self.lam)
-            return self._closed_form(M, G, ideal_norm, average.B)
-        M, G = moments(products, weights, average.A)
+            return self._fit_columns(clients, average, self.lam)
+        M, G = clients.image(average.A), average.A @ average.A.T
         size2 = float(average.B.square().sum())
         lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
         delta = self._start(average.B)
-        ideal = stack([p.to(torch.float64) for p in products], weights)
+        ideal = clients.ideal()
         ideal_norm, rate = norm(ideal), normalised_rate(G, average.B, lam, self.lr)
         if self.solver == "dense_sgd":
             columns = self.similarity == "columns"
             delta = dense_sgd(ideal.dense(), average, delta, lam, self.steps, rate, columns)
             if columns:
-                least, exists = self._fit_columns(products, weights, average, lam)
+                least, exists = self._fit_columns(clients, average, lam)
                 losses = [float(columns_loss(ideal.dense(), average, d, lam)) for d in (delta, least - average.B)]
                 return average.B + delta, exists and losses[0] <= 1.01 * losses[1] + 1e-12
         else:
             delta = gram_sgd(M, G, ideal_norm, average.B, delta, lam, self.steps, rate)
-        return average.B + delta, near_the_least(M, G, ideal_norm, average.B, delta, lam)
+        known = Moments.of(M[None], G[None], ideal_norm)
+        return average.B + delta, near_the_least(known, average.B[None], delta[None], lam)
 
-    def _closed_form(self, M: Tensor, G: Tensor, ideal_norm: float, B: Tensor) -> tuple[Tensor, bool]:
-        """B̄′ from M (d, r), G (r, r), ‖ΔW‖, which lam_scale=cosine alone reads, and B̄ (d, r)."""
+    def _closed_form(self, seen: Sequence[Seen], Bs: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
+        """B̄′ (d, r) of each layer, from what was seen of it and B̄; those of one shape at once."""
+        shapes = [tuple(of_layer.image.shape) for of_layer in seen]
+        out: dict[int, tuple[Tensor, bool]] = {}
+        for shape in dict.fromkeys(shapes):
+            those = [i for i, other in enumerate(shapes) if other == shape]
+            with intra_op(1):  # what is split waits in a loop for more, on a core that the next layers need
+                corrected, done = self._fitted(moments([seen[i] for i in those]), torch.stack([Bs[i] for i in those]))
+            out |= dict(zip(those, zip(corrected, done.tolist(), strict=True), strict=True))
+        return [out[i] for i in range(len(seen))]
+
+    def _fitted(self, known: Moments, B: Tensor) -> tuple[Tensor, Tensor]:
+        """B̄′ (L, d, r) of layers of one shape, from B̄; lam_scale=cosine alone reads ‖ΔW‖."""
         if self.lam_scale == "cosine" and self.lam > 0:
-            return cosine_correction(M, G, ideal_norm, B, self.lam)
-        lam = self.lam * float(G.trace()) / G.shape[0] if self.lam_scale == "relative" else self.lam
-        return B + ridge_correction(M, G, B, lam), True
+            return cosine_correction(known, B, self.lam)
+        lam = self.lam * known.g.mean(1) if self.lam_scale == "relative" else self.lam  # tr(G)/r
+        return B + ridge_correction(known, B, lam), torch.ones(len(B), dtype=torch.bool)
 
     def complete_layer(self, average: Factors, image: Tensor) -> tuple[Factors, bool]:
-        M, G = image.double(), average.A.double() @ average.A.double().T
-        inside2 = float(((M @ torch.linalg.pinv(G, hermitian=True)) * M).sum())  # ‖ΔW P_A‖²
-        B, done = self._closed_form(M, G, max(inside2, 0.0) ** 0.5, average.B.double())
-        return replace(average, B=B.to(average.B.dtype)), done
+        known = Moments.of(image.double()[None], (average.A.double() @ average.A.double().T)[None])
+        B, done = self._fitted(replace(known, size=known.inside2.sqrt()), average.B.double()[None])
+        return replace(average, B=B[0].to(average.B.dtype)), bool(done)
 
-    def _fit_columns(
-        self, products: Sequence[Factors], weights: Sequence[float], average: Factors, lam: float
-    ) -> tuple[Tensor, bool]:
+    def _fit_columns(self, clients: SideBySide, average: Factors, lam: float) -> tuple[Tensor, bool]:
         """B̄′ of the least objective by columns, searched for from that of the whole matrix."""
-        ideal = stack([p.to(torch.float64) for p in products], weights)
-        M, G = moments(products, weights, average.A)
-        if lam:
-            start = cosine_correction(M, G, norm(ideal), average.B, lam)[0] - average.B
-        else:
-            start = ridge_correction(M, G, average.B, 0.0)
+        ideal = clients.ideal()
+        A, B = average.A, average.B[None]
+        known = Moments.of(clients.image(A)[None], (A @ A.T)[None], norm(ideal))
+        start = (cosine_correction(known, B, lam)[0] - B if lam else ridge_correction(known, B, 0.0))[0]
         delta, done = columns_fit(ideal, average, start, lam)
         return average.B + delta, done
 
-    def _correct_b(
-        self, frozen: Factors, pairs: Sequence[Factors], weights: Sequence[float], average: Factors
-    ) -> tuple[Tensor, bool]:
-        """VeRA's b̄′ (d, 1) in float64, for fixed d̄, and whether it is what was looked for."""
-        dots, size2, ideal_norm = row_moments(frozen, pairs, weights, average)
+    def _solve_pairs(self, pairs: Sequence[Factors], weights: Sequence[float]) -> tuple[Factors, bool]:
+        """VeRA's d̄ and b̄′ (d, 1) in float64, for fixed d̄, and whether it is what was looked for."""
+        average, first = mean_factors(pairs, weights), pairs[0]
+        assert isinstance(first, Pair)
+        dots, size2, ideal_norm = row_moments(first.frame, pairs, weights, average)
         if self.lam_scale == "cosine" and self.lam > 0:
-            fitted, done = fit_axes(dots[None], size2, ideal_norm, average.B.T, self.lam)
-            return fitted.T, done
-        return corrected_b(dots, size2, average.B, self.lam, self.lam_scale == "relative"), True
+            known = Moments(dots[None, None], size2[None], torch.empty(0), torch.tensor([ideal_norm]).double())
+            fitted, done = fit_axes(known, average.B.T[None], self.lam)
+            return Factors(average.A, fitted[0].T), bool(done)
+        b = corrected_b(dots, size2, average.B, self.lam, self.lam_scale == "relative")
+        return Factors(average.A, b), True
 
     def _start(self, B: Tensor) -> Tensor:
         if self.delta_init == "zero":
@@ -221,106 +245,9 @@ class LoRAFAIR(Aggregator):
         return torch.empty_like(B).uniform_(-bound, bound, generator=draw)
 
 
-def moments(products: Sequence[Factors], weights: Sequence[float], A: Tensor) -> tuple[Tensor, Tensor]:
-    """M = Σ p_i B_i (A_i Aᵀ), (d, r), and G = A Aᵀ, (r, r), in float64, for the averaged A (r, k)."""
-    return image(products, weights, A), A @ A.T
-
-
-def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -> Tensor:
-    """ΔW rowsᵀ = Σ p_i B_i (A_i rowsᵀ), (d, c), in float64, for rows (c, k)."""
-    # Everything transposed: a few long rows on the left are faster in the product than a few columns on the right.
-    out = torch.zeros(rows.shape[0], products[0].B.shape[0], dtype=torch.float64)
-    # A pair of float64 buffers for each rank, which stay in the cache, and as few calls a client as can be.
-    buffers = {}
-    for product, weight in zip(products, weights, strict=True):
-        if product.rank not in buffers:
-            buffers[product.rank] = tuple(torch.empty_like(t, dtype=torch.float64) for t in (product.A, product.B))
-        wide, tall = buffers[product.rank]
-        core = rows.mm(wide.copy_(product.A).T)  # (c, k) @ (k, r_i) -> (c, r_i)
-        out.addmm_(core, tall.copy_(product.B).T, alpha=weight)
-    return out.T
-
-
-def moments_and_norm(
-    products: Sequence[Factors], weights: Sequence[float], A: Tensor, wanted: bool = True
-) -> tuple[Tensor, Tensor, float]:
-    """M and G of `moments`, and ‖ΔW‖ (0 where it is not wanted).
-
-    The norm is exact up to SKETCHED components in all; from there on its cost, O(R²(d + k)), would be most of the
-    aggregation's. What lies in the rows of A stays exact, ‖M G^(−1/2)‖, and the rest, E = ΔW(I − P_A), is estimated by
-    ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of ‖ΔW‖ as one of λ.
-    """
-    if not wanted or sum(p.rank for p in products) <= SKETCHED:
-        M, G = moments(products, weights, A)
-        return M, G, norm(stack([p.to(torch.float64) for p in products], weights)) if wanted else 0.0
-    probes = _gaussian(A.shape[1])
-    both, G = image(products, weights, torch.cat([A, probes])), A @ A.T
-    M, seen = both[:, : A.shape[0]], both[:, A.shape[0] :]
-    values, vectors = torch.linalg.eigh(G)
-    kept = values > values[-1].clamp(min=0) * G.shape[0] * torch.finfo(G.dtype).eps
-    inverse = (vectors * torch.where(kept, 1 / values, 0)) @ vectors.T  # as pinv, in a fifth of its time
-    inside2 = float(((M @ inverse) * M).sum())
-    rest2 = float((seen - M @ (inverse @ (A @ probes.T))).square().sum()) / PROBES
-    return M, G, max(inside2 + rest2, 0.0) ** 0.5
-
-
-@functools.cache
-def _gaussian(size: int) -> Tensor:
-    """(PROBES, size)"""
-    draw = torch_generator(0, "lora_fair.norm", size)
-    return torch.randn(size, PROBES, generator=draw, dtype=torch.float64).T.contiguous()
-
-
-def cosine_correction(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:
-    """B̄ + ΔB (d, r) of the least 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖², λ > 0, from M (d, r), G (r, r), ‖ΔW‖ and B̄ (d, r),
-    and whether it is a minimum (`cosine_fit`)."""
-    values, vectors = torch.linalg.eigh(G)
-    fitted, done = fit_axes(M @ vectors, values, ideal_norm, B @ vectors, lam)
-    return fitted @ vectors.T, done
-
-
-def near_the_least(M: Tensor, G: Tensor, ideal_norm: float, B: Tensor, delta: Tensor, lam: float) -> bool:
-    """Whether 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖² is within 1 % of its least value, or 1e-12; not where it has none."""
-
-    def loss(corrected: Tensor) -> float:
-        n = float(((corrected @ G) * corrected).sum().clamp(min=0).sqrt())
-        cosine = float((M * corrected).sum()) / (ideal_norm * n) if n else 0.0
-        return 1 - cosine + lam * float((corrected - B).square().sum())
-
-    if not ideal_norm:
-        return True
-    least, exists = cosine_correction(M, G, ideal_norm, B, lam) if lam else (B + ridge_correction(M, G, B, 0.0), True)
-    return exists and loss(B + delta) <= 1.01 * loss(least) + 1e-12
-
-
-def fit_axes(M: Tensor, g: Tensor, ideal_norm: float, B: Tensor, lam: float) -> tuple[Tensor, bool]:
-    """The same where G = diag(g), g (r,), ascending or not. Columns with no g stay as they are."""
-    floor = g.max().clamp(min=0) * g.shape[0] * torch.finfo(g.dtype).eps
-    kept = g > floor
-    if not ideal_norm or not kept.any():
-        return B, True
-    if not kept.all():
-        corrected = B.clone()
-        corrected[:, kept], done = fit_axes(M[:, kept], g[kept], ideal_norm, B[:, kept], lam)
-        return corrected, done
-    # Below this λ the minimiser moves no more: it is MG⁺, as long as ⟨MG⁺, B̄⟩ has it.
-    lam = max(lam, 1e-40 * float(g.max()) / ideal_norm**2)
-    m, x, b = (M.square().sum(0), (M * B).sum(0), B.square().sum(0))
-    fit = cosine_fit(Axes(g.numpy(), m.numpy(), x.numpy(), b.numpy(), ideal_norm), lam)
-    moved = (fit.w * (M - B * g) + (fit.p - fit.w) * M) / (1 + fit.w * g)  # ΔB; nought where M = B̄G
-    return B + moved, fit.converged
-
-
-def ridge_correction(M: Tensor, G: Tensor, B: Tensor, lam: float) -> Tensor:
-    """ΔB = (M − B G)(G + λI)⁺, (d, r), from M (d, r), G (r, r) and B (d, r).
-
-    By the eigenvectors of G, so that a rank-deficient Ā (zero padding, or λ = 0) gives the least-norm solution.
-    """
-    values, vectors = torch.linalg.eigh(G)
-    shifted = values + lam
-    floor = values[-1].clamp(min=0) * G.shape[0] * torch.finfo(G.dtype).eps
-    inverse = torch.where(shifted > floor, 1 / shifted, 0)
-    return ((M - B @ G) @ vectors * inverse) @ vectors.T
+def turn(product: Factors) -> Factors:
+    """(BA)ᵀ = AᵀBᵀ"""
+    return Factors(product.B.T, product.A.T)
 
 
 def row_moments(

@@ -14,7 +14,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from strategies.methods.lora_fair import SKETCHED, moments, ridge_correction
+from strategies.methods.fair_correction import ridge_correction
+from strategies.methods.fair_moments import SKETCHED, Moments
+from strategies.side_by_side import SideBySide
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients, well_posed
 
@@ -204,8 +206,7 @@ def test_the_target_does_not_see_a_gauge_of_each_client(c: Clients, seed: int) -
     cores = [np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.5, 2) for _ in c.A]
     turned = c.regauged(cores)
     A = rng.standard_normal(c.A[0].shape)
-    (one, G), (other, _) = (moments(x.factors(), list(x.p), torch.tensor(A)) for x in (c, turned))
-    np.testing.assert_allclose(G.numpy(), A @ A.T, rtol=1e-12, atol=1e-12)
+    one, other = (SideBySide(x.factors(), list(x.p)).image(torch.tensor(A)) for x in (c, turned))
     np.testing.assert_allclose(one.numpy(), oracles.ideal_update(c) @ A.T, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-8, atol=1e-8)
 
@@ -248,7 +249,7 @@ def test_dependent_rows_give_the_solution_of_least_norm(d: int, k: int, rank: in
 
 def test_no_A_at_all() -> None:
     """Ā = 0: nothing can be corrected, and nothing is."""
-    zero = torch.zeros(3, 3, dtype=torch.float64)
-    M, B = torch.zeros(5, 3, dtype=torch.float64), torch.ones(5, 3, dtype=torch.float64)
+    B = torch.ones(1, 5, 3, dtype=torch.float64)
+    known = Moments.of(torch.zeros(1, 5, 3, dtype=torch.float64), torch.zeros(1, 3, 3, dtype=torch.float64))
     for lam in (0.0, 0.5):
-        assert not ridge_correction(M, zero, B, lam).any()
+        assert not ridge_correction(known, B, lam).any()

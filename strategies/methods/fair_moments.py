@@ -1,0 +1,97 @@
+"""What LoRA-FAIR's closed form knows of layers: M = ΔWĀᵀ, G = ĀĀᵀ and ‖ΔW‖, at O(K r²(d + k)) each, in float64."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedinit.factors import norm
+from fedinit.seeding import torch_generator
+from strategies.side_by_side import SideBySide
+
+SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of L layers of one shape: M (L, d, r), and G = V diag(g) Vᵀ by g (L, r), ascending, and V (L, r, r).
+
+    size: ‖ΔW‖, (L,); 0 where it was not wanted.
+    """
+
+    M: Tensor
+    g: Tensor
+    V: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, M: Tensor, G: Tensor, size: Tensor | float = 0.0) -> Moments:
+        """Of G (L, r, r) itself."""
+        g, V = torch.linalg.eigh(G)
+        return cls(M, g, V, torch.as_tensor(size, dtype=g.dtype).expand(len(g)))
+
+    @property
+    def floor(self) -> Tensor:
+        """What of g is zero but for rounding, (L, 1)."""
+        return self.g.amax(-1, keepdim=True).clamp(min=0) * self.g.shape[-1] * torch.finfo(self.g.dtype).eps
+
+    @property
+    def alive(self) -> Tensor:
+        """Which of g are above it, (L, r)."""
+        return self.g > self.floor
+
+    @property
+    def inverse(self) -> Tensor:
+        """1/g, or 0, (L, r): V diag(·) Vᵀ is G⁺."""
+        return torch.where(self.alive, 1 / self.g, 0)
+
+    @property
+    def inside2(self) -> Tensor:
+        """‖ΔW P_A‖² = ‖M G^(−1/2)‖², (L,), with P_A on the row space of Ā."""
+        return ((self.M @ self.V).square().sum(-2) * self.inverse).sum(-1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is taken from a layer's clients. image: ΔW Xᵀ (d, r + PROBES) or (d, r), for the rows X of Ā, and after them
+    those of Ω where ‖ΔW‖ is estimated. crossed: Ā Xᵀ. size: ‖ΔW‖, where it is not."""
+
+    image: Tensor
+    crossed: Tensor
+    size: float | None
+
+
+def look(clients: SideBySide, A: Tensor, wanted: bool) -> Seen:
+    """Take it, for Ā (r, k). wanted: whether ‖ΔW‖ is.
+
+    The norm is exact up to SKETCHED components in all; from there on its cost, O(R²(d + k)), would be most of the
+    aggregation's. What lies in the rows of Ā stays exact, ‖M G^(−1/2)‖, and the rest, E = ΔW(I − P_A), is estimated by
+    ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of ‖ΔW‖ as one of λ.
+    """
+    if wanted and sum(p.rank for p in clients.products) > SKETCHED:
+        rows = torch.cat([A, _gaussian(A.shape[1])])
+        return Seen(clients.image(rows), A @ rows.T, None)
+    return Seen(clients.image(A), A @ A.T, norm(clients.ideal()) if wanted else 0.0)
+
+
+def moments(seen: Sequence[Seen]) -> Moments:
+    """Those of layers of one shape."""
+    image, crossed = (torch.stack([getattr(s, name) for s in seen]) for name in ("image", "crossed"))
+    rank = crossed.shape[1]
+    known = Moments.of(image[..., :rank], crossed[..., :rank])
+    if crossed.shape[2] == rank:
+        return replace(known, size=torch.tensor([s.size for s in seen], dtype=known.g.dtype))
+    of_rows = (known.M @ known.V * known.inverse[:, None]) @ (known.V.mT @ crossed[..., rank:])  # ΔW P_A Ωᵀ
+    rest2 = (image[..., rank:] - of_rows).square().sum((-2, -1)) / PROBES
+    return replace(known, size=(known.inside2 + rest2).sqrt())
+
+
+@functools.cache
+def _gaussian(size: int) -> Tensor:
+    """(PROBES, size)"""
+    draw = torch_generator(0, "lora_fair.norm", size)
+    return torch.randn(size, PROBES, generator=draw, dtype=torch.float64).T.contiguous()

@@ -1,0 +1,89 @@
+"""Sums over clients that are laid side by side, against NumPy's of the dense matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedinit.factors import Factors
+from strategies import side_by_side
+from strategies.aggregator import Update
+from strategies.means import mean_factors
+from strategies.methods.lora_fair import LoRAFAIR
+from strategies.side_by_side import SideBySide
+from tests.support import oracles
+from tests.support.oracles import Clients, clients, draw_clients
+
+quick = settings(deadline=None, max_examples=30)
+GROUPS = [1, 40, 2**21]  # one client at a time, a few, all
+
+
+@pytest.fixture(params=GROUPS)
+def group(request, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(side_by_side, "GROUP", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("ranks", [[2] * 5, [1, 3, 2, 4]])
+def test_the_image_is_the_ideal_updates(group: int, rows: int, ranks: list[int]) -> None:
+    c = draw_clients(3, 7, 11, ranks, [4, 1, 2, 8, 3][: len(ranks)])
+    X = np.random.default_rng(0).standard_normal((rows, 11))
+    image = SideBySide(c.factors(), list(c.p)).image(torch.tensor(X))
+    np.testing.assert_allclose(image.numpy(), oracles.ideal_update(c) @ X.T, rtol=1e-12, atol=1e-12)
+
+
+@quick
+@given(clients(min_clients=2), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(GROUPS))
+def test_the_means_are_the_averages_to_the_bit(c: Clients, dtype: torch.dtype, size: int) -> None:
+    factors = [f.to(dtype) for f in c.factors()]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(side_by_side, "GROUP", size)
+        ours = SideBySide(factors, list(c.p)).means
+    theirs = mean_factors(factors, list(c.p))
+    assert torch.equal(ours.A, theirs.A) and torch.equal(ours.B, theirs.B)
+
+
+def test_weights_in_another_order_are_another_sum() -> None:
+    """The negative control."""
+    c = draw_clients(3, 7, 11, [2] * 3, [4, 1, 2])
+    rows = torch.eye(11, dtype=torch.float64)
+    one, other = (SideBySide(c.factors(), w).image(rows) for w in (list(c.p), list(c.p)[::-1]))
+    assert float((one - other).norm() / one.norm()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lam_scale": "relative"}, {"lam": 0.0}, {"side": "both"}, {"side": "A"}], ids=str
+)
+@pytest.mark.parametrize("K", [3, 9])  # with 9 of rank 8 the norm is estimated
+def test_layers_at_once_are_as_each_alone(options: dict, K: int) -> None:
+    """Of several shapes, one of them without an update, one with a row of A that nobody has."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    def layers() -> dict[str, Factors]:
+        short = normal(8, 12)
+        short[-1] = 0
+        return {
+            "a": Factors(normal(8, 20), normal(15, 8)),
+            "none": Factors(normal(8, 20), torch.zeros(15, 8, dtype=torch.float64)),
+            "b": Factors(normal(8, 12), 1e-3 * normal(15, 8)),
+            "c": Factors(normal(8, 20), 1e3 * normal(15, 8)),
+            "short": Factors(short, normal(15, 8)),
+        }
+
+    updates = [Update(i, i + 1, layers(), {}) for i in range(K)]
+    method = LoRAFAIR(diagnostics=False, **options)
+    together = method.aggregate(updates, 1)
+    for name in updates[0].layers:
+        alone = method.aggregate([Update(u.client, u.examples, {name: u.layers[name]}, {}) for u in updates], 1)
+        for part in ("A", "B"):
+            ours, theirs = (getattr(made.layers[name], part) for made in (together, alone))
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12 * float(theirs.norm()))
+    plain = mean_factors([u.layers["a"] for u in updates], method.weights(updates))
+    assert not all(torch.equal(getattr(together.layers["a"], part), getattr(plain, part)) for part in ("A", "B"))
