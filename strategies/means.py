@@ -5,14 +5,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fedinit.factors import Factors, mean, pad
+
+SIDE_BY_SIDE = 2**18  # numbers of a factor that are laid side by side at once, 2 MB
 
 
 def mean_factors(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
     """(Ā, B̄) in float64, with lower ranks padded with zeros."""
     products = at_one_rank(products)
     return Factors(mean([p.A for p in products], weights), mean([p.B for p in products], weights))
+
+
+def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -> Tensor:
+    """ΔW rowsᵀ = Σ p_i B_i (A_i rowsᵀ), (d, c), in float64, for rows (c, k).
+
+    Clients are laid side by side, as few at a time as a cache holds: two large products instead of two small ones of
+    each.
+    """
+    # Transposed: a few long rows on the left are faster in the product than a few columns on the right.
+    out = rows.new_zeros(rows.shape[0], products[0].B.shape[0])
+    few = max(1, SIDE_BY_SIDE // max(max(p.A.numel(), p.B.numel()) for p in products))
+    for start in range(0, len(products), few):
+        those, shares = products[start : start + few], weights[start : start + few]
+        ranks = [p.rank for p in those]
+        A, B = rows.new_empty(sum(ranks), rows.shape[1]), rows.new_empty(out.shape[1], sum(ranks))
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [*A.split(ranks), *B.split(ranks, 1)], [*(p.A for p in those), *(p.B for p in those)]
+        )
+        cores = rows @ A.T  # (c, k) @ (k, Σ r_i)
+        of_each = [share for share, rank in zip(shares, ranks, strict=True) for _ in range(rank)]
+        out.addmm_(cores.mul_(torch.tensor(of_each, dtype=cores.dtype)), B.T)
+    return out.T
 
 
 def at_one_rank(products: Sequence[Factors]) -> list[Factors]:

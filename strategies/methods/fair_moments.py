@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedinit.factors import norm
+from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
-from strategies.side_by_side import SideBySide
+from strategies.means import image
 
 SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
 
@@ -65,28 +65,29 @@ class Seen:
     size: float | None
 
 
-def look(clients: SideBySide, A: Tensor, wanted: bool) -> Seen:
-    """Take it, for Ā (r, k). wanted: whether ‖ΔW‖ is.
+def look(products: Sequence[Factors], weights: Sequence[float], A: Tensor, wanted: bool) -> Seen:
+    """Take it, for Ā (r, k), from the clients' factors in float32 or float64. wanted: whether ‖ΔW‖ is.
 
     The norm is exact up to SKETCHED components in all; from there on its cost, O(R²(d + k)), would be most of the
     aggregation's. What lies in the rows of Ā stays exact, ‖M G^(−1/2)‖, and the rest, E = ΔW(I − P_A), is estimated by
     ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of ‖ΔW‖ as one of λ.
     """
-    if wanted and sum(p.rank for p in clients.products) > SKETCHED:
+    if wanted and sum(p.rank for p in products) > SKETCHED:
         rows = torch.cat([A, _gaussian(A.shape[1])])
-        return Seen(clients.image(rows), A @ rows.T, None)
-    return Seen(clients.image(A), A @ A.T, norm(clients.ideal()) if wanted else 0.0)
+        return Seen(image(products, weights, rows), A @ rows.T, None)
+    size = norm(stack([p.to(torch.float64) for p in products], weights)) if wanted else 0.0
+    return Seen(image(products, weights, A), A @ A.T, size)
 
 
 def moments(seen: Sequence[Seen]) -> Moments:
     """Those of layers of one shape."""
-    image, crossed = (torch.stack([getattr(s, name) for s in seen]) for name in ("image", "crossed"))
+    images, crossed = torch.stack([s.image for s in seen]), torch.stack([s.crossed for s in seen])
     rank = crossed.shape[1]
-    known = Moments.of(image[..., :rank], crossed[..., :rank])
+    known = Moments.of(images[..., :rank], crossed[..., :rank])
     if crossed.shape[2] == rank:
         return replace(known, size=torch.tensor([s.size for s in seen], dtype=known.g.dtype))
     of_rows = (known.M @ known.V * known.inverse[:, None]) @ (known.V.mT @ crossed[..., rank:])  # ΔW P_A Ωᵀ
-    rest2 = (image[..., rank:] - of_rows).square().sum((-2, -1)) / PROBES
+    rest2 = (images[..., rank:] - of_rows).square().sum((-2, -1)) / PROBES
     return replace(known, size=(known.inside2 + rest2).sqrt())
 
 

@@ -43,7 +43,6 @@ from strategies.methods.fair_columns import columns_fit, columns_loss
 from strategies.methods.fair_correction import cosine_correction, fit_axes, near_the_least, ridge_correction
 from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
 from strategies.methods.fair_moments import Moments, Seen, look, moments
-from strategies.side_by_side import SideBySide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +147,7 @@ class LoRAFAIR(Aggregator):
         if self.side == "both":
             met = self._corrected(layers, weights)
         else:
-            met = [(SideBySide(layer.products, weights).means, True) for layer in layers]
+            met = [(mean_factors(layer.products, weights), True) for layer in layers]
         turned = self._corrected(layers, weights, [turn(average) for average, _ in met])
         return [(turn(product), done and before) for (product, done), (_, before) in zip(turned, met, strict=True)]
 
@@ -163,29 +162,30 @@ class LoRAFAIR(Aggregator):
         at_once = self.solver == "closed_form" and self.similarity == "matrix"
 
         def begun(layer: Layer, average: Factors | None) -> tuple[Factors, Seen | tuple[Tensor, bool]]:
-            clients = SideBySide([turn(p) for p in layer.products] if average else layer.products, weights)
-            average = average or clients.means
-            return average, look(clients, average.A, wanted) if at_once else self._searched(clients, average)
+            products = [turn(p) for p in layer.products] if average else layer.products
+            average = average or mean_factors(products, weights)
+            if at_once:
+                return average, look(products, weights, average.A, wanted)
+            return average, self._searched(stack([p.to(torch.float64) for p in products], weights), average)
 
         averages, found = zip(*server_pool().map(begun, layers, turned or [None] * len(layers)), strict=True)
         corrected = self._closed_form(found, [average.B for average in averages]) if at_once else found
         return [(replace(average, B=B), done) for average, (B, done) in zip(averages, corrected, strict=True)]
 
-    def _searched(self, clients: SideBySide, average: Factors) -> tuple[Tensor, bool]:
-        """B̄′ (d, r) in float64, for fixed Ā, and whether it is what was looked for, by steps."""
+    def _searched(self, ideal: Factors, average: Factors) -> tuple[Tensor, bool]:
+        """B̄′ (d, r) in float64, for fixed Ā, and whether it is what was looked for, by steps. ideal: ΔW."""
         if self.solver == "closed_form":
-            return self._fit_columns(clients, average, self.lam)
-        M, G = clients.image(average.A), average.A @ average.A.T
+            return self._fit_columns(ideal, average, self.lam)
+        M, G = ideal.B @ (ideal.A @ average.A.T), average.A @ average.A.T
         size2 = float(average.B.square().sum())
         lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
         delta = self._start(average.B)
-        ideal = clients.ideal()
         ideal_norm, rate = norm(ideal), normalised_rate(G, average.B, lam, self.lr)
         if self.solver == "dense_sgd":
             columns = self.similarity == "columns"
             delta = dense_sgd(ideal.dense(), average, delta, lam, self.steps, rate, columns)
             if columns:
-                least, exists = self._fit_columns(clients, average, lam)
+                least, exists = self._fit_columns(ideal, average, lam)
                 losses = [float(columns_loss(ideal.dense(), average, d, lam)) for d in (delta, least - average.B)]
                 return average.B + delta, exists and losses[0] <= 1.01 * losses[1] + 1e-12
         else:
@@ -216,11 +216,10 @@ class LoRAFAIR(Aggregator):
         B, done = self._fitted(replace(known, size=known.inside2.sqrt()), average.B.double()[None])
         return replace(average, B=B[0].to(average.B.dtype)), bool(done)
 
-    def _fit_columns(self, clients: SideBySide, average: Factors, lam: float) -> tuple[Tensor, bool]:
+    def _fit_columns(self, ideal: Factors, average: Factors, lam: float) -> tuple[Tensor, bool]:
         """B̄′ of the least objective by columns, searched for from that of the whole matrix."""
-        ideal = clients.ideal()
         A, B = average.A, average.B[None]
-        known = Moments.of(clients.image(A)[None], (A @ A.T)[None], norm(ideal))
+        known = Moments.of((ideal.B @ (ideal.A @ A.T))[None], (A @ A.T)[None], norm(ideal))
         start = (cosine_correction(known, B, lam)[0] - B if lam else ridge_correction(known, B, 0.0))[0]
         delta, done = columns_fit(ideal, average, start, lam)
         return average.B + delta, done

@@ -20,7 +20,6 @@ from fedinit.factors import norm, stack
 from strategies import create_aggregator
 from strategies.aggregator import Update
 from strategies.methods.fair_moments import SKETCHED, look, moments
-from strategies.side_by_side import SideBySide
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, fair, well_posed
 from tests.support.small import slow_unless
@@ -148,7 +147,7 @@ def test_a_large_sum_of_ranks_estimates_the_norm() -> None:
         assert sum(len(a) for a in c.A) > SKETCHED
         weights, A = list(c.p), torch.tensor(oracles.factor_means(c)[0])
         exact = norm(stack(c.factors(), weights))
-        assert abs(float(moments([look(SideBySide(c.factors(), weights), A, True)]).size) / exact - 1) < bound
+        assert abs(float(moments([look(c.factors(), weights, A, True)]).size) / exact - 1) < bound
         small = dataclasses.replace(c, B=tuple(0.1 * b for b in c.B))
         ours = loss(small, fair(small)[1], 0.01)
         assert ours < 1.001 * oracles.least_cosine_loss(small, 0.01)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fedinit.factors import Factors, norm, stack
 from strategies import create_aggregator
+from strategies.means import image
 from strategies.methods.fair_descent import dense_sgd, gram_sgd, normalised_rate
-from strategies.side_by_side import SideBySide
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients
 from tests.support.small import slow_unless
@@ -60,7 +60,7 @@ def test_the_gradient_is_that_of_the_dense_objective(seed: int, d: int, k: int, 
     delta = 0.3 * np.random.default_rng(seed).standard_normal(B.shape)
     assume(np.linalg.norm((B + delta) @ A) > 0.5)
     ideal = stack(c.factors(), list(c.p))
-    M, G = SideBySide(c.factors(), list(c.p)).image(torch.tensor(A)), torch.tensor(A @ A.T)
+    M, G = image(c.factors(), list(c.p), torch.tensor(A)), torch.tensor(A @ A.T)
     moved = gram_sgd(M, G, norm(ideal), torch.tensor(B), torch.tensor(delta), lam, steps=1, lr=1.0)
     np.testing.assert_allclose(delta - moved.numpy(), oracles.cosine_gradient(c, delta, lam), rtol=1e-6, atol=1e-7)
 
@@ -161,7 +161,7 @@ def test_a_fixed_rate_lets_a_small_B_grow() -> None:
     c = draw_clients(0, 9, 14, [3] * 4, spread=0.3)
     c = dataclasses.replace(c, B=tuple(b * (1e-3 / np.linalg.norm(oracles.factor_means(c)[1])) for b in c.B))
     A, B = (torch.tensor(value) for value in oracles.factor_means(c))
-    M, G = SideBySide(c.factors(), list(c.p)).image(A), A @ A.T
+    M, G = image(c.factors(), list(c.p), A), A @ A.T
     ideal_norm = norm(stack(c.factors(), list(c.p)))
     grown = {
         rate: float((B + gram_sgd(M, G, ideal_norm, B, torch.zeros_like(B), 0.01, 100, rate)).norm() / B.norm())

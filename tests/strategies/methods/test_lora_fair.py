@@ -14,9 +14,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from strategies.means import image
 from strategies.methods.fair_correction import ridge_correction
 from strategies.methods.fair_moments import SKETCHED, Moments
-from strategies.side_by_side import SideBySide
 from tests.support import oracles
 from tests.support.oracles import Clients, clients, draw_clients, fair, fair_product, rotated_clients, well_posed
 
@@ -206,7 +206,7 @@ def test_the_target_does_not_see_a_gauge_of_each_client(c: Clients, seed: int) -
     cores = [np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.5, 2) for _ in c.A]
     turned = c.regauged(cores)
     A = rng.standard_normal(c.A[0].shape)
-    one, other = (SideBySide(x.factors(), list(x.p)).image(torch.tensor(A)) for x in (c, turned))
+    one, other = (image(x.factors(), list(x.p), torch.tensor(A)) for x in (c, turned))
     np.testing.assert_allclose(one.numpy(), oracles.ideal_update(c) @ A.T, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-8, atol=1e-8)
 

@@ -15,10 +15,10 @@ from fedinit.runs.observer import Observer
 from fedinit.transport.local import FIRST_NODE_ID, LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Update
+from strategies.means import image
 from strategies.one_layer import aggregate
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
-from strategies.side_by_side import SideBySide
 from tests.support.small import small_config
 
 EXAMPLES = (3, 5, 4)
@@ -49,8 +49,8 @@ def test_two_phases_are_the_closed_form_of_one(scale, lam, ranks):
     plain = create_aggregator("fedit").aggregate(clients, 1)
     assert torch.equal(means.layers["l"].B, plain.layers["l"].B) and not means.diagnostics
     A = means.layers["l"].A
-    image = SideBySide([u.layers["l"] for u in clients], shares).image(A)
-    ours = method.complete(means, {"l": image}, 1).layers["l"]
+    seen = image([u.layers["l"] for u in clients], shares, A)
+    ours = method.complete(means, {"l": seen}, 1).layers["l"]
     ideal = stack([u.layers["l"] for u in clients], shares)
     inside = float((ideal.dense() @ torch.linalg.pinv(A) @ A).norm()) / norm(ideal)
     assert inside < 0.95

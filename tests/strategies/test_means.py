@@ -1,57 +1,38 @@
-"""Sums over clients that are laid side by side, against NumPy's of the dense matrices."""
+"""Sums over clients, laid side by side a few at a time, against NumPy's of the dense matrices."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fedinit.factors import Factors
-from strategies import side_by_side
+from strategies import means
 from strategies.aggregator import Update
-from strategies.means import mean_factors
+from strategies.means import image, mean_factors
 from strategies.methods.lora_fair import LoRAFAIR
-from strategies.side_by_side import SideBySide
 from tests.support import oracles
-from tests.support.oracles import Clients, clients, draw_clients
-
-quick = settings(deadline=None, max_examples=30)
-GROUPS = [1, 40, 2**21]  # one client at a time, a few, all
+from tests.support.oracles import draw_clients
 
 
-@pytest.fixture(params=GROUPS)
-def group(request, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(side_by_side, "GROUP", request.param)
-    return request.param
-
-
+@pytest.mark.parametrize("numbers", [1, 40, 2**18])  # of one client at a time, of a few, of all
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("ranks", [[2] * 5, [1, 3, 2, 4]])
-def test_the_image_is_the_ideal_updates(group: int, rows: int, ranks: list[int]) -> None:
+def test_the_image_is_the_ideal_updates(
+    numbers: int, rows: int, ranks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(means, "SIDE_BY_SIDE", numbers)
     c = draw_clients(3, 7, 11, ranks, [4, 1, 2, 8, 3][: len(ranks)])
     X = np.random.default_rng(0).standard_normal((rows, 11))
-    image = SideBySide(c.factors(), list(c.p)).image(torch.tensor(X))
-    np.testing.assert_allclose(image.numpy(), oracles.ideal_update(c) @ X.T, rtol=1e-12, atol=1e-12)
-
-
-@quick
-@given(clients(min_clients=2), st.sampled_from([torch.float32, torch.float64]), st.sampled_from(GROUPS))
-def test_the_means_are_the_averages_to_the_bit(c: Clients, dtype: torch.dtype, size: int) -> None:
-    factors = [f.to(dtype) for f in c.factors()]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(side_by_side, "GROUP", size)
-        ours = SideBySide(factors, list(c.p)).means
-    theirs = mean_factors(factors, list(c.p))
-    assert torch.equal(ours.A, theirs.A) and torch.equal(ours.B, theirs.B)
+    found = image(c.factors(), list(c.p), torch.tensor(X))
+    np.testing.assert_allclose(found.numpy(), oracles.ideal_update(c) @ X.T, rtol=1e-12, atol=1e-12)
 
 
 def test_weights_in_another_order_are_another_sum() -> None:
     """The negative control."""
     c = draw_clients(3, 7, 11, [2] * 3, [4, 1, 2])
     rows = torch.eye(11, dtype=torch.float64)
-    one, other = (SideBySide(c.factors(), w).image(rows) for w in (list(c.p), list(c.p)[::-1]))
+    one, other = (image(c.factors(), w, rows) for w in (list(c.p), list(c.p)[::-1]))
     assert float((one - other).norm() / one.norm()) > 1e-2
 
 
