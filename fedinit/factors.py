@@ -168,7 +168,7 @@ def stack(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
 def inner(left: Factors, right: Factors) -> float:
     """⟨B A, B′ A′⟩_F = Σ_jl [(BᵀB′) ∘ (A A′ᵀ)]_jl, or from the d×k matrices where the ranks are far above d and k."""
     left, right = left.absorb(), right.absorb()
-    if _dense_is_cheaper(left, min(left.rank, right.rank)):
+    if dense_is_cheaper(left, min(left.rank, right.rank)):
         return float((left.dense() * right.dense()).sum())
     return float(((left.B.T @ right.B) * (left.A @ right.A.T)).sum())
 
@@ -180,7 +180,7 @@ def norm(product: Factors) -> float:
     Rounding can make the Gram form slightly negative near zero; that counts as zero.
     """
     product = product.absorb()
-    if _dense_is_cheaper(product, product.rank):
+    if dense_is_cheaper(product, product.rank):
         return float(product.dense().norm())
     A, B, total = product.A, product.B, 0.0
     for low in range(0, product.rank, PANEL):
@@ -190,7 +190,7 @@ def norm(product: Factors) -> float:
     return max(total, 0.0) ** 0.5
 
 
-def _dense_is_cheaper(product: Factors, rank: int) -> bool:
+def dense_is_cheaper(product: Factors, rank: int) -> bool:
     """Whether a d×k product takes fewer operations to form, R·d·k, than Gram matrices of this rank R do, R²(d + k)/2 at
     the least; by a factor of two, so that nothing changes where little is won."""
     d, k = product.shape

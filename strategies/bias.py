@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedinit.factors import Factors, inner, norm
-from strategies.means import centred, mean_factors
+from strategies.means import averaging_error, mean_factors
 
 MEASURED = ("ideal2", "bias2", "correctable2", "merged2", "dot")  # of a layer; its figures may hold others
 
@@ -29,7 +29,7 @@ def measure_bias(
     Only ‖C‖² costs O(R²(d + k)), or O(R·d·k) where that is less; those with ΔW in them follow from ΔW = C + B̄Ā.
     """
     average = mean_factors(products, weights)
-    missed = centred(products, weights, average)
+    missed = averaging_error(products, weights, average)
     plain, bias = frame.lift(average), frame.lift(missed)
     bias2 = norm(bias) ** 2
     return {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from fedinit.factors import Factors, mean, pad
+from fedinit.factors import Factors, dense_is_cheaper, mean, pad
 
 SIDE_BY_SIDE = 2**18  # numbers of a factor that are laid side by side at once, 2 MB
 
@@ -26,9 +26,8 @@ def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -
     """
     # Transposed: a few long rows on the left are faster in the product than a few columns on the right.
     out = rows.new_zeros(rows.shape[0], products[0].B.shape[0])
-    few = max(1, SIDE_BY_SIDE // max(max(p.A.numel(), p.B.numel()) for p in products))
-    for start in range(0, len(products), few):
-        those, shares = products[start : start + few], weights[start : start + few]
+    for some in _few_at_a_time(products):
+        those, shares = products[some], weights[some]
         ranks = [p.rank for p in those]
         A, B = rows.new_empty(sum(ranks), rows.shape[1]), rows.new_empty(out.shape[1], sum(ranks))
         torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
@@ -38,6 +37,11 @@ def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -
         of_each = [share for share, rank in zip(shares, ranks, strict=True) for _ in range(rank)]
         out.addmm_(cores.mul_(torch.tensor(of_each, dtype=cores.dtype)), B.T)
     return out.T
+
+
+def _few_at_a_time(products: Sequence[Factors]) -> Iterator[slice]:
+    few = max(1, SIDE_BY_SIDE // max(max(p.A.numel(), p.B.numel()) for p in products))
+    return (slice(start, start + few) for start in range(0, len(products), few))
 
 
 def at_one_rank(products: Sequence[Factors]) -> list[Factors]:
@@ -65,11 +69,26 @@ def centred(products: Sequence[Factors], weights: Sequence[float], average: Fact
 
     Formed from centred factors, so that a small bias does not drown in the rounding of two large terms.
     """
-    padded, rank = at_one_rank(products), average.rank
-    A = average.A.new_empty(len(padded) * rank, average.A.shape[1])
-    B = average.B.new_empty(average.B.shape[0], len(padded) * rank)
-    for i, (product, weight) in enumerate(zip(padded, weights, strict=True)):
+    rank = average.rank
+    A = average.A.new_empty(len(products) * rank, average.A.shape[1])
+    B = average.B.new_empty(average.B.shape[0], len(products) * rank)
+    for i, (product, weight) in enumerate(zip((pad(p, rank) for p in products), weights, strict=True)):
         own = slice(i * rank, (i + 1) * rank)  # in their place at once: of many clients copies would be most of it
         torch.sub(product.A, average.A, out=A[own])
         torch.mul(product.B - average.B, weight, out=B[:, own])
     return Factors(A, B)
+
+
+def averaging_error(products: Sequence[Factors], weights: Sequence[float], average: Factors) -> Factors:
+    """C of `centred`; where clients are so many that a d×k matrix is less work than their factors side by side, summed
+    to one, a few clients at a time: the memory it takes does not grow with them."""
+    d, k = average.shape
+    few = [*_few_at_a_time(products)]
+    if len(few) == 1 or not dense_is_cheaper(average, len(products) * average.rank):
+        return centred(products, weights, average)
+    total = average.A.new_zeros(d, k)
+    for some in few:
+        part = centred(products[some], weights[some], average)
+        total.addmm_(part.B, part.A)
+    one = torch.eye(min(d, k), dtype=total.dtype)
+    return Factors(total, one) if d <= k else Factors(one, total)

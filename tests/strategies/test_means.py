@@ -9,7 +9,7 @@ import torch
 from fedinit.factors import Factors
 from strategies import means
 from strategies.aggregator import Update
-from strategies.means import image, mean_factors
+from strategies.means import averaging_error, image, mean_factors
 from strategies.methods.lora_fair import LoRAFAIR
 from tests.support import oracles
 from tests.support.oracles import draw_clients
@@ -26,6 +26,21 @@ def test_the_image_is_the_ideal_updates(
     X = np.random.default_rng(0).standard_normal((rows, 11))
     found = image(c.factors(), list(c.p), torch.tensor(X))
     np.testing.assert_allclose(found.numpy(), oracles.ideal_update(c) @ X.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("numbers", [1, 200, 2**18])
+@pytest.mark.parametrize(("d", "k"), [(7, 11), (11, 7)])
+@pytest.mark.parametrize("ranks", [[2] * 16, [1, 3, 2, 4] * 3, [2, 1]])  # the last are too few for a matrix
+def test_the_averaging_error_is_the_same_however_many_at_once(
+    numbers: int, d: int, k: int, ranks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(means, "SIDE_BY_SIDE", numbers)
+    c = draw_clients(3, d, k, ranks, range(1, len(ranks) + 1))
+    average = mean_factors(c.factors(), list(c.p))
+    error = averaging_error(c.factors(), list(c.p), average)
+    assert (error.rank == min(d, k)) == (len(ranks) > 2 and numbers < 2**18)
+    A, B = oracles.factor_means(c)
+    np.testing.assert_allclose(error.dense().numpy(), oracles.ideal_update(c) - B @ A, rtol=1e-11, atol=1e-12)
 
 
 def test_weights_in_another_order_are_another_sum() -> None:
