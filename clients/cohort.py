@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
 from clients import secagg
 from clients.attacks.attackers import Attackers
@@ -20,6 +20,7 @@ from clients.replies import encode
 from clients.site import Site
 from clients.state.base_offset import Bases
 from clients.task import Answer, Task
+from fedinit import wire
 from fedinit.config.attack import NoAttack
 
 Delivery = tuple[Message, Context]
@@ -52,7 +53,7 @@ class Cohort:
         if unknown:
             raise ValueError(f"no answer for messages of type {unknown[0]!r}")
         # Records are replaced whole, never changed in place, so that a shallow copy is a state of its own.
-        drafts = [(m, Context(c.run_id, c.node_id, c.node_config, RecordDict({**c.state}), c.run_config))
+        drafts = [(m, Context(c.run_id, c.node_id, c.node_config, wire.of_records(c.state), c.run_config))
                   for m, c in deliveries]  # fmt: skip
         for message, draft in drafts:
             if message.metadata.message_type not in secagg.STAGES:

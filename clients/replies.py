@@ -178,4 +178,4 @@ def scores(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
 def _sent(chain: Sequence[UpdateTransform], task: Task, payload: Payload, metrics: MetricRecord) -> RecordDict:
     """The payload after the chain of transforms, and the metrics, as a message's content."""
     tensors = transforms.leave(chain, task, payload).tensors
-    return RecordDict({wire.STATE: wire.encode(tensors), wire.METRICS: metrics})
+    return wire.of_records({wire.STATE: wire.encode(tensors), wire.METRICS: metrics})

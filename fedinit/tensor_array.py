@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 
 NUMPY = "numpy.ndarray"  # how an array's bytes are written
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16", "int64")}
-_NAMES = {getattr(torch, name): name for name in DTYPES}
 
 
 class TensorArray(Array):
@@ -35,11 +35,7 @@ class TensorArray(Array):
         kept = tensor.detach().cpu().contiguous()
         if kept.is_inference():
             kept = kept.clone()  # which counts its changes
-        # numpy is asked where it may have another name, or none: a round makes one of these of every tensor.
-        shape, dtype = tuple(kept.shape), _NAMES.get(kept.dtype) or str(kept.numpy().dtype)
-        length = len(header(dtype, shape)) + kept.nbytes
-        self.__dict__.update(dtype=dtype, shape=shape, stype=NUMPY, length=length, _tensor=kept, _version=kept._version)
-        self.__dict__["format"] = dtype, shape, NUMPY, length
+        self.__dict__.update(_facts(kept.dtype, kept.shape), _tensor=kept, _version=kept._version)
 
     @property
     def tensor(self) -> Tensor:
@@ -67,6 +63,15 @@ class TensorArray(Array):
 def length(array: Array) -> int:
     """Bytes of an array's data."""
     return array.length if isinstance(array, TensorArray) else len(memoryview(array.data))
+
+
+@functools.lru_cache(maxsize=4096)
+def _facts(dtype: torch.dtype, shape: torch.Size) -> dict[str, Any]:
+    """What a TensorArray knows by its type and shape. A round makes one of every tensor, of a few kinds in all."""
+    empty = torch.empty(0, dtype=dtype)
+    name, sizes = str(empty.numpy().dtype), tuple(shape)  # numpy may have another name, or none
+    length = len(header(name, sizes)) + dtype.itemsize * math.prod(sizes)
+    return {"dtype": name, "shape": sizes, "stype": NUMPY, "length": length, "format": (name, sizes, NUMPY, length)}
 
 
 def made(dtype: str, shape: tuple[int, ...], stype: str, data: bytes) -> Array:

@@ -188,6 +188,11 @@ def _filled(record: Record, values: Mapping[str, Any]) -> Record:
     return record
 
 
+def of_records(records: Mapping[str, ArrayRecord | ConfigRecord | MetricRecord]) -> RecordDict:
+    """The content of a message, or a state, of these records."""
+    return _filled(RecordDict(), records)
+
+
 def extended(common: ConfigRecord, own: Mapping[str, str | int]) -> ConfigRecord:
     """A new record of the settings that many messages share, and of those of one. Flower looks through the former
     once, and not for each."""
@@ -270,7 +275,7 @@ def clone(content: RecordDict) -> RecordDict:
             continue
         values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
         copies[key] = _filled(type(record)(), values)
-    return _filled(RecordDict(), copies)
+    return of_records(copies)
 
 
 def _alike(array: Array) -> Array:

@@ -191,7 +191,7 @@ def _messages(
         merges, how = state.base.catch_up(mirror.base_version)
         # What a client remembers it goes on with from that round, not from one that was refused.
         own = {"accepted": mirror.accepted, "base-update": how, **by_client.get(client, {})}
-        content = RecordDict({wire.STATE: encoder.encode(tensors), wire.CONFIG: wire.extended(common, own)})
+        content = wire.of_records({wire.STATE: encoder.encode(tensors), wire.CONFIG: wire.extended(common, own)})
         if merges:
             content[base_offset.RECORD] = encoder.encode(merges)
         messages.append(Message(content, exchange.by_client[client], message_type))
