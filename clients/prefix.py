@@ -8,6 +8,7 @@ are the same bytes whoever makes them and however often that was stopped.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -27,7 +28,7 @@ from torch import Tensor
 from clients.engine.hardware import DTYPES, computing, devices
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.data.image_cache import ImageFile, MappedImages, default_folder
+from fedinit.data.image_cache import HOME, PREFIX, ImageFile, MappedImages, default_folder
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
 from fedinit.home import expand_home
@@ -66,7 +67,7 @@ class Prefix:
         key, count, shape = self._key(), len(self.data), (1, 1, 4 * self.numbers)
         what = f"{count:,} images before {self.cut.block}, {readable(count * 4 * self.numbers)}"
         try:
-            file = ImageFile(folder / f"{key[:32]}.prefix", key, count, shape)
+            file = ImageFile(folder / f"{key[:32]}{PREFIX}", key, count, shape)
             missing = file.missing(np.arange(count))
             if not len(missing):
                 report.line(f"{what}, from cache {folder}")
@@ -76,9 +77,10 @@ class Prefix:
             report.line(f"{what}, into cache {folder}")
             self._fill(file, missing, report)
         except OSError as error:
+            other = "data.cache_dir=..." if hasattr(self.config.data, "cache_dir") else f"{HOME} in the environment"
             raise InputError(
                 f"engine.prefix_cache=true: cache {folder} cannot be used ({error.strerror or error}); make room, "
-                "give another folder as data.cache_dir=..., or use engine.prefix_cache=false"
+                f"give another folder as {other}, or use engine.prefix_cache=false"
             ) from error
         return file
 
@@ -126,7 +128,8 @@ class Prefix:
             for row, numbers in zip(near, self._computed(near), strict=True):
                 if row in damaged:
                     held[torch.from_numpy(rows == row)] = torch.from_numpy(numbers)
-                    self.file.write(int(row), numbers)
+                    with contextlib.suppress(OSError):
+                        self.file.write(int(row), numbers)
         return held.view(torch.float32)
 
 

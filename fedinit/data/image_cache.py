@@ -35,11 +35,13 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = 1
 _PAGE = 4096
+PREFIX = ".prefix"  # ends the name of a file that holds what blocks make of images, and not images
+HOME = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"  # by which a person moves the user's folder
 
 
 def default_folder() -> Path:
     """The user's folder for what can be made again: $XDG_CACHE_HOME/fedinit, or as the system has it."""
-    given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
+    given = os.environ.get(HOME, "")
     try:
         return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "fedinit"
     except RuntimeError:  # a user without a home
@@ -87,20 +89,30 @@ class ImageFile:
         """In another process it is the same file, which must be there."""
         return _reopened, (self.path, self._asked["key"], self.count, self.shape)
 
+    @property
+    def _words(self) -> tuple[str, str]:
+        """What the file is called, and how its rows are made."""
+        return ("prefix cache", "computing") if self.path.suffix == PREFIX else ("image cache", "decoding")
+
     def _header(self) -> dict[str, Any] | None:
         """The header of the file that is there; None where there is none, or it is not what was asked for."""
         try:
             with self.path.open("rb") as file:
-                header = json.loads(file.read(_PAGE))
+                read = file.read(_PAGE)
                 size = file.seek(0, os.SEEK_END)
+            try:
+                header = json.loads(read)
+            except (ValueError, RecursionError):
+                raise ValueError("its header cannot be read") from None
             if {key: header[key] for key in self._asked} != self._asked or "prepared" not in header:
                 raise ValueError("its header is another's")
             if size != self._pixels_at + self.count * self._bytes:
                 raise ValueError("it is cut short")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            _log.warning("image cache %s is damaged (%s): decoding again", self.path, " ".join(str(error).split()))
+        except (ValueError, KeyError, TypeError) as error:
+            why, (name, doing) = error if isinstance(error, ValueError) else "its header is another's", self._words
+            _log.warning("%s %s is damaged (%s): %s again", name, self.path, why, doing)
             self.path.unlink(missing_ok=True)
             return None
         return header
@@ -153,16 +165,18 @@ class ImageFile:
             else:
                 damaged.append(rows[place])
         if damaged:
-            _log.warning("image cache %s is damaged (%d checksums differ): decoding again", self.path, len(damaged))
+            name, doing = self._words
+            _log.warning("%s %s is damaged (%d checksums differ): %s again", name, self.path, len(damaged), doing)
         return images, np.array(damaged, dtype=np.int64)
 
 
 def _reopened(path: Path, key: str, count: int, shape: tuple[int, ...]) -> ImageFile:
     """Raises InputError where there is no such file."""
     if not path.is_file():
+        without = "engine.prefix_cache=false" if path.suffix == PREFIX else "data.cache=never"
         raise InputError(
             f"{path}: the images are in this file, which {platform.node()} has not; give data.cache_dir=... on a file "
-            "system that all machines have, or data.cache=never"
+            f"system that all machines have, or {without}"
         )
     return ImageFile(path, key, count, shape)
 

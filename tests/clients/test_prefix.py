@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from clients.cohort import Cohort
 from clients.prefix import Prefix
 from clients.site import Site
 from fedinit.config.compose import compose_config
+from fedinit.data.image_cache import ImageFile
 from fedinit.errors import InputError
 from fedinit.models.prefix import cut
 from fedinit.transport.local import LocalGrid
@@ -113,9 +115,34 @@ def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
         file.seek(-100, os.SEEK_END)
         file.write(b"\1" * 10)
     again = prefix_of()
-    assert torch.equal(again.dataset.images[torch.arange(60)], whole) and "is damaged" in caplog.text
+    assert torch.equal(again.dataset.images[torch.arange(60)], whole)
+    assert re.search(r"prefix cache .* is damaged \(\d+ checksums differ\): computing again", caplog.text)
     _, damaged = again.file.read(np.arange(60))
     assert not len(damaged), "and written again"
+
+
+def test_damage_where_nothing_can_be_written_is_made_good_in_memory(prefix_of, own_cache, monkeypatch):
+    whole = prefix_of().dataset.images[torch.arange(60)]
+    (path,) = own_cache.iterdir()
+    with path.open("r+b") as file:
+        file.seek(-100, os.SEEK_END)
+        file.write(b"\1" * 10)
+
+    def full(self, row, pixels):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    again = prefix_of()
+    monkeypatch.setattr(ImageFile, "write", full)
+    assert torch.equal(again.dataset.images[torch.arange(60)], whole)
+
+
+@pytest.mark.parametrize("header", [b"\0" * 64, b"[1, 2]" + b" " * 58, b"{" * 64])
+def test_a_header_that_is_none_is_told_in_plain_words(prefix_of, own_cache, caplog, header):
+    whole = prefix_of().dataset.images[torch.arange(60)]
+    (path,) = own_cache.iterdir()
+    path.write_bytes(header.ljust(4096) + path.read_bytes()[4096:])
+    assert torch.equal(prefix_of().dataset.images[torch.arange(60)], whole)
+    assert re.search(r"is damaged \(its header (cannot be read|is another's)\): computing again", caplog.text)
 
 
 def test_no_room_and_no_leave_are_one_line(prefix_of, own_cache, monkeypatch):
@@ -129,7 +156,9 @@ def test_no_room_and_no_leave_are_one_line(prefix_of, own_cache, monkeypatch):
     own_cache.write_text("a file in the folder's place")
     with pytest.raises(InputError, match=re.escape(str(own_cache))) as raised:
         prefix_of()
-    assert "\n" not in str(raised.value) and "data.cache_dir=" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    # The drawn digits read no data.cache_dir, so that giving one would be refused.
+    assert "give another folder as XDG_CACHE_HOME in the environment" in str(raised.value)
 
 
 def test_what_does_not_go_together_is_refused():
