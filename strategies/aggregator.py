@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -84,6 +84,9 @@ class Layer:
     def start(self) -> Factors | None:
         """The product that the round started from; None where it is not known."""
         return self.frame.as_product() if self.is_start else None
+
+
+Solver = Callable[[], tuple[Factors, bool]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,12 +216,12 @@ class Aggregator(ABC):
 
         names = list(updates[0].layers)
         posed_layers = [posed(name) for name in names]
-        solved = rule.solve_all(posed_layers, shares)
+        solvers = rule.solvers(posed_layers, shares)
 
-        def finished(layer: Layer, found: tuple[Factors, bool]) -> tuple[Factors, Factors | None, dict[str, float]]:
-            return rule._finished(layer, shares, *found, round)
+        def finished(layer: Layer, solver: Solver) -> tuple[Factors, Factors | None, dict[str, float]]:
+            return rule._finished(layer, shares, *solver(), round)
 
-        by_layer = dict(zip(names, server_pool().map(finished, posed_layers, solved), strict=True))
+        by_layer = dict(zip(names, server_pool().map(finished, posed_layers, solvers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
         measured = {name: figures for name, (_, _, figures) in by_layer.items() if "bias2" in figures}
@@ -277,9 +280,10 @@ class Aggregator(ABC):
         diagnostics and logged, with the method's `shortfall`."""
         return self.merge(products, weights, start), True
 
-    def solve_all(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[tuple[Factors, bool]]:
-        """`solve` of every layer of a round, in their order, on the cores side by side."""
-        return list(server_pool().map(lambda layer: self.solve(layer.products, weights, layer.start), layers))
+    def solvers(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[Solver]:
+        """What gives `solve` of each layer of a round, in their order; called on the cores side by side, so that what a
+        rule makes of all clients is not there of all layers at once. A rule may solve layers together here."""
+        return [lambda layer=layer: self.solve(layer.products, weights, layer.start) for layer in layers]
 
     def shortfall(self) -> str:
         """What is said of a round in which `solve` did not meet what it looks for, layers and their number apart."""

@@ -37,7 +37,7 @@ from fedinit.errors import InputError
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
 from fedinit.threads import intra_op, server_pool
-from strategies.aggregator import Aggregator, Layer
+from strategies.aggregator import Aggregator, Layer, Solver
 from strategies.means import mean_factors
 from strategies.methods.fair_columns import columns_fit, columns_loss
 from strategies.methods.fair_correction import cosine_correction, fit_axes, near_the_least, ridge_correction
@@ -135,13 +135,18 @@ class LoRAFAIR(Aggregator):
     def solve(
         self, products: Sequence[Factors], weights: Sequence[float], start: Factors | None
     ) -> tuple[Factors, bool]:
-        return self.solve_all([Layer(products, products[0], is_start=False)], weights)[0]
-
-    def solve_all(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[tuple[Factors, bool]]:
         if self.two_phase:  # the correction is for `complete`
-            return list(server_pool().map(lambda layer: (mean_factors(layer.products, weights), True), layers))
-        if isinstance(layers[0].products[0], Pair):
-            return list(server_pool().map(lambda layer: self._solve_pairs(layer.products, weights), layers))
+            return mean_factors(products, weights), True
+        if isinstance(products[0], Pair):
+            return self._solve_pairs(products, weights)
+        return self._solve_together([Layer(products, products[0], is_start=False)], weights)[0]
+
+    def solvers(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[Solver]:
+        if self.two_phase or isinstance(layers[0].products[0], Pair):
+            return super().solvers(layers, weights)
+        return [lambda found=found: found for found in self._solve_together(layers, weights)]
+
+    def _solve_together(self, layers: Sequence[Layer], weights: Sequence[float]) -> list[tuple[Factors, bool]]:
         if self.side == "B":
             return self._corrected(layers, weights)
         if self.side == "both":
