@@ -108,12 +108,17 @@ def test_stopped_and_begun_again_it_has_the_same_bytes(prefix_of, own_cache, mon
     assert 0 < len(passes) < 4, "what was there is not made again"
 
 
-def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
-    whole = prefix_of().dataset.images[torch.arange(60)]
-    (path,) = own_cache.iterdir()
+def damage(folder):
+    """A few numbers of the one file there are others."""
+    (path,) = folder.iterdir()
     with path.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"\1" * 10)
+
+
+def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
+    whole = prefix_of().dataset.images[torch.arange(60)]
+    damage(own_cache)
     again = prefix_of()
     assert torch.equal(again.dataset.images[torch.arange(60)], whole)
     assert re.search(r"prefix cache .* is damaged \(\d+ checksums differ\): computing again", caplog.text)
@@ -123,10 +128,7 @@ def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
 
 def test_damage_where_nothing_can_be_written_is_made_good_in_memory(prefix_of, own_cache, monkeypatch):
     whole = prefix_of().dataset.images[torch.arange(60)]
-    (path,) = own_cache.iterdir()
-    with path.open("r+b") as file:
-        file.seek(-100, os.SEEK_END)
-        file.write(b"\1" * 10)
+    damage(own_cache)
 
     def full(self, row, pixels):
         raise OSError(errno.ENOSPC, "No space left on device")
