@@ -27,6 +27,9 @@ CODE = "import json, sys, time\nspent = []\n" + "".join(code + MARK for code in 
 
 
 def main(words: list[str]) -> None:
+    if {"-h", "--help"}.intersection(words):
+        print(__doc__)
+        return
     run_config = json.dumps(to_run_config(compose_config(["evaluation=clients", *words])))
     best: list[float] = []
     for _ in range(5):

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,6 +44,15 @@ def commit() -> str:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def named(benchmark: str, words: ArgumentParser, given: Namespace, *beside: str) -> str:
+    """The name under which a table is kept: with "-quick", or "-part" where other work was asked for than the command's
+    own, so that a table of all of it stays. beside: options that change no work."""
+    if given.quick:
+        return f"{benchmark}-quick"
+    own = vars(words.parse_args([]))
+    return benchmark + "-part" * any(own[key] != value for key, value in vars(given).items() if key not in beside)
 
 
 def publish(benchmark: str, rows: Sequence[Mapping[str, object]], *, dtype: str, seed: int) -> Path:

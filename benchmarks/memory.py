@@ -109,19 +109,18 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    parsed = parser()
+    options = parsed.parse_args()
     if options.point:
         strategy, clients, bank = map(int, options.point[:3])
         also = words([*STRATEGIES][strategy], bank)
         print(json.dumps(scale.point(clients, clients, ROUNDS, float(options.point[3]), also)))
         return
+    tables = machine.named("memory", parsed, options), machine.named("memory-banks", parsed, options)
     if options.quick:
         options.clients, options.banks, options.strategies = [1, 20], [1, 8], ["fedit"]
-    kind = "-quick" if options.quick else ""
-    machine.publish(
-        f"memory{kind}", rounds(options.strategies, options.clients, size_of_update()), dtype="float32", seed=0
-    )
-    machine.publish(f"memory-banks{kind}", banks(options.banks), dtype="float32", seed=0)
+    machine.publish(tables[0], rounds(options.strategies, options.clients, size_of_update()), dtype="float32", seed=0)
+    machine.publish(tables[1], banks(options.banks), dtype="float32", seed=0)
 
 
 if __name__ == "__main__":

@@ -182,13 +182,14 @@ def _widest(updates: Sequence[Update]) -> Update:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     words.add_argument("--quick", action="store_true", help="six clients only")
     return words
 
 
 def main() -> None:
-    arguments = parser().parse_args()
+    words = parser()
+    arguments = words.parse_args()
     draw = torch.Generator().manual_seed(SEED)
     frozen = {name: torch.randn(shape, generator=draw) / shape[1] ** 0.5 for name, shape in SHAPES.items()}
 
@@ -206,7 +207,7 @@ def main() -> None:
                 if not mixed or AGGREGATORS[name].mixed_ranks:
                     rows.append(measure(name, updates, ranks, ground))
                     print(f"{name}, {count} clients: {rows[-1]['server_seconds']:.2f} s", flush=True)
-    machine.publish("methods", rows, dtype="float32", seed=SEED)
+    machine.publish(machine.named("methods", words, arguments), rows, dtype="float32", seed=SEED)
 
 
 if __name__ == "__main__":

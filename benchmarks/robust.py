@@ -153,7 +153,10 @@ def _take(share: int) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(description="Accuracy under attack: attack × defence × share of bad clients.")
+    words = argparse.ArgumentParser(
+        prog="python -m benchmarks.robust",
+        description="Accuracy under attack: attack × defence × share of bad clients.",
+    )
     words.add_argument("--quick", action="store_true", help="two bad ones of six domains, one seed")
     attacks, defences = sorted(set(ATTACKS) - {"none"}), ["none", *sorted(set(ROBUST) - {"none"})]
     words.add_argument("--workers", type=int, default=1, help="processes side by side")
@@ -163,7 +166,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    arguments = parser().parse_args()
+    words = parser()
+    arguments = words.parse_args()
     todo = list(cases(arguments.attacks, arguments.defences, arguments.quick))
     seeds, more = ((0,), SHORT) if arguments.quick else ((0, 1, 2), ())
     rows = []
@@ -173,7 +177,7 @@ def main() -> None:
         print(f"{len(rows)} of {len(todo)}: {told}", flush=True)
     engine = configured(todo[0], 0)[0].engine
     where = f"-{torch.cuda.get_device_name().replace(' ', '-')}" if torch.cuda.is_available() else ""
-    machine.publish("robust" + "-quick" * arguments.quick + where, rows, dtype=engine.precision, seed=0)
+    machine.publish(machine.named("robust", words, arguments, "workers") + where, rows, dtype=engine.precision, seed=0)
 
 
 if __name__ == "__main__":

@@ -156,16 +156,22 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    words = parser()
+    options = words.parse_args()
     if options.point:
         population, cohort, rounds = map(int, options.point[:3])
         print(json.dumps(point(population, cohort, rounds, float(options.point[3]))))
         return
+    name = machine.named("scale", words, options)
     if options.quick:
         options.population, options.cohort, options.rounds = [100, 1000], [10], 3
-    points = [(n, k) for n in options.population for k in options.cohort if k <= n]
+    points = [(n, k) for n in options.population for k in options.cohort if 1 <= k <= n]
+    if not points:
+        words.error("no population of these has as many clients as a cohort")
+    if options.rounds < 2:
+        words.error("--rounds: 2 or more, since the first is left out of the median")
     rows = [measure(*numbers, options.rounds) for numbers in points]
-    machine.publish("scale-quick" if options.quick else "scale", rows, dtype="float32", seed=0)
+    machine.publish(name, rows, dtype="float32", seed=0)
 
 
 if __name__ == "__main__":

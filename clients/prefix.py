@@ -73,6 +73,8 @@ class Prefix:
                 report.line(f"{what}, from cache {folder}")
                 return file
             if len(missing) * 4 * self.numbers > shutil.disk_usage(folder).free:
+                if len(missing) == count:  # nobody else has begun to fill it
+                    file.path.unlink(missing_ok=True)
                 raise OSError(0, f"no room for {readable(len(missing) * 4 * self.numbers)}")
             report.line(f"{what}, into cache {folder}")
             self._fill(file, missing, report)

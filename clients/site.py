@@ -109,7 +109,7 @@ class Site:
         self.engine: Engine = self.engine_for(config)
         if console is not None:
             most = config.engine.clients_per_bank
-            console.print(f"engine: {self.engine.described()}, banks of up to {most} clients")
+            console.print(f"engine: {self.engine.described()}, banks of up to {most} client{'s' * (most != 1)}")
 
     def engine_for(self, config: Config) -> Engine:
         """A new engine that works on the site's data as this configuration says."""

@@ -346,6 +346,5 @@ def to_bytes(content: RecordDict) -> bytes:
 
 
 def nbytes(contents: Iterable[RecordDict]) -> int:
-    """Bytes of the records as protocol buffers, which is what goes over a network before its own framing. Raises
-    ValueError or TypeError for what no message holds."""
+    """Bytes of the records as protocol buffers. Raises ValueError or TypeError for what no message holds."""
     return sum(map(message_size.of, contents))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import methods, pacs, robust
+from benchmarks import machine, memory, methods, pacs, robust, scale
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
 from benchmarks.peers.work import Work, parts
 from clients.batches import plan
@@ -131,3 +131,28 @@ def test_processor_time_is_kept_of_runs_that_were_made_in_one_go(tmp_path, monke
     pacs.run_all(asked, 2)
     assert (tmp_path / "a" / pacs.CPU_SECONDS).read_text() == "7.2" and not any((tmp_path / "b").iterdir())
     assert "3 of 3: seed=2: run failed: nobody answered" in capsys.readouterr().out
+
+
+def test_a_part_of_a_table_takes_no_tables_place():
+    words = scale.parser()
+    for given, kept in (
+        ([], "scale"),
+        (["--quick"], "scale-quick"),
+        (["--population", "2000"], "scale-part"),
+        (["--rounds", "3"], "scale-part"),
+        (["--rounds", "5"], "scale"),  # what it is without
+    ):
+        assert machine.named("scale", words, words.parse_args(given)) == kept
+    words = robust.parser()
+    assert machine.named("robust", words, words.parse_args(["--workers", "2"]), "workers") == "robust"
+    assert machine.named("memory", memory.parser(), memory.parser().parse_args(["--banks", "1"])) == "memory-part"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("--population 5 --cohort 50", "no population"), ("--rounds 1", "2 or more")]
+)
+def test_a_benchmark_of_nothing_is_one_line(given, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["scale", *given.split()])
+    with pytest.raises(SystemExit) as ended:
+        scale.main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]

@@ -142,14 +142,20 @@ def reach(address: str) -> None:
         return  # the connection itself needs Ray's certificates
     import grpc
 
-    channel = grpc.insecure_channel(target)
+    said, channel = "", grpc.insecure_channel(target)
     try:
         grpc.channel_ready_future(channel).result(timeout=ANSWER)
-    except grpc.FutureTimeoutError as error:
+        # What speaks HTTP and not gRPC has no pages of any call's name; Ray itself would ask it for twenty seconds.
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId", bytes, bytes)(b"", timeout=ANSWER)
+    except grpc.FutureTimeoutError:
         said = f"something listens there, which is no Ray, or says nothing within {ANSWER:.0f} s"
-        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {hint}") from error
+    except grpc.RpcError as error:  # Ray's own refusal of this one call is an answer too
+        if "http2 header with status" in (error.details() or "" if isinstance(error, grpc.Call) else ""):
+            said = "something else listens there"
     finally:
         channel.close()
+    if said:
+        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {hint}")
 
 
 def difference(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:

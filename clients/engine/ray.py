@@ -241,7 +241,8 @@ class RayEngine:
         said = list(self.dispatch.said.values())
         machines, devices = len({ready.machine for ready in said}), dict.fromkeys(ready.device for ready in said)
         where = f" on {machines} machines" if machines > 1 else ""
-        count = f"{len(said)} actor{'s' * (len(said) > 1)} of Ray{where}"
+        threads = f", {self._cluster.threads} threads each," if self._cluster.threads > 1 else ""
+        count = f"{len(said)} actor{'s' * (len(said) > 1)} of Ray{where}{threads}"
         return f"{count} on {' and '.join(devices)}, {self._precision}"
 
     def close(self) -> None:

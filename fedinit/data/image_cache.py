@@ -84,6 +84,7 @@ class ImageFile:
             self._pixels = torch.from_numpy(pixels)
         self._verified = np.zeros(count, dtype=bool)
         self._file = None
+        self._told = False  # of damage, which is told once
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is the same file, which must be there."""
@@ -164,9 +165,10 @@ class ImageFile:
                 self._verified[rows[place]] = True
             else:
                 damaged.append(rows[place])
-        if damaged:
+        if damaged and not self._told:
+            self._told = True
             name, doing = self._words
-            _log.warning("%s %s is damaged (%d checksums differ): %s again", name, self.path, len(damaged), doing)
+            _log.warning("%s %s is damaged (checksums differ): %s again what does not match", name, self.path, doing)
         return images, np.array(damaged, dtype=np.int64)
 
 

@@ -121,7 +121,7 @@ def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
     damage(own_cache)
     again = prefix_of()
     assert torch.equal(again.dataset.images[torch.arange(60)], whole)
-    assert re.search(r"prefix cache .* is damaged \(\d+ checksums differ\): computing again", caplog.text)
+    assert re.search(r"prefix cache .* is damaged \(checksums differ\): computing again", caplog.text)
     _, damaged = again.file.read(np.arange(60))
     assert not len(damaged), "and written again"
 

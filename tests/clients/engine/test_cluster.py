@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -209,6 +210,39 @@ def test_an_address_where_something_else_listens(monkeypatch) -> None:
             reach(f"127.0.0.1:{server.getsockname()[1]}")
         for end in ends:
             end.close()
+
+
+def test_an_address_where_a_web_server_listens() -> None:
+    """It speaks HTTP/2 (RFC 9113), so that the connection is ready, and has no page of that name: Ray would ask it for
+    twenty seconds."""
+    pytest.importorskip("grpc")
+    settings, not_found = b"\0\0\0\4\0\0\0\0\0", b"\0\0\1\1\5\0\0\0\1\x8d"  # the latter :status 404
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            server.accept()[0].close()  # who looks whether anybody is there
+            end = server.accept()[0]
+            with end, end.makefile("rb") as file, contextlib.suppress(OSError):
+                end.sendall(settings)
+                file.read(24)  # the preface
+                while head := file.read(9):
+                    file.read(int.from_bytes(head[:3], "big"))
+                    if head[3] == 1:  # what is asked
+                        end.sendall(not_found)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(InputError, match="something else listens there"):
+            reach(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+def test_a_server_that_answers_otherwise_is_let_through() -> None:
+    """The negative control: what speaks gRPC may be a Ray whose calls have other names."""
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    reach(f"127.0.0.1:{port}")
+    server.stop(None)
 
 
 @pytest.mark.parametrize(
