@@ -20,6 +20,7 @@ from fedinit.threads import cores
 ANSWER = 10.0  # seconds that a cluster has to answer
 TELL = 60.0  # seconds that its machines have to say what they are: a process each is started
 INSTALL = 'pip install "fedinit[ray]"'
+START = "start one by `ray start --head`, or leave engine.address out for this machine's own"
 
 
 def installed() -> Any:
@@ -92,6 +93,8 @@ class Cluster:
             with _signals_kept():
                 self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
+            if address == "auto" and isinstance(error, ConnectionError):
+                raise InputError(f"engine.address=auto: no cluster runs on this machine; {START}") from error
             said = " ".join(str(error).split()).rstrip(".")
             hint = "" if "ersion" in said else "; is it running? `ray status` says so there"
             raise InputError(f"engine.address={address}: no cluster to join ({said}){hint}") from error
@@ -132,12 +135,11 @@ def reach(address: str) -> None:
     seconds."""
     target = address.removeprefix("ray://")
     host, _, port = target.rpartition(":")
-    hint = "start one by `ray start --head`, or leave engine.address out for this machine's own"
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {hint}") from error
+        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {START}") from error
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return  # the connection itself needs Ray's certificates
     import grpc
@@ -155,7 +157,7 @@ def reach(address: str) -> None:
     finally:
         channel.close()
     if said:
-        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {hint}")
+        raise InputError(f"engine.address={address}: no cluster answers there ({said}); {START}")
 
 
 def difference(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:

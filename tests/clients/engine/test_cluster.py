@@ -183,6 +183,16 @@ def test_a_cluster_of_another_ray(connect) -> None:
     assert "Version mismatch: The cluster was started with: Ray: 2.1 Python: 3.9" in said
 
 
+def test_no_cluster_of_this_machine(connect) -> None:
+    """Ray's own words name an option that there is not here."""
+    ray = FakeRay({"CPU": 2.0})
+    ray.init_error = ConnectionError("Could not find any running Ray instance. Please set the `--address` flag")
+    assert (
+        refused(connect, ray, address="auto")
+        == f"engine.address=auto: no cluster runs on this machine; {cluster.START}"
+    )
+
+
 def test_an_address_where_nothing_listens() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
