@@ -187,14 +187,17 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
     words = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
     words.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    words.add_argument("--precision", nargs="*", help="default: all that the device has")
+    words.add_argument("--precision", nargs="*", choices=[*DTYPES], help="default: all that the device has")
     words.add_argument("--compile", action="store_true", help="the steps of whole banks go through torch's compiler")
     words.add_argument("--quick", action="store_true", help="the first four rows")
     return words
 
 
 def main() -> None:
-    asked = parser().parse_args()
+    words = parser()
+    asked = words.parse_args()
+    if asked.device not in ("cpu", "cuda") or (asked.device == "cuda" and not torch.cuda.is_available()):
+        words.error(f"--device {asked.device}: this machine has {'cuda, cpu' if torch.cuda.is_available() else 'cpu'}")
     device = torch.device(asked.device, 0) if asked.device == "cuda" else torch.device(asked.device)
     on_cuda = device.type == "cuda"
     if not on_cuda:

@@ -147,17 +147,29 @@ def reach(address: str) -> None:
     said, channel = "", grpc.insecure_channel(target)
     try:
         grpc.channel_ready_future(channel).result(timeout=ANSWER)
-        # What speaks HTTP and not gRPC has no pages of any call's name; Ray itself would ask it for twenty seconds.
+        # The first call that Ray makes, which it repeats for twenty seconds and more where something else listens.
         channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId", bytes, bytes)(b"", timeout=ANSWER)
     except grpc.FutureTimeoutError:
         said = f"something listens there, which is no Ray, or says nothing within {ANSWER:.0f} s"
-    except grpc.RpcError as error:  # Ray's own refusal of this one call is an answer too
-        if "http2 header with status" in (error.details() or "" if isinstance(error, grpc.Call) else ""):
-            said = "something else listens there"
+    except grpc.RpcError as error:  # a refusal is an answer too
+        web = isinstance(error, grpc.Call) and "http2 header with status" in (error.details() or "")
+        unknown = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNIMPLEMENTED
+        if web or (unknown and target == address and _first_call()):
+            said = "something else than Ray listens there"
     finally:
         channel.close()
     if said:
         raise InputError(f"engine.address={address}: no cluster answers there ({said}); {START}")
+
+
+def _first_call() -> bool:
+    """Whether the Ray that is installed begins with that call."""
+    try:
+        from ray.core.generated import gcs_service_pb2 as calls  # pyright: ignore[reportMissingImports]
+
+        return "GetClusterId" in calls.DESCRIPTOR.services_by_name["NodeInfoGcsService"].methods_by_name
+    except (ImportError, AttributeError, KeyError):
+        return False
 
 
 def difference(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:

@@ -72,6 +72,9 @@ class RayConfig(EngineConfig):
             at_least("engine.actors", self.actors, 1)
         if ADDRESS.fullmatch(self.address) is None:
             raise InputError(f"engine.address={self.address}: expected auto, HOST:PORT, ray://HOST:PORT or nothing")
+        port = self.address.rpartition(":")[2]
+        if port.isdecimal() and not 1 <= int(port) <= 65535:
+            raise InputError(f"engine.address={self.address}: expected a port from 1 to 65535")
         if self.device.startswith("cuda:"):
             raise InputError(
                 f"engine.device={self.device}: Ray says which device an actor has; use engine.device=cuda, with "

@@ -202,7 +202,7 @@ def test_an_address_where_nothing_listens() -> None:
     assert str(caught.value).startswith(f"engine.address=ray://127.0.0.1:{port}: no cluster answers there (")
     assert "leave engine.address out" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no cluster answers there"):
-        reach("127.0.0.1:99999")
+        reach("127.0.0.1:1")
 
 
 def test_an_address_where_something_else_listens(monkeypatch) -> None:
@@ -241,18 +241,29 @@ def test_an_address_where_a_web_server_listens() -> None:
                         end.sendall(not_found)
 
         threading.Thread(target=serve, daemon=True).start()
-        with pytest.raises(InputError, match="something else listens there"):
+        with pytest.raises(InputError, match="something else than Ray listens there"):
             reach(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_a_server_that_answers_otherwise_is_let_through() -> None:
-    """The negative control: what speaks gRPC may be a Ray whose calls have other names."""
+@pytest.mark.parametrize("begins_so", [True, False])
+def test_a_server_of_other_calls(monkeypatch, begins_so: bool) -> None:
+    """As a SuperLink's is. Through `ray://`, or of a Ray that begins otherwise, it may be one: the controls."""
     grpc = pytest.importorskip("grpc")
+    monkeypatch.setattr(cluster, "_first_call", lambda: begins_so)
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    reach(f"127.0.0.1:{port}")
-    server.stop(None)
+    try:
+        reach(f"ray://127.0.0.1:{port}")
+        with pytest.raises(InputError, match="something else than Ray") if begins_so else contextlib.nullcontext():
+            reach(f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
+
+
+def test_the_ray_that_is_installed_begins_so() -> None:
+    pytest.importorskip("ray")
+    assert cluster._first_call()
 
 
 @pytest.mark.parametrize(
@@ -261,6 +272,8 @@ def test_a_server_that_answers_otherwise_is_let_through() -> None:
         ({"actors": 0}, "engine.actors=0: expected 1 or more"),
         ({"threads": 0}, "engine.threads=0: expected 1 or more"),
         ({"address": "head"}, "engine.address=head: expected auto, HOST:PORT, ray://HOST:PORT or nothing"),
+        ({"address": "head:99999"}, "engine.address=head:99999: expected a port from 1 to 65535"),
+        ({"address": "ray://head:0"}, "engine.address=ray://head:0: expected a port from 1 to 65535"),
         ({"address": "http://head:8265"}, "engine.address=http://head:8265: expected auto"),
         ({"device": "cuda:1"}, "engine.device=cuda:1: Ray says which device an actor has; use engine.device=cuda"),
     ],
