@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from clients.compiled import Compiled
-from clients.engine.hardware import CPU, computing, devices
+from clients.engine.hardware import CPU, computing, devices, out_of_memory
 from clients.engine.replica import Replica
 from clients.evaluation import features_of, score_sums
 from clients.private import train_privately
@@ -113,17 +113,21 @@ class Worker:
         try:
             return self._train_together(tasks)
         except Exception as error:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
-            if isinstance(error.__cause__ or error, torch.OutOfMemoryError):
-                raise RunFailed(self._no_room(len(tasks))) from error
+            self._look_for_room(error, len(tasks))
             return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
 
-    def _no_room(self, count: int) -> str:
-        size = -(-count // 2)
-        return (
+    def _look_for_room(self, error: Exception, count: int, key: str = "client.batch_size") -> None:
+        """Raise RunFailed where what failed is the machine's memory and no client: else those whose turn it was would
+        be missing in a round. count: clients of the pass. key: what makes it smaller, where it has one client."""
+        if not out_of_memory(error.__cause__ or error):
+            return
+        if count == 1:
+            raise RunFailed(f"{self.device} has too little memory for one client; use a lower {key}") from error
+        raise RunFailed(
             f"{self.device} has too little memory for {count} clients with batches of "
-            f"{self.settings.client.batch_size} in one pass; use engine.clients_per_bank={size}, which is another run, "
-            "since the size of a bank changes rounding"
-        )
+            f"{self.settings.client.batch_size} in one pass; use engine.clients_per_bank={-(-count // 2)}, which is "
+            "another run, since the size of a bank changes rounding"
+        ) from error
 
     def _train_together(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         settings = self.settings
@@ -134,8 +138,10 @@ class Worker:
         try:
             return self._train_together(tuple(t if t is tasks[i] else t.stand_in(tasks[i]) for t in tasks))[i]
         except StepFailed as error:
+            self._look_for_room(error, len(tasks))
             return ClientFailed.of(tasks[i].client, "train", error.__cause__ or error, error.step)
         except Exception as error:  # noqa: BLE001 (this client's)
+            self._look_for_room(error, len(tasks))
             return ClientFailed.of(tasks[i].client, "train", error)
 
     def _train_privately(self, task: Task, privacy: ExamplePrivacyConfig) -> Result | ClientFailed:
@@ -146,8 +152,10 @@ class Worker:
                 raise ValueError("failed before it was asked")
             return train_privately(self.bank, task, *run)
         except StepFailed as error:
+            self._look_for_room(error, 1)
             return ClientFailed.of(task.client, "train", error.__cause__ or error, error.step)
         except Exception as error:  # noqa: BLE001 (this client's)
+            self._look_for_room(error, 1)
             return ClientFailed.of(task.client, "plan", error)
 
     def _attempt(self, work: str, task: Task) -> Answer:
@@ -155,6 +163,7 @@ class Worker:
         try:
             return do(task)
         except Exception as error:  # noqa: BLE001 (this client's)
+            self._look_for_room(error, 1, "evaluation.batch_size" if work == "evaluate" else "client.batch_size")
             return ClientFailed.of(task.client, {"measure": "statistics"}.get(work, work), error)
 
     def _measure(self, task: Task) -> Measured:

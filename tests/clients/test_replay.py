@@ -196,6 +196,37 @@ def test_too_little_memory_is_said_in_one_line(worker, client_config, tasks, mon
         made.do(Job("train", "", "", tuple(tasks)))
 
 
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(4, "cpu has too little memory for 4 clients .* engine.clients_per_bank=2"), (1, "for one client; use a lower")],
+)
+def test_a_processor_without_memory_loses_no_client(worker, client_config, tasks, monkeypatch, count, said) -> None:
+    """torch says it in a RuntimeError there; taken for the clients', they would be missing in the round's mean."""
+    from fedinit.errors import RunFailed
+
+    def full(*_: object, **__: object) -> None:
+        torch.empty(10**15)
+
+    made = worker(client_config())
+    monkeypatch.setattr("clients.engine.worker.train_bank", full)
+    with pytest.raises(RunFailed, match=said):
+        made.do(Job("train", "", "", tuple(tasks[:count])))
+    monkeypatch.setattr("clients.engine.worker.features_of", full)
+    with pytest.raises(RunFailed, match="one client; use a lower client.batch_size"):
+        made.do(Job("features", "", "", tuple(tasks[:1])))
+
+
+def test_what_is_a_clients_own_fault_ends_no_run(worker, client_config, tasks, monkeypatch) -> None:
+    """The negative control."""
+
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("clients.engine.worker.train_bank", wrong)
+    answers = worker(client_config()).do(Job("train", "", "", tuple(tasks)))
+    assert [type(answer).__name__ for answer in answers] == ["ClientFailed"] * 4
+
+
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("tf32", marks=needs_cuda)])
 def test_less_precision_trains_alike_and_keeps_float32(precision, worker, client_config, tasks) -> None:
     """Within what the backbone's rounding explains; what leaves a client is float32."""
