@@ -44,11 +44,12 @@ def fit_axes(known: Moments, B: Tensor, lam: float) -> tuple[Tensor, Tensor]:
 def ridge_correction(known: Moments, B: Tensor, lam: Tensor | float) -> Tensor:
     """ΔB = (M − B G)(G + λI)⁺ for B (L, d, r) and λ, one or (L,).
 
-    By the eigenvectors of G, so that a rank-deficient Ā (zero padding, or λ = 0) gives the least-norm solution.
+    By the eigenvectors of G. In those of no g nothing moves: M and B G are zero there but for rounding, which a small λ
+    would make large. So a rank-deficient Ā (zero padding) gives the least-norm solution.
     """
     g = known.g[:, None]  # (L, 1, r), beside a row of M
     shifted = g + torch.as_tensor(lam, dtype=g.dtype).expand(len(g))[:, None, None]
-    inverse = torch.where(shifted > known.floor[:, None], 1 / shifted, 0)
+    inverse = torch.where(known.alive[:, None], 1 / shifted, 0)
     return ((known.M @ known.V - (B @ known.V) * g) * inverse) @ known.V.mT
 
 

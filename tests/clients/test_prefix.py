@@ -126,6 +126,17 @@ def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
     assert not len(damaged), "and written again"
 
 
+def test_what_is_missing_is_not_looked_for_through_the_map(prefix_of):
+    """A hole looked at there takes a page, and on a full tmpfs the process ended by SIGBUS."""
+    file = prefix_of().file
+    file._index = None
+    assert not len(file.missing(np.arange(60))) and not len(file.missing(np.arange(0)))
+    with file.path.open("r+b") as written:
+        written.seek(4096 + 4 * 7)
+        written.write(b"\0" * 4)
+    assert file.missing(np.array([9, 7, 3])).tolist() == [7]
+
+
 def test_damage_where_nothing_can_be_written_is_made_good_in_memory(prefix_of, own_cache, monkeypatch):
     whole = prefix_of().dataset.images[torch.arange(60)]
     damage(own_cache)

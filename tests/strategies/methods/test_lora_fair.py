@@ -247,6 +247,19 @@ def test_dependent_rows_give_the_solution_of_least_norm(d: int, k: int, rank: in
         assert oracles.cosine(oracles.ideal_update(c), B @ A) == pytest.approx(oracles.best_cosine(c), abs=1e-9)
 
 
+@pytest.mark.parametrize("lam", [1e-8, 1e-4, 0.0])
+def test_nothing_moves_where_A_has_no_rows(lam: float) -> None:
+    """Rounding of M there, over a small λ, was up to 1e-6 of B."""
+    draw = torch.Generator().manual_seed(0)
+    A = torch.randn(1, 30, generator=draw, dtype=torch.float64).expand(4, 30) * torch.tensor([[1.0], [2], [3], [5]])
+    target = torch.randn(20, 30, generator=draw, dtype=torch.float64)
+    B, G = torch.randn(20, 4, generator=draw, dtype=torch.float64), A @ A.T
+    delta = ridge_correction(Moments.of((target @ A.T)[None], G[None]), B[None], lam)[0]
+    v = torch.linalg.svd(A).U[:, :1]  # all that Ā has
+    residual = (target - B @ A) @ A.T @ v
+    torch.testing.assert_close(delta, residual / (v.T @ G @ v + lam) @ v.T, rtol=1e-11, atol=1e-12)
+
+
 def test_no_A_at_all() -> None:
     """Ā = 0: nothing can be corrected, and nothing is."""
     B = torch.ones(1, 5, 3, dtype=torch.float64)
