@@ -200,7 +200,7 @@ class LoRAFAIR(Aggregator):
 
     def _closed_form(self, seen: Sequence[Seen], Bs: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
         """B̄′ (d, r) of each layer, from what was seen of it and B̄; those of one shape at once."""
-        shapes = [tuple(of_layer.image.shape) for of_layer in seen]
+        shapes = [(of_layer.image.shape, of_layer.crossed.shape) for of_layer in seen]
         out: dict[int, tuple[Tensor, bool]] = {}
         for shape in dict.fromkeys(shapes):
             those = [i for i, other in enumerate(shapes) if other == shape]

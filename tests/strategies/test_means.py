@@ -83,3 +83,21 @@ def test_layers_at_once_are_as_each_alone(options: dict, K: int) -> None:
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12 * float(theirs.norm()))
     plain = mean_factors([u.layers["a"] for u in updates], method.weights(updates))
     assert not all(torch.equal(getattr(together.layers["a"], part), getattr(plain, part)) for part in ("A", "B"))
+
+
+def test_layers_that_look_alike_are_not_one_problem() -> None:
+    """Of six clients one layer's norm is estimated from four rows more, beside twelve, and another's of rank 16 is not:
+    what was seen of both has 16 columns."""
+    draw = torch.Generator().manual_seed(0)
+
+    def drawn(rank: int) -> Factors:
+        return Factors(*(torch.randn(*s, generator=draw, dtype=torch.float64) for s in ((rank, 40), (30, rank))))
+
+    ranks = {"estimated": [12] * 6, "exact": [16, 1, 1, 1, 1, 1]}
+    updates = [Update(i, 1, {name: drawn(of[i]) for name, of in ranks.items()}, {}) for i in range(6)]
+    together = LoRAFAIR(diagnostics=False).aggregate(updates, 1)
+    for name in ranks:
+        alone = LoRAFAIR(diagnostics=False).aggregate(
+            [Update(u.client, 1, {name: u.layers[name]}, {}) for u in updates], 1
+        )
+        torch.testing.assert_close(together.layers[name].B, alone.layers[name].B, rtol=1e-10, atol=1e-12)
