@@ -138,8 +138,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     counts, turns = ((6,), 2) if options.quick else ((6, 30, 100), 4)
     rows = [row for clients in counts for row in measure(clients, turns)]
-    name = "aggregation-quick" if options.quick else "aggregation"
-    machine.publish(name, rows, dtype="float32 in, float64 sums", seed=SEED)
+    machine.publish(machine.named("aggregation", parser(), options), rows, dtype="float32 in, float64 sums", seed=SEED)
     print_bars(rows)
 
 

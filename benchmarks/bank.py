@@ -164,12 +164,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    quick = parser().parse_args().quick
+    options = parser().parse_args()
+    quick = options.quick
     torch.set_num_threads(machine.cores())
     counts, turns = ((1, 4, 16), 2) if quick else ((1, 4, 16, 64), 3)
     rows = [measure(clients, batch, turns) for batch in (4, 16) for clients in counts]
     print(f"images per second; the default is engine.clients_per_bank={DEFAULT_SIZE}")
-    machine.publish("bank-quick" if quick else "bank", rows, dtype="float32", seed=SEED)
+    machine.publish(machine.named("bank", parser(), options), rows, dtype="float32", seed=SEED)
 
 
 if __name__ == "__main__":

@@ -89,11 +89,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    quick = parser().parse_args().quick
+    options = parser().parse_args()
+    quick = options.quick
     words = ["rounds=3"] if quick else []
     rows = [measure(*words, f"strategy={name}") for name in (["lora_fair"] if quick else ["lora_fair", "flora"])]
     torch.set_num_threads(machine.cores())
-    machine.publish("checkpoint-quick" if quick else "checkpoint", rows, dtype="float32", seed=0)
+    machine.publish(machine.named("checkpoint", parser(), options), rows, dtype="float32", seed=0)
 
 
 if __name__ == "__main__":

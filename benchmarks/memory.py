@@ -109,14 +109,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    parsed = parser()
-    options = parsed.parse_args()
+    options = parser().parse_args()
     if options.point:
         strategy, clients, bank = map(int, options.point[:3])
         also = words([*STRATEGIES][strategy], bank)
         print(json.dumps(scale.point(clients, clients, ROUNDS, float(options.point[3]), also)))
         return
-    tables = machine.named("memory", parsed, options), machine.named("memory-banks", parsed, options)
+    tables = [machine.named(table, parser(), options) for table in ("memory", "memory-banks")]
     if options.quick:
         options.clients, options.banks, options.strategies = [1, 20], [1, 8], ["fedit"]
     machine.publish(tables[0], rounds(options.strategies, options.clients, size_of_update()), dtype="float32", seed=0)

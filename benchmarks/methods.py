@@ -188,8 +188,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    words = parser()
-    arguments = words.parse_args()
+    arguments = parser().parse_args()
     draw = torch.Generator().manual_seed(SEED)
     frozen = {name: torch.randn(shape, generator=draw) / shape[1] ** 0.5 for name, shape in SHAPES.items()}
 
@@ -207,7 +206,7 @@ def main() -> None:
                 if not mixed or AGGREGATORS[name].mixed_ranks:
                     rows.append(measure(name, updates, ranks, ground))
                     print(f"{name}, {count} clients: {rows[-1]['server_seconds']:.2f} s", flush=True)
-    machine.publish(machine.named("methods", words, arguments), rows, dtype="float32", seed=SEED)
+    machine.publish(machine.named("methods", parser(), arguments), rows, dtype="float32", seed=SEED)
 
 
 if __name__ == "__main__":

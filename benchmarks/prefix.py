@@ -69,12 +69,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    quick = parser().parse_args().quick
+    options = parser().parse_args()
+    quick = options.quick
     torch.set_num_threads(machine.cores())
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(name, 2 if quick else 5, folder) for name in MODELS[: 1 if quick else None]]
     print("images a second of training")
-    machine.publish("prefix-quick" if quick else "prefix", rows, dtype="float32", seed=SEED)
+    machine.publish(machine.named("prefix", parser(), options), rows, dtype="float32", seed=SEED)
     for row in rows:
         met = float(str(row["ratio"])) >= BAR
         print(f"{row['model']}: {row['ratio']} times as fast, bar {BAR:g}: {'met' if met else 'NOT met'}")

@@ -91,14 +91,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    words = parser()
-    options = words.parse_args()
+    options = parser().parse_args()
     quick, rows = options.quick, []
     for method in options.methods:
         rows += rows_of(method, (0,), 3, CLIPS[1:2]) if quick else rows_of(method, (0, 1, 2), 15, options.clips)
         for row in rows[-2:]:
             print(f"{method}, privacy={row['privacy']}: {row['accuracy']} ± {row['std']} %", flush=True)
-    machine.publish(machine.named("privacy", words, options), rows, dtype="float32", seed=0)
+    machine.publish(machine.named("privacy", parser(), options), rows, dtype="float32", seed=0)
 
 
 if __name__ == "__main__":

@@ -166,8 +166,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    words = parser()
-    arguments = words.parse_args()
+    arguments = parser().parse_args()
     todo = list(cases(arguments.attacks, arguments.defences, arguments.quick))
     seeds, more = ((0,), SHORT) if arguments.quick else ((0, 1, 2), ())
     rows = []
@@ -177,7 +176,9 @@ def main() -> None:
         print(f"{len(rows)} of {len(todo)}: {told}", flush=True)
     engine = configured(todo[0], 0)[0].engine
     where = f"-{torch.cuda.get_device_name().replace(' ', '-')}" if torch.cuda.is_available() else ""
-    machine.publish(machine.named("robust", words, arguments, "workers") + where, rows, dtype=engine.precision, seed=0)
+    machine.publish(
+        machine.named("robust", parser(), arguments, "workers") + where, rows, dtype=engine.precision, seed=0
+    )
 
 
 if __name__ == "__main__":

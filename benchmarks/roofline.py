@@ -210,8 +210,9 @@ def main() -> None:
             rows.append(measure(row, device, precision, limit, asked.compile) | {"peak_tflops": round(limit / 1e12, 2)})
             print(rows[-1])
     where = torch.cuda.get_device_name(device).replace(" ", "-") if on_cuda else ""
+    name = machine.named("roofline", words, asked, "device", "compile")
     machine.publish(
-        "-".join(filter(None, ["roofline-quick" if asked.quick else "roofline", "compiled" * asked.compile, where])),
+        "-".join(filter(None, [name, "compiled" * asked.compile, where])),
         rows,
         dtype="as in its column",
         seed=SEED,

@@ -110,13 +110,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    quick = parser().parse_args().quick
+    options = parser().parse_args()
+    quick = options.quick
     length = ("rounds=3", "client.max_steps=2") if quick else ("rounds=7",)
     seen: dict[tuple[str, str], list[RoundReport]] = {pair: [] for pair in contests()}
     for _ in range(1 if quick else 3):
         for method, safeguard in seen:
             seen[method, safeguard] += run([*BASE, *length, *METHODS[method], *SAFEGUARDS[safeguard]])
-    machine.publish("safeguards-quick" if quick else "safeguards", rows_of(seen), dtype="float32", seed=0)
+    machine.publish(machine.named("safeguards", parser(), options), rows_of(seen), dtype="float32", seed=0)
 
 
 if __name__ == "__main__":

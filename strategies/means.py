@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -
     return out.T
 
 
-def _few_at_a_time(products: Sequence[Factors]) -> Iterator[slice]:
+def _few_at_a_time(products: Sequence[Factors]) -> list[slice]:
     few = max(1, SIDE_BY_SIDE // max(max(p.A.numel(), p.B.numel()) for p in products))
-    return (slice(start, start + few) for start in range(0, len(products), few))
+    return [slice(start, start + few) for start in range(0, len(products), few)]
 
 
 def at_one_rank(products: Sequence[Factors]) -> list[Factors]:
@@ -83,7 +83,7 @@ def averaging_error(products: Sequence[Factors], weights: Sequence[float], avera
     """C of `centred`; where clients are so many that a d×k matrix is less work than their factors side by side, summed
     to one, a few clients at a time: the memory it takes does not grow with them."""
     d, k = average.shape
-    few = [*_few_at_a_time(products)]
+    few = _few_at_a_time(products)
     if len(few) == 1 or not dense_is_cheaper(average, len(products) * average.rank):
         return centred(products, weights, average)
     total = average.A.new_zeros(d, k)

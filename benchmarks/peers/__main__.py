@@ -114,8 +114,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    words = parser()
-    options = words.parse_args()
+    options = parser().parse_args()
     names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]
     for missing in CONTESTANTS.keys() - set(names):
         print(f'left out, not installed: {missing}; pip install -e ".[peers]"')
@@ -127,7 +126,7 @@ def main() -> None:
     rows = [
         row for work in works for row in measure(work, [n for n in names if work.steps or n not in TRAINING], turns)
     ]
-    machine.publish(machine.named("peers", words, options, "turns"), rows, dtype="float32", seed=0)
+    machine.publish(machine.named("peers", parser(), options, "turns"), rows, dtype="float32", seed=0)
 
 
 if __name__ == "__main__":

@@ -152,9 +152,9 @@ def reach(address: str) -> None:
     except grpc.FutureTimeoutError:
         said = f"something listens there, which is no Ray, or says nothing within {ANSWER:.0f} s"
     except grpc.RpcError as error:  # a refusal is an answer too
-        web = isinstance(error, grpc.Call) and "http2 header with status" in (error.details() or "")
-        unknown = isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNIMPLEMENTED
-        if web or (unknown and target == address and _first_call()):
+        assert isinstance(error, grpc.Call)
+        unknown = error.code() is grpc.StatusCode.UNIMPLEMENTED and target == address and _first_call()
+        if unknown or "http2 header with status" in (error.details() or ""):
             said = "something else than Ray listens there"
     finally:
         channel.close()

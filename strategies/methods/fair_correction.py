@@ -18,7 +18,7 @@ from strategies.methods.fair_moments import Moments
 def cosine_correction(known: Moments, B: Tensor, lam: float) -> tuple[Tensor, Tensor]:
     """B̄ + ΔB of the least 1 − cos(ΔW, (B̄ + ΔB)Ā) + λ‖ΔB‖², λ > 0, for B̄ (L, d, r), and whether it is a minimum
     (`cosine_fit`), (L,)."""
-    fitted, done = fit_axes(replace(known, M=known.M @ known.V), B @ known.V, lam)
+    fitted, done = fit_axes(replace(known, M=known.turned), B @ known.V, lam)
     return fitted @ known.V.mT, done
 
 
@@ -47,10 +47,8 @@ def ridge_correction(known: Moments, B: Tensor, lam: Tensor | float) -> Tensor:
     By the eigenvectors of G. In those of no g nothing moves: M and B G are zero there but for rounding, which a small λ
     would make large. So a rank-deficient Ā (zero padding) gives the least-norm solution.
     """
-    g = known.g[:, None]  # (L, 1, r), beside a row of M
-    shifted = g + torch.as_tensor(lam, dtype=g.dtype).expand(len(g))[:, None, None]
-    inverse = torch.where(known.alive[:, None], 1 / shifted, 0)
-    return ((known.M @ known.V - (B @ known.V) * g) * inverse) @ known.V.mT
+    left = known.turned - (B @ known.V) * known.g[:, None]
+    return (left * known.inverse(lam)[:, None]) @ known.V.mT
 
 
 def near_the_least(known: Moments, B: Tensor, delta: Tensor, lam: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,15 +45,20 @@ class Moments:
         """Which of g are above it, (L, r)."""
         return self.g > self.floor
 
-    @property
-    def inverse(self) -> Tensor:
-        """1/g, or 0, (L, r): V diag(·) Vᵀ is G⁺."""
-        return torch.where(self.alive, 1 / self.g, 0)
+    @cached_property
+    def turned(self) -> Tensor:
+        """M V, (L, d, r)"""
+        return self.M @ self.V
+
+    def inverse(self, lam: Tensor | float = 0.0) -> Tensor:
+        """1/(g + λ), or 0 where g is none, (L, r), for one λ or (L,): V diag(·) Vᵀ is (G + λI)⁺ on the rows of Ā."""
+        shifted = self.g + torch.as_tensor(lam, dtype=self.g.dtype).expand(len(self.g))[:, None]
+        return torch.where(self.alive, 1 / shifted, 0)
 
     @property
     def inside2(self) -> Tensor:
         """‖ΔW P_A‖² = ‖M G^(−1/2)‖², (L,), with P_A on the row space of Ā."""
-        return ((self.M @ self.V).square().sum(-2) * self.inverse).sum(-1)
+        return (self.turned.square().sum(-2) * self.inverse()).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def moments(seen: Sequence[Seen]) -> Moments:
     known = Moments.of(images[..., :rank], crossed[..., :rank])
     if crossed.shape[2] == rank:
         return replace(known, size=torch.tensor([s.size for s in seen], dtype=known.g.dtype))
-    of_rows = (known.M @ known.V * known.inverse[:, None]) @ (known.V.mT @ crossed[..., rank:])  # ΔW P_A Ωᵀ
+    of_rows = (known.turned * known.inverse()[:, None]) @ (known.V.mT @ crossed[..., rank:])  # ΔW P_A Ωᵀ
     rest2 = (images[..., rank:] - of_rows).square().sum((-2, -1)) / PROBES
     return replace(known, size=(known.inside2 + rest2).sqrt())
 
