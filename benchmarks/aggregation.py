@@ -1,6 +1,6 @@
 """Seconds that the server takes to aggregate a round, by LoRA-FAIR's three solvers.
 
-    python -m benchmarks.aggregation [--quick] [--threads N]
+    python -m benchmarks.aggregation [--quick] [--threads N] [--device cuda]
 
 ViT-B/16 with the paper's targets (twelve attn.proj of 768×768, twelve mlp.fc2 of 768×3072), rank 16, float32 updates
 of 4.1 MB a client. Contestants take turns in one process, and the best of each one's turns counts:
@@ -12,6 +12,7 @@ fedit        the two averages alone.
 closed form  LoRA-FAIR's default solver, without diagnostics (and once with them).
 gram SGD     1,000 steps, extrapolated from the difference between a long and a short run of STEPS steps.
 dense SGD    the paper's own solver, extrapolated likewise. What does not grow with the steps is left out of both.
+… on cuda:0  with --device, as a simulation's server there works: updates go up, the result comes back.
 
 Two bars: the closed form is at least 1,000 times as fast as 1,000 steps of dense SGD, and takes at most 20 times as
 long as reading the updates (the first of the two).
@@ -26,9 +27,12 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import machine
+from fedinit.devices import CPU, first
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies import create_aggregator
 from strategies.aggregator import Update
+from strategies.server.placing import brought_back, placed
 
 RANK, SEED = 16, 0
 SHAPES = {
@@ -58,14 +62,14 @@ def draw_updates(clients: int) -> list[Update]:
     return [Update(i, 100 + i, {name: moved(name) for name in SHAPES}, head) for i in range(clients)]
 
 
-def contestants(updates: list[Update]) -> dict[str, Callable[[], object]]:
-    """By name, what one turn of each runs."""
+def contestants(updates: list[Update], device: torch.device) -> dict[str, Callable[[], object]]:
+    """By name, what one turn of each runs. device: of what is measured besides the CPU."""
     tensors = [t for u in updates for f in u.layers.values() for t in (f.A, f.B)]
     flat = torch.cat([t.flatten() for t in tensors])
 
-    def run(name: str, **options: object) -> Callable[[], object]:
+    def run(name: str, place: torch.device = CPU, **options: object) -> Callable[[], object]:
         method = create_aggregator(name, **{"diagnostics": False, **options})
-        return lambda: method.aggregate(updates, 1)
+        return lambda: brought_back(method.aggregate(placed(updates, place), 1), place)
 
     made: dict[str, Callable[[], object]] = {
         "read": lambda: [t.sum() for t in tensors],
@@ -74,6 +78,10 @@ def contestants(updates: list[Update]) -> dict[str, Callable[[], object]]:
         "closed form": run("lora_fair"),
         "closed form, diagnostics": run("lora_fair", diagnostics=True),
     }
+    if device != CPU:
+        made[f"fedit on {device}"] = run("fedit", device)
+        made[f"closed form on {device}"] = run("lora_fair", device)
+        made[f"closed form, diagnostics on {device}"] = run("lora_fair", device, diagnostics=True)
     for solver, pair in STEPS.items():
         made.update({f"{solver} {steps}": run("lora_fair", solver=solver, steps=steps) for steps in pair})
     return made
@@ -91,9 +99,9 @@ def best_seconds(runs: dict[str, Callable[[], object]], turns: int) -> dict[str,
     return best
 
 
-def measure(clients: int, turns: int) -> list[dict[str, object]]:
+def measure(clients: int, turns: int, device: torch.device) -> list[dict[str, object]]:
     """One row a contestant: seconds, and the ratios that the bars are about."""
-    best = best_seconds(contestants(draw_updates(clients)), turns)
+    best = best_seconds(contestants(draw_updates(clients), device), turns)
     how = f"best of {turns} turns"
     seconds = {name: (value, how) for name, value in best.items() if "sgd" not in name}
     for solver, (short, long) in STEPS.items():
@@ -130,14 +138,19 @@ def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser(prog="python -m benchmarks.aggregation", description=__doc__.splitlines()[0])
     words.add_argument("--quick", action="store_true", help="six clients and two turns, in half a minute")
     words.add_argument("--threads", type=int, default=machine.cores(), help="one a core, unless set")
+    words.add_argument("--device", default="cpu", help="cuda or cuda:<n>, where the closed form is measured too")
     return words
 
 
 def main() -> None:
     options = parser().parse_args()
+    try:
+        device = first("--device", options.device)
+    except InputError as error:
+        parser().error(str(error))
     torch.set_num_threads(options.threads)
     counts, turns = ((6,), 2) if options.quick else ((6, 30, 100), 4)
-    rows = [row for clients in counts for row in measure(clients, turns)]
+    rows = [row for clients in counts for row in measure(clients, turns, device)]
     machine.publish(machine.named("aggregation", parser(), options), rows, dtype="float32 in, float64 sums", seed=SEED)
     print_bars(rows)
 

@@ -124,9 +124,10 @@ class Factors:
         average: Ā and B̄, the averaged factors, in float64, in the form of `as_product`.
         missed: C, the mean of the products less the product of the means, in the same form.
         """
-        basis = torch.linalg.svd(average.A, full_matrices=False)
+        basis = torch.linalg.svd(average.A.cpu(), full_matrices=False)
         kept = basis.Vh[basis.S > basis.S[0] * 1e-12] if basis.S[0] > 0 else basis.Vh[:0]  # rows span rowspace(Ā)
-        return float((missed.B @ (missed.A @ kept.T)).square().sum())  # C Vᵀ, (d, r), whose norm is ‖C P_A‖
+        turned = missed.A @ kept.T.to(missed.A.device)
+        return float((missed.B @ turned).square().sum())  # C Vᵀ, (d, r), whose norm is ‖C P_A‖
 
     def with_product(self, product: Factors) -> Factors:
         """The plain factors of another product, joined by the tensors of this one that stand beside its product (m)."""
@@ -150,7 +151,7 @@ def resized(value: Tensor, axis: int, size: int) -> Tensor:
 
 def mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Σ w_i x_i in float64, summed in the given order."""
-    total = torch.zeros(tensors[0].shape, dtype=torch.float64)
+    total = tensors[0].new_zeros(tensors[0].shape, dtype=torch.float64)
     for value, weight in zip(tensors, weights, strict=True):
         total.add_(value, alpha=weight)
     return total

@@ -3,6 +3,9 @@
 With thin QR B = Q_B R_B and Aᵀ = Q_A R_A, the product B A = Q_B (R_B R_Aᵀ) Q_Aᵀ has the spectrum of an R×R core, at
 O((d + k)R²) for a sum of rank R. Only where R exceeds min(d, k), and a core would be the larger matrix, is the d×k
 product formed.
+
+Decompositions are made on the CPU, wherever the product is: they are many steps that wait for each other, and methods
+look at single values of what comes out.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ Gauge = Literal["balanced", "right"]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """B A = U diag(S) Vh in float64. U: (d, q) and Vh: (q, k) with orthonormal columns and rows, S: (q,) falling;
-    q = min(R, d, k). Signs are fixed: the largest entry of each row of Vh is positive, the first one of equals."""
+    """B A = U diag(S) Vh in float64, on the CPU. U: (d, q) and Vh: (q, k) with orthonormal columns and rows, S: (q,)
+    falling; q = min(R, d, k). Signs are fixed: the largest entry of each row of Vh is positive, the first one of
+    equals."""
 
     U: Tensor
     S: Tensor
@@ -59,6 +63,7 @@ def spectrum(product: Factors) -> Spectrum:
     exact = product.absorb().to(torch.float64)
     if exact.rank > min(exact.shape):
         return matrix_spectrum(exact.dense())
+    exact = exact.to(torch.device("cpu"))
     left, core_left = torch.linalg.qr(exact.B)  # (d, R), (R, R)
     right, core_right = torch.linalg.qr(exact.A.T)  # (k, R), (R, R)
     U, S, Vh = torch.linalg.svd(core_left @ core_right.T)
@@ -67,7 +72,7 @@ def spectrum(product: Factors) -> Spectrum:
 
 def matrix_spectrum(matrix: Tensor) -> Spectrum:
     """The decomposition of a dense (d, k) matrix, such as a frozen weight."""
-    return _signed(*torch.linalg.svd(matrix.to(torch.float64), full_matrices=False))
+    return _signed(*torch.linalg.svd(matrix.to("cpu", torch.float64), full_matrices=False))
 
 
 def _completed(rows: Tensor, count: int) -> Tensor:
@@ -97,5 +102,6 @@ def fix_signs(rows: Tensor) -> Tensor:
 
 
 def truncate(product: Factors, rank: int, gauge: Gauge = "balanced") -> Factors:
-    """The best approximation of rank `rank` of a product, in float64, as `Spectrum.factors` makes it."""
-    return spectrum(product).factors(rank, gauge)
+    """The best approximation of rank `rank` of a product, in float64 and where that is, as `Spectrum.factors` makes
+    it."""
+    return spectrum(product).factors(rank, gauge).to(product.A.device)

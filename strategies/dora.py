@@ -32,7 +32,8 @@ def effective_bias(
     """
     missed = moved = 0.0
     for name, layer in aggregate.layers.items():
-        weight = context.weight(name)
+        layer = layer.to(place := updates[0].layers[name].A.device)
+        weight = context.weight(name).to(place)
         squares = weight.square().sum(1)
 
         def row_scaled(product: Factors, m: Tensor, weight=weight, squares=squares) -> tuple[Tensor, Factors]:
@@ -42,7 +43,7 @@ def effective_bias(
             return c, Factors(plain.A, c[:, None] * plain.B)
 
         clients = [row_scaled(u.layers[name], u.layers[name].parts["m"]) for u in updates]
-        rest = [aggregate.residual[name]] if name in aggregate.residual else []
+        rest = [aggregate.residual[name].to(place)] if name in aggregate.residual else []
         total = stack([f.to(torch.float64) for f in (layer, *rest)], [1.0] * (1 + len(rest)))
         c, product = row_scaled(total, layer.parts["m"])
         mean_c = functools.reduce(torch.add, [w * client_c for w, (client_c, _) in zip(weights, clients, strict=True)])

@@ -35,7 +35,7 @@ def image(products: Sequence[Factors], weights: Sequence[float], rows: Tensor) -
         )
         cores = rows @ A.T  # (c, k) @ (k, Σ r_i)
         of_each = [share for share, rank in zip(shares, ranks, strict=True) for _ in range(rank)]
-        out.addmm_(cores.mul_(torch.tensor(of_each, dtype=cores.dtype)), B.T)
+        out.addmm_(cores.mul_(torch.tensor(of_each, dtype=cores.dtype).to(cores.device)), B.T)
     return out.T
 
 
@@ -90,5 +90,5 @@ def averaging_error(products: Sequence[Factors], weights: Sequence[float], avera
     for some in few:
         part = centred(products[some], weights[some], average)
         total.addmm_(part.B, part.A)
-    one = torch.eye(min(d, k), dtype=total.dtype)
+    one = torch.eye(min(d, k), dtype=total.dtype, device=total.device)
     return Factors(total, one) if d <= k else Factors(one, total)

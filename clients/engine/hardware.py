@@ -13,12 +13,12 @@ import torch
 from clients.engine.cost import SHARE, StepCost, step_cost
 from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig
 from fedinit.config.schema import Config
+from fedinit.devices import CPU, first, named
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, select_targets
 from fedinit.models.backbone import Backbone, outline
 from fedinit.threads import cores
 
-CPU = torch.device("cpu")
 CLASSES = 1000  # that a head is reckoned with before the data is there
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,21 +32,13 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        wanted = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>") from error
+    wanted = named("engine.device", device)
     if wanted.type == "cpu":
         have = cores()
         if threads > have:
             raise InputError(f"engine.threads={threads}: this machine has {have} cores; use engine.threads={have}")
         return [CPU] * (lanes or have // threads)
-    if wanted.type != "cuda":
-        raise InputError(f"engine.device={device}: expected auto, cpu, cuda or cuda:<n>")
-    there = torch.cuda.device_count()
-    if there == 0 or (wanted.index or 0) >= there:
-        raise InputError(f"engine.device={device}: this machine has {there} CUDA devices; use engine.device=cpu")
-    indices = range(there) if wanted.index is None else [wanted.index]
+    indices = range(torch.cuda.device_count()) if wanted.index is None else [wanted.index]
     return [torch.device("cuda", i) for i in indices]
 
 
@@ -55,6 +47,7 @@ def resolved(config: Config) -> Config:
 
     Raises InputError for a device that is not there, and for a precision that it has not.
     """
+    server_device(config)
     if _elsewhere(config.engine):
         return config
     place = devices(config.engine.device, 1, config.engine.threads)[0]
@@ -72,6 +65,14 @@ def resolved(config: Config) -> Config:
         compiled = place.type == "cpu" and steps >= COMPILED
     settled = {"precision": precision, "clients_per_bank": size, "compile": compiled}
     return replace(config, engine=replace(config.engine, **settled))
+
+
+def server_device(config: Config) -> torch.device:
+    """Where a simulation's server works on updates: as `server_device` says; auto: the first device of the clients, the
+    CPU where those are a cluster's alone. Raises InputError for a device that is not there."""
+    if config.server_device != "auto":
+        return first("server_device", config.server_device)
+    return CPU if _elsewhere(config.engine) else devices(config.engine.device, 1, config.engine.threads)[0]
 
 
 def _elsewhere(engine: EngineConfig) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedinit.adapters.contract import Frozen, Kind
 from fedinit.adapters.kinds import KINDS, trained_as
+from fedinit.crossing import crossed
 from fedinit.factors import Factors, leading
 from fedinit.models.backbone import Backbone, share
 from fedinit.models.class_token import end_in_class_token, every_token
@@ -307,31 +308,13 @@ def _copied(groups: Sequence[Mapping[str, Tensor]], device: torch.device) -> lis
     tensors = [value.detach() for group in groups for value in group.values()]
     repeated = [value.ndim > 0 and len(value) > 1 and value.stride(0) == 0 for value in tensors]
     sent = [value[:1] if once else value for value, once in zip(tensors, repeated, strict=True)]
-    crossed = _crossed(sent, device) if any(value.device != device for value in sent) else sent
+    moved = crossed(sent, device) if any(value.device != device for value in sent) else sent
     left = iter(
         [
             there.repeat(len(value), *[1] * (value.ndim - 1)) if once
             # Memory of its own on the device, since products round differently by where their inputs begin.
             else there.clone() if there is own or device.type != "cpu" else there
-            for there, own, value, once in zip(crossed, sent, tensors, repeated, strict=True)
+            for there, own, value, once in zip(moved, sent, tensors, repeated, strict=True)
         ]
     )  # fmt: skip
     return [{name: next(left) for name in group} for group in groups]
-
-
-def _crossed(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The tensors on another device, through memory that a CUDA device reads and writes by itself."""
-    there: dict[torch.dtype, Iterator[Tensor]] = {}
-    for dtype in {value.dtype for value in tensors}:
-        of_it = [value for value in tensors if value.dtype == dtype]
-        flat = torch.cat([value.flatten() for value in of_it])
-        if device.type == "cuda":
-            moved = flat.pin_memory().to(device, non_blocking=True)
-        elif flat.is_cuda:
-            moved = torch.empty(flat.shape, dtype=dtype, pin_memory=True).copy_(flat, non_blocking=True)
-            torch.cuda.synchronize(flat.device)
-        else:
-            moved = flat.to(device)
-        parts = moved.split([value.numel() for value in of_it])
-        there[dtype] = iter([part.view(value.shape) for part, value in zip(parts, of_it, strict=True)])
-    return [next(there[value.dtype]) for value in tensors]

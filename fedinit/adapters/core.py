@@ -60,7 +60,9 @@ class CoreFactors(Factors):
 
     def completed(self, other: Factors) -> dict[str, Tensor]:
         parts = other.parts
-        return parts if "R" in parts else parts | {"R": torch.eye(other.rank, dtype=other.A.dtype)}
+        return (
+            parts if "R" in parts else parts | {"R": torch.eye(other.rank, dtype=other.A.dtype, device=other.A.device)}
+        )
 
     def blank(self, like: Factors) -> Factors:
         source = like if isinstance(like, CoreFactors) else self

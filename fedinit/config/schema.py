@@ -205,6 +205,8 @@ class Config:
     resume: str
     report: Literal["full", "no_images", "none"] = "full"  # what report.html is made of (docs/report.md)
     preview: bool = False  # say what the run would be, and do not run
+    # Where the server weighs and aggregates updates. auto: where a simulation's clients train, else the CPU.
+    server_device: str = "auto"
     strategy: Choice
     reinit: Choice
     server_opt: Choice
@@ -274,6 +276,8 @@ class Config:
         for key, usual in (("threads", 1), ("compile", False)):
             if values["engine"][key] == usual:
                 del values["engine"][key]  # runs were named without it before there was a choice
+        if self.server_device == "auto":
+            del values["server_device"]
         return values
 
 

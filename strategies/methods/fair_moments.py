@@ -70,6 +70,10 @@ class Seen:
     crossed: Tensor
     size: float | None
 
+    def here(self) -> Seen:
+        """The same on the CPU, where what is small is fitted: step by step, each by what came out before."""
+        return replace(self, image=self.image.cpu(), crossed=self.crossed.cpu())
+
 
 def look(products: Sequence[Factors], weights: Sequence[float], A: Tensor, wanted: bool) -> Seen:
     """Take it, for Ā (r, k), from the clients' factors in float32 or float64. wanted: whether ‖ΔW‖ is.
@@ -79,7 +83,7 @@ def look(products: Sequence[Factors], weights: Sequence[float], A: Tensor, wante
     ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of ‖ΔW‖ as one of λ.
     """
     if wanted and sum(p.rank for p in products) > SKETCHED:
-        rows = torch.cat([A, _gaussian(A.shape[1])])
+        rows = torch.cat([A, _gaussian(A.shape[1]).to(A.device)])
         return Seen(image(products, weights, rows), A @ rows.T, None)
     size = norm(stack([p.to(torch.float64) for p in products], weights)) if wanted else 0.0
     return Seen(image(products, weights, A), A @ A.T, size)

@@ -58,11 +58,11 @@ def rotate(product: Factors, goal: Factors, align: Literal["A", "B", "joint"] = 
 
     align: of the least ‖RᵀA − A_goal‖ for ``A``, ‖B R − B_goal‖ for ``B``, the sum of their squares for ``joint``.
     """
-    nearness = torch.zeros(product.rank, goal.rank, dtype=product.A.dtype)
+    nearness = product.A.new_zeros(product.rank, goal.rank)
     if align != "B":
         nearness = nearness + product.A @ goal.A.T
     if align != "A":
         nearness = nearness + product.B.T @ goal.B
-    U, _, Vh = torch.linalg.svd(nearness)
-    R = U @ Vh
+    U, _, Vh = torch.linalg.svd(nearness.cpu())
+    R = (U @ Vh).to(nearness.device)
     return Factors(R.T @ product.A, product.B @ R)

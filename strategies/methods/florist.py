@@ -37,7 +37,7 @@ class Cut(Aggregator):
         ideal = stack([p.to(torch.float64) for p in products], weights)
         components = spectrum(ideal)
         rank = max(p.rank for p in products) if start is None else start.rank
-        return components.factors(rank, kept=self.kept(components.S, (*ideal.shape, ideal.rank)))
+        return components.factors(rank, kept=self.kept(components.S, (*ideal.shape, ideal.rank))).to(ideal.A.device)
 
     @abstractmethod
     def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:

@@ -170,33 +170,38 @@ class LoRAFAIR(Aggregator):
             products = [turn(p) for p in layer.products] if average else layer.products
             average = average or mean_factors(products, weights)
             if at_once:
-                return average, look(products, weights, average.A, wanted)
+                return average, look(products, weights, average.A, wanted).here()
             return average, self._searched(stack([p.to(torch.float64) for p in products], weights), average)
 
         averages, found = zip(*server_pool().map(begun, layers, turned or [None] * len(layers)), strict=True)
-        corrected = self._closed_form(found, [average.B for average in averages]) if at_once else found
-        return [(replace(average, B=B), done) for average, (B, done) in zip(averages, corrected, strict=True)]
+        corrected = self._closed_form(found, [average.B.cpu() for average in averages]) if at_once else found
+        return [
+            (replace(average, B=B.to(average.A.device)), done)
+            for average, (B, done) in zip(averages, corrected, strict=True)
+        ]
 
     def _searched(self, ideal: Factors, average: Factors) -> tuple[Tensor, bool]:
         """B̄′ (d, r) in float64, for fixed Ā, and whether it is what was looked for, by steps. ideal: ΔW."""
         if self.solver == "closed_form":
             return self._fit_columns(ideal, average, self.lam)
-        M, G = ideal.B @ (ideal.A @ average.A.T), average.A @ average.A.T
-        size2 = float(average.B.square().sum())
+        # What is small is looked at here, by single numbers, wherever the factors are.
+        M, G, B = (ideal.B @ (ideal.A @ average.A.T)).cpu(), (average.A @ average.A.T).cpu(), average.B.cpu()
+        size2 = float(B.square().sum())
         lam = self.lam / size2 if self.lam_scale == "relative" and size2 else self.lam
-        delta = self._start(average.B)
-        ideal_norm, rate = norm(ideal), normalised_rate(G, average.B, lam, self.lr)
+        delta = self._start(B)
+        ideal_norm, rate = norm(ideal), normalised_rate(G, B, lam, self.lr)
         if self.solver == "dense_sgd":
             columns = self.similarity == "columns"
-            delta = dense_sgd(ideal.dense(), average, delta, lam, self.steps, rate, columns)
+            delta = dense_sgd(ideal.dense(), average, delta.to(average.B.device), lam, self.steps, rate, columns)
             if columns:
                 least, exists = self._fit_columns(ideal, average, lam)
                 losses = [float(columns_loss(ideal.dense(), average, d, lam)) for d in (delta, least - average.B)]
                 return average.B + delta, exists and losses[0] <= 1.01 * losses[1] + 1e-12
         else:
-            delta = gram_sgd(M, G, ideal_norm, average.B, delta, lam, self.steps, rate)
+            delta = gram_sgd(M, G, ideal_norm, B, delta, lam, self.steps, rate)
+        delta = delta.cpu()
         known = Moments.of(M[None], G[None], ideal_norm)
-        return average.B + delta, near_the_least(known, average.B[None], delta[None], lam)
+        return B + delta, near_the_least(known, B[None], delta[None], lam)
 
     def _closed_form(self, seen: Sequence[Seen], Bs: Sequence[Tensor]) -> list[tuple[Tensor, bool]]:
         """B̄′ (d, r) of each layer, from what was seen of it and B̄; those of one shape at once."""
@@ -223,10 +228,10 @@ class LoRAFAIR(Aggregator):
 
     def _fit_columns(self, ideal: Factors, average: Factors, lam: float) -> tuple[Tensor, bool]:
         """B̄′ of the least objective by columns, searched for from that of the whole matrix."""
-        A, B = average.A, average.B[None]
-        known = Moments.of((ideal.B @ (ideal.A @ A.T))[None], (A @ A.T)[None], norm(ideal))
+        A, B = average.A, average.B.cpu()[None]
+        known = Moments.of((ideal.B @ (ideal.A @ A.T)).cpu()[None], (A @ A.T).cpu()[None], norm(ideal))
         start = (cosine_correction(known, B, lam)[0] - B if lam else ridge_correction(known, B, 0.0))[0]
-        delta, done = columns_fit(ideal, average, start, lam)
+        delta, done = columns_fit(ideal, average, start.to(A.device), lam)
         return average.B + delta, done
 
     def _solve_pairs(self, pairs: Sequence[Factors], weights: Sequence[float]) -> tuple[Factors, bool]:
@@ -234,12 +239,13 @@ class LoRAFAIR(Aggregator):
         average, first = mean_factors(pairs, weights), pairs[0]
         assert isinstance(first, Pair)
         dots, size2, ideal_norm = row_moments(first.frame, pairs, weights, average)
+        dots, size2, place = dots.cpu(), size2.cpu(), average.B.device
         if self.lam_scale == "cosine" and self.lam > 0:
             known = Moments(dots[None, None], size2[None], torch.empty(0), torch.tensor([ideal_norm]).double())
-            fitted, done = fit_axes(known, average.B.T[None], self.lam)
-            return Factors(average.A, fitted[0].T), bool(done)
-        b = corrected_b(dots, size2, average.B, self.lam, self.lam_scale == "relative")
-        return Factors(average.A, b), True
+            fitted, done = fit_axes(known, average.B.cpu().T[None], self.lam)
+            return Factors(average.A, fitted[0].T.to(place)), bool(done)
+        b = corrected_b(dots, size2, average.B.cpu(), self.lam, self.lam_scale == "relative")
+        return Factors(average.A, b.to(place)), True
 
     def _start(self, B: Tensor) -> Tensor:
         if self.delta_init == "zero":

@@ -43,22 +43,22 @@ def gram_of(
 
 
 def product_gram(products: Sequence[Factors]) -> Tensor:
-    """⟨B_iA_i, B_jA_j⟩, (n, n), of products of any ranks, float64.
+    """⟨B_iA_i, B_jA_j⟩, (n, n), of products of any ranks, float64; on the CPU, wherever they are.
 
     Where all have one A, or one B, it is ⟨B_i AAᵀ, B_j⟩: what is common is multiplied once, whatever n is.
     """
     first = products[0]
     if all(torch.equal(p.A, first.A) for p in products):
-        return _one_sided([p.B for p in products], first.A @ first.A.T)
+        return _one_sided([p.B for p in products], first.A @ first.A.T).cpu()
     if all(torch.equal(p.B, first.B) for p in products):
-        return _one_sided([p.A.T for p in products], first.B.T @ first.B)
+        return _one_sided([p.A.T for p in products], first.B.T @ first.B).cpu()
     A, B = torch.cat([p.A for p in products]), torch.cat([p.B for p in products], dim=1)
     edges = [0, *itertools.accumulate(p.rank for p in products)]
-    gram = torch.zeros(len(products), len(products), dtype=A.dtype)
+    gram = A.new_zeros(len(products), len(products))
     for i, (low, high) in enumerate(itertools.pairwise(edges)):
         panel = ((B[:, low:high].T @ B[:, low:]) * (A[low:high] @ A[low:].T)).sum(0)  # (R − low,)
         gram[i, i:] = torch.stack([part.sum() for part in panel.split([p.rank for p in products[i:]])])
-    return gram.triu() + gram.triu(1).T
+    return (gram.triu() + gram.triu(1).T).cpu()
 
 
 def _one_sided(factors: Sequence[Tensor], common: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def _layer_gram(clients: Sequence[Factors], start: Factors, scale: float) -> Ten
 
 def _flat_gram(values: Sequence[Tensor], start: Tensor) -> Tensor:
     changes = torch.stack([value.double().flatten() for value in values]) - start.double().flatten()
-    return changes @ changes.T
+    return (changes @ changes.T).cpu()
 
 
 def _in_medians(grams: Sequence[Tensor], count: int) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
@@ -19,6 +20,7 @@ from fedinit.config.attack import AttackConfig
 from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
+from fedinit.devices import CPU
 from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
 from fedinit.privacy.mechanism import ClientMechanism
@@ -113,6 +115,7 @@ def federate(
     method: Choice | None = None,
     checkpoints: Path | None = None,
     parts: Mapping[str, Part] = MappingProxyType({}),
+    device: torch.device = CPU,
 ) -> Outcome:
     """Run the configuration over a grid; what came of it.
 
@@ -123,6 +126,7 @@ def federate(
     method: replaces the configured strategy, for a reference run.
     checkpoints: the folder where the run is saved after round 0 and every round, and whose last checkpoint it goes on
     from; None: it is not saved.
+    device: where the server weighs and aggregates updates.
     parts: what is saved besides the server's state, by name: the clients of a simulation, the run's files.
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
@@ -151,7 +155,7 @@ def federate(
 
     run_method, state = _ready(config, exchange, opening, saved, audience, save)
     strategy = FederatedLora(
-        method=run_method,
+        method=dataclasses.replace(run_method, device=device),
         exchange=exchange,
         state=state,
         schedule=Schedule.of(config.evaluation),

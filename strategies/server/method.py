@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedinit import slots, wire
 from fedinit.adapters.kinds import KINDS, Kind
 from fedinit.config.client import ClientConfig
 from fedinit.config.secure_aggregation import SecAggConfig
+from fedinit.devices import CPU
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.seeding import numpy_generator
 from fedinit.transforms import UPDATES, UpdateTransform
@@ -45,6 +47,7 @@ class Method:
     privacy: clips and noise on the sums that the aggregator declares; None: none.
     client: how clients train; None: nobody knows.
     transforms: of the updates between training and aggregation, in the order in which they leave a client.
+    device: where updates are weighed and aggregated.
     """
 
     aggregator: Aggregator
@@ -63,6 +66,7 @@ class Method:
     privacy: ClientMechanism | None = None
     client: ClientConfig | None = None
     transforms: Sequence[UpdateTransform] = UPDATES
+    device: torch.device = CPU
 
     @property
     def name(self) -> str:

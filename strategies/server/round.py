@@ -22,6 +22,7 @@ from strategies.server import requests
 from strategies.server.collecting import Admitted, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
+from strategies.server.placing import brought_back, placed, room_for_updates
 from strategies.server.projecting import project
 from strategies.server.secure_projection import project_sum
 from strategies.server.secure_sum import collect_sum
@@ -50,15 +51,17 @@ def run_round(
     used than the quorum.
     """
     began, up, down, round = time.perf_counter(), exchange.bytes_up, exchange.bytes_down, state.round + 1
-    if method.secure is None:
-        state, admitted = collect(state, method, exchange, extra, {} if asked is None else asked)
-    else:
-        state, admitted = collect_sum(state, method, exchange, extra)
+    with room_for_updates(method.device):  # sums that are made as updates come
+        if method.secure is None:
+            state, admitted = collect(state, method, exchange, extra, {} if asked is None else asked)
+        else:
+            state, admitted = collect_sum(state, method, exchange, extra)
     collected = time.perf_counter()
     counted: Mapping[int, float] = {}
     if admitted.updates or method.privacy is not None:
-        weighed = weigh(admitted.updates, method, state.model, round, state.clip)
-        state, aggregate = combined(state, method, exchange, admitted, weighed)
+        with room_for_updates(method.device):
+            weighed = weigh(admitted.updates, method, state.model, round, state.clip)
+            state, aggregate = combined(state, method, exchange, admitted, weighed)
         if aggregate is not None:
             state = advance(state, method, admitted, weighed, aggregate, last)
             counted = admitted.shares or weights_of(method, admitted, weighed)
@@ -90,7 +93,9 @@ def combined(
     state once that has been asked for; None where the second phase's secret sum is refused. weighed: what these updates
     count for."""
     round = state.round + 1
-    aggregate = method.aggregator.aggregate(weighed.updates, round, state.model, weighed.weights)
+    (start,) = placed([state.model], method.device)
+    aggregate = method.aggregator.aggregate(weighed.updates, round, start, weighed.weights)
+    aggregate = brought_back(aggregate, method.device)
     aggregate = settle(method.transforms, aggregate, admitted.updates)
     refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
     if method.aggregator.two_phase:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.devices import CPU
 from strategies.aggregator import Aggregator, Update
 from strategies.methods.choosing import Choosing
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
+from strategies.server.placing import placed
 from strategies.server.state import ServerState
 
 MEAN = -3  # in place of a partition id: the mean of a round's updates
@@ -38,11 +40,14 @@ class RunningMean:
         sent: Collection[str],
         weights: Mapping[int, float],
         of: Callable[[int], float],
+        device: torch.device = CPU,
     ) -> None:
-        """start: what clients start from, by wire name. sent: the names of what comes back; the rest stays. weights:
-        {client: p_i} of those that are asked first. of: p_i of others, by their examples."""
+        """start: what clients start from, by wire name, on the device that the sum is made on. sent: the names of what
+        comes back; the rest stays. weights: {client: p_i} of those that are asked first. of: p_i of others, by their
+        examples."""
         self._start, self._weights, self._of = start, dict(weights), of
-        self._totals = {name: torch.zeros(start[name].shape, dtype=torch.float64) for name in sent}
+        self._totals = {name: start[name].new_zeros(start[name].shape, dtype=torch.float64) for name in sent}
+        self._device = device
         self._added: dict[int, float] = {}
         self._examples = 0
 
@@ -64,13 +69,15 @@ class RunningMean:
         def of(count: int) -> float:
             return weights[0] * (1 if uniform else count / examples[clients[0]])
 
-        start = wire.to_tensors(state.model.layers, state.model.head)
+        (model,) = placed([state.model], method.device)
+        start = wire.to_tensors(model.layers, model.head)
         sent = method.returned(state.model, round)
-        return RunningMean(start, sent, dict(zip(clients, weights, strict=True)), of)
+        return RunningMean(start, sent, dict(zip(clients, weights, strict=True)), of, method.device)
 
     def add(self, update: Update) -> Update:
         """Add an update; what is kept of it: who sent it, and of how many examples."""
-        weight, values = self._weights.get(update.client), wire.to_tensors(update.layers, update.head)
+        (there,) = placed([update], self._device)
+        weight, values = self._weights.get(update.client), wire.to_tensors(there.layers, there.head)
         weight = self._of(update.examples) if weight is None else weight
         # As add_ of each, in one call: of small factors the calls take longer than the sums.
         torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]

@@ -14,6 +14,7 @@ from strategies.aggregator import Aggregate, Update
 from strategies.robust.contract import Changes
 from strategies.robust.geometry import gram_of
 from strategies.server.method import Method
+from strategies.server.placing import placed
 
 Tensors = dict[str, Tensor]
 
@@ -26,7 +27,7 @@ ROUNDING = 1e-12  # a weight of the start that is no more than this is none
 
 @dataclass(frozen=True)
 class Weighed:
-    """What a round's aggregate is made of.
+    """What a round's aggregate is made of, on the method's device.
 
     updates: those that count, and the model that the round started from, as client START, where it has a weight.
     weights: {client: w_i} of these, Σ = 1.
@@ -49,7 +50,9 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
         tensors, known, answers = _changes(updates, method, start, round)
         released = method.privacy.at(clip).release(known, answers, "first", round)
         layers, head = wire.from_tensors(tensors | {n: v.to(known[n].dtype) for n, v in released.items()})
-        return Weighed([Update(client=START, examples=1, layers=layers, head=head)], {START: 1.0})
+        mean = Update(client=START, examples=1, layers=layers, head=head)
+        return Weighed(placed([mean], method.device), {START: 1.0})
+    updates = placed(updates, method.device)
     clients = [update.client for update in updates]
     gate, weights = method.gate, method.aggregator.weights(updates)
     if method.robust is None:
@@ -58,6 +61,7 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
     if fault := method.robust.fault(clients):
         raise RunFailed(f"the updates of clients {clients} cannot be judged: {fault}; a higher quorum asks others")
     weights = replace(gate, enabled=True, max_weight=min(gate.max_weight, JUDGED)).capped(weights)
+    (start,) = placed([start], method.device)
     gram = gram_of(updates, start.layers, start.head, method.context.scale)
     judged = method.robust.weigh(Changes(clients, weights, gram)).tolist()
     rest = 1 - sum(judged)

@@ -1,0 +1,34 @@
+"""The devices that a key of the configuration may name."""
+
+from __future__ import annotations
+
+import torch
+
+from fedinit.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def named(key: str, word: str) -> torch.device:
+    """The device that `key=word` names, cpu, cuda (all, or the first) or cuda:<n>.
+
+    Raises InputError for another word, and for a device that is not there.
+    """
+    try:
+        wanted = torch.device(word)
+    except RuntimeError as error:
+        raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>") from error
+    if wanted.type == "cpu":
+        return CPU
+    if wanted.type != "cuda":
+        raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>")
+    there = torch.cuda.device_count()
+    if there == 0 or (wanted.index or 0) >= there:
+        raise InputError(f"{key}={word}: this machine has {there} CUDA devices; use {key}=cpu")
+    return wanted
+
+
+def first(key: str, word: str) -> torch.device:
+    """The device that `key=word` names, the first of all where it names all; errors as of `named`."""
+    device = named(key, word)
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device

@@ -1,0 +1,150 @@
+"""Where the server works on updates: on a device in name, to the bit; on CUDA, where there is one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from clients.cohort import Cohort
+from clients.engine.hardware import server_device
+from clients.site import Site
+from fedinit.errors import InputError, RunFailed
+from fedinit.factors import Factors
+from fedinit.transport.local import LocalGrid
+from strategies import AGGREGATORS
+from strategies.aggregator import Update
+from strategies.server import placing
+from strategies.server import round as of_round
+from strategies.server.federation import federate
+from strategies.server.outcome import Outcome
+from tests.support.far_device import FAR, Far, far_device
+from tests.support.small import small_config
+
+QUICK = ("engine.device=cpu", "client.max_steps=1", "evaluation=none")
+METHODS = {
+    **{name: (f"strategy={name}",) for name in AGGREGATORS if name != "head_alone"},
+    "frlora": ("strategy=frlora", "init=pissa"),
+    "fed_sb": ("strategy=fed_sb", "init=random_core"),
+    "ravan": ("strategy=ravan", "init=random_core"),
+    "weighting": ("strategy=fedit", "weighting=norm"),
+    "ranks": ("strategy=lora_fair", "adapter.ranks=[4,2,1]"),
+    "rbla_ranks": ("strategy=rbla", "adapter.ranks=[4,2,1]"),
+    "flora_ranks": ("strategy=flora", "adapter.ranks=[4,2,1]"),
+    "fair_A": ("strategy=lora_fair", "strategy.side=A"),
+    "fair_both": ("strategy=lora_fair", "strategy.side=both", "strategy.lam_scale=relative"),
+    "fair_gram": ("strategy=lora_fair", "strategy.solver=gram_sgd", "strategy.steps=5"),
+    "fair_dense": ("strategy=lora_fair", "strategy.solver=dense_sgd", "strategy.steps=5"),
+    "fair_xavier": (
+        "strategy=lora_fair", "strategy.solver=dense_sgd", "strategy.steps=5", "strategy.delta_init=xavier"
+    ),
+    "fair_columns": ("strategy=lora_fair", "strategy.similarity=columns"),
+    "fair_columns_sgd": (
+        "strategy=lora_fair", "strategy.similarity=columns", "strategy.solver=dense_sgd", "strategy.steps=5"
+    ),
+    "fair_phases": ("strategy=lora_fair", "strategy.phases=2"),
+    "rotated": ("strategy=fedrot_lora", "strategy.align=joint"),
+    "median": ("strategy=spectral", "strategy.rule=median"),
+    "dora": ("strategy=lora_fair", "adapter=dora"),
+    "vera": ("strategy=lora_fair", "adapter=vera", "init=vera", "strategy.lam_scale=relative"),
+    "vera_cosine": ("strategy=lora_fair", "adapter=vera", "init=vera"),
+    "flexlora_vera": ("strategy=flexlora", "adapter=vera", "init=vera"),
+    "krum": ("strategy=lora_fair", "robust=multi_krum", "robust.bad=0"),
+    "median_rule": ("strategy=fedit", "robust=geometric_median", "adapter=dora"),
+    "bounded": ("strategy=ffa_lora", "robust=bounded"),
+    "running": ("strategy=fedit", "strategy.diagnostics=false"),
+    "running_dora": ("strategy=ffa_lora", "strategy.diagnostics=false", "adapter=dora"),
+    "private": ("strategy=fedit", "privacy=clients", "strategy.diagnostics=false"),
+    "momentum": ("strategy=fedit", "server_opt=momentum"),
+}  # fmt: skip
+
+
+def run(words: tuple[str, ...], device: torch.device) -> Outcome:
+    config = small_config(*QUICK, *words)
+    site = Site(config)
+    return federate(config, LocalGrid(Cohort(site), len(site.partitions)), site.backbone, device=device)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_on_a_device_ends_in_the_same_bits(method, monkeypatch):
+    here = run(METHODS[method], torch.device("cpu"))
+    met = []
+    aggregate = of_round.brought_back
+    monkeypatch.setattr(of_round, "brought_back", lambda made, device: met.append(made) or aggregate(made, device))
+    with far_device(monkeypatch):
+        there = run(METHODS[method], FAR)
+    assert there.final_hash == here.final_hash
+    assert there.aggregate.diagnostics == here.aggregate.diagnostics
+    made = [tensor for one in met for factors in one.layers.values() for tensor in factors.parts.values()]
+    assert made and all(isinstance(tensor, Far) for tensor in made)
+    assert not any(isinstance(tensor, Far) for f in there.aggregate.layers.values() for tensor in f.parts.values())
+
+
+def test_the_device_in_name_refuses_what_a_real_one_would(monkeypatch):
+    """The negative control."""
+    with far_device(monkeypatch):
+        there = torch.ones(3, 3).to(FAR)
+        assert isinstance(there, Far) and there.device == FAR
+        for wrong in (
+            lambda: there @ torch.ones(3, 3),
+            lambda: there.numpy(),
+            lambda: torch.cat([there, torch.ones(3)]),
+        ):
+            with pytest.raises(RuntimeError):
+                wrong()
+        with pytest.raises(RuntimeError, match="generator"):
+            there.uniform_(generator=torch.Generator())
+        assert float(there.sum()) == 9 and (there @ there).cpu().tolist() == [[3.0] * 3] * 3
+
+
+def test_what_several_clients_share_crosses_once(monkeypatch):
+    shared = torch.ones(2, 5)
+    layers = [{"a": Factors(shared, torch.full((4, 2), float(i)))} for i in range(3)]
+    crossings = []
+    monkeypatch.setattr(placing, "crossed", lambda tensors, device: crossings.append(tensors) or list(tensors))
+    moved = placing.placed([Update(i, 1, layers[i], {"bias": torch.zeros(3)}) for i in range(3)], FAR)
+    assert [len(tensors) for tensors in crossings] == [3, 2, 2]
+    assert [u.layers["a"].B[0, 0].item() for u in moved] == [0, 1, 2]
+    assert all(u.layers["a"].A is shared for u in moved)
+
+
+def test_a_device_without_memory_ends_the_run_in_one_line(monkeypatch):
+    def full(tensors, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(placing, "crossed", full)
+    with pytest.raises(RunFailed, match=r"^lazy:0 has too little memory for .* use server_device=cpu"):
+        run(("strategy=fedit",), FAR)
+    with pytest.raises(RunFailed, match="use server_device=cpu"):
+        run(METHODS["running"], FAR)
+
+
+def test_the_device_is_that_of_the_clients_unless_it_is_named():
+    assert server_device(small_config("engine.device=cpu")) == torch.device("cpu")
+    assert server_device(small_config("engine.device=cuda", "server_device=cpu")) == torch.device("cpu")
+    elsewhere = ("engine=ray", "engine.address=head:6379", "engine.device=cuda", "engine.clients_per_bank=3")
+    if not torch.cuda.is_available():
+        assert server_device(small_config(*elsewhere, "engine.precision=fp32")) == torch.device("cpu")
+    for word in ("cuda:99", "gpu", "xpu"):
+        with pytest.raises(InputError, match=f"^server_device={word}: "):
+            server_device(small_config("engine.device=cpu", f"server_device={word}"))
+
+
+def test_a_run_without_a_choice_is_named_as_before():
+    config = small_config()
+    assert "server_device" not in config.computed()
+    chosen = dataclasses.replace(config, server_device="cpu")
+    assert chosen.computed() == config.computed() | {"server_device": "cpu"}
+    assert chosen.identity() != config.identity()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_cuda_the_same_bits_twice_and_those_of_a_cpu_to_rounding(method):
+    runs = [run(METHODS[method], torch.device("cuda", 0)) for _ in range(2)]
+    assert runs[0].final_hash == runs[1].final_hash
+    here = run(METHODS[method], torch.device("cpu"))
+    for name, factors in here.aggregate.layers.items():
+        there = runs[0].aggregate.layers[name].absorb()
+        torch.testing.assert_close(there.B @ there.A, factors.absorb().B @ factors.absorb().A, rtol=1e-4, atol=1e-6)
