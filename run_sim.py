@@ -26,7 +26,7 @@ from flwr.app import Context
 from rich.console import Console
 
 from clients.cohort import Cohort
-from clients.engine.hardware import resolved, server_device
+from clients.engine.hardware import resolved
 from clients.engine.room import at_once, cost_of, refuse_without_room
 from clients.probe import Probe
 from clients.site import Site
@@ -149,8 +149,7 @@ def trial_of(config: Config, site: Site) -> Trial:
         refuse_without_room(site, cost)
     with with_few_images(site) as few:
         grid = LocalGrid(Cohort(few), len(few.partitions))
-        place = server_device(config)
-        outcome = federate(shortened(few.config), grid, site.backbone, observers=[kept], device=place)
+        outcome = federate(shortened(few.config), grid, site.backbone, observers=[kept])
         model = outcome.aggregate
         image = seconds_an_image(site, model.layers, model.head, outcome.offset)
         more = config.client.batch_size - few.config.client.batch_size
@@ -215,7 +214,6 @@ def federated(
             method=method,
             checkpoints=opened.checkpoints(method.name if method else None),
             parts=parts,
-            device=server_device(config),
         )
         return outcome, list(grid.contexts.values())
     finally:

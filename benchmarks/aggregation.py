@@ -27,7 +27,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks import machine
-from fedinit.devices import CPU, first
+from fedinit.devices import CPU, chosen
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from strategies import create_aggregator
@@ -145,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     try:
-        device = first("--device", options.device)
+        device = chosen("--device", options.device) or CPU
     except InputError as error:
         parser().error(str(error))
     torch.set_num_threads(options.threads)

@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 
 from clients import secagg
 from clients.attacks.attackers import Attackers
+from clients.engine.hardware import clients_device
 from clients.engine.plan import plan
 from clients.evaluation import split
 from clients.limits import BOOK
@@ -40,6 +41,7 @@ class Cohort:
         deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
         of an error is a code and what the server knows."""
         self.site, self.bases = site, Bases(persistent)
+        self.device = clients_device(site.config.engine)
         self.decoder = Decoder(site, self.bases, deployed)
         attack = site.config.attack
         self.attackers = None if isinstance(attack, NoAttack) else Attackers(site, attack)

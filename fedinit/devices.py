@@ -28,7 +28,9 @@ def named(key: str, word: str) -> torch.device:
     return wanted
 
 
-def first(key: str, word: str) -> torch.device:
-    """The device that `key=word` names, the first of all where it names all; errors as of `named`."""
+def chosen(key: str, word: str) -> torch.device | None:
+    """The device that `key=word` names, the first where it names all; None for auto. Errors as of `named`."""
+    if word == "auto":
+        return None
     device = named(key, word)
     return torch.device("cuda", 0) if device == torch.device("cuda") else device

@@ -16,7 +16,7 @@ from rich.console import Console
 from fedinit.config.flower import from_run_config
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
-from fedinit.devices import first
+from fedinit.devices import chosen
 from fedinit.errors import InputError
 from fedinit.models import adapted_layers, build_backbone
 from fedinit.opening import read_text
@@ -55,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
     as the run's failure."""
     config = from_run_config(context.run_config)
     check(config)
-    place = first("server_device", config.server_device.replace("auto", "cpu"))
+    chosen("server_device", config.server_device)  # that it is there
     if config.preview:
         raise InputError("preview=true: a preview is fedinit run's, on one machine; leave it out")
     located, grid, console = run_folder.locate(config), WatchedGrid(grid), Console()
@@ -86,7 +86,6 @@ def main(grid: Grid, context: Context) -> None:
             observers=[*run.observers, progress, status],
             checkpoints=run.checkpoints(),
             parts={"files": run.folder},
-            device=place,
         )
         replace_json(run.folder.path / SITES_FILE, sites_of(grid.run.federation_id, outcome.roster))
         run.finish(outcome.final_model(), outcome.summary())

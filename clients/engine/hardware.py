@@ -13,7 +13,7 @@ import torch
 from clients.engine.cost import SHARE, StepCost, step_cost
 from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig
 from fedinit.config.schema import Config
-from fedinit.devices import CPU, first, named
+from fedinit.devices import CPU, chosen, named
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, select_targets
 from fedinit.models.backbone import Backbone, outline
@@ -47,7 +47,7 @@ def resolved(config: Config) -> Config:
 
     Raises InputError for a device that is not there, and for a precision that it has not.
     """
-    server_device(config)
+    chosen("server_device", config.server_device)  # that it is there
     if _elsewhere(config.engine):
         return config
     place = devices(config.engine.device, 1, config.engine.threads)[0]
@@ -67,12 +67,9 @@ def resolved(config: Config) -> Config:
     return replace(config, engine=replace(config.engine, **settled))
 
 
-def server_device(config: Config) -> torch.device:
-    """Where a simulation's server works on updates: as `server_device` says; auto: the first device of the clients, the
-    CPU where those are a cluster's alone. Raises InputError for a device that is not there."""
-    if config.server_device != "auto":
-        return first("server_device", config.server_device)
-    return CPU if _elsewhere(config.engine) else devices(config.engine.device, 1, config.engine.threads)[0]
+def clients_device(engine: EngineConfig) -> torch.device:
+    """The first device that clients train on; the CPU where those are a cluster's alone."""
+    return CPU if _elsewhere(engine) else devices(engine.device, 1, engine.threads)[0]
 
 
 def _elsewhere(engine: EngineConfig) -> bool:

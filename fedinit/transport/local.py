@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID
@@ -21,6 +22,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedinit import wire
+from fedinit.devices import CPU
 from fedinit.secagg import SECRETS
 from fedinit.state.checkpoint import State
 
@@ -129,6 +131,11 @@ class LocalGrid(Grid):
         self._shared = wire.Shared()
         self._met: dict[int, None] = {}  # the nodes that were sent something, which alone can hold anything
         self.contexts = Contexts(num_nodes, run_config or {})
+
+    @property
+    def device(self) -> torch.device:
+        """The first that its clients work on; the CPU where the handler has none."""
+        return getattr(self._handler, "device", CPU)
 
     def set_run(self, run: Run) -> None:
         """Replace what the grid says of the run; nothing else depends on it here."""

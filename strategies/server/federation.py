@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
@@ -20,7 +19,6 @@ from fedinit.config.attack import AttackConfig
 from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
-from fedinit.devices import CPU
 from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
 from fedinit.privacy.mechanism import ClientMechanism
@@ -44,6 +42,7 @@ from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
+from strategies.server.placing import server_device
 from strategies.server.private import affordable_rounds, check_privacy, mechanism_of, spent_of
 from strategies.server.round_zero import fix_step_scales
 from strategies.server.spending import Spending, untrainable
@@ -115,7 +114,6 @@ def federate(
     method: Choice | None = None,
     checkpoints: Path | None = None,
     parts: Mapping[str, Part] = MappingProxyType({}),
-    device: torch.device = CPU,
 ) -> Outcome:
     """Run the configuration over a grid; what came of it.
 
@@ -126,7 +124,6 @@ def federate(
     method: replaces the configured strategy, for a reference run.
     checkpoints: the folder where the run is saved after round 0 and every round, and whose last checkpoint it goes on
     from; None: it is not saved.
-    device: where the server weighs and aggregates updates.
     parts: what is saved besides the server's state, by name: the clients of a simulation, the run's files.
 
     Raises InputError for options that do not fit, RunFailed when the clients cannot finish it.
@@ -155,7 +152,7 @@ def federate(
 
     run_method, state = _ready(config, exchange, opening, saved, audience, save)
     strategy = FederatedLora(
-        method=dataclasses.replace(run_method, device=device),
+        method=dataclasses.replace(run_method, device=server_device(config, grid)),
         exchange=exchange,
         state=state,
         schedule=Schedule.of(config.evaluation),

@@ -9,14 +9,22 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
+from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedinit.config.schema import Config
 from fedinit.crossing import crossed
-from fedinit.devices import CPU
+from fedinit.devices import CPU, chosen
 from fedinit.errors import RunFailed
 from strategies.aggregator import Aggregate, Update
 
 Placed = TypeVar("Placed", Update, Aggregate)
+
+
+def server_device(config: Config, grid: Grid) -> torch.device:
+    """As `server_device` says; auto: where the clients work of a grid in this process, else the CPU. Raises InputError
+    for a device that is not there."""
+    return chosen("server_device", config.server_device) or getattr(grid, "device", CPU)
 
 
 def placed(values: Sequence[Placed], device: torch.device) -> Sequence[Placed]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from clients.cohort import Cohort
-from clients.engine.hardware import server_device
+from clients.engine.hardware import clients_device, resolved
 from clients.site import Site
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
@@ -17,8 +17,10 @@ from strategies import AGGREGATORS
 from strategies.aggregator import Update
 from strategies.server import placing
 from strategies.server import round as of_round
+from strategies.server.delivery import WatchedGrid
 from strategies.server.federation import federate
 from strategies.server.outcome import Outcome
+from strategies.server.placing import server_device
 from tests.support.far_device import FAR, Far, far_device
 from tests.support.small import small_config
 
@@ -63,7 +65,9 @@ METHODS = {
 def run(words: tuple[str, ...], device: torch.device) -> Outcome:
     config = small_config(*QUICK, *words)
     site = Site(config)
-    return federate(config, LocalGrid(Cohort(site), len(site.partitions)), site.backbone, device=device)
+    cohort = Cohort(site)
+    cohort.device = device
+    return federate(config, LocalGrid(cohort, len(site.partitions)), site.backbone)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -121,14 +125,23 @@ def test_a_device_without_memory_ends_the_run_in_one_line(monkeypatch):
 
 
 def test_the_device_is_that_of_the_clients_unless_it_is_named():
-    assert server_device(small_config("engine.device=cpu")) == torch.device("cpu")
-    assert server_device(small_config("engine.device=cuda", "server_device=cpu")) == torch.device("cpu")
-    elsewhere = ("engine=ray", "engine.address=head:6379", "engine.device=cuda", "engine.clients_per_bank=3")
-    if not torch.cuda.is_available():
-        assert server_device(small_config(*elsewhere, "engine.precision=fp32")) == torch.device("cpu")
+    grid = LocalGrid(cohort := Cohort(Site(small_config("engine.device=cpu"))), 3)
+    assert server_device(small_config(), grid) == torch.device("cpu")
+    cohort.device = FAR
+    assert server_device(small_config(), grid) == FAR
+    assert server_device(small_config(), WatchedGrid(grid)) == torch.device("cpu")
+    assert server_device(small_config("server_device=cpu"), grid) == torch.device("cpu")
     for word in ("cuda:99", "gpu", "xpu"):
-        with pytest.raises(InputError, match=f"^server_device={word}: "):
-            server_device(small_config("engine.device=cpu", f"server_device={word}"))
+        config = small_config("engine.device=cpu", f"server_device={word}")
+        for asked in (lambda config=config: server_device(config, grid), lambda config=config: resolved(config)):
+            with pytest.raises(InputError, match=f"^server_device={word}: "):
+                asked()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
+def test_a_clusters_devices_are_not_the_servers():
+    words = ("engine=ray", "engine.address=head:6379", "engine.device=cuda", "engine.clients_per_bank=3")
+    assert clients_device(small_config(*words, "engine.precision=fp32").engine) == torch.device("cpu")
 
 
 def test_a_run_without_a_choice_is_named_as_before():
