@@ -33,12 +33,34 @@ def judge(engine: Engine, data: Dataset, task: Task, size: int) -> Sums:
     return by_domain(data, task.examples, list(answers))
 
 
-def frozen_features(engine: Engine, data: Dataset, size: int) -> Tensor:
-    """(len(data), D) pooled features of the backbone without any adapter, in batches of `size` images."""
-    everything = Task(-1, 0, torch.arange(len(data)), {}, {}, frozenset(), work="features")
-    answers = itertools.chain.from_iterable(engine.run(plan(split(everything, size), 1)))
-    # A clone, since an inference tensor could not take part in training the heads.
-    return torch.cat([measured(answer).tensors["features"] for answer in answers]).clone()
+class FrozenFeatures:
+    """Pooled features of the images under the backbone without any adapter, computed when they are first asked for.
+
+    A pass is always of the same images, of training before those of the test, so that the features' bits depend on
+    nothing but the data: not on who asks first, nor on where a run was stopped.
+    """
+
+    def __init__(self, engine: Engine, data: Dataset, size: int) -> None:
+        """size: images a pass."""
+        order = data.test.int().argsort(stable=True)
+        self._engine, self._size, self._passes = engine, size, order.split(size)
+        self._place = torch.empty_like(order)
+        self._place[order] = torch.arange(len(order))
+        self._done: set[int] = set()
+        self._values = torch.empty(0)
+
+    def of(self, examples: Tensor) -> Tensor:
+        """(n, D), of n examples."""
+        missing = sorted(set((self._place[examples] // self._size).unique().tolist()) - self._done)
+        tasks = [Task(-1, 0, self._passes[i], {}, {}, frozenset(), work="features") for i in missing]
+        answers = itertools.chain.from_iterable(self._engine.run(plan(tasks, 1)))
+        for i, answer in zip(missing, answers, strict=True):
+            features = measured(answer).tensors["features"]
+            if not self._done:  # no inference tensor, which could not take part in training the heads
+                self._values = torch.zeros(len(self._place), features.shape[1], dtype=features.dtype)
+            self._values[self._passes[i]] = features
+            self._done.add(i)
+        return self._values[examples]
 
 
 def split(task: Task, size: int) -> list[Task]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from rich.console import Console
 from torch import Tensor
@@ -18,7 +19,7 @@ from clients.engine.hardware import resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
-from clients.evaluation import Sums, frozen_features, judge, sums_record
+from clients.evaluation import FrozenFeatures, Sums, judge, sums_record
 from clients.prefix import Prefix
 from clients.task import Task
 from fedinit import wire
@@ -143,9 +144,9 @@ class Site:
         return RecoveryError if self.data.is_regression else Accuracy
 
     @cached_property
-    def features(self) -> Tensor:
-        """(n, D) pooled features of every image under the bare backbone, for rounds without adapters."""
-        return frozen_features(self.engine, self.data, self.config.evaluation.batch_size)
+    def features(self) -> FrozenFeatures:
+        """Of the images under the bare backbone, for rounds without adapters."""
+        return FrozenFeatures(self.engine, self.data, self.config.evaluation.batch_size)
 
     def with_features(self, tasks: Sequence[Task]) -> list[Task]:
         """The tasks with the features of their images, where no adapter is in play: those are constants then, and
@@ -155,7 +156,9 @@ class Site:
         still = self.config.client.augment == "none" and all(_is_still(t) for t in training)
         featured = {id(t) for t in training if still}
         featured |= {id(t) for t in plain if t.work == "evaluate" and is_zero(t.adapter)}
-        return [replace(t, features=self.features[t.examples]) if id(t) in featured else t for t in tasks]
+        if featured:  # in one go, side by side
+            self.features.of(torch.cat([t.examples for t in tasks if id(t) in featured]))
+        return [replace(t, features=self.features.of(t.examples)) if id(t) in featured else t for t in tasks]
 
     def judge(
         self,

@@ -8,7 +8,7 @@ import torch
 from clients import batches
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
-from clients.evaluation import frozen_features, judge, sums_record
+from clients.evaluation import FrozenFeatures, judge, sums_record
 from clients.task import Job, Task
 from fedinit.factors import Factors
 from fedinit.models import select_targets
@@ -85,7 +85,7 @@ def test_cached_features_give_the_same_logits(made, tiny_data, engine_of) -> Non
     backbone, targets, adapter, head = made
     zero = {name: Factors(f.A, torch.zeros_like(f.B)) for name, f in adapter.items()}
     engine, indices = engine_of(backbone, targets), torch.arange(60)
-    features = frozen_features(engine, tiny_data, 9)
+    features = FrozenFeatures(engine, tiny_data, 9).of(torch.arange(60))
     assert features.shape == (60, backbone.features) and not features.is_inference()
     with engine.borrow() as bank:
         bank.fold(zero, head)
@@ -94,6 +94,24 @@ def test_cached_features_give_the_same_logits(made, tiny_data, engine_of) -> Non
     slow = evaluated(engine, tiny_data, indices, zero, head, 8)
     assert evaluated(engine, tiny_data, indices, zero, head, 8, features) == slow
     assert evaluated(engine, tiny_data, indices, adapter, head, 8) != slow  # negative: features ignore adapters
+
+
+def test_features_are_computed_when_they_are_asked_for_and_whoever_asks_has_the_same_bits(made, tiny_data, engine_of):
+    """The forty images of training come before the twenty of the test: seven passes of six, each made once."""
+    backbone, targets, _, _ = made
+    engine, done = engine_of(backbone, targets), []
+    run = engine.run
+    engine.run = lambda jobs: done.append([task.examples.tolist() for job in jobs for task in job.tasks]) or run(jobs)
+    trained, tested = (~tiny_data.test).nonzero().flatten(), tiny_data.test.nonzero().flatten()
+    all_at_once = FrozenFeatures(engine_of(backbone, targets), tiny_data, 6).of(torch.arange(60))
+    features = FrozenFeatures(engine, tiny_data, 6)
+    some = trained[torch.tensor([30, 2, 33])]
+    assert torch.equal(features.of(some), all_at_once[some])
+    assert done == [[trained[:6].tolist(), trained[30:36].tolist()]]
+    assert torch.equal(features.of(tested), all_at_once[tested])
+    assert torch.equal(features.of(torch.arange(60)), all_at_once)
+    assert [len(passes) for passes in done] == [2, 4, 4] and sum(len(p) for passes in done for p in passes) == 60
+    assert features.of(trained[:0]).shape == (0, backbone.features)
 
 
 def test_evaluation_leaves_no_trace_in_training(made, tiny_data, engine_of) -> None:
@@ -109,14 +127,14 @@ def test_evaluation_leaves_no_trace_in_training(made, tiny_data, engine_of) -> N
     used = engine_of(backbone, targets, 1)
     counts = evaluated(used, tiny_data, torch.arange(60), adapter, head, 8)
     after_counts = train(used)
-    features = frozen_features(used, tiny_data, 8)
+    features = FrozenFeatures(used, tiny_data, 8).of(torch.arange(60))
     after_features = train(used)
     for again in (after_counts, after_features):
         for name in targets:
             assert torch.equal(again.adapter[name].A, fresh.adapter[name].A)
             assert torch.equal(again.adapter[name].B, fresh.adapter[name].B)
     assert evaluated(used, tiny_data, torch.arange(60), adapter, head, 8) == counts
-    assert torch.equal(frozen_features(used, tiny_data, 8), features)
+    assert torch.equal(FrozenFeatures(used, tiny_data, 8).of(torch.arange(60)), features)
 
 
 def test_sums_record_lists_domains_side_by_side() -> None:

@@ -20,7 +20,7 @@ from clients import batches
 from clients.engine.plan import split_evenly
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
-from clients.evaluation import frozen_features
+from clients.evaluation import FrozenFeatures
 from clients.optimizers import create_optimizer
 from clients.task import Job, Result, Task
 from clients.training import train_bank
@@ -332,7 +332,7 @@ def test_cached_features_train_the_heads_alike(tiny_backbone, tiny_data, client_
     tasks = [Task(c, 1, torch.arange(9 + 4 * c), zero, head, frozenset()) for c in range(3)]
     settings = Settings(client=client_config(), seed=1, scale=SCALE)
     engine = ThreadEngine(make_workers(tiny_backbone, targets, tiny_data, settings, "cpu", 2))
-    features = frozen_features(engine, tiny_data, 7)
+    features = FrozenFeatures(engine, tiny_data, 7).of(torch.arange(60))
     featured = [dataclasses.replace(t, features=features[t.examples]) for t in tasks]
     both = engine.run([Job("train", "", "", tuple(group)) for group in (featured, tasks)])
     for ours, theirs in zip(*both, strict=True):
