@@ -103,7 +103,8 @@ class ClientMechanism:
     ) -> dict[str, Tensor]:
         """s + Σ(x_i − s)/(q·N) + N(0, deviation²) for every tensor, in float64.
 
-        known: {name: s}, as clients clip against. answers: {name: x_i} of each client, clipped, in client order.
+        known: {name: s}, as clients clip against. answers: {name: x_i} of each client, clipped, in client order. All on
+        one device; noise is drawn on the CPU.
         """
         released = {}
         for name in sorted(known):
@@ -112,7 +113,7 @@ class ClientMechanism:
             for answer in answers:
                 total += answer[name].double() - start
             noise = self._normal(start.shape, phase, round, name) * self.deviation(phase)
-            released[name] = start + total / self.expected + noise
+            released[name] = start + total / self.expected + noise.to(start.device)
         return released
 
     def sample(self, round: int, clients: Sequence[int]) -> list[int]:

@@ -46,13 +46,14 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
     Updates without a weight are left out, since some methods look at who is there besides. Raises RunFailed where the
     rule cannot judge so few, or these.
     """
+    updates = placed(updates, method.device)
+    if method.privacy is not None or method.robust is not None:
+        (start,) = placed([start], method.device)
     if method.privacy is not None:
         tensors, known, answers = _changes(updates, method, start, round)
         released = method.privacy.at(clip).release(known, answers, "first", round)
         layers, head = wire.from_tensors(tensors | {n: v.to(known[n].dtype) for n, v in released.items()})
-        mean = Update(client=START, examples=1, layers=layers, head=head)
-        return Weighed(placed([mean], method.device), {START: 1.0})
-    updates = placed(updates, method.device)
+        return Weighed([Update(client=START, examples=1, layers=layers, head=head)], {START: 1.0})
     clients = [update.client for update in updates]
     gate, weights = method.gate, method.aggregator.weights(updates)
     if method.robust is None:
@@ -61,7 +62,6 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
     if fault := method.robust.fault(clients):
         raise RunFailed(f"the updates of clients {clients} cannot be judged: {fault}; a higher quorum asks others")
     weights = replace(gate, enabled=True, max_weight=min(gate.max_weight, JUDGED)).capped(weights)
-    (start,) = placed([start], method.device)
     gram = gram_of(updates, start.layers, start.head, method.context.scale)
     judged = method.robust.weigh(Changes(clients, weights, gram)).tolist()
     rest = 1 - sum(judged)
