@@ -3,6 +3,10 @@
 This is what code that descends from the paper's takes, torch's cosine_similarity along dim 0 of the d×k matrices. A
 column has a norm of its own, so M, G and ‖ΔW‖ are not enough; but ΔW, B̄ and the minimiser all lie in the span of the
 clients' B, so d is taken down to Σ r_i by one QR where that is smaller.
+
+At λ = 0 nothing in it sees the size of B′Ā, which is then that of least squares, ⟨ΔW, B′Ā⟩ = ‖B′Ā‖², as with one
+cosine. Where it has no minimum, or one beyond what float32 factors could say, as of clients of turned signs whom no λ
+holds, a search goes on and on: one that has gone FAR is not followed.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedinit.factors import Factors
+from fedinit.factors import Factors, inner, norm
 
 SEARCH, FLAT = 500, 1e-6  # iterations of L-BFGS, and how flat the objective is where it has converged
+FAR = 100  # ‖B̄ + ΔB‖ over ‖[p_1B_1 … p_KB_K]‖, what clients have themselves
 
 
 def columns_loss(ideal: Tensor, average: Factors, delta: Tensor, lam: float) -> Tensor:
@@ -24,7 +29,7 @@ def columns_loss(ideal: Tensor, average: Factors, delta: Tensor, lam: float) -> 
 
 
 def columns_fit(ideal: Factors, average: Factors, start: Tensor, lam: float) -> tuple[Tensor, bool]:
-    """ΔB (d, r) of the least objective, and whether the search has converged.
+    """ΔB (d, r) of the least objective, and whether the search has converged; its start, or nought, where it went FAR.
 
     ideal: the stacked factors of ΔW, in float64. start: the ΔB it starts from, (d, r), in the span of their B.
 
@@ -53,5 +58,10 @@ def columns_fit(ideal: Factors, average: Factors, start: Tensor, lam: float) -> 
     closure()
     gradient = point.grad
     flat = gradient is not None and float(gradient.norm()) <= FLAT
-    delta = point.detach() @ scaled.T
-    return delta if basis is None else basis @ delta, flat
+    found = average.B + (point.detach() @ scaled.T if basis is None else basis @ (point.detach() @ scaled.T))
+    if not lam:
+        image = Factors(average.A, found)
+        found = found * (inner(ideal, image) / (norm(image) ** 2 or 1.0))
+    if float(found.norm()) <= (most := FAR * float(ideal.B.norm())):
+        return found - average.B, flat
+    return (start if float((average.B + start).norm()) <= most else torch.zeros_like(start)), False

@@ -118,7 +118,7 @@ class LoRAFAIR(Aggregator):
 
     def shortfall(self) -> str:
         if self.similarity == "columns" and self.solver == "closed_form":
-            return "strategy.similarity=columns: the search has not converged"
+            return "strategy.similarity=columns: the search has not converged; a larger strategy.lam may help"
         if self.solver != "closed_form":
             return (
                 f"strategy.solver={self.solver}: has not converged after strategy.steps={self.steps}, more than 1 % "

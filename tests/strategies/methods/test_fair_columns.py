@@ -41,6 +41,38 @@ def test_no_descent_ends_lower(size: float, lam: float) -> None:
     assert "unconverged" not in made.diagnostics
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_without_lam_the_size_is_that_of_least_squares(seed: int) -> None:
+    """On what was three times too large before, since no cosine sees it."""
+    c = draw_clients(seed, 6, 40, [2] * (2 + seed % 4), list(range(1, 3 + seed % 4)), 0.5)
+    A, B = fair(c, similarity="columns", lam=0.0)
+    ideal = oracles.ideal_update(c)
+    assert float((ideal * (B @ A)).sum()) == pytest.approx(float(np.square(B @ A).sum()), rel=1e-9)
+    value, mean = objective(c, 0.0)
+    assert float(value(torch.tensor(B))) <= float(value(mean)) + 1e-12
+
+
+def turned(seed: int, side: str) -> tuple[Clients, np.ndarray, np.ndarray, dict]:
+    """Five clients, some of turned signs, without λ: what is made of them, and the diagnostics."""
+    rng = np.random.default_rng(seed)
+    A, B = rng.standard_normal((4, 8)), 0.1 * rng.standard_normal((30, 4))
+    signs = [1, -1, 1, -1, 1]
+    moved = [(s * A + 0.3 * rng.standard_normal(A.shape), s * B + 0.3 * rng.standard_normal(B.shape)) for s in signs]
+    c = Clients(tuple(a for a, _ in moved), tuple(b for _, b in moved), (10,) * 5)
+    made = create_aggregator("lora_fair", similarity="columns", lam=0.0, side=side).aggregate(c.updates(), 1)
+    return c, made.layers["layer"].A.numpy(), made.layers["layer"].B.numpy(), dict(made.diagnostics)
+
+
+def test_a_search_without_end_is_not_followed() -> None:
+    """Of forty rounds of such clients some have no minimum; none leaves factors that no step of theirs survives."""
+    ended = [turned(seed, side) for seed in range(20) for side in ("B", "both")]
+    assert any("unconverged" in diagnostics for *_, diagnostics in ended)
+    for c, A, B, _ in ended:
+        means = oracles.factor_means(c)
+        theirs = max(np.linalg.norm(value) for value in (*means, *c.A, *c.B))
+        assert max(np.linalg.norm(A), np.linalg.norm(B)) < 100 * theirs
+
+
 def test_it_is_another_objective() -> None:
     """The negative control: the minimiser of one cosine is not that of the columns', nor the other way round."""
     c = sized(1.0)
