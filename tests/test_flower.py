@@ -274,6 +274,7 @@ def test_many_clients_are_introduced_by_one_and_counted_as_if_each_had_said_who_
 def test_attackers_and_clients_with_a_past_speak_for_themselves(site):
     grid = LocalGrid(Cohort(site), 3)
     assert len(grid.holdings([1000, 1001, 1002])) == 3
+    assert all(grid.contexts.there(node) is None for node in (1000, 1001, 1002))  # nobody's was made to look for it
     grid.contexts[1001].state["kept"] = ConfigRecord({})
     assert not grid.holdings([1000, 1001, 1002])
     claims = small_config("attack=claims", "attack.clients=[1]", "attack.register=true")

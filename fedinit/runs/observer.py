@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from fedinit.scores import Accuracy, Score
 
@@ -97,6 +101,11 @@ class Roster:
     class_names: Sequence[str]
     domain_names: Sequence[str]
     score: str = Accuracy.name
+
+    @cached_property
+    def table(self) -> Tensor:
+        """(2, n) int64: the partition ids, and the images of each. Made once, and kept by every checkpoint."""
+        return torch.tensor([list(self.examples), list(self.examples.values())], dtype=torch.int64)
 
 
 class Observer:

@@ -72,6 +72,9 @@ class Contexts(MutableMapping[int, Context]):
     def __delitem__(self, node: int) -> None:
         del self._contexts[node]
 
+    def __contains__(self, node: object) -> bool:
+        return node in self._contexts  # a Mapping's own would make each that is looked for
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._contexts)
 

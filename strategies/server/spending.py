@@ -60,8 +60,9 @@ class Spending(Observer):
         self._config, self._drawn_anew = config, drawn_anew
 
     def started(self, rounds: int, roster: Roster) -> None:
-        for client, examples in roster.examples.items():
-            self._had(client, examples)
+        if isinstance(self._config.privacy, ExamplePrivacyConfig):
+            for client, examples in roster.examples.items():
+                self._had(client, examples)
 
     def of(self, report: RoundReport, roster: Roster) -> RoundReport:
         """The report of a round, counted, with what is spent after it."""

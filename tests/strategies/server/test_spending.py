@@ -16,7 +16,7 @@ from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import Code, RunFailed
 from fedinit.privacy.steps import Steps
-from fedinit.runs.observer import Observer, RoundReport
+from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state.checkpoint import Part
 from fedinit.transport.local import LocalGrid
 from strategies.server import federation
@@ -231,3 +231,12 @@ def test_whatever_error_ends_a_round_it_is_counted(place, error, tmp_path, monke
     with pytest.raises(error):
         run()
     assert run().epsilon == pytest.approx(composed(config, {p.client: [len(p.train)] * 3 for p in site.partitions}))
+
+
+def test_of_a_run_of_no_such_privacy_nothing_is_kept_of_each_client() -> None:
+    """Else a checkpoint of a hundred thousand, ten of them in a round, takes longer than the round."""
+    config = small_config("evaluation=none")
+    spending, roster = Spending(config, drawn_anew=True), Roster({3: 40, 5: 7}, ["a"], ["x"])
+    spending.started(2, roster)
+    assert spending.snapshot().facts == {"spent": {}, "epsilon": {}, "fewest": {}}
+    assert roster.table.tolist() == [[3, 5], [40, 7]] and roster.table is roster.table
