@@ -47,6 +47,15 @@ print("torch" in sys.modules)
     assert told == f"[] {names}\nFalse\n"
 
 
+@pytest.mark.parametrize("command", ["deploy", "run", "sweep", "watch"])
+def test_a_commands_own_module_imports_nothing_heavy(command):
+    """So that `--help` and a wrong word are answered at once."""
+    heavy = ("torch", "timm", "numpy", "hydra", "flwr", "ray", "wandb")
+    code = f"import sys, fedinit.commands.{command}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_every_name_of_the_face_is_where_it_is_said_to_be_and_has_a_type():
     stub = ast.parse((ROOT / "fedinit" / "__init__.pyi").read_text())
     typed = {n.names[0].name: n.module for n in stub.body if isinstance(n, ast.ImportFrom)}

@@ -8,9 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from fedinit.scores import Accuracy, Score
 
 if TYPE_CHECKING:
@@ -105,6 +102,8 @@ class Roster:
     @cached_property
     def table(self) -> Tensor:
         """(2, n) int64: the partition ids, and the images of each. Made once, and kept by every checkpoint."""
+        import torch  # here, since every command reads this module, and is to answer a wrong word at once
+
         return torch.tensor([list(self.examples), list(self.examples.values())], dtype=torch.int64)
 
 
