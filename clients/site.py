@@ -156,9 +156,13 @@ class Site:
         still = self.config.client.augment == "none" and all(_is_still(t) for t in training)
         featured = {id(t) for t in training if still}
         featured |= {id(t) for t in plain if t.work == "evaluate" and is_zero(t.adapter)}
-        if featured:  # in one go, side by side
-            self.features.of(torch.cat([t.examples for t in tasks if id(t) in featured]))
-        return [replace(t, features=self.features.of(t.examples)) if id(t) in featured else t for t in tasks]
+        asked = [t for t in tasks if id(t) in featured]
+        if not asked:
+            return list(tasks)
+        found = self.features.of(torch.cat([t.examples for t in asked])).split([len(t.examples) for t in asked])
+        # Each in memory of its own, since products round differently by where their inputs begin.
+        of = {id(t): features.clone() for t, features in zip(asked, found, strict=True)}
+        return [replace(t, features=of[id(t)]) if id(t) in of else t for t in tasks]
 
     def judge(
         self,
