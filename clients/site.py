@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.attacks.label_flip import flipped
 from clients.engine import Emit, Engine
-from clients.engine.hardware import resolved
+from clients.engine.hardware import crowded, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
@@ -29,6 +29,7 @@ from fedinit.config.engine import EngineConfig, RayConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
+from fedinit.data.reporter import counted
 from fedinit.data.shares import Partition, Partitions
 from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
@@ -38,6 +39,7 @@ from fedinit.privacy.steps import Steps
 from fedinit.scores import Accuracy, RecoveryError, Score
 from fedinit.state.base_offset import EMPTY, NAME, Offset
 from fedinit.state.digest import of_tensors
+from fedinit.telling import tell
 
 Held = tuple[Backbone, Mapping[str, tuple[int, int]], Dataset, Settings]  # what an engine makes its workers of
 
@@ -109,14 +111,22 @@ class Site:
         self.emit: Emit = _nobody
         self.engine: Engine = self.engine_for(config)
         if console is not None:
-            most = config.engine.clients_per_bank
-            console.print(f"engine: {self.engine.described()}, banks of up to {most} client{'s' * (most != 1)}")
+            self._tell_engine(console)
 
     def engine_for(self, config: Config) -> Engine:
         """A new engine that works on the site's data as this configuration says."""
         backbone, shown = self._held
         held = backbone, self.targets, shown, Settings.of(config)
         return ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
+
+    def _tell_engine(self, console: Console) -> None:
+        size, clients = self.config.engine.clients_per_bank, len(self.partitions)
+        most = min(size, clients) if isinstance(size, int) else clients
+        given = f" (engine.clients_per_bank={size})" * (most != size)
+        tell(console, f"engine: {self.engine.described()}, banks of up to {counted(most, 'client')}{given}")
+        on = self.engine.workers[0].device if isinstance(self.engine, ThreadEngine) else None
+        if on is not None and (said := crowded(self.config.engine, on)):
+            tell(console, said, "yellow")
 
     def close(self) -> None:
         """End what the engine started; nobody uses the site any more."""

@@ -18,7 +18,7 @@ def named(key: str, word: str) -> torch.device:
         wanted = torch.device(word)
     except RuntimeError as error:
         raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>") from error
-    if wanted.type == "cpu":
+    if wanted.type == "cpu" and wanted.index is None:  # torch takes any number behind it: all are the one processor
         return CPU
     if wanted.type != "cuda":
         raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from clients.engine.cost import SHARE, StepCost, step_cost
-from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig
+from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig, ThreadsConfig
 from fedinit.config.schema import Config
 from fedinit.devices import CPU, chosen, named
 from fedinit.errors import InputError
@@ -40,6 +40,20 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
         return [CPU] * (lanes or have // threads)
     indices = range(torch.cuda.device_count()) if wanted.index is None else [wanted.index]
     return [torch.device("cuda", i) for i in indices]
+
+
+def crowded(config: EngineConfig, place: torch.device) -> str | None:
+    """A line about more lanes than the cores have room for, which is no fault: no result depends on them. None where
+    there are no more. place: what the lanes are on."""
+    have = cores()
+    room = have // config.threads
+    if not isinstance(config, ThreadsConfig) or config.lanes is None or config.lanes <= room or place.type != "cpu":
+        return None
+    each = f", {config.threads} for each" * (config.threads > 1)
+    return (
+        f"engine.lanes={config.lanes}: this machine has {have} cores{each}; more lanes are no faster, hold a bank "
+        f"each, and change no result: use engine.lanes={room}, or null"
+    )
 
 
 def resolved(config: Config) -> Config:

@@ -283,7 +283,7 @@ def test_lanes_have_room_for_their_threads(monkeypatch) -> None:
         devices("cpu", None, 9)
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta"])
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "meta", "cpu:0", "cpu:3"])
 def test_a_device_that_is_not_there(device: str) -> None:
     with pytest.raises(InputError, match=f"engine.device={device}"):
         devices(device, None)

@@ -1,0 +1,46 @@
+"""What a person is told of the engine: on what it computes, and which numbers of the words have no effect."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+from rich.console import Console
+
+from clients.engine import hardware
+from clients.site import Site
+from tests.support.small import small_config
+
+
+def said(*words: str) -> list[str]:
+    """The lines about the engine."""
+    console = Console(record=True, file=io.StringIO(), width=60)
+    with contextlib.closing(Site(small_config("engine.device=cpu", *words), console=console)):
+        return [line for line in console.export_text().splitlines() if not line.startswith("data")]
+
+
+def test_the_size_of_a_bank_is_that_of_the_clients_there_are() -> None:
+    """Three clients: where a word says more, both numbers are there, since that one is in the run's identity."""
+    assert said() == ["engine: 1 lane on CPU, fp32, banks of up to 3 clients"]
+    assert said("engine.clients_per_bank=1") == ["engine: 1 lane on CPU, fp32, banks of up to 1 client"]
+    many = "engine: 1 lane on CPU, fp32, banks of up to 3 clients (engine.clients_per_bank=100000)"
+    assert said("engine.clients_per_bank=100000") == [many]
+
+
+@pytest.mark.parametrize(
+    ("cores", "words", "expected"),
+    [
+        (2, ("engine.lanes=9",), "engine.lanes=9: this machine has 2 cores; more lanes are no faster"),
+        (4, ("engine.lanes=3", "engine.threads=2"), "engine.lanes=3: this machine has 4 cores, 2 for each; more lanes"),
+        (2, ("engine.lanes=2",), None),
+        (2, (), None),
+        (2, ("engine=inline",), None),
+    ],
+)
+def test_more_lanes_than_cores_are_said(cores, words, expected, monkeypatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: cores)
+    _, *more = said(*words)
+    assert len(more) == (expected is not None)
+    if expected is not None:
+        assert more[0].startswith(expected) and more[0].endswith("use engine.lanes=2, or null")
