@@ -200,6 +200,8 @@ def federated(
     site.emit = opened.folder.event
     if method is None:
         parts["files"] = opened.folder
+        # At every start: config.yaml names the engine of the last one, and what `auto` came to is in no other file.
+        opened.folder.event("engine", {"engine": config.engine.name, "detail": site.engine.described()})
         if config.diagnostics.name != "none":
             trained = Components.of(config).trained
             parts["probe"] = probe = Probe(site, trained(), trained(1), opened.folder.path)

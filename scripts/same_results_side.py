@@ -185,7 +185,9 @@ def left_in(folder: Path) -> Result:
 
 
 def read_ledger(lines: Any) -> list[Any]:
-    return [json.loads(LINE.sub("", line)) for line in lines]
+    """Its events but for those that say on what the run computed, of which it is no function."""
+    events = [json.loads(LINE.sub("", line)) for line in lines]
+    return [event for event in events if event.get("kind") != "engine"]
 
 
 def digest(tensor: Any) -> str:

@@ -27,7 +27,7 @@ from fedinit.state.checkpoint import FACTS, TENSORS, Checkpoints, State
 from fedinit.state.manifest import FORMAT, MANIFEST, canonical, sha256
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
-from tests.support.small import slow, small_config
+from tests.support.small import WORDS, slow, small_config
 
 
 class Crash(BaseException):
@@ -98,6 +98,24 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "clients.csv").read_bytes() == (other / "clients.csv").read_bytes()
 
 
+def test_the_ledger_and_the_report_have_every_engine_that_a_run_had(tmp_path, monkeypatch, capsys):
+    """config.yaml is the last one's, and `auto` in it says nothing of what that came to."""
+    words = [*WORDS, f"output_dir={tmp_path}", "rounds=4", "client.max_steps=1", "report=full"]
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        dying(patch, 3)
+        run_sim.main([*words, "engine=inline"])
+    assert run_sim.main([*words, "engine=threads", "engine.lanes=2"]) == 0
+    folder, one, two = only(tmp_path), "1 lane on CPU, fp32", "2 lanes on CPU, fp32"
+    assert [event for event in ledger(folder) if event["kind"] in ("engine", "resumed")] == [
+        {"kind": "engine", "engine": "inline", "detail": one},
+        {"kind": "engine", "engine": "threads", "detail": two},
+        {"kind": "resumed", "round": 2},
+    ]
+    page = (folder / "report.html").read_text()
+    assert f"inline: {one}; threads: {two} (from round 3 on)" in page
+    assert f"auto: threads: {two}" in page
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -161,7 +179,7 @@ def test_a_restart_before_the_first_round_and_after_the_last(tmp_path, monkeypat
         simulate(parted)
     simulate(parted)
     assert_same_run(only(tmp_path / "b"), only(tmp_path / "a"))
-    assert [line["round"] for line in ledger(only(tmp_path / "b"))] == [0, 2]
+    assert [line["round"] for line in ledger(only(tmp_path / "b")) if line["kind"] == "resumed"] == [0, 2]
 
 
 def test_never_and_a_folder_by_name(tmp_path, monkeypatch, simulate, capsys):
@@ -209,7 +227,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_again(tmp_path, monkeypa
     for path in (folder / "checkpoints").rglob(FACTS):
         path.write_bytes(b"{}")
     simulate(config)
-    assert [line["kind"] for line in ledger(folder)] == ["checkpoint_damaged"] * 3
+    kinds = [line["kind"] for line in ledger(folder)]
+    assert kinds == ["engine", "engine", *["checkpoint_damaged"] * 3]
     simulate(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
     assert_same_run(folder, only(tmp_path / "whole"))
 

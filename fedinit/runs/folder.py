@@ -4,7 +4,7 @@ config.yaml  the resolved configuration, which run_sim.py takes back word for wo
 made_of.json what lies in the files that it is made of, images and backbone, by digest
 metrics.csv  a row a round, 0 being that of the statistics, if any; clients.csv  a row a client and round
 metrics.jsonl the same as metrics.csv, an object a line, with null where there is no figure
-ledger.jsonl  refusals, missing replies, warnings
+ledger.jsonl  refusals, missing replies, warnings; the engine of every start
 .head_alone.json  what the reference run scored, which comes before it, until the run is done
 checkpoints/ the last three states of the run, and of its reference run
 adapter/     the final adapter and head; summary.json; DONE.json, with the sha256 of these, last of all

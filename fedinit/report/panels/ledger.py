@@ -11,7 +11,7 @@ from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.methods import Method
 
 MOST = 200  # events of the page; the first and the last of more
-NO_FAULTS = ("attackers", "privacy")  # which have a section of their own
+NO_FAULTS = ("attackers", "privacy", "engine")  # which are in sections of their own
 COMMON = ("kind", "round", "client", "code")
 
 

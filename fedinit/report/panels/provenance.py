@@ -12,6 +12,7 @@ from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 
 PLACES = ("output_dir", "resume")  # of the configuration: where, not what
+DEVICE = "engine.device"
 
 
 def _is_private(run: RecordedRun) -> bool:
@@ -36,6 +37,9 @@ def _one(run: RecordedRun) -> list[Markup]:
     known = run.provenance
     facts: list[tuple[str, object]] = [("final hash", tag("code", _hash(run) or "none yet")), ("seed", run.seed)]
     facts += [("state", _state(run)), ("folder", run.folder.name)]
+    engines = _engines(run)
+    if engines:
+        facts.append(("engine", "; ".join(f"{text}{_since(after)}" for after, text in engines)))
     if known.get("command"):
         facts.append(("command", tag("code", known["command"])))
     facts += [(name, known[name]) for name in ("source", "python", "system", "cores") if known.get(name)]
@@ -47,8 +51,32 @@ def _one(run: RecordedRun) -> list[Markup]:
     if not known:
         parts.append(missing("Command and versions were not recorded.", "`report=full` records them."))
     rows = [[key, _value(value)] for key, value in dotted(run.config) if key not in PLACES]
+    if engines:
+        rows = [[key, f"auto: {engines[-1][1]}" if [key, value] == [DEVICE, "auto"] else value] for key, value in rows]
     parts.append(behind("the whole configuration", table(["key", "value"], rows, caption="config.yaml")))
     return parts
+
+
+def _engines(run: RecordedRun) -> list[tuple[int, str]]:
+    """[(round after which it began to compute, what the engine said of itself)], from the ledger: those whose rounds
+    the run still has, and of the same one again the first."""
+    told: list[tuple[int, str]] = []
+    for event in run.ledger:
+        if event.get("kind") == "engine":
+            told.append((0, f"{event.get('engine')}: {event.get('detail')}"))
+        elif event.get("kind") == "resumed" and told and isinstance(event.get("round"), int):
+            told[-1] = event["round"], told[-1][1]
+    kept: list[tuple[int, str]] = []
+    for after, text in told:
+        while kept and kept[-1][0] >= after:  # all of its rounds were done again
+            kept.pop()
+        if not kept or (kept[-1][1] != text and after < run.rounds):
+            kept.append((after, text))
+    return kept
+
+
+def _since(after: int) -> str:
+    return f" (from round {after + 1} on)" if after else ""
 
 
 def _state(run: RecordedRun) -> str:

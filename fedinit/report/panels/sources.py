@@ -23,7 +23,7 @@ SOURCES = {
     "start": Source("Diagnostics of the start", ("diagnostics.csv",)),
     "cost": Source("Time, bytes, memory", ("record/timing.csv", "metrics.csv", "summary.json")),
     "ledger": Source("Ledger of faults", ("ledger.jsonl",)),
-    "provenance": Source("Provenance", ("record/provenance.json", "config.yaml", "summary.json")),
+    "provenance": Source("Provenance", ("record/provenance.json", "config.yaml", "summary.json", "ledger.jsonl")),
 }
 
 

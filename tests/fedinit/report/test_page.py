@@ -205,3 +205,25 @@ def test_a_line_that_lies_on_another_hides_nothing_of_it():
     shown = legend(["a", "b"])
     assert 'class="s1 d1"' in shown and 'class="f1"' in shown and shown.count("<path") == 2
     assert "<path" not in legend(["a", "b"], lines=False) and "d1" not in legend(["a", "b"], lines=False)
+
+
+def test_an_engine_is_named_for_the_rounds_that_a_run_still_has(tmp_path):
+    """Of one whose rounds were done again by another there is nothing left; one that went on as it stopped is one."""
+
+    def shown(*events: tuple[str, object]) -> str:
+        lines = [
+            {"kind": "engine", "engine": x, "detail": EVIL} if k == "on" else {"kind": k, "round": x} for k, x in events
+        ]
+        (folder / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        page = Elements(render([read(folder)]))
+        return page.text.replace(f": {EVIL}", "")
+
+    folder = write_run(tmp_path / "run", config(rounds=9))
+    again = ("resumed", 4)
+    assert "engineinline; threads (from round 5 on)" in shown(("on", "inline"), ("on", "threads"), again)
+    assert "enginethreads; inline (from round 5 on)" in shown(
+        ("on", "inline"), ("on", "threads"), ("on", "inline"), again
+    )
+    assert "engineinline" in (text := shown(("on", "inline"), ("on", "inline"), again)) and "from round" not in text
+    assert "threads" not in shown(("on", "inline"), ("on", "threads"), ("resumed", 9))  # it only wrote the summary
+    assert "Nothing was refused, missing or damaged." in shown(("on", "inline"))

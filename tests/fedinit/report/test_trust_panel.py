@@ -110,7 +110,7 @@ def test_what_an_image_has_spent_is_told_for_every_client_and_is_no_fault(runs):
     of_clients = trust.panel(methods([runs["clients"]]))
     assert of_clients is not None and "ε of each client" not in of_clients.body
     for name in ("clients", "attacked"):
-        assert {event["kind"] for event in runs[name].ledger} <= {"privacy", "attackers"}
+        assert {event["kind"] for event in runs[name].ledger} <= {"privacy", "attackers", "engine"}
         assert "Nothing was refused, missing or damaged." in render([runs[name]])
 
 
