@@ -121,25 +121,33 @@ class InsideDomains(Counted):
 
     def cut(self, dataset: Dataset, seed: int) -> Partitions:
         names = self.trained(dataset.domain_names)
-        num_domains = len(names)
-        clients = num_domains if self.clients is None else self.clients
-        if clients < num_domains or clients % num_domains:
-            raise InputError(
-                f"partition.clients={clients}: partition={self.name} gives every domain as many clients, "
-                f"so expected a multiple of the {num_domains} domains; set "
-                f"{num_domains * max(1, round(clients / num_domains))}, or take partition=iid"
-            )
-        each = clients // num_domains
         domains, trains, tests = [dataset.domain_names.index(name) for name in names], [], []
-        for name, d in zip(names, domains, strict=True):
-            train, test = _indices(dataset, d)
+        held = [_indices(dataset, d) for d in domains]
+        there = [len(train) for train, test in held if len(train) or len(test)]
+        each = self._each(len(names), there)
+        for name, d, (train, test) in zip(names, domains, held, strict=True):
             if len(train) or len(test):  # else another site's: a source lets no other domain be without images
-                _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'")
+                _refuse_shortage(len(train), each, self.min_examples, f"domain '{name}'", min(there), len(names))
                 trains.append(self.share(dataset, train, each, seed, d))
             else:
                 trains.append(Shares(train, train, each))
             tests.append(_deal(test, each, seed, "test", d))
         return Partitions(domains, trains, tests)
+
+    def _each(self, domains: int, there: Sequence[int]) -> int:
+        """How many clients a domain has. there: the training images of each domain. Raises InputError for a number that
+        is no multiple of the domains', with one that there are images for."""
+        clients = domains if self.clients is None else self.clients
+        if clients >= domains and clients % domains == 0:
+            return clients // domains
+        fewest = min(there, default=0)
+        near = domains * max(1, min(round(clients / domains), fewest // self.min_examples))
+        less = f" with partition.min_examples={fewest}" if 0 < fewest < self.min_examples else ""
+        other = ", or take partition=iid" if clients * self.min_examples <= sum(there) else ""
+        raise InputError(
+            f"partition.clients={clients}: partition={self.name} gives every domain as many clients, "
+            f"so expected a multiple of the {domains} domains; set {near}{less}{other}"
+        )
 
     @abstractmethod
     def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:
@@ -223,7 +231,7 @@ class IID(Counted):
         if self.clients is None:
             raise InputError("partition=iid needs a number of clients: set partition.clients=10 for example")
         train, test = _indices(dataset, None)
-        _refuse_shortage(len(train), self.clients, self.min_examples, "the data set")
+        _refuse_shortage(len(train), self.clients, self.min_examples, "the data set", len(train))
         dealt = [[_deal(rows, self.clients, seed, key, "all")] for rows, key in ((train, "train"), (test, "test"))]
         return Partitions([_one_domain(dataset)], *dealt)
 
@@ -239,7 +247,7 @@ class Pooled(Partitioner):
 
     def cut(self, dataset: Dataset, seed: int) -> Partitions:
         train, test = _indices(dataset, None)
-        _refuse_shortage(len(train), 1, self.min_examples, "the data set")
+        _refuse_shortage(len(train), 1, self.min_examples, "the data set", len(train))
         return Partitions([_one_domain(dataset)], [Shares.of([train])], [Shares.of([test])])
 
 
@@ -282,10 +290,17 @@ def _one_domain(dataset: Dataset) -> int:
     return 0 if len(dataset.domain_names) == 1 else -1
 
 
-def _refuse_shortage(examples: int, clients: int, min_examples: int, where: str) -> None:
-    if examples < clients * min_examples:
-        raise InputError(
-            f"{where} has {examples} training images, too few for {clients} client{'s' * (clients != 1)} "
-            f"with partition.min_examples={min_examples}: expected {clients * min_examples} or more; "
-            "lower partition.clients or partition.min_examples, or add images"
-        )
+def _refuse_shortage(examples: int, clients: int, min_examples: int, where: str, fewest: int, domains: int = 1) -> None:
+    """Raise InputError for fewer images than the clients of a place are to have, with what there are images for.
+
+    fewest: images of the place, of the `domains` that have as many clients each, which has the fewest.
+    """
+    if examples >= clients * min_examples:
+        return
+    numbers = {"clients": domains * (fewest // min_examples), "min_examples": fewest // clients}
+    hints = [f"set partition.{key}={value}" for key, value in numbers.items() if value]
+    raise InputError(
+        f"{where} has {examples} training images, too few for {clients} client{'s' * (clients != 1)} "
+        f"with partition.min_examples={min_examples}: expected {clients * min_examples} or more; "
+        f"{', '.join(hints)}{', or ' * bool(hints)}add images"
+    )

@@ -180,6 +180,34 @@ def test_numbers_that_cannot_be_had(asked: Partitioner, message: str) -> None:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("sizes", [[40, 41], [3, 90]])
+@pytest.mark.parametrize("min_examples", [1, 10, 50])
+@pytest.mark.parametrize("clients", [1, 3, 43, 84, 101, 2000])
+@pytest.mark.parametrize("name", ["domain", "dirichlet", "iid", "pooled"])
+def test_what_a_refusal_advises_is_a_partition(name: str, clients: int, min_examples: int, sizes: list[int]) -> None:
+    """Each word of it alone, or those that it joins by "with"."""
+    made, given = dataset(sizes), None if name == "pooled" else clients
+    asked = settings(name, given, 0.5, min_examples)
+    try:
+        assert len(asked.cut(made, 0)) == (given or 1)
+        return
+    except InputError as error:
+        advice = str(error).rpartition("; ")[2]
+    if advice == "add images":  # not a client more than images
+        assert name in ("iid", "pooled") or sizes[0] < min_examples
+        return
+    for hint in advice.split(", "):
+        hint = hint.removeprefix("or ").removeprefix("set ").replace("partition.", "")
+        if hint == "add images":
+            continue
+        if hint == "take partition=iid":
+            assert settings("iid", clients, 0.5, min_examples).cut(made, 0)
+            continue
+        first, *more = hint.split(" with ")
+        words = dict(word.split("=") for word in (first if "=" in first else f"clients={first}", *more))
+        dataclasses.replace(asked, **{key: int(value) for key, value in words.items()}).cut(made, 0)
+
+
 @pytest.mark.parametrize("name", sorted(PARTITIONS))
 def test_a_test_domain_is_trained_on_by_nobody_and_evaluated_on_whole(name: str) -> None:
     asked = dataclasses.replace(settings(name, None if name != "iid" else 4), test_domains=("domain1",))
