@@ -9,6 +9,7 @@ are the same bytes whoever makes them and however often that was stopped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ from torch import Tensor
 from clients.engine.hardware import DTYPES, computing, devices
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.data.image_cache import HOME, PREFIX, ImageFile, MappedImages, default_folder
+from fedinit.data.image_cache import HOME, PREFIX, ImageFile, MappedImages, default_folder, fault_of
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
 from fedinit.home import expand_home
@@ -75,14 +76,15 @@ class Prefix:
             if len(missing) * 4 * self.numbers > shutil.disk_usage(folder).free:
                 if len(missing) == count:  # nobody else has begun to fill it
                     file.path.unlink(missing_ok=True)
-                raise OSError(0, f"no room for {readable(len(missing) * 4 * self.numbers)}")
+                raise OSError(errno.ENOSPC, f"no room for {readable(len(missing) * 4 * self.numbers)}")
             report.line(f"{what}, into cache {folder}")
             self._fill(file, missing, report)
         except OSError as error:
             other = "data.cache_dir=..." if hasattr(self.config.data, "cache_dir") else f"{HOME} in the environment"
+            said, is_full = fault_of(folder, error)
             raise InputError(
-                f"engine.prefix_cache=true: cache {folder} cannot be used ({error.strerror or error}); make room, "
-                f"give another folder as {other}, or use engine.prefix_cache=false"
+                f"engine.prefix_cache=true: {said}; {'make room, ' * is_full}give another folder as {other}, or use "
+                "engine.prefix_cache=false"
             ) from error
         return file
 

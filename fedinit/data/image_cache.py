@@ -11,6 +11,7 @@ checksum says decodes them again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -46,6 +47,13 @@ def default_folder() -> Path:
         return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "fedinit"
     except RuntimeError:  # a user without a home
         return Path(tempfile.gettempdir()) / "fedinit"
+
+
+def fault_of(folder: Path, error: OSError) -> tuple[str, bool]:
+    """What is said of a cache in this folder that failed, and whether more room there would mend it."""
+    verb = "written to" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "used"
+    said = f"cache {folder} cannot be {verb} ({error.strerror or error})"
+    return said, error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class ImageFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedinit.data.image_cache import ImageFile, MappedImages, default_folder
+from fedinit.data.image_cache import ImageFile, MappedImages, default_folder, fault_of
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
 from fedinit.home import expand_home
@@ -132,17 +133,18 @@ class Store:
                 report.line(f"{len(rows):,} images, {readable(size)}, from cache {folder}")
                 return file, True
             if len(missing) * math.prod(what.shape) > shutil.disk_usage(folder).free:
-                raise OSError(0, "no room left")
+                raise OSError(errno.ENOSPC, "no room left")
             report.line(f"decoding {len(missing):,} of {len(rows):,} images, {readable(size)}, into cache {folder}")
             self._decode(missing, file.prepared, file.write, report, file)
             return file, True
         except OSError as error:
-            said = f"cache {folder} cannot be used ({error.strerror or error})"
+            said, is_full = fault_of(folder, error)
             room = free_memory()
             if room is not None and size > room / 2:
+                room_there = "make room there, where what was decoded is kept, or " * is_full
                 raise InputError(
                     f"data.cache_dir={folder}: {said}, and the images, {readable(size)}, do not fit into memory; "
-                    "make room there, where what was decoded is kept, or give another folder as data.cache_dir=..."
+                    f"{room_there}give another folder as data.cache_dir=..."
                 ) from error
             report.line(f"{said}: the images are held in memory, {readable(size)}")
             return file, False

@@ -158,10 +158,35 @@ def test_a_header_that_is_none_is_told_in_plain_words(prefix_of, own_cache, capl
     assert re.search(r"is damaged \(its header (cannot be read|is another's)\): computing again", caplog.text)
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_to_is_not_told_to_have_room(prefix_of, own_cache, monkeypatch, code):
+    """Of a folder that lacks the file, and of one where it is not whole; one that is whole is only read."""
+
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    whole = prefix_of()
+    monkeypatch.setattr(ImageFile, "write", refused)
+    assert torch.equal(prefix_of().dataset.images[torch.arange(60)], whole.dataset.images[torch.arange(60)])
+    with whole.file.path.open("r+b") as file:  # the first row's checksum
+        file.seek(4096)
+        file.write(b"\0" * 4)
+    said = f"true: cache {own_cache} cannot be written to ({os.strerror(code)}); give another folder as "
+    with pytest.raises(InputError, match=re.escape(said)):
+        prefix_of()
+    whole.file.path.unlink()
+    monkeypatch.setattr(ImageFile, "_make", refused)
+    with pytest.raises(InputError, match=re.escape(said)):
+        prefix_of()
+
+
 def test_no_room_and_no_leave_are_one_line(prefix_of, own_cache, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("clients.prefix.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-        with pytest.raises(InputError, match=r"^engine.prefix_cache=true: cache .* cannot be used \(no room for "):
+        no_room = (
+            r"^engine.prefix_cache=true: cache .* cannot be used \(no room for .*\); make room, give another folder"
+        )
+        with pytest.raises(InputError, match=no_room):
             prefix_of()
     for path in own_cache.iterdir():
         path.unlink()

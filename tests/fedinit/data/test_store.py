@@ -207,6 +207,15 @@ def test_a_disk_that_fills_up_leaves_the_rest_to_memory(tree, tmp_path, decoded,
     monkeypatch.setattr(store, "free_memory", lambda: 100)
     with pytest.raises(InputError, match="No space left on device.*do not fit into memory; make room there"):
         load(tree, tmp_path / "cache")
+
+    def refused(*_) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(ImageFile, "write", refused)
+    with pytest.raises(
+        InputError, match=r"cannot be written to \(Read-only.*do not fit into memory; give another folder"
+    ):
+        load(tree, tmp_path / "cache")
     monkeypatch.setattr(ImageFile, "write", write)
     decoded.clear()
     load(tree, tmp_path / "cache")
