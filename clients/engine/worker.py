@@ -26,6 +26,8 @@ from fedinit.errors import RunFailed
 from fedinit.models.backbone import Backbone
 from fedinit.threads import intra_op
 
+BATCH = "client.batch_size"  # the key that makes a pass of training smaller
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -116,7 +118,14 @@ class Worker:
             self._look_for_room(error, len(tasks))
             return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
 
-    def _look_for_room(self, error: Exception, count: int, key: str = "client.batch_size") -> None:
+    def _failed(self, task: Task, stage: str, error: Exception, count: int = 1, key: str = BATCH) -> ClientFailed:
+        """The failure of a client that was asked alone, or with mutes. count, key: as of `_look_for_room`."""
+        self._look_for_room(error, count, key)
+        if isinstance(error, StepFailed):
+            return ClientFailed.of(task.client, "train", error.__cause__ or error, error.step)
+        return ClientFailed.of(task.client, stage, error)
+
+    def _look_for_room(self, error: Exception, count: int, key: str = BATCH) -> None:
         """Raise RunFailed where what failed is the machine's memory and no client: else those whose turn it was would
         be missing in a round. count: clients of the pass. key: what makes it smaller, where it has one client."""
         if not out_of_memory(error.__cause__ or error):
@@ -137,12 +146,8 @@ class Worker:
     def _train_among_mutes(self, tasks: tuple[Task, ...], i: int) -> Result | ClientFailed:
         try:
             return self._train_together(tuple(t if t is tasks[i] else t.stand_in(tasks[i]) for t in tasks))[i]
-        except StepFailed as error:
-            self._look_for_room(error, len(tasks))
-            return ClientFailed.of(tasks[i].client, "train", error.__cause__ or error, error.step)
         except Exception as error:  # noqa: BLE001 (this client's)
-            self._look_for_room(error, len(tasks))
-            return ClientFailed.of(tasks[i].client, "train", error)
+            return self._failed(tasks[i], "train", error, len(tasks))
 
     def _train_privately(self, task: Task, privacy: ExamplePrivacyConfig) -> Result | ClientFailed:
         settings = self.settings
@@ -151,20 +156,16 @@ class Worker:
             if task.mute:
                 raise ValueError("failed before it was asked")
             return train_privately(self.bank, task, *run)
-        except StepFailed as error:
-            self._look_for_room(error, 1)
-            return ClientFailed.of(task.client, "train", error.__cause__ or error, error.step)
         except Exception as error:  # noqa: BLE001 (this client's)
-            self._look_for_room(error, 1)
-            return ClientFailed.of(task.client, "plan", error)
+            return self._failed(task, "plan", error)
 
     def _attempt(self, work: str, task: Task) -> Answer:
         do = {"measure": self._measure, "evaluate": self._evaluate, "features": self._features}[work]
         try:
             return do(task)
         except Exception as error:  # noqa: BLE001 (this client's)
-            self._look_for_room(error, 1, "evaluation.batch_size" if work == "evaluate" else "client.batch_size")
-            return ClientFailed.of(task.client, {"measure": "statistics"}.get(work, work), error)
+            key = "evaluation.batch_size" if work == "evaluate" else "client.batch_size"
+            return self._failed(task, {"measure": "statistics"}.get(work, work), error, key=key)
 
     def _measure(self, task: Task) -> Measured:
         request, settings = task.request, self.settings
