@@ -24,6 +24,7 @@ from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.errors import RunFailed
 from fedinit.models.backbone import Backbone
+from fedinit.statistics import Request
 from fedinit.threads import intra_op
 
 BATCH = "client.batch_size"  # the key that makes a pass of training smaller
@@ -164,7 +165,7 @@ class Worker:
         try:
             return do(task)
         except Exception as error:  # noqa: BLE001 (this client's)
-            key = "evaluation.batch_size" if work == "evaluate" else "client.batch_size"
+            key = BATCH if work == "measure" and _goes_back(task.request) else "evaluation.batch_size"
             return self._failed(task, {"measure": "statistics"}.get(work, work), error, key=key)
 
     def _measure(self, task: Task) -> Measured:
@@ -175,8 +176,7 @@ class Worker:
             self.bank.load([task.adapter], [task.head], task.trainable)
         else:
             self.bank.bare()
-        # A backward pass holds what training holds.
-        size = settings.client.batch_size if request.source == "gradients" else settings.batch_size
+        size = settings.client.batch_size if _goes_back(request) else settings.batch_size
         statistics = measure(self.bank, request, task.examples, task.client, self.data, self.spec, size, task.secret)
         return Measured(task.client, statistics.sums, statistics.examples)
 
@@ -189,6 +189,11 @@ class Worker:
         self.bank.bare()
         features = features_of(self.bank, task, self.data, self.spec)
         return Measured(task.client, {"features": features}, len(task.examples))
+
+
+def _goes_back(request: Request | None) -> bool:
+    """Whether a measurement has a backward pass, which holds what training holds."""
+    return request is not None and request.source == "gradients"
 
 
 def make_workers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,8 +213,13 @@ def test_a_processor_without_memory_loses_no_client(worker, client_config, tasks
     with pytest.raises(RunFailed, match=said):
         made.do(Job("train", "", "", tuple(tasks[:count])))
     monkeypatch.setattr("clients.engine.worker.features_of", full)
-    with pytest.raises(RunFailed, match="one client; use a lower client.batch_size"):
+    with pytest.raises(RunFailed, match="one client; use a lower evaluation.batch_size"):
         made.do(Job("features", "", "", tuple(tasks[:1])))
+    monkeypatch.setattr("clients.engine.worker.measure", full)
+    for source, key in (("gradients", "client.batch_size"), ("inputs", "evaluation.batch_size")):
+        task = dataclasses.replace(tasks[0], work="measure", request=SimpleNamespace(source=source))
+        with pytest.raises(RunFailed, match=f"one client; use a lower {key}"):
+            made.do(Job("measure", "", "", (task,)))
 
 
 def test_what_is_a_clients_own_fault_ends_no_run(worker, client_config, tasks, monkeypatch) -> None:
