@@ -230,7 +230,7 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
         (
             ["secure_aggregation=secagg", "strategy=fedit", "participation=0.5"],
-            "secure_aggregation=secagg: a round has 2 clients (of 3, at participation=0.5); have 3 or more in one",
+            "secure_aggregation=secagg: a round has 2 clients (of 3, at participation=0.5); have 3 or more in a round",
         ),
         (["attack=scaled", "attack.count=9"], "attack=scaled: all of the 3 clients would attack; leave one honest"),
         (

@@ -245,13 +245,10 @@ def _app(folder: Path, words: Sequence[str], say: Callable[[str], None]) -> None
 
 def _check_sum(config: Config, sites: int | None) -> None:
     """Raise InputError for a secret sum of so few sites that it is none; None: their number is not known."""
-    from fedinit.secagg.messages import LEAST
+    from fedinit.secagg.messages import refuse_few
 
-    if config.secure_aggregation.name != "none" and sites is not None and sites < LEAST:
-        raise InputError(
-            f"secure_aggregation={config.secure_aggregation.name}: needs {LEAST} sites or more, for of two each knows "
-            f"the other's update; these are {sites}"
-        )
+    if config.secure_aggregation.name != "none" and sites is not None:
+        refuse_few(sites, f"there {'is 1 site' if sites == 1 else f'are {sites} sites'}")
 
 
 def _said_of_sum(config: Config, sites: int) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat, share_keys_plaintext_separate
 
+from fedinit.errors import InputError
 from fedinit.secagg import secrets
 
 QUERY = "query.secagg"  # the type of the messages that are no training
@@ -18,6 +19,15 @@ EXTRA = 2  # words behind the values: the weight, and the weighted loss
 
 PAIR = 2 * secrets.PUBLIC  # bytes of a client's two public keys, for masks and for seals
 pack, unpack = share_keys_plaintext_concat, share_keys_plaintext_separate  # (from, to, share of seed, share of key)
+
+
+def refuse_few(clients: int, they: str) -> None:
+    """Raise InputError for a secret sum of so few clients that it is none. they: how many there are, in words."""
+    if clients < LEAST:
+        raise InputError(
+            f"secure_aggregation=secagg: {they}; have {LEAST} or more in a round, for of two each knows the other's "
+            "update from their sum"
+        )
 
 
 def fault_of_threshold(threshold: int, clients: int) -> str:

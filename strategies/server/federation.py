@@ -24,7 +24,7 @@ from fedinit.models import Backbone
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.stopping import unbroken
-from fedinit.secagg.messages import LEAST
+from fedinit.secagg.messages import refuse_few
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
 from fedinit.transport.introduction import Introduction
@@ -87,12 +87,9 @@ def check_clients(config: Config, examples: Mapping[int, int], clients: int = 0)
     rule = create_robust(config.robust.name, config.robust.options)
     if rule is not None and (fault := rule.fault(asked)):
         raise InputError(f"robust={config.robust.name} cannot judge a round of {len(asked)} clients: {fault}")
-    if isinstance(config.secure_aggregation, SecAggConfig) and len(asked) < LEAST:
-        raise InputError(
-            f"secure_aggregation=secagg: a round has {len(asked)} clients (of {len(examples)}, at "
-            f"participation={config.participation:g}); have {LEAST} or more in one, for of two each knows the other's "
-            "update from their sum"
-        )
+    if isinstance(config.secure_aggregation, SecAggConfig):
+        share = f"of {len(examples)}, at participation={config.participation:g}"
+        refuse_few(len(asked), f"a round has {len(asked)} clients ({share})")
     check_privacy(config, examples)
     if isinstance(config.attack, AttackConfig):
         bad = config.attack.attackers(max(clients, len(examples)), config.seed)

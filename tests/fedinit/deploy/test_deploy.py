@@ -334,7 +334,7 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "attack=sign_flip"], "attack=sign_flip: is for simulations"),
         (
             ["deploy", "init", "{new}", "secure_aggregation=secagg", "strategy=fedit", "data.domains=[plain,thick]"],
-            "secure_aggregation=secagg: needs 3 sites or more",
+            "secure_aggregation=secagg: there are 2 sites; have 3 or more in a round, for of two",
         ),
         (["deploy", "init", "{new}", "--host", "a;touch x"], "--host a;touch x: expected a name or an address"),
         (["deploy", "init", "{new}", "output_dir='/x\" \"/etc'"], "a place with quotes, a backslash or a line break"),
@@ -618,7 +618,7 @@ def test_another_run_of_a_server_is_its_app_written_anew(tmp_path, capsys):
         assert sent.rounds == 7 and sent.data.root is None and sent.output_dir == "outputs"
     assert before == {path: path.read_bytes() for path in before}
     assert cli.main(["deploy", "app", str(tmp_path / "f"), *words, "secure_aggregation=secagg", "strategy=fedit"]) == 2
-    assert "needs 3 sites or more" in capsys.readouterr().err
+    assert "there are 2 sites; have 3 or more in a round" in capsys.readouterr().err
     assert Server.at(tmp_path / "f").config() == sent
 
 
