@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,8 +11,11 @@ from flwr.app import Array
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.errors import RunFailed
 from fedinit.norms import first_not_finite
+from fedinit.said import said
 from fedinit.scores import MAX_EXAMPLES
+from strategies.server.replies import Asked
 
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
 # negative, and what float32 can hold stays finite in sums over clients and examples.
@@ -41,6 +45,43 @@ def fault_of_format(
         if value.dtype != dtype and value.dtype != str(dtype).removeprefix("torch."):  # an Array's is a text
             return "dtype", f"{name} is {value.dtype}, expected {dtype}"
     return None
+
+
+def fault_of_sums(
+    tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor], formats: wire.Formats, metrics: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """(code, detail) of what no sum over clients can be made of, which is all that is judged where the gate is off.
+
+    A tensor that did not come is the one that was `sent`, and a number that did not is none.
+    """
+    values = {**{name: sent[name] for name in formats if name in sent}, **tensors}
+    known = {name: (shape, getattr(values.get(name), "dtype", dtype)) for name, (shape, dtype) in formats.items()}
+    if odd := fault_of_format(values, known):  # of any dtype
+        return odd
+    for name, value in tensors.items():
+        if value.dtype == torch.bool or value.is_complex():
+            return "dtype", f"{name} is {value.dtype}, expected real numbers"
+    for key in ("num-examples", *METRICS):
+        value, whole = metrics.get(key, 0.0), key not in METRICS or METRICS[key][0] is int
+        if type(value) not in (int, float) or (whole and not math.isfinite(value)):
+            return "metrics", f"{key} is {value!r}, expected a number"
+    if not metrics["num-examples"] > 0:
+        return "weight", f"num-examples is {metrics['num-examples']}, expected more than 0"
+    return fault_of_values(tensors)
+
+
+def refuse_unsummable(
+    asked: Asked,
+    tensors: Mapping[str, Tensor],
+    sent: Mapping[str, Tensor],
+    formats: wire.Formats,
+    metrics: Mapping[str, Any],
+) -> None:
+    """Raise RunFailed for an update, of a client that was asked for it, that no sum can be made of: where the gate is
+    off, which would have refused it alone."""
+    if odd := fault_of_sums(tensors, sent, formats, metrics):
+        who = f"round {asked.round}: client {asked.client}'s update cannot be summed"
+        raise RunFailed(f"{who} ({said(': '.join(odd))}); gate.enabled=true refuses it, and its update alone")
 
 
 def fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | None = None) -> tuple[str, str] | None:

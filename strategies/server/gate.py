@@ -34,6 +34,7 @@ from strategies.server.faults import (
     fault_of_training,
     fault_of_values,
     fault_of_work,
+    refuse_unsummable,
 )
 from strategies.server.replies import Asked, Refusal, of_error
 
@@ -151,7 +152,7 @@ class Gate:
         """The reply as an Update, completed by what the client did not train, or the reason it is refused.
 
         transforms: what was done to the update on its way out, in that order; undone before its tensors are judged.
-        known: the bounds of a round's starts, kept for all clients.
+        known: the bounds of a round's starts, kept for all clients. Raises RunFailed as `refuse_unsummable` does.
         """
 
         def refuse(code: str, detail: str) -> Refusal:
@@ -176,12 +177,12 @@ class Gate:
             return refuse(error.code, error.detail)
         except Exception as error:  # noqa: BLE001 (the tensors are not validated yet)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
-        layers: Mapping[str, Factors]
         if not self.enabled:
             if expected.clip is not None and (
                 odd := fault_of_format(tensors, bounds.formats) or fault_of_distance(tensors, sent, expected.clip)
             ):
                 return refuse(*odd)
+            refuse_unsummable(expected, tensors, sent, bounds.formats, metrics)
             layers, head = wire.from_tensors({**sent, **tensors})
             return Update(client=expected.client, examples=examples, layers=layers, head=head)
         fault = (

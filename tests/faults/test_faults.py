@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import signal
 
 import pytest
 
 import run_sim
 from fedinit import wire
+from fedinit.errors import RunFailed
 from fedinit.state import digest
 from strategies import create_aggregator
 from tests.faults import checkpoints, processes, updates, workers
@@ -50,6 +52,30 @@ def test_no_bad_update_is_let_in_and_none_costs_the_others_theirs(method):
 def test_without_the_gate_the_same_campaign_goes_red():
     tally = updates.campaign(played(f"{updates.METHODS['lora']} gate.enabled=false"), "train", SEEDS[0], 100)
     assert tally["let in"] > 10 and tally["lost"] > 0, tally
+
+
+@pytest.mark.parametrize("method", updates.METHODS)
+def test_without_the_gate_what_cannot_be_summed_is_one_line(method, monkeypatch):
+    """That names the client and the remedy; whatever else is let in is summed."""
+    judge, ended = updates.Played.accepted, []
+
+    def summed(self, kind, replies):
+        try:
+            found = judge(self, kind, replies)
+        except Exception as error:
+            ended.append(error)
+            raise
+        rule = self.strategy.method.aggregator
+        rule.aggregate(self.admitted(replies), 1, self.strategy.state.model)
+        return found
+
+    monkeypatch.setattr(updates.Played, "accepted", summed)
+    tally = updates.campaign(played(f"{updates.METHODS[method]} gate.enabled=false"), "train", SEEDS[0], 60)
+    assert len(ended) == tally["lost"] > 2, tally
+    for error in ended:
+        assert isinstance(error, RunFailed) and "\n" not in str(error)
+        assert re.match(r"round 2: client [012]'s update cannot be summed \((names|shape|dtype|m|w|not_)", str(error))
+        assert str(error).endswith("gate.enabled=true refuses it, and its update alone")
 
 
 @pytest.mark.parametrize("kind", ["query.statistics", "evaluate"])
