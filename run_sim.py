@@ -39,6 +39,7 @@ from fedinit.config.adapter import plain_lora
 from fedinit.config.attack import NoAttack
 from fedinit.config.bundled import remark
 from fedinit.config.schema import Choice, Config
+from fedinit.devices import chosen
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
@@ -84,6 +85,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown, and of a
     preview nothing is run, written or returned."""
     check_method(config)
+    chosen("server_device", config.server_device)  # that it is there, before a folder is made
     config = resolved(config)
     located = run_folder.locate(config)
     folder = located.path

@@ -13,7 +13,7 @@ import torch
 from clients.engine.cost import SHARE, StepCost, step_cost
 from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig, ThreadsConfig
 from fedinit.config.schema import Config
-from fedinit.devices import CPU, chosen, named
+from fedinit.devices import CPU, named
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, select_targets
 from fedinit.models.backbone import Backbone, outline
@@ -61,7 +61,6 @@ def resolved(config: Config) -> Config:
 
     Raises InputError for a device that is not there, and for a precision that it has not.
     """
-    chosen("server_device", config.server_device)  # that it is there
     if _elsewhere(config.engine):
         return config
     place = devices(config.engine.device, 1, config.engine.threads)[0]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.engine.hardware import clients_device, resolved
@@ -13,6 +14,7 @@ from clients.site import Site
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.transport.local import LocalGrid
+from run_sim import simulate
 from strategies import AGGREGATORS
 from strategies.aggregator import Update
 from strategies.server import placing
@@ -124,7 +126,7 @@ def test_a_device_without_memory_ends_the_run_in_one_line(monkeypatch):
         run(METHODS["running"], FAR)
 
 
-def test_the_device_is_that_of_the_clients_unless_it_is_named():
+def test_the_device_is_that_of_the_clients_unless_it_is_named(tmp_path):
     grid = LocalGrid(cohort := Cohort(Site(small_config("engine.device=cpu"))), 3)
     assert server_device(small_config(), grid) == torch.device("cpu")
     cohort.device = FAR
@@ -133,9 +135,12 @@ def test_the_device_is_that_of_the_clients_unless_it_is_named():
     assert server_device(small_config("server_device=cpu"), grid) == torch.device("cpu")
     for word in ("cuda:99", "gpu", "xpu"):
         config = small_config("engine.device=cpu", f"server_device={word}")
-        for asked in (lambda config=config: server_device(config, grid), lambda config=config: resolved(config)):
-            with pytest.raises(InputError, match=f"^server_device={word}: "):
-                asked()
+        with pytest.raises(InputError, match=f"^server_device={word}: "):
+            server_device(config, grid)
+        assert resolved(config).server_device == word  # a deployment's client has no such device, and needs none
+        with pytest.raises(InputError, match=f"^server_device={word}: "):
+            simulate(replace(config, output_dir=str(tmp_path)), Console(quiet=True))
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
@@ -147,7 +152,7 @@ def test_a_clusters_devices_are_not_the_servers():
 def test_a_run_without_a_choice_is_named_as_before():
     config = small_config()
     assert "server_device" not in config.computed()
-    chosen = dataclasses.replace(config, server_device="cpu")
+    chosen = replace(config, server_device="cpu")
     assert chosen.computed() == config.computed() | {"server_device": "cpu"}
     assert chosen.identity() != config.identity()
 
