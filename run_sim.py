@@ -56,6 +56,7 @@ from fedinit.transport.local import LocalGrid
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
 from strategies.server.federation import Outcome, check_clients, federate
+from strategies.server.measuring import refuse_few_images
 
 __all__ = ["leave", "main", "run", "simulate"]
 
@@ -106,7 +107,7 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
 def simulated(config: Config, site: Site, located: run_folder.Located, console: Console) -> dict[str, Any]:
     """Run the configuration with this site, in the folder that is located; its summary."""
     # Refuses what does not fit, before a folder is made.
-    check_clients(config, {part.client: len(part.train) for part in site.partitions})
+    refuse_clients(config, site)
     if text := filling(config, site.partitions):
         tell(console, text, "yellow")
     try:
@@ -126,9 +127,16 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         opened.close()
 
 
+def refuse_clients(config: Config, site: Site) -> None:
+    """Raise InputError where the run cannot be one of this site's clients."""
+    examples = {part.client: len(part.train) for part in site.partitions}
+    check_clients(config, examples)
+    refuse_few_images(config, examples)
+
+
 def previewed(config: Config, site: Site, folder: Path) -> Preview:
     """What the run would be: who holds what, and what a trial of two steps a client, which leaves nothing, measures."""
-    check_clients(config, {part.client: len(part.train) for part in site.partitions})
+    refuse_clients(config, site)
     there = run_folder.finished(folder) is not None
     begun = any((folder / FOLDER).rglob("round-*"))
     state = "is there, and done" if there else "is there, and goes on" if begun else "would be made"

@@ -109,6 +109,9 @@ class Site:
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
         self._held = backbone, replace(shown, marks=None)  # an engine looks at no files
         self.emit: Emit = _nobody
+        if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
+            address = config.engine.address
+            tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
         self.engine: Engine = self.engine_for(config)
         if console is not None:
             self._tell_engine(console)

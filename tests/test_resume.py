@@ -18,6 +18,8 @@ import run_sim
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
+from fedinit.commands.run import configurations
+from fedinit.config import arguments
 from fedinit.config.schema import Config
 from fedinit.data.digits import Digits
 from fedinit.errors import InputError, RunFailed
@@ -231,6 +233,24 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_again(tmp_path, monkeypa
     assert kinds == ["engine", "engine", *["checkpoint_damaged"] * 3]
     simulate(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
     assert_same_run(folder, only(tmp_path / "whole"))
+
+
+def test_a_stopped_run_goes_on_under_another_engine_by_folder_and_engine(tmp_path, monkeypatch, simulate):
+    """With what all engines read as the run has it, banks above all; of a word that is no engine Hydra tells."""
+    config, folder = begun(tmp_path, monkeypatch, simulate)
+
+    def read(*words: str) -> Config:
+        (single,) = configurations(arguments.read([f"resume={folder}", *words]))
+        return single.config
+
+    assert config.engine.name == "threads" and config.engine.clients_per_bank == 3
+    for words, name, lanes in ((("engine=inline",), "inline", 1), (("engine=threads", "engine.lanes=1"), "threads", 1)):
+        other = read(*words)
+        assert (other.engine.name, other.engine.lanes) == (name, lanes)
+        assert other.computed() == config.computed() and other.resume == str(folder)
+    assert read("engine=ray", "engine.actors=2").engine.actors == 2
+    with pytest.raises(InputError, match="engine=thread: no such choice"):
+        read("engine=thread")
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

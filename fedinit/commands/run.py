@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,11 +101,12 @@ def _of_folder(words: Sequence[str]) -> Config | None:
     how it is run; None where the words are a configuration of their own."""
     from hydra.core.override_parser.types import OverrideType
 
+    from fedinit.config.engine import ENGINES, EngineConfig
     from fedinit.config.schema import PLACES, UNCOUNTED, load, to_dict
     from fedinit.config.words import parse
 
     overrides = [parse(word) for word in words]
-    free = {*PLACES, *UNCOUNTED} - {"logger"}  # which is a group
+    free = {*PLACES, *UNCOUNTED, "engine"} - {"logger"}  # which is a group
     changes = all(o.type is OverrideType.CHANGE and not o.package and not o.is_sweep_override() for o in overrides)
     if not changes or not free.issuperset(o.key_or_group for o in overrides):
         return None
@@ -113,9 +115,15 @@ def _of_folder(words: Sequence[str]) -> Config | None:
     folder = Path(os.path.expanduser(named))
     if not named.strip() or str(folder) in ("auto", "never") or not is_folder(folder):
         return None
+    engine = values.pop("engine", None)
+    if engine is not None and engine not in ENGINES:  # which is told as of any other run
+        return None
     from fedinit.runs import folder as run_folder  # with all of torch
 
     config = to_dict(run_folder.configured(folder))
+    if engine is not None:  # with what all engines read, which is the run's own
+        shared = {f.name: config["engine"][f.name] for f in fields(EngineConfig)}
+        config["engine"] = {**shared, "name": engine}
     for key, value in {**values, "resume": str(folder)}.items():
         group, _, last = key.rpartition(".")
         (config[group] if group else config)[last] = value

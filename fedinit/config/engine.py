@@ -12,7 +12,14 @@ from fedinit.errors import InputError
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
 COMPILED = 10_000  # steps of a client, from which on a minute of compiling pays (docs/benchmarks.md)
+DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5})?")
+
+
+def refuse_no_device(key: str, word: str) -> None:
+    """Raise InputError for a word that is no device's, before torch is asked whether it is there."""
+    if DEVICE.fullmatch(word) is None:
+        raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +40,7 @@ class EngineConfig:
     lanes: ClassVar[int | None] = 1  # workers; None: one a core on CPU, one a device on CUDA
 
     def __post_init__(self) -> None:
+        refuse_no_device("engine.device", self.device)
         if self.clients_per_bank != "auto":
             at_least("engine.clients_per_bank", self.clients_per_bank, 1)
         at_least("engine.threads", self.threads, 1)

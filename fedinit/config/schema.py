@@ -23,7 +23,7 @@ from fedinit.config.build import build, create, plain, shown
 from fedinit.config.bundled import refuse_renamed, title
 from fedinit.config.checks import at_least, positive, within
 from fedinit.config.client import CLIENTS, ClientConfig
-from fedinit.config.engine import ENGINES, EngineConfig
+from fedinit.config.engine import ENGINES, EngineConfig, refuse_no_device
 from fedinit.config.privacy import PRIVACY, NoPrivacy, PrivacyConfig
 from fedinit.config.secure_aggregation import SECURE_AGGREGATIONS, NoSecureAggregation, SecAggConfig
 from fedinit.data import SOURCES
@@ -234,6 +234,7 @@ class Config:
         at_least("seed", self.seed, 0)
         within("participation", self.participation, 0, 1, open_low=True)
         positive("node_timeout", self.node_timeout)
+        refuse_no_device("server_device", self.server_device)
         if self.reply_timeout is not None:
             positive("reply_timeout", self.reply_timeout)
         if isinstance(self.quorum, int):

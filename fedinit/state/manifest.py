@@ -20,6 +20,7 @@ from fedinit.unreadable import is_folder, unreadable
 FORMAT = 6  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+UNNAMED = "not given"  # said of a key that one of two configurations has not, or has at its usual value
 NAME = "round-"
 
 
@@ -88,8 +89,8 @@ def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: st
 def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
     """The first key in which two configurations differ, and its value in each; None where they are the same."""
     one, other = dict(dotted(left)), dict(dotted(right))
-    keys = (key for key in [*other, *one] if one.get(key, "absent") != other.get(key, "absent"))
-    return next(((key, one.get(key, "absent"), other.get(key, "absent")) for key in keys), None)
+    keys = (key for key in [*other, *one] if one.get(key, UNNAMED) != other.get(key, UNNAMED))
+    return next(((key, one.get(key, UNNAMED), other.get(key, UNNAMED)) for key in keys), None)
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:

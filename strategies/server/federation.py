@@ -38,6 +38,7 @@ from strategies.server.evaluating import Schedule
 from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
+from strategies.server.measuring import refuse_few_images
 from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
@@ -209,6 +210,7 @@ def _ready(
     if absent := [client for client in range(clients) if client not in introductions]:
         audience.event("began_without", {"round": max(round, 0) + 1, "clients": absent})
     if saved is None:
+        refuse_few_images(config, roster.examples)
         if opening.measured:
             audience.doing(f"clients measure the start, {opening.measured}")
         reports = opening.make(exchange, roster)

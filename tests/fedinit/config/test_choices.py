@@ -78,6 +78,7 @@ OTHER = {
     "engine.lanes": 3,
     "engine.actors": 3,
     "engine.address": "auto",
+    "engine.device": "cpu",
     "data.set": "svhn",
     "data.subset": "plain",
     "data.matrix.condition": 3.0,

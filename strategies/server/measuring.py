@@ -1,0 +1,36 @@
+"""Whether a run's clients have the images that its start is measured on (`init=`, `head=`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedinit.config.schema import Config
+from fedinit.errors import InputError
+from fedinit.heads import create_head
+from fedinit.heads.measured import MeasuredHead
+from fedinit.initializers import create_initializer
+from strategies.server.method import needed
+
+
+def refuse_few_images(config: Config, examples: Mapping[int, int]) -> None:
+    """Raise InputError where there is no quorum of clients, {partition id: images}, with the images that it takes to
+    measure for the start: each of the others would refuse by itself."""
+    need = min(max(needed(config.quorum, len(examples)), 1), len(examples))
+    for group, least in _least_images(config).items():
+        able = sum(count >= least for count in examples.values())
+        if able < need:
+            enough = max(sorted(examples.values(), reverse=True)[need - 1], 1)
+            key = f"{group}.min_examples"
+            raise InputError(
+                f"{key}={least}: {able} of {len(examples)} clients have as many images, and {need} or more are to "
+                f"measure for {group}={getattr(config, group).name}; set {key}={enough}, or have fewer clients"
+            )
+
+
+def _least_images(config: Config) -> dict[str, int]:
+    """{group: how many images a client needs to measure for it}; without those for which nobody measures."""
+    init = create_initializer(config.init.name, config.init.options)
+    head = create_head(config.head.name, config.head.options)
+    measured = {"init": init.needs != "none", "head": isinstance(head, MeasuredHead)}
+    least = {"init": getattr(init, "min_examples", None), "head": getattr(head, "min_examples", None)}
+    return {group: count for group, count in least.items() if measured[group] and count is not None}
