@@ -49,7 +49,7 @@ from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
 from fedinit.runs.status import StatusObserver
 from fedinit.runs.writable import refuse_unwritable
-from fedinit.state.manifest import FOLDER
+from fedinit.state.manifest import FOLDER, last_round
 from fedinit.telling import tell
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
@@ -116,6 +116,10 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         return show_done(ended.summary, config, located.path, console)
     try:
         opened.record_holdings(site.data, site.partitions)
+        # At every start: config.yaml names the engine of the last one, and what `auto` came to is in no other file.
+        done = last_round(opened.checkpoints())
+        on = {"engine": config.engine.name, "detail": site.engine.described()}
+        opened.folder.event("engine", {"round": done, **on})
         if not isinstance(config.attack, NoAttack):
             bad = sorted(config.attack.attackers(len(site.partitions), config.seed))
             opened.folder.event("attackers", {"attack": config.attack.name, "clients": bad})
@@ -210,8 +214,6 @@ def federated(
     site.emit = opened.folder.event
     if method is None:
         parts["files"] = opened.folder
-        # At every start: config.yaml names the engine of the last one, and what `auto` came to is in no other file.
-        opened.folder.event("engine", {"engine": config.engine.name, "detail": site.engine.described()})
         if config.diagnostics.name != "none":
             trained = Components.of(config).trained
             parts["probe"] = probe = Probe(site, trained(), trained(1), opened.folder.path)

@@ -109,8 +109,8 @@ def test_the_ledger_and_the_report_have_every_engine_that_a_run_had(tmp_path, mo
     assert run_sim.main([*words, "engine=threads", "engine.lanes=2"]) == 0
     folder, one, two = only(tmp_path), "1 lane on CPU, fp32", "2 lanes on CPU, fp32"
     assert [event for event in ledger(folder) if event["kind"] in ("engine", "resumed")] == [
-        {"kind": "engine", "engine": "inline", "detail": one},
-        {"kind": "engine", "engine": "threads", "detail": two},
+        {"kind": "engine", "round": 0, "engine": "inline", "detail": one},
+        {"kind": "engine", "round": 2, "engine": "threads", "detail": two},
         {"kind": "resumed", "round": 2},
     ]
     page = (folder / "report.html").read_text()
@@ -251,6 +251,25 @@ def test_a_stopped_run_goes_on_under_another_engine_by_folder_and_engine(tmp_pat
     assert read("engine=ray", "engine.actors=2").engine.actors == 2
     with pytest.raises(InputError, match="engine=thread: no such choice"):
         read("engine=thread")
+
+
+def test_a_run_whose_layers_are_alike_is_written_from_its_last_checkpoint(tmp_path, monkeypatch, simulate):
+    """Of a head alone every B is zero: equal tensors are one in what a checkpoint gives back."""
+    config = small(tmp_path / "out", "strategy=head_alone", "evaluation.head_alone=false")
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+
+        def die(*_, **__):
+            raise Crash
+
+        patch.setattr("fedinit.runs.reporting.OpenRun.finish", die)
+        simulate(config)
+    folder = only(tmp_path / "out")
+    assert not (folder / "adapter").exists()
+    simulate(config)
+    whole = dataclasses.replace(config, output_dir=str(tmp_path / "whole"))
+    simulate(whole)
+    assert summary(folder)["final_hash"] == summary(only(tmp_path / "whole"))["final_hash"]
+    assert (folder / "adapter").exists()
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

@@ -89,10 +89,10 @@ def _save_shared(folder: Path, model: FinalModel) -> None:
         for part, key in files
         if part not in model.personal
     }
-    disk.replace(folder / UNMERGED, save(shared))
-    disk.replace(folder / HEAD, save({k: v.contiguous() for k, v in model.head.items()}))
+    disk.replace(folder / UNMERGED, _file(shared))
+    disk.replace(folder / HEAD, _file(model.head))
     if model.offset:
-        disk.replace(folder / OFFSET, save({k: v.contiguous() for k, v in model.offset.items()}))
+        disk.replace(folder / OFFSET, _file(model.offset))
 
 
 def save_adapter(
@@ -116,14 +116,14 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if offset:
         _save_factors(folder / UNMERGED, layers)
-        disk.replace(folder / OFFSET, save({k: v.contiguous() for k, v in offset.items()}))
+        disk.replace(folder / OFFSET, _file(offset))
 
     def merged(name: str) -> Factors:
         return with_offset(layers[name], offset[name]) if name in offset else layers[name]
 
     layers = dict(zip(layers, server_pool().map(merged, layers), strict=True))
     _save_factors(folder / ADAPTER, layers)
-    disk.replace(folder / HEAD, save({k: v.contiguous() for k, v in head.items()}))
+    disk.replace(folder / HEAD, _file(head))
     common = {
         "base_model_name_or_path": config.model.name,
         "target_modules": list(layers),
@@ -168,7 +168,12 @@ def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
     for name, factors in layers.items():
         parts = {**factors.parts, "B": factors.absorb().B}
         tensors |= {f"{PREFIX}{name}.{key}": parts[part].contiguous() for part, key in kind.files.items()}
-    disk.replace(path, save(tensors, about))
+    disk.replace(path, _file(tensors, about))
+
+
+def _file(tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> bytes:
+    """A safetensors file, which wants each tensor by itself: equal ones are one, where they come from a checkpoint."""
+    return save({name: value.contiguous().clone() for name, value in tensors.items()}, about)
 
 
 def load_adapter(folder: Path) -> tuple[dict[str, Factors], dict[str, Tensor], dict[str, Tensor]]:

@@ -40,6 +40,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(found, reverse=True)]
 
 
+def last_round(folder: Path) -> int:
+    """The round of the latest checkpoint in it, whole or not; 0 where there is none."""
+    return max((int(path.name[len(NAME) :]) for path in checkpoints_in(folder)), default=0)
+
+
 def written_config(folder: Path) -> Mapping[str, Any] | None:
     """The configuration in the latest checkpoint under `folder` that can be read; None where there is none. Raises
     InputError for one of another format."""

@@ -5,8 +5,9 @@ column has a norm of its own, so M, G and ‖ΔW‖ are not enough; but ΔW, B̄
 clients' B, so d is taken down to Σ r_i by one QR where that is smaller.
 
 At λ = 0 nothing in it sees the size of B′Ā, which is then that of least squares, ⟨ΔW, B′Ā⟩ = ‖B′Ā‖², as with one
-cosine. Where it has no minimum, or one beyond what float32 factors could say, as of clients of turned signs whom no λ
-holds, a search goes on and on: one that has gone FAR is not followed.
+cosine; where the columns' cosines add up to a direction with ⟨ΔW, B′Ā⟩ ≤ 0 there is none, and the size stays. Where it
+has no minimum, or one beyond what float32 factors could say, as of clients of turned signs whom no λ holds, a search
+goes on and on: one that has gone FAR is not followed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def columns_fit(ideal: Factors, average: Factors, start: Tensor, lam: float) -> 
     found = average.B + (point.detach() @ scaled.T if basis is None else basis @ (point.detach() @ scaled.T))
     if not lam:
         image = Factors(average.A, found)
-        found = found * (inner(ideal, image) / (norm(image) ** 2 or 1.0))
+        share = inner(ideal, image) / (norm(image) ** 2 or 1.0)
+        found = found * (share if share > 0 else 1.0)
     if float(found.norm()) <= (most := FAR * float(ideal.B.norm())):
         return found - average.B, flat
     return (start if float((average.B + start).norm()) <= most else torch.zeros_like(start)), False

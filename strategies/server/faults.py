@@ -65,8 +65,11 @@ def fault_of_sums(
         value, whole = metrics.get(key, 0.0), key not in METRICS or METRICS[key][0] is int
         if type(value) not in (int, float) or (whole and not math.isfinite(value)):
             return "metrics", f"{key} is {value!r}, expected a number"
-    if not metrics["num-examples"] > 0:
-        return "weight", f"num-examples is {metrics['num-examples']}, expected more than 0"
+    if not 0 < metrics["num-examples"] <= MAX_EXAMPLES:
+        return "weight", f"num-examples is {metrics['num-examples']}, expected more than 0, and {MAX_EXAMPLES} at most"
+    for name, value in tensors.items():  # whose squares float64 does not hold
+        if value.dtype == torch.float64 and value.numel() and float(value.abs().max()) > torch.finfo(torch.float32).max:
+            return "values", f"{name} has numbers that float32 does not hold"
     return fault_of_values(tensors)
 
 

@@ -51,11 +51,10 @@ def run_round(
     used than the quorum.
     """
     began, up, down, round = time.perf_counter(), exchange.bytes_up, exchange.bytes_down, state.round + 1
-    with room_for_updates(method.device):  # sums that are made as updates come
-        if method.secure is None:
-            state, admitted = collect(state, method, exchange, extra, {} if asked is None else asked)
-        else:
-            state, admitted = collect_sum(state, method, exchange, extra)
+    if method.secure is None:
+        state, admitted = collect(state, method, exchange, extra, {} if asked is None else asked)
+    else:
+        state, admitted = collect_sum(state, method, exchange, extra)
     collected = time.perf_counter()
     counted: Mapping[int, float] = {}
     if admitted.updates or method.privacy is not None:

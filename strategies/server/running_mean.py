@@ -19,7 +19,7 @@ from strategies.aggregator import Aggregator, Update
 from strategies.methods.choosing import Choosing
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
-from strategies.server.placing import placed
+from strategies.server.placing import placed, room_for_updates
 from strategies.server.state import ServerState
 
 MEAN = -3  # in place of a partition id: the mean of a round's updates
@@ -69,20 +69,23 @@ class RunningMean:
         def of(count: int) -> float:
             return weights[0] * (1 if uniform else count / examples[clients[0]])
 
-        (model,) = placed([state.model], method.device)
-        start = wire.to_tensors(model.layers, model.head)
         sent = method.returned(state.model, round)
-        return RunningMean(start, sent, dict(zip(clients, weights, strict=True)), of, method.device)
+        with room_for_updates(method.device):
+            (model,) = placed([state.model], method.device)
+            start = wire.to_tensors(model.layers, model.head)
+            return RunningMean(start, sent, dict(zip(clients, weights, strict=True)), of, method.device)
 
     def add(self, update: Update) -> Update:
         """Add an update; what is kept of it: who sent it, and of how many examples."""
-        (there,) = placed([update], self._device)
-        weight, values = self._weights.get(update.client), wire.to_tensors(there.layers, there.head)
+        weight = self._weights.get(update.client)
         weight = self._of(update.examples) if weight is None else weight
-        # As add_ of each, in one call: of small factors the calls take longer than the sums.
-        torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
-            list(self._totals.values()), [values[name] for name in self._totals], alpha=weight
-        )
+        with room_for_updates(self._device):
+            (there,) = placed([update], self._device)
+            values = wire.to_tensors(there.layers, there.head)
+            # As add_ of each, in one call: of small factors the calls take longer than the sums.
+            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
+                list(self._totals.values()), [values[name] for name in self._totals], alpha=weight
+            )
         self._added[update.client] = weight
         self._examples += update.examples
         return replace(update, layers={}, head={})

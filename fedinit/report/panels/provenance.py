@@ -63,7 +63,8 @@ def _engines(run: RecordedRun) -> list[tuple[int, str]]:
     told: list[tuple[int, str]] = []
     for event in run.ledger:
         if event.get("kind") == "engine":
-            told.append((0, f"{event.get('engine')}: {event.get('detail')}"))
+            after = event.get("round")  # of the last checkpoint; of a damaged one "resumed" says another
+            told.append((after if isinstance(after, int) else 0, f"{event.get('engine')}: {event.get('detail')}"))
         elif event.get("kind") == "resumed" and told and isinstance(event.get("round"), int):
             told[-1] = event["round"], told[-1][1]
     kept: list[tuple[int, str]] = []

@@ -227,3 +227,9 @@ def test_an_engine_is_named_for_the_rounds_that_a_run_still_has(tmp_path):
     assert "engineinline" in (text := shown(("on", "inline"), ("on", "inline"), again)) and "from round" not in text
     assert "threads" not in shown(("on", "inline"), ("on", "threads"), ("resumed", 9))  # it only wrote the summary
     assert "Nothing was refused, missing or damaged." in shown(("on", "inline"))
+    starts = [("inline", 0), ("threads", 4), ("ray", 4)]  # the second ended before its first round
+    lines = [{"kind": "engine", "round": done, "engine": name, "detail": "here"} for name, done in starts]
+    (folder / "ledger.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*lines, {"kind": "resumed", "round": 4}])
+    )
+    assert "engineinline: here; ray: here (from round 5 on)" in Elements(render([read(folder)])).text

@@ -52,6 +52,23 @@ def test_without_lam_the_size_is_that_of_least_squares(seed: int) -> None:
     assert float(value(torch.tensor(B))) <= float(value(mean)) + 1e-12
 
 
+def test_where_it_says_converged_it_is_no_worse_than_plain_averages() -> None:
+    """Also where the columns' cosines add up to another direction than ⟨ΔW, B′Ā⟩, which no size can turn round."""
+    opposed = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        sizes = 10.0 ** rng.uniform(-3, 3, 12)  # of the columns
+        pairs = [(rng.standard_normal((2, 12)) * sizes, rng.standard_normal((7, 2))) for _ in range(2 + seed % 3)]
+        c = Clients(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), (10,) * len(pairs))
+        made = create_aggregator("lora_fair", similarity="columns", lam=0.0).aggregate(c.updates(), 1)
+        value, mean = objective(c, 0.0)
+        found = made.layers["layer"]
+        opposed += float((torch.tensor(oracles.ideal_update(c)) * (found.B @ found.A)).sum()) < 0
+        if "unconverged" not in made.diagnostics:
+            assert float(value(found.B)) <= float(value(mean)) + 1e-9, seed
+    assert opposed, "none of these rounds is of the kind"
+
+
 def turned(seed: int, side: str) -> tuple[Clients, np.ndarray, np.ndarray, dict]:
     """Five clients, some of turned signs, without λ: what is made of them, and the diagnostics."""
     rng = np.random.default_rng(seed)

@@ -126,6 +126,18 @@ def test_a_device_without_memory_ends_the_run_in_one_line(monkeypatch):
         run(METHODS["running"], FAR)
 
 
+def test_the_clients_own_memory_is_not_told_as_the_servers(monkeypatch):
+    config = small_config(*QUICK, "strategy=fedit", "strategy.diagnostics=false")
+    site = Site(config)
+
+    def full(key, offset):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(site.engine, "hold", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        federate(config, LocalGrid(Cohort(site), 3), site.backbone)
+
+
 def test_the_device_is_that_of_the_clients_unless_it_is_named(tmp_path):
     grid = LocalGrid(cohort := Cohort(Site(small_config("engine.device=cpu"))), 3)
     assert server_device(small_config(), grid) == torch.device("cpu")
@@ -133,14 +145,16 @@ def test_the_device_is_that_of_the_clients_unless_it_is_named(tmp_path):
     assert server_device(small_config(), grid) == FAR
     assert server_device(small_config(), WatchedGrid(grid)) == torch.device("cpu")
     assert server_device(small_config("server_device=cpu"), grid) == torch.device("cpu")
-    for word in ("cuda:99", "gpu", "xpu"):
-        config = small_config("engine.device=cpu", f"server_device={word}")
-        with pytest.raises(InputError, match=f"^server_device={word}: "):
-            server_device(config, grid)
-        assert resolved(config).server_device == word  # a deployment's client has no such device, and needs none
-        with pytest.raises(InputError, match=f"^server_device={word}: "):
-            simulate(replace(config, output_dir=str(tmp_path)), Console(quiet=True))
-        assert not list(tmp_path.iterdir())
+    config = small_config("engine.device=cpu", "server_device=cuda:99")
+    with pytest.raises(InputError, match="^server_device=cuda:99: this machine has"):
+        server_device(config, grid)
+    assert resolved(config).server_device == "cuda:99"  # a deployment's client has no such device, and needs none
+    with pytest.raises(InputError, match="^server_device=cuda:99: this machine has"):
+        simulate(replace(config, output_dir=str(tmp_path)), Console(quiet=True))
+    assert not list(tmp_path.iterdir())
+    for word in ("gpu", "CPU", "cpu:0", "cuda:", "cuda:x", ""):
+        with pytest.raises(InputError, match=f"^server_device={word}: expected auto, cpu, cuda or cuda:<n>$"):
+            replace(config, server_device=word)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
