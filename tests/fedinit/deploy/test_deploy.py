@@ -306,7 +306,10 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--installed", "/a*"], "--installed /a*: expected an absolute path of letters"),
         (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
         (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
-        (["deploy", "init", "{new}", "engine.device='a\"b'"], "a setting of a site can hold no quote"),
+        (
+            ["deploy", "init", "{new}", "--sites", "2", "data=image_folder", "data.root='a\"b'"],
+            "a setting of a site can hold no quote",
+        ),
         (["deploy", "init", "{new}", "--sites", "0"], "--sites 0: the configuration makes 6 clients"),
         (["deploy", "init", "{new}", "--sites", "1", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
         (["deploy", "init", "{new}", "--sites", "9", "data.domains=[plain,thick]"], "makes 2 clients, each a site"),
