@@ -7,7 +7,9 @@ implementation of anything a client does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
+import torch
 from flwr.app import Context, Message
 
 from clients import secagg
@@ -41,10 +43,14 @@ class Cohort:
         deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
         of an error is a code and what the server knows."""
         self.site, self.bases = site, Bases(persistent)
-        self.device = clients_device(site.config.engine)
         self.decoder = Decoder(site, self.bases, deployed)
         attack = site.config.attack
         self.attackers = None if isinstance(attack, NoAttack) else Attackers(site, attack)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The first that its clients train on, as a simulation's server asks."""
+        return clients_device(self.site.config.engine)
 
     def __call__(self, deliveries: Sequence[Delivery]) -> list[Message]:
         return list(self.one_by_one(deliveries))

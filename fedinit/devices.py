@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fedinit.config.engine import refuse_no_device
 from fedinit.errors import InputError
 
 CPU = torch.device("cpu")
@@ -14,14 +15,10 @@ def named(key: str, word: str) -> torch.device:
 
     Raises InputError for another word, and for a device that is not there.
     """
-    try:
-        wanted = torch.device(word)
-    except RuntimeError as error:
-        raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>") from error
-    if wanted.type == "cpu" and wanted.index is None:  # torch takes any number behind it: all are the one processor
+    refuse_no_device(key, word)
+    wanted = torch.device(word)
+    if wanted == CPU:
         return CPU
-    if wanted.type != "cuda":
-        raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>")
     there = torch.cuda.device_count()
     if there == 0 or (wanted.index or 0) >= there:
         raise InputError(f"{key}={word}: this machine has {there} CUDA devices; use {key}=cpu")

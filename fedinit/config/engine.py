@@ -17,7 +17,8 @@ ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5})?")
 
 
 def refuse_no_device(key: str, word: str) -> None:
-    """Raise InputError for a word that is no device's, before torch is asked whether it is there."""
+    """Raise InputError for a word that is no device's, before torch is asked whether it is there. torch takes a number
+    behind cpu too, but all are the one processor."""
     if DEVICE.fullmatch(word) is None:
         raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>")
 

@@ -20,7 +20,7 @@ from fedinit.exports.contract import Format, called
 from fedinit.exports.merged import bare
 from fedinit.exports.portable import Portable
 from fedinit.opening import read_text
-from fedinit.runs.export import ADAPTER, HEAD, PREFIX, SETTINGS
+from fedinit.runs.export import ADAPTER, HEAD, PREFIX, SETTINGS, as_file
 
 BASE = "base.safetensors"
 
@@ -53,7 +53,7 @@ class PeftAdapter(Format):
         tensors |= {f"{PREFIX}{name}.{key}": value for name in names for key, value in head.items()}
         settings = json.loads(read_text(model.adapter / SETTINGS))
         settings |= {"modules_to_save": list(names) or None}
-        written = {ADAPTER: save(_apart(tensors), about), SETTINGS: (json.dumps(settings, indent=2) + "\n").encode()}
+        written = {ADAPTER: as_file(tensors, about), SETTINGS: (json.dumps(settings, indent=2) + "\n").encode()}
         if head and not names:
             written[HEAD] = save(head)
         if not _has_weights_of_timm(model):
@@ -93,8 +93,3 @@ def _has_weights_of_timm(model: Portable) -> bool:
     """Whether the frozen weights are timm's own, which it fetches."""
     settings = model.run.config.model
     return settings.pretrained and settings.checkpoint is None
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, as a safetensors file wants them."""
-    return {key: value.clone().contiguous() for key, value in tensors.items()}

@@ -84,15 +84,15 @@ def _save_shared(folder: Path, model: FinalModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = _kind(model.layers).files.items()
     shared = {
-        f"{PREFIX}{name}.{key}": factors.parts[part].contiguous()
+        f"{PREFIX}{name}.{key}": factors.parts[part]
         for name, factors in model.layers.items()
         for part, key in files
         if part not in model.personal
     }
-    disk.replace(folder / UNMERGED, _file(shared))
-    disk.replace(folder / HEAD, _file(model.head))
+    disk.replace(folder / UNMERGED, as_file(shared))
+    disk.replace(folder / HEAD, as_file(model.head))
     if model.offset:
-        disk.replace(folder / OFFSET, _file(model.offset))
+        disk.replace(folder / OFFSET, as_file(model.offset))
 
 
 def save_adapter(
@@ -116,14 +116,14 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     if offset:
         _save_factors(folder / UNMERGED, layers)
-        disk.replace(folder / OFFSET, _file(offset))
+        disk.replace(folder / OFFSET, as_file(offset))
 
     def merged(name: str) -> Factors:
         return with_offset(layers[name], offset[name]) if name in offset else layers[name]
 
     layers = dict(zip(layers, server_pool().map(merged, layers), strict=True))
     _save_factors(folder / ADAPTER, layers)
-    disk.replace(folder / HEAD, _file(head))
+    disk.replace(folder / HEAD, as_file(head))
     common = {
         "base_model_name_or_path": config.model.name,
         "target_modules": list(layers),
@@ -162,16 +162,16 @@ def _save_factors(path: Path, layers: Mapping[str, Factors]) -> None:
     tensors, about = {}, None
     if not {"A", "B"} <= kind.files.keys():
         # The layers' A and B are the leading columns and rows of one pair, which the largest of them are.
-        tensors[VERA_A] = max((f.A for f in layers.values()), key=lambda a: a.shape[1]).contiguous()
-        tensors[VERA_B] = max((f.B for f in layers.values()), key=len).contiguous()
+        tensors[VERA_A] = max((f.A for f in layers.values()), key=lambda a: a.shape[1])
+        tensors[VERA_B] = max((f.B for f in layers.values()), key=len)
         about = {INPUTS: json.dumps({name: factors.shape[1] for name, factors in layers.items()})}
     for name, factors in layers.items():
         parts = {**factors.parts, "B": factors.absorb().B}
-        tensors |= {f"{PREFIX}{name}.{key}": parts[part].contiguous() for part, key in kind.files.items()}
-    disk.replace(path, _file(tensors, about))
+        tensors |= {f"{PREFIX}{name}.{key}": parts[part] for part, key in kind.files.items()}
+    disk.replace(path, as_file(tensors, about))
 
 
-def _file(tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> bytes:
+def as_file(tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> bytes:
     """A safetensors file, which wants each tensor by itself: equal ones are one, where they come from a checkpoint."""
     return save({name: value.contiguous().clone() for name, value in tensors.items()}, about)
 

@@ -59,7 +59,8 @@ def columns_fit(ideal: Factors, average: Factors, start: Tensor, lam: float) -> 
     closure()
     gradient = point.grad
     flat = gradient is not None and float(gradient.norm()) <= FLAT
-    found = average.B + (point.detach() @ scaled.T if basis is None else basis @ (point.detach() @ scaled.T))
+    delta = point.detach() @ scaled.T
+    found = average.B + (delta if basis is None else basis @ delta)
     if not lam:
         image = Factors(average.A, found)
         share = inner(ideal, image) / (norm(image) ** 2 or 1.0)

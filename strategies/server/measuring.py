@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.heads import create_head
-from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import create_initializer
+from fedinit.statistics import Sampled
 from strategies.server.method import needed
 
 
@@ -30,7 +30,5 @@ def refuse_few_images(config: Config, examples: Mapping[int, int]) -> None:
 def _least_images(config: Config) -> dict[str, int]:
     """{group: how many images a client needs to measure for it}; without those for which nobody measures."""
     init = create_initializer(config.init.name, config.init.options)
-    head = create_head(config.head.name, config.head.options)
-    measured = {"init": init.needs != "none", "head": isinstance(head, MeasuredHead)}
-    least = {"init": getattr(init, "min_examples", None), "head": getattr(head, "min_examples", None)}
-    return {group: count for group, count in least.items() if measured[group] and count is not None}
+    made = {"init": init, "head": create_head(config.head.name, config.head.options)}
+    return {group: value.min_examples for group, value in made.items() if isinstance(value, Sampled)}
