@@ -9,12 +9,13 @@ from fedinit.statistics.gram import Gram
 from fedinit.statistics.losses import Losses
 from fedinit.statistics.nystrom import Nystrom
 from fedinit.statistics.packing import pack, unpack, wire_format
-from fedinit.statistics.statistic import Request, Sampled, Sampling, Statistic, Statistics, add_up
+from fedinit.statistics.statistic import Request, RunningSum, Sampled, Sampling, Statistic, Statistics, add_up
 from fedinit.statistics.total import Total
 
 __all__ = [
     "STATISTICS",
     "Request",
+    "RunningSum",
     "Sampled",
     "Sampling",
     "Statistic",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Literal, get_args
 
@@ -283,12 +283,32 @@ class Statistics:
         return {name[len(prefix) :]: value for name, value in self.sums.items() if name.startswith(prefix)}
 
 
-def add_up(parts: Sequence[Statistics]) -> Statistics:
-    """The sum of the parts, in float64 and in the given order. Raises ValueError for no parts."""
-    if not parts:
-        raise ValueError("no statistics to add up")
-    sums = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in parts[0].sums.items()}
-    for part in parts:
-        for name, total in sums.items():
+class RunningSum:
+    """The sum of statistics as they come, in float64 and in that order; none of them is kept."""
+
+    def __init__(self) -> None:
+        self._examples = 0
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, part: Statistics) -> None:
+        """Every part has the same names and shapes."""
+        if not self._sums:
+            self._sums = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in part.sums.items()}
+        for name, total in self._sums.items():
             total += part.sums[name].double()
-    return Statistics(sum(p.examples for p in parts), sums)
+        self._examples += part.examples
+
+    @property
+    def total(self) -> Statistics:
+        """Raises ValueError for the sum of no parts."""
+        if not self._sums:
+            raise ValueError("no statistics to add up")
+        return Statistics(self._examples, self._sums)
+
+
+def add_up(parts: Iterable[Statistics]) -> Statistics:
+    """The sum of the parts, as `RunningSum` has it. Raises ValueError for no parts."""
+    running = RunningSum()
+    for part in parts:
+        running.add(part)
+    return running.total

@@ -20,9 +20,10 @@ from fedinit.errors import Code, RunFailed
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.server.claims import Claims, sorted_out
-from strategies.server.delivery import AWAY, WatchedGrid, activations, registered
-from strategies.server.meeting import Meeting, absent, divided, missing
-from strategies.server.replies import Asked, Refusal, match_replies, of_error
+from strategies.server.counting import aloud
+from strategies.server.delivery import WatchedGrid, activations, registered
+from strategies.server.meeting import Meeting, absent, divided, introduced, missing
+from strategies.server.replies import Asked, Refusal, match_replies
 
 Emit = Callable[[str, Mapping[str, object]], None]
 SAY_SECONDS = 10.0  # between two words of what a run waits for
@@ -221,6 +222,8 @@ class Exchange:
         """The replies that came within `timeout` seconds; the bytes of both directions are counted, of replies those
         that are no larger than they may be. asked: {node id: what its client is asked}. waiting: called now and then
         with the nodes whose replies are missing, where they come over a network."""
+        if messages and self.is_prompt:
+            return list(self.one_by_one(messages, asked))
         self.bytes_down += wire.nbytes(m.content for m in messages)
         limits = {node: wanted.limit for node, wanted in asked.items() if wanted.limit is not None}
         how = {"limits": limits, "waiting": waiting} if isinstance(self.grid, WatchedGrid) else {}
@@ -231,7 +234,9 @@ class Exchange:
         """As `send`, in the order of the messages, each reply as soon as it is there."""
         assert isinstance(self.grid, LocalGrid)
         self.bytes_down += wire.nbytes(m.content for m in messages)
-        return (self._counted(reply, asked) for reply in self.grid.one_by_one(messages))
+        replies = (self._counted(reply, asked) for reply in self.grid.one_by_one(messages))
+        round = next((wanted.round for wanted in asked.values()), 0)
+        return aloud(replies, len(messages), round, self.waiting)
 
     def _counted(self, reply: Message, asked: Mapping[int, Asked]) -> Message:
         """The reply, whose bytes are counted; the Error that stands for it, where it holds more than it may, or says of
@@ -295,7 +300,7 @@ class Exchange:
         replies = self.send(
             list(messages.values()), timeout, asked, lambda nodes: waiting() if time.monotonic() >= slow else None
         )
-        heard, refusals = match_replies(replies, asked, lambda reply: reply.metadata.src_node_id, _introduced)
+        heard, refusals = match_replies(replies, asked, lambda reply: reply.metadata.src_node_id, introduced)
         said = {node: answer for node, answer in heard.items() if answer is not None}
         for refusal in refusals:
             detail = f"{refusal.code}: {refusal.detail}"
@@ -336,13 +341,3 @@ class Exchange:
         if same != (first.classes, first.domains, first.score, self.backbone_digest):
             return f"client {introduction.client} came back with other classes, domains, score or another backbone"
         return ""
-
-
-def _introduced(reply: Message, asked: Asked) -> Introduction | str | None:
-    """What a node says of itself, or why it cannot be used; None where it is away."""
-    if reply.has_error():
-        return None if reply.error.code in AWAY else of_error(reply, asked.client).detail
-    try:
-        return Introduction.read(reply)
-    except ValueError as error:
-        return Refusal(asked.client, "introduction", str(error)).detail

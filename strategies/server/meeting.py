@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from flwr.app import Message
+
 from fedinit.config.schema import Config
 from fedinit.said import first_ten, said
 from fedinit.scores import Accuracy, RecoveryError
 from fedinit.transport.introduction import Introduction
+from strategies.server.delivery import AWAY
 from strategies.server.method import needed
+from strategies.server.replies import Asked, Refusal, of_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +98,13 @@ def missing(heard: Collection[int], wanted: int, seconds: float) -> str:
 def absent(heard: Collection[int], wanted: int) -> str:
     """The partition ids that are missing of so many, the first ten."""
     return first_ten([client for client in range(wanted) if client not in heard])
+
+
+def introduced(reply: Message, asked: Asked) -> Introduction | str | None:
+    """What a node says of itself, or why it cannot be used; None where it is away."""
+    if reply.has_error():
+        return None if reply.error.code in AWAY else of_error(reply, asked.client).detail
+    try:
+        return Introduction.read(reply)
+    except ValueError as error:
+        return Refusal(asked.client, "introduction", str(error)).detail

@@ -26,7 +26,7 @@ from fedinit.initializers.initializer import InitContext
 from fedinit.runs.observer import ClientReport
 from fedinit.scores import MAX_EXAMPLES
 from fedinit.state.start import StartState
-from fedinit.statistics import Request, Sampling, Statistics, add_up, create_statistics
+from fedinit.statistics import Request, RunningSum, Sampling, Statistics, create_statistics
 from fedinit.step_scale import scale_of
 from strategies.server import requests
 from strategies.server.collecting import drop
@@ -37,7 +37,7 @@ from strategies.server.replies import Asked, Refusal, match_replies
 from strategies.server.state import ServerState
 
 ANY: Mapping[int, int] = MappingProxyType({})
-Answers = tuple[dict[int, Statistics], list[Refusal]]
+Answers = tuple[dict[int, int], list[Refusal], Statistics]
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Survey:
         messages = [Message(wire.clone(content), node, "query.statistics") for node in nodes]
         limit = requests.answer_limit(request)
         asked = requests.asked(exchange, exchange.clients, messages, 0, limit)
-        answers, refusals = _answers(exchange, messages, asked, request, self.need)
+        answers, refusals, total = _answers(exchange, messages, asked, request, self.need)
         for refusal in refusals:
             if refusal.client in exchange.by_client.keys() - answers.keys():  # not for a second or a forged answer
                 self.lost[refusal.client] = refusal.code
             exchange.log_refusal(0, refusal)
-        self.measured.update({client: part.examples for client, part in answers.items()})
-        return add_up(list(answers.values()))
+        self.measured.update(answers)
+        return total
 
     @property
     def counted(self) -> dict[int, int]:
@@ -138,17 +138,15 @@ def fix_step_scales(
     )
     state, messages, asked = requests.for_statistics(state, method, exchange, trainable, request)
     need = max(method.needed(len(exchange.by_client)), 1)
-    answers, refusals = _answers(exchange, messages, asked, request, need)
+    answers, refusals, total = _answers(exchange, messages, asked, request, need)
     state = drop(state, exchange, 0, refusals)
-    total = add_up(list(answers.values()))
     means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
     step_scales = {name: scale for name, mean in means.items() if (scale := scale_of(mean))}
     left = [name for name in names if name not in step_scales]
     notes = {"clients": len(answers), "bytes_up": exchange.bytes_up - up, "left_to_clients": left}
     if refusals:
         notes["lost"] = {str(refusal.client): refusal.code for refusal in refusals}
-    rows = _reports({client: part.examples for client, part in answers.items()})
-    return dataclasses.replace(state, step_scales=step_scales), notes, rows
+    return dataclasses.replace(state, step_scales=step_scales), notes, _reports(answers)
 
 
 def judge_of(request: Request, examples: Mapping[int, int] = ANY) -> Callable[[Message, Asked], Statistics | Refusal]:
@@ -161,12 +159,25 @@ def judge_of(request: Request, examples: Mapping[int, int] = ANY) -> Callable[[M
 def _answers(
     exchange: Exchange, messages: list[Message], asked: Mapping[int, Asked], request: Request, need: int
 ) -> Answers:
-    """The answers that can be used, by client, and refusals. Raises RunFailed for fewer than `need`, with the refusals
-    in the ledger."""
-    replies = exchange.send(messages, exchange.reply_timeout, asked)
-    answers, refusals = match_replies(replies, asked, exchange.client_of, judge_of(request, exchange.examples))
+    """({client: its examples} of the answers that can be used, refusals, the sum of those answers). Of clients of this
+    process an answer is added as it comes, and not kept. Raises RunFailed for fewer than `need`, with the refusals in
+    the ledger."""
+    judged, total = judge_of(request, exchange.examples), RunningSum()
+
+    def judge(reply: Message, wanted: Asked) -> int | Refusal:
+        part = judged(reply, wanted)
+        if isinstance(part, Refusal):
+            return part
+        total.add(part)
+        return part.examples
+
+    if exchange.is_prompt:
+        replies = exchange.one_by_one(messages, asked)
+    else:
+        replies = exchange.send(messages, exchange.reply_timeout, asked)
+    answers, refusals = match_replies(replies, asked, exchange.client_of, judge)
     if len(answers) >= need:
-        return answers, refusals
+        return answers, refusals, total.total
     for refusal in refusals:
         exchange.log_refusal(0, refusal)
     why = f"{refusals[-1].code}: {refusals[-1].detail}" if refusals else "too few clients"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -17,8 +19,10 @@ from fedinit import wire
 from fedinit.config.flower import to_run_config
 from fedinit.errors import RunFailed
 from fedinit.statistics import Request, Sampling
+from fedinit.tensor_array import TensorArray
 from fedinit.transport.local import LocalGrid
 from run_sim import main
+from strategies.server import round_zero
 from strategies.server.federation import federate
 from tests.support.round_zero_faults import spoilt, with_error, with_nan, with_other_shape
 from tests.support.small import WORDS, small_config
@@ -298,3 +302,27 @@ def test_sums_of_images_are_refused_of_nobody(words):
     site, watch = Site(config), Watch()
     federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[watch])
     assert not watch.events
+
+
+def test_answers_that_are_added_as_they_come_make_the_start_of_those_that_are_kept(site, monkeypatch):
+    """Of clients of this process an answer is gone once it was added; where all come together they are held at once."""
+    here: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most: list[int] = []
+    judge = round_zero.admit_statistics
+
+    def watched(reply, *rest):
+        found = judge(reply, *rest)
+        arrays = [array.tensor for array in wire.arrays(reply).values() if isinstance(array, TensorArray)]
+        here.add(max(arrays, key=torch.Tensor.numel))
+        gc.collect()
+        most.append(len(here))
+        return found
+
+    monkeypatch.setattr(round_zero, "admit_statistics", watched)
+    config, cohort = small_config(*EVA, "rounds=1", "evaluation=none"), Cohort(site)
+    streamed = federate(config, LocalGrid(cohort, 3), site.backbone)
+    assert most == [1, 1, 1]
+    most.clear()
+    together = federate(config, LocalGrid(lambda deliveries: cohort(deliveries), 3), site.backbone)
+    assert most == [1, 2, 3]
+    assert streamed.final_hash == together.final_hash
