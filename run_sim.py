@@ -27,7 +27,7 @@ from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.engine.hardware import resolved
-from clients.engine.room import at_once, cost_of, refuse_without_room
+from clients.engine.room import cost_of, refuse_without_room
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
@@ -43,7 +43,7 @@ from fedinit.devices import chosen
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
-from fedinit.runs.preview import Preview, Trial, filling
+from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
 from fedinit.runs.result import Run
@@ -108,8 +108,6 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
     """Run the configuration with this site, in the folder that is located; its summary."""
     # Refuses what does not fit, before a folder is made.
     refuse_clients(config, site)
-    if text := filling(config, site.partitions):
-        tell(console, text, "yellow")
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:
@@ -161,14 +159,12 @@ def trial_of(config: Config, site: Site) -> Trial:
     cost, kept = cost_of(site), RoundsKept()
     if cost is not None:
         refuse_without_room(site, cost)
-    with with_few_images(site) as few:
-        grid = LocalGrid(Cohort(few), len(few.partitions))
-        outcome = federate(shortened(few.config), grid, site.backbone, observers=[kept])
-        model = outcome.aggregate
-        image = seconds_an_image(site, model.layers, model.head, outcome.offset)
-        more = config.client.batch_size - few.config.client.batch_size
-        filled = 0 if cost is None or not more else cost.image * more * at_once(site)
-        return scaled(kept.reports, site, few, outcome.trainable, image, filled)
+    few = with_few_images(site)
+    grid = LocalGrid(Cohort(few), len(few.partitions))
+    outcome = federate(shortened(few.config), grid, site.backbone, observers=[kept])
+    model = outcome.aggregate
+    image = seconds_an_image(site, model.layers, model.head, outcome.offset)
+    return scaled(kept.reports, site, few, outcome.trainable, image)
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:

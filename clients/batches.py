@@ -29,25 +29,45 @@ def plan(examples: Tensor, settings: ClientConfig, seed: int, round: int, client
     return batches
 
 
+FEWEST = 4  # images of a pass: products of fewer rows round by how many others there are beside them (on CPU)
+
+
+def blank(examples: int, settings: ClientConfig) -> list[Tensor]:
+    """What stands for the plan of a client with so many examples, its batches as long, so that no mate's steps change
+    their shape."""
+    there = torch.zeros(max(examples, 1), dtype=torch.long)
+    epoch = there.split(settings.batch_size)
+    return [epoch[step % len(epoch)] for step in range(settings.steps(examples))]
+
+
+def halved(least: int, most: int) -> int:
+    """`most`, halved as often as `least` still fits in: one of few sizes, for what is recorded or compiled for each."""
+    while most > 1 and least <= -(-most // 2):
+        most = -(-most // 2)
+    return most
+
+
 @dataclass(frozen=True)
 class Step:
-    """One step of the active clients.
+    """One step of n clients, or of those among them whose batches are equally long.
 
-    indices: (active, b), short batches filled up with their own first image.
-    weight: (active, b), 1/m for the m real images of a client and 0 for the filling, so that its sum over the
-    per-image losses is that client's mean loss.
+    indices: (n, b), b of the longest batch among them; shorter ones are filled up with their own first image.
+    weight: (n, b), 1/m for the m real images of a client and 0 for the filling, so that its sum over the per-image
+    losses is that client's mean loss.
+    first: the bank's row of the first of them.
     """
 
     indices: Tensor
     weight: Tensor
+    first: int = 0
 
 
-def join(batches: list[Tensor], size: int) -> Step:
-    """The clients' batches of one step, at one `size`, so that a client computes the same alone and in company."""
+def join(batches: list[Tensor], size: int, first: int = 0) -> Step:
+    """The clients' batches of one step, at one `size`."""
     filled = [b if len(b) == size else torch.cat([b, b[:1].expand(size - len(b))]) for b in batches]
     counts = torch.tensor([len(b) for b in batches])[:, None]
     weight = torch.where(torch.arange(size) < counts, 1 / counts, 0.0)
-    return Step(indices=torch.stack(filled), weight=weight)
+    return Step(indices=torch.stack(filled), weight=weight, first=first)
 
 
 def losses(logits: Tensor, targets: Tensor, weight: Tensor, loss: str) -> Tensor:

@@ -69,9 +69,9 @@ class Compiled:
         return _difference(dict(zip(leaves, zip(expected, ours, strict=True), strict=True)), given[0].dtype)
 
 
-def mean_losses(bank: Bank, inputs: Tensor, targets: Tensor, weight: Tensor, loss: str) -> Tensor:
-    """(n,) each client's mean loss of a step, from images (n·b, c, h, w)."""
-    return batches.losses(bank.forward(inputs, len(weight)), targets, weight, loss)
+def mean_losses(bank: Bank, inputs: Tensor, targets: Tensor, weight: Tensor, loss: str, first: int = 0) -> Tensor:
+    """(n,) each client's mean loss of a step, from images (n·b, c, h, w) of the clients from the row `first` on."""
+    return batches.losses(bank.forward(inputs, len(weight), first), targets, weight, loss)
 
 
 def _compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

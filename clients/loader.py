@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -47,9 +48,10 @@ class BankLoader:
                 planned = batches.plan(t.examples, settings, seed, t.round, t.client)
                 data.labels[t.examples]  # raises IndexError for what is not there
                 plans[t.client] = planned
-            if t.client not in plans:  # what stands for it has its length, so that no mate's steps change shape
-                plans[t.client] = [torch.zeros(1, dtype=torch.long)] * settings.steps(len(t.examples))
-        self.members = sorted(tasks, key=lambda t: -len(plans[t.client]))
+            if t.client not in plans:
+                plans[t.client] = batches.blank(len(t.examples), settings)
+        # Of as many images side by side, whose batches are equally long in every step.
+        self.members = sorted(tasks, key=lambda t: (-len(plans[t.client]), -len(t.examples)))
         self.counts = [len(plans[t.client]) for t in self.members]
         self._plans = [plans[t.client] for t in self.members]
         self.seed = seed
@@ -63,7 +65,24 @@ class BankLoader:
 
     def batch(self, step: int) -> batches.Step:
         """Which examples the members that are still training see in this step, 0 being the first."""
-        return batches.join([plan[step] for plan in self._plans if len(plan) > step], self.settings.batch_size)
+        return batches.join([plan[step] for plan in self._plans[: self.active[step]]], self.width(step))
+
+    def width(self, step: int) -> int:
+        """How many images of each of them that is."""
+        return max(self._width(plan[step]) for plan in self._plans[: self.active[step]])
+
+    def parts(self, step: int) -> list[batches.Step]:
+        """The same as `batch`, in parts of neighbours with batches of one length: nothing is computed to fill one up, and
+        a client computes the same alone and in company."""
+        there, first, found = [plan[step] for plan in self._plans[: self.active[step]]], 0, []
+        for width, group in itertools.groupby(there, key=self._width):
+            together = list(group)
+            found.append(batches.join(together, width, first))
+            first += len(together)
+        return found
+
+    def _width(self, batch: Tensor) -> int:
+        return max(len(batch), min(batches.FEWEST, self.settings.batch_size))
 
     def images(self, batch: batches.Step, step: int, augment: str | None = None) -> Tensor:
         """(active·b, c, h, w) normalised, on the device; black for clients that failed.
@@ -78,16 +97,17 @@ class BankLoader:
         Laid out in memory the same way for any of them, since a convolution may round differently by its input's
         strides.
         """
-        active = len(batch.indices)
-        shape = (active, self.settings.batch_size, *self.data.images.shape[1:])
+        active, width = batch.indices.shape
+        shape = (active, width, *self.data.images.shape[1:])
         kind = augment or self.settings.augment
-        words = self.words(torch.tensor([step]))[0] if kind != "none" else [torch.empty(0)] * active
+        members = self.members[batch.first : batch.first + active]
+        words = self.words(torch.tensor([step]))[0][batch.first :] if kind != "none" else torch.empty(active, 0, 4)
         images = torch.zeros(shape, dtype=self.data.images.dtype)
-        for row, t in enumerate(self.members[:active]):
+        for row, t in enumerate(members):
             if t.client not in self.failures.mute:
                 with self.failures.of(t.client, "batch", step + 1):
                     chosen = self.data.images[batch.indices[row]]
-                    images[row] = batches.augment(chosen, kind, words[row])
+                    images[row] = batches.augment(chosen, kind, words[row, :width])
         return images
 
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,9 +136,12 @@ class BankLoader:
         keys = torch.tensor([derive(self.seed, "augment", t.round, t.client) for t in self.members])
         return philox(keys.to(steps.device)[:, None], counter[:, None])
 
-    def features(self, batch: batches.Step) -> Tensor | None:
-        """(active·b, D) pooled features of the frozen backbone in place of the images, where the tasks bring them."""
-        return None if self._features is None else self._features[batch.indices.flatten()].to(self.device)
+    def features(self, batch: batches.Step) -> Tensor:
+        """(n·b, D) pooled features of the frozen backbone in place of the images. Raises ValueError where the tasks
+        bring none."""
+        if self._features is None:
+            raise ValueError("these tasks train on images")
+        return self._features[batch.indices.flatten()].to(self.device)
 
     def losses(self, logits: Tensor, batch: batches.Step) -> Tensor:
         """(active,) each active member's mean loss, from logits (active, b, outputs)."""

@@ -4,9 +4,9 @@ A step is hundreds of small kernels, and launching them one by one leaves a GPU 
 on tensors of its own: a bank that trains is copied into them, its leaves and its optimiser's state, and gone through
 without a word to the device but which step comes next. Images, labels and the augmentation are on the device too.
 
-Clients that are done stay in the pass, with weight zero and unmoved, until half of the bank is done: kernels round
-differently at another number of rows, so that few shapes are also what makes a client's bytes independent of when its
-mates are done, but for these halvings.
+Clients that are done stay in the pass, with weight zero and unmoved, until half of the bank is done, and a short batch
+is filled up until it would be no longer than half: kernels round differently at another number of rows, so that few
+shapes are also what makes a client's bytes independent of when its mates are done, but for these halvings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from clients import batches
 from clients.loader import BankLoader
-from clients.step import Training
+from clients.step import Pass, Training
 from clients.task import StepFailed
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.contract import Frozen
@@ -61,6 +61,7 @@ class Recorder:
         recording.adopt(training)
         indices, weight, moving = (part.to(self.device) for part in loader.table())
         batch, count, words, pixels = recording.batch, len(loader.members), None, None
+        size = loader.settings.batch_size
         if batch.pixels is not None:
             pixels = _ahead(loader)
         elif loader.settings.augment != "none":
@@ -73,9 +74,10 @@ class Recorder:
                 if words is not None:
                     batch.words.copy_(words[step])
                 if batch.pixels is not None and pixels is not None:
-                    batch.pixels[:active].copy_(next(pixels), non_blocking=True)
-                rows = _rows(active, count)
-                recording.step(rows, active < rows)
+                    ready = next(pixels)
+                    batch.pixels[:active, : ready.shape[1]].copy_(ready, non_blocking=True)
+                rows, width = batches.halved(active, count), batches.halved(loader.width(step), size)
+                recording.step(rows, width, active < rows)
             except Exception as error:
                 raise StepFailed(step + 1) from error
         return recording.training
@@ -128,7 +130,7 @@ class Recording:
         self.head = bank.head
         self.bases = {name: _copy(base) for name, base in _merged(bank).items()}
         self.tensors = _tensors(training)
-        self.graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         unseen = recorder.data.images[:1] if recorder.images is None else None
         self.batch = Batch.empty(len(training.losses), settings.batch_size, unseen, recorder.device)
 
@@ -147,17 +149,19 @@ class Recording:
             layer.leaves, layer.offset = self.leaves[name], self.offsets[name]
             layer.base = self.bases.get(name, layer.own)
 
-    def step(self, rows: int, resting: bool) -> None:
-        """The next step of the first `rows` clients. resting: some of them are done."""
+    def step(self, rows: int, width: int, resting: bool) -> None:
+        """The next step of the first `rows` clients, and the first `width` images of each. resting: some of these
+        clients are done."""
         self.training.optimizer.advance()
-        if (rows, resting) not in self.graphs and self.recorder.works:
-            self._record(rows, resting)
-        if (rows, resting) in self.graphs:
-            self.graphs[rows, resting].replay()
+        shape = rows, width, resting
+        if shape not in self.graphs and self.recorder.works:
+            self._record(*shape)
+        if shape in self.graphs:
+            self.graphs[shape].replay()
         else:
-            self._take(rows, resting)
+            self._take(*shape)
 
-    def _record(self, rows: int, resting: bool) -> None:
+    def _record(self, rows: int, width: int, resting: bool) -> None:
         """Record the step, which is taken a few times before, by values that are put back."""
         tensors, device = self.tensors, self.recorder.device
         with torch.no_grad():
@@ -166,12 +170,12 @@ class Recording:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._take(rows, resting)
+                self._take(rows, width, resting)
         torch.cuda.current_stream(device).wait_stream(stream)
         try:
             with torch.cuda.graph(graph, pool=self.recorder.pool, capture_error_mode="thread_local"):
-                self._take(rows, resting)
-            self.graphs[rows, resting] = graph
+                self._take(rows, width, resting)
+            self.graphs[rows, width, resting] = graph
         except (
             RuntimeError
         ) as error:  # what cannot be recorded waits for the device somewhere: it is taken step by step
@@ -182,18 +186,18 @@ class Recording:
             for value, kept in zip(tensors, before, strict=True):
                 value.copy_(kept)
 
-    def _take(self, rows: int, resting: bool) -> None:
+    def _take(self, rows: int, width: int, resting: bool) -> None:
         batch, recorder = self.batch, self.recorder
-        indices = batch.indices[:rows]
+        indices = batch.indices[:rows, :width]
         if recorder.images is None:
             assert batch.pixels is not None
-            pixels = batch.pixels[:rows].flatten(0, 1)
+            pixels = batch.pixels[:rows, :width].flatten(0, 1)
         else:
-            words = batch.words[:rows].flatten(0, 1)
+            words = batch.words[:rows, :width].flatten(0, 1)
             pixels = batches.augment(recorder.images[indices.flatten()], self.settings.augment, words)
         inputs = batches.normalise(pixels, recorder.spec, recorder.device)
         moving = batch.moving[:rows] if resting else None
-        self.training.step(inputs, recorder.labels[indices], batch.weight[:rows], moving=moving)
+        self.training.step([Pass(inputs, recorder.labels[indices], batch.weight[:rows, :width])], moving=moving)
 
 
 def _tensors(training: Training) -> list[Tensor]:
@@ -229,13 +233,6 @@ def _copy_into(target: Frozen, source: Frozen) -> None:
         target.exact.copy_(source.exact)
     if "squares" in vars(target):  # DoRA's, made once a base
         target.squares.copy_(source.squares)
-
-
-def _rows(active: int, count: int) -> int:
-    """How many of a bank's rows a step computes: `count`, halved as often as the active ones still fit in."""
-    while count > 1 and active <= -(-count // 2):
-        count = -(-count // 2)
-    return count
 
 
 def _ahead(loader: BankLoader) -> Iterator[Tensor]:

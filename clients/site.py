@@ -107,20 +107,14 @@ class Site:
         if config.engine.prefix_cache:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
-        self._held = backbone, replace(shown, marks=None)  # an engine looks at no files
+        held = backbone, self.targets, replace(shown, marks=None), Settings.of(config)  # an engine looks at no files
         self.emit: Emit = _nobody
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
-        self.engine: Engine = self.engine_for(config)
+        self.engine = ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
         if console is not None:
             self._tell_engine(console)
-
-    def engine_for(self, config: Config) -> Engine:
-        """A new engine that works on the site's data as this configuration says."""
-        backbone, shown = self._held
-        held = backbone, self.targets, shown, Settings.of(config)
-        return ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
 
     def _tell_engine(self, console: Console) -> None:
         size, clients = self.config.engine.clients_per_bank, len(self.partitions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,22 @@ from clients import batches
 from clients.compiled import Compiled, mean_losses
 from clients.optimizers.contract import BankOptimizer
 from fedinit.adapters.bank import Bank
+from fedinit.config.client import ClientConfig
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through the bank at once: clients with equally many images.
+
+    inputs: normalised images (n·b, c, h, w), or pooled features (n·b, D) in their place.
+    targets: (n, b) labels, or (n, b, outputs) numbers. weight: (n, b) of every image in its client's mean loss.
+    first: the bank's row of the first of the n clients.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weight: Tensor
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +36,7 @@ class Training:
     """What the steps of a bank's training work on.
 
     leaves: {name: (K, …)}, as `Bank.load` gave them. optimizer: moves them.
-    losses: (K,) float64, each client's sum of its mean losses so far. loss: its name, `client.loss`.
+    losses: (K,) float64, each client's sum of its mean losses so far. settings: how clients train.
     compiled: takes the steps of whole banks, where it can; None: none is compiled.
     """
 
@@ -28,25 +44,29 @@ class Training:
     leaves: Mapping[str, Tensor]
     optimizer: BankOptimizer[Any]
     losses: Tensor
-    loss: str
+    settings: ClientConfig
     compiled: Compiled | None = None
 
-    def step(
-        self, inputs: Tensor, targets: Tensor, weight: Tensor, are_features: bool = False, moving: Tensor | None = None
-    ) -> None:
+    def step(self, passes: Sequence[Pass], are_features: bool = False, moving: Tensor | None = None) -> None:
         """Forward, backward and the optimiser's move of the first n clients, whose steps `optimizer.advance` counts.
 
-        inputs: normalised images (n·b, c, h, w), or pooled features (n·b, D) in their place.
-        targets: (n, b) labels, or (n, b, outputs) numbers. weight: (n, b) of every image in its client's mean loss.
+        passes: of these clients, in the order of the bank's rows. are_features: their inputs are no images.
         moving: (n, 1) bool, which of them move; None: all.
         """
-        rows = len(weight)
-        if are_features:
-            mean = batches.losses(self.bank.classify(inputs, rows), targets, weight, self.loss)  # (n,)
-        elif self.compiled is not None and rows == len(self.losses) and self.compiled.takes(self.bank):
-            mean = self.compiled.losses(self.bank, self.leaves, inputs, targets, weight, self.loss)
-        else:
-            mean = mean_losses(self.bank, inputs, targets, weight, self.loss)
+        means = [self._features_losses(one) if are_features else self._losses(one) for one in passes]
+        mean = means[0] if len(means) == 1 else torch.cat(means)  # (n,)
         gradients = torch.autograd.grad(mean.sum(), list(self.leaves.values()))
-        self.optimizer.apply(dict(zip(self.leaves, gradients, strict=True)), rows, moving)
-        self.losses[:rows] += mean.detach()
+        self.optimizer.apply(dict(zip(self.leaves, gradients, strict=True)), len(mean), moving)
+        self.losses[: len(mean)] += mean.detach()
+
+    def _features_losses(self, one: Pass) -> Tensor:
+        logits = self.bank.classify(one.inputs, len(one.weight), one.first)
+        return batches.losses(logits, one.targets, one.weight, self.settings.loss)
+
+    def _losses(self, one: Pass) -> Tensor:
+        """(n,) the mean losses of a pass of images. Whole banks of whole batches alone are compiled, a shape or two."""
+        size, given = self.settings.batch_size, (one.inputs, one.targets, one.weight, self.settings.loss)
+        whole = one.weight.shape == (len(self.losses), size)
+        if self.compiled is not None and whole and self.compiled.takes(self.bank):
+            return self.compiled.losses(self.bank, self.leaves, *given)
+        return mean_losses(self.bank, *given, one.first)

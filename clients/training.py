@@ -14,7 +14,7 @@ from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
 from clients.replay import Recorder
 from clients.selection import choose
-from clients.step import Training
+from clients.step import Pass, Training
 from clients.task import ClientFailed, Result, StepFailed, Task
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
@@ -54,7 +54,7 @@ def train_bank(
     leaves = load(bank, members, views, [dropout(seed, t, device) for t in members])
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [t.step_scales for t in members])
     losses = torch.zeros(len(members), dtype=torch.float64, device=device)
-    training = Training(bank, leaves, optimizer, losses, settings.loss, compiled)
+    training = Training(bank, leaves, optimizer, losses, settings, compiled)
 
     if recorder is not None and recorder.takes(training, loader):
         training = recorder.train(training, loader)
@@ -71,11 +71,12 @@ def train(training: Training, loader: BankLoader) -> None:
     """All steps, one after another. Raises StepFailed."""
     for step in range(len(loader.active)):
         try:
-            batch = loader.batch(step)
-            features = loader.features(batch)
-            inputs = loader.images(batch, step) if features is None else features
+            passes = []
+            for part in loader.parts(step):
+                inputs = loader.images(part, step) if loader.on_images else loader.features(part)
+                passes.append(Pass(inputs, loader.targets(part), part.weight, part.first))
             training.optimizer.advance()
-            training.step(inputs, loader.targets(batch), batch.weight, features is not None)
+            training.step(passes, not loader.on_images)
         except Exception as error:
             raise StepFailed(step + 1) from error
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,40 +28,25 @@ def shortened(config: Config) -> Config:
     return dataclasses.replace(config, rounds=2, evaluation=dataclasses.replace(config.evaluation, where="none"))
 
 
-@contextlib.contextmanager
-def with_few_images(site: Site) -> Iterator[Site]:
-    """The site with images for two steps of each client, in batches no larger than the images of the largest client.
-
-    Where the run's are, what is more is filling, which is reckoned and not tried.
-    """
+def with_few_images(site: Site) -> Site:
+    """The site with images for two steps of each client."""
     few, config = copy.copy(site), site.config
     few.partitions = Partitions.of([first_images(part, config) for part in site.partitions])
     if isinstance(privacy := config.privacy, ExamplePrivacyConfig):  # a run of one round has no ε for the trial's two
         privacy = dataclasses.replace(privacy, epsilon=None, noise=privacy.noise or 1.0)
         few.config = config = dataclasses.replace(config, privacy=privacy)
-    size = min(config.client.batch_size, max(len(part.train) for part in few.partitions))
-    if size == config.client.batch_size or config.privacy.name == "examples":  # there it is a rate, and no size
-        yield few
-        return
-    few.config = dataclasses.replace(config, client=dataclasses.replace(config.client, batch_size=size))
-    few.engine = site.engine_for(few.config)
-    try:
-        yield few
-    finally:
-        few.engine.close()
+    return few
 
 
-def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, image: float, filled: int = 0) -> Trial:
+def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, image: float) -> Trial:
     """The figures of the trial's last round, scaled to the run.
 
     reports: of the round of the statistics and of the trial's two.
     site, few: with the run's images, and with the trial's.
     trained: numbers that a client trains.
     image: seconds of a pass in which nothing is trained, an image.
-    filled: bytes of the filling that the run's batches have, and the trial's have not.
     """
     config = site.config
-    larger = config.client.batch_size / few.config.client.batch_size
     opening, _, last = reports
     held, used = memory()
     steps = sum(c.steps or 0 for c in last.clients)
@@ -77,12 +61,12 @@ def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, 
         opening_up=opening.bytes_up,
         opening_down=opening.bytes_down,
         start=opening.seconds * images if opening.clients else 0.0,
-        clients=last.phases["clients"] * larger * all_steps / max(steps, 1),
+        clients=last.phases["clients"] * all_steps / max(steps, 1),
         server=last.phases["server"],
         evaluation=image * tested / config.evaluation.every,
         reference=image * len(site.data) if alone else 0.0,
-        memory=None if held is None else held + filled * (used is None),
-        accelerator=None if used is None else used + filled,
+        memory=held,
+        accelerator=used,
     )
 
 

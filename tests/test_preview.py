@@ -175,35 +175,25 @@ def test_layers_of_one_name_are_one_word():
     ]
 
 
-BIG = ("client.batch_size=3000", "client.max_steps=1", "client.epochs=1")
-
-
-def test_a_trial_takes_no_larger_batch_than_a_client_has_images(monkeypatch):
-    """What is beyond is filling: it costs the run memory and time, and is reckoned."""
-    tried = []
-    cohort = run_sim.Cohort
-
-    def note(site):
-        tried.append((site.config.client.batch_size, site.engine.workers[0].settings.client.batch_size))
-        return cohort(site)
-
-    monkeypatch.setattr(run_sim, "Cohort", note)
-    config = small_config(*SHORT, *BIG)
-    site = Site(config)
-    largest = max(len(part.train) for part in site.partitions)
-    shown = run_sim.previewed(config, site, Path("f"))
-    cost = cost_of(site)
-    assert cost is not None and tried == [(largest, largest)] and shown.trial is not None
-    assert shown.trial.memory is not None and shown.trial.memory > 3 * cost.image * (3000 - largest)
-    assert f"no client has more than {largest} images" in shown.facts()["batches"]
-    assert "batches" not in run_sim.previewed(small_config(*SHORT), site, Path("f")).facts()
+def test_a_batch_larger_than_all_clients_images_costs_what_these_do():
+    """Nothing is computed to fill it up, and neither the trial nor what is reckoned of memory has more."""
+    sites = [Site(small_config(*SHORT, f"client.batch_size={size}", "client.epochs=1")) for size in ("3000", "100")]
+    largest = max(len(part.train) for part in sites[0].partitions)
+    assert 100 < largest < 3000
+    shown = [run_sim.previewed(site.config, site, Path("f")) for site in sites]
+    cost = cost_of(sites[0])
+    assert cost is not None and all(one.trial is not None for one in shown)
+    memory = [one.trial.memory for one in shown]
+    assert memory[0] - memory[1] < 3 * cost.image * (largest - 100) + 2**27 < 3 * cost.image * (3000 - 100)
 
 
 def test_steps_that_do_not_fit_into_memory_are_told_and_not_tried(monkeypatch, capsys):
     monkeypatch.setattr(run_sim, "federate", lambda *_, **__: pytest.fail("it was tried"))
+    monkeypatch.setattr("clients.engine.room._free", lambda place: 2**20)
     assert run_sim.main([*SHORT, "preview=true", "client.batch_size=10000000"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "client.batch_size=10000000: the steps of 3 clients at once take about" in text and "are free" in text
+    assert "take a smaller one; no client has more than" in text
 
 
 MEASURED = """
@@ -227,11 +217,6 @@ def test_the_memory_of_a_step_is_about_what_is_reckoned():
     found = [subprocess.run([sys.executable, "-c", MEASURED, n], capture_output=True, text=True) for n in ("32", "230")]
     (few, base), (many, more) = (map(int, done.stdout.split()) for done in found)
     assert many - few == pytest.approx(more - base, rel=0.34)
-
-
-def test_a_run_says_that_batches_are_filled(tmp_path, capsys):
-    assert run_sim.main([*SHORT, "rounds=1", "client.batch_size=300", f"output_dir={tmp_path}", "report=none"]) == 0
-    assert "client.batch_size=300: no client has more than" in capsys.readouterr().out
 
 
 def test_a_preview_that_is_stopped_keeps_nothing_and_says_so(monkeypatch, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from clients.batches import halved
 from clients.engine.cost import StepCost, step_cost
 from clients.engine.hardware import CPU, DTYPES, devices
 from clients.site import Site
@@ -41,13 +42,16 @@ def refuse_without_room(site: Site, cost: StepCost) -> None:
     config = site.config
     if isinstance(config.engine, RayConfig):
         return
-    size, clients = config.client.batch_size, at_once(site)
-    needed = cost.peak(clients, size)
-    room = _free(devices(config.engine.device, 1)[0])
+    place, size, clients = devices(config.engine.device, 1)[0], config.client.batch_size, at_once(site)
+    largest = max(len(part.train) for part in site.partitions)
+    longest = min(largest, size)
+    if place != CPU or config.engine.compile:  # which take few widths
+        longest = halved(longest, size)
+    needed = cost.peak(clients, longest)
+    room = _free(place)
     if room is None or needed <= room:
         return
-    largest = max(len(part.train) for part in site.partitions)
-    advice = f"no client has more than {counted(largest, 'image')}" if largest < size else "take a smaller one"
+    advice = "take a smaller one" + f"; no client has more than {counted(largest, 'image')}" * (largest < size)
     raise InputError(
         f"client.batch_size={size}: the steps of {counted(clients, 'client')} at once take about {readable(needed)} of "
         f"memory, and {readable(room)} are free; {advice}"

@@ -26,7 +26,7 @@ from fedinit.models.class_token import end_in_class_token, every_token
 
 
 class BankLinear(nn.Module):
-    """One frozen linear layer with K adapters, of which the first `active` take part in a forward pass.
+    """One frozen linear layer with K adapters, of which those of the clients `rows` take part in a forward pass.
 
     As long as no adapters are loaded it is the plain layer, over the base or over one folded weight.
     """
@@ -47,7 +47,7 @@ class BankLinear(nn.Module):
         self.leaves: dict[str, Tensor] = {}  # {part: (K, …)} of the clients' adapters, as their kind stacks them
         self.ranks: list[int] = []  # of the K clients
         self.offset: tuple[Tensor, ...] = ()  # frozen (K, r', k), (K, d, r'): part of each client's base, or nothing
-        self.active = 0
+        self.rows = slice(0, 0)
         self.generators: Sequence[torch.Generator] = ()  # one a client, for dropout
 
     def clear(self, folded: Tensor | None = None) -> None:
@@ -93,23 +93,29 @@ class BankLinear(nn.Module):
         return [of_rank[rank] for rank in self.ranks]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (n·b, …, k) of the n active clients, one after another, to outputs (n·b, …, d)."""
+        """Inputs (n·b, …, k) of the n clients `rows`, one after another, to outputs (n·b, …, d)."""
         if not self.leaves:
             return F.linear(x, self.base.weight if self.folded is None else self.folded, self.bias)
-        clients = x.reshape(self.active, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
+        clients = x.reshape(self.rows.stop - self.rows.start, -1, x.shape[-1])  # (n·b, …, k) -> (n, b·t, k)
         mask = self._mask(clients) if self.dropout and self.generators else None
-        y = self.kind.forward(clients, mask, self.base, self.leaves, self.scale)
+        y = self.kind.forward(clients, mask, self.base, self._leaves(), self.scale)
         if self.offset:
-            low, high = (part[: self.active] for part in self.offset)
+            low, high = (part[self.rows] for part in self.offset)
             y = torch.baddbmm(y, clients @ low.mT, high.mT, alpha=self.scale)
         # As F.linear ends itself: another shape of the same memory, which a model may add to in place (NaFlexViT does),
         # where autograd forbids that on a view of what a Function of ours gives.
         return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])
 
+    def _leaves(self) -> Mapping[str, Tensor]:
+        """The leaves whose first are those of the clients `rows`; what all share has one row."""
+        if not self.rows.start:
+            return self.leaves
+        return {part: leaf if len(leaf) == 1 else leaf[self.rows] for part, leaf in self.leaves.items()}
+
     def _mask(self, clients: Tensor) -> Tensor:
         """Inverted dropout, each client's slice drawn from that client's generator."""
         mask = torch.empty_like(clients)
-        for slice_, generator in zip(mask, self.generators[: self.active], strict=True):
+        for slice_, generator in zip(mask, self.generators[self.rows], strict=True):
             slice_.bernoulli_(1 - self.dropout, generator=generator)
         return mask.div_(1 - self.dropout)
 
@@ -259,11 +265,11 @@ class Bank:
         """Within, all layers are given all tokens, also those that the features do not depend on."""
         return every_token(self.module)
 
-    def forward(self, images: Tensor, active: int) -> Tensor:
-        """Logits (active, b, classes) of the first `active` clients for their images (active·b, c, h, w)."""
+    def forward(self, images: Tensor, count: int, first: int = 0) -> Tensor:
+        """Logits (count, b, classes) of the clients from the row `first` on, for their images (count·b, c, h, w)."""
         for layer in self.layers.values():
-            layer.active = active
-        return self.classify(self.embed(images), active)
+            layer.rows = slice(first, first + count)
+        return self.classify(self.embed(images), count, first)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pooled features (n, features) of images (n, c, h, w), in float32 where the backbone computes in less."""
@@ -274,13 +280,13 @@ class Bank:
         """What heads, losses and sums are computed in: float32, or more where the backbone has more."""
         return torch.promote_types(self.dtype, torch.float32)
 
-    def classify(self, features: Tensor, active: int) -> Tensor:
-        """Logits (active, b, classes) from pooled features (active·b, features); without a head, the features
-        themselves, (active, b, features)."""
+    def classify(self, features: Tensor, count: int, first: int = 0) -> Tensor:
+        """Logits (count, b, classes) from pooled features (count·b, features), of clients as in `forward`; without a
+        head, the features themselves, (count, b, features)."""
         if not self.head:
-            return features.view(active, -1, features.shape[-1])
-        weight, bias = self.head["weight"][:active], self.head["bias"][:active]
-        return torch.baddbmm(bias[:, None], features.reshape(active, -1, features.shape[-1]), weight.mT)
+            return features.view(count, -1, features.shape[-1])
+        weight, bias = (self.head[key][first : first + count] for key in ("weight", "bias"))
+        return torch.baddbmm(bias[:, None], features.reshape(count, -1, features.shape[-1]), weight.mT)
 
     def unload(self) -> tuple[list[dict[str, Factors]], list[dict[str, Tensor]]]:
         """({layer: factors} of each of the K clients, at its own rank; each one's head), on the CPU: views of one copy

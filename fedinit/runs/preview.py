@@ -92,8 +92,6 @@ class Preview:
             facts["trial"] = f"failed, so bytes, memory and time are not known: {self.why}"
         else:
             facts |= self._measured(self.trial, whole)
-        if remark := filling(config, self.partitions):
-            facts["batches"] = remark
         return {**facts, "folder": self.folder}
 
     def _measured(self, trial: Trial, whole: int) -> dict[str, str]:
@@ -143,17 +141,6 @@ class Preview:
         sums = [sum(counts[i : i + width]) for i in range(0, len(counts), width)]
         most = max(*sums, 1)
         return "".join(TICKS[round(n / most * (len(TICKS) - 1))] if n else "·" for n in sums)
-
-
-def filling(config: Config, partitions: Sequence[Partition]) -> str:
-    """A line where no client has as many images as a batch, so that a part of every batch is filling; else empty."""
-    size, largest = config.client.batch_size, max(len(part.train) for part in partitions)
-    if largest >= size or config.privacy.name == "examples":  # there it is a rate, and no size
-        return ""
-    return (
-        f"client.batch_size={size}: no client has more than {counted(largest, 'image')}; the rest of each batch is "
-        f"filling, which costs memory and time and changes nothing but rounding; client.batch_size={largest} has none"
-    )
 
 
 def pattern(names: Iterable[str]) -> list[str]:

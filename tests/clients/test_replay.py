@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from clients.batches import halved
 from clients.engine.hardware import computing
 from clients.engine.worker import Settings, Worker
-from clients.replay import Recorder, _rows
+from clients.replay import Recorder
 from clients.task import ClientFailed, Job, Result, Task
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
@@ -130,9 +131,9 @@ def test_a_merged_base_is_the_bases_own(device, worker, client_config, tasks) ->
 
 
 def test_rows_are_halves_of_the_bank() -> None:
-    assert [_rows(active, 6) for active in range(1, 7)] == [1, 2, 3, 6, 6, 6]
-    assert [_rows(active, 1) for active in (1,)] == [1]
-    assert {_rows(active, 64) for active in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
+    assert [halved(active, 6) for active in range(1, 7)] == [1, 2, 3, 6, 6, 6]
+    assert [halved(active, 1) for active in (1,)] == [1]
+    assert {halved(active, 64) for active in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
 
 
 @pytest.mark.parametrize("device", DEVICES)

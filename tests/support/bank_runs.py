@@ -35,5 +35,5 @@ def in_float64(backbone: Backbone) -> Backbone:
 
 
 def run_layer(bank: Bank, x: Tensor, active: int) -> Tensor:
-    bank.layers["0"].active = active
+    bank.layers["0"].rows = slice(0, active)
     return bank.layers["0"](x)

@@ -1,0 +1,120 @@
+"""Short batches, at the end of an epoch or of clients with few images: nothing is computed to fill them up, and a
+client computes the same bits alone and in company, whatever its mates have."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clients import batches
+from clients.loader import BankLoader
+from clients.task import Result, Task
+from clients.training import train_bank
+from fedinit.adapters.bank import Bank
+from fedinit.models import select_targets
+
+RANK = 4
+IMAGES = (24, 11, 5, 13, 5, 6, 37)
+
+
+def tasks_of(backbone, random_adapter, random_head, images=IMAGES) -> list[Task]:
+    """A client of so many images each, with a start of its own."""
+    targets = select_targets(backbone.module, None, RANK)
+    return [
+        Task(
+            client=c,
+            round=2,
+            examples=(torch.arange(n) * 7 + 11 * c) % 60,
+            adapter=random_adapter(targets, RANK, c),
+            head=random_head(5, backbone.features, c),
+            trainable=frozenset("AB"),
+        )
+        for c, n in enumerate(images)
+    ]
+
+
+def trained(backbone, data, tasks, settings, dropout: float = 0.0) -> list[Result]:
+    bank = Bank(backbone, select_targets(backbone.module, None, RANK), 2.0, dropout)
+    return train_bank(bank, tasks, data, backbone.input, settings, 1)
+
+
+def bits(result: Result) -> list[bytes]:
+    tensors: list[Tensor] = [v for f in result.adapter.values() for v in (f.A, f.B)] + list(result.head.values())
+    return [value.numpy().tobytes() for value in tensors]
+
+
+def test_every_image_goes_through_the_backbone_once_an_epoch(
+    tiny_vit, tiny_data, client_config, random_adapter, random_head, monkeypatch
+) -> None:
+    seen: list[int] = []
+    embed = Bank.embed
+    monkeypatch.setattr(Bank, "embed", lambda self, images: seen.append(len(images)) or embed(self, images))
+    settings = client_config(batch_size=8, epochs=2)
+    images = [24, 12, 6, 14, 6, 16, 36]
+    trained(tiny_vit, tiny_data, tasks_of(tiny_vit, random_adapter, random_head, images), settings)
+    assert sum(seen) == 2 * sum(images)
+
+
+def test_few_images_in_a_large_batch_are_a_small_batch(
+    tiny_vit, tiny_data, client_config, random_adapter, random_head
+) -> None:
+    """Dropout and augmentation too."""
+    tasks = tasks_of(tiny_vit, random_adapter, random_head, [5, 5, 5])
+    found = [
+        [bits(r) for r in trained(tiny_vit, tiny_data, tasks, client_config(batch_size=b, augment="crop_flip"), 0.2)]
+        for b in (5, 20, 4)
+    ]
+    assert found[0] == found[1]
+    assert found[0] != found[2]  # the negative control: two steps an epoch are others
+
+
+def test_a_client_computes_the_same_bits_alone_and_in_company(
+    tiny_vit, tiny_data, client_config, random_adapter, random_head, monkeypatch
+) -> None:
+    settings = client_config(batch_size=8, epochs=2, augment="crop_flip")
+    tasks = tasks_of(tiny_vit, random_adapter, random_head)
+    alone = [bits(trained(tiny_vit, tiny_data, [task], settings, 0.2)[0]) for task in tasks]
+    assert [bits(r) for r in trained(tiny_vit, tiny_data, tasks, settings, 0.2)] == alone
+    # The negative control: filled up to the longest batch among them they do not.
+    monkeypatch.setattr(BankLoader, "parts", lambda self, step: [self.batch(step)])
+    assert [bits(r) for r in trained(tiny_vit, tiny_data, tasks, settings, 0.2)] != alone
+
+
+def test_parts_are_neighbours_with_equally_long_batches(
+    tiny_vit, tiny_data, client_config, random_adapter, random_head
+) -> None:
+    tasks = tasks_of(tiny_vit, random_adapter, random_head)
+    loader = BankLoader(tasks, tiny_data, tiny_vit.input, client_config(batch_size=8, epochs=1), 1, torch.device("cpu"))
+    assert [len(t.examples) for t in loader.members] == [37, 24, 13, 11, 6, 5, 5]
+    shapes = [[(part.first, *part.indices.shape) for part in loader.parts(step)] for step in range(5)]
+    assert shapes == [
+        [(0, 4, 8), (4, 1, 6), (5, 2, 5)],
+        [(0, 2, 8), (2, 1, 5), (3, 1, 4)],  # three of eleven are left, which go as FEWEST
+        [(0, 2, 8)],
+        [(0, 1, 8)],
+        [(0, 1, 5)],
+    ]
+    for step in range(5):
+        whole, parts = loader.batch(step), loader.parts(step)
+        for part in parts:
+            rows, width = slice(part.first, part.first + len(part.indices)), part.indices.shape[1]
+            assert torch.equal(whole.indices[rows, :width], part.indices)
+            assert torch.equal(whole.weight[rows, :width], part.weight)
+            images = loader.images(part, step, "crop_flip").view(*part.indices.shape, *tiny_data.images.shape[1:])
+            of_all = loader.images(whole, step, "crop_flip").view(*whole.indices.shape, *tiny_data.images.shape[1:])
+            assert torch.equal(of_all[rows, :width], images)
+
+
+def test_a_size_is_halved_as_often_as_what_is_needed_fits_in() -> None:
+    assert [batches.halved(least, 20) for least in (1, 2, 3, 5, 6, 10, 11, 20)] == [1, 2, 3, 5, 10, 10, 20, 20]
+    assert {batches.halved(least, 64) for least in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
+
+
+def test_what_stands_for_a_client_has_batches_of_its_lengths(client_config) -> None:
+    settings = client_config(batch_size=8, epochs=2)
+    for images in (1, 8, 13, 24):
+        plan = batches.plan(torch.arange(images), settings, 1, 2, 3)
+        assert [len(b) for b in batches.blank(images, settings)] == [len(b) for b in plan]
+    capped = client_config(batch_size=8, epochs=2, max_steps=3)
+    assert [len(b) for b in batches.blank(13, capped)] == [8, 5, 8]
+    assert [len(b) for b in batches.blank(0, settings)] == [1]
