@@ -72,8 +72,8 @@ class BankLoader:
         return max(self._width(plan[step]) for plan in self._plans[: self.active[step]])
 
     def parts(self, step: int) -> list[batches.Step]:
-        """The same as `batch`, in parts of neighbours with batches of one length: nothing is computed to fill one up, and
-        a client computes the same alone and in company."""
+        """The same as `batch`, in parts of neighbours with batches of one length: nothing is computed to fill one up,
+        and a client computes the same alone and in company."""
         there, first, found = [plan[step] for plan in self._plans[: self.active[step]]], 0, []
         for width, group in itertools.groupby(there, key=self._width):
             together = list(group)

@@ -226,6 +226,8 @@ def refused(capsys, tmp_path, *words: str) -> str:
         (["partition.clients=4"], "partition.clients=4"),
         (["partition.clients=9000"], "too few for 3000 clients"),
         (["engine.device=tpu9"], "engine.device=tpu9: expected auto, cpu, cuda or cuda:<n>"),
+        (["engine.device=cuda:\u0663"], "engine.device=cuda:\u0663: expected auto, cpu, cuda or cuda:<n>"),
+        (["server_device=''"], "server_device='': expected auto, cpu, cuda or cuda:<n>"),
         (["init=orthogonal", "adapter.rank=3"], "needs an even rank"),
         (["adapter.ranks=[1,2,3,4]"], "adapter.ranks: 4 ranks for 3 clients"),
         (

@@ -25,7 +25,7 @@ class AdapterConfig:
         within("adapter.dropout", self.dropout, 0, 1, open_high=True)
         if self.targets is not None and not self.targets:
             raise InputError("adapter.targets=[]: expected one pattern or more, or null for the model's default")
-        if self.blocks is not None and not re.fullmatch(r"last:[1-9]\d{0,3}", self.blocks):
+        if self.blocks is not None and not re.fullmatch(r"last:[1-9][0-9]{0,3}", self.blocks):
             raise InputError(
                 f"adapter.blocks={self.blocks}: expected last:<number>, such as last:4, or null for all blocks"
             )

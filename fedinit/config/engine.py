@@ -12,15 +12,16 @@ from fedinit.errors import InputError
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
 COMPILED = 10_000  # steps of a client, from which on a minute of compiling pays (docs/benchmarks.md)
-DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
-ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):\d{1,5})?")
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
+ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5})?")
 
 
 def refuse_no_device(key: str, word: str) -> None:
     """Raise InputError for a word that is no device's, before torch is asked whether it is there. torch takes a number
     behind cpu too, but all are the one processor."""
     if DEVICE.fullmatch(word) is None:
-        raise InputError(f"{key}={word}: expected auto, cpu, cuda or cuda:<n>")
+        shown = word if word and word == word.strip() else repr(word)
+        raise InputError(f"{key}={shown}: expected auto, cpu, cuda or cuda:<n>")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,8 @@ def refuse_unsummable(
     off, which would have refused it alone."""
     if odd := fault_of_sums(tensors, sent, formats, metrics):
         who = f"round {asked.round}: client {asked.client}'s update cannot be summed"
-        raise RunFailed(f"{who} ({said(': '.join(odd))}); gate.enabled=true refuses it, and its update alone")
+        raise RunFailed(f"{who} ({said(': '.join(odd))}); gate.enabled=true refuses it alone, and before it "
+                        "whatever it may have come from")  # fmt: skip
 
 
 def fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | None = None) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ What is before the first round is in opening.py; what follows each, evaluation a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,6 +29,8 @@ from strategies.server.secure_projection import project_sum
 from strategies.server.secure_sum import collect_sum
 from strategies.server.state import ServerState
 from strategies.server.weighing import Weighed, next_clip, weigh
+
+LARGEST = float(torch.finfo(torch.float32).max)
 
 
 def run_round(
@@ -96,7 +99,7 @@ def combined(
     aggregate = method.aggregator.aggregate(weighed.updates, round, start, weighed.weights)
     aggregate = brought_back(aggregate, method.device)
     aggregate = settle(method.transforms, aggregate, admitted.updates)
-    refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}")
+    refuse_not_finite(aggregate, f"round {round}: the aggregate of strategy={method.name}", method)
     if method.aggregator.two_phase:
         if method.secure is not None:
             state, images = project_sum(state, method, exchange, aggregate, admitted)
@@ -105,7 +108,7 @@ def combined(
         if images is None:
             return state, None
         aggregate = method.aggregator.complete(aggregate, images, round)
-        refuse_not_finite(aggregate, f"round {round}: the corrected aggregate of strategy={method.name}")
+        refuse_not_finite(aggregate, f"round {round}: the corrected aggregate of strategy={method.name}", method)
     if method.privacy is not None:
         counted = {"epsilon": method.privacy.epsilon(round)}
         if method.privacy.adaptive is not None:
@@ -143,26 +146,36 @@ def advance(
     ended = Start(aggregate.layers, aggregate.residual)
     start = ended if last else method.reinit.after(aggregate, round, context)
     begun = Aggregate(layers=start.layers, residual=start.merge, head=aggregate.head)
-    refuse_not_finite(begun, f"round {round}: what server_opt and reinit make of the aggregate")
+    refuse_not_finite(begun, f"round {round}: what server_opt and reinit make of the aggregate", method)
+    base = state.base.merged(start.merge)
+    for name in start.merge:  # sums of many rounds, each of which was finite
+        if not math.isfinite(float(base.offset[name].abs().amax())):
+            raise RunFailed(f"round {round}: what was merged into {name} so far is more than float32 holds; "
+                            "take a lower client.lr, or another strategy or reinit")  # fmt: skip
     return replace(
         state.accepting(admitted.clients, round),
         round=round,
         model=Aggregate(start.layers, {}, aggregate.head, aggregate.diagnostics, aggregate.by_layer),
-        base=state.base.merged(start.merge),
+        base=base,
         moments=moments,
         clip=next_clip(admitted.updates, method, state.model, round, state.clip),
     )
 
 
-def refuse_not_finite(aggregate: Aggregate, what: str) -> None:
-    """Raises RunFailed, naming the tensor, before NaN or infinity is sent to anybody: every update was finite, so it is
-    the server's own arithmetic that failed, not the clients' training."""
+def refuse_not_finite(aggregate: Aggregate, what: str, method: Method) -> None:
+    """Raises RunFailed, naming the tensor, before NaN, infinity, or factors whose product float32 does not hold, are
+    sent to anybody: every update was finite, so it is the server's own arithmetic that failed, or, where the gate is
+    off, updates that it would have refused."""
+    advice = "change its options" if method.gate.enabled else "gate.enabled=true refuses updates as large"
     named = [*wire.to_tensors(aggregate.layers, aggregate.head).items()]
     named += wire.to_tensors(aggregate.residual, {}).items()
     for name, tensor in named:
         if not torch.isfinite(tensor).all():
-            why = f"{what} holds NaN or infinity in {name}, though every update is finite"
-            raise RunFailed(f"{why}; change its options")
+            raise RunFailed(f"{what} holds NaN or infinity in {name}, though every update is finite; {advice}")
+    for name, product in (*aggregate.layers.items(), *aggregate.residual.items()):
+        # ‖B A‖ ≤ ‖B‖ ‖A‖, and what is near to the limit by this is nothing to train from either.
+        if not float(product.B.double().norm()) * float(product.A.double().norm()) <= LARGEST:
+            raise RunFailed(f"{what} has a product in {name} that float32 does not hold; {advice}")
 
 
 def _with_effective_bias(aggregate: Aggregate, method: Method, weighed: Weighed, context: ReinitContext) -> Aggregate:

@@ -75,7 +75,7 @@ def test_without_the_gate_what_cannot_be_summed_is_one_line(method, monkeypatch)
     for error in ended:
         assert isinstance(error, RunFailed) and "\n" not in str(error)
         assert re.match(r"round 2: client [012]'s update cannot be summed \((names|shape|dtype|m|w|not_)", str(error))
-        assert str(error).endswith("gate.enabled=true refuses it, and its update alone")
+        assert str(error).endswith("gate.enabled=true refuses it alone, and before it whatever it may have come from")
 
 
 @pytest.mark.parametrize("kind", ["query.statistics", "evaluate"])
