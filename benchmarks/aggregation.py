@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
     words = argparse.ArgumentParser(prog="python -m benchmarks.aggregation", description=__doc__.splitlines()[0])
     words.add_argument("--quick", action="store_true", help="six clients and two turns, in half a minute")
-    words.add_argument("--threads", type=int, default=machine.cores(), help="one a core, unless set")
+    words.add_argument("--threads", type=machine.count, default=machine.cores(), help="one a core, unless set")
     words.add_argument("--device", default="cpu", help="cuda or cuda:<n>, where the closed form is measured too")
     return words
 

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,6 +44,13 @@ def commit() -> str:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def count(text: str) -> int:
+    """A word of a benchmark's command line that is a whole number, 1 or more, as argparse asks."""
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not int(text):
+        raise ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
+    return int(text)
 
 
 def named(benchmark: str, words: ArgumentParser, given: Namespace, *beside: str) -> str:

@@ -101,8 +101,8 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
     words = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--quick", action="store_true", help="1 and 20 clients, banks of 1 and 8, fedit alone")
-    words.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50, 100, 250, 500])
-    words.add_argument("--banks", type=int, nargs="+", default=[1, 8, 64, 256])
+    words.add_argument("--clients", type=machine.count, nargs="+", default=[1, 10, 50, 100, 250, 500])
+    words.add_argument("--banks", type=machine.count, nargs="+", default=[1, 8, 64, 256])
     words.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[*STRATEGIES])
     words.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
     return words

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.machine import RESULTS, commit
 from clients.engine.hardware import resolved
 from fedinit.config.compose import compose_config
@@ -321,18 +322,22 @@ def render(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    words = argparse.ArgumentParser(prog="python -m benchmarks.pacs", description=__doc__.partition("\n")[0])
     words.add_argument("table", choices=sorted(TABLES))
     words.add_argument("--data", required=True, help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
     words.add_argument("--checkpoint", required=True, help="vit_tiny_patch16_224 augreg weights, safetensors")
     words.add_argument("--output", default="outputs", help="where the runs are kept")
-    words.add_argument("--seeds", type=int, help="how many (methods: 5, inits: 3)")
-    words.add_argument("--workers", type=int, default=2)
+    words.add_argument("--seeds", type=machine.count, help="how many (methods: 5, inits: 3)")
+    words.add_argument("--workers", type=machine.count, default=2)
     return words
 
 
 def main() -> None:
-    given = parser().parse_args()
+    words = parser()
+    given = words.parse_args()
+    for key in ("data", "checkpoint"):
+        if not Path(getattr(given, key)).exists():
+            words.error(f"--{key} {getattr(given, key)}: is not there")
     table = TABLES[given.table]
     place = (
         f"data.root={given.data}",

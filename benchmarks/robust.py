@@ -159,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     )
     words.add_argument("--quick", action="store_true", help="two bad ones of six domains, one seed")
     attacks, defences = sorted(set(ATTACKS) - {"none"}), ["none", *sorted(set(ROBUST) - {"none"})]
-    words.add_argument("--workers", type=int, default=1, help="processes side by side")
+    words.add_argument("--workers", type=machine.count, default=1, help="processes side by side")
     words.add_argument("--attacks", nargs="+", choices=attacks, default=attacks)
     words.add_argument("--defences", nargs="+", choices=defences, default=defences)
     return words

@@ -148,9 +148,9 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
     words = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--quick", action="store_true", help="100 and 1,000 clients, ten a round, three rounds")
-    words.add_argument("--population", type=int, nargs="+", default=[100, 1000, 10_000, 100_000])
-    words.add_argument("--cohort", type=int, nargs="+", default=[10, 100, 1000])
-    words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--population", type=machine.count, nargs="+", default=[100, 1000, 10_000, 100_000])
+    words.add_argument("--cohort", type=machine.count, nargs="+", default=[10, 100, 1000])
+    words.add_argument("--rounds", type=machine.count, default=5)
     words.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
     return words
 

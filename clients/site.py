@@ -121,6 +121,10 @@ class Site:
         most = min(size, clients) if isinstance(size, int) else clients
         given = f" (engine.clients_per_bank={size})" * (most != size)
         tell(console, f"engine: {self.engine.described()}, banks of up to {counted(most, 'client')}{given}")
+        if self.config.engine.compile is True:
+            tell(
+                console, "engine: steps are compiled, which takes half a minute or more at the first of them", "yellow"
+            )
         on = self.engine.workers[0].device if isinstance(self.engine, ThreadEngine) else None
         if on is not None and (said := crowded(self.config.engine, on)):
             tell(console, said, "yellow")

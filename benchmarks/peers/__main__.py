@@ -107,9 +107,11 @@ def parser() -> argparse.ArgumentParser:
     """Of the command's words."""
     words = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--quick", action="store_true", help="ten clients, three rounds, one turn")
-    words.add_argument("--clients", type=int, nargs="+", default=[10, 50, 100])
-    words.add_argument("--noop", type=int, nargs="*", default=[10, 100, 1000], help="clients of the no-op rounds")
-    words.add_argument("--turns", type=int, default=3)
+    words.add_argument("--clients", type=machine.count, nargs="+", default=[10, 50, 100])
+    words.add_argument(
+        "--noop", type=machine.count, nargs="*", default=[10, 100, 1000], help="clients of the no-op rounds"
+    )
+    words.add_argument("--turns", type=machine.count, default=3)
     return words
 
 

@@ -141,12 +141,15 @@ class InsideDomains(Counted):
         if clients >= domains and clients % domains == 0:
             return clients // domains
         fewest = min(there, default=0)
-        near = domains * max(1, min(round(clients / domains), fewest // self.min_examples))
+        each = max(1, min(round(clients / domains), fewest // self.min_examples))
+        near, why = domains * each, ""
+        if each < round(clients / domains):
+            why = f", of which the smallest has {fewest} images, for partition.min_examples={self.min_examples} each"
         less = f" with partition.min_examples={fewest}" if 0 < fewest < self.min_examples else ""
         other = ", or take partition=iid" if clients * self.min_examples <= sum(there) else ""
         raise InputError(
             f"partition.clients={clients}: partition={self.name} gives every domain as many clients, "
-            f"so expected a multiple of the {domains} domains; set {near}{less}{other}"
+            f"so expected a multiple of the {domains} domains{why}; set {near}{less}{other}"
         )
 
     @abstractmethod

@@ -83,7 +83,10 @@ def locate(config: Config) -> Located:
             raise InputError(f"{link}: is a symbolic link; a run is only kept in a folder of its own")
     if named:
         written = computed_in(path) or configured(path).computed()
-        advice = f"; resume={config.resume} alone goes on with it, other words beside that need all of the run's own"
+        advice = (
+            f"; resume={config.resume} alone goes on with it, or beside words of how it is run (engine=…, "
+            "engine.lanes=…, report=…); any other word needs all of the run's own"
+        )
         refuse_other(written, config.computed(), f"resume={config.resume}", advice)
         kept = read_made_of(path)
         if kept is not None and not finished(path) and (changes := made_of.changes(kept.made_of)):

@@ -212,7 +212,8 @@ def _ready(
     if saved is None:
         refuse_few_images(config, roster.examples)
         if opening.measured:
-            audience.doing(f"clients measure the start, {opening.measured}")
+            who = f"all {count:,} clients measure" if (count := len(roster.examples)) > 1 else "the client measures"
+            audience.doing(f"{who} the start, {opening.measured}")
         reports = opening.make(exchange, roster)
     privacy = mechanism_of(config, opening.aggregator, len(roster.examples), is_remote(exchange.grid))
     method = _method_of(config, opening, ranks, privacy)

@@ -19,11 +19,12 @@ def refuse_few_images(config: Config, examples: Mapping[int, int]) -> None:
     for group, least in _least_images(config).items():
         able = sum(count >= least for count in examples.values())
         if able < need:
-            enough = max(sorted(examples.values(), reverse=True)[need - 1], 1)
-            key = f"{group}.min_examples"
+            enough, fewest = max(sorted(examples.values(), reverse=True)[need - 1], 1), max(min(examples.values()), 1)
+            key, everybody = f"{group}.min_examples", f" (all have {fewest} or more)" * (fewest < enough)
             raise InputError(
                 f"{key}={least}: {able} of {len(examples)} clients have as many images, and {need} or more are to "
-                f"measure for {group}={getattr(config, group).name}; set {key}={enough}, or have fewer clients"
+                f"measure for {group}={getattr(config, group).name}{everybody}; set {key}={enough}, or have fewer "
+                "clients"
             )
 
 

@@ -127,12 +127,12 @@ def test_a_failure_of_the_whole_bank_says_in_which_step(site, healthy, monkeypat
         step.clear()
         return load(self, *args, **kwargs)
 
-    def failing(self, images, active):
+    def failing(self, images, active, first=0):
         step.append(1)
         middle = images.unflatten(0, (active, -1))[1]  # client 1's, all one colour where it is mute
         if len(step) == 2 and middle.std() > 0:
             raise RuntimeError("overflow in the kernel")
-        return forward(self, images, active)
+        return forward(self, images, active, first)
 
     monkeypatch.setattr(Bank, "load", loading)
     monkeypatch.setattr(Bank, "forward", failing)

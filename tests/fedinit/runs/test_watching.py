@@ -59,7 +59,7 @@ def test_a_run_says_what_it_is_at_while_it_goes_on_and_nothing_behind_it(tmp_pat
     words = ("evaluation.head_alone=true", "init=eva", "head=ridge", f"output_dir={tmp_path}")
     run = fedinit.run(*SHORT, *words)
     assert ("head alone", "", 0) in told and ("lora_fair", "", 2) in told
-    assert ("lora_fair", "clients measure the start, init=eva head=ridge", 0) in told
+    assert ("lora_fair", "all 3 clients measure the start, init=eva head=ridge", 0) in told
     assert not (run.folder / status.FILE).exists()
 
 

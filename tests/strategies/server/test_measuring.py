@@ -27,7 +27,10 @@ SIZES = {0: 20, 1: 5, 2: 16, 3: 40}
             "init.min_examples=16: 3 of 4 clients .* 4 or more .* init=eva; set init.min_examples=5",
         ),
         (("init=eva", "init.min_examples=30"), "init.min_examples=30: 1 of 4 .* 2 or more .* set init.min_examples=20"),
-        (("head=ncm", "head.min_examples=41"), "head.min_examples=41: 0 of 4 .* head=ncm; set head.min_examples=20"),
+        (
+            ("head=ncm", "head.min_examples=41"),
+            "head.min_examples=41: 0 of 4 .* head=ncm .all have 5 or more.; set head.min_examples=20",
+        ),
     ],
 )
 def test_too_few_are_told_the_key_and_a_value_that_holds(words, said):
