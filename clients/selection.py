@@ -59,9 +59,11 @@ def _gradients(bank: Bank, loader: BankLoader, part: str) -> list[Mapping[str, F
     total = {name: torch.zeros_like(leaf) for name, leaf in wanted.items()}
     probes = [t.choice.probe if t.choice else 1 for t in members]
     for step in range(max(map(min, loader.counts, probes))):
-        batch = loader.batch(step)
-        logits = bank.forward(loader.images(batch, step, "none"), len(batch.indices))
-        loss = loader.losses(logits, batch).sum()
+        losses = []
+        for batch in loader.parts(step):
+            logits = bank.forward(loader.images(batch, step, "none"), len(batch.indices), batch.first)
+            losses.append(loader.losses(logits, batch))
+        loss = torch.cat(losses).sum()
         for name, gradient in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
             total[name] += gradient
     return [

@@ -3,12 +3,14 @@ client computes the same bits alone and in company, whatever its mates have."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from clients import batches
 from clients.loader import BankLoader
-from clients.task import Result, Task
+from clients.task import Result, SlotChoice, Task
 from clients.training import train_bank
 from fedinit.adapters.bank import Bank
 from fedinit.models import select_targets
@@ -78,6 +80,23 @@ def test_a_client_computes_the_same_bits_alone_and_in_company(
     # The negative control: filled up to the longest batch among them they do not.
     monkeypatch.setattr(BankLoader, "parts", lambda self, step: [self.batch(step)])
     assert [bits(r) for r in trained(tiny_vit, tiny_data, tasks, settings, 0.2)] != alone
+
+
+def test_the_slots_that_a_client_chooses_are_its_own_too(
+    tiny_vit, tiny_data, client_config, random_adapter, random_head
+) -> None:
+    """By the gradients of two batches, the second of them short for some."""
+    settings = client_config(batch_size=8, epochs=1)
+    tasks = [
+        dataclasses.replace(t, trainable=frozenset("B"), choice=SlotChoice(7, "gradient", 2))
+        for t in tasks_of(tiny_vit, random_adapter, random_head)
+    ]
+
+    def found(result: Result) -> tuple[list[bytes], dict[str, list[int]]]:
+        return bits(result), {name: places.tolist() for name, places in result.chosen.items()}
+
+    alone = [found(trained(tiny_vit, tiny_data, [task], settings)[0]) for task in tasks]
+    assert [found(result) for result in trained(tiny_vit, tiny_data, tasks, settings)] == alone
 
 
 def test_parts_are_neighbours_with_equally_long_batches(
