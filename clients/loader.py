@@ -72,9 +72,12 @@ class BankLoader:
         return max(self._width(plan[step]) for plan in self._plans[: self.active[step]])
 
     def parts(self, step: int) -> list[batches.Step]:
-        """The same as `batch`, in parts of neighbours with batches of one length: nothing is computed to fill one up,
-        and a client computes the same alone and in company."""
+        """What the same members see, in parts of neighbours with batches of one length: nothing is computed to fill one
+        up, and a client computes the same alone and in company. Elsewhere than on CPU, where many small passes cost
+        more than what they leave out, in one part of whole batches."""
         there, first, found = [plan[step] for plan in self._plans[: self.active[step]]], 0, []
+        if self.device.type != "cpu":
+            return [batches.join(there, self.settings.batch_size)]
         for width, group in itertools.groupby(there, key=self._width):
             together = list(group)
             found.append(batches.join(together, width, first))

@@ -124,6 +124,17 @@ def test_parts_are_neighbours_with_equally_long_batches(
             assert torch.equal(of_all[rows, :width], images)
 
 
+def test_elsewhere_than_on_the_cpu_a_step_is_one_pass_of_whole_batches(
+    tiny_vit, tiny_data, client_config, random_adapter, random_head
+) -> None:
+    """So that a client's dropout there does not depend on its mates' images either."""
+    tasks, settings = tasks_of(tiny_vit, random_adapter, random_head), client_config(batch_size=8, epochs=1)
+    loader = BankLoader(tasks, tiny_data, tiny_vit.input, settings, 1, torch.device("meta"))
+    assert [[tuple(part.indices.shape) for part in loader.parts(step)] for step in range(5)] == [
+        [(7, 8)], [(4, 8)], [(2, 8)], [(1, 8)], [(1, 8)]
+    ]  # fmt: skip
+
+
 def test_a_size_is_halved_as_often_as_what_is_needed_fits_in() -> None:
     assert [batches.halved(least, 20) for least in (1, 2, 3, 5, 6, 10, 11, 20)] == [1, 2, 3, 5, 10, 10, 20, 20]
     assert {batches.halved(least, 64) for least in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
