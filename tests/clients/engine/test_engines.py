@@ -181,6 +181,20 @@ def test_the_same_jobs_give_the_same_bytes(name: str, case: str, make_engine, ca
     assert run(engine, pickle.loads(pickle.dumps(jobs))) == reference(case)
 
 
+@pytest.mark.parametrize("case", ["plain", "over a base", "mixed ranks", "vera", "dora", "slots", "heads alone"])
+def test_a_client_alone_gives_the_bytes_that_it_gives_in_company(case: str, make_engine, cases, reference) -> None:
+    """On CPU, though clients have other numbers of images, and so batches of other lengths; of mixed ranks up to
+    rounding, since those of a bank are padded to the largest."""
+    engine = make_engine("inline")
+    alone = [next(iter(engine.run(jobs_of([task]))))[0] for task in cases[case]]
+    if case != "mixed ranks":
+        assert [mark(answer) for answer in alone] == [m for made in reference(case) for m in made]
+        return
+    for mine, of_bank in zip(alone, itertools.chain(*engine.run(jobs_of(cases[case]))), strict=True):
+        for name, factors in mine.adapter.items():
+            assert torch.allclose(factors.dense(), of_bank.adapter[name].dense(), rtol=1e-4, atol=1e-6)
+
+
 def test_the_cases_differ(make_engine, cases, reference) -> None:
     """The negative control: other tasks, another base and another seed give other bytes."""
     found = [itertools.chain.from_iterable(reference(case)) for case in ("plain", "mixed ranks", "over a base", "dora")]
