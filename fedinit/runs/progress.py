@@ -10,6 +10,7 @@ from rich.live import Live
 
 from fedinit.data.reporter import counted
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.stopping import unbroken
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
 from fedinit.scores import SCORES
@@ -80,7 +81,8 @@ class ProgressObserver(Observer):
 
     def _line(self, text: str, style: str = "") -> None:
         """On one line, however long: a file or a pipe has no width. Names of domains are of clients."""
-        tell(self.console, text, style)
+        with unbroken():  # rich keeps what it was writing when a signal came, and writes it again with the next line
+            tell(self.console, text, style)
 
     def round_zero_done(self, report: RoundReport) -> None:
         if not report.clients:  # nobody had anything to measure

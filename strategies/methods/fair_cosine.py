@@ -88,6 +88,7 @@ class Fit:
     converged: np.ndarray
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of sizes that float64 does not hold squared: the round says so
 def cosine_fit(axes: Axes, lam: np.ndarray) -> Fit:
     """The minimisers of f, for λ > 0; where f has no minimum, the better of the ridge solution and B̄ itself."""
     ridge = 1 / (2 * lam * axes.ideal**2)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import signal
 
 import pytest
 from rich.console import Console
 
 from fedinit.runs.observer import ClientReport, Roster, RoundReport
 from fedinit.runs.progress import ProgressObserver
+from fedinit.runs.stopping import Stopped, listening
 from fedinit.runs.view import Round, View, chosen, clock, cohort, sparkline
 from fedinit.scores import Accuracy
 
@@ -131,3 +133,22 @@ def test_a_warning_is_one_line_in_a_pipe():
     observer.event("node_refused", {"round": 1, "detail": "x " * 100})
     observer.waiting("waiting " * 30)
     assert len(out.getvalue().splitlines()) == 2
+
+
+class Interrupting(io.StringIO):
+    """A terminal's file at which Ctrl-C comes while the first line is being written out."""
+
+    def flush(self) -> None:
+        if not self.closed and self.tell() and not getattr(self, "interrupted", False):
+            self.interrupted = True
+            signal.raise_signal(signal.SIGINT)
+        super().flush()
+
+
+def test_a_line_that_is_interrupted_is_there_once():
+    file = Interrupting()
+    console = Console(file=file, width=80)
+    with listening(limit=None), pytest.raises(Stopped):
+        ProgressObserver(console, "fedit").waiting("round 1/3")
+    ProgressObserver(console, "fedit").waiting("stopped")
+    assert file.interrupted and file.getvalue().splitlines() == ["fedit: round 1/3", "fedit: stopped"]
