@@ -153,7 +153,9 @@ def test_the_device_is_that_of_the_clients_unless_it_is_named(tmp_path):
         simulate(replace(config, output_dir=str(tmp_path)), Console(quiet=True))
     assert not list(tmp_path.iterdir())
     for word in ("gpu", "CPU", "cpu:0", "cuda:", "cuda:x", ""):
-        with pytest.raises(InputError, match=f"^server_device={word}: expected auto, cpu, cuda or cuda:<n>$"):
+        with pytest.raises(
+            InputError, match=f"^server_device={word or repr(word)}: expected auto, cpu, cuda or cuda:<n>$"
+        ):
             replace(config, server_device=word)
 
 
