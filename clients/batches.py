@@ -41,7 +41,7 @@ def blank(examples: int, settings: ClientConfig) -> list[Tensor]:
 
 
 def halved(least: int, most: int) -> int:
-    """`most`, halved as often as `least` still fits in: one of few sizes, for what is recorded or compiled for each."""
+    """`most`, halved as often as `least` still fits in: one of few sizes, for what is recorded for each."""
     while most > 1 and least <= -(-most // 2):
         most = -(-most // 2)
     return most

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from clients.batches import halved
 from clients.engine.cost import StepCost, step_cost
 from clients.engine.hardware import CPU, DTYPES, devices
 from clients.site import Site
@@ -44,10 +43,7 @@ def refuse_without_room(site: Site, cost: StepCost) -> None:
         return
     place, size, clients = devices(config.engine.device, 1)[0], config.client.batch_size, at_once(site)
     largest = max(len(part.train) for part in site.partitions)
-    longest = min(largest, size)
-    if place != CPU or config.engine.compile:  # which take few widths
-        longest = halved(longest, size)
-    needed = cost.peak(clients, longest)
+    needed = cost.peak(clients, min(largest, size) if place == CPU else size)  # elsewhere short batches are filled up
     room = _free(place)
     if room is None or needed <= room:
         return

@@ -134,7 +134,7 @@ class Observer:
 
     def waiting(self, text: str) -> None:
         """What the run waits for, in words: before `started` who is missing, at once and again every while; in a round
-        that takes long, whose updates."""
+        that takes long, whose updates, or how many have answered."""
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         """The run is done; `summary` is what summary.json holds."""

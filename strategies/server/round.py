@@ -14,6 +14,7 @@ import torch
 
 from fedinit import wire
 from fedinit.errors import RunFailed
+from fedinit.norms import first_not_finite, norms
 from fedinit.runs.observer import RoundReport
 from fedinit.transforms import settle
 from strategies.aggregator import Aggregate
@@ -167,15 +168,14 @@ def refuse_not_finite(aggregate: Aggregate, what: str, method: Method) -> None:
     sent to anybody: every update was finite, so it is the server's own arithmetic that failed, or, where the gate is
     off, updates that it would have refused."""
     advice = "change its options" if method.gate.enabled else "gate.enabled=true refuses updates as large"
-    named = [*wire.to_tensors(aggregate.layers, aggregate.head).items()]
-    named += wire.to_tensors(aggregate.residual, {}).items()
-    for name, tensor in named:
-        if not torch.isfinite(tensor).all():
-            raise RunFailed(f"{what} holds NaN or infinity in {name}, though every update is finite; {advice}")
-    for name, product in (*aggregate.layers.items(), *aggregate.residual.items()):
-        # ‖B A‖ ≤ ‖B‖ ‖A‖, and what is near to the limit by this is nothing to train from either.
-        if not float(product.B.double().norm()) * float(product.A.double().norm()) <= LARGEST:
-            raise RunFailed(f"{what} has a product in {name} that float32 does not hold; {advice}")
+    for layers, head in ((aggregate.layers, aggregate.head), (aggregate.residual, {})):
+        sizes = norms(tensors := wire.to_tensors(layers, head))
+        if odd := first_not_finite(tensors, sizes):
+            raise RunFailed(f"{what} holds NaN or infinity in {odd}, though every update is finite; {advice}")
+        for name in layers:
+            # ‖B A‖ ≤ ‖B‖ ‖A‖, and what is near to the limit by this is nothing to train from either.
+            if not sizes[f"{name}/B"] * sizes[f"{name}/A"] <= LARGEST:
+                raise RunFailed(f"{what} has a product in {name} that float32 does not hold; {advice}")
 
 
 def _with_effective_bias(aggregate: Aggregate, method: Method, weighed: Weighed, context: ReinitContext) -> Aggregate:

@@ -138,7 +138,6 @@ def test_elsewhere_than_on_the_cpu_a_step_is_one_pass_of_whole_batches(
 
 def test_a_size_is_halved_as_often_as_what_is_needed_fits_in() -> None:
     assert [batches.halved(least, 20) for least in (1, 2, 3, 5, 6, 10, 11, 20)] == [1, 2, 3, 5, 10, 10, 20, 20]
-    assert {batches.halved(least, 64) for least in range(1, 65)} == {1, 2, 4, 8, 16, 32, 64}
 
 
 def test_what_stands_for_a_client_has_batches_of_its_lengths(client_config) -> None:
