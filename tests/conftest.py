@@ -14,12 +14,13 @@ import torch
 from timm.models import MlpMixer
 from torch import Tensor, nn
 
+from clients.task import Task
 from fedinit.config import words
 from fedinit.config.client import CLIENTS, ClientConfig
 from fedinit.config.schema import ModelConfig
 from fedinit.data.dataset import Dataset
 from fedinit.factors import Factors
-from fedinit.models import Backbone, build_backbone
+from fedinit.models import Backbone, build_backbone, select_targets
 
 pytest.register_assert_rewrite("tests.support")
 torch.set_num_threads(1)  # layers of width 24: a second thread costs more than it computes
@@ -149,6 +150,32 @@ def random_head() -> Callable[..., dict[str, Tensor]]:
             "weight": size * torch.randn(classes, features, generator=draw) / features**0.5,
             "bias": 0.1 * torch.randn(classes, generator=draw),
         }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def training_task(random_adapter, random_head) -> Callable[..., Task]:
+    """training_task(backbone, client, images): one that trains on so many images of the tiny data, from a start of its
+    own. size: of its head's weights."""
+
+    def make(
+        backbone: Backbone,
+        client: int,
+        images: int,
+        rank: int = 4,
+        round: int = 2,
+        size: float = 1.0,
+        trainable: str = "AB",
+    ) -> Task:
+        return Task(
+            client=client,
+            round=round,
+            examples=(torch.arange(images) * 7 + 11 * client) % 60,
+            adapter=random_adapter(select_targets(backbone.module, None, 4), rank, client),
+            head=random_head(5, backbone.features, client, size),
+            trainable=frozenset(trainable),
+        )
 
     return make
 

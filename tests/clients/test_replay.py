@@ -32,19 +32,8 @@ CUDA = torch.device("cuda", 0)
 
 
 @pytest.fixture
-def tasks(tiny_vit: Backbone, random_adapter, random_head) -> list[Task]:
-    targets = select_targets(tiny_vit.module, None, RANK)
-    return [
-        Task(
-            client=client,
-            round=1,
-            examples=(torch.arange(size) * 7 + 11 * client) % 60,
-            adapter=random_adapter(targets, RANK - client % 2, client),
-            head=random_head(5, tiny_vit.features, client),
-            trainable=frozenset("AB"),
-        )
-        for client, size in SIZES.items()
-    ]
+def tasks(tiny_vit: Backbone, training_task) -> list[Task]:
+    return [training_task(tiny_vit, c, images, RANK - c % 2, round=1) for c, images in SIZES.items()]
 
 
 @pytest.fixture

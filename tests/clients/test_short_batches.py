@@ -4,7 +4,9 @@ client computes the same bits alone and in company, whatever its mates have."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,20 +21,10 @@ RANK = 4
 IMAGES = (24, 11, 5, 13, 5, 6, 37)
 
 
-def tasks_of(backbone, random_adapter, random_head, images=IMAGES) -> list[Task]:
-    """A client of so many images each, with a start of its own."""
-    targets = select_targets(backbone.module, None, RANK)
-    return [
-        Task(
-            client=c,
-            round=2,
-            examples=(torch.arange(n) * 7 + 11 * c) % 60,
-            adapter=random_adapter(targets, RANK, c),
-            head=random_head(5, backbone.features, c),
-            trainable=frozenset("AB"),
-        )
-        for c, n in enumerate(images)
-    ]
+@pytest.fixture
+def tasks_of(training_task) -> Callable[..., list[Task]]:
+    """tasks_of(backbone, images): a client of so many images each."""
+    return lambda backbone, images=IMAGES: [training_task(backbone, c, n) for c, n in enumerate(images)]
 
 
 def trained(backbone, data, tasks, settings, dropout: float = 0.0) -> list[Result]:
@@ -46,22 +38,20 @@ def bits(result: Result) -> list[bytes]:
 
 
 def test_every_image_goes_through_the_backbone_once_an_epoch(
-    tiny_vit, tiny_data, client_config, random_adapter, random_head, monkeypatch
+    tiny_vit, tiny_data, client_config, tasks_of, monkeypatch
 ) -> None:
     seen: list[int] = []
     embed = Bank.embed
     monkeypatch.setattr(Bank, "embed", lambda self, images: seen.append(len(images)) or embed(self, images))
     settings = client_config(batch_size=8, epochs=2)
     images = [24, 12, 6, 14, 6, 16, 36]
-    trained(tiny_vit, tiny_data, tasks_of(tiny_vit, random_adapter, random_head, images), settings)
+    trained(tiny_vit, tiny_data, tasks_of(tiny_vit, images), settings)
     assert sum(seen) == 2 * sum(images)
 
 
-def test_few_images_in_a_large_batch_are_a_small_batch(
-    tiny_vit, tiny_data, client_config, random_adapter, random_head
-) -> None:
+def test_few_images_in_a_large_batch_are_a_small_batch(tiny_vit, tiny_data, client_config, tasks_of) -> None:
     """Dropout and augmentation too."""
-    tasks = tasks_of(tiny_vit, random_adapter, random_head, [5, 5, 5])
+    tasks = tasks_of(tiny_vit, [5, 5, 5])
     found = [
         [bits(r) for r in trained(tiny_vit, tiny_data, tasks, client_config(batch_size=b, augment="crop_flip"), 0.2)]
         for b in (5, 20, 4)
@@ -70,11 +60,9 @@ def test_few_images_in_a_large_batch_are_a_small_batch(
     assert found[0] != found[2]  # the negative control: two steps an epoch are others
 
 
-def test_a_client_computes_the_same_bits_alone_and_in_company(
-    tiny_vit, tiny_data, client_config, random_adapter, random_head
-) -> None:
+def test_a_client_computes_the_same_bits_alone_and_in_company(tiny_vit, tiny_data, client_config, tasks_of) -> None:
     settings = client_config(batch_size=8, epochs=2, augment="crop_flip")
-    tasks = tasks_of(tiny_vit, random_adapter, random_head)
+    tasks = tasks_of(tiny_vit)
     alone = [bits(trained(tiny_vit, tiny_data, [task], settings, 0.2)[0]) for task in tasks]
     assert [bits(r) for r in trained(tiny_vit, tiny_data, tasks, settings, 0.2)] == alone
     # The negative control: with an image less among its own, which no mate's is.
@@ -83,14 +71,12 @@ def test_a_client_computes_the_same_bits_alone_and_in_company(
     assert found[0] != alone[0] and found[1:] == alone[1:]
 
 
-def test_the_slots_that_a_client_chooses_are_its_own_too(
-    tiny_vit, tiny_data, client_config, random_adapter, random_head
-) -> None:
+def test_the_slots_that_a_client_chooses_are_its_own_too(tiny_vit, tiny_data, client_config, tasks_of) -> None:
     """By the gradients of two batches, the second of them short for some."""
     settings = client_config(batch_size=8, epochs=1)
     tasks = [
         dataclasses.replace(t, trainable=frozenset("B"), choice=SlotChoice(7, "gradient", 2))
-        for t in tasks_of(tiny_vit, random_adapter, random_head)
+        for t in tasks_of(tiny_vit)
     ]
 
     def found(result: Result) -> tuple[list[bytes], dict[str, list[int]]]:
@@ -100,10 +86,8 @@ def test_the_slots_that_a_client_chooses_are_its_own_too(
     assert [found(result) for result in trained(tiny_vit, tiny_data, tasks, settings)] == alone
 
 
-def test_parts_are_neighbours_with_equally_long_batches(
-    tiny_vit, tiny_data, client_config, random_adapter, random_head
-) -> None:
-    tasks = tasks_of(tiny_vit, random_adapter, random_head)
+def test_parts_are_neighbours_with_equally_long_batches(tiny_vit, tiny_data, client_config, tasks_of) -> None:
+    tasks = tasks_of(tiny_vit)
     loader = BankLoader(tasks, tiny_data, tiny_vit.input, client_config(batch_size=8, epochs=1), 1, torch.device("cpu"))
     assert [len(t.examples) for t in loader.members] == [37, 24, 13, 11, 6, 5, 5]
     shapes = [[(part.first, *part.indices.shape) for part in loader.parts(step)] for step in range(5)]
@@ -126,10 +110,10 @@ def test_parts_are_neighbours_with_equally_long_batches(
 
 
 def test_elsewhere_than_on_the_cpu_a_step_is_one_pass_of_whole_batches(
-    tiny_vit, tiny_data, client_config, random_adapter, random_head
+    tiny_vit, tiny_data, client_config, tasks_of
 ) -> None:
     """So that a client's dropout there does not depend on its mates' images either."""
-    tasks, settings = tasks_of(tiny_vit, random_adapter, random_head), client_config(batch_size=8, epochs=1)
+    tasks, settings = tasks_of(tiny_vit), client_config(batch_size=8, epochs=1)
     loader = BankLoader(tasks, tiny_data, tiny_vit.input, settings, 1, torch.device("meta"))
     assert [[tuple(part.indices.shape) for part in loader.parts(step)] for step in range(5)] == [
         [(7, 8)], [(4, 8)], [(2, 8)], [(1, 8)], [(1, 8)]

@@ -40,22 +40,12 @@ CLIENTS = {0: (24, 4, 1.0), 1: (11, 2, 4.0), 2: (5, 3, 0.3), 3: (13, 4, 6.0), 4:
 
 
 @pytest.fixture
-def make_tasks(random_adapter, random_head) -> Callable[..., list[Task]]:
+def make_tasks(training_task) -> Callable[..., list[Task]]:
     """make_tasks(backbone, clients, trainable): the clients above, each with its own images and start."""
 
     def make(backbone: Backbone, clients: Sequence[int] = tuple(CLIENTS), trainable: str = "AB") -> list[Task]:
-        targets = select_targets(backbone.module, None, RANK)
-        return [
-            Task(
-                client=c,
-                round=2,
-                examples=(torch.arange(CLIENTS[c][0]) * 7 + 11 * c) % 60,
-                adapter=random_adapter(targets, CLIENTS[c][1], c),
-                head=random_head(5, backbone.features, c, CLIENTS[c][2]),
-                trainable=frozenset(trainable),
-            )
-            for c in clients
-        ]
+        made = {c: (images, rank, 2, size, trainable) for c, (images, rank, size) in CLIENTS.items()}
+        return [training_task(backbone, c, *made[c]) for c in clients]
 
     return make
 
