@@ -20,9 +20,10 @@ long as reading the updates (the first of the two).
 
 from __future__ import annotations
 
-import argparse
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ SHAPES = {
     **{f"blocks.{i}.mlp.fc2": (768, 3072) for i in range(12)},
 }
 STEPS = {"gram_sgd": (20, 120), "dense_sgd": (1, 4)}  # the short and the long run
-DENSE_BAR, READ_BAR = 1000, 20
+DENSE_BAR, READ_BAR = 1000, 5
 
 
 def draw_updates(clients: int) -> list[Update]:
@@ -99,7 +100,7 @@ def best_seconds(runs: dict[str, Callable[[], object]], turns: int) -> dict[str,
     return best
 
 
-def measure(clients: int, turns: int, device: torch.device) -> list[dict[str, object]]:
+def measure(clients: int, turns: int, device: torch.device) -> list[dict[str, Any]]:
     """One row a contestant: seconds, and the ratios that the bars are about."""
     best = best_seconds(contestants(draw_updates(clients), device), turns)
     how = f"best of {turns} turns"
@@ -121,7 +122,7 @@ def measure(clients: int, turns: int, device: torch.device) -> list[dict[str, ob
     ]
 
 
-def print_bars(rows: list[dict[str, object]]) -> None:
+def print_bars(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["contestant"] == "dense_sgd, 1000 steps":
             value, met = row["times_closed_form"], row["times_closed_form"] >= DENSE_BAR
@@ -133,9 +134,9 @@ def print_bars(rows: list[dict[str, object]]) -> None:
                   f"bar {READ_BAR} or less: {'met' if met else 'NOT met'}")  # fmt: skip
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.aggregation", description=__doc__.splitlines()[0])
+    words = machine.words("aggregation", __doc__)
     words.add_argument("--quick", action="store_true", help="six clients and two turns, in half a minute")
     words.add_argument("--threads", type=machine.count, default=machine.cores(), help="one a core, unless set")
     words.add_argument("--device", default="cpu", help="cuda or cuda:<n>, where the closed form is measured too")

@@ -14,8 +14,8 @@ limit       forward and backward of a step's K·b images with one adapter and no
 
 from __future__ import annotations
 
-import argparse
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 
 import torch
@@ -156,9 +156,9 @@ def measure(clients: int, batch: int, turns: int) -> dict[str, object]:
     }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.bank", description=__doc__.splitlines()[0])
+    words = machine.words("bank", __doc__)
     words.add_argument("--quick", action="store_true", help="up to 16 clients and two turns, in under a minute")
     return words
 

@@ -9,10 +9,10 @@ Medians over the rounds; the disk is that of the temporary folder.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,9 +81,9 @@ def measure(*words: str) -> dict[str, object]:
     }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__.splitlines()[0])
+    words = machine.words("checkpoint", __doc__)
     words.add_argument("--quick", action="store_true", help="three rounds of the default method only")
     return words
 

@@ -18,11 +18,12 @@ a single pass of the same width.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import time
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, RecordDict
@@ -117,7 +118,7 @@ def cost(name: str, options: Mapping[str, object], count: int, image_size: int) 
         rank=RANK,
         scale=SCALE,
         seed=SEED,
-        weight=lambda layer: backbone.module.get_submodule(layer).weight.detach(),
+        weight=lambda layer: backbone.module.get_parameter(f"{layer}.weight").detach(),
         groups=shared_inputs(backbone, targets),
         head=init_head("random", CLASSES, backbone.features, SEED),
     )
@@ -154,7 +155,7 @@ def costs(image_size: int) -> list[dict[str, object]]:
     return rows
 
 
-def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
+def captured(data_root: str, checkpoint: str) -> list[dict[str, Any]]:
     """A row a layer: the energy Σ ‖C^½v_i‖² of the sketch's first RANK directions over that of the best ones."""
     config = compose_config(["experiment=pacs_vit_tiny", f"data.root={data_root}", f"model.checkpoint={checkpoint}"])
     backbone = build_backbone(config.model)
@@ -191,9 +192,9 @@ def captured(data_root: str, checkpoint: str) -> list[dict[str, object]]:
     return rows
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.inits", description=__doc__.splitlines()[0])
+    words = machine.words("inits", __doc__)
     words.add_argument("--quick", action="store_true", help="at 64 px, once")
     words.add_argument("--data", help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
     words.add_argument("--checkpoint", help="vit_tiny_patch16_224 augreg weights, safetensors")
@@ -206,7 +207,7 @@ def main() -> None:
     if given.data and given.checkpoint:
         rows = captured(given.data, given.checkpoint)
         machine.publish("inits-captured", rows, dtype="float32", seed=SEED)
-        shares = [row["captured"] for row in rows]
+        shares = [float(row["captured"]) for row in rows]
         print(f"least {min(shares):.4f}, on average {sum(shares) / len(shares):.4f}")
     elif given.data or given.checkpoint:
         parser().error("--data and --checkpoint go together")

@@ -53,6 +53,11 @@ def count(text: str) -> int:
     return int(text)
 
 
+def words(benchmark: str, doc: str | None) -> ArgumentParser:
+    """Of a benchmark's command, which its module's docstring says in the first line."""
+    return ArgumentParser(prog=f"python -m benchmarks.{benchmark}", description=(doc or "").partition("\n")[0])
+
+
 def named(benchmark: str, words: ArgumentParser, given: Namespace, *beside: str) -> str:
     """The name under which a table is kept: with "-quick", or "-part" where other work was asked for than the command's
     own, so that a table of all of it stays. beside: options that change no work."""

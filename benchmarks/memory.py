@@ -17,8 +17,8 @@ reckoned MB what a step's closed form says of it beside the fewest: adapters, gr
 
 from __future__ import annotations
 
-import argparse
 import json
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
 
 import torch
@@ -97,14 +97,14 @@ def size_of_update() -> float:
     return 4 * (factors + scale.CLASSES * (backbone.features + 1)) / 2**20
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").partition("\n")[0])
+    words = machine.words("memory", __doc__)
     words.add_argument("--quick", action="store_true", help="1 and 20 clients, banks of 1 and 8, fedit alone")
     words.add_argument("--clients", type=machine.count, nargs="+", default=[1, 10, 50, 100, 250, 500])
     words.add_argument("--banks", type=machine.count, nargs="+", default=[1, 8, 64, 256])
     words.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=[*STRATEGIES])
-    words.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
+    words.add_argument("--point", nargs=4, help=SUPPRESS)
     return words
 
 

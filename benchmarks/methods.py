@@ -13,9 +13,9 @@ counted      the same by the method's formula in FORMULAS, 4 bytes a number; no 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 
 import torch
@@ -180,9 +180,9 @@ def _widest(updates: Sequence[Update]) -> Update:
     return max(updates, key=lambda u: next(iter(u.layers.values())).rank)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
+    words = machine.words("methods", __doc__)
     words.add_argument("--quick", action="store_true", help="six clients only")
     return words
 

@@ -17,12 +17,12 @@ The centralised reference takes as many batches a round as all the clients of a 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
 import math
 import statistics
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +212,7 @@ def beyond(table: Table, scores: Mapping[float, float]) -> float | None:
     usable = {rate: score for rate, score in scores.items() if not math.isnan(score)}
     if table.ratio is None or not usable:
         return None
-    best = max(usable, key=usable.get)
+    best = max(usable, key=usable.__getitem__)
     if best == min(scores):
         return float(f"{best / table.ratio:.3g}")
     return float(f"{best * table.ratio:.3g}") if best == max(scores) else None
@@ -234,7 +234,7 @@ def choose_rates(table: Table, place: Sequence[str], workers: int) -> dict[str, 
         usable = [rate for rate in tried if not math.isnan(tried[rate])]
         if not usable:
             raise SystemExit(f"{label}: no rate of {', '.join(f'{r:g}' for r in tried)} gave a run that ended")
-        chosen[label] = max(usable, key=tried.get), tried
+        chosen[label] = max(usable, key=tried.__getitem__), tried
     return chosen
 
 
@@ -320,9 +320,9 @@ def render(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.pacs", description=__doc__.partition("\n")[0])
+    words = machine.words("pacs", __doc__)
     words.add_argument("table", choices=sorted(TABLES))
     words.add_argument("--data", required=True, help="PACS: a folder root/domain/class/*.jpg, or a zip of one")
     words.add_argument("--checkpoint", required=True, help="vit_tiny_patch16_224 augreg weights, safetensors")

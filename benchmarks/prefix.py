@@ -12,10 +12,10 @@ of the turns counts. Bar: kept at least twice as fast.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
+from argparse import ArgumentParser
 
 import torch
 
@@ -61,9 +61,9 @@ def measure(name: str, turns: int, folder: str) -> dict[str, object]:
     }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.prefix", description=(__doc__ or "").partition("\n")[0])
+    words = machine.words("prefix", __doc__)
     words.add_argument("--quick", action="store_true", help="ViT-Tiny alone, two turns")
     return words
 

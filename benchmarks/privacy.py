@@ -13,7 +13,7 @@ epsilon, noise   as the run says, and the multiplier z that it takes
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from statistics import fmean, pstdev
 
@@ -81,9 +81,9 @@ def rows_of(method: str, seeds: Sequence[int], rounds: int, clips: Sequence[floa
     return [row("none", plain), row("clients", accuracy, clip=clip, epsilon=last["epsilon"], noise=last["noise"])]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.privacy", description=(__doc__ or "").partition("\n")[0])
+    words = machine.words("privacy", __doc__)
     words.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     words.add_argument("--clips", nargs="+", type=float, default=CLIPS, help="the best on seed 0 is taken")
     words.add_argument("--quick", action="store_true", help="one seed, three rounds, one clip")

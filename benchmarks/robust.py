@@ -18,12 +18,12 @@ server_ms        milliseconds a round on the server, aggregation and rule
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import math
 import multiprocessing
 import os
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from statistics import fmean, pstdev
@@ -151,12 +151,9 @@ def _take(share: int) -> None:
     torch.set_num_threads(share)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(
-        prog="python -m benchmarks.robust",
-        description="Accuracy under attack: attack × defence × share of bad clients.",
-    )
+    words = machine.words("robust", __doc__)
     words.add_argument("--quick", action="store_true", help="two bad ones of six domains, one seed")
     attacks, defences = sorted(set(ATTACKS) - {"none"}), ["none", *sorted(set(ROBUST) - {"none"})]
     words.add_argument("--workers", type=machine.count, default=1, help="processes side by side")

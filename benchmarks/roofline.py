@@ -14,10 +14,11 @@ evaluation   one pass of 256 images without gradients, the adapter folded into t
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -102,7 +103,7 @@ class Setting:
     ) -> None:
         """last_blocks: adapters are in as many blocks, the last ones; None: in all. compiled: `engine.compile`."""
         torch.manual_seed(SEED)
-        module = timm.create_model(name, num_classes=0, **kwargs).eval().requires_grad_(False)
+        module: Any = timm.create_model(name, num_classes=0, **kwargs).eval().requires_grad_(False)
         size = kwargs.get("img_size", 224)
         half = (0.5, 0.5, 0.5)
         backbone = Backbone(module, module.num_features, InputSpec(3, size, size, half, half))
@@ -183,9 +184,9 @@ def measure(
     }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.roofline", description=__doc__.splitlines()[0])
+    words = machine.words("roofline", __doc__)
     words.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     words.add_argument("--precision", nargs="*", choices=[*DTYPES], help="default: all that the device has")
     words.add_argument("--compile", action="store_true", help="the steps of whole banks go through torch's compiler")

@@ -13,7 +13,7 @@ up, down         kB a client and round, as serialised
 
 from __future__ import annotations
 
-import argparse
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from statistics import median
 
@@ -100,11 +100,9 @@ def rows_of(seen: Mapping[tuple[str, str], Sequence[RoundReport]]) -> list[dict[
     ]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(
-        prog="python -m benchmarks.safeguards", description=(__doc__ or "").partition("\n")[0]
-    )
+    words = machine.words("safeguards", __doc__)
     words.add_argument("--quick", action="store_true", help="three rounds of two steps, once")
     return words
 

@@ -12,7 +12,6 @@ peak MB   of the process, at its end
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import resource
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,14 +144,14 @@ def measure(population: int, cohort: int, rounds: int) -> dict[str, object]:
     return {"population": population, "cohort": cohort, **{key: float(f"{v:.4g}") for key, v in figures.items()}}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n")[0])
+    words = machine.words("scale", __doc__)
     words.add_argument("--quick", action="store_true", help="100 and 1,000 clients, ten a round, three rounds")
     words.add_argument("--population", type=machine.count, nargs="+", default=[100, 1000, 10_000, 100_000])
     words.add_argument("--cohort", type=machine.count, nargs="+", default=[10, 100, 1000])
     words.add_argument("--rounds", type=machine.count, default=5)
-    words.add_argument("--point", nargs=4, help=argparse.SUPPRESS)
+    words.add_argument("--point", nargs=4, help=SUPPRESS)
     return words
 
 

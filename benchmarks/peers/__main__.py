@@ -24,7 +24,6 @@ What is not installed is left out and named: pip install -e ".[peers]".
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import os
@@ -33,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import ArgumentParser
 from dataclasses import asdict
 from pathlib import Path
 
@@ -103,9 +103,9 @@ def measure(work: Work, names: list[str], turns: int) -> list[dict[str, object]]
     ]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> ArgumentParser:
     """Of the command's words."""
-    words = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=(__doc__ or "").partition("\n")[0])
+    words = machine.words("peers", __doc__)
     words.add_argument("--quick", action="store_true", help="ten clients, three rounds, one turn")
     words.add_argument("--clients", type=machine.count, nargs="+", default=[10, 50, 100])
     words.add_argument(
