@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from benchmarks import machine, memory, methods, pacs, robust, scale
+from benchmarks import machine, memory, methods, robust, scale
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
+from benchmarks.pacs import markdown, rates, runs
+from benchmarks.pacs.table import INITS, METHODS
 from benchmarks.peers.work import Work, parts
 from clients.batches import plan
 from fedinit.config.attack import ATTACKS
@@ -80,9 +82,9 @@ def _factors(draw: torch.Generator, d: int, k: int) -> Factors:
     ],
 )
 def test_a_grid_goes_on_while_its_best_rate_lies_at_an_edge(scores, following):
-    found = pacs.beyond(pacs.METHODS, scores)
+    found = rates.beyond(METHODS, scores)
     assert found is None if following is None else found == pytest.approx(following, rel=5e-3)
-    assert pacs.beyond(pacs.INITS, scores) is None
+    assert rates.beyond(INITS, scores) is None
 
 
 def test_every_attack_meets_every_defence_at_every_share():
@@ -108,8 +110,8 @@ def test_a_table_says_what_is_beyond_noise_seed_by_seed():
     base = Sample({seed: 50.0 + 5 * seed for seed in range(3)})
     better = Sample({seed: value + 2 + 0.1 * seed for seed, value in base.by_seed.items()})
     noisy = Sample({0: 50.0, 1: 60.0, 2: 58.0})
-    assert pacs.against(better, base) == "**+2.1 ± 0.1**" and pacs.against(noisy, base) == "+1.0 ± 3.6"
-    assert pacs.against(Sample({0: 40.0}), base) == "-10.0 ± nan"
+    assert markdown.against(better, base) == "**+2.1 ± 0.1**" and markdown.against(noisy, base) == "+1.0 ± 3.6"
+    assert markdown.against(Sample({0: 40.0}), base) == "-10.0 ± nan"
 
 
 def test_processor_time_is_kept_of_runs_that_were_made_in_one_go(tmp_path, monkeypatch, capsys):
@@ -118,18 +120,18 @@ def test_processor_time_is_kept_of_runs_that_were_made_in_one_go(tmp_path, monke
         (tmp_path / name).mkdir()
     asked = [(f"seed={seed}",) for seed in range(3)]
     places = {0: tmp_path / "new", 1: tmp_path / "b", 2: tmp_path / "c"}
-    monkeypatch.setattr(pacs, "summary_of", lambda words: None)
-    monkeypatch.setattr(pacs.run_folder, "place", lambda config: places[config.seed])
+    monkeypatch.setattr(runs, "summary_of", lambda words: None)
+    monkeypatch.setattr(runs.run_folder, "place", lambda config: places[config.seed])
 
     def done(named, environments):
-        assert [name for name, _ in named] == ["seed=0", "seed=1", "seed=2"] and environments == [pacs.ONE_CORE] * 2
+        assert [name for name, _ in named] == ["seed=0", "seed=1", "seed=2"] and environments == [runs.ONE_CORE] * 2
         for name, folder in (("seed=0", "a"), ("seed=1", "b")):
             yield Outcome(name, {"folder": str(tmp_path / folder)}, cpu_seconds=7.25)
         yield Outcome("seed=2", why="run failed: nobody answered")
 
-    monkeypatch.setattr(pacs, "side_by_side", done)
-    pacs.run_all(asked, 2)
-    assert (tmp_path / "a" / pacs.CPU_SECONDS).read_text() == "7.2" and not any((tmp_path / "b").iterdir())
+    monkeypatch.setattr(runs, "side_by_side", done)
+    runs.run_all(asked, 2)
+    assert (tmp_path / "a" / runs.CPU_SECONDS).read_text() == "7.2" and not any((tmp_path / "b").iterdir())
     assert "3 of 3: seed=2: run failed: nobody answered" in capsys.readouterr().out
 
 
