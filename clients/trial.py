@@ -52,7 +52,7 @@ def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, 
     steps = sum(c.steps or 0 for c in last.clients)
     all_steps = sum(config.client.steps(len(part.train)) for part in site.partitions) * config.participation
     images = sum(len(part.train) for part in site.partitions) / sum(len(part.train) for part in few.partitions)
-    tested = int(site.data.test.sum()) if config.evaluation.where != "none" else 0
+    tested = int(site.data.test.sum()) * config.evaluation.participation if config.evaluation.where != "none" else 0
     alone = config.evaluation.head_alone and "head_alone" != config.strategy.name and config.head.name != "none"
     return Trial(
         trained=trained,

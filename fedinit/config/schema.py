@@ -85,12 +85,18 @@ class EvaluationConfig:
     rounds: tuple[int, ...] | None  # the rounds to evaluate, in place of `every`; some may lie beyond the last
     batch_size: int
     head_alone: bool  # also run the same budget with the adapters frozen
+    participation: float = 1.0  # share of the clients with test images that evaluate, by `evaluation=clients`
 
     def __post_init__(self) -> None:
         at_least("evaluation.every", self.every, 1)
         for round in self.rounds or ():
             at_least("evaluation.rounds", round, 1)
         at_least("evaluation.batch_size", self.batch_size, 1)
+        within("evaluation.participation", self.participation, 0, 1, open_low=True)
+        if self.where != "clients" and self.participation != 1:
+            raise InputError(
+                f"evaluation.participation={self.participation:g}: is for evaluation=clients; leave it out, or use that"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +190,14 @@ MOST_ROUNDS = 999_999  # names of checkpoints have six digits
 UNCOUNTED = ("output_dir", "resume", "report", "preview", "logger", "node_timeout", "reply_timeout", "engine.name")
 UNCOUNTED += ("engine.lanes", "engine.actors", "engine.address", "engine.strict")
 UNCOUNTED += ("data.cache", "data.cache_above", "data.cache_dir", "model.sha256")
+# Nor these where they are what they were before there was a choice: (group, key, value).
+LATER = (
+    ("", "server_device", "auto"),
+    ("", "start_participation", 1.0),
+    ("engine", "compile", False),
+    ("engine", "threads", 1),
+    ("evaluation", "participation", 1.0),
+)
 # Nor where its data and its backbone's file lie: what is in them counts (fedinit/runs/made_of.py).
 PLACES = ("data.root", "model.checkpoint")
 
@@ -196,6 +210,7 @@ class Config:
     rounds: int
     seed: int
     participation: float  # share of the clients in a round
+    start_participation: float = 1.0  # share of the clients that measure the start
     weighting: Literal["auto", "examples", "uniform", "norm"]
     node_timeout: float  # seconds to wait for clients to be there, and for replies where reply_timeout is null
     reply_timeout: float | None  # seconds to wait for the replies of a round
@@ -233,6 +248,7 @@ class Config:
             raise InputError(f"rounds={self.rounds}: expected {MOST_ROUNDS:,} or fewer")
         at_least("seed", self.seed, 0)
         within("participation", self.participation, 0, 1, open_low=True)
+        within("start_participation", self.start_participation, 0, 1, open_low=True)
         positive("node_timeout", self.node_timeout)
         refuse_no_device("server_device", self.server_device)
         if self.reply_timeout is not None:
@@ -274,11 +290,10 @@ class Config:
         for key in (*UNCOUNTED, *PLACES):
             group, _, last = key.rpartition(".")
             (values[group] if group else values).pop(last, None)
-        for key, usual in (("threads", 1), ("compile", False)):
-            if values["engine"][key] == usual:
-                del values["engine"][key]  # runs were named without it before there was a choice
-        if self.server_device == "auto":
-            del values["server_device"]
+        for group, key, usual in LATER:
+            within_group = values[group] if group else values
+            if within_group[key] == usual:
+                del within_group[key]
         return values
 
 

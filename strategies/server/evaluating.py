@@ -47,8 +47,8 @@ class Schedule:
 def evaluate_clients(
     state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings = requests.NOTHING
 ) -> tuple[ServerState, Score | None]:
-    """The state after the evaluation, and the score over all clients that have test images; None where nobody's sums
-    can be used.
+    """The state after the evaluation, and the score over the clients that evaluate; None where nobody's sums can be
+    used.
 
     extra: settings that go into every message. Clients that failed are in the ledger.
     """

@@ -118,7 +118,7 @@ class FederatedLora(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
-        """The global factors and head to every client that has test images."""
+        """The global factors and head to every client that evaluates."""
         asked = requests.for_evaluation(self.state, self.method, self.exchange, config)
         self.state, messages, self.asked = asked
         return messages

@@ -38,7 +38,7 @@ from strategies.server.evaluating import Schedule
 from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
-from strategies.server.measuring import refuse_few_images
+from strategies.server.measuring import refuse_few_images, told, who_measure
 from strategies.server.meeting import Meeting
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
@@ -200,7 +200,7 @@ def _ready(
     began = time.perf_counter()
     round = -1 if saved is None else saved.round
     introductions = exchange.register_clients(opening.backbone.digest, round, Meeting.of(config))
-    roster, reports = roster_of(introductions), []
+    roster, reports, measuring = roster_of(introductions), [], who_measure(config, exchange.clients)
     if saved is not None:
         _compare(saved.roster, roster, audience, config)
     clients = next(iter(introductions.values())).partitions  # on which those that are used agree
@@ -212,9 +212,8 @@ def _ready(
     if saved is None:
         refuse_few_images(config, roster.examples)
         if opening.measured:
-            who = f"all {count:,} clients measure" if (count := len(roster.examples)) > 1 else "the client measures"
-            audience.doing(f"{who} the start, {opening.measured}")
-        reports = opening.make(exchange, roster)
+            audience.doing(f"{told(measuring, exchange.clients)} the start, {opening.measured}")
+        reports = opening.make(exchange, measuring, roster)
     privacy = mechanism_of(config, opening.aggregator, len(roster.examples), is_remote(exchange.grid))
     method = _method_of(config, opening, ranks, privacy)
     if saved is not None:
@@ -226,8 +225,8 @@ def _ready(
         return method, state
     state = reconcile(ServerState.begun(opening.start, roster, {}), method, exchange, introductions.items())
     if fixes_scales(config):
-        audience.doing("clients measure the step scales")
-        state, notes, reports = fix_step_scales(state, method, exchange, config.rounds, config.client.loss)
+        audience.doing(f"{told(measuring, exchange.clients)} the step scales")
+        state, notes, reports = fix_step_scales(state, method, exchange, measuring, config.rounds, config.client.loss)
         opening.note(step_scales=notes)
     state = dataclasses.replace(state, bytes_up=exchange.bytes_up, bytes_down=exchange.bytes_down)
     audience.round_zero_done(
@@ -258,6 +257,7 @@ def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], priva
         ranks=ranks,
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
+        evaluation=config.evaluation.participation,
         gate=Gate(**vars(config.gate), private=config.privacy.name == "examples", untrainable=untrainable(config)),
         robust=create_robust(config.robust.name, config.robust.options),
         secure=secure if isinstance(secure, SecAggConfig) else None,

@@ -39,6 +39,7 @@ class Method:
     components. Empty: all have the global rank.
     server_optimizer: moves the aggregate on; None: it stays as it is.
     participation: the share of the clients that are asked in a round, in (0, 1].
+    evaluation: the share of the clients with test images that evaluate a round, in (0, 1].
     gate: what lets updates in.
     robust: how much each of those counts; None: as the aggregator weighs them.
     secure: how updates are summed in secret; None: the server sees each.
@@ -58,6 +59,7 @@ class Method:
     ranks: Mapping[int, int] = field(default_factory=dict)
     server_optimizer: ServerOptimizer | None = None
     participation: float = 1.0
+    evaluation: float = 1.0
     gate: Gate = field(default_factory=Gate)
     robust: Robust | None = None
     secure: SecAggConfig | None = None
@@ -86,9 +88,11 @@ class Method:
         """The clients of a round, in order: a function of the seed and the round alone. clients: all, in order."""
         if self.privacy is not None:
             return self.privacy.sample(round, clients)
-        count = sample_size(self.participation, len(clients))
-        draw = numpy_generator(self.seed, "sampling", round)
-        return sorted(int(client) for client in draw.choice(clients, size=count, replace=False))
+        return drawn(clients, self.participation, self.seed, "sampling", round)
+
+    def evaluators(self, round: int, clients: Sequence[int]) -> list[int]:
+        """The clients that evaluate a round, likewise. clients: those with test images, in order."""
+        return drawn(clients, self.evaluation, self.seed, "evaluating", round)
 
     def needed(self, asked: int) -> int:
         """How many of so many clients must give a usable answer; none under privacy=clients, where who answered would
@@ -125,6 +129,16 @@ class Method:
 def needed(quorum: int | float, asked: int) -> int:
     """How many of so many clients a quorum is: a number as it is, a share rounded up."""
     return quorum if isinstance(quorum, int) else math.ceil(quorum * asked - 1e-9)
+
+
+def drawn(clients: Sequence[int], share: float, seed: int, purpose: str, round: int) -> list[int]:
+    """A share of the clients, in order, and one at least; a function of the seed, the purpose and the round alone.
+    clients: all, in order."""
+    count = sample_size(share, len(clients))
+    if count >= len(clients):
+        return list(clients)
+    draw = numpy_generator(seed, purpose, round)
+    return sorted(int(client) for client in draw.choice(clients, size=count, replace=False))
 
 
 def sample_size(participation: float, clients: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -73,13 +73,13 @@ class Opening:
         ranks = {name: factors.rank for name, factors in self.start.layers.items()}
         return ReinitContext(ranks, self.config.adapter.scale, self.draw, self.frozen)
 
-    def make(self, exchange: Exchange, roster: Roster) -> list[ClientReport]:
-        """Make the start, of the clients' data where it needs any; the reports of those who measured for it."""
+    def make(self, exchange: Exchange, clients: Sequence[int], roster: Roster) -> list[ClientReport]:
+        """Make the start, of these clients' data where it needs any; the reports of those who measured for it."""
         head = (
             self.head,
             HeadContext(classes=roster.class_names, features=self.backbone.features, seed=self.config.seed),
         )
-        start, reports = make_start(exchange, self.config.quorum, head, (self.initializer, self.context))
+        start, reports = make_start(exchange, clients, self.config.quorum, head, (self.initializer, self.context))
         self._start = self._completed(start)
         return reports
 

@@ -82,10 +82,10 @@ def for_training(
 def for_evaluation(
     state: ServerState, method: Method, exchange: Exchange, extra: Settings = NOTHING
 ) -> tuple[ServerState, list[Message], dict[int, Asked]]:
-    """A message with the global factors and head to every client that has test images; and {node id: what it was
+    """A message with the global factors and head to every client that evaluates; and {node id: what it was
     asked}. extra: settings that go into every message."""
     settings = {"round": state.round, "keep": [], "personal": sorted(method.aggregator.personal), **extra}
-    clients = sorted(client for client, images in exchange.tests.items() if images)
+    clients = method.evaluators(state.round, sorted(c for c, images in exchange.tests.items() if images))
     tensors = wire.to_tensors(state.model.layers, state.model.head)
     starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, tensors)
     by_client = dict.fromkeys(clients, {"start-digest": digest.of_tensors(tensors)})
@@ -98,22 +98,23 @@ def for_statistics(
     state: ServerState,
     method: Method,
     exchange: Exchange,
+    clients: Sequence[int],
     trainable: frozenset[str],
     request: Request,
 ) -> tuple[ServerState, list[Message], dict[int, Asked]]:
-    """A question of round 0 to all clients, which are given the start and what of the base they lack, as in training;
+    """A question of round 0 to these clients, which are given the start and what of the base they lack, as in training;
     and {node id: what it was asked}.
 
     trainable: the factors that are trained in some round; the others clients keep.
     """
-    starts = method.starts_of(exchange.clients, state.model)
+    starts = method.starts_of(clients, state.model)
     passing = frozenset(wire.trained_names(state.model.layers, state.model.head, trainable))
     settings = {**_factor_settings(state, method, 0, trainable), "request": request.to_json()}
     by_client = _start_digests(starts)
     state, messages = _messages(state, exchange, "query.statistics", starts, passing, settings, by_client)
     for message in messages:
         message.content[wire.ASKED] = wire.encode({})
-    return state, messages, asked(exchange, exchange.clients, messages, 0, answer_limit(request))
+    return state, messages, asked(exchange, clients, messages, 0, answer_limit(request))
 
 
 def for_projection(

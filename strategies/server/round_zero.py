@@ -1,17 +1,17 @@
 """Round 0: what the clients measure becomes the start that round 1 begins from.
 
-The server asks every client for the statistics of a request, judges each answer on its own, adds up those it lets in
-(in client order, in float64) and gives the sum to whoever asked, which makes its part of the start or asks again: first
-the head, then the initialiser, whose gradients are those under that head. A client that is missing, or that erred,
-costs its own part and nothing else; the summary says so. Once the start is known, one more pass may fix the step scales
-of the clients' optimisers at it.
+The server asks the clients that measure for the statistics of a request, judges each answer on its own, adds up those
+it lets in (in client order, in float64) and gives the sum to whoever asked, which makes its part of the start or asks
+again: first the head, then the initialiser, whose gradients are those under that head. A client that is missing, or
+that erred, costs its own part and nothing else; the summary says so. Once the start is known, one more pass may fix the
+step scales of the clients' optimisers at it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -42,15 +42,17 @@ Answers = tuple[dict[int, int], list[Refusal], Statistics]
 
 @dataclass(frozen=True)
 class Survey:
-    """Questions to every client about the bare backbone, and what came of them.
+    """Questions to clients about the bare backbone, and what came of them.
 
     exchange: the way to the clients, which have registered.
+    clients: who is asked, by partition id, in order.
     need: how many usable answers a question needs.
     measured: {client: examples of its last answer}.
     lost: {client: reason code} of those whose answer to some question is missing.
     """
 
     exchange: Exchange
+    clients: Sequence[int]
     need: int
     measured: dict[int, int] = field(default_factory=dict)
     lost: dict[int, str] = field(default_factory=dict)
@@ -65,10 +67,10 @@ class Survey:
                 wire.ASKED: wire.encode(request.tensors),
             }
         )
-        nodes = [exchange.by_client[client] for client in exchange.clients]
+        nodes = [exchange.by_client[client] for client in self.clients]
         messages = [Message(wire.clone(content), node, "query.statistics") for node in nodes]
         limit = requests.answer_limit(request)
-        asked = requests.asked(exchange, exchange.clients, messages, 0, limit)
+        asked = requests.asked(exchange, self.clients, messages, 0, limit)
         answers, refusals, total = _answers(exchange, messages, asked, request, self.need)
         for refusal in refusals:
             if refusal.client in exchange.by_client.keys() - answers.keys():  # not for a second or a forged answer
@@ -85,18 +87,20 @@ class Survey:
 
 def make_start(
     exchange: Exchange,
+    clients: Sequence[int],
     quorum: int | float,
     head: tuple[Head, HeadContext],
     initializer: tuple[Initializer, InitContext],
 ) -> tuple[StartState, list[ClientReport]]:
     """The start and its head, with the round's costs in its notes, and the reports of those who measured for it.
 
-    quorum: how many answers a question needs, a number (int) or a share of the clients (float).
+    clients: who measure for it, by partition id, in order.
+    quorum: how many answers a question needs, a number (int) or a share of those clients (float).
     head, initializer: each with the context it works in; the head is made first, since gradients are taken under it.
     Raises RunFailed when fewer clients' statistics can be used than the quorum says.
     """
     began, up = time.perf_counter(), exchange.bytes_up
-    ask = Survey(exchange, max(needed(quorum, len(exchange.by_client)), 1))
+    ask = Survey(exchange, clients, max(needed(quorum, len(clients)), 1))
     head_state = head[0].run(head[1], ask)
     method, context = initializer
     start = method.run(dataclasses.replace(context, head=head_state.tensors), ask)
@@ -115,12 +119,17 @@ def make_start(
 
 
 def fix_step_scales(
-    state: ServerState, method: Method, exchange: Exchange, rounds: int, loss: str = "auto"
+    state: ServerState,
+    method: Method,
+    exchange: Exchange,
+    clients: Sequence[int],
+    rounds: int,
+    loss: str = "auto",
 ) -> tuple[ServerState, dict[str, Any], list[ClientReport]]:
-    """SGD-SaI's step scale of every tensor that is trained in some round, from the mean gradient of all clients'
-    examples at the start: the state with the scales, what they took, for the start's notes, and who measured.
+    """SGD-SaI's step scale of every tensor that is trained in some round, from the mean gradient of the
+    clients' examples at the start: the state with the scales, what they took, for the start's notes, and who measured.
 
-    rounds: how many the run has.
+    clients: who are asked, by partition id, in order.
     A tensor whose gradient is exactly zero there, such as A under a zero B, has none: each client fixes it at its own
     first gradient that is not. rounds: of the run. loss: what clients minimise, `client.loss`. Raises RunFailed when
     fewer clients' gradients can be used than the quorum says.
@@ -136,8 +145,8 @@ def fix_step_scales(
         options={"loss": loss},
         sampling=Sampling(examples=None, min_examples=1),  # they reveal what the first step of training would
     )
-    state, messages, asked = requests.for_statistics(state, method, exchange, trainable, request)
-    need = max(method.needed(len(exchange.by_client)), 1)
+    state, messages, asked = requests.for_statistics(state, method, exchange, clients, trainable, request)
+    need = max(method.needed(len(clients)), 1)
     answers, refusals, total = _answers(exchange, messages, asked, request, need)
     state = drop(state, exchange, 0, refusals)
     means = {name: total.of(name)["total"] / total.of(name)["count"] for name in names}
