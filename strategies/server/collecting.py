@@ -21,6 +21,7 @@ from strategies.server.bounds import KnownBounds
 from strategies.server.exchange import SAY_SECONDS, Exchange
 from strategies.server.gate import Expected
 from strategies.server.method import Method
+from strategies.server.placing import beside_clients
 from strategies.server.replies import Refusal, match_replies
 from strategies.server.running_mean import RunningMean
 from strategies.server.state import ServerState
@@ -100,7 +101,8 @@ def collect(
             replies = exchange.send(messages, end - time.monotonic(), expected, say)
             added = admit(method, exchange, replies, expected)
         else:
-            added = admit(method, exchange, exchange.one_by_one(messages, expected), expected, running.add)
+            with beside_clients(exchange.grid):
+                added = admit(method, exchange, exchange.one_by_one(messages, expected), expected, running.add)
         state = drop(state, exchange, round, added.refusals)
         admitted += added
         idle = {refusal.client for refusal in added.refusals if refusal.code in NOT_BEGUN}

@@ -23,6 +23,7 @@ from strategies.server.claims import Claims, sorted_out
 from strategies.server.counting import aloud
 from strategies.server.delivery import WatchedGrid, activations, registered
 from strategies.server.meeting import Meeting, absent, divided, introduced, missing
+from strategies.server.placing import beside_clients
 from strategies.server.replies import Asked, Refusal, match_replies
 
 Emit = Callable[[str, Mapping[str, object]], None]
@@ -223,7 +224,8 @@ class Exchange:
         that are no larger than they may be. asked: {node id: what its client is asked}. waiting: called now and then
         with the nodes whose replies are missing, where they come over a network."""
         if messages and self.is_prompt:
-            return list(self.one_by_one(messages, asked))
+            with beside_clients(self.grid):
+                return list(self.one_by_one(messages, asked))
         self.bytes_down += wire.nbytes(m.content for m in messages)
         limits = {node: wanted.limit for node, wanted in asked.items() if wanted.limit is not None}
         how = {"limits": limits, "waiting": waiting} if isinstance(self.grid, WatchedGrid) else {}

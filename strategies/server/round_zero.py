@@ -33,6 +33,7 @@ from strategies.server.collecting import drop
 from strategies.server.exchange import Exchange
 from strategies.server.gate import admit_statistics
 from strategies.server.method import Method, needed
+from strategies.server.placing import beside_clients
 from strategies.server.replies import Asked, Refusal, match_replies
 from strategies.server.state import ServerState
 
@@ -184,7 +185,8 @@ def _answers(
         replies = exchange.one_by_one(messages, asked)
     else:
         replies = exchange.send(messages, exchange.reply_timeout, asked)
-    answers, refusals = match_replies(replies, asked, exchange.client_of, judge)
+    with beside_clients(exchange.grid):
+        answers, refusals = match_replies(replies, asked, exchange.client_of, judge)
     if len(answers) >= need:
         return answers, refusals, total.total
     for refusal in refusals:

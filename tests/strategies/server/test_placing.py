@@ -8,19 +8,22 @@ import pytest
 import torch
 from rich.console import Console
 
+from clients import cohort
 from clients.cohort import Cohort
 from clients.engine.hardware import clients_device, resolved
 from clients.site import Site
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
+from fedinit.threads import intra_op
 from fedinit.transport.local import LocalGrid
 from run_sim import simulate
 from strategies import AGGREGATORS
 from strategies.aggregator import Update
-from strategies.server import placing
+from strategies.server import placing, round_zero
 from strategies.server import round as of_round
 from strategies.server.delivery import WatchedGrid
 from strategies.server.federation import federate
+from strategies.server.gate import Gate
 from strategies.server.outcome import Outcome
 from strategies.server.placing import server_device
 from tests.support.far_device import FAR, Far, far_device
@@ -171,6 +174,47 @@ def test_a_run_without_a_choice_is_named_as_before():
     chosen = replace(config, server_device="cpu")
     assert chosen.computed() == config.computed() | {"server_device": "cpu"}
     assert chosen.identity() != config.identity()
+
+
+@pytest.mark.parametrize(
+    ("words", "judged"),
+    [
+        (("strategy=fedit", "strategy.diagnostics=false"), {1}),  # each as it comes
+        (("strategy=lora_fair",), {3}),  # when all are there, and no client is at work
+        (("strategy=lora_fair", "init=eva", "init.examples=8", "init.min_examples=4"), {1, 3}),
+    ],
+)
+def test_beside_clients_at_work_the_server_takes_one_thread(words, judged, monkeypatch):
+    """Threads of an operation that finds no core free for each of them wait for one another."""
+    seen, encoded = set(), set()
+
+    def noting(place, name, into):
+        plain = getattr(place, name)
+
+        def noted(*given, **named):
+            into.add(torch.get_num_threads())
+            return plain(*given, **named)
+
+        monkeypatch.setattr(place, name, noted)
+
+    noting(Gate, "admit", seen)
+    noting(round_zero, "admit_statistics", seen)
+    noting(cohort, "encode", encoded)
+    site = Site(small_config(*QUICK, *words))
+    with intra_op(3):
+        federate(site.config, LocalGrid(Cohort(site), len(site.partitions)), site.backbone)
+        assert torch.get_num_threads() == 3
+    assert seen == judged and encoded == {1}
+
+
+def test_of_clients_elsewhere_it_takes_all():
+    with intra_op(3):
+        with placing.beside_clients(WatchedGrid.__new__(WatchedGrid)):
+            assert torch.get_num_threads() == 3
+        far = LocalGrid(lambda deliveries: [], 1)
+        far._handler.device = torch.device("cuda", 0)
+        with placing.beside_clients(far):
+            assert torch.get_num_threads() == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
