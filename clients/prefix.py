@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -93,7 +95,10 @@ class Prefix:
         for rows in torch.arange(len(self.data)).split(PART):
             pixels.update(self.data.images[rows].numpy().tobytes())
         arithmetic = (self.config.engine.precision, self.device.type, torch.__version__, sys.byteorder)
-        about = [self.cut.whole.digest, self.cut.block, str(self.cut.whole.input), *arithmetic, pixels.hexdigest()]
+        whole = self.cut.whole  # the same weights may be those of another model, of other heads or activations
+        tree = re.sub(" at 0x[0-9a-f]+", "", repr(whole.module))
+        made = (self.config.model.name, str(sorted(whole.arguments.items())), tree, timm.__version__)
+        about = [whole.digest, *made, self.cut.block, str(whole.input), *arithmetic, pixels.hexdigest()]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def _fill(self, file: ImageFile, missing: np.ndarray, report: Reporter) -> None:

@@ -71,6 +71,24 @@ def test_a_run_is_that_without_it():
         torch.testing.assert_close(kept.offset[name], value, rtol=1e-4, atol=1e-6 * float(value.abs().max()))
 
 
+MODELS = ("model.kwargs.num_heads=3", "model.kwargs.num_heads=2", "+model.kwargs.act_layer=relu")
+
+
+def test_the_same_weights_in_another_model_are_anothers(capsys):
+    """Heads and activations are in no weight."""
+    ended = {}
+    for word in MODELS:
+        for value in ("true", "true", "false"):
+            config = small_config("adapter.blocks=last:1", "rounds=1", word, f"engine.prefix_cache={value}")
+            site = Site(config, console=Console())
+            outcome = federate(site.config, LocalGrid(Cohort(site), len(site.partitions)), site.backbone)
+            ended.setdefault(word, []).append(outcome.final_hash)
+        said = capsys.readouterr().out
+        assert said.count("into cache") == 1 and said.count("from cache") == 1, (word, said)
+    assert all(len(set(hashes)) == 1 for hashes in ended.values()), ended
+    assert len({hashes[0] for hashes in ended.values()}) == 3
+
+
 def test_the_file_is_used_again_and_never_for_others(prefix_of, tiny_vit, tiny_data, own_cache, monkeypatch):
     first = prefix_of().dataset.images[torch.arange(60)]
     passes = []
