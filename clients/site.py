@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clients.attacks.label_flip import flipped
 from clients.engine import Emit, Engine
-from clients.engine.hardware import crowded, resolved
+from clients.engine.hardware import clients_device, crowded, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
@@ -109,6 +109,8 @@ class Site:
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
         held = backbone, self.targets, replace(shown, marks=None), Settings.of(config)  # an engine looks at no files
         self.emit: Emit = _nobody
+        if console is not None and (said := crowded(config.engine, clients_device(config.engine))):
+            tell(console, said, "yellow")
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
@@ -125,9 +127,6 @@ class Site:
             tell(
                 console, "engine: steps are compiled, which takes half a minute or more at the first of them", "yellow"
             )
-        on = self.engine.workers[0].device if isinstance(self.engine, ThreadEngine) else None
-        if on is not None and (said := crowded(self.config.engine, on)):
-            tell(console, said, "yellow")
 
     def close(self) -> None:
         """End what the engine started; nobody uses the site any more."""

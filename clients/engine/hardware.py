@@ -19,6 +19,7 @@ from fedinit.models import build_backbone, select_targets
 from fedinit.models.backbone import Backbone, outline
 from fedinit.threads import cores
 
+LANES = 16  # of a core, at the most: more than one is no faster, and each takes a bank and a moment to make
 CLASSES = 1000  # that a head is reckoned with before the data is there
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,26 +45,30 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
 
 def crowded(config: EngineConfig, place: torch.device) -> str | None:
     """A line about more lanes than the cores have room for, which is no fault: no result depends on them. None where
-    there are no more. place: what the lanes are on."""
+    there are no more. place: what the lanes are on. Raises InputError for more than LANES a core."""
     have = cores()
     room = have // config.threads
     if not isinstance(config, ThreadsConfig) or config.lanes is None or config.lanes <= room or place.type != "cpu":
         return None
     each = f", {config.threads} for each" * (config.threads > 1)
-    return (
+    said = (
         f"engine.lanes={config.lanes}: this machine has {have} cores{each}; more lanes are no faster, hold a bank "
         f"each, and change no result: use engine.lanes={room}, or null"
     )
+    if config.lanes > LANES * have:
+        raise InputError(said)
+    return said
 
 
 def resolved(config: Config) -> Config:
     """The configuration with a value for every `auto` of the engine that a run's result depends on.
 
-    Raises InputError for a device that is not there, and for a precision that it has not.
+    Raises InputError for a device that is not there, for a precision that it has not, and for lanes beyond reason.
     """
     if _elsewhere(config.engine):
         return config
     place = devices(config.engine.device, 1, config.engine.threads)[0]
+    crowded(config.engine, place)
     precision = _precision(config.engine.precision, place, config.head.name == "none")
     size = config.engine.clients_per_bank
     if size == "auto":

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from clients.engine import hardware
 from clients.site import Site
+from fedinit.errors import InputError
 from tests.support.small import small_config
 
 
@@ -40,7 +41,14 @@ def test_the_size_of_a_bank_is_that_of_the_clients_there_are() -> None:
 )
 def test_more_lanes_than_cores_are_said(cores, words, expected, monkeypatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: cores)
-    _, *more = said(*words)
+    *more, _ = said(*words)  # before they are made
     assert len(more) == (expected is not None)
     if expected is not None:
         assert more[0].startswith(expected) and more[0].endswith("use engine.lanes=2, or null")
+
+
+def test_lanes_beyond_reason_are_refused_before_anything_is_read(monkeypatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
+    hardware.resolved(small_config("engine.device=cpu", f"engine.lanes={2 * hardware.LANES}"))
+    with pytest.raises(InputError, match="^engine.lanes=33: this machine has 2 cores; .* use engine.lanes=2"):
+        hardware.resolved(small_config("engine.device=cpu", "engine.lanes=33"))
