@@ -44,6 +44,7 @@ class Settings:
     threads: cores inside each operation on the CPU.
     compile: whether steps of whole banks are compiled.
     privacy: how every client's examples are hidden; None: they are not.
+    rank: the largest, where clients have several; 0: all have one.
     """
 
     client: ClientConfig
@@ -56,6 +57,7 @@ class Settings:
     threads: int = 1
     compile: bool = False
     privacy: ExamplePrivacyConfig | None = None
+    rank: int = 0
 
     @staticmethod
     def of(config: Config) -> Settings:
@@ -72,6 +74,7 @@ class Settings:
             threads=config.engine.threads,
             compile=config.engine.compile is True,
             privacy=config.privacy if isinstance(config.privacy, ExamplePrivacyConfig) else None,
+            rank=0 if adapter.ranks is None else adapter.rank,
         )
 
 
@@ -94,7 +97,8 @@ class Worker:
         alone = beside is None
         made = (backbone, targets, settings.scale, device, settings.precision)
         self.replica = Replica(*made) if alone else beside.replica
-        self.bank = Bank(self.replica.backbone, targets, settings.scale, settings.dropout, self.replica.exact)
+        how = (settings.scale, settings.dropout, self.replica.exact, settings.rank)
+        self.bank = Bank(self.replica.backbone, targets, *how)
         self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
         if beside is not None:
             self.compiled = beside.compiled

@@ -134,6 +134,7 @@ class Bank:
         scale: float,
         dropout: float = 0.0,
         exact: Mapping[str, Tensor] = MappingProxyType({}),
+        rank: int = 0,
     ) -> None:
         """
         backbone: whose parameters and buffers are shared; its module tree is copied, so that layers can be replaced.
@@ -141,8 +142,10 @@ class Bank:
         scale: s, what every product of factors is multiplied by.
         dropout: probability on the adapters' input, while training.
         exact: {layer: W0 (d, k) in float32} of a backbone whose weights are rounded to another dtype.
+        rank: that lower ones are filled up to, so that no client's rounding depends on its mates' ranks; 0: to the
+            largest of those that are loaded.
         """
-        self.features = backbone.features
+        self.rank, self.features = rank, backbone.features
         self.module = share(backbone.module)
         first = next(backbone.module.parameters())
         self.device, self.dtype = first.device, first.dtype  # what the backbone computes in; heads compute in float32
@@ -183,7 +186,7 @@ class Bank:
             (d, k), under = layer.weight.shape, offsets if offsets is not None and any(offsets) else []
             nothing = Factors(torch.zeros(0, k), torch.zeros(d, 0))
             beneath = [offset.get(name, nothing) for offset in under]
-            stacks += layer.stack([a[name] for a in adapters], beneath, trainable, room.get(name, 0))
+            stacks += layer.stack([a[name] for a in adapters], beneath, trainable, max(self.rank, room.get(name, 0)))
         alike = all(head is heads[0] for head in heads)
         stacks.append({k: _repeated(v, len(heads)) if alike else torch.stack([h[k] for h in heads])
                        for k, v in heads[0].items()})  # fmt: skip

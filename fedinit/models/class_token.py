@@ -70,7 +70,10 @@ def _attended(attention: Attention, tokens: Tensor) -> Tensor:
     q, k, v = (value.unflatten(2, heads).transpose(1, 2) for value in (q, k, v))  # (n, heads, t, D/heads)
     # Scores are kept in float32, as torch's own attention keeps them, and not rounded to bf16 before their softmax.
     exact = torch.promote_types(v.dtype, torch.float32)
-    scores = (attention.q_norm(q) * attention.scale).to(exact) @ attention.k_norm(k).to(exact).mT  # (n, heads, 1, t)
+    # Keys lie as they are multiplied, since a product rounds by where its inputs begin, which would be another place
+    # for every image before an image's own.
+    k = attention.k_norm(k).to(exact).contiguous()
+    scores = (attention.q_norm(q) * attention.scale).to(exact) @ k.mT  # (n, heads, 1, t)
     y = scores.softmax(-1).to(v.dtype) @ v
     y = attention.norm(y.transpose(1, 2).flatten(2))
     gate = getattr(attention, "gate", None)  # of newer timm

@@ -15,7 +15,10 @@ from clients.loader import BankLoader
 from clients.task import Result, SlotChoice, Task
 from clients.training import train_bank
 from fedinit.adapters.bank import Bank
-from fedinit.models import select_targets
+from fedinit.config.compose import compose_config
+from fedinit.data.digits import load_digits
+from fedinit.factors import leading
+from fedinit.models import build_backbone, select_targets
 
 RANK = 4
 IMAGES = (24, 11, 5, 13, 5, 6, 37)
@@ -69,6 +72,37 @@ def test_a_client_computes_the_same_bits_alone_and_in_company(tiny_vit, tiny_dat
     less = dataclasses.replace(tasks[0], examples=tasks[0].examples[:-1])
     found = [bits(r) for r in trained(tiny_vit, tiny_data, [less, *tasks[1:]], settings, 0.2)]
     assert found[0] != alone[0] and found[1:] == alone[1:]
+
+
+@pytest.mark.parametrize("model", ["glyph_vit", "glyph_mixer"])
+@pytest.mark.parametrize("size", [5, 7, 20])
+def test_of_the_embedded_models_too(model, size, client_config, tasks_of) -> None:
+    """Seventeen tokens: where an image's begin is another place, to a product, for every one of them."""
+    backbone, digits = build_backbone(compose_config([f"model={model}"]).model), load_digits(32)
+    data = dataclasses.replace(digits, labels=digits.labels % 5)
+    tasks, settings = tasks_of(backbone, (1, 2, 3, 9, 13, 19, 20, 21, 38)), client_config(batch_size=size, epochs=1)
+    alone = [bits(trained(backbone, data, [task], settings)[0]) for task in tasks]
+    for several in (2, 3, 9):
+        banks = [tasks[i : i + several] for i in range(0, len(tasks), several)]
+        assert [bits(r) for bank in banks for r in trained(backbone, data, bank, settings)] == alone
+
+
+def test_lower_ranks_are_filled_up_whoever_is_there(tiny_vit, tiny_data, client_config, tasks_of) -> None:
+    settings, targets = client_config(batch_size=8, epochs=1), select_targets(tiny_vit.module, None, RANK)
+    tasks = [
+        dataclasses.replace(task, adapter={name: leading(f, rank) for name, f in task.adapter.items()})
+        for task, rank in zip(tasks_of(tiny_vit), (1, 2, 4, 3, 4, 1, 2), strict=True)
+    ]
+
+    def found(tasks: list[Task], rank: int) -> list[list[bytes]]:
+        bank = Bank(tiny_vit, targets, 2.0, rank=rank)
+        return [bits(r) for r in train_bank(bank, tasks, tiny_data, tiny_vit.input, settings, 1)]
+
+    assert found(tasks, RANK) == [found([task], RANK)[0] for task in tasks]
+    shapes = [f.rank for f in tasks[0].adapter.values()]
+    (one,) = train_bank(Bank(tiny_vit, targets, 2.0, rank=RANK), tasks[:1], tiny_data, tiny_vit.input, settings, 1)
+    assert [f.rank for f in one.adapter.values()] == shapes
+    assert found(tasks, 0) != [found([task], 0)[0] for task in tasks]  # the negative control: as far as the mates'
 
 
 def test_the_slots_that_a_client_chooses_are_its_own_too(tiny_vit, tiny_data, client_config, tasks_of) -> None:
