@@ -111,10 +111,12 @@ class ClassMoments(ClassSums):
         trace, most = float(gram.trace()), self.energy(self.images(sums, examples)[0])
         if not trace <= most + 6 * slack * len(gram) ** 0.5:
             return f"{self.layer}: a second moment of trace {trace:.3g} over {examples} images"
-        inside, counts = gram, sums["counts"].double()
+        inside, counts, spread = gram, sums["counts"].double(), None
         if not slack:
-            means = sums["sums"].double()[counts > 0] / counts[counts > 0].sqrt()[:, None]
-            inside = gram - means.T @ means
-        if not is_positive(inside, 3 * slack * len(gram) ** 0.5, trace):
+            of_classes = sums["sums"].double()
+            means = of_classes[counts > 0] / counts[counts > 0].sqrt()[:, None]
+            inside = gram - means.T @ means  # nothing but rounding, where every class has one image
+            spread = gram.diagonal() - of_classes.sum(0).square() / counts.sum().clamp(min=1e-12)
+        if not is_positive(inside, 3 * slack * len(gram) ** 0.5, trace, spread):
             return f"{self.layer}: its second moment is not positive semi-definite"
         return ""

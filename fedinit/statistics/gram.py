@@ -101,19 +101,23 @@ def shift(centre: Tensor, total: Tensor, count: float) -> Tensor:
     return mixed + mixed.T
 
 
-def is_positive(matrix: Tensor, slack: float, scale: float) -> bool:
+def is_positive(matrix: Tensor, slack: float, scale: float, whole: Tensor | None = None) -> bool:
     """Whether a symmetric matrix (k, k) has no eigenvalue below -slack, up to the rounding of its entries in float32.
 
     Without a slack this is asked of the correlations, which no row's scale has a part in. scale: of the sums that the
-    matrix is what is left of.
+    matrix is what is left of. whole: the diagonal (k,) of the matrix that another was taken from to give this one,
+    which has that one's rounding; None: there is none.
     """
     k, diagonal = len(matrix), matrix.diagonal()
     floor = 1e-6 * max(scale, 0.0) + slack
     if not bool((diagonal >= -floor).all()):
         return False
     if not slack:
-        size = (diagonal.clamp(min=0) + 1e-9 * max(scale, 0.0) + 1e-30).rsqrt()
-        matrix, floor = matrix * size * size[:, None], 1e-2
+        floor, noise = 1e-2, 1e-9 * max(scale, 0.0) + 1e-30
+        if whole is not None:  # whose entries are off by a few 2⁻²⁴ √(whole_i whole_j), k times that in norm at most
+            noise = noise + 4 * k * 2**-24 / floor * whole.clamp(min=0)
+        size = (diagonal.clamp(min=0) + noise).rsqrt()
+        matrix = matrix * size * size[:, None]
     matrix = matrix + floor * torch.eye(k, dtype=matrix.dtype)
     # Cholesky's own rounding in float32 is k·2⁻²⁴ of a correlation.
     return int(torch.linalg.cholesky_ex(matrix if slack or k <= 1024 else matrix.float()).info) == 0

@@ -35,6 +35,8 @@ from fedinit.statistics import (
     unpack,
     wire_format,
 )
+from fedinit.statistics.gram import pack as triangle_of
+from fedinit.statistics.gram import unpack as gram_of
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
@@ -313,6 +315,34 @@ def test_one_image_changes_a_sum_by_no_more_than_its_sensitivity(kind):
         assert limits.keys() == found.keys() - {"count"}
         for key, limit in limits.items():
             assert float(found[key].norm()) <= limit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("features", [3, 24, 96, 384])
+@pytest.mark.parametrize("several", [0, 1, 5])
+def test_a_scatter_of_rounding_alone_is_no_lie(features, several):
+    """Classes of one image have no scatter inside them; `several` have two. Features of unlike scales, about a mean."""
+    for seed in range(8):
+        draw = torch.Generator().manual_seed(seed)
+        classes = int(torch.randint(2, 40, (), generator=draw))
+        labels = torch.cat([torch.arange(classes), torch.arange(min(several, classes))])
+        z = torch.randn(len(labels), features, generator=draw) + 30 * torch.randn(features, generator=draw)
+        z = z * 10 ** torch.empty(features).uniform_(-3, 3, generator=draw)
+        request = Request(
+            source="features", layers={"head": "class_moments"}, shapes={"head": (classes, features)}, seed=0
+        )
+        statistics = create_statistics(request)
+        statistic = statistics["head"]
+        measured = {f"head/{key}": value for key, value in statistic.measure(z, labels).items()}
+        found = {key[5:]: value for key, value in unpack(statistics, pack(statistics, measured)).items()}
+        assert statistic.fault(found, len(labels)) == ""
+        # The negative control: less by a twentieth of the spread in one direction, which no images have, unless
+        # what those classes have is more.
+        gram = gram_of(found["gram"].double(), features)
+        spread = gram.diagonal() - found["sums"].double().sum(0) ** 2 / len(labels)
+        direction = spread.clamp(min=0).sqrt() * torch.randn(features, generator=draw, dtype=torch.float64)
+        lied = triangle_of(gram - 0.05 * torch.outer(direction, direction))
+        said = statistic.fault({**found, "gram": lied}, len(labels))
+        assert (several and features < 24) or "not positive semi-definite" in said
 
 
 def test_noise_moves_the_head_and_a_phantom_class_is_none():
