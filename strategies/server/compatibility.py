@@ -14,6 +14,7 @@ from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS
+from fedinit.statistics import Sampled
 from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
 from strategies.robust.trust import Trust
@@ -299,6 +300,15 @@ def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
         return None
     why = "every round needs the trusted client's update, and a part of the clients is drawn anew each time"
     return Objection(f"participation={c.config.participation}", f"robust=trust: {why}", "use participation=1")
+
+
+@rule("start_participation", "init")
+def _somebody_measures(c: Components) -> Objection | None:
+    measured = isinstance(c.initializer, Sampled) or isinstance(c.head, Sampled) or fixes_scales(c.config)
+    if c.config.start_participation == 1 or measured:
+        return None
+    why = f"nobody measures for a start of init={c.config.init.name} head={c.config.head.name}"
+    return Objection(f"start_participation={c.config.start_participation:g}", why, "leave it out, or use another start")
 
 
 @rule("deployment", "attack")

@@ -11,6 +11,7 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit.errors import InputError
 from fedinit.transport.local import LocalGrid
+from strategies.server.compatibility import check_method
 from strategies.server.federation import Outcome, federate
 from strategies.server.measuring import refuse_few_images, told, who_measure
 from strategies.server.method import drawn
@@ -125,6 +126,17 @@ def test_shares(word):
 def test_a_share_of_evaluators_where_the_server_evaluates_is_refused():
     with pytest.raises(InputError, match="^evaluation.participation=0.5: is for evaluation=clients"):
         small_config("evaluation=server", "evaluation.participation=0.5")
+
+
+@pytest.mark.parametrize("words", [(), ("init=pissa", "head=zero"), ("client=sgd_sai",)])
+def test_a_share_of_those_who_measure_where_nobody_does_is_refused(words):
+    config = small_config("start_participation=0.5", *words)
+    with pytest.raises(
+        InputError, match="^start_participation=0.5: nobody measures for a start of .*; leave it out"
+    ):
+        check_method(config)
+    check_method(small_config(*words))
+    check_method(dataclasses.replace(config, head=small_config("head=ncm").head))
 
 
 def test_nobody_and_everybody_are_drawn_without_a_draw():
