@@ -26,7 +26,15 @@ def cores() -> int:
 
 def make_pool(workers: int, name: str) -> ThreadPoolExecutor:
     """A pool of so many threads, each with one intra-op thread of torch; `name` begins the threads' names."""
-    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(1,))
+    torch.get_num_threads()  # so that this thread's number is its own too, before others set theirs
+    return ThreadPoolExecutor(workers, thread_name_prefix=name, initializer=set_intra_op, initargs=(1,))
+
+
+def set_intra_op(threads: int) -> None:
+    """So many intra-op threads of torch in this thread, whatever other threads set. At a thread's first use torch gives
+    it the number that was set last in the process, by any thread, over what it set for itself: so it is used before."""
+    torch.get_num_threads()
+    torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -34,7 +42,7 @@ def intra_op(threads: int) -> Iterator[None]:
     """So many intra-op threads of torch in this thread, within the block. A matrix product that is split among threads
     may round differently."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    set_intra_op(threads)
     try:
         yield
     finally:

@@ -36,6 +36,7 @@ from fedinit.errors import GOES_ON, InputError, RunFailed, first_line
 from fedinit.models.backbone import Backbone
 from fedinit.models.input_spec import InputSpec
 from fedinit.state.base_offset import EMPTY, Offset
+from fedinit.threads import set_intra_op
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class BankActor:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                torch.set_num_threads(1)
+                set_intra_op(1)
                 backbone = Backbone(put_together(goods.frame, goods.numbers), goods.features, goods.spec)
                 data = unpack(goods.data, Laid.view)
                 device = torch.device("cuda", 0) if goods.cuda else CPU
