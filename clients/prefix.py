@@ -19,15 +19,17 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
+from clients.engine.arrays import Laid, pack, put_together, take_apart, unpack
 from clients.engine.hardware import DTYPES, computing, devices
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
@@ -35,10 +37,66 @@ from fedinit.data.image_cache import HOME, PREFIX, ImageFile, MappedImages, defa
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
 from fedinit.home import expand_home
-from fedinit.models.prefix import Cut
+from fedinit.models.input_spec import InputSpec
+from fedinit.models.prefix import Cut, before
 from fedinit.threads import cores, make_pool
 
 BATCH, PART = 16, 1024  # images of one pass; rows that are hashed at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a file, each what the block is given for an image, and what makes them.
+
+    module: of the whole backbone, in the dtype that it computes in. block: the one that it is cut before.
+    spec: of the backbone's input. images: of the data set. precision, device: what is computed in, and on.
+    """
+
+    module: nn.Module
+    block: str
+    spec: InputSpec
+    images: Tensor | MappedImages
+    precision: str
+    device: torch.device
+
+    def computed(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """What the block is given for each of the rows, as the bytes of its numbers (1, 1, 4 * numbers)."""
+        with computing(self.device, self.precision):
+            images = self.spec.normalise(self.images[torch.from_numpy(rows)], self.device)
+            tokens = before(self.module, self.block, images.to(next(self.module.parameters()).dtype)).cpu()
+        return (one.contiguous().view(torch.uint8).numpy() for one in tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptRows:
+    """Reads the rows of a file that is filled, as MappedImages does. In another process it is the same file, and what
+    makes its rows lies in memory that processes share, where whoever sends it knows such (clients/engine/arrays.py)."""
+
+    rows: Rows
+    file: ImageFile
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """(m, 1, 1, numbers) float32 of the rows (m,); what is damaged on the disk is made again."""
+        held, damaged = self.file.read(rows)
+        for place in np.unique(damaged // BATCH):
+            near = np.arange(place * BATCH, min((place + 1) * BATCH, self.file.count))
+            for row, numbers in zip(near, self.rows.computed(near), strict=True):
+                if row in damaged:
+                    held[torch.from_numpy(rows == row)] = torch.from_numpy(numbers)
+                    with contextlib.suppress(OSError):
+                        self.file.write(int(row), numbers)
+        return held.view(torch.float32)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        frame, numbers = take_apart(self.rows.module)
+        return _there, (replace(self.rows, module=frame, images=pack(self.rows.images)), numbers, self.file)
+
+
+def _there(rows: Rows, numbers: list[tuple[bool, Laid]], file: ImageFile) -> KeptRows:
+    """The same in another process, on its own device of the kind."""
+    device, images = torch.device(rows.device.type), unpack(rows.images, Laid.view)
+    module = put_together(rows.module, numbers).to(device)
+    return KeptRows(replace(rows, module=module, images=images, device=device), file)
 
 
 class Prefix:
@@ -52,18 +110,18 @@ class Prefix:
         self.device = devices(config.engine.device, None)[0]
         precision = config.engine.precision
         dtype = DTYPES[precision]
-        self.module = made.whole.module
+        module = made.whole.module
         if self.device.type != "cpu" or dtype != torch.float32:
-            self.module = deepcopy(self.module).to(self.device, dtype)
-        self.dtype = next(self.module.parameters()).dtype
+            module = deepcopy(module).to(self.device, dtype)
         self.numbers = math.prod(made.tokens)
+        self.rows = Rows(module, made.block, made.whole.input, data.images, precision, self.device)
         self.file = self._filled(Reporter(console))
 
     @property
     def dataset(self) -> Dataset:
         """The data set with what `Cut.after` takes in place of its images."""
-        rows = torch.arange(len(self.data))
-        return replace(self.data, images=MappedImages(rows, (1, 1, self.numbers), self._read, torch.float32))
+        rows, read = torch.arange(len(self.data)), KeptRows(self.rows, self.file)
+        return replace(self.data, images=MappedImages(rows, (1, 1, self.numbers), read, torch.float32))
 
     def _filled(self, report: Reporter) -> ImageFile:
         folder = _folder(self.config)
@@ -107,7 +165,7 @@ class Prefix:
         def work(place: int) -> int:
             rows = np.arange(place * BATCH, min((place + 1) * BATCH, file.count))
             wanted = file.missing(rows)
-            for row, numbers in zip(rows, self._computed(rows), strict=True):
+            for row, numbers in zip(rows, self.rows.computed(rows), strict=True):
                 if row in wanted:
                     file.write(int(row), numbers)
             return len(wanted)
@@ -121,25 +179,6 @@ class Prefix:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _computed(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """What the block is given for each of the rows, as bytes (1, 1, 4 * numbers)."""
-        with computing(self.device, self.config.engine.precision):
-            images = self.cut.whole.input.normalise(self.data.images[torch.from_numpy(rows)], self.device)
-            tokens = self.cut.before(self.module, images.to(self.dtype)).cpu()
-        return (one.contiguous().view(torch.uint8).numpy() for one in tokens)
-
-    def _read(self, rows: np.ndarray) -> Tensor:
-        """(m, 1, 1, numbers) float32 of the rows (m,); what is damaged on the disk is made again."""
-        held, damaged = self.file.read(rows)
-        for place in np.unique(damaged // BATCH):
-            near = np.arange(place * BATCH, min((place + 1) * BATCH, self.file.count))
-            for row, numbers in zip(near, self._computed(near), strict=True):
-                if row in damaged:
-                    held[torch.from_numpy(rows == row)] = torch.from_numpy(numbers)
-                    with contextlib.suppress(OSError):
-                        self.file.write(int(row), numbers)
-        return held.view(torch.float32)
 
 
 def _folder(config: Config) -> Path:

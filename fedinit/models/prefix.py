@@ -1,9 +1,9 @@
 """A backbone cut before one of its blocks: what comes before is a function of the image alone, and can be kept.
 
 Where no layer before a block carries an adapter, the block's input is the same in every step and round. `cut` gives
-both sides: `before`, from images to the tokens that the block is given, and a backbone that takes those tokens in
-place of images and goes on from there. It is the same module tree, so that layers keep their names; what comes before
-the block is passed over, or done once on one blank image where it cannot be left out.
+both sides, that of `before`, from images to the tokens that the block is given, and a backbone that takes those tokens
+in place of images and goes on from there. It is the same module tree, so that layers keep their names; what comes
+before the block is passed over, or done once on one blank image where it cannot be left out.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class Cut:
     tokens: tuple[int, ...]
     after: Backbone
 
-    def before(self, module: nn.Module, images: Tensor) -> Tensor:
-        """What the block is given for normalised images (n, c, h, w), as (n, 1, 1, numbers) float32.
 
-        module: the whole backbone's, or a copy of it on another device or in another dtype."""
-        return _reach(module, self.block, images).float().reshape(len(images), 1, 1, -1)
+def before(module: nn.Module, block: str, images: Tensor) -> Tensor:
+    """What the block is given for normalised images (n, c, h, w), as (n, 1, 1, numbers) float32.
+
+    module: a whole backbone's."""
+    return _reach(module, block, images).float().reshape(len(images), 1, 1, -1)
 
 
 class _Reached(Exception):
@@ -132,7 +133,7 @@ def cut(backbone: Backbone, block: str) -> Cut:
             raise ValueError(f"what the block is given, {tuple(tokens.shape)}, has no row an image")
         made = Cut(block, backbone, tuple(tokens.shape[1:]), _after(backbone, block, tuple(tokens.shape[1:])))
         with torch.inference_mode():
-            there, straight = made.after.module(made.before(backbone.module, images)), backbone.module(images)
+            there, straight = made.after.module(before(backbone.module, block, images)), backbone.module(images)
         if not bool((there - straight).abs().max() <= TOLERANCE * straight.abs().max()):
             raise ValueError("its blocks pass on more than one tensor")
     except Exception as error:  # whatever a module of timm's raises

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
+import pickle
 import re
 from dataclasses import replace
 
@@ -13,7 +15,7 @@ import torch
 from rich.console import Console
 
 from clients.cohort import Cohort
-from clients.prefix import Prefix
+from clients.prefix import Prefix, Rows
 from clients.site import Site
 from fedinit.config.compose import compose_config
 from fedinit.data.image_cache import ImageFile
@@ -24,6 +26,16 @@ from strategies.server.federation import federate
 from tests.support.small import small_config
 
 WORDS = ("model.checkpoint=null", "adapter.blocks=last:1", "client.max_steps=2", "partition=iid", "partition.clients=2")
+
+
+class NotSent(tuple):
+    """What no pickle has."""
+
+    def __new__(cls, *names):
+        return super().__new__(cls, names)
+
+    def __reduce__(self):
+        raise TypeError("sent")
 
 
 @pytest.fixture(autouse=True)
@@ -92,8 +104,8 @@ def test_the_same_weights_in_another_model_are_anothers(capsys):
 def test_the_file_is_used_again_and_never_for_others(prefix_of, tiny_vit, tiny_data, own_cache, monkeypatch):
     first = prefix_of().dataset.images[torch.arange(60)]
     passes = []
-    real = Prefix._computed
-    monkeypatch.setattr(Prefix, "_computed", lambda self, rows: passes.append(rows) or real(self, rows))
+    real = Rows.computed
+    monkeypatch.setattr(Rows, "computed", lambda self, rows: passes.append(rows) or real(self, rows))
     console = Console(record=True, width=300, file=open(os.devnull, "w"))
     assert torch.equal(prefix_of(console=console).dataset.images[torch.arange(60)], first) and not passes
     assert "60 images before blocks.1" in (text := said(console)) and f"from cache {own_cache}" in text
@@ -110,18 +122,18 @@ def test_stopped_and_begun_again_it_has_the_same_bytes(prefix_of, own_cache, mon
     whole = prefix_of().dataset.images[torch.arange(60)]
     (path,) = own_cache.iterdir()
     path.unlink()
-    real, left = Prefix._computed, iter(range(2))
+    real, left = Rows.computed, iter(range(2))
 
     def stopped(self, rows):
         if next(left, None) is None:
             raise KeyboardInterrupt
         return real(self, rows)
 
-    monkeypatch.setattr(Prefix, "_computed", stopped)
+    monkeypatch.setattr(Rows, "computed", stopped)
     with pytest.raises(KeyboardInterrupt):
         prefix_of()
     passes = []
-    monkeypatch.setattr(Prefix, "_computed", lambda self, rows: passes.append(rows) or real(self, rows))
+    monkeypatch.setattr(Rows, "computed", lambda self, rows: passes.append(rows) or real(self, rows))
     assert torch.equal(prefix_of().dataset.images[torch.arange(60)], whole)
     assert 0 < len(passes) < 4, "what was there is not made again"
 
@@ -132,6 +144,21 @@ def damage(folder):
     with path.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(b"\1" * 10)
+
+
+def test_in_another_process_it_is_the_same_and_brings_no_open_file(prefix_of, tiny_data, own_cache):
+    """As an actor is given it: of the data it needs the images alone, and mends what is damaged."""
+    data = dataclasses.replace(tiny_data, class_names=NotSent("a", "b", "c", "d", "e"))
+    prefix = prefix_of(data)
+    rows, whole = torch.arange(60), prefix.dataset.images[torch.arange(60)].clone()
+    images = pickle.loads(pickle.dumps(prefix.dataset.images))
+    assert torch.equal(images[rows], whole)
+    (file,) = own_cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 255
+    file.write_bytes(content)
+    there = pickle.loads(pickle.dumps(prefix.dataset.images))
+    assert torch.equal(there[rows], whole) and file.read_bytes() != bytes(content)
 
 
 def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):

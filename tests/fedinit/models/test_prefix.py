@@ -10,7 +10,7 @@ from torch import nn
 
 from fedinit.errors import InputError
 from fedinit.models import Backbone, adapted_layers
-from fedinit.models.prefix import cut, first_block
+from fedinit.models.prefix import before, cut, first_block
 
 
 def images_of(backbone: Backbone, count: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def images_of(backbone: Backbone, count: int) -> torch.Tensor:
 
 def test_both_sides_are_the_whole(tiny_backbone):
     made, images = cut(tiny_backbone, "blocks.1"), images_of(tiny_backbone, 5)
-    tokens = made.before(tiny_backbone.module, images)
+    tokens = before(tiny_backbone.module, "blocks.1", images)
     assert tokens.shape == (5, 1, 1, made.after.input.width) and tokens.dtype == torch.float32
     torch.testing.assert_close(made.after.module(tokens), tiny_backbone.module(images), rtol=1e-5, atol=1e-6)
     other = made.after.module(tokens.flip(0))
@@ -39,7 +39,7 @@ def test_copies_do_not_share_what_they_hold(tiny_vit):
     """Every lane has a copy of the tree, and two of them are in a pass at once."""
     made = cut(tiny_vit, "blocks.1")
     one, two = copy.deepcopy(made.after.module), copy.deepcopy(made.after.module)
-    first, second = (made.before(tiny_vit.module, images_of(tiny_vit, n)) for n in (2, 3))
+    first, second = (before(tiny_vit.module, "blocks.1", images_of(tiny_vit, n)) for n in (2, 3))
     held = {}
 
     class Between(nn.Module):

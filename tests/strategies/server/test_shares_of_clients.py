@@ -131,9 +131,7 @@ def test_a_share_of_evaluators_where_the_server_evaluates_is_refused():
 @pytest.mark.parametrize("words", [(), ("init=pissa", "head=zero"), ("client=sgd_sai",)])
 def test_a_share_of_those_who_measure_where_nobody_does_is_refused(words):
     config = small_config("start_participation=0.5", *words)
-    with pytest.raises(
-        InputError, match="^start_participation=0.5: nobody measures for a start of .*; leave it out"
-    ):
+    with pytest.raises(InputError, match="^start_participation=0.5: nobody measures for a start of .*; leave it out"):
         check_method(config)
     check_method(small_config(*words))
     check_method(dataclasses.replace(config, head=small_config("head=ncm").head))
