@@ -53,6 +53,7 @@ from fedinit.state.manifest import FOLDER, last_round
 from fedinit.telling import tell
 from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
+from strategies.server.audience import Audience
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
 from strategies.server.federation import Outcome, check_clients, federate
@@ -207,7 +208,7 @@ def federated(
     parts = {"clients": grid, "bases": cohort.bases}
     status = StatusObserver(opened.folder.path, progress.label)
     watching = [*opened.observers, progress, status]
-    site.emit = opened.folder.event
+    site.emit = Audience([opened.folder, progress]).event
     if method is None:
         parts["files"] = opened.folder
         if config.diagnostics.name != "none":

@@ -20,6 +20,7 @@ long as reading the updates (the first of the two).
 
 from __future__ import annotations
 
+import logging
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -149,6 +150,9 @@ def main() -> None:
         device = chosen("--device", options.device) or CPU
     except InputError as error:
         parser().error(str(error))
+    if options.threads > machine.cores():
+        parser().error(f"--threads {options.threads}: this machine has {machine.cores()} cores")
+    logging.getLogger("strategies").setLevel(logging.ERROR)  # that so short runs of SGD have not converged
     torch.set_num_threads(options.threads)
     counts, turns = ((6,), 2) if options.quick else ((6, 30, 100), 4)
     rows = [row for clients in counts for row in measure(clients, turns, device)]

@@ -12,6 +12,7 @@ import sys
 from benchmarks import machine
 from fedinit.config.compose import compose_config
 from fedinit.config.flower import to_run_config
+from fedinit.errors import InputError
 
 STAGES = {
     "interpreter, Flower, the ClientApp": "import clients.client_app",
@@ -30,7 +31,11 @@ def main(words: list[str]) -> None:
     if {"-h", "--help"}.intersection(words):
         print(__doc__)
         return
-    run_config = json.dumps(to_run_config(compose_config(["evaluation=clients", *words])))
+    try:
+        run_config = json.dumps(to_run_config(compose_config(["evaluation=clients", *words])))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     best: list[float] = []
     for _ in range(5):
         command = [sys.executable, "-c", CODE + "print(json.dumps(spent))", run_config]

@@ -79,7 +79,7 @@ def publish(benchmark: str, rows: Sequence[Mapping[str, object]], *, dtype: str,
         table.add_column(key.replace("_", " "), justify="left" if isinstance(value, str) else "right")
     for row in rows:
         table.add_row(*(_text(value) for value in row.values()))
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 300)
     console.print(table)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{benchmark}-{name()}.csv"

@@ -32,6 +32,8 @@ from clients.engine.worker import Settings, make_workers
 from clients.task import Task
 from fedinit.config.client import SGDConfig
 from fedinit.data.dataset import Dataset
+from fedinit.devices import CPU, chosen
+from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 from fedinit.models.input_spec import InputSpec
@@ -188,7 +190,7 @@ def parser() -> ArgumentParser:
     """Of the command's words."""
     words = machine.words("roofline", __doc__)
     words.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    words.add_argument("--precision", nargs="*", choices=[*DTYPES], help="default: all that the device has")
+    words.add_argument("--precision", nargs="+", choices=[*DTYPES], help="default: all that the device has")
     words.add_argument("--compile", action="store_true", help="the steps of whole banks go through torch's compiler")
     words.add_argument("--quick", action="store_true", help="the first four rows")
     return words
@@ -197,10 +199,13 @@ def parser() -> ArgumentParser:
 def main() -> None:
     words = parser()
     asked = words.parse_args()
-    if asked.device not in ("cpu", "cuda") or (asked.device == "cuda" and not torch.cuda.is_available()):
-        words.error(f"--device {asked.device}: this machine has {'cuda, cpu' if torch.cuda.is_available() else 'cpu'}")
-    device = torch.device(asked.device, 0) if asked.device == "cuda" else torch.device(asked.device)
+    try:
+        device = chosen("--device", asked.device) or CPU
+    except InputError as error:
+        words.error(str(error))
     on_cuda = device.type == "cuda"
+    if not on_cuda and "tf32" in (asked.precision or ()):
+        words.error("--precision tf32: the CPU has none; use fp32 or bf16")
     if not on_cuda:
         torch.set_num_threads(machine.cores())
     rows = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from fedinit.config.checks import at_least, positive, within
 from fedinit.errors import InputError
+
+BLOCKS = "last:<number>, such as last:4, or null for all blocks"  # what the key takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class AdapterConfig:
     rank: int
     dropout: float = 0.0  # on the adapter's input, while training
     targets: tuple[str, ...] | None = None  # patterns of layer names; null: the default of this kind of model
-    blocks: str | None = None  # "last:4": of the targets those in the last four blocks that have any; null: all
+    # "last:4": of the targets those in the last four blocks that have any; null: all
+    blocks: str | None = field(default=None, metadata={"expected": BLOCKS})
 
     def __post_init__(self) -> None:
         at_least("adapter.rank", self.rank, 1)
@@ -26,9 +29,7 @@ class AdapterConfig:
         if self.targets is not None and not self.targets:
             raise InputError("adapter.targets=[]: expected one pattern or more, or null for the model's default")
         if self.blocks is not None and not re.fullmatch(r"last:[1-9][0-9]{0,3}", self.blocks):
-            raise InputError(
-                f"adapter.blocks={self.blocks}: expected last:<number>, such as last:4, or null for all blocks"
-            )
+            raise InputError(f"adapter.blocks={self.blocks}: expected {BLOCKS}")
 
     @property
     def last_blocks(self) -> int | None:

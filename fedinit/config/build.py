@@ -63,7 +63,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     given = {}
     for key, spec in fields.items():
         if key in values:
-            given[key] = _convert(hints[key], values[key], prefix + key)
+            given[key] = _converted(hints[key], values[key], prefix + key, spec)
         elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
             raise InputError(f"{prefix}{key}: not set, and it has no default")
     return cls(**given)
@@ -103,6 +103,17 @@ def _hints(cls: type) -> Mapping[str, Any]:
 @functools.cache
 def _fields(cls: type) -> Mapping[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls) if f.init}
+
+
+def _converted(hint: Any, value: Any, where: str, spec: dataclasses.Field[Any]) -> Any:
+    """As `_convert`; the field's own words, where it has any, are what is expected in place of a value of another
+    type."""
+    try:
+        return _convert(hint, value, where)
+    except InputError:
+        if expected := spec.metadata.get("expected"):
+            raise InputError(f"{where}={shown(value)}: expected {expected}") from None
+        raise
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -184,6 +184,7 @@ GROUPS = {
     "secure_aggregation": Group("name", SECURE_AGGREGATIONS),
 }
 
+RESUME = "auto, never or the folder of a run"  # what the key takes
 MOST_ROUNDS = 999_999  # names of checkpoints have six digits
 # What a run's result is no function of: where it writes, how it logs, how long it waits, how it is scheduled
 # (engines, lanes and actors change no bit), what its files are checked against.
@@ -217,7 +218,7 @@ class Config:
     quorum: int | float  # usable updates that a round needs: how many (2), or what share of those asked (0.5)
     resamples: int  # how often a round without a quorum asks other clients
     output_dir: str
-    resume: str
+    resume: str = field(metadata={"expected": RESUME})
     report: Literal["full", "no_images", "none"] = "full"  # what report.html is made of (docs/report.md)
     preview: bool = False  # say what the run would be, and do not run
     # Where the server weighs and aggregates updates. auto: where a simulation's clients train, else the CPU.
@@ -268,7 +269,7 @@ class Config:
             why = "expected a plain word of up to 200 characters, since it names the run's folder"
             raise InputError(f"name={shown(self.name)}: {why}")
         if not self.resume.strip():
-            raise InputError(f"resume={self.resume}: expected auto, never or the folder of a run")
+            raise InputError(f"resume={self.resume}: expected {RESUME}")
         if not self.output_dir or not self.output_dir.isprintable():
             raise InputError(f"output_dir={shown(self.output_dir)}: expected the path of a folder, in printable signs")
 

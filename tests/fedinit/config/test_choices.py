@@ -355,3 +355,18 @@ def test_a_run_of_the_format_before_is_refused_in_one_line_and_left_alone(tmp_pa
     said = capsys.readouterr().err
     assert said.startswith(f"error: {place}/checkpoints/round-000001: written by an older fedinit (format 2, this one")
     assert said.count("\n") == 1 and contents(place) == there
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("resume=true", "resume=true: expected auto, never or the folder of a run"),
+        ("resume=null", "resume=null: expected auto, never or the folder of a run"),
+        ("adapter.blocks=[3]", "adapter.blocks=[3]: expected last:<number>, such as last:4, or null for all blocks"),
+        ("adapter.blocks=3", "adapter.blocks=3: expected last:<number>, such as last:4, or null for all blocks"),
+    ],
+)
+def test_a_value_of_another_type_is_told_what_the_key_takes(word, said):
+    with pytest.raises(InputError) as caught:
+        compose_config([word])
+    assert str(caught.value) == said
