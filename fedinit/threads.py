@@ -42,7 +42,7 @@ def intra_op(threads: int) -> Iterator[None]:
     """So many intra-op threads of torch in this thread, within the block. A matrix product that is split among threads
     may round differently."""
     before = torch.get_num_threads()
-    set_intra_op(threads)
+    torch.set_num_threads(threads)
     try:
         yield
     finally:
