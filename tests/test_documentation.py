@@ -102,7 +102,7 @@ def judge_python(words: list[str]) -> None:
     elif words[:2] == ["-m", "benchmarks.client_start"]:
         check_method(compose_config(["evaluation=clients", *words[2:]]))
     elif words[0] == "-m" and words[1].startswith("benchmarks."):
-        name = "benchmarks.peers.__main__" if words[1] == "benchmarks.peers" else words[1]
+        name = words[1] + ".__main__" * (ROOT / words[1].replace(".", "/")).is_dir()
         parse(importlib.import_module(name).parser(), words[2:])
     elif words[0] == "-m" and words[1].startswith("tests."):
         assert (ROOT / f"{words[1].replace('.', '/')}.py").is_file(), words[1]
