@@ -27,15 +27,14 @@ MARK = "\nspent.append(time.process_time())\n"
 CODE = "import json, sys, time\nspent = []\n" + "".join(code + MARK for code in STAGES.values())
 
 
-def main(words: list[str]) -> None:
-    if {"-h", "--help"}.intersection(words):
-        print(__doc__)
-        return
+def main() -> None:
+    words = machine.words("client_start", __doc__)
+    words.add_argument("words", nargs="*", metavar="key=value", help="run_sim.py's words")
     try:
-        run_config = json.dumps(to_run_config(compose_config(["evaluation=clients", *words])))
+        config = compose_config(["evaluation=clients", *words.parse_args().words])
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        words.error(str(error))
+    run_config = json.dumps(to_run_config(config))
     best: list[float] = []
     for _ in range(5):
         command = [sys.executable, "-c", CODE + "print(json.dumps(spent))", run_config]
@@ -49,4 +48,4 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
