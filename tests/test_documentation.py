@@ -273,6 +273,8 @@ def bundled(command: Command) -> bool:
     if words[:2] not in (["python", "run_sim.py"], ["fedinit", "run"]):
         return False
     configs = run_configurations(words[2:])
+    if any(c.resume not in ("auto", "never") for c in configs):
+        return False  # it goes on with a run that is there
     return bool(configs) and not any(getattr(c.data, "root", None) or c.data.name == "hub" for c in configs)
 
 
