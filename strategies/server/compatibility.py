@@ -14,14 +14,13 @@ from fedinit.errors import InputError
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS
-from fedinit.statistics import Sampled
 from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
 from strategies.robust.trust import Trust
 from strategies.server.compatibility_examples import EXAMPLE_RULES
 from strategies.server.compatibility_privacy import PRIVACY_RULES
 from strategies.server.compatibility_secagg import SECAGG_RULES
-from strategies.server.components import Components, fixes_scales
+from strategies.server.components import Components, fixes_scales, measured_groups
 
 
 def _of_config(one: Rule[Config]) -> Rule[Components]:
@@ -304,7 +303,7 @@ def _the_trusted_client_is_in_every_round(c: Components) -> Objection | None:
 
 @rule("start_participation", "init")
 def _somebody_measures(c: Components) -> Objection | None:
-    measured = isinstance(c.initializer, Sampled) or isinstance(c.head, Sampled) or fixes_scales(c.config)
+    measured = measured_groups(c.initializer, c.head) or fixes_scales(c.config)
     if c.config.start_participation == 1 or measured:
         return None
     why = f"nobody measures for a start of init={c.config.init.name} head={c.config.head.name}"

@@ -14,6 +14,7 @@ from fedinit.heads import create_head
 from fedinit.heads.head import Head
 from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import Initializer
+from fedinit.statistics import Sampled
 from strategies import create_aggregator
 from strategies.aggregator import Aggregator
 from strategies.reinit import Reinit, create_reinit
@@ -88,6 +89,12 @@ def reinit_name(config: Config, aggregator: Aggregator) -> str:
 def reinit_of(config: Config, aggregator: Aggregator) -> Reinit:
     """The configured re-initialiser. Raises InputError for an option it cannot have."""
     return create_reinit(reinit_name(config, aggregator), config.reinit.options)
+
+
+def measured_groups(initializer: Initializer, head: Head) -> dict[str, Sampled]:
+    """{config group: its component} of what clients measure for a start; empty where nobody does."""
+    made = {"init": initializer, "head": head}
+    return {group: component for group, component in made.items() if isinstance(component, Sampled)}
 
 
 def fixes_scales(config: Config) -> bool:

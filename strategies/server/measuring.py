@@ -8,8 +8,7 @@ from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.heads import create_head
 from fedinit.initializers import create_initializer
-from fedinit.statistics import Sampled
-from strategies.server.components import fixes_scales
+from strategies.server.components import fixes_scales, measured_groups
 from strategies.server.method import drawn, needed
 
 
@@ -30,8 +29,10 @@ def told(measuring: Sequence[int], clients: Sequence[int]) -> str:
 def refuse_few_images(config: Config, examples: Mapping[int, int]) -> None:
     """Raise InputError where of the clients that measure the start there is no quorum, or none with the images that it
     takes: each of the others would refuse by itself. examples: {partition id: images} of all clients."""
-    least_images = _least_images(config)
-    if not least_images and not fixes_scales(config):
+    groups = measured_groups(
+        create_initializer(config.init.name, config.init.options), create_head(config.head.name, config.head.options)
+    )
+    if not groups and not fixes_scales(config):
         return
     clients = who_measure(config, sorted(examples))
     need = max(needed(config.quorum, len(clients)), 1)
@@ -42,7 +43,8 @@ def refuse_few_images(config: Config, examples: Mapping[int, int]) -> None:
         )
     who = f"{len(clients)} clients" if len(clients) == len(examples) else f"the {len(clients)} clients that measure"
     examples = {client: examples[client] for client in clients}
-    for group, least in least_images.items():
+    for group, made in groups.items():
+        least = made.min_examples
         able = sum(count >= least for count in examples.values())
         if able < need:
             enough, fewest = max(sorted(examples.values(), reverse=True)[need - 1], 1), max(min(examples.values()), 1)
@@ -52,10 +54,3 @@ def refuse_few_images(config: Config, examples: Mapping[int, int]) -> None:
                 f"measure for {group}={getattr(config, group).name}{everybody}; set {key}={enough}, or have fewer "
                 "clients"
             )
-
-
-def _least_images(config: Config) -> dict[str, int]:
-    """{group: how many images a client needs to measure for it}; without those for which nobody measures."""
-    init = create_initializer(config.init.name, config.init.options)
-    made = {"init": init, "head": create_head(config.head.name, config.head.options)}
-    return {group: value.min_examples for group, value in made.items() if isinstance(value, Sampled)}

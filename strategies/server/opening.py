@@ -14,7 +14,6 @@ from fedinit.config.schema import Config
 from fedinit.factors import Factors, stack
 from fedinit.heads import create_head
 from fedinit.heads.head import HeadContext
-from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import create_initializer
 from fedinit.initializers.initializer import InitContext
 from fedinit.models import Backbone, adapted_layers, shared_inputs
@@ -24,6 +23,7 @@ from fedinit.state.checkpoint import State
 from fedinit.state.start import StartState
 from strategies.aggregator import Aggregator
 from strategies.reinit import ReinitContext
+from strategies.server.components import measured_groups
 from strategies.server.exchange import Exchange
 from strategies.server.round_zero import make_start
 
@@ -57,8 +57,8 @@ class Opening:
     @property
     def measured(self) -> str:
         """What of the start is made of the clients' data, in words of the command line; "" where nothing is."""
-        init = [f"init={self.config.init.name}"] if self.initializer.needs != "none" else []
-        return " ".join([*init, *([f"head={self.config.head.name}"] if isinstance(self.head, MeasuredHead) else [])])
+        groups = measured_groups(self.initializer, self.head)
+        return " ".join(f"{group}={getattr(self.config, group).name}" for group in groups)
 
     @property
     def start(self) -> StartState:
