@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clients.attacks.label_flip import flipped
 from clients.engine import Emit, Engine
+from clients.engine.cluster import foresee
 from clients.engine.hardware import clients_device, crowded, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.threads import ThreadEngine
@@ -84,6 +85,8 @@ class Site:
         Raises InputError for what cannot be used."""
         refuse(config, CONFIG_RULES)
         self.config = config = resolved(config)
+        if isinstance(config.engine, RayConfig):
+            foresee(config.engine)  # before seconds are spent on data
         self.backbone: Backbone = build_backbone(config.model)
         self.targets = adapted_layers(
             self.backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks

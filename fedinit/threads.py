@@ -15,13 +15,19 @@ from contextlib import contextmanager
 import torch
 
 from fedinit.allocator import keep_freed
+from fedinit.errors import InputError
 
 
 def cores() -> int:
-    """Cores this process may use; no more than FEDINIT_CORES says, which a process of a sweep is started with."""
+    """Cores this process may use; no more than FEDINIT_CORES says, which a process of a sweep is started with. Raises
+    InputError where that is no number of cores."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = os.environ.get("FEDINIT_CORES", "")
-    return min(there, int(share)) if share.isdecimal() and int(share) else there
+    if not share:
+        return there
+    if not (share.isdecimal() and int(share)):
+        raise InputError(f"FEDINIT_CORES={share}: expected a whole number of cores, 1 or more; or unset it")
+    return min(there, int(share))
 
 
 def make_pool(workers: int, name: str) -> ThreadPoolExecutor:

@@ -289,7 +289,8 @@ def test_what_cannot_be_continued_is_refused_in_one_line_and_loses_nothing(tmp_p
     by_name = dataclasses.replace(config, resume=str(folder))
     other = dataclasses.replace(by_name, client=dataclasses.replace(config.client, lr=0.5), seed=3)
     line = refused(simulate, other)
-    assert "belongs to another configuration; seed is 0 there and 3 here" in line
+    said = "seed is 0 there and 3 here, client.lr is 0.04 there and 0.5 here; resume="
+    assert f"belongs to another configuration; {said}" in line
     assert f"; resume={folder} alone goes on with it, or beside words of how it is run" in line
     assert line.endswith("any other word needs all of the run's own")
     assert "client.lr is 0.04 there and 0.5 here" in refused(simulate, dataclasses.replace(other, seed=0))

@@ -41,18 +41,19 @@ class Cluster:
     are to be. threads: cores of each.
     """
 
-    def __init__(self, config: RayConfig, cuda: bool) -> None:
+    def __init__(self, config: RayConfig) -> None:
         """Connect, and where no address is given begin a Ray of this machine's own. One that this process was connected
         to before is used as it is, and left so.
 
         Raises InputError for a cluster that does not answer, has other versions, or has less than is asked for.
         """
-        self.ray, self.cuda, self.threads = installed(), cuda, 1 if cuda else config.threads
-        self._kind, self._key = ("GPUs", "GPU") if cuda else ("cores", "CPU")
-        self.where = f"engine.address={config.address}" if config.address else "this machine"
+        self.ray, self.cuda = installed(), (cuda := wants_gpus(config))
+        self.threads = 1 if cuda else config.threads
+        self._key = "GPU" if cuda else "CPU"
+        self.where = _where(config)
         self._connected = False  # by this
-        own = torch.cuda.device_count() if cuda else cores()
-        self.actors = self._room(config, own, own) if not config.address else 0  # before seconds are spent on it
+        own = _own(cuda)
+        self.actors = room(config, cuda, own, own) if not config.address else 0  # before seconds are spent on it
         try:
             if not self.ray.is_initialized():
                 self._connected = True
@@ -60,7 +61,7 @@ class Cluster:
             if config.address:
                 self._judge(_tellers(self.ray, self._key))
                 has, free = self.ray.cluster_resources(), self.ray.available_resources()
-                self.actors = self._room(config, int(has.get(self._key, 0)), int(free.get(self._key, 0)))
+                self.actors = room(config, cuda, int(has.get(self._key, 0)), int(free.get(self._key, 0)))
         except BaseException:
             self.close()
             raise
@@ -110,24 +111,47 @@ class Cluster:
             if fault := difference(here, there):
                 raise InputError(f"{self.where}: {machine} {fault}; the same bytes need the same of both")
 
-    def _room(self, config: RayConfig, there: int, free: int) -> int:
-        """How many actors there are to be, where so many cores or GPUs are, and so many of them free. Raises InputError
-        for too many."""
-        if there < 1:
-            raise InputError(f"{self.where} has no {self._kind} for actors; use engine.device={self._other()}")
-        if there < self.threads:
-            hint = f"use engine.threads={there}"
-            raise InputError(f"engine.threads={self.threads}: {self.where} has {there} cores; {hint}")
-        most = there // self.threads
-        if config.actors == "auto":
-            return max(1, min(most, free // self.threads))
-        if config.actors > most:
-            each, hint = f", {self.threads} for each" * (self.threads > 1), f"use engine.actors={most}, or auto"
-            raise InputError(f"engine.actors={config.actors}: {self.where} has {there} {self._kind}{each}; {hint}")
-        return config.actors
 
-    def _other(self) -> str:
-        return "cpu" if self.cuda else "cuda"
+def wants_gpus(config: RayConfig) -> bool:
+    """Whether its actors are to have a GPU each, or cores."""
+    return config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+
+
+def foresee(config: RayConfig) -> None:
+    """Raise InputError for what can be told before there are data, or a cluster: that Ray is not installed, that this
+    machine, where it is meant, has less than is asked for."""
+    installed()
+    if not config.address:
+        cuda = wants_gpus(config)
+        room(config, cuda, _own(cuda), _own(cuda))
+
+
+def room(config: RayConfig, cuda: bool, there: int, free: int) -> int:
+    """How many actors there are to be, where so many cores or GPUs are, and so many of them free. Raises InputError for
+    too many."""
+    threads, kind, where = 1 if cuda else config.threads, "GPUs" if cuda else "cores", _where(config)
+    if there < 1:
+        raise InputError(f"{where} has no {kind} for actors; use engine.device={'cpu' if cuda else 'cuda'}")
+    if there < threads:
+        raise InputError(f"engine.threads={threads}: {where} has {there} cores; use engine.threads={there}")
+    most = there // threads
+    if config.actors == "auto":
+        return max(1, min(most, free // threads))
+    if config.actors > most:
+        each = f", {threads} for each" * (threads > 1)
+        hint = f"use engine.actors={most}, or auto"
+        raise InputError(f"engine.actors={config.actors}: {where} has {there} {kind}{each}; {hint}")
+    return config.actors
+
+
+def _where(config: RayConfig) -> str:
+    """What errors call the cluster."""
+    return f"engine.address={config.address}" if config.address else "this machine"
+
+
+def _own(cuda: bool) -> int:
+    """This machine's GPUs, or the cores that the process may use."""
+    return torch.cuda.device_count() if cuda else cores()
 
 
 def reach(address: str) -> None:

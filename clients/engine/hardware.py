@@ -45,19 +45,16 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
 
 def crowded(config: EngineConfig, place: torch.device) -> str | None:
     """A line about more lanes than the cores have room for, which is no fault: no result depends on them. None where
-    there are no more. place: what the lanes are on. Raises InputError for more than LANES a core."""
+    there are no more. place: what the lanes are on."""
     have = cores()
     room = have // config.threads
     if not isinstance(config, ThreadsConfig) or config.lanes is None or config.lanes <= room or place.type != "cpu":
         return None
     each = f", {config.threads} for each" * (config.threads > 1)
-    said = (
+    return (
         f"engine.lanes={config.lanes}: this machine has {have} cores{each}; more lanes are no faster, hold a bank "
         f"each, and change no result: use engine.lanes={room}, or null"
     )
-    if config.lanes > LANES * have:
-        raise InputError(said)
-    return said
 
 
 def resolved(config: Config) -> Config:
@@ -68,7 +65,9 @@ def resolved(config: Config) -> Config:
     if _elsewhere(config.engine):
         return config
     place = devices(config.engine.device, 1, config.engine.threads)[0]
-    crowded(config.engine, place)
+    said = crowded(config.engine, place)
+    if said and isinstance(config.engine, ThreadsConfig) and (config.engine.lanes or 0) > LANES * cores():
+        raise InputError(said)
     precision = _precision(config.engine.precision, place, config.head.name == "none")
     size = config.engine.clients_per_bank
     if size == "auto":

@@ -197,15 +197,16 @@ class RayEngine:
 
         Raises InputError for what cannot be used, RunFailed where no actor starts.
         """
-        cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         self._here = backbone, targets, data, settings
         self._precision, self._emit = settings.precision, emit
         self._held: dict[str, Offset] = {}
         self._worker: Worker | None = None
-        self._cluster = Cluster(config, cuda)
+        self._cluster = Cluster(config)
         try:
             frame, numbers = take_apart(backbone.module)
-            goods = Goods(frame, numbers, backbone.features, backbone.input, targets, pack(data), settings, cuda)
+            goods = Goods(
+                frame, numbers, backbone.features, backbone.input, targets, pack(data), settings, self._cluster.cuda
+            )
             self.pool = RayPool(self._cluster, goods)
             self.dispatch = Dispatch(self.pool, self._cluster.actors, self._died)
             self.dispatch.start()

@@ -48,7 +48,7 @@ from fedinit.runs.writable import unwritable
 from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
-from fedinit.state.manifest import FOLDER, checkpoints_in, difference, refuse_other, written_config
+from fedinit.state.manifest import FOLDER, checkpoints_in, differences, refuse_other, written_config
 
 OWN_WORDS = "the words that the run was begun with, fedinit run …, write it anew"
 RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
@@ -120,11 +120,12 @@ def configured(folder: Path, named: str | None = None) -> Config:
         config = load(cast("dict[str, Any]", values))
     except InputError as error:
         raise InputError(f"{what}: its {CONFIG} cannot be used ({error}); {OWN_WORDS}") from error
-    if written is not None and (other := difference(config.computed(), written)) is not None:
-        key, edited, used = other
+    if written is not None and (others := differences(config.computed(), written)):
+        edited = ", ".join(f"{key}={value}" for key, value, _ in others)
+        used = ", ".join(f"{key}={value}" for key, _, value in others)
         raise InputError(
-            f"{what}: its {CONFIG} says {key}={edited}, and the run computed with {used}; write that, or give the "
-            "run's own words, which do"
+            f"{what}: its {CONFIG} says {edited}, and the run computed with {used}; write that, or give the run's own "
+            "words, which do"
         )
     return config
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedinit.config.schema import Config
 from fedinit.errors import GOES_ON, InputError
-from fedinit.state.manifest import FOLDER, difference
+from fedinit.state.manifest import FOLDER, differences
 
 NOTHING = "there was no checkpoint yet, so nothing is kept"
 
@@ -42,4 +42,4 @@ def _is_of(place: Path, config: Config) -> bool:
     # What is "auto" is a value before the run is named, or none that it is named by: any is what was asked for.
     engine = {key: has[key] if value == "auto" else value for key, value in asked["engine"].items()
               if value != "auto" or key in has}  # fmt: skip
-    return difference({**asked, "engine": engine}, written) is None
+    return not differences({**asked, "engine": engine}, written)

@@ -20,6 +20,7 @@ from fedinit.unreadable import is_folder, unreadable
 FORMAT = 6  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+NAMED = 3  # of the keys in which two configurations differ, by an error
 UNNAMED = "not given"  # said of a key that one of two configurations has not, or has at its usual value
 NAME = "round-"
 
@@ -79,23 +80,25 @@ def content_of(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
 
 
 def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: str, advice: str = "") -> None:
-    """Raise InputError, naming the first key that differs, unless two configurations are the same.
+    """Raise InputError, naming the first keys that differ, unless two configurations are the same.
 
     written: the configuration that was found.
     wanted: the run's.
     what: where it was found, as the message begins.
     advice: what it ends with.
     """
-    if (other := difference(written, wanted)) is not None:
-        key, old, new = other
-        raise InputError(f"{what}: belongs to another configuration; {key} is {old} there and {new} here{advice}")
+    if others := differences(written, wanted):
+        said = ", ".join(f"{key} is {old} there and {new} here" for key, old, new in others[:NAMED])
+        left = len(others) - NAMED
+        more = f", and {left} more" * (left > 0)
+        raise InputError(f"{what}: belongs to another configuration; {said}{more}{advice}")
 
 
-def difference(left: Mapping[str, Any], right: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key in which two configurations differ, and its value in each; None where they are the same."""
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The keys in which two configurations differ, and the value in each; empty where they are the same."""
     one, other = dict(dotted(left)), dict(dotted(right))
-    keys = (key for key in [*other, *one] if one.get(key, UNNAMED) != other.get(key, UNNAMED))
-    return next(((key, one.get(key, UNNAMED), other.get(key, UNNAMED)) for key in keys), None)
+    keys = (key for key in dict.fromkeys([*other, *one]) if one.get(key, UNNAMED) != other.get(key, UNNAMED))
+    return [(key, one.get(key, UNNAMED), other.get(key, UNNAMED)) for key in keys]
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:

@@ -17,6 +17,7 @@ import torch
 from clients import client_app
 from clients.engine import cluster, hardware
 from clients.engine.cluster import Cluster, difference, reach
+from clients.site import Site
 from fedinit.config.engine import RayConfig
 from fedinit.config.flower import to_run_config
 from fedinit.errors import InputError, Refused, RunFailed
@@ -66,7 +67,8 @@ def connect(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(cluster, "installed", lambda: ray)
         monkeypatch.setattr(cluster, "reach", lambda address: None)
         monkeypatch.setattr(cluster, "_tellers", lambda *_: ray.machines)
-        return Cluster(RayConfig(**options), cuda)
+        monkeypatch.setattr(cluster, "wants_gpus", lambda config: cuda)
+        return Cluster(RayConfig(**options))
 
     return connected
 
@@ -116,6 +118,15 @@ def test_more_actors_than_cores(connect) -> None:
     assert not ray.inits  # nothing was begun for it
     said = refused(connect, FakeRay({"CPU": 8.0}, node=HERE), actors=9, address="head:6379")
     assert said == "engine.actors=9: engine.address=head:6379 has 8 cores; use engine.actors=8, or auto"
+
+
+def test_it_is_told_before_data_are_read(connect, monkeypatch) -> None:
+    connect(FakeRay({"CPU": cores()})).close()
+    monkeypatch.setattr(type(small_config().data), "load", lambda *_: pytest.fail("data were read"))
+    with pytest.raises(InputError, match=r"^engine.actors=99: this machine has"):
+        Site(small_config("engine=ray", "engine.actors=99"))
+    with pytest.raises(pytest.fail.Exception):  # negative control: of a cluster nothing is known yet
+        Site(small_config("engine=ray", "engine.actors=99", "engine.address=auto"))
 
 
 def test_actors_of_several_cores(connect) -> None:

@@ -206,7 +206,10 @@ def test_an_edited_configuration_is_refused_where_it_is_all_there_is(finished, d
     (done / "config.yaml").write_text(text.replace("lr: 0.04", "lr: 0.5"))
     if not finished:
         unfinished(done)
-    why = "its config.yaml says client.lr=0.5, and the run computed with 0.04; write that, or give the run's own words"
+    why = (
+        "its config.yaml says client.lr=0.5, and the run computed with client.lr=0.04; write that, or give the run's "
+        "own words"
+    )
     capsys.readouterr()
     assert run_sim.main([f"resume={done}"]) == 2
     assert capsys.readouterr().err == f"error: resume={done}: {why}, which do\n"

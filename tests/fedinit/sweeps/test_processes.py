@@ -12,6 +12,7 @@ import pytest
 
 from fedinit.config.compose import compose_config, sweep
 from fedinit.config.schema import load, to_dict
+from fedinit.errors import InputError
 from fedinit.sweeps import processes
 from fedinit.sweeps.processes import CORES, environments, side_by_side
 from fedinit.threads import cores
@@ -114,9 +115,12 @@ def test_a_share_of_the_cores_is_a_process_own(monkeypatch):
     there = cores()
     monkeypatch.setenv(CORES, "1")
     assert cores() == 1
-    for nothing in ("0", "many", ""):
-        monkeypatch.setenv(CORES, nothing)
-        assert cores() == there
+    monkeypatch.setenv(CORES, "")
+    assert cores() == there
+    for wrong in ("0", "many", "-1", "1.5"):
+        monkeypatch.setenv(CORES, wrong)
+        with pytest.raises(InputError, match=f"^FEDINIT_CORES={wrong}: expected a whole number of cores, 1 or more"):
+            cores()
 
 
 def test_a_configuration_travels_as_json():
