@@ -89,15 +89,15 @@ class ClassMoments(ClassSums):
         return super().measure(values, other) | {"gram": pack(gram)}
 
     def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The moment about the same mean."""
+        """The moment about the same mean, of as many examples as the classes add up to, with noise other than `count`:
+        what is put back is what was taken."""
         sent = super().reduced(sums)
-        mean, count = sent["mean"].double(), float(sums["count"])
+        mean, count = sent["mean"].double(), _added(sums["counts"])
         return sent | {"gram": sums["gram"] - pack(shift(mean, sums["sums"].sum(0) - count * mean, count))}
 
     def restored(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the number of examples that the classes add up to, as the scatter will be taken of."""
         mean = sums["mean"].double()
-        moved = pack(shift(mean, sums["sums"].double().sum(0), float(sums["counts"].double().sum())))
+        moved = pack(shift(mean, sums["sums"].double().sum(0), _added(sums["counts"])))
         return super().restored(sums) | {"gram": sums["gram"].double() + moved}
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
@@ -120,3 +120,8 @@ class ClassMoments(ClassSums):
         if not is_positive(inside, 3 * slack * len(gram) ** 0.5, trace, spread):
             return f"{self.layer}: its second moment is not positive semi-definite"
         return ""
+
+
+def _added(counts: Tensor) -> float:
+    """What the counts (C,) add up to, as they are sent."""
+    return float(counts.float().double().sum())
