@@ -89,15 +89,15 @@ def load(
     views: the slots that each member trains; the others are part of its base. None: all train all of their factors.
     generators: of each member's dropout.
     """
-    adapters, offsets, room = [t.adapter for t in members], [t.offset for t in members], {}
+    adapters, offsets, room, beneath = [t.adapter for t in members], [t.offset for t in members], {}, 2
     if views is not None:
         rest = [view.others(a).restrict(a) for view, a in zip(views, adapters, strict=True)]
         offsets = [{name: product.absorb() for name, product in layers.items()} for layers in rest]
         # The bank's shapes do not depend on what was chosen, so that no client's rounding depends on its mates' choice.
-        room = {name: product.rank for name, product in adapters[0].items()}
+        room, beneath = {name: product.rank for name, product in adapters[0].items()}, 1
         adapters = [view.restrict(a) for view, a in zip(views, adapters, strict=True)]
     heads, trainable = [t.head for t in members], members[0].trainable
-    return bank.load(adapters, heads, trainable, offsets=offsets, generators=generators, room=room)
+    return bank.load(adapters, heads, trainable, offsets=offsets, generators=generators, room=room, beneath=beneath)
 
 
 def unload(
@@ -122,7 +122,7 @@ def unload(
             losses[row],
             counts[row],
             optimizer.fixed_scales(row),
-            optimizer.state_size,
+            optimizer.state_size(row),
             None if views is None or t.choice is None else views[row].places,
         )
         for row, t in enumerate(members)

@@ -28,6 +28,7 @@ class BankOptimizer(ABC, Generic[Settings]):
 
     values: (K, P), P numbers a client. `leaves` follow them after every step.
     start: (K, P), where the round began; None where no proximal term needs it.
+    padding: of each client, how many of its P numbers are the zero padding of a lower rank.
     ratio: (P,), the learning rate of every number as a multiple of client.lr; None: 1 for all.
     steps: how many were taken.
     """
@@ -47,6 +48,10 @@ class BankOptimizer(ABC, Generic[Settings]):
         """
         self.leaves, self.settings = dict(leaves), settings
         self.values = _side_by_side(leaves.values())
+        rows, numbers = self.values.shape
+        self.padding = [0] * rows
+        if owned is not None:
+            self.padding = [numbers - own for own in torch.stack([*owned.values()]).sum(0).tolist()]
         self.start = self.values.clone() if settings.prox else None
         self.ratio = ratios(self.leaves, settings.lr_ratio_b).to(self.values) if settings.lr_ratio_b != 1 else None
         self.steps = 0
@@ -95,10 +100,10 @@ class BankOptimizer(ABC, Generic[Settings]):
         """All that a step reads and writes, a row a client each."""
         return [self.values, *(rows for rows in self.state() if rows is not None)]
 
-    @property
-    def state_size(self) -> int:
-        """How many numbers this optimiser keeps for one client from step to step."""
-        return sum(rows[0].numel() for rows in self.state() if rows is not None)
+    def state_size(self, row: int) -> int:
+        """How many numbers this optimiser keeps for client `row` from step to step, without those of zero padding."""
+        kept = [rows[row].numel() for rows in self.state() if rows is not None]
+        return sum(numbers - self.padding[row] * (numbers == self.values.shape[1]) for numbers in kept)
 
     def fixed_scales(self, row: int) -> dict[str, float]:
         """The step scales {leaf: number} that client `row` has fixed; empty for an optimiser without any."""

@@ -63,19 +63,23 @@ class BankLinear(nn.Module):
         return self.own.weight.dtype
 
     def stack(
-        self, products: Sequence[Factors], offsets: Sequence[Factors], trainable: frozenset[str], room: int
+        self,
+        products: Sequence[Factors],
+        offsets: Sequence[Factors],
+        trainable: frozenset[str],
+        rooms: tuple[int, int],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """K clients' factors of this layer, padded to one rank, as `load` takes them once they are on the device.
 
         products: the factors, one a client.
         offsets: the client's own part of its base, one product a client; empty: all sit on the shared base.
         trainable: the parts that learn; a core or vectors that do not are absorbed into B.
-        room: the least rank to pad to.
+        rooms: the least rank to pad factors to, and offsets.
         """
         self.kind, products = trained_as(products, trainable)
         self.ranks = [p.rank for p in products]
-        leaves = self.kind.stack(products, room, trainable)
-        return leaves, KINDS["lora"].stack([o.absorb() for o in offsets], room, trainable) if offsets else {}
+        leaves = self.kind.stack(products, rooms[0], trainable)
+        return leaves, KINDS["lora"].stack([o.absorb() for o in offsets], rooms[1], trainable) if offsets else {}
 
     def load(self, leaves: Mapping[str, Tensor], offset: Mapping[str, Tensor]) -> None:
         """Take the clients' factors {part: (K, …)}, and their own part of the base, or nothing."""
@@ -167,6 +171,7 @@ class Bank:
         offsets: Sequence[Mapping[str, Factors]] | None = None,
         generators: Sequence[torch.Generator] = (),
         room: Mapping[str, int] = MappingProxyType({}),
+        beneath: int = 2,
     ) -> dict[str, Tensor]:
         """Take K clients' factors and heads; return the leaves to train, {"<layer>/A": (K, r, k), …, "head/weight"}.
 
@@ -178,6 +183,7 @@ class Bank:
         offsets: {layer: product} of each client, its own part of its base; None: nobody has one.
         generators: one a client, for dropout; none for no dropout.
         room: {layer: rank} to pad factors and offsets to, where the clients' largest is below.
+        beneath: how many times the bank's own rank offsets are padded to; 2: they are differences of two products.
 
         Raises ValueError for vectors around different A or B.
         """
@@ -185,8 +191,10 @@ class Bank:
         for name, layer in self.layers.items():
             (d, k), under = layer.weight.shape, offsets if offsets is not None and any(offsets) else []
             nothing = Factors(torch.zeros(0, k), torch.zeros(d, 0))
-            beneath = [offset.get(name, nothing) for offset in under]
-            stacks += layer.stack([a[name] for a in adapters], beneath, trainable, max(self.rank, room.get(name, 0)))
+            least = room.get(name, 0)
+            rooms = max(self.rank, least), max(beneath * self.rank, least)
+            products = [offset.get(name, nothing) for offset in under]
+            stacks += layer.stack([a[name] for a in adapters], products, trainable, rooms)
         alike = all(head is heads[0] for head in heads)
         stacks.append({k: _repeated(v, len(heads)) if alike else torch.stack([h[k] for h in heads])
                        for k, v in heads[0].items()})  # fmt: skip

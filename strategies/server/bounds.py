@@ -34,14 +34,15 @@ class Bounds:
         sent: Mapping[str, Tensor],
         trained: frozenset[str],
         largest: Callable[[Tensor, float], float],
-        max_factor_ratio: float,
+        shrinking: float,
         max_product_ratio: float,
     ) -> Bounds:
-        """largest: the most that ‖X‖ may be of a tensor and its norm at the start. The ratios are the gate's."""
+        """largest: the most that ‖X‖ may be of a tensor and its norm at the start. shrinking: how many times smaller it
+        may become, where both factors were trained. max_product_ratio: the gate's."""
         starts, endings = norms(sent), {name[-2:] for name in trained}  # endings are of all layers alike
         both = {ending for pair in PAIRS if endings.issuperset(pair) for ending in pair}
         sizes = {
-            name: (starts[name] / max_factor_ratio if name[-2:] in both else 0.0, largest(sent[name], starts[name]))
+            name: (starts[name] / shrinking if name[-2:] in both else 0.0, largest(sent[name], starts[name]))
             for name in trained
         }
         products = {

@@ -247,10 +247,11 @@ def _ready(
 
 def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], privacy: ClientMechanism | None) -> Method:
     """What every round is done by. ranks: of the clients."""
-    secure = config.secure_aggregation
+    secure, reinit = config.secure_aggregation, reinit_of(config, opening.aggregator)
+    gate = Gate(**vars(config.gate), private=config.privacy.name == "examples", own_starts=reinit.own_factors)
     return Method(
         aggregator=opening.aggregator,
-        reinit=reinit_of(config, opening.aggregator),
+        reinit=reinit,
         context=opening.reinit_context,
         seed=config.seed,
         kind=KINDS[config.adapter.kind],
@@ -258,7 +259,7 @@ def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], priva
         server_optimizer=create_server_optimizer(config.server_opt.name, config.server_opt.options),
         participation=config.participation,
         evaluation=config.evaluation.participation,
-        gate=Gate(**vars(config.gate), private=config.privacy.name == "examples", untrainable=untrainable(config)),
+        gate=dataclasses.replace(gate, untrainable=untrainable(config)),
         robust=create_robust(config.robust.name, config.robust.options),
         secure=secure if isinstance(secure, SecAggConfig) else None,
         quorum=config.quorum,

@@ -76,6 +76,7 @@ class Gate:
 
     private: clients hide their examples, so that they tell no loss, and say their ε.
     untrainable: why a client with so many examples cannot have trained; empty where it can.
+    own_starts: clients go on from factors of their own, which are not what they are sent: no lower limit.
 
     A start of zero has no lower limit, and a small one may grow up to the unit: B starts at zero, and an average of
     many clients' factors is small before the next round makes them large again.
@@ -87,6 +88,7 @@ class Gate:
     max_weight: float = 3.0
     private: bool = False
     untrainable: Callable[[int], str] = lambda examples: ""
+    own_starts: bool = False
 
     def most(self, claimed: Iterable[float]) -> float:
         """What one client's number counts for at most, of these of all clients: `max_weight` times their median;
@@ -140,7 +142,8 @@ class Gate:
 
     def bounds(self, sent: Mapping[str, Tensor], trained: frozenset[str]) -> Bounds:
         """What updates from a start may be; trained: the names of the tensors that come back."""
-        return Bounds.of(sent, trained, self.largest, self.max_factor_ratio, self.max_product_ratio)
+        shrinking = math.inf if self.own_starts else self.max_factor_ratio
+        return Bounds.of(sent, trained, self.largest, shrinking, self.max_product_ratio)
 
     def admit(
         self,

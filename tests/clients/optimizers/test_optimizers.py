@@ -226,7 +226,20 @@ def test_state_is_counted(name: str, momentum: float, prox: float, numbers: int,
     leaves = {"l/A": torch.zeros(3, 2, 5), "l/B": torch.zeros(3, 4, 2)}
     own = {} if name == "adamw" else {"momentum": momentum}
     settings = client_config(optimizer=name, prox=prox, **own)
-    assert create_optimizer(leaves, settings).state_size == numbers
+    made = create_optimizer(leaves, settings)
+    assert [made.state_size(row) for row in range(3)] == [numbers] * 3
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "sgd_sai"])
+def test_padding_is_no_state(name: str, client_config) -> None:
+    """A client of a lower rank keeps what it would keep alone."""
+    own = {"prox": 0.1, "optimizer": name} | ({} if name == "adamw" else {"momentum": 0.9})
+    alone = create_optimizer({"l/A": torch.zeros(1, 1, 5), "l/B": torch.zeros(1, 4, 1)}, client_config(**own))
+    leaves = {"l/A": torch.zeros(2, 2, 5), "l/B": torch.zeros(2, 4, 2)}
+    owned = {"l/A": torch.tensor([5, 10]), "l/B": torch.tensor([4, 8])}
+    made = create_optimizer(leaves, client_config(**own), owned)
+    assert made.state_size(0) == alone.state_size(0) < made.state_size(1)
+    assert made.state_size(1) == create_optimizer(leaves, client_config(**own)).state_size(1)  # control: none is padded
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,15 +21,19 @@ import run_sim
 from clients.batches import normalise
 from clients.cohort import Cohort
 from clients.site import Site
+from clients.statistics import disturb
 from fedinit.config.compose import compose_config
+from fedinit.draws import draws
 from fedinit.errors import InputError
 from fedinit.heads import HEADS, create_head
 from fedinit.heads.head import HeadContext, HeadState
 from fedinit.heads.measured import SCALES, MeasuredHead, best_scale
 from fedinit.statistics import (
     Request,
+    Sampling,
     Statistics,
     add_up,
+    class_sums,
     create_statistics,
     pack,
     shapes_of,
@@ -343,6 +348,31 @@ def test_a_scatter_of_rounding_alone_is_no_lie(features, several):
         lied = triangle_of(gram - 0.05 * torch.outer(direction, direction))
         said = statistic.fault({**found, "gram": lied}, len(labels))
         assert (several and features < 24) or "not positive semi-definite" in said
+
+
+@pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("images", [1, 16, 48])
+def test_what_a_mean_takes_from_noisy_moments_is_put_back(images, noise, monkeypatch):
+    """Noisy counts add up to another number than the images: it is the same both ways, else honest sums are lies."""
+    draw = torch.Generator().manual_seed(images)
+    sampling = Sampling(min_examples=1, clip=1.0, noise=noise)
+    request = Request(
+        source="features", layers={"head": "class_moments"}, shapes={"head": (10, 24)}, seed=0, sampling=sampling
+    )
+    statistics, off = create_statistics(request), torch.zeros(2)
+    for client in range(20):
+        z = torch.nn.functional.normalize(torch.randn(images, 24, generator=draw))
+        labels = torch.randint(0, 10, (images,), generator=draw)
+        measured = {f"head/{k}": v.double() for k, v in statistics["head"].measure(z, labels).items()}
+        disturb(measured, statistics, {"head": 1}, sampling, partial(draws, 0, "", "head.noise", client))
+        sent = [pack(statistics, measured)]
+        with monkeypatch.context() as taken:  # the control: taken by the images, put back by the counts
+            taken.setattr(class_sums, "_added", lambda counts: float(images))
+            sent.append(pack(statistics, measured))
+        found = [unpack(statistics, one) for one in sent]
+        assert statistics["head"].fault({key[5:]: value for key, value in found[0].items()}, images) == ""
+        off += torch.tensor([float((one["head/gram"] - measured["head/gram"]).abs().max()) for one in found])
+    assert 100 * off[0] < off[1]
 
 
 def test_noise_moves_the_head_and_a_phantom_class_is_none():
