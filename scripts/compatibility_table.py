@@ -54,7 +54,7 @@ TABLES: list[tuple[str, Sequence[str]]] = [
     ("adapter", ("adapter.ranks", "client.lr_ratio_b", "diagnostics")),
     ("adapter.ranks", ("client.gsnr_scope", "attack")),
     ("data", ("head", "client.loss", "client.augment", "attack")),
-    ("engine.prefix_cache", ("client.augment",)),
+    ("engine.prefix_cache", ("client.augment", "diagnostics")),
     ("privacy", ("init", "head", "evaluation", "diagnostics", "client.gsnr_scope")),
     ("participation", ("robust",)),
     ("start_participation", ("init",)),

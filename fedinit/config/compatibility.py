@@ -82,6 +82,13 @@ def _kept_images_stay_as_they_are(c: Config) -> Objection | None:
     )
 
 
+def _the_probe_goes_through_all_blocks(c: Config) -> Objection | None:
+    if not c.engine.prefix_cache or c.diagnostics.name == "none":
+        return None
+    why = f"diagnostics={c.diagnostics.name} looks at what every block does, and the kept ones are passed over"
+    return Objection("engine.prefix_cache=true", why, "use diagnostics=none")
+
+
 def _there_are_labels_to_flip(c: Config) -> Objection | None:
     if not c.data.is_regression or c.attack.name != "label_flip":
         return None
@@ -107,6 +114,7 @@ CONFIG_RULES: Sequence[Rule[Config]] = (
     Rule(("data", "client.augment"), _there_are_images_to_augment),
     Rule(("data", "attack"), _there_are_labels_to_flip),
     Rule(("engine.prefix_cache", "client.augment"), _kept_images_stay_as_they_are),
+    Rule(("engine.prefix_cache", "diagnostics"), _the_probe_goes_through_all_blocks),
     Rule(("adapter.ranks", "secure_aggregation"), _updates_of_one_shape),
     Rule(("attack", "secure_aggregation"), _attacks_are_on_what_is_open),
 )

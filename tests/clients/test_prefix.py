@@ -245,6 +245,8 @@ def test_no_room_and_no_leave_are_one_line(prefix_of, own_cache, monkeypatch):
 
 
 def test_what_does_not_go_together_is_refused():
+    with pytest.raises(InputError, match="^engine.prefix_cache=true: diagnostics=init .*use diagnostics=none$"):
+        Site(compose_config([*WORDS, "engine.prefix_cache=true", "diagnostics=init"]))
     with pytest.raises(InputError, match="^engine.prefix_cache=true: .*use client.augment=none$"):
         Site(compose_config([*WORDS, "engine.prefix_cache=true", "client.augment=flip"]))
     for wrong in ("last:0", "first:2", "4", "last:x"):
