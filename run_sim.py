@@ -86,10 +86,14 @@ def run(*words: str, quiet: bool = True, **keys: object) -> Run:
 def simulate(config: Config, console: Console) -> dict[str, Any]:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown, and of a
     preview nothing is run, written or returned."""
-    check_method(config)
+    named = config.resume not in ("auto", "never")  # whose run's own words are compared with these first
+    if not named:
+        check_method(config)
     chosen("server_device", config.server_device)  # that it is there, before a folder is made
     config = resolved(config)
     located = run_folder.locate(config)
+    if named:
+        check_method(config)
     folder = located.path
     if text := remark(config.model.title, config.data.name):
         tell(console, text, "yellow")

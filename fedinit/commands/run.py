@@ -93,7 +93,19 @@ def configurations(said: Arguments) -> list[Swept]:
     kept = _of_folder(said.words)
     if kept is not None:
         return [Swept("", kept)]
-    return [Swept("", compose.compose_config(said.words, said.primary))]
+    try:
+        return [Swept("", compose.compose_config(said.words, said.primary))]
+    except InputError as error:
+        if not (
+            named := [
+                word
+                for word in said.words
+                if word.startswith("resume=") and is_folder(Path(os.path.expanduser(word[7:])))
+            ]
+        ):
+            raise
+        hint = f"beside {named[-1]} words are a whole configuration: give all of the run's own, or none"
+        raise InputError(f"{error}; {hint}") from error
 
 
 def _of_folder(words: Sequence[str]) -> Config | None:

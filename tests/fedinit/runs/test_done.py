@@ -60,6 +60,23 @@ def test_it_is_said_and_written_anew(text, done, whole, capsys):
     assert (done / "DONE.json.edited.1").read_text() == text and fedinit.load(done).model()
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("start_participation=0.1", "belongs to another configuration; "),  # and no word of the defaults' own start
+        ("evaluation.participation=0.1", "give all of the run's own, or none"),
+        ("rounds=none", "give all of the run's own, or none"),
+    ],
+)
+def test_a_word_that_does_not_go_with_the_defaults_is_told_of_the_folder(word, said, done, capsys):
+    capsys.readouterr()
+    assert run_sim.main([f"resume={done}", word]) == 2
+    line = capsys.readouterr().err
+    assert said in line and f"resume={done}" in line and line.count("\n") == 1
+    assert run_sim.main(["resume=auto", word]) == 2  # the control: as it is told of any other run
+    assert "resume=" not in capsys.readouterr().err
+
+
 def test_the_runs_own_words_write_it_anew_too(done, whole, tmp_path):
     (done / "DONE.json").write_text("{")
     assert run_sim.main([*SHORT, f"output_dir={tmp_path}"]) == 0
