@@ -96,15 +96,10 @@ def configurations(said: Arguments) -> list[Swept]:
     try:
         return [Swept("", compose.compose_config(said.words, said.primary))]
     except InputError as error:
-        if not (
-            named := [
-                word
-                for word in said.words
-                if word.startswith("resume=") and is_folder(Path(os.path.expanduser(word[7:])))
-            ]
-        ):
+        named = next((word for word in said.words if word.startswith("resume=")), "")
+        if not is_folder(Path(os.path.expanduser(named.partition("=")[2] or "auto"))):
             raise
-        hint = f"beside {named[-1]} words are a whole configuration: give all of the run's own, or none"
+        hint = f"beside {named} words are a whole configuration: give all of the run's own, or none"
         raise InputError(f"{error}; {hint}") from error
 
 

@@ -94,7 +94,10 @@ class MeasuredHead(Head, Sampled):
         if self.scale != "auto":
             positive("head.scale", self.scale)
         if self.noise and self.weighting == "uniform":
-            raise InputError("head.weighting=uniform: with head.noise, whether a class has examples could not be told")
+            raise InputError(
+                "head.weighting=uniform: with head.noise, whether a class has examples could not be told; "
+                "use head.weighting=samples, or head.noise=0"
+            )
 
     @property
     def needs_moment(self) -> bool:

@@ -38,6 +38,7 @@ from strategies.server.replies import Asked, Refusal, match_replies
 from strategies.server.state import ServerState
 
 ANY: Mapping[int, int] = MappingProxyType({})
+NAMED = 5  # of classes that nobody has, by a warning
 Answers = tuple[dict[int, int], list[Refusal], Statistics]
 
 
@@ -109,6 +110,10 @@ def make_start(
     if method.needs == "gradients" and not about:
         about["warning"] = "gradients were measured under a head that no data went into; head=ridge makes one"
         exchange.emit("warning", {"round": 0, "detail": about["warning"]})
+    if absent := about.get("missing"):
+        named = ", ".join([*absent][:NAMED]) + f" and {len(absent) - NAMED} more" * (len(absent) > NAMED)
+        detail = f"nobody who measured has images of the classes {named}; what the head begins with there is a guess"
+        exchange.emit("warning", {"round": 0, "detail": detail})
     if about:
         notes["head"] = about
     if ask.measured:

@@ -18,6 +18,7 @@ from clients.site import Site
 from fedinit import wire
 from fedinit.config.flower import to_run_config
 from fedinit.errors import RunFailed
+from fedinit.runs.observer import Observer
 from fedinit.statistics import Request, Sampling
 from fedinit.tensor_array import TensorArray
 from fedinit.transport.local import LocalGrid
@@ -326,3 +327,27 @@ def test_answers_that_are_added_as_they_come_make_the_start_of_those_that_are_ke
     together = federate(config, LocalGrid(lambda deliveries: cohort(deliveries), 3), site.backbone)
     assert most == [1, 2, 3]
     assert streamed.final_hash == together.final_hash
+
+
+class Warnings(Observer):
+    """Keeps what a run warns of."""
+
+    def __init__(self) -> None:
+        self.details: list[str] = []
+
+    def event(self, kind, fields):
+        if kind == "warning":
+            self.details.append(fields["detail"])
+
+
+def test_classes_that_nobody_who_measured_has_are_told():
+    """One client of a skewed partition measures; with all of them (the control) every class is somebody's."""
+    words = (
+        "partition=dirichlet partition.clients=8 partition.alpha=0.1 head=ridge head.min_examples=1 quorum=1".split()
+    )
+    for share, told in (("0.1", True), ("1", False)):
+        few = (f"start_participation={share}", "rounds=1", "evaluation=none", "client.max_steps=1")
+        site, lines = Site(small_config(*words, *few)), Warnings()
+        federate(site.config, LocalGrid(Cohort(site), 8), site.backbone, observers=[lines])
+        assert len(lines.details) == told
+        assert all("nobody who measured has images of the classes " in detail for detail in lines.details)
