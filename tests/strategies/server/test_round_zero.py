@@ -342,12 +342,10 @@ class Warnings(Observer):
 
 def test_classes_that_nobody_who_measured_has_are_told():
     """One client of a skewed partition measures; with all of them (the control) every class is somebody's."""
-    words = (
-        "partition=dirichlet partition.clients=8 partition.alpha=0.1 head=ridge head.min_examples=1 quorum=1".split()
-    )
+    words = ("partition=dirichlet", "partition.clients=9", "partition.alpha=0.3", "head=ridge", "quorum=1")
     for share, told in (("0.1", True), ("1", False)):
         few = (f"start_participation={share}", "rounds=1", "evaluation=none", "client.max_steps=1")
         site, lines = Site(small_config(*words, *few)), Warnings()
-        federate(site.config, LocalGrid(Cohort(site), 8), site.backbone, observers=[lines])
+        federate(site.config, LocalGrid(Cohort(site), 9), site.backbone, observers=[lines])
         assert len(lines.details) == told
         assert all("nobody who measured has images of the classes " in detail for detail in lines.details)
