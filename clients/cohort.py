@@ -79,7 +79,8 @@ class Cohort:
         """(training, test images) of each of these clients, who hold nothing from rounds before, where that is all in
         which what they say of themselves differs: none of them may claim what is not so."""
         parts = self.site.partitions
-        if self.attackers is not None or any(type(i) is not int or not 0 <= i < len(parts) for i in clients):
+        lies = self.attackers is not None and self.attackers.lie_in_introductions
+        if lies or any(type(i) is not int or not 0 <= i < len(parts) for i in clients):
             return []  # where one has no such number, its node says for itself
         return list(zip(*(sizes.tolist() for sizes in parts.sizes(clients)), strict=True))
 

@@ -278,6 +278,10 @@ def test_attackers_and_clients_with_a_past_speak_for_themselves(site):
     grid.contexts[1001].state["kept"] = ConfigRecord({})
     assert not grid.holdings([1000, 1001, 1002])
     claims = small_config("attack=claims", "attack.clients=[1]", "attack.register=true")
+    assert not LocalGrid(Cohort(Site(claims)), 3).holdings([1000, 1001, 1002])
+    for words in (("attack=sign_flip",), ("attack=claims", "attack.register=false")):  # who say what is so
+        honest = small_config(*words, "attack.clients=[1]")
+        assert len(LocalGrid(Cohort(Site(honest)), 3).holdings([1000, 1001, 1002])) == 3
     exchange = exchange_over(LocalGrid(Cohort(Site(claims)), 3))
     said = exchange.register_clients(site.backbone.digest, -1)
     assert said[1].examples > 1000 * said[0].examples

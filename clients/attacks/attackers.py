@@ -45,6 +45,11 @@ class Attackers:
 
         return [send(task, answer) for task, answer in zip(tasks, answers, strict=True)]
 
+    @property
+    def lie_in_introductions(self) -> bool:
+        """Whether they claim what is not so already where clients say who they are."""
+        return isinstance(self.settings, ClaimsConfig) and self.settings.register
+
     def claim(self, reply: Message, client: int) -> None:
         """Put what an attacker claims into its reply; nothing for who claims nothing."""
         if not isinstance(self.settings, ClaimsConfig) or client not in self.clients or reply.has_error():
