@@ -240,6 +240,10 @@ def refused(capsys, tmp_path, *words: str) -> str:
             "attack.clients=[9]: expected one or more of the partition ids 0 to 2",
         ),
         (
+            ["robust=trust", "robust.root=3"],
+            "robust.root=3: expected one of the partition ids 0 to 2",
+        ),
+        (
             ["robust=trust", "robust.root=1", "attack=scaled", "attack.clients=[1]"],
             "attack=scaled: client 1 would attack, which robust.root=1 vouches for",
         ),

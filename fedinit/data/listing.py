@@ -9,8 +9,9 @@ from fedinit.data.layout import Layout, Places, find_roles, wrapper
 from fedinit.data.list_files import INDEX, list_files, read_index, read_lists
 from fedinit.data.names import composed
 from fedinit.data.splits import Split
-from fedinit.data.tree import SHAPE, Tree, Zip
+from fedinit.data.tree import SHAPE, OnDisk, Tree, Zip
 from fedinit.errors import InputError
+from fedinit.pasted import pasted
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ def list_images(tree: Tree, suffixes: tuple[str, ...], layout: Layout, domains: 
     """
     images = [name for name in tree.files if name.lower().endswith(suffixes)]
     if not images:
-        raise InputError(f"data.root={tree.root}: no images there; {SHAPE}, or a .zip of that")
+        inside = [name for name in tree.files if name.lower().endswith(".zip")] if isinstance(tree, OnDisk) else []
+        hint = f"; is {pasted(f'data.root={tree.root / inside[0]}')} meant?" if len(inside) == 1 else ""
+        raise InputError(f"data.root={tree.root}: no images there; {SHAPE}, or a .zip of that{hint}")
     lists = list_files(tree, images)
     top = wrapper(images, layout)
     if top is not None and (isinstance(tree, Zip) or any(not file.startswith(f"{top}/") for file in lists)):

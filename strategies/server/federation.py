@@ -86,6 +86,9 @@ def check_clients(config: Config, examples: Mapping[int, int], clients: int = 0)
         of = "" if len(asked) == len(examples) else f", of whom a round asks {len(asked)}"
         raise InputError(f"quorum={config.quorum}: there are {len(examples)} clients{of}")
     rule = create_robust(config.robust.name, config.robust.options)
+    root, there = getattr(rule, "root", None), max(clients, len(examples))
+    if root is not None and root >= there:
+        raise InputError(f"robust.root={root}: expected one of the partition ids 0 to {there - 1}")
     if rule is not None and (fault := rule.fault(asked)):
         raise InputError(f"robust={config.robust.name} cannot judge a round of {len(asked)} clients: {fault}")
     if isinstance(config.secure_aggregation, SecAggConfig):
@@ -93,12 +96,11 @@ def check_clients(config: Config, examples: Mapping[int, int], clients: int = 0)
         refuse_few(len(asked), f"a round has {len(asked)} clients ({share})")
     check_privacy(config, examples)
     if isinstance(config.attack, AttackConfig):
-        bad = config.attack.attackers(max(clients, len(examples)), config.seed)
-        if config.robust.name == "trust" and (root := getattr(rule, "root", None)) in bad:
-            raise InputError(
-                f"attack={config.attack.name}: client {root} would attack, which robust.root={root} vouches for; "
-                f"give attack.clients=[…] without it, or another robust.root"
-            )
+        bad = config.attack.attackers(there, config.seed)
+        if config.robust.name == "trust" and root in bad:
+            why = f"client {root} would attack, which robust.root={root} vouches for"
+            hint = "give attack.clients=[…] without it, or another robust.root"
+            raise InputError(f"attack={config.attack.name}: {why}; {hint}")
     client_ranks(config, examples, clients)
 
 

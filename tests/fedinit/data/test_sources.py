@@ -254,11 +254,12 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tree: Path, tmp_path: Path
 # Wrong input: one line that says what was wrong and what to do
 
 
-def refused(message: str, root: Path | None, **changes: object) -> None:
+def refused(message: str, root: Path | None, **changes: object) -> str:
     with pytest.raises(InputError) as caught:
         load(root, **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_root_that_is_not_there() -> None:
@@ -270,7 +271,9 @@ def test_roots_of_another_shape(tree: Path, tmp_path: Path) -> None:
     refused("found class folders and no domain folders ('blue/0.png')", tree / "art")
     refused("is a level too deep", tmp_path)
     (tmp_path / "void").mkdir()
-    refused("no images there", tmp_path / "void")
+    assert "meant?" not in refused("no images there", tmp_path / "void")
+    zipped(tree / "art", tmp_path / "void" / "all.zip")
+    assert f"is data.root={tmp_path / 'void' / 'all.zip'} meant?" in refused("no images there", tmp_path / "void")
     (tmp_path / "words.zip").write_text("words")
     refused("neither a folder nor a zip", tmp_path / "words.zip")
     refused("found class folders", zipped(tree / "art", tmp_path / "flat.zip"))
