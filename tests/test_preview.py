@@ -114,6 +114,7 @@ def test_nothing_is_left_and_the_run_is_what_it_was(tmp_path, capsys):
     "words",
     [
         ("strategy=fedsa_lora", "evaluation=clients"),
+        ("evaluation=clients", "evaluation.participation=0.5"),
         ("init=eva", "head=ridge"),
         ("strategy=head_alone",),
         ("partition=pooled", "strategy=ffa_lora"),
