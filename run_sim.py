@@ -31,7 +31,7 @@ from clients.engine.room import cost_of, refuse_without_room
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
-from clients.trial import RoundsKept, scaled, seconds_an_image, shortened, with_few_images
+from clients.trial import RoundsKept, TrialGrid, scaled, seconds_an_image, with_few_images
 from fedinit.commands.run import command as main
 from fedinit.commands.run import configurations, leave
 from fedinit.config import arguments
@@ -56,6 +56,7 @@ from fedinit.transport.local import LocalGrid
 from strategies.server.audience import Audience
 from strategies.server.compatibility import check_method
 from strategies.server.components import Components
+from strategies.server.evaluating import Schedule
 from strategies.server.federation import Outcome, check_clients, federate
 from strategies.server.measuring import refuse_few_images
 
@@ -159,17 +160,18 @@ def previewed(config: Config, site: Site, folder: Path) -> Preview:
 
 
 def trial_of(config: Config, site: Site) -> Trial:
-    """Two rounds of the run in memory, with a few images of each client: figures of the second, scaled to the run.
-    Raises InputError where its steps would not fit into memory."""
+    """Two rounds of the run in memory, evaluated by the clients where the run's are, with a few images of each client:
+    figures of the second, scaled to the run. Raises InputError where its steps would not fit into memory."""
     cost, kept = cost_of(site), RoundsKept()
     if cost is not None:
         refuse_without_room(site, cost)
-    few = with_few_images(site)
-    grid = LocalGrid(Cohort(few), len(few.partitions))
-    outcome = federate(shortened(few.config), grid, site.backbone, observers=[kept])
+    few, schedule = with_few_images(site), Schedule.of(config.evaluation)
+    grid = TrialGrid(few)
+    outcome = federate(dataclasses.replace(few.config, rounds=2), grid, site.backbone, observers=[kept])
     model = outcome.aggregate
     image = seconds_an_image(site, model.layers, model.head, outcome.offset)
-    return scaled(kept.reports, site, few, outcome.trainable, image)
+    evaluated = sum(schedule.is_due(round, config.rounds) for round in range(1, config.rounds + 1))
+    return scaled(kept.reports, grid.asked, site, few, outcome.trainable, image, evaluated)
 
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from flwr.app import Message
 from torch import Tensor
 
+from clients.cohort import Cohort
 from clients.site import Site
+from fedinit import wire
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.shares import Partition, Partitions
@@ -21,16 +25,42 @@ from fedinit.runs.preview import Trial
 from fedinit.seeding import torch_generator
 from fedinit.state.base_offset import EMPTY
 from fedinit.state.digest import of_tensors
+from fedinit.transport.local import LocalGrid
+
+TESTED = 8  # test images of a client, or somewhat more: the bytes of an evaluation do not depend on them
 
 
-def shortened(config: Config) -> Config:
-    """Two rounds of the run, without evaluation."""
-    nobody = dataclasses.replace(config.evaluation, where="none", participation=1.0)
-    return dataclasses.replace(config, rounds=2, evaluation=nobody)
+@dataclass(kw_only=True)
+class Asked:
+    """A question to clients in a trial, and what it took.
+
+    kind: its message type.
+    up, down: bytes of the answers that were read, and of the question.
+    """
+
+    kind: str
+    up: int = 0
+    down: int = 0
+
+
+class TrialGrid(LocalGrid):
+    """Keeps what every question took, in their order."""
+
+    def __init__(self, site: Site) -> None:
+        """site: of the clients, as `with_few_images` makes it."""
+        super().__init__(Cohort(site), len(site.partitions))
+        self.asked: list[Asked] = []
+
+    def one_by_one(self, messages: Sequence[Message]) -> Iterator[Message]:
+        asked = Asked(kind=messages[0].metadata.message_type, down=wire.nbytes(m.content for m in messages))
+        self.asked.append(asked)
+        for reply in super().one_by_one(messages):
+            asked.up += wire.nbytes([reply.content]) if reply.has_content() else 0
+            yield reply
 
 
 def with_few_images(site: Site) -> Site:
-    """The site with images for two steps of each client."""
+    """The site with images for two steps of each client, and some to evaluate on."""
     few, config = copy.copy(site), site.config
     few.partitions = Partitions.of([first_images(part, config) for part in site.partitions])
     if isinstance(privacy := config.privacy, ExamplePrivacyConfig):  # a run of one round has no ε for the trial's two
@@ -39,13 +69,22 @@ def with_few_images(site: Site) -> Site:
     return few
 
 
-def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, image: float) -> Trial:
-    """The figures of the trial's last round, scaled to the run.
+def scaled(
+    reports: Sequence[RoundReport],
+    asked: Sequence[Asked],
+    site: Site,
+    few: Site,
+    trained: int,
+    image: float,
+    evaluated: int,
+) -> Trial:
+    """The figures of the trial's last round, which is evaluated as the run's are, scaled to the run.
 
-    reports: of the round of the statistics and of the trial's two.
+    reports: of the round of the statistics and of the trial's two. asked: the questions in these.
     site, few: with the run's images, and with the trial's.
     trained: numbers that a client trains.
     image: seconds of a pass in which nothing is trained, an image.
+    evaluated: rounds of the run with an evaluation.
     """
     config = site.config
     opening, _, last = reports
@@ -55,16 +94,21 @@ def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, 
     images = sum(len(part.train) for part in site.partitions) / sum(len(part.train) for part in few.partitions)
     tested = int(site.data.test.sum()) * config.evaluation.participation if config.evaluation.where != "none" else 0
     alone = config.evaluation.head_alone and "head_alone" != config.strategy.name and config.head.name != "none"
+    judged = [one for one in asked if one.kind == "evaluate"]
+    # After the last round, of either, nothing is merged or drawn anew: other evaluations send something else.
+    early, late = judged[:1] * (evaluated - 1), judged[-1:]
     return Trial(
         trained=trained,
-        up=last.bytes_up,
-        down=last.bytes_down,
+        up=last.bytes_up - sum(one.up for one in late),
+        down=last.bytes_down - sum(one.down for one in late),
+        judged_up=sum(one.up for one in early + late),
+        judged_down=sum(one.down for one in early + late),
         opening_up=opening.bytes_up,
         opening_down=opening.bytes_down,
         start=opening.seconds * images if opening.clients else 0.0,
         clients=last.phases["clients"] * all_steps / max(steps, 1),
         server=last.phases["server"],
-        evaluation=image * tested / config.evaluation.every,
+        evaluation=image * tested * evaluated / config.rounds,
         reference=image * len(site.data) if alone else 0.0,
         memory=held,
         accelerator=used,
@@ -72,10 +116,11 @@ def scaled(reports: Sequence[RoundReport], site: Site, few: Site, trained: int, 
 
 
 def first_images(part: Partition, config: Config) -> Partition:
-    """The client with images for two steps, drawn from those that it has."""
+    """The client with images for two steps, drawn from those that it has, and a few test images from among all."""
     wanted = config.client.batch_size * max(1, 2 // config.client.epochs)
     order = torch.randperm(len(part.train), generator=torch_generator(config.seed, "preview", part.client))
-    return dataclasses.replace(part, train=part.train[order[:wanted].sort().values])
+    test = part.test[:: max(1, len(part.test) // TESTED)]
+    return dataclasses.replace(part, train=part.train[order[:wanted].sort().values], test=test)
 
 
 def seconds_an_image(

@@ -48,6 +48,26 @@ def test_bytes_and_parameters_are_the_runs(done):
     assert f"{summary['trainable_parameters']:,} numbers a client" in shown.facts()["trained"]
 
 
+@pytest.mark.parametrize(
+    "words", [(), ("evaluation.participation=0.5",), ("strategy=flora",), ("evaluation.every=2", "strategy=fedsa_lora")]
+)
+def test_bytes_of_evaluations_by_clients_are_counted(words, tmp_path):
+    """The run's own, which has few bytes besides: a round asks two of eight clients. Those of flora's last evaluation
+    are others, since nothing is merged after the last round."""
+    few = (*SHORT, "client.max_steps=1", "partition=iid", "partition.clients=8", "participation=0.25", "rounds=4")
+    few += ("evaluation=clients", "evaluation.every=1", "evaluation.head_alone=false", f"output_dir={tmp_path}", *words)
+    config = small_config(*few)
+    trial = run_sim.previewed(config, Site(config), tmp_path).trial
+    summary = fedinit.run(*few).summary
+    assert trial is not None and trial.judged_down > 1.5 * 4 * trial.down
+    assert 4 * trial.down + trial.opening_down + trial.judged_down == pytest.approx(summary["bytes_down"], rel=0.02)
+    assert 4 * trial.up + trial.opening_up + trial.judged_up == pytest.approx(summary["bytes_up"], rel=0.02)
+    # The control: by the server, or by nobody, none are sent for it.
+    none = small_config(*few, "evaluation=none", "evaluation.participation=1", "strategy=lora_fair")
+    trial = run_sim.trial_of(none, Site(none))
+    assert trial.judged_up == trial.judged_down == 0 < trial.down
+
+
 @pytest.mark.parametrize("strategy", ["flora", "fedex_lora"])
 def test_parameters_are_what_a_client_trains_whatever_the_aggregate_is_of(strategy, tmp_path):
     """FLoRA's aggregate has the rank of all clients together."""
@@ -66,7 +86,8 @@ def test_a_client_tries_two_steps_with_images_of_its_own():
         for part in site.partitions:
             few = trials.first_images(part, small_config(*SHORT, *words))
             assert len(few.train) == (count or len(part.train)) and set(few.train.tolist()) <= set(part.train.tolist())
-            assert few.train.equal(few.train.sort().values) and few.test.equal(part.test)
+            assert few.train.equal(few.train.sort().values)
+            assert 8 <= len(few.test) < 16 < len(part.test) and set(few.test.tolist()) <= set(part.test.tolist())
 
 
 def test_time_is_scaled_to_the_steps_and_images_of_the_run(monkeypatch):

@@ -28,7 +28,8 @@ class Trial:
     """What a trial of two rounds with two steps a client measured, and what that makes of the run.
 
     trained: numbers that a client sends in a round, head included.
-    up, down: bytes of a round.
+    up, down: bytes of a round, its evaluation apart.
+    judged_up, judged_down: bytes of all evaluations of the run; 0 where the clients do not evaluate.
     opening_up, opening_down: bytes before the first.
     start, clients, server, evaluation: seconds of the start, and of a round of the run.
     reference: seconds of the head alone; 0 where it is not run.
@@ -39,6 +40,8 @@ class Trial:
     trained: int
     up: int
     down: int
+    judged_up: int
+    judged_down: int
     opening_up: int
     opening_down: int
     start: float
@@ -97,10 +100,13 @@ class Preview:
     def _measured(self, trial: Trial, whole: int) -> dict[str, str]:
         rounds = self.config.rounds
         share = 100 * trial.trained / max(whole, 1)
-        up, down = (rounds * n + m for n, m in ((trial.up, trial.opening_up), (trial.down, trial.opening_down)))
-        opening = ""
+        up = trial.opening_up + rounds * trial.up + trial.judged_up
+        down = trial.opening_down + rounds * trial.down + trial.judged_down
+        besides = ""
+        if trial.judged_down:
+            besides = f"; for evaluation {readable(trial.judged_up)} up, {readable(trial.judged_down)} down"
         if trial.start:
-            opening = f"; before the first {readable(trial.opening_up)} up, {readable(trial.opening_down)} down"
+            besides += f"; before the first {readable(trial.opening_up)} up, {readable(trial.opening_down)} down"
         a_round = trial.clients + trial.server + trial.evaluation
         seconds = rounds * a_round + trial.start + trial.reference
         parts = f"a round {a_round:.1f} s: clients {trial.clients:.1f}, server {trial.server:.1f}"
@@ -110,7 +116,7 @@ class Preview:
         memory = "not known on this system" if trial.memory is None else f"{readable(trial.memory)} of this process"
         return {
             "trained": f"{trial.trained:,} numbers a client, {share:.2g} % of the frozen ones",
-            "sent": f"a round {readable(trial.up)} up, {readable(trial.down)} down{opening}; in all {readable(up)} up, "
+            "sent": f"a round {readable(trial.up)} up, {readable(trial.down)} down{besides}; in all {readable(up)} up, "
             f"{readable(down)} down",
             "memory": memory + ("" if trial.accelerator is None else f", {readable(trial.accelerator)} on the GPU"),
             "time": f"about {clock(seconds)} for {counted(rounds, 'round')} ({parts}), by two steps a client on this "
