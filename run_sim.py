@@ -55,7 +55,7 @@ from fedinit.transforms.personal import with_personal
 from fedinit.transport.local import LocalGrid
 from strategies.server.audience import Audience
 from strategies.server.compatibility import check_method
-from strategies.server.components import Components
+from strategies.server.components import Components, measured_groups
 from strategies.server.evaluating import Schedule
 from strategies.server.federation import Outcome, check_clients, federate
 from strategies.server.measuring import refuse_few_images
@@ -165,7 +165,9 @@ def trial_of(config: Config, site: Site) -> Trial:
     cost, kept = cost_of(site), RoundsKept()
     if cost is not None:
         refuse_without_room(site, cost)
-    few, schedule = with_few_images(site), Schedule.of(config.evaluation)
+    parts, schedule = Components.of(config), Schedule.of(config.evaluation)
+    groups = measured_groups(parts.initializer, parts.head).values()
+    few = with_few_images(site, max((made.min_examples for made in groups), default=0))
     grid = TrialGrid(few)
     outcome = federate(dataclasses.replace(few.config, rounds=2), grid, site.backbone, observers=[kept])
     model = outcome.aggregate

@@ -96,9 +96,7 @@ class Keeper:
             raise Limited("this site is not evaluated, evaluations=0, and the statistic 'losses' is an evaluation")
         self._check_counted("statistics")
         with self._book() as book:
-            wanted = len(train) if sampling.examples is None else min(sampling.examples, len(train))
-            count = max(round(wanted * sampling.share), min(sampling.min_examples, wanted), 1)
-            images = _first(book["key"], train, self._settled(book, count, len(train)))
+            images = _first(book["key"], train, self._settled(book, sampling.count(len(train)), len(train)))
             self._count(book, "statistics", limits.answers_per_run, limits.answers)
             self._enter(book, "statistics", images, limits.min_images)
             if BY_CLASS & {*request.layers.values()}:

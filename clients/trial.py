@@ -25,7 +25,8 @@ from fedinit.runs.preview import Trial
 from fedinit.seeding import torch_generator
 from fedinit.state.base_offset import EMPTY
 from fedinit.state.digest import of_tensors
-from fedinit.transport.local import LocalGrid
+from fedinit.statistics import Request, Sampling
+from fedinit.transport.local import FIRST_NODE_ID, LocalGrid
 
 TESTED = 8  # test images of a client, or somewhat more: the bytes of an evaluation do not depend on them
 
@@ -35,12 +36,23 @@ class Asked:
     """A question to clients in a trial, and what it took.
 
     kind: its message type.
+    clients: who was asked, by partition id.
+    sampling: of a statistic, which of its images a client measures; None of other questions.
+    seconds: waited for the answers.
     up, down: bytes of the answers that were read, and of the question.
     """
 
     kind: str
+    clients: Sequence[int]
+    sampling: Sampling | None = None
+    seconds: float = 0.0
     up: int = 0
     down: int = 0
+
+    def images(self, site: Site) -> int:
+        """How many images the clients measure for it with what they have at this site."""
+        assert self.sampling is not None
+        return sum(map(self.sampling.count, site.partitions.sizes(self.clients)[0].tolist()))
 
 
 class TrialGrid(LocalGrid):
@@ -52,17 +64,30 @@ class TrialGrid(LocalGrid):
         self.asked: list[Asked] = []
 
     def one_by_one(self, messages: Sequence[Message]) -> Iterator[Message]:
-        asked = Asked(kind=messages[0].metadata.message_type, down=wire.nbytes(m.content for m in messages))
+        clients = [message.metadata.dst_node_id - FIRST_NODE_ID for message in messages]
+        asked = Asked(kind=messages[0].metadata.message_type, clients=clients)
+        if asked.kind == "query.statistics":
+            asked.sampling = Request.from_json(wire.value(wire.config(messages[0]), "request", str), {}, {}).sampling
+        asked.down = wire.nbytes(message.content for message in messages)
         self.asked.append(asked)
-        for reply in super().one_by_one(messages):
+        replies = super().one_by_one(messages)
+        while True:
+            began = time.perf_counter()
+            reply = next(replies, None)
+            asked.seconds += time.perf_counter() - began
+            if reply is None:
+                return
             asked.up += wire.nbytes([reply.content]) if reply.has_content() else 0
             yield reply
 
 
-def with_few_images(site: Site) -> Site:
-    """The site with images for two steps of each client, and some to evaluate on."""
+def with_few_images(site: Site, least: int = 0) -> Site:
+    """The site with images for two steps of each client, and some to evaluate on.
+
+    least: so many images a client keeps, where it has as many: with fewer it would measure no start.
+    """
     few, config = copy.copy(site), site.config
-    few.partitions = Partitions.of([first_images(part, config) for part in site.partitions])
+    few.partitions = Partitions.of([first_images(part, config, least) for part in site.partitions])
     if isinstance(privacy := config.privacy, ExamplePrivacyConfig):  # a run of one round has no ε for the trial's two
         privacy = dataclasses.replace(privacy, epsilon=None, noise=privacy.noise or 1.0)
         few.config = config = dataclasses.replace(config, privacy=privacy)
@@ -91,7 +116,9 @@ def scaled(
     held, used = memory()
     steps = sum(c.steps or 0 for c in last.clients)
     all_steps = sum(config.client.steps(len(part.train)) for part in site.partitions) * config.participation
-    images = sum(len(part.train) for part in site.partitions) / sum(len(part.train) for part in few.partitions)
+    measured = [one for one in asked if one.sampling is not None]
+    # What the server makes of the statistics takes as long of many images as of few.
+    longer = sum(one.seconds * (one.images(site) / one.images(few) - 1) for one in measured)
     tested = int(site.data.test.sum()) * config.evaluation.participation if config.evaluation.where != "none" else 0
     alone = config.evaluation.head_alone and "head_alone" != config.strategy.name and config.head.name != "none"
     judged = [one for one in asked if one.kind == "evaluate"]
@@ -105,7 +132,7 @@ def scaled(
         judged_down=sum(one.down for one in early + late),
         opening_up=opening.bytes_up,
         opening_down=opening.bytes_down,
-        start=opening.seconds * images if opening.clients else 0.0,
+        start=opening.seconds + longer if opening.clients else 0.0,
         clients=last.phases["clients"] * all_steps / max(steps, 1),
         server=last.phases["server"],
         evaluation=image * tested * evaluated / config.rounds,
@@ -115,9 +142,10 @@ def scaled(
     )
 
 
-def first_images(part: Partition, config: Config) -> Partition:
-    """The client with images for two steps, drawn from those that it has, and a few test images from among all."""
-    wanted = config.client.batch_size * max(1, 2 // config.client.epochs)
+def first_images(part: Partition, config: Config, least: int = 0) -> Partition:
+    """The client with images for two steps, and `least` or more, drawn from those that it has, and a few test images
+    from among all."""
+    wanted = max(least, config.client.batch_size * max(1, 2 // config.client.epochs))
     order = torch.randperm(len(part.train), generator=torch_generator(config.seed, "preview", part.client))
     test = part.test[:: max(1, len(part.test) // TESTED)]
     return dataclasses.replace(part, train=part.train[order[:wanted].sort().values], test=test)

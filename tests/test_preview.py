@@ -20,9 +20,12 @@ from clients.engine.room import cost_of
 from clients.site import Site
 from fedinit.data.partition import PARTITIONS
 from fedinit.errors import RunFailed
+from fedinit.runs.observer import ClientReport, RoundReport
 from fedinit.runs.preview import Preview, pattern
 from fedinit.runs.stopping import Stopped
 from fedinit.runs.view import clock
+from fedinit.statistics import Sampling
+from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
 
 SHORT = (*WORDS, "rounds=3", "engine.lanes=1", "client.max_steps=null", "client.batch_size=50")
@@ -108,6 +111,40 @@ def test_time_is_scaled_to_the_steps_and_images_of_the_run(monkeypatch):
     shown = Preview(config, "f", site.backbone, site.targets, site.data, site.partitions, trial)
     seconds = 3 * (trial.clients + 0.25 + trial.evaluation) + trial.reference
     assert shown.facts()["time"].startswith(f"about {clock(seconds)} for 3 rounds (")
+
+
+def test_the_start_is_scaled_by_the_images_that_are_measured_for_it():
+    """Five seconds, of which clients took two, over 50 images each; the run measures 100 or all of what they have."""
+    site = Site(small_config(*SHORT))
+    few = trials.with_few_images(site)
+    opening = RoundReport(0, 5.0, None, None, 0, 0, [ClientReport(0, 50, 0, None)])
+    last = RoundReport(2, 1.0, None, None, 0, 0, [], phases={"clients": 1.0, "server": 0.0})
+    started = {}
+    for examples in (100, None, 50):
+        sampling = Sampling(examples=examples)
+        asked = [trials.Asked(kind="query.statistics", clients=[0, 2], sampling=sampling, seconds=2.0)]
+        started[examples] = trials.scaled([opening, last, last], asked, site, few, 1, 0.0, 1).start
+    every = sum(len(site.partitions[c].train) for c in (0, 2))
+    assert started == {100: 7.0, None: pytest.approx(3.0 + 2.0 * every / 100), 50: 5.0}
+    nobody = dataclasses.replace(opening, clients=[])  # who say who they are, and measure nothing
+    assert trials.scaled([nobody, last, last], [], site, few, 1, 0.0, 1).start == 0
+
+
+@pytest.mark.parametrize(
+    "words", [("init=eva", "init.min_examples=30"), ("head=ridge", "head.min_examples=30", "init=lora_ga")]
+)
+def test_a_start_is_tried_with_the_images_that_it_needs(words):
+    """Clients have 30 or more, of which two steps take eight."""
+    few = ("client.batch_size=4", "client.epochs=1", "partition=iid", "partition.clients=20")
+    site = Site(small_config(*SHORT, *few, *words))
+    assert min(len(part.train) for part in site.partitions) >= 30
+    shown = run_sim.previewed(site.config, site, Path("f"))
+    assert shown.trial is not None and shown.trial.opening_up > 0, shown.why
+    # The control: with those of two steps alone nobody would measure it.
+    cut = trials.with_few_images(site)
+    assert {len(part.train) for part in cut.partitions} == {8}
+    with pytest.raises(fedinit.InputError, match=r"min_examples=\d+: 0 of 20 clients have as many"):
+        federate(dataclasses.replace(site.config, rounds=1), trials.TrialGrid(cut), site.backbone)
 
 
 def test_nothing_is_left_and_the_run_is_what_it_was(tmp_path, capsys):

@@ -80,6 +80,11 @@ class Sampling:
         sampling.check("sampling")
         return sampling
 
+    def count(self, images: int) -> int:
+        """How many of so many images a pass sees, as far as `share` says."""
+        wanted = images if self.examples is None else min(self.examples, images)
+        return max(round(wanted * self.share), min(self.min_examples, wanted), 1)
+
     def check(self, group: str = "init") -> None:
         """Raise InputError for a value out of range, naming the key <group>.<field>."""
         for key in ("examples", "tokens"):

@@ -179,6 +179,8 @@ def test_which_images_are_in_the_first_pass_does_not_depend_on_the_split():
     assert whole != set(part_of(images, sampling, seed=2).tolist())
     assert len(part_of(images[:9], sampling, 1)) >= 5 and len(part_of(images[:3], sampling, 1)) == 3
     assert torch.equal(part_of(images, Sampling(), 1), images)
+    # How many, as it is reckoned without the draw: of those that `examples` leaves, `min_examples` at least.
+    assert [sampling.count(n) for n in (1000, 9, 3, 0)] == [77, 5, 3, 1] and Sampling(examples=None).count(1000) == 1000
 
 
 def test_a_basis_of_another_shape_is_refused():
