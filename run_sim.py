@@ -192,14 +192,14 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
     return outcome.summary()
 
 
-def adapters_of(contexts: Sequence[Context], outcome: Outcome) -> dict[int, dict[str, Factors]]:
-    """{client: {layer: factors}} as each client uses them after the last round, where clients keep some to themselves;
-    empty for other methods. contexts: one a client, in the order of their partition ids."""
+def adapters_of(contexts: Sequence[Context], outcome: Outcome) -> dict[int, dict[str, Factors]] | None:
+    """{client: {layer: factors}} as each client that has some to itself uses them after the last round; None for
+    methods whose clients keep none. contexts: one a client, in the order of their partition ids."""
     if not outcome.personal:
-        return {}
+        return None
     own = {client: own_factors(contexts[client], round) for client, round in outcome.accepted.items()}
     shared = outcome.aggregate.layers
-    return {client: with_personal(shared, factors, outcome.personal) for client, factors in own.items()}
+    return {c: with_personal(shared, factors, outcome.personal) for c, factors in own.items() if factors is not None}
 
 
 def federated(

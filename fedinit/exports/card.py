@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -15,6 +16,7 @@ import fedinit
 from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
+from fedinit.runs.export import UNTRAINED
 from fedinit.said import printable
 from fedinit.scores import SCORES
 
@@ -54,7 +56,9 @@ def _what(model: Portable) -> str:
         f"fedinit {fedinit.__version__}, `strategy={config.strategy.name}`."
     )
     if model.client is not None:
-        text += f" Clients keep part of their adapters to themselves; this is the model of client {model.client}."
+        shared = model.adapter.name == PurePath(UNTRAINED).name
+        of = "all clients of whom no update counted" if shared else f"client {model.client}"
+        text += f" Clients keep part of their adapters to themselves; this is the model of {of}."
     if not _is_regression(model):
         listed = ", ".join(map(_plain, names[:FEW])) + (", …" if len(names) > FEW else "")
         text += f"\n\nClasses, in the order of the logits: {listed}. `config.json` has them as `label_names`."

@@ -42,10 +42,11 @@ class Exported:
 
 
 def export(run: Run, format: str, folder: Path | None = None, client: int | None = None) -> list[Exported]:
-    """Write the model that a run ended with, or, of a method whose clients have models of their own, each of them.
+    """Write the model that a run ended with, or, of a method whose clients have models of their own, each of them once.
 
     format: a key of FORMATS.
-    folder: to be made; None: export/<format> in the run's. Of clients' models it holds one a client, client-<n>.
+    folder: to be made; None: export/<format> in the run's. Of clients' models it holds one a client, client-<n>,
+        and client-untrained, that of all of whom no update counted.
     client: only this one's.
 
     Raises InputError for a run that is not done, a format that the model cannot be written in, and a folder that cannot
@@ -56,7 +57,8 @@ def export(run: Run, format: str, folder: Path | None = None, client: int | None
         refuse_own("--output", folder)
     place = run.folder / "export" / format if folder is None else folder
     if client is None and run.clients_with_models:
-        return [_export(run, written, place / f"client-{each}", each) for each in run.clients_with_models]
+        firsts = [clients[0] for clients in run.clients_by_model]
+        return [_export(run, written, place / run.adapter(each).name, each) for each in firsts]
     inside = f"client-{client}" if client is not None and folder is None else ""
     return [_export(run, written, place / inside, client)]
 

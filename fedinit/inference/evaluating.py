@@ -91,12 +91,13 @@ def evaluate(
             f"strategy={run.config.strategy.name} has a model a client: say whose is judged on these images, "
             f"--client 0 to {last}"
         )
-    for each in personal or (client,):
+    groups = run.clients_by_model if personal else ()
+    for each in [clients[0] for clients in groups] or (client,):
         run.adapter(each)  # says what is the matter with it, before images are read
     judged = _own(run, source, spec, split, console) if own else _others(run, source, spec, split, console)
     if personal:
         parts = run.config.partition.cut(judged.data, run.config.seed)
-        work = [(run.model(part.client), part.test) for part in parts]
+        work = [(run.model(clients[0]), torch.cat([parts[c].test for c in clients])) for clients in groups]
     else:
         work = [(run.model(client), judged.rows)]
     return _judge(judged, work, spec, run)

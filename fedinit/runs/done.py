@@ -18,7 +18,7 @@ DONE = "DONE.json"
 KEY = "adapter"  # in it: {path in the run's folder: sha256} of what its final model is read from
 HASH = "final_hash"
 _SHA256 = re.compile("[0-9a-f]{64}")
-_FILE = re.compile(r"adapter/(client-\d+/|shared/)?\w+\.(safetensors|json)", re.ASCII)
+_FILE = re.compile(r"adapter/(client-\d+/|client-untrained/|shared/)?\w+\.(safetensors|json)", re.ASCII)
 
 
 def done_of(folder: Path) -> Mapping[str, Any] | None:

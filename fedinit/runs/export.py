@@ -2,6 +2,7 @@
 
 adapter/            of a method with one model for all clients
 adapter/client-N/   of one whose clients keep factors to themselves: client N's, with the shared ones
+adapter/client-untrained/  of such a method: that of all clients of whom no update counted, which have none of their own
 adapter/shared/     of such a method, on a deployment's server, which has nothing of the clients' own: what all share
 
 adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model, and on
@@ -37,6 +38,7 @@ ADAPTER, SETTINGS, UNMERGED = "adapter_model.safetensors", "adapter_config.json"
 HEAD, OFFSET, CLASSES = "head.safetensors", "base_offset.safetensors", "classes.json"
 VERA_A, VERA_B = "base_model.vera_A", "base_model.vera_B"
 ONE, PERSONAL, SHARED = "adapter", "adapter/client-N", "adapter/shared"  # where in the run's folder
+UNTRAINED = "adapter/client-untrained"  # beside PERSONAL
 INPUTS = "inputs"  # in the file's metadata: {layer: k}, which VeRA's tensors do not show
 
 
@@ -49,7 +51,9 @@ class FinalModel:
     offset: {layer: O (d, k)}; a layer that is absent has none.
     class_names: of the outputs, in their order.
     personal: the parts of the factors that clients keep to themselves; empty where all have one model.
-    by_client: {client: {layer: its factors, its own in the personal parts}}; empty where they are not at hand.
+    by_client: {client: {layer: its factors, its own in the personal parts}}, of those that have some; empty where they
+    are not at hand.
+    untrained: how many clients there are besides, which use `layers` as they are; 0 where nobody's are at hand.
     """
 
     layers: Mapping[str, Factors]
@@ -58,20 +62,24 @@ class FinalModel:
     class_names: Sequence[str]
     personal: frozenset[str] = frozenset()
     by_client: Mapping[int, Mapping[str, Factors]] = field(default_factory=dict)
+    untrained: int = 0
 
 
 def export(folder: Path, model: FinalModel, config: Config) -> str:
-    """Write into the run's `folder` what scores what its table says, one adapter or one a client; where that is: ONE,
-    PERSONAL or SHARED. Raises OSError."""
+    """Write into the run's `folder` what scores what its table says, one adapter or one a client that has its own;
+    where that is: ONE, PERSONAL or SHARED. Raises OSError."""
     if not model.personal:
         save_adapter(folder / ONE, model.layers, model.head, model.offset, config, model.class_names)
         return ONE
     for client, layers in model.by_client.items():
         save_adapter(folder_of(folder, client), layers, model.head, model.offset, config, model.class_names)
-    if not model.by_client:
+    if model.untrained:
+        save_adapter(folder / UNTRAINED, model.layers, model.head, model.offset, config, model.class_names)
+    at_hand = bool(model.by_client or model.untrained)
+    if not at_hand:
         _save_shared(folder / SHARED, model)
     disk.replace_json(folder / ONE / CLASSES, {"classes": list(model.class_names)})
-    return PERSONAL if model.by_client else SHARED
+    return PERSONAL if at_hand else SHARED
 
 
 def folder_of(folder: Path, client: int) -> Path:

@@ -75,6 +75,7 @@ class OpenRun:
         figures = {
             **summary,
             "adapter": export(self.folder.path, model, self.config),
+            **({"untrained": model.untrained} if model.untrained else {}),
             "strategy": self.config.strategy.name,
             "data": self.config.data.name,
             "model": self.config.model.title,

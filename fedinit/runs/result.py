@@ -187,6 +187,13 @@ class Run:
         done."""
         return range(self.summary["clients"] if self._finished().get("adapter") == export.PERSONAL else 0)
 
+    @property
+    def clients_by_model(self) -> list[list[int]]:
+        """These clients, a list a model: each by itself, and last all those of whom no update counted, which have one.
+        Raises InputError for a run that is not done."""
+        rest = sealed.untrained(self.folder, clients := self.clients_with_models)
+        return [*([client] for client in sorted({*clients} - {*rest})), *([rest] if rest else [])]
+
     def adapter(self, client: int | None = None) -> Path:
         """The folder of the adapter of all clients, or of one. Raises InputError where there is none, or where it is
         not what the run wrote."""
@@ -210,7 +217,8 @@ class Run:
         if client is None or not 0 <= client < clients:
             asked = "model()" if client is None else f"client={client}"
             raise InputError(f"{asked}: {method} has a model a client; ask for model(client=0) to {clients - 1}")
-        return export.folder_of(self.folder, client)
+        rest = sealed.untrained(self.folder, [client])
+        return self.folder / export.UNTRAINED if rest else export.folder_of(self.folder, client)
 
     def _finished(self) -> dict[str, Any]:
         """The summary. Raises InputError for a run that is not done."""

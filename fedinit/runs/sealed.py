@@ -6,6 +6,7 @@ the run's. That guards against files that were mixed up, cut short or edited, no
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from fedinit.errors import InputError
@@ -22,6 +23,16 @@ def digests(folder: Path) -> dict[str, str]:
     """{path in the run's folder: sha256} of all that its final model is read from. Raises OSError."""
     files = sorted(file for file in (folder / export.ONE).rglob("*") if file.name in NAMES)
     return {file.relative_to(folder).as_posix(): digest.of_file(file) for file in files}
+
+
+def untrained(folder: Path, clients: Iterable[int]) -> list[int]:
+    """Those of the clients whom the run in `folder`, of a method whose clients keep factors to themselves, wrote no
+    adapter of their own; none in a run of before those shared one."""
+    names = (done_of(folder) or {}).get(KEY, ())
+    if f"{export.UNTRAINED}/{export.SETTINGS}" not in names:
+        return []
+    own = {name.rpartition("/")[0] for name in names}
+    return [client for client in clients if export.folder_of(Path(), client).as_posix() not in own]
 
 
 def refuse_changed(folder: Path, adapter: Path) -> None:

@@ -55,6 +55,8 @@ def _is_summary(values: Any) -> bool:
     score, alone = values.get("score"), values.get("head_alone")
     if not isinstance(score, str) or score not in SCORES or not all(_is_number(values.get(key)) for key in _NUMBERS):
         return False
+    if not _is_number(values.get("untrained", 0)):
+        return False
     adapter, missing = values.get("adapter", ""), values.get("not_scored", [])
     if not isinstance(adapter, str) or not isinstance(missing, list) or not all(isinstance(d, str) for d in missing):
         return False

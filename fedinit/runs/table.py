@@ -15,9 +15,13 @@ from fedinit.telling import cell, tell
 
 # What is said of adapters where no one adapter is all clients'.
 TOLD = {
-    PERSONAL: "each client has an adapter of its own: adapter/client-0 to adapter/client-{clients}",
+    PERSONAL: "each client has an adapter of its own: adapter/client-0 to adapter/client-{last}",
     SHARED: "each client has an adapter of its own, at its site, in its state-dir; adapter/shared has the rest",
 }
+MOST = (
+    "{own:,} of {clients:,} clients have an adapter of their own, adapter/client-N; that of the others, of whom no "
+    "update counted, is adapter/client-untrained"
+)
 MANY = 9  # domains, from which on each has a row, where otherwise it has a column
 
 
@@ -60,7 +64,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         kind = "examples" if of_examples else "clients"
         tell(console, f"privacy of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}")
     if (where := TOLD.get(summary.get("adapter", ""))) is not None:
-        tell(console, where.format(clients=summary["clients"] - 1))
+        others, clients = summary.get("untrained", 0), summary["clients"]
+        tell(console, (MOST if others else where).format(last=clients - 1, own=clients - others, clients=clients))
     tell(console, f"run folder: {folder}")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -66,16 +65,17 @@ class Outcome:
     absent: Sequence[int] = ()
     masked: Mapping[str, Any] = field(default_factory=dict)
 
-    def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] = MappingProxyType({})) -> FinalModel:
-        """What is exported. by_client: {client: {layer: its factors}}, where clients have their own and they are at
-        hand."""
+    def final_model(self, by_client: Mapping[int, Mapping[str, Factors]] | None = None) -> FinalModel:
+        """What is exported. by_client: {client: {layer: its factors}} of those that have their own; None where they are
+        not at hand, or no client has any."""
         return FinalModel(
             layers=self.aggregate.layers,
             head=self.aggregate.head,
             offset=self.offset,
             class_names=self.roster.class_names,
             personal=self.personal,
-            by_client=by_client,
+            by_client=by_client or {},
+            untrained=0 if by_client is None else len(self.roster.examples.keys() - by_client.keys()),
         )
 
     def summary(self) -> dict[str, Any]:

@@ -70,8 +70,10 @@ def test_a_folder_that_was_moved_is_still_the_runs_own(own, tree, tmp_path):
     assert every.images == 60 and "those trained on among them" in every.what
 
 
-def test_each_client_of_a_personal_method_is_judged_on_its_own_images(tmp_path):
-    run = fedinit.run(*SHORT, "strategy=fedsa_lora", "evaluation=clients", f"output_dir={tmp_path}")
+@pytest.mark.parametrize("few", [(), ("partition.clients=6", "participation=0.34")], ids=["all", "few trained"])
+def test_each_client_of_a_personal_method_is_judged_on_its_own_images(few, tmp_path):
+    run = fedinit.run(*SHORT, "strategy=fedsa_lora", "evaluation=clients", *few, f"output_dir={tmp_path}")
+    assert (run.summary.get("untrained", 0) > 1) == bool(few)
     assert evaluate(run).score.by_domain == run.summary["accuracy_by_domain"]
     # The control: one client's model on everybody's images is another figure.
     assert evaluate(run, client=0).score.by_domain != run.summary["accuracy_by_domain"]

@@ -62,8 +62,10 @@ def scored(run: fedinit.Run, site: Site, own: str = "client-{}") -> dict[str, fl
     """
     data, spec, hits, images = site.data, site.backbone.input, torch.zeros(3), torch.zeros(3)
     for part in site.partitions:
-        folder = run.folder / "adapter" / own.format(part.client)
-        model = read(folder if folder.is_dir() else run.folder / "adapter", run, site)
+        names = own.format(part.client), "client-untrained", "."
+        model = read(
+            next(run.folder / "adapter" / n for n in names if (run.folder / "adapter" / n).is_dir()), run, site
+        )
         pixels = (data.images[part.test].float() / 255 - spec.mean[0]) / spec.std[0]
         with torch.inference_mode():
             right = model(pixels).argmax(-1) == data.labels[part.test]
@@ -126,6 +128,29 @@ def test_the_model_of_a_client_is_asked_for_by_its_number(personal):
         with pytest.raises(fedinit.InputError) as refused:
             run.model(asked)
         assert str(refused.value) == f"{told}: strategy=fedsa_lora has a model a client; ask for model(client=0) to 2"
+
+
+def test_clients_of_whom_no_update_counted_have_one_adapter(personal, tmp_path):
+    """Two of six train in each of two rounds; the control is the run in which all train, which has no such adapter."""
+    run = fedinit.run(*SHORT, *OTHERS["not all were asked"], "rounds=2", f"output_dir={tmp_path}")
+    *own, rest = run.clients_by_model
+    asked = run.clients["client"][run.clients["round"] > 0]  # before, all measure the start
+    trained = set(asked.tolist())
+    assert {client for (client,) in own} == trained and sorted({*trained, *rest}) == list(range(6)) and len(rest) >= 2
+    names = {path.name for path in (run.folder / "adapter").iterdir()}
+    assert names == {*(f"client-{client}" for client in trained), "client-untrained", "classes.json"}
+    assert run.summary["untrained"] == len(rest) and f"\n{len(trained)} of 6 clients have an adapter" in run.table()
+    assert {run.adapter(client).name for client in rest} == {"client-untrained"}
+    shared, others = (export.load_adapter(run.adapter(client))[0] for client in (rest[0], own[0][0]))
+    assert all(shared[n].A.equal(others[n].A) and not shared[n].B.equal(others[n].B) for n in shared)
+    assert run.model(client=rest[0])(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    with pytest.raises(fedinit.InputError, match=r"client=6: .*; ask for model\(client=0\) to 5"):
+        run.model(client=6)
+    # A folder that was taken away is no client that has not trained.
+    shutil.rmtree(run.folder / "adapter" / f"client-{own[0][0]}")
+    with pytest.raises(fedinit.InputError, match="is not there, and the run wrote it; put it back"):
+        run.model(client=own[0][0])
+    assert personal[0].clients_by_model == [[0], [1], [2]] and "untrained" not in personal[0].summary
 
 
 def test_a_site_exports_its_own_and_the_server_what_they_share(personal, tmp_path):

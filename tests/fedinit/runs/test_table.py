@@ -60,7 +60,7 @@ def test_what_the_score_is_without_and_what_was_spent_is_said():
 
 @pytest.mark.parametrize(
     "damage",
-    [{"not_scored": "x"}, {"not_scored": [3]}, {"privacy": "no"}, {"privacy": {"unit": "example"}},
+    [{"untrained": "x"}, {"not_scored": "x"}, {"not_scored": [3]}, {"privacy": "no"}, {"privacy": {"unit": "example"}},
      {"privacy": {"unit": "example", "epsilon": "much", "delta": 1e-5, "epsilon_by_client": {}}}],
 )  # fmt: skip
 def test_a_summary_that_cannot_be_shown_is_none(tmp_path: Path, damage: dict[str, Any]):
