@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
+from fedinit.runs.summary import without
 from fedinit.scores import SCORES
 from fedinit.telling import cell, tell
 
@@ -52,9 +53,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         soft_wrap=True,
         highlight=False,
     )
-    if missing := summary.get("not_scored"):
-        without = "it" if len(missing) == 1 else "them"
-        tell(console, f"not scored: {', '.join(missing)}; the average is without {without}")
+    if said := without(summary):
+        tell(console, said)
     spent = summary.get("privacy") or {}
     if spent:
         of_examples = spent.get("unit") == "example"
