@@ -15,6 +15,7 @@ import torch
 
 from fedinit.config.engine import RayConfig
 from fedinit.errors import InputError, RunFailed, first_line
+from fedinit.runs.stopping import unbroken
 from fedinit.threads import cores
 
 ANSWER = 10.0  # seconds that a cluster has to answer
@@ -26,6 +27,7 @@ START = "start one by `ray start --head`, or leave engine.address out for this m
 def installed() -> Any:
     """The module ray, which tells nobody of its use. Raises InputError where there is none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")  # which ends the process by SIGTERM, with a trace
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # as Ray will have it; else it advises so
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -75,7 +77,7 @@ class Cluster:
     def _begin(self, own: int) -> None:
         """Start a Ray of this machine's own. own: its cores, or GPUs."""
         try:
-            with _signals_kept():
+            with _undisturbed():
                 self.ray.init(
                     address="local",
                     num_cpus=cores(),
@@ -91,7 +93,7 @@ class Cluster:
         if address != "auto":
             reach(address)
         try:
-            with _signals_kept():
+            with _undisturbed():
                 self.ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:
             if address == "auto" and isinstance(error, ConnectionError):
@@ -247,14 +249,15 @@ def _tellers(ray: Any, key: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Within, what a signal does may be changed, as Ray does with SIGTERM; afterwards it is as it was."""
-    if threading.current_thread() is not threading.main_thread():
+def _undisturbed() -> Iterator[None]:
+    """Within, no signal breaks into Ray's start, which would leave half of it, and Ray takes none for itself: it would
+    end the process by SIGTERM without a word."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    whole, signal.signal = signal.signal, lambda number, handler: signal.getsignal(number)
     try:
-        yield
+        with unbroken():
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal = whole

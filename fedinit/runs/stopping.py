@@ -42,24 +42,27 @@ def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    stopped = False
+    stopped: Stopped | None = None
 
     def stop(number: int, frame: object) -> None:
         global _waiting
         nonlocal stopped
-        if stopped:
+        if stopped is not None:
             return  # where there is a limit, the watcher ends the process
-        stopped = True
-        if _shielded:
-            _waiting = Stopped(number)
-        else:
-            raise Stopped(number)
+        stopped = Stopped(number)
+        if not _shielded:
+            raise stopped
+        _waiting = stopped
 
     signals = frozenset(signals)
     with contextlib.nullcontext() if limit is None else _watched(signals, limit):
         before = {number: signal.signal(number, stop) for number in signals}
         try:
             yield
+        except KeyboardInterrupt as interrupt:  # a library in C may have made a plain one of it, as Ray does
+            if stopped is None or isinstance(interrupt, Stopped):
+                raise
+            raise stopped from interrupt
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import sys
 import threading
@@ -21,6 +22,7 @@ from clients.site import Site
 from fedinit.config.engine import RayConfig
 from fedinit.config.flower import to_run_config
 from fedinit.errors import InputError, Refused, RunFailed
+from fedinit.runs.stopping import Stopped, listening
 from fedinit.threads import cores
 from strategies.server.compatibility import check_method
 from tests.support.small import small_config
@@ -185,6 +187,30 @@ def test_ray_does_not_start_or_is_interrupted(connect) -> None:
     with pytest.raises(KeyboardInterrupt):
         connect(ray)
     assert shut == [True]
+
+
+class TakesSIGTERM(FakeRay):
+    """As Ray does, which ends the process by it; and one comes while it starts."""
+
+    passed = False
+
+    def init(self, **options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the signal is Ray's"))
+        signal.raise_signal(signal.SIGTERM)
+        self.passed = True
+        super().init(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"address": "head:6379"}])
+def test_a_signal_while_ray_starts_stops_behind_it(connect, monkeypatch, options) -> None:
+    ray, before = TakesSIGTERM({"CPU": 2.0}), signal.signal
+    with pytest.raises(Stopped) as caught, listening(limit=None):
+        connect(ray, **options)
+    assert caught.value.code == 143 and ray.passed and ray.inits and not ray.connected
+    assert signal.signal is before
+    monkeypatch.setattr(cluster, "_undisturbed", contextlib.nullcontext)  # the control
+    with pytest.raises(pytest.fail.Exception, match="the signal is Ray's"), listening(limit=None):
+        connect(TakesSIGTERM({"CPU": 2.0}), **options)
 
 
 def test_a_cluster_of_another_ray(connect) -> None:

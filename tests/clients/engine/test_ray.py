@@ -104,6 +104,42 @@ def test_a_stopped_run_leaves_no_process(number: int, tmp_path: Path) -> None:
     assert not left(there, 60)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_a_run_is_stopped_while_ray_starts(number: int, seconds: float, tmp_path: Path) -> None:
+    """Ray starts for some four seconds, then the actors do; the same command goes on."""
+    words = (*WORDS, "rounds=1", "engine=ray", "engine.device=cpu", f"output_dir={tmp_path}")
+    process = start(*words, PYTHONUNBUFFERED="1")
+    try:
+        assert process.stdout is not None
+        assert any("engine: Ray starts" in line for line in process.stdout)
+        time.sleep(seconds)
+        there = descendants(process.pid)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (128 + number, "stopped; there was no checkpoint yet, so nothing is kept\n")
+    assert there and not left(there, 60)
+    again = start(*words)
+    assert again.communicate(timeout=300)[1] == "" and again.returncode == 0
+
+
+def test_by_rays_own_handler_a_stopped_run_ends_in_a_trace(tmp_path: Path) -> None:
+    """The negative control."""
+    words = (*LONG, "engine=ray", "engine.device=cpu", f"output_dir={tmp_path}")
+    process = start(*words, RAY_DISABLE_FAILURE_SIGNAL_HANDLER="0")
+    try:
+        while rounds_done(tmp_path) < 1:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "*** SIGTERM received" in errors and not errors.startswith("stopped;")
+
+
 def test_kills_change_no_byte_and_lose_no_reply() -> None:
     tally = actors.campaign(seed=0, kills=20)
     assert tally["kills"] == 20 and tally["same"] == tally["runs"], tally

@@ -1,0 +1,42 @@
+"""What a signal raises in the main thread, and what becomes of it under way."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+
+import pytest
+
+from fedinit.runs.stopping import SIGNALS, Stopped, listening, unbroken
+
+
+def interrupted(number: int) -> None:
+    """As by a library in C, which lets Python's handlers run, and makes a plain interrupt of whatever they raise."""
+    try:
+        signal.raise_signal(number)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_a_library_makes_of_a_signal_has_its_code(number: int) -> None:
+    with pytest.raises(Stopped) as caught, listening(limit=None):
+        interrupted(number)
+    assert caught.value.code == 128 + number
+    with pytest.raises(KeyboardInterrupt) as plain, listening(limit=None):  # the control: no signal was there
+        raise KeyboardInterrupt
+    assert plain.type is KeyboardInterrupt
+
+
+def test_a_signal_waits_for_the_end_of_a_block_that_is_not_broken_into() -> None:
+    passed = []
+    with pytest.raises(Stopped) as caught, listening(limit=None):
+        with unbroken():
+            signal.raise_signal(signal.SIGTERM)
+            passed.append("the block")
+        passed.append("what comes behind it")
+    assert passed == ["the block"] and caught.value.code == 143
+    with contextlib.suppress(Stopped), listening(limit=None):  # the control
+        signal.raise_signal(signal.SIGTERM)
+        passed.append("the block")
+    assert passed == ["the block"]
