@@ -109,9 +109,10 @@ class BankActor:
                 for reference in offset:
                     if not worker.replica.holds(job.base):
                         worker.replica.hold(job.base, unpack(ray.get(reference), Laid.view))
-                return said.getvalue(), pack(worker.do(unpack(job)))
+                value = pack(worker.do(unpack(job)))
         except (InputError, RunFailed) as error:
-            return said.getvalue(), error
+            value = error
+        return said.getvalue(), value  # read when all has been said
 
 
 class RayPool:

@@ -85,6 +85,26 @@ def test_the_embedded_run_has_the_bytes_of_threads(tmp_path: Path) -> None:
     assert hashes["threads"] == hashes["ray"]
 
 
+def test_what_actors_find_damaged_is_told_once_as_inline_tells_it(tmp_path: Path) -> None:
+    """The bodies of a kept prefix, of training and test images, before each of the runs."""
+    words = (*WORDS, "adapter.blocks=last:1", "engine.prefix_cache=true", "engine.device=cpu")
+    hashes, lines = set(), {}
+    for run, engine in (("whole", "inline"), ("inline", "inline"), ("ray", "ray"), ("mended", "ray")):
+        for path in tmp_path.rglob("*.prefix") if run in ("inline", "ray") else ():
+            start_of = 4096 - (-4 * json.loads(path.read_bytes()[:4096])["count"] // 4096) * 4096
+            with path.open("r+b") as file:
+                file.seek(start_of)
+                file.write(os.urandom(path.stat().st_size - start_of))
+        place = f"output_dir={tmp_path / run}"
+        process = start(*words, f"engine={engine}", place, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        _, lines[run] = process.communicate(timeout=300)
+        assert process.returncode == 0, lines[run]
+        hashes.add(hash_of(tmp_path / run))
+    assert len(hashes) == 1 and lines["whole"] == ""
+    assert lines["ray"] == lines["inline"] and lines["ray"].count("is damaged (checksums differ)") == 1
+    assert "is damaged" not in lines["mended"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_leaves_no_process(number: int, tmp_path: Path) -> None:
     place = f"output_dir={tmp_path}"

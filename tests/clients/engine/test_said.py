@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from clients.engine import hardware
+from clients.engine.ray import BankActor
 from clients.site import Site
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from tests.support.small import small_config
 
 
@@ -52,3 +57,22 @@ def test_lanes_beyond_reason_are_refused_before_anything_is_read(monkeypatch) ->
     hardware.resolved(small_config("engine.device=cpu", f"engine.lanes={2 * hardware.LANES}"))
     with pytest.raises(InputError, match="^engine.lanes=33: this machine has 2 cores; .* use engine.lanes=2"):
         hardware.resolved(small_config("engine.device=cpu", "engine.lanes=33"))
+
+
+@pytest.mark.parametrize("error", [None, RunFailed("no memory")])
+def test_what_an_actor_logs_and_prints_at_a_job_goes_with_its_answer(error, monkeypatch) -> None:
+    """From WARNING on, as in a process where nobody has set up logging."""
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
+    monkeypatch.setattr(logging.root, "handlers", [])
+
+    def do(job: object) -> object:
+        logging.getLogger("fedinit.data").warning("%s is damaged", "a row")
+        logging.getLogger("fedinit.data").info("a row is read")  # the control
+        print("made again", file=sys.stderr)
+        if error is not None:
+            raise error
+        return "answers"
+
+    actor: Any = BankActor()
+    actor._worker = SimpleNamespace(do=do)
+    assert actor.do("job", (), []) == ("a row is damaged\nmade again\n", error or "answers")
