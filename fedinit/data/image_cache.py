@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from fedinit.errors import InputError
+from fedinit.opening import astray, kind
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,10 @@ class ImageFile:
         return ("prefix cache", "computing") if self.path.suffix == PREFIX else ("image cache", "decoding")
 
     def _header(self) -> dict[str, Any] | None:
-        """The header of the file that is there; None where there is none, or it is not what was asked for."""
+        """The header of the file that is there; None where there is none, or it is not what was asked for.
+        Raises OSError for what is no file, and might be waited for."""
+        if wrong := self._no_file():
+            raise OSError(errno.EINVAL, f"{self.path} {wrong}")
         try:
             with self.path.open("rb") as file:
                 read = file.read(_PAGE)
@@ -125,6 +129,12 @@ class ImageFile:
             self.path.unlink(missing_ok=True)
             return None
         return header
+
+    def _no_file(self) -> str:
+        """What is there and is no file, in words behind its name; empty where it is one, and where nothing is."""
+        if (wrong := astray(self.path)) or not self.path.exists() or self.path.is_file():
+            return wrong
+        return f"is {kind(self.path.stat().st_mode)}, not a file"
 
     def _make(self, prepare: Callable[[], Any]) -> None:
         """Put an empty file there, whole at once. Where another process was faster, its file stays."""

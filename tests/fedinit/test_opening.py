@@ -188,3 +188,48 @@ def test_what_is_to_be_checked_is_told_by_its_kind(place, capsys):
     assert capsys.readouterr().err == f"error: {pipe}: {A_PIPE}; give the folder, zip or table itself\n"
     assert cli.main(["run", "data=image_folder", f"data.root={pipe}", f"output_dir={place / 'out'}"]) == 2
     assert "Errno" not in capsys.readouterr().err
+
+
+NO_FILES = {
+    "is a named pipe, not a file": os.mkfifo,
+    "is a folder, not a file": os.mkdir,
+    "is a link to {cache}/gone, which is not there": lambda path: path.symlink_to(path.parent / "gone"),
+    "is a link that leads back to itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_in_the_place_of_a_kept_prefix_is_told(what, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache, kept = tmp_path / "fedinit", ("adapter.blocks=last:1", "engine.prefix_cache=true")
+    words = ["run", *SHORT, *kept, "evaluation.head_alone=false", "report=none", f"output_dir={tmp_path / 'out'}"]
+    assert cli.main([*words, "rounds=1"]) == 0
+    (path,) = cache.glob("*.prefix")
+    whole = path.rename(tmp_path / "whole")
+    NO_FILES[what](path)
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    why = f"engine.prefix_cache=true: cache {cache} cannot be used ({path} {what.format(cache=cache)}); give another"
+    assert told.startswith(f"error: {why}") and told.count("\n") == 1
+    if not path.is_symlink():
+        return
+    path.unlink()
+    path.symlink_to(whole)  # the control: a link to a file is that file
+    assert cli.main(words) == 0 and path.is_symlink()
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_in_the_place_of_kept_images_is_told_and_these_are_in_memory(what, place, capsys):
+    images, cache = place / "images", place / "cache"
+    keep = ("data=image_folder", f"data.root={images}", f"data.cache_dir={cache}", "data.test_fraction=0.5")
+    words = ["run", *(word for word in SHORT if not word.startswith("data.")), *keep, "preview=true"]
+    words += ["evaluation.head_alone=false", f"output_dir={place / 'out'}"]
+    assert cli.main(words) == 0
+    assert "cannot be used" not in capsys.readouterr().out  # the control
+    (path,) = cache.glob("*.images")
+    path.unlink()
+    NO_FILES[what](path)
+    assert cli.main(words) == 0
+    why = f"cache {cache} cannot be used ({path} {what.format(cache=cache)}): the images are held in memory"
+    assert why in capsys.readouterr().out
