@@ -125,7 +125,7 @@ def test_a_stopped_run_leaves_no_process(number: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("seconds", [1.0, 4.0])
+@pytest.mark.parametrize("seconds", [2.0, 4.0])
 def test_a_run_is_stopped_while_ray_starts(number: int, seconds: float, tmp_path: Path) -> None:
     """Ray starts for some four seconds, then the actors do; the same command goes on."""
     words = (*WORDS, "rounds=1", "engine=ray", "engine.device=cpu", f"output_dir={tmp_path}")
