@@ -17,7 +17,6 @@ from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.runs.export import UNTRAINED
-from fedinit.runs.summary import without
 from fedinit.said import printable
 from fedinit.scores import SCORES
 
@@ -120,8 +119,6 @@ def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any)
     text = "\n".join(lines)
     if model.client is not None:
         text += "\n\nOf all clients' models together, each on the test images of its own client."
-    if said := without(run.summary):
-        text += f"\n\n{_plain(said[0].upper() + said[1:])}."
     if len(rows) > 2:
         text += "\n\n*Head alone*: the same budget with the adapters frozen."
     return text

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.table import Table
 
 from fedinit.report.markup import printable, whole
-from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks, unscored
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import csv_row, no_formula
@@ -22,7 +22,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
-CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
 
 
 def terminal(found: Results) -> Table:
@@ -44,8 +44,7 @@ def terminal(found: Results) -> Table:
 
 
 def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
-    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best and
-    the domains that it is without, of one seed or more.
+    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best.
     shown: what a name becomes; for a terminal `printable`."""
     lines = [csv_row(CSV_COLUMNS)]
     for row in found.rows:
@@ -59,9 +58,7 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
             cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
-            without = ", ".join(found.missing(row)) if column == AVERAGE else ""
-            best = str(found.is_best(row, column)).lower()
-            lines.append(csv_row([*cells, best, *figures, no_formula(shown(without))]))
+            lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures]))
     return "".join(lines)
 
 
@@ -128,8 +125,7 @@ def _caption(found: Results) -> str:
 
 def _notes(found: Results) -> list[str]:
     """What else is to be known of the table, a sentence each."""
-    mixed = ["The averages are over different domains."] * found.mixed
-    return [*in_full(found), *heads_ahead(found), *mixed, *unscored(found), *remarks(found), *absence(found)]
+    return [*in_full(found), *heads_ahead(found), *remarks(found), *absence(found)]
 
 
 def _tex(value: object) -> str:

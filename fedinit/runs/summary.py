@@ -88,11 +88,3 @@ def _is_number(value: object) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) <= sys.float_info.max
     return isinstance(value, float)
-
-
-def without(summary: Mapping[str, Any]) -> str:
-    """What a run's average is without, in words; empty where every domain has a score."""
-    missing = summary.get("not_scored")
-    if not missing:
-        return ""
-    return f"not scored: {', '.join(missing)}; the average is without {'it' if len(missing) == 1 else 'them'}"

@@ -10,7 +10,6 @@ from rich.table import Table
 
 from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
-from fedinit.runs.summary import without
 from fedinit.scores import SCORES
 from fedinit.telling import cell, tell
 
@@ -53,8 +52,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         soft_wrap=True,
         highlight=False,
     )
-    if said := without(summary):
-        tell(console, said)
+    if missing := summary.get("not_scored"):
+        without = "it" if len(missing) == 1 else "them"
+        tell(console, f"not scored: {', '.join(missing)}; the average is without {without}")
     spent = summary.get("privacy") or {}
     if spent:
         of_examples = spent.get("unit") == "example"

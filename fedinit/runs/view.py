@@ -159,9 +159,7 @@ class View:
                 table.add_row(f"… {len(last.scores) - ROWS} more", "", "", "", style="dim")
             else:
                 table.add_row(*self._row(name, histories[name], ascii_only))
-        # Of the same domains alone: other averages are of something else.
-        alike = [r.mean for r in scored if r.scores.keys() == last.scores.keys()]
-        table.add_row(*self._row("average", alike, ascii_only), style="bold")
+        table.add_row(*self._row("average", [r.mean for r in scored], ascii_only), style="bold")
         return table
 
     def _row(self, name: str, values: Sequence[float], ascii_only: bool) -> tuple[Text, str, str, str]:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedinit.config.schema import Config
-from fedinit.data.reporter import counted
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,7 @@ class Outcome:
         score = summary.get("score")
         if score in SCORES and summary.get(score) is not None:
             name, _, unit = SCORES[score].title.partition(", ")
-            missing = len(summary.get("not_scored") or ())
-            partly = f" (without {counted(missing, 'domain')})" * bool(missing)
-            told.append(f"{name} {SCORES[score].show(summary[score])} {unit}".rstrip() + partly)
+            told.append(f"{name} {SCORES[score].show(summary[score])} {unit}".rstrip())
         if summary.get("done_before"):
             told.append("done by another process" if self.waited else "was done")
         elif not self.why:

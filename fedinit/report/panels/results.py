@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fedinit.report.markup import Cell, Cut, Markup, behind, joined, table, tag
 from fedinit.report.panels.panel import Panel
 from fedinit.report.runs.damage import damage
 from fedinit.report.runs.methods import Method
+from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
 from fedinit.runs.ended import standing
@@ -33,7 +36,7 @@ def panel(methods: Sequence[Method]) -> Panel:
         for row in found.rows
         for seed, reached in (row.unfinished or {}).items()
     ]
-    body += [tag("p", sentence, class_="note") for sentence in unscored(found, rounds=True)]
+    body += [tag("p", sentence, class_="note") for sentence in unscored(methods)]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
     doubts = [*remarks(found), *absence(found), *damage(run for method in methods for run in method.runs)]
@@ -41,26 +44,36 @@ def panel(methods: Sequence[Method]) -> Panel:
     return Panel("results", "Results", lead, joined(body))
 
 
-def unscored(found: Results, rounds: bool = False) -> list[str]:
-    """Which domains a run's clients gave no score of, in sentences. rounds: also in evaluations before the last."""
+def unscored(methods: Sequence[Method]) -> list[str]:
+    """Which domains a run's clients gave no score of, in sentences."""
     said = []
-    for label, run in found.unscored:
-        if missing := run.not_scored:
+    for label, run in ((method.label, run) for method in methods for run in method.runs):
+        missing = (run.summary or {}).get("not_scored")
+        if isinstance(missing, list) and missing:
             without = "it" if len(missing) == 1 else "them"
-            names = ", ".join(missing)
+            names = ", ".join(map(str, missing))
             said.append(f"Not scored in {label}, seed {run.seed}: {names}; the average is without {without}.")
-        if rounds and (partly := run.partly_scored):
-            those = first_ten(partly)
-            said.append(f"Averages of other domains than elsewhere in {label}, seed {run.seed}: of round {those}.")
+        if partly := _partly_scored(run):
+            rounds = first_ten(partly)
+            said.append(f"Averages of other domains than elsewhere in {label}, seed {run.seed}: of round {rounds}.")
     return said
+
+
+def _partly_scored(run: RecordedRun) -> list[int]:
+    """The evaluated rounds in which a domain that is scored in another one is not."""
+    domains = np.array([run.metrics.numbers(f"{run.score}_{domain}") for domain in run.domains])
+    if not len(domains):
+        return []
+    there = np.isfinite(domains)
+    kept = there[there.any(axis=1)]
+    partly = kept.any(axis=0) & ~kept.all(axis=0)
+    return [int(round) for round in run.metrics.numbers("round")[partly] if np.isfinite(round)]
 
 
 def judged(found: Results) -> list[str]:
     """What can be said of the best method against the others, in sentences."""
     best = found.best
     if best is None:
-        if found.mixed:
-            return ["No method is called the best one: the averages are over different domains."]
         apart = "No method is the best one: there is no seed that all have a run of."
         return [] if found.even else [apart]
     groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
@@ -95,7 +108,7 @@ def heads_ahead(found: Results) -> list[str]:
     both have; none where the figures shown are the same."""
     methods = [row for row in found.rows if not row.reference]
     leading = found.best or (methods[0] if len(methods) == 1 else None)
-    if leading is None or found.mixed:
+    if leading is None:
         return []
     lines = []
     for row in found.rows:
@@ -158,8 +171,6 @@ def over_seeds(found: Results) -> str:
 def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     """Of a single run: how far it is from the head alone, against what drawing the test images makes of a figure."""
     if len(methods) != 1 or len(methods[0].runs) != 1 or len(found.rows) != 2 or found.score != "accuracy":
-        return []
-    if found.mixed:
         return []
     reference, row = found.rows
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean

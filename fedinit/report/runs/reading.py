@@ -175,23 +175,6 @@ class RecordedRun:
         prefix = f"{self.score}_"
         return tuple(name[len(prefix) :] for name in self.metrics.columns if name.startswith(prefix))
 
-    @property
-    def not_scored(self) -> list[str]:
-        """The domains that its last average is without, since no client gave a score of them."""
-        missing = (self.summary or {}).get("not_scored")
-        return [str(name) for name in missing] if isinstance(missing, list) else []
-
-    @cached_property
-    def partly_scored(self) -> list[int]:
-        """The evaluated rounds in which a domain that is scored in another one is not."""
-        domains = np.array([self.metrics.numbers(f"{self.score}_{domain}") for domain in self.domains])
-        if not len(domains):
-            return []
-        there = np.isfinite(domains)
-        kept = there[there.any(axis=1)]
-        partly = kept.any(axis=0) & ~kept.all(axis=0)
-        return [int(round) for round in self.metrics.numbers("round")[partly] if np.isfinite(round)]
-
     @cached_property
     def evaluated(self) -> bool:
         """Whether a round of it has a score, so that it can be compared."""

@@ -39,8 +39,7 @@ class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
     against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
     absent: (label of its method, run) of those without an evaluated round, which are in no row. remarked: of those in a
-    row of which there is something to remark. unscored: of those whose clients gave no score of some domain, in the
-    last evaluation or in another."""
+    row of which there is something to remark."""
 
     score: str
     columns: tuple[str, ...]
@@ -48,22 +47,6 @@ class Results:
     against: Mapping[str, Difference]
     absent: tuple[tuple[str, RecordedRun], ...] = ()
     remarked: tuple[tuple[str, RecordedRun], ...] = ()
-    unscored: tuple[tuple[str, RecordedRun], ...] = ()
-
-    @property
-    def mixed(self) -> bool:
-        """Whether averages are over different domains, so that a difference between two is not of the methods alone."""
-        domains = [column for column in self.columns if column != AVERAGE]
-        over = {
-            frozenset(domain for domain in domains if seed in row.figures[domain].seeds)
-            for row in self.rows
-            for seed in row.seeds
-        }
-        return len(over - {frozenset()}) > 1
-
-    def missing(self, row: Row) -> list[str]:
-        """The domains that an average of the row is without, of some seed."""
-        return [column for column in self.columns if not {*row.seeds} <= {*row.figures[column].seeds}]
 
     @property
     def cut(self) -> dict[str, str]:
@@ -84,18 +67,16 @@ class Results:
 
     @property
     def best(self) -> Row | None:
-        """The method with the best average over the shared seeds; None where there is no other to be better than, no
-        seed that all have, or averages are of different domains."""
+        """The method with the best average over the shared seeds; None where there is no other to be better than, or
+        no seed that all have."""
         rows, seeds = self._judged(AVERAGE), self.shared
-        if len(rows) < 2 or not seeds or self.mixed:
+        if len(rows) < 2 or not seeds:
             return None
         return max(rows, key=lambda row: self.sign * row.figures[AVERAGE].over(seeds).mean)
 
     def is_best(self, row: Row, column: str) -> bool:
         """Whether a figure is the best of its column as it is shown, among several methods over the same seeds; ties
-        all are. No average is where they are of different domains."""
-        if column == AVERAGE and self.mixed:
-            return False
+        all are."""
         rows = self._judged(column)
         if len(rows) < 2 or row not in rows or len({each.figures[column].seeds for each in rows}) > 1:
             return False
@@ -146,8 +127,7 @@ def results(methods: Sequence[Method]) -> Results:
     seen = [method for method in methods if method.evaluated]
     rows = [_row(method, score, columns) for method in seen]
     remarked = tuple((m.label, run) for m in seen for run in m.runs if run.evaluated and run.remark)
-    unscored = tuple((m.label, run) for m in methods for run in m.runs if run.not_scored or run.partly_scored)
-    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked, unscored)
+    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked)
     best = table.best
     if best is None:
         return table

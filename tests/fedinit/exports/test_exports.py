@@ -331,16 +331,6 @@ def test_a_backbone_that_is_gone_or_another_is_named(run, tmp_path, capsys):
     )
 
 
-def test_a_card_names_the_domains_that_its_average_is_without(run):
-    class Partly(fedinit.Run):
-        summary = {**run.summary, "not_scored": ["thick"]}  # pyright: ignore[reportAssignmentType]
-
-    model, format = Portable.of(run), writing._format("merged")
-    said = "Not scored: thick; the average is without it."
-    assert said in card(dataclasses.replace(model, run=Partly(run.folder)), format)
-    assert said not in card(model, format)  # the control
-
-
 def test_names_in_a_card_are_no_markup(run):
     hostile = ("</script>", "a|b", "[x](http://y)", "*bold*\n# title")
 

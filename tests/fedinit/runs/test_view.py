@@ -49,14 +49,6 @@ def test_it_shows_rounds_cohort_scores_bytes_and_the_time_left():
     assert view.left == 10.0, "a round that takes longer than the last ones is not the other rounds' time"
 
 
-def test_averages_of_other_domains_are_not_subtracted():
-    view = View("fedit", rounds=9)
-    for number, scores in enumerate([{"photo": 60.0}, {"sketch": 20.0}, {"photo": 63.0}], 1):
-        view.add(round_of(number, scores=scores))
-    (line,) = (line for line in drawn(view).splitlines() if "average" in line)
-    assert "63.0" in line and "+3.0" in line and "+43.0" not in line
-
-
 def test_the_last_rounds_foretell_the_time_and_a_done_run_has_none_left():
     view = View("", rounds=8, clock=lambda: 0.0)
     for number, seconds in enumerate([100.0, 2.0, 2.0, 2.0, 2.0, 2.0], 1):

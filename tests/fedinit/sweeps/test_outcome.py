@@ -9,7 +9,7 @@ from rich.console import Console
 from fedinit.config.compose import compose_config
 from fedinit.runs import lock
 from fedinit.runs.lock import FolderLock
-from fedinit.sweeps.outcome import Outcome, attempt
+from fedinit.sweeps.outcome import attempt
 
 CONSOLE = Console(quiet=True)
 
@@ -30,12 +30,6 @@ def test_a_run_that_another_process_is_at_is_waited_for(tmp_path, monkeypatch):
     assert outcome.seconds >= 0.2
     again = attempt("seed=0", compose_config([]), simulate, CONSOLE)
     assert again.line == "seed=0: was done"  # the control
-
-
-def test_its_line_says_how_many_domains_an_average_is_without():
-    done = {"score": "accuracy", "accuracy": 50.0}
-    lines = [Outcome("seed=0", summary={**done, **more}).line for more in ({}, {"not_scored": ["a", "b"]})]
-    assert "(without 2 domains)" in lines[1] and "without" not in lines[0]
 
 
 def test_one_that_was_left_by_it_is_gone_on_with(tmp_path):
