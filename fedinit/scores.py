@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -105,6 +105,11 @@ class RecoveryError(Score):
     @staticmethod
     def show(value: float) -> str:
         return f"{value:.1e}"
+
+
+def without(domains: Sequence[str]) -> str:
+    """``thick; the average is without it``: of the domains, one or more, that nobody scored."""
+    return f"{', '.join(domains)}; the average is without {'it' if len(domains) == 1 else 'them'}"
 
 
 SCORES: dict[str, type[Score]] = {kind.name: kind for kind in (Accuracy, RecoveryError)}

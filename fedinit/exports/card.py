@@ -18,7 +18,7 @@ from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.runs.export import UNTRAINED
 from fedinit.said import printable
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, without
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 FEW = 30  # class names that a card lists; more stand in config.json alone
@@ -117,6 +117,8 @@ def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any)
     lines = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     text = "\n".join(lines)
+    if missing := run.summary.get("not_scored"):
+        text += f"\n\nNot scored: {_plain(without(missing))}."
     if model.client is not None:
         text += "\n\nOf all clients' models together, each on the test images of its own client."
     if len(rows) > 2:

@@ -76,7 +76,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
-    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged, remarks
+    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged, remarks, unscored
     from fedinit.report.runs.damage import damage
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
@@ -93,7 +93,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
     wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
     wide.print(formats.terminal(found))
-    notes = [*in_full(found), *judged(found), *heads_ahead(found), *_left(shown)]
+    notes = [*in_full(found), *judged(found), *heads_ahead(found), *unscored(found), *_left(shown)]
     notes += [*remarks(found, whole_path=True), *absence(found, whole_path=True), *damage(runs, whole_path=True)]
     for sentence in notes:
         tell(console, sentence)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.table import Table
 
 from fedinit.report.markup import printable, whole
-from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks, seeds_without, unscored
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import csv_row, no_formula
@@ -22,7 +22,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
-CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored")
 
 
 def terminal(found: Results) -> Table:
@@ -44,8 +44,8 @@ def terminal(found: Results) -> Table:
 
 
 def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
-    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best.
-    shown: what a name becomes; for a terminal `printable`."""
+    """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best
+    and the domains that it is without. shown: what a name becomes; for a terminal `printable`."""
     lines = [csv_row(CSV_COLUMNS)]
     for row in found.rows:
         for column in found.columns:
@@ -56,9 +56,11 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
                 beyond = found.beyond_noise(row)
                 figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
                 figures.append("" if beyond is None else str(beyond).lower())
-            known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sorted(sample.by_seed)))]
+            known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sample.seeds))]
             cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
-            lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures]))
+            missing = seeds_without(row) if column == AVERAGE else []
+            unscored_in = shown("; ".join(f"{seeds}: {', '.join(names)}" for seeds, names in missing))
+            lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures, unscored_in]))
     return "".join(lines)
 
 
@@ -75,8 +77,8 @@ def markdown(found: Results) -> str:
     lines[0] = [_MARKDOWN.sub(r"\\\1", printable(name)) for name in lines[0]]
     ruled = [lines[0], ["---", *["---:"] * (len(lines[0]) - 1)], *lines[1:]]
     body = "\n".join(f"| {' | '.join(cells)} |" for cells in ruled)
-    below = "\n\n".join([_caption(found), *(_MARKDOWN.sub(r"\\\1", printable(line)) for line in _notes(found))])
-    return f"{body}\n\n{below}\n"
+    notes = [_MARKDOWN.sub(r"\\\1", printable(line)) for line in [*_notes(found), *unscored(found)]]
+    return "\n\n".join([body, _caption(found), *notes]) + "\n"
 
 
 def latex(found: Results) -> str:
@@ -97,6 +99,7 @@ def latex(found: Results) -> str:
         star = "$^{*}$" if found.beyond_noise(row) and not row.reference else ""
         lines.append(" & ".join([*cells, (said.replace("−", "$-$") + star) if p or said else ""]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"% *: beyond noise at the 5 % level"]
+    lines += [rf"\par{{\footnotesize {_tex(sentence)}\par}}" for sentence in unscored(found)]
     return "\n".join(lines) + "\n"
 
 

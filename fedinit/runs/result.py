@@ -36,7 +36,8 @@ from fedinit.runs.done import DONE, wrong
 from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
 from fedinit.runs.summary import SUMMARY
 from fedinit.runs.table import print_summary
-from fedinit.scores import SCORES
+from fedinit.said import printable
+from fedinit.scores import SCORES, without
 from fedinit.unreadable import is_file, mode_of, unreadable
 
 # What a file that is of another shape makes a reader raise.
@@ -281,6 +282,7 @@ class Run:
         score = SCORES[summary["score"]]
         figure = summary[score.name]
         scored = "" if figure is None else f", {score.title} {score.show(figure)}"
+        scored += f"; not scored: {printable(without(missing))}" if (missing := summary.get("not_scored")) else ""
         return f"Run({str(self.folder)!r}): {what}, {counted(summary['rounds'], 'round')}{scored}"
 
 

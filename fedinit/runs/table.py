@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, without
 from fedinit.telling import cell, tell
 
 # What is said of adapters where no one adapter is all clients'.
@@ -53,8 +53,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         highlight=False,
     )
     if missing := summary.get("not_scored"):
-        without = "it" if len(missing) == 1 else "them"
-        tell(console, f"not scored: {', '.join(missing)}; the average is without {without}")
+        tell(console, f"not scored: {without(missing)}")
     spent = summary.get("privacy") or {}
     if spent:
         of_examples = spent.get("unit") == "example"

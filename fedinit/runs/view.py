@@ -146,7 +146,8 @@ class View:
         return sum(getattr(r, name) for r in self.done)
 
     def _scores(self, scored: Sequence[Round], ascii_only: bool) -> Table:
-        """A row a domain: its last figure, what that changed by since the evaluation before, and a sparkline."""
+        """A row a domain: its last figure, what that changed by since the evaluation before that scored it, and a
+        sparkline; at the end the average, beside those over the same domains alone."""
         score, last = SCORES[self.score], scored[-1]
         table = Table(box=None, padding=(0, 2, 0, 0), title_justify="left", show_header=True, header_style="dim")
         table.add_column(f"after round {last.number}")
@@ -159,7 +160,8 @@ class View:
                 table.add_row(f"… {len(last.scores) - ROWS} more", "", "", "", style="dim")
             else:
                 table.add_row(*self._row(name, histories[name], ascii_only))
-        table.add_row(*self._row("average", [r.mean for r in scored], ascii_only), style="bold")
+        alike = [r.mean for r in scored if r.scores.keys() == last.scores.keys()]  # others are of other domains
+        table.add_row(*self._row("average", alike, ascii_only), style="bold")
         return table
 
     def _row(self, name: str, values: Sequence[float], ascii_only: bool) -> tuple[Text, str, str, str]:

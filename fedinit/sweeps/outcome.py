@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedinit.errors import FolderBusy, reason
 from fedinit.runs import lock
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, without
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,8 @@ class Outcome:
             told.append("done by another process" if self.waited else "was done")
         elif not self.why:
             told.append(f"{self.seconds:.1f} s")
-        return f"{self.words}: {', '.join(told)}"
+        missing = summary.get("not_scored")
+        return f"{self.words}: {', '.join(told)}" + (f"; not scored: {without(missing)}" if missing else "")
 
 
 def attempt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -95,6 +96,24 @@ def write_run(
     if recorded:
         _record(folder / "record", rounds, domains, classes, layers, draw)
     return folder
+
+
+def unscore(folder: Path, *domains: str, round: int | None = None) -> None:
+    """Take these domains out of the scores of a round, the last one where none is named, and of its average; of a run
+    that is done also out of what the head alone scored."""
+    with open(folder / "metrics.csv") as file:
+        header, *rows = list(csv.reader(file))
+    row = rows[-1 if round is None else round - 1]
+    for domain in domains:
+        row[header.index(f"accuracy_{domain}")] = ""
+    kept = [float(v) for name, v in zip(header, row, strict=True) if name.startswith("accuracy_") and v]
+    row[header.index("accuracy")] = str(sum(kept) / len(kept))
+    write_table(folder / "metrics.csv", header, rows)
+    if round is None and (folder / "summary.json").exists():
+        figures = json.loads((folder / "summary.json").read_text())
+        alone = {d: v for d, v in figures["head_alone"]["accuracy_by_domain"].items() if d not in domains}
+        figures["head_alone"] = {"accuracy": sum(alone.values()) / len(alone), "accuracy_by_domain": alone}
+        (folder / "summary.json").write_text(json.dumps(figures))
 
 
 def write_table(path: Path, header: list[str], rows: list[list[Any]]) -> None:

@@ -15,7 +15,7 @@ from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
 from fedinit.runs.ended import standing
 from fedinit.said import first_ten
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, without
 
 
 def panel(methods: Sequence[Method]) -> Panel:
@@ -36,7 +36,7 @@ def panel(methods: Sequence[Method]) -> Panel:
         for row in found.rows
         for seed, reached in (row.unfinished or {}).items()
     ]
-    body += [tag("p", sentence, class_="note") for sentence in unscored(methods)]
+    body += [tag("p", sentence, class_="note") for sentence in [*unscored(found), *_other_rounds(methods)]]
     if unfinished:
         body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
     doubts = [*remarks(found), *absence(found), *damage(run for method in methods for run in method.runs)]
@@ -44,19 +44,32 @@ def panel(methods: Sequence[Method]) -> Panel:
     return Panel("results", "Results", lead, joined(body))
 
 
-def unscored(methods: Sequence[Method]) -> list[str]:
-    """Which domains a run's clients gave no score of, in sentences."""
-    said = []
-    for label, run in ((method.label, run) for method in methods for run in method.runs):
-        missing = (run.summary or {}).get("not_scored")
-        if isinstance(missing, list) and missing:
-            without = "it" if len(missing) == 1 else "them"
-            names = ", ".join(map(str, missing))
-            said.append(f"Not scored in {label}, seed {run.seed}: {names}; the average is without {without}.")
-        if partly := _partly_scored(run):
-            rounds = first_ten(partly)
-            said.append(f"Averages of other domains than elsewhere in {label}, seed {run.seed}: of round {rounds}.")
-    return said
+def unscored(found: Results) -> list[str]:
+    """Which domains the averages of the table are without, a sentence for all methods and seeds that are without the
+    same ones."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in found.rows:
+        for seeds, missing in seeds_without(row):
+            alike.setdefault((seeds, without(missing)), []).append(row.label)
+    return [f"Not scored in {' and '.join(labels)}, {seeds}: {told}." for (seeds, told), labels in alike.items()]
+
+
+def seeds_without(row: Row) -> list[tuple[str, tuple[str, ...]]]:
+    """(``seeds 1, 2``, the domains that their averages are without) of a row, for those that are without any."""
+    by_missing: dict[tuple[str, ...], list[int]] = {}
+    for seed, missing in row.without.items():
+        by_missing.setdefault(missing, []).append(seed)
+    return [(seeds_said(seeds), missing) for missing, seeds in by_missing.items() if missing]
+
+
+def _other_rounds(methods: Sequence[Method]) -> list[str]:
+    """Which rounds of a run have averages of other domains than its others, in sentences."""
+    runs = [(method.label, run, _partly_scored(run)) for method in methods for run in method.runs]
+    return [
+        f"Averages of other domains than elsewhere in {label}, seed {run.seed}: of round {first_ten(partly)}."
+        for label, run, partly in runs
+        if partly
+    ]
 
 
 def _partly_scored(run: RecordedRun) -> list[int]:
@@ -74,7 +87,7 @@ def judged(found: Results) -> list[str]:
     """What can be said of the best method against the others, in sentences."""
     best = found.best
     if best is None:
-        apart = "No method is the best one: there is no seed that all have a run of."
+        apart = "No method is the best one: there is no seed that all have a run of, over the same domains."
         return [] if found.even else [apart]
     groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for label, difference in found.against.items():
@@ -87,9 +100,11 @@ def judged(found: Results) -> list[str]:
     average, over = best.figures[AVERAGE], ""
     if not found.even:
         average = average.over(found.shared)
-        over = f" over {seeds_said(found.shared)}, which all have"
+        over = f" over {seeds_said(found.shared)}, which all have over the same domains"
+    several = len({best.without[seed] for seed in found.shared}) > 1
+    differing = ", which is of other domains from seed to seed" if several else ""
     has = "have" if found.also_best else "has"
-    sentences = [f"{first} {has} the best average{over}, {found.shown(average)}."]
+    sentences = [f"{first} {has} the best average{over}, {found.shown(average)}{differing}."]
     test = "paired t-test by seed on the average, Holm-corrected, 5 % level"
     if groups[True]:
         sentences.append(f"Beyond noise ({test}), against the best: {'; '.join(groups[True])}.")
@@ -105,14 +120,14 @@ def judged(found: Results) -> list[str]:
 
 def heads_ahead(found: Results) -> list[str]:
     """A line of every head that, trained alone, is better than the best method (or the only one), over the seeds that
-    both have; none where the figures shown are the same."""
+    both have of the same domains; none where the figures shown are the same."""
     methods = [row for row in found.rows if not row.reference]
     leading = found.best or (methods[0] if len(methods) == 1 else None)
     if leading is None:
         return []
     lines = []
     for row in found.rows:
-        common = sorted(set(row.seeds) & set(leading.seeds))
+        common = row.common(leading)
         if not row.reference or not common:
             continue
         alone, trained = row.figures[AVERAGE].over(common), leading.figures[AVERAGE].over(common)
@@ -165,7 +180,7 @@ def over_seeds(found: Results) -> str:
     """Over which seeds the figures are, for a caption."""
     if found.even:
         return seeds_said(next((row.seeds for row in found.rows if row.seeds), ()))
-    return "the seeds that each row names, and no figure is marked as the best, since these differ"
+    return "the seeds that each row names, and no average is marked as the best, since these or their domains differ"
 
 
 def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
@@ -173,13 +188,16 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     if len(methods) != 1 or len(methods[0].runs) != 1 or len(found.rows) != 2 or found.score != "accuracy":
         return []
     reference, row = found.rows
+    if not (seeds := row.common(reference)):
+        return []
+    domains = [name for name in found.columns[:-1] if name not in row.without[seeds[0]]]
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean
     tested = (methods[0].first.partition or {}).get("test_by_domain")
     said = f"{row.label} is {_signed(found, gap)} points from the head alone. "
-    if gap != gap or not isinstance(tested, dict) or not all(tested.get(d) for d in found.columns[:-1]):
-        return [f"{said}One seed says nothing of noise; seed=0,1,2 does."] if gap == gap else []
-    images = [tested[domain] for domain in found.columns[:-1]]
-    errors = [sampling_error([r.figures[d].mean for d in found.columns[:-1]], images) for r in (reference, row)]
+    if not isinstance(tested, dict) or not all(map(tested.get, domains)):
+        return [f"{said}One seed says nothing of noise; seed=0,1,2 does."]
+    images = [tested[domain] for domain in domains]
+    errors = [sampling_error([r.figures[d].mean for d in domains], images) for r in (reference, row)]
     half = 1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
     verdict = "beyond" if abs(gap) > half else "within"
     return [

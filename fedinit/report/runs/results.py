@@ -33,6 +33,18 @@ class Row:
         """Those that its average is over."""
         return self.figures[AVERAGE].seeds
 
+    @property
+    def without(self) -> dict[int, tuple[str, ...]]:
+        """{seed: the domains that its average is without, since they have no figure}."""
+        return {
+            seed: tuple(name for name, sample in self.figures.items() if name != AVERAGE and seed not in sample.seeds)
+            for seed in self.seeds
+        }
+
+    def common(self, other: Row) -> list[int]:
+        """The seeds whose averages are over the same domains in both."""
+        return sorted(seed for seed, _ in self.without.items() & other.without.items())
+
 
 @dataclass(frozen=True)
 class Results:
@@ -56,14 +68,15 @@ class Results:
 
     @property
     def even(self) -> bool:
-        """Whether all rows are over the same seeds, so that one caption names them."""
-        return len({row.seeds for row in self.rows if row.seeds}) < 2
+        """Whether all rows are over the same seeds, and by seed over the same domains, so that one caption names
+        them."""
+        return len({tuple(row.without.items()) for row in self.rows if row.seeds}) < 2
 
     @property
     def shared(self) -> tuple[int, ...]:
-        """The seeds that all methods with a figure have, which the best one is found over."""
-        common = [set(row.seeds) for row in self._judged(AVERAGE)]
-        return tuple(sorted(set.intersection(*common))) if common else ()
+        """The seeds that all methods with a figure have over the same domains, which the best one is found over."""
+        rows = self._judged(AVERAGE)
+        return tuple(sorted(set.intersection(*(set(row.common(rows[0])) for row in rows)))) if rows else ()
 
     @property
     def best(self) -> Row | None:
@@ -75,10 +88,11 @@ class Results:
         return max(rows, key=lambda row: self.sign * row.figures[AVERAGE].over(seeds).mean)
 
     def is_best(self, row: Row, column: str) -> bool:
-        """Whether a figure is the best of its column as it is shown, among several methods over the same seeds; ties
-        all are."""
+        """Whether a figure is the best of its column as it is shown, among several methods over the same seeds, an
+        average by seed over the same domains too; ties all are."""
         rows = self._judged(column)
-        if len(rows) < 2 or row not in rows or len({each.figures[column].seeds for each in rows}) > 1:
+        over = {tuple(each.without.items()) if column == AVERAGE else each.figures[column].seeds for each in rows}
+        if len(rows) < 2 or row not in rows or len(over) > 1:
             return False
         leading = max(rows, key=lambda each: self.sign * each.figures[column].mean)
         return self.show(row.figures[column].mean) == self.show(leading.figures[column].mean)
@@ -132,7 +146,7 @@ def results(methods: Sequence[Method]) -> Results:
     if best is None:
         return table
     others = [row for row in rows if row is not best]
-    raw = [paired(row.figures[AVERAGE], best.figures[AVERAGE]) for row in others]
+    raw = [paired(row.figures[AVERAGE].over(row.common(best)), best.figures[AVERAGE]) for row in others]
     corrected = holm([difference.p for difference in raw])
     against = {
         row.label: Difference(d.mean, d.seeds, d.half, p) for row, d, p in zip(others, raw, corrected, strict=True)

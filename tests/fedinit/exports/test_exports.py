@@ -336,8 +336,11 @@ def test_names_in_a_card_are_no_markup(run):
 
     class Renamed(fedinit.Run):
         class_names = hostile  # pyright: ignore[reportAssignmentType]
+        summary = {**run.summary, "not_scored": ["a|b"]}  # pyright: ignore[reportAssignmentType]
 
     model = Portable.of(run)
     text = card(dataclasses.replace(model, run=Renamed(run.folder)), writing._format("merged"))
     listed = next(line for line in text.splitlines() if line.startswith("Classes, in the order"))
     assert r"\</script\>, a\|b, \[x\](http://y), \*bold\* \# title." in listed
+    assert r"Not scored: a\|b; the average is without it." in text
+    assert "Not scored" not in card(model, writing._format("merged")), "the control"

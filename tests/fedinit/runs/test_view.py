@@ -49,6 +49,16 @@ def test_it_shows_rounds_cohort_scores_bytes_and_the_time_left():
     assert view.left == 10.0, "a round that takes longer than the last ones is not the other rounds' time"
 
 
+@pytest.mark.parametrize(("before", "change"), [("sketch", "+1.0"), ("cartoon", "")])
+def test_an_average_is_set_beside_those_of_the_same_domains_alone(before, change):
+    view = View("fedit", rounds=3)
+    view.add(round_of(1, scores={"photo": 10.0, before: 20.0}))
+    view.add(round_of(2, scores={"photo": 80.0, "cartoon": 90.0}))
+    view.add(round_of(3, scores={"photo": 12.0, "sketch": 20.0}))
+    row = next(line for line in drawn(view).splitlines() if "average" in line)
+    assert "16.0" in row and "-" not in row and ("+" in row) == bool(change) and change in row
+
+
 def test_the_last_rounds_foretell_the_time_and_a_done_run_has_none_left():
     view = View("", rounds=8, clock=lambda: 0.0)
     for number, seconds in enumerate([100.0, 2.0, 2.0, 2.0, 2.0, 2.0], 1):

@@ -9,7 +9,7 @@ from rich.console import Console
 from fedinit.config.compose import compose_config
 from fedinit.runs import lock
 from fedinit.runs.lock import FolderLock
-from fedinit.sweeps.outcome import attempt
+from fedinit.sweeps.outcome import Outcome, attempt
 
 CONSOLE = Console(quiet=True)
 
@@ -45,3 +45,10 @@ def test_another_error_is_a_failure_at_once():
         raise ValueError("x")
 
     assert attempt("seed=0", compose_config([]), simulate, CONSOLE).why == "run failed: ValueError: x"
+
+
+def test_its_line_says_what_the_average_is_without():
+    figures = {"score": "accuracy", "accuracy": 38.64}
+    said = Outcome("seed=0", {**figures, "not_scored": ["plain", "thick"]}, seconds=5.3).line
+    assert said == "seed=0: accuracy 38.6 %, 5.3 s; not scored: plain, thick; the average is without them"
+    assert Outcome("seed=0", figures, seconds=5.3).line == "seed=0: accuracy 38.6 %, 5.3 s"  # the control
