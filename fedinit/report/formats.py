@@ -8,7 +8,7 @@ from collections.abc import Callable
 from rich.table import Table
 
 from fedinit.report.markup import printable, whole
-from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks, seeds_without, unscored
+from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks, seeds_not_scored, unscored
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import csv_row, no_formula
@@ -58,7 +58,7 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sample.seeds))]
             cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
-            missing = seeds_without(row) if column == AVERAGE else []
+            missing = seeds_not_scored(row) if column == AVERAGE else []
             unscored_in = shown("; ".join(f"{seeds}: {', '.join(names)}" for seeds, names in missing))
             lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures, unscored_in]))
     return "".join(lines)

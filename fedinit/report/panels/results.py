@@ -49,15 +49,15 @@ def unscored(found: Results) -> list[str]:
     same ones."""
     alike: dict[tuple[str, str], list[str]] = {}
     for row in found.rows:
-        for seeds, missing in seeds_without(row):
+        for seeds, missing in seeds_not_scored(row):
             alike.setdefault((seeds, without(missing)), []).append(row.label)
     return [f"Not scored in {' and '.join(labels)}, {seeds}: {told}." for (seeds, told), labels in alike.items()]
 
 
-def seeds_without(row: Row) -> list[tuple[str, tuple[str, ...]]]:
+def seeds_not_scored(row: Row) -> list[tuple[str, tuple[str, ...]]]:
     """(``seeds 1, 2``, the domains that their averages are without) of a row, for those that are without any."""
     by_missing: dict[tuple[str, ...], list[int]] = {}
-    for seed, missing in row.without.items():
+    for seed, missing in row.not_scored.items():
         by_missing.setdefault(missing, []).append(seed)
     return [(seeds_said(seeds), missing) for missing, seeds in by_missing.items() if missing]
 
@@ -101,7 +101,7 @@ def judged(found: Results) -> list[str]:
     if not found.even:
         average = average.over(found.shared)
         over = f" over {seeds_said(found.shared)}, which all have over the same domains"
-    several = len({best.without[seed] for seed in found.shared}) > 1
+    several = len({best.not_scored[seed] for seed in found.shared}) > 1
     differing = ", which is of other domains from seed to seed" if several else ""
     has = "have" if found.also_best else "has"
     sentences = [f"{first} {has} the best average{over}, {found.shown(average)}{differing}."]
@@ -190,7 +190,7 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     reference, row = found.rows
     if not (seeds := row.common(reference)):
         return []
-    domains = [name for name in found.columns[:-1] if name not in row.without[seeds[0]]]
+    domains = [name for name in found.columns[:-1] if name not in row.not_scored[seeds[0]]]
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean
     tested = (methods[0].first.partition or {}).get("test_by_domain")
     said = f"{row.label} is {_signed(found, gap)} points from the head alone. "

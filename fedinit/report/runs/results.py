@@ -34,7 +34,7 @@ class Row:
         return self.figures[AVERAGE].seeds
 
     @property
-    def without(self) -> dict[int, tuple[str, ...]]:
+    def not_scored(self) -> dict[int, tuple[str, ...]]:
         """{seed: the domains that its average is without, since they have no figure}."""
         return {
             seed: tuple(name for name, sample in self.figures.items() if name != AVERAGE and seed not in sample.seeds)
@@ -43,7 +43,7 @@ class Row:
 
     def common(self, other: Row) -> list[int]:
         """The seeds whose averages are over the same domains in both."""
-        return sorted(seed for seed, _ in self.without.items() & other.without.items())
+        return sorted(seed for seed, _ in self.not_scored.items() & other.not_scored.items())
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Results:
     def even(self) -> bool:
         """Whether all rows are over the same seeds, and by seed over the same domains, so that one caption names
         them."""
-        return len({tuple(row.without.items()) for row in self.rows if row.seeds}) < 2
+        return len({tuple(row.not_scored.items()) for row in self.rows if row.seeds}) < 2
 
     @property
     def shared(self) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Results:
         """Whether a figure is the best of its column as it is shown, among several methods over the same seeds, an
         average by seed over the same domains too; ties all are."""
         rows = self._judged(column)
-        over = {tuple(each.without.items()) if column == AVERAGE else each.figures[column].seeds for each in rows}
+        over = {tuple(each.not_scored.items()) if column == AVERAGE else each.figures[column].seeds for each in rows}
         if len(rows) < 2 or row not in rows or len(over) > 1:
             return False
         leading = max(rows, key=lambda each: self.sign * each.figures[column].mean)
