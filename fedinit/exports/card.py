@@ -112,7 +112,7 @@ def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any)
     rows = [["test " + score.title, *(name for name, _ in scores)], ["this run", *(shown for _, shown in scores)]]
     if head_alone and head_alone[score.name] is not None:
         by_domain = head_alone[f"{score.name}_by_domain"]
-        alone = [score.show(by_domain[name]) for name, _ in scores[:-1]]
+        alone = [score.show(by_domain[name]) if name in by_domain else "" for name, _ in scores[:-1]]
         rows.append(["head alone", *alone, score.show(head_alone[score.name])])
     lines = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))

@@ -62,7 +62,7 @@ def _is_summary(values: Any) -> bool:
         return False
     if not _is_spent(values.get("privacy")):
         return False
-    return _is_scored(values, score) and (alone is None or _is_head_alone(values, alone))
+    return _is_scored(values, score) and (alone is None or (isinstance(alone, dict) and _is_scored(alone, score)))
 
 
 def _is_spent(privacy: Any) -> bool:
@@ -70,11 +70,6 @@ def _is_spent(privacy: Any) -> bool:
         return privacy is None or isinstance(privacy, dict)
     numbers = all(_is_number(privacy.get(key)) for key in ("epsilon", "delta"))
     return numbers and isinstance(privacy.get("epsilon_by_client"), dict)
-
-
-def _is_head_alone(values: Mapping[str, Any], alone: Any) -> bool:
-    key = f"{values['score']}_by_domain"
-    return isinstance(alone, dict) and _is_scored(alone, values["score"]) and alone[key].keys() == values[key].keys()
 
 
 def _is_scored(values: Mapping[str, Any], score: str) -> bool:

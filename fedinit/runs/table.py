@@ -28,14 +28,14 @@ MANY = 9  # domains, from which on each has a row, where otherwise it has a colu
 def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> None:
     """The score by domain and on average, the head alone beside it, bytes, seconds, and where the run is."""
     score = SCORES[summary["score"]]
-    domains = list(summary[f"{score.name}_by_domain"])
-    runs = [(summary["strategy"], summary)]
+    runs, by_domain = [(summary["strategy"], summary)], f"{score.name}_by_domain"
     if summary.get("head_alone"):
         runs.insert(0, ("head alone", summary["head_alone"]))
+    domains = list(dict.fromkeys(name for _, figures in reversed(runs) for name in figures[by_domain]))
     columns = [[f"test {score.title}", *domains, "average"]]
     for label, figures in runs:
         if figures[score.name] is not None:
-            shown = [score.show(figures[f"{score.name}_by_domain"][name]) for name in domains]
+            shown = [score.show(figures[by_domain][name]) if name in figures[by_domain] else "" for name in domains]
             columns.append([label, *shown, score.show(figures[score.name])])
     rows = columns if len(domains) < MANY else [list(row) for row in zip(*columns, strict=True)]
     table = Table(title=cell(f"{summary['strategy']} on {summary['data']}, {summary['model']}"))

@@ -14,6 +14,10 @@ from rich.console import Console
 from fedinit.runs.summary import summary_of
 from fedinit.runs.table import print_summary
 
+WHOLE: dict[str, Any] = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": {"a": 1.0}, "final_hash": "f"}
+WHOLE |= {"strategy": "fedit", "data": "digits", "model": "vit", "rounds": 1, "clients": 2, "seconds": 1.0}
+WHOLE |= {"trainable_parameters": 1, "bytes_up": 1, "bytes_down": 1}
+
 
 def printed(domains: int, names: Sequence[str] = (), **more: Any) -> list[str]:
     scores = {name: float(i) for i, name in enumerate(names or [f"domain{i}" for i in range(domains)])}
@@ -42,6 +46,20 @@ def test_many_domains_are_rows(domains):
     assert heads == [["test accuracy, %", "head alone", "fedit"]]
 
 
+def test_a_head_alone_that_was_scored_on_other_domains_has_its_cells(tmp_path):
+    """An evaluation of one of the two runs failed, or all of them did."""
+    alone = {"accuracy": 30.0, "accuracy_by_domain": {"domain1": 30.0, "other": 31.0}}
+    lines = printed(9, head_alone=alone)
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert cells[:2] == [["domain0", "", "0.0"], ["domain1", "30.0", "1.0"]]
+    assert cells[-2:] == [["other", "31.0", ""], ["average", "30.0", "50.0"]]
+    whole = {**WHOLE, "head_alone": alone}
+    nothing = {**WHOLE, "head_alone": {"accuracy": None, "accuracy_by_domain": {}}}
+    for values, is_one in ((whole, True), (nothing, True), ({**WHOLE, "head_alone": {"accuracy": "x"}}, False)):
+        (tmp_path / "summary.json").write_text(json.dumps(values))
+        assert (summary_of(tmp_path) is not None) == is_one
+
+
 @pytest.mark.parametrize("more", [0, 9])
 def test_a_domain_has_its_name_whatever_it_is(more):
     """It is that of a folder: brackets are no style, a line's end is no line."""
@@ -64,9 +82,6 @@ def test_what_the_score_is_without_and_what_was_spent_is_said():
      {"privacy": {"unit": "example", "epsilon": "much", "delta": 1e-5, "epsilon_by_client": {}}}],
 )  # fmt: skip
 def test_a_summary_that_cannot_be_shown_is_none(tmp_path: Path, damage: dict[str, Any]):
-    figures = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": {"a": 1.0}, "final_hash": "f"}
-    what = {"strategy": "fedit", "data": "digits", "model": "vit", "rounds": 1, "clients": 2, "seconds": 1.0}
-    whole = figures | what | {"trainable_parameters": 1, "bytes_up": 1, "bytes_down": 1}
-    for values, is_one in ((whole, True), (whole | damage, False)):
+    for values, is_one in ((WHOLE, True), (WHOLE | damage, False)):
         (tmp_path / "summary.json").write_text(json.dumps(values))
         assert (summary_of(tmp_path) is not None) == is_one
