@@ -121,7 +121,7 @@ def test_a_summary_with_a_value_of_another_type_is_none(key, done):
     for wrong in ([1], {"a": "b"}, True):
         (done / "summary.json").write_text(json.dumps({**values, key: wrong}))
         assert summary_of(done) is None
-    alone = {"accuracy": 1.0, "accuracy_by_domain": {"elsewhere": 1.0}}
+    alone = {"accuracy": 1.0, "accuracy_by_domain": {"elsewhere": "1.0"}}
     for changed in ({"head_alone": alone}, {"bytes_up": 10**400}):  # no float holds it, so nothing could show it
         (done / "summary.json").write_text(json.dumps(values | changed))
         assert summary_of(done) is None
