@@ -32,7 +32,7 @@ TESTED = 8  # test images of a client, or somewhat more: the bytes of an evaluat
 
 
 @dataclass(kw_only=True)
-class Asked:
+class Question:
     """A question to clients in a trial, and what it took.
 
     kind: its message type.
@@ -61,11 +61,11 @@ class TrialGrid(LocalGrid):
     def __init__(self, site: Site) -> None:
         """site: of the clients, as `with_few_images` makes it."""
         super().__init__(Cohort(site), len(site.partitions))
-        self.asked: list[Asked] = []
+        self.asked: list[Question] = []
 
     def one_by_one(self, messages: Sequence[Message]) -> Iterator[Message]:
         clients = [message.metadata.dst_node_id - FIRST_NODE_ID for message in messages]
-        asked = Asked(kind=messages[0].metadata.message_type, clients=clients)
+        asked = Question(kind=messages[0].metadata.message_type, clients=clients)
         if asked.kind == "query.statistics":
             asked.sampling = Request.from_json(wire.value(wire.config(messages[0]), "request", str), {}, {}).sampling
         asked.down = wire.nbytes(message.content for message in messages)
@@ -96,7 +96,7 @@ def with_few_images(site: Site, least: int = 0) -> Site:
 
 def scaled(
     reports: Sequence[RoundReport],
-    asked: Sequence[Asked],
+    asked: Sequence[Question],
     site: Site,
     few: Site,
     trained: int,

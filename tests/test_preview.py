@@ -122,7 +122,7 @@ def test_the_start_is_scaled_by_the_images_that_are_measured_for_it():
     started = {}
     for examples in (100, None, 50):
         sampling = Sampling(examples=examples)
-        asked = [trials.Asked(kind="query.statistics", clients=[0, 2], sampling=sampling, seconds=2.0)]
+        asked = [trials.Question(kind="query.statistics", clients=[0, 2], sampling=sampling, seconds=2.0)]
         started[examples] = trials.scaled([opening, last, last], asked, site, few, 1, 0.0, 1).start
     every = sum(len(site.partitions[c].train) for c in (0, 2))
     assert started == {100: 7.0, None: pytest.approx(3.0 + 2.0 * every / 100), 50: 5.0}

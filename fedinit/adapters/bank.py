@@ -193,8 +193,8 @@ class Bank:
             nothing = Factors(torch.zeros(0, k), torch.zeros(d, 0))
             least = room.get(name, 0)
             rooms = max(self.rank, least), max(beneath * self.rank, least)
-            products = [offset.get(name, nothing) for offset in under]
-            stacks += layer.stack([a[name] for a in adapters], products, trainable, rooms)
+            own_bases = [offset.get(name, nothing) for offset in under]
+            stacks += layer.stack([a[name] for a in adapters], own_bases, trainable, rooms)
         alike = all(head is heads[0] for head in heads)
         stacks.append({k: _repeated(v, len(heads)) if alike else torch.stack([h[k] for h in heads])
                        for k, v in heads[0].items()})  # fmt: skip
