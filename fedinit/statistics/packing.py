@@ -1,5 +1,5 @@
-"""Sums as they travel: float32, counts in float64, and what a statistic calls `half` as float16 beside a float32 scale
-for each column, "<layer>/<key>.scale".
+"""Sums as they travel: float32, counts and what a statistic calls `exact` in float64, and what it calls `half` as
+float16 beside a float32 scale for each column, "<layer>/<key>.scale".
 
 An entry of float16 is right to 2⁻¹¹ of itself down to 2⁻¹⁴ of its column's largest. Clients' sums are rounded one by
 one, on their way, and each in its own unit or about its own mean; they are added up in float64 after they were
@@ -8,7 +8,7 @@ unpacked, so what is packed so is not additive by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def wire_format(statistics: Mapping[str, Statistic]) -> Format:
                 layout[name] = shape, torch.float16
                 layout[f"{name}.scale"] = shape[1:], torch.float32
             else:
-                layout[name] = shape, torch.float32 if shape else torch.float64
+                layout[name] = shape, _dtype(statistic, key, shape)
     return layout
 
 
@@ -44,8 +44,12 @@ def pack(statistics: Mapping[str, Statistic], sums: Mapping[str, Tensor]) -> dic
                 packed[name] = (value / torch.where(scale > 0, scale, 1.0)).half()
                 packed[f"{name}.scale"] = scale
             else:
-                packed[name] = value.float() if value.ndim else value.double()
+                packed[name] = value.to(_dtype(statistic, key, value.shape))
     return packed
+
+
+def _dtype(statistic: Statistic, key: str, shape: Sequence[int]) -> torch.dtype:
+    return torch.float32 if shape and key not in statistic.exact else torch.float64
 
 
 def unpack(statistics: Mapping[str, Statistic], packed: Mapping[str, Tensor]) -> dict[str, Tensor]:

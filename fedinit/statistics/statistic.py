@@ -196,6 +196,7 @@ class Statistic(ABC):
     per_row: ClassVar[bool] = False  # whether "count" counts rows, several an image
     # The keys of matrices that travel in half precision, each column in units of its largest entry.
     half: ClassVar[frozenset[str]] = frozenset()
+    exact: ClassVar[frozenset[str]] = frozenset()  # the keys of what travels in float64
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -350,6 +350,32 @@ def test_a_scatter_of_rounding_alone_is_no_lie(features, several):
         assert (several and features < 24) or "not positive semi-definite" in said
 
 
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-2])
+def test_a_mean_over_images_that_hardly_differ_is_no_lie(spread):
+    """Of `uniform` a class counts n_c/n, no whole number. The control: in float32 honest clients are refused."""
+    refused = [0, 0]
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        labels = torch.randint(0, 10, (150 + seed,), generator=draw)
+        z = torch.randn(96, generator=draw) + spread * torch.randn(len(labels), 96, generator=draw)
+        request = Request(
+            source="features",
+            layers={"head": "class_moments"},
+            shapes={"head": (10, 96)},
+            seed=0,
+            sampling=Sampling(weighting="uniform", min_examples=1),
+        )
+        statistics = create_statistics(request)
+        sums = statistics["head"].measure(z, labels)
+        sent = pack(statistics, {f"head/{key}": value.double() / len(labels) for key, value in sums.items()})
+        for i, counts in enumerate((sent["head/counts"], sent["head/counts"].float().double())):
+            found = Statistics(len(labels), unpack(statistics, {**sent, "head/counts": counts})).of("head")
+            refused[i] += bool(statistics["head"].fault(found, len(labels)))
+    assert refused[0] == 0 and (refused[1] or spread)
+    half = torch.tensor([0.5, -0.5] + 8 * [0.0], dtype=torch.float64) / len(labels)
+    assert "class counts" in statistics["head"].fault({**found, "counts": found["counts"] + half}, len(labels))
+
+
 @pytest.mark.parametrize("noise", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("images", [1, 16, 48])
 def test_what_a_mean_takes_from_noisy_moments_is_put_back(images, noise, monkeypatch):
