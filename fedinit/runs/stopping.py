@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import signal
 import socket
@@ -11,7 +10,10 @@ import threading
 import time
 from collections.abc import Container, Iterable, Iterator
 
+from fedinit.leaving import at_once
+
 LIMIT = 8.0  # seconds until the process ends anyhow, in whatever operation it is
+CUT_SHORT = "stopped in the midst of a step; the last whole checkpoint, where there was one, is kept"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -95,9 +97,9 @@ def _watch(inlet: socket.socket, signals: Container[int], limit: float) -> None:
             return
         if number[0] in signals:
             if code:
-                os._exit(code)
+                at_once(code, CUT_SHORT)
             code, deadline = 128 + number[0], time.monotonic() + limit
-    os._exit(code)
+    at_once(code, CUT_SHORT)
 
 
 @contextlib.contextmanager

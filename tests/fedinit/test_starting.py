@@ -1,4 +1,4 @@
-"""Before a command has begun: Ctrl-C is one line and 130, and no garbage is looked for."""
+"""Before a command has begun: Ctrl-C and SIGTERM are one line and their code, and no garbage is looked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LINE = "stopped; nothing had begun\n"
 
 
-def test_ctrl_c_ends_an_import_in_one_line_and_is_an_interrupt_again_behind_it():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_import_in_one_line_and_is_what_it_was_behind_it(number):
     code = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
@@ -25,12 +26,14 @@ if sys.argv[1] == "within":
 else:
     with starting.imports():
         pass
-signal.raise_signal(signal.SIGINT)  # to this thread, before the call returns: of kill(2) any thread may have it
+signal.raise_signal(int(sys.argv[2]))  # to this thread, before the call returns: of kill(2) any thread may have it
 """
-    for when, expected, told in (("within", 130, LINE), ("behind", -signal.SIGINT, "KeyboardInterrupt")):
-        ended = subprocess.run([sys.executable, "-c", code, when], cwd=ROOT, capture_output=True, text=True)
+    usual = "KeyboardInterrupt" if number == signal.SIGINT else ""
+    for when, expected, told in (("within", 128 + number, LINE), ("behind", -number, usual)):
+        words = [sys.executable, "-c", code, when, str(int(number))]
+        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == expected and told in ended.stderr
-        assert ("Traceback" in ended.stderr) == (when == "behind")
+        assert ("Traceback" in ended.stderr) == (usual != "" and when == "behind")
 
 
 def test_garbage_is_looked_for_behind_the_imports_in_what_is_made_from_then_on():

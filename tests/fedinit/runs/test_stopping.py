@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -40,3 +43,27 @@ def test_a_signal_waits_for_the_end_of_a_block_that_is_not_broken_into() -> None
         signal.raise_signal(signal.SIGTERM)
         passed.append("the block")
     assert passed == ["the block"]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_step_that_is_cut_short_is_told(again: bool) -> None:
+    """The watcher's end, by its time or a second signal, says what is kept; a step that ends in time raises."""
+    code = f"""
+import signal, sys, time
+from fedinit.runs.stopping import listening, unbroken
+with listening(limit={60.0 if again else 0.5}), unbroken():
+    print("within", flush=True)
+    time.sleep(float(sys.argv[1]))
+"""
+    for seconds, told in ((50, "stopped in the midst of a step"), (0.1, "Stopped: SIGTERM")):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None and process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            if again and seconds == 50:
+                time.sleep(0.5)  # else the kernel makes one of both
+                process.send_signal(signal.SIGTERM)
+            said = process.stderr.read()
+        assert told in said
+        assert (process.returncode == 143) == (seconds == 50)
