@@ -160,8 +160,9 @@ def previewed(config: Config, site: Site, folder: Path) -> Preview:
 
 
 def trial_of(config: Config, site: Site) -> Trial:
-    """Two rounds of the run in memory, evaluated by the clients where the run's are, with a few images of each client:
-    figures of the second, scaled to the run. Raises InputError where its steps would not fit into memory."""
+    """Three rounds of the run in memory, or two where it has no more, evaluated by the clients where the run's are, on
+    a few images of each client: their figures, scaled to the run. Raises InputError where its steps would not fit into
+    memory."""
     cost, kept = cost_of(site), RoundsKept()
     if cost is not None:
         refuse_without_room(site, cost)
@@ -169,7 +170,8 @@ def trial_of(config: Config, site: Site) -> Trial:
     groups = measured_groups(parts.initializer, parts.head).values()
     few = with_few_images(site, max((made.min_examples for made in groups), default=0))
     grid = TrialGrid(few)
-    outcome = federate(dataclasses.replace(few.config, rounds=2), grid, site.backbone, observers=[kept])
+    rounds = max(2, min(3, config.rounds))
+    outcome = federate(dataclasses.replace(few.config, rounds=rounds), grid, site.backbone, observers=[kept])
     model = outcome.aggregate
     image = seconds_an_image(site, model.layers, model.head, outcome.offset)
     evaluated = sum(schedule.is_due(round, config.rounds) for round in range(1, config.rounds + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from flwr.app import Message
 from torch import Tensor
 
 from clients.cohort import Cohort
+from clients.evaluation import judge
 from clients.site import Site
+from clients.task import Task
 from fedinit import wire
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
@@ -36,6 +39,7 @@ class Question:
     """A question to clients in a trial, and what it took.
 
     kind: its message type.
+    round: that it is of.
     clients: who was asked, by partition id.
     sampling: of a statistic, which of its images a client measures; None of other questions.
     seconds: waited for the answers.
@@ -44,6 +48,7 @@ class Question:
 
     kind: str
     clients: Sequence[int]
+    round: int = 0
     sampling: Sampling | None = None
     seconds: float = 0.0
     up: int = 0
@@ -65,9 +70,12 @@ class TrialGrid(LocalGrid):
 
     def one_by_one(self, messages: Sequence[Message]) -> Iterator[Message]:
         clients = [message.metadata.dst_node_id - FIRST_NODE_ID for message in messages]
-        asked = Question(kind=messages[0].metadata.message_type, clients=clients)
+        config = wire.config(messages[0])
+        round = config.get("round", 0)
+        assert isinstance(round, int)
+        asked = Question(kind=messages[0].metadata.message_type, clients=clients, round=round)
         if asked.kind == "query.statistics":
-            asked.sampling = Request.from_json(wire.value(wire.config(messages[0]), "request", str), {}, {}).sampling
+            asked.sampling = Request.from_json(wire.value(config, "request", str), {}, {}).sampling
         asked.down = wire.nbytes(message.content for message in messages)
         self.asked.append(asked)
         replies = super().one_by_one(messages)
@@ -103,33 +111,40 @@ def scaled(
     image: float,
     evaluated: int,
 ) -> Trial:
-    """The figures of the trial's last round, which is evaluated as the run's are, scaled to the run.
+    """The figures of the trial, scaled to the run: bytes of all its rounds, of which the first sends what is sent once,
+    and the others may take turns; seconds of the last, which is evaluated as the run's are.
 
-    reports: of the round of the statistics and of the trial's two. asked: the questions in these.
+    reports: of the round of the statistics and of the trial's own, two or three. asked: the questions in these.
     site, few: with the run's images, and with the trial's.
     trained: numbers that a client trains.
     image: seconds of a pass in which nothing is trained, an image.
     evaluated: rounds of the run with an evaluation.
     """
     config = site.config
-    opening, _, last = reports
-    held, used = memory()
-    steps = sum(c.steps or 0 for c in last.clients)
+    opening, *tried = reports
+    last, (held, used) = tried[-1], memory()
     all_steps = sum(config.client.steps(len(part.train)) for part in site.partitions) * config.participation
+    steps = sum(c.steps or 0 for c in last.clients)
+    if not steps:  # of a secret sum nobody tells his
+        steps = sum(config.client.steps(len(part.train)) for part in few.partitions) * config.participation
     measured = [one for one in asked if one.sampling is not None]
     # What the server makes of the statistics takes as long of many images as of few.
     longer = sum(one.seconds * (one.images(site) / one.images(few) - 1) for one in measured)
     tested = int(site.data.test.sum()) * config.evaluation.participation if config.evaluation.where != "none" else 0
     alone = config.evaluation.head_alone and "head_alone" != config.strategy.name and config.head.name != "none"
-    judged = [one for one in asked if one.kind == "evaluate"]
+    judged = {one.round: one for one in asked if one.kind == "evaluate"}
     # After the last round, of either, nothing is merged or drawn anew: other evaluations send something else.
-    early, late = judged[:1] * (evaluated - 1), judged[-1:]
+    *early, late = list(judged.values()) or [Question(kind="evaluate", clients=())]
+    evaluations = [*itertools.islice(itertools.cycle(early or [late]), max(evaluated - 1, 0)), late]
+    sent = [(r.bytes_up, r.bytes_down, judged.get(r.round)) for r in tried]
+    ups = [up - (one.up if one else 0) for up, _, one in sent]
+    downs = [down - (one.down if one else 0) for _, down, one in sent]
     return Trial(
         trained=trained,
-        up=last.bytes_up - sum(one.up for one in late),
-        down=last.bytes_down - sum(one.down for one in late),
-        judged_up=sum(one.up for one in early + late),
-        judged_down=sum(one.down for one in early + late),
+        up=_mean(ups, config.rounds),
+        down=_mean(downs, config.rounds),
+        judged_up=sum(one.up for one in evaluations),
+        judged_down=sum(one.down for one in evaluations),
         opening_up=opening.bytes_up,
         opening_down=opening.bytes_down,
         start=opening.seconds + longer if opening.clients else 0.0,
@@ -140,6 +155,12 @@ def scaled(
         memory=held,
         accelerator=used,
     )
+
+
+def _mean(tried: Sequence[int], rounds: int) -> float:
+    """The mean over the rounds of a run, of which those after the first are as the trial's, in turn."""
+    first, *later = tried
+    return (first + sum(itertools.islice(itertools.cycle(later), rounds - 1))) / rounds
 
 
 def first_images(part: Partition, config: Config, least: int = 0) -> Partition:
@@ -154,11 +175,15 @@ def first_images(part: Partition, config: Config, least: int = 0) -> Partition:
 def seconds_an_image(
     site: Site, layers: Mapping[str, Factors], head: Mapping[str, Tensor], offset: Mapping[str, Tensor]
 ) -> float:
-    """Of a pass in which nothing is trained, by one batch of the evaluation."""
-    rows = torch.arange(min(len(site.data), site.config.evaluation.batch_size))
+    """Of a pass in which nothing is trained, by a batch of the evaluation on each of the engine's lanes. It is one of
+    the backbone with its adapters, whatever these are."""
+    size = site.config.evaluation.batch_size
+    rows = torch.arange(min(len(site.data), size * site.engine.lanes))
     key = of_tensors(offset) if offset else EMPTY
+    site.engine.hold(key, offset)
+    task = Task(-1, 0, rows, layers, head, frozenset(), key, work="evaluate")
     began = time.perf_counter()
-    site.judge(rows, layers, head, key, offset)
+    judge(site.engine, site.data, task, size)
     return (time.perf_counter() - began) / len(rows)
 
 

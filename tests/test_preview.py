@@ -71,6 +71,51 @@ def test_bytes_of_evaluations_by_clients_are_counted(words, tmp_path):
     assert trial.judged_up == trial.judged_down == 0 < trial.down
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("strategy=rolora", "rounds=4"),
+        ("strategy=rolora", "rounds=5"),
+        ("strategy=lora_a2", "rounds=5"),
+        ("strategy=rolora", "rounds=2", "evaluation=clients"),
+        ("strategy=head_alone", "rounds=4"),
+        ("strategy=fed_sb", "init=lora_xs", "rounds=4"),
+        ("strategy=fedit", "rounds=1"),
+        ("strategy=flora", "rounds=3"),
+    ],
+)
+def test_bytes_of_rounds_that_are_not_alike_are_the_runs(words, tmp_path):
+    """Factors that take turns, what is sent once, and what is sent from the second round on; what is trained in any."""
+    few = (
+        *SHORT,
+        "client.max_steps=1",
+        "evaluation=none",
+        "evaluation.head_alone=false",
+        f"output_dir={tmp_path}",
+        *words,
+    )
+    config = small_config(*few)
+    trial, summary = run_sim.trial_of(config, Site(config)), fedinit.run(*few).summary
+    for way, sent in (("up", trial.up), ("down", trial.down)):
+        foretold = config.rounds * sent + getattr(trial, f"opening_{way}") + getattr(trial, f"judged_{way}")
+        assert foretold == pytest.approx(summary[f"bytes_{way}"], rel=0.02), way
+    assert trial.trained == summary["trainable_parameters"]
+
+
+def test_a_secret_sum_takes_the_steps_that_it_has(monkeypatch):
+    """Nobody tells how many: those of the trial are known all the same."""
+    config = small_config(*SHORT, "client.epochs=2", "client.batch_size=8", "rounds=2")
+    site, seconds = Site(config), {}
+    few = trials.with_few_images(site)
+    opening = RoundReport(0, 5.0, None, None, 0, 0, [])
+    told = sum(config.client.steps(len(part.train)) for part in few.partitions)
+    for steps in (0, told):
+        clients = [ClientReport(0, 8, steps, None)] if steps else []
+        last = RoundReport(2, 1.0, None, None, 0, 0, clients, phases={"clients": 1.0, "server": 0.0})
+        seconds[steps] = trials.scaled([opening, last, last], [], site, few, 1, 0.0, 1).clients
+    assert seconds[0] == seconds[told] > 1
+
+
 @pytest.mark.parametrize("strategy", ["flora", "fedex_lora"])
 def test_parameters_are_what_a_client_trains_whatever_the_aggregate_is_of(strategy, tmp_path):
     """FLoRA's aggregate has the rank of all clients together."""

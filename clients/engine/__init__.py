@@ -42,6 +42,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def lanes(self) -> int:
+        """Jobs that it does at a time."""
+        ...
+
     def described(self) -> str:
         """On what and how it computes, in a few words: "2 lanes on CPU, fp32"."""
         ...

@@ -30,6 +30,10 @@ class InlineEngine:
         self.workers[0].replica.put(self.workers[0].bank, base)
         yield self.workers[0].bank
 
+    @property
+    def lanes(self) -> int:
+        return len(self.workers)
+
     def described(self) -> str:
         return described(self.workers)
 

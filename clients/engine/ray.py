@@ -240,6 +240,10 @@ class RayEngine:
         replica.put(self._worker.bank, base)
         yield self._worker.bank
 
+    @property
+    def lanes(self) -> int:
+        return self._cluster.actors
+
     def described(self) -> str:
         said = list(self.dispatch.said.values())
         machines, devices = len({ready.machine for ready in said}), dict.fromkeys(ready.device for ready in said)

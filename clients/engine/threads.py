@@ -45,6 +45,10 @@ class ThreadEngine:
             worker.replica.put(worker.bank, base)
             yield worker.bank
 
+    @property
+    def lanes(self) -> int:
+        return len(self.workers)
+
     def described(self) -> str:
         return described(self.workers)
 

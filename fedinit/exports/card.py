@@ -131,8 +131,8 @@ def _training(model: Portable) -> str:
     rows = {
         "method": f"`strategy={config.strategy.name}`, `reinit={config.reinit.name}`",
         "start": f"`init={config.init.name}`, `head={config.head.name}`",
-        "adapters": f"`{config.adapter.kind}`, rank {config.adapter.rank}, scale {config.adapter.scale:g}, "
-        f"{summary['trainable_parameters']:,} trained parameters",
+        "adapters": f"`{config.adapter.kind}`, rank {config.adapter.rank}{_ranks(model)}, "
+        f"scale {config.adapter.scale:g}, {summary['trainable_parameters']:,} trained parameters",
         "clients": f"{summary['clients']}, `partition={config.partition.name}`, participation {config.participation:g}",
         "rounds": f"{summary['rounds']}",
         "optimiser": f"`{config.client.optimizer}`, learning rate {config.client.lr:g}, "
@@ -145,6 +145,11 @@ def _training(model: Portable) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
+def _ranks(model: Portable) -> str:
+    ranks = model.run.config.adapter.ranks
+    return "" if ranks is None else f" (of clients `{ranks if isinstance(ranks, str) else list(ranks)}`)"
+
+
 def _weights(model: Portable) -> str:
     settings = model.run.config.model
     if settings.checkpoint:
@@ -155,13 +160,20 @@ def _weights(model: Portable) -> str:
 def _limits(model: Portable) -> str:
     lines = []
     if model.scores():
-        lines.append("- The scores are of one seed, on held-out images of the same domains that were trained on.")
+        lines.append(f"- The scores are of one seed, on held-out images{_of_domains(model)}.")
     else:
         lines.append("- The run was not evaluated.")
     if not _is_regression(model):
         lines.append("- It says one of its classes of every image, also of one that shows none of them.")
     lines.append("- The licences of the frozen weights and of the images that it was trained on are not known here.")
     return "\n".join(lines)
+
+
+def _of_domains(model: Portable) -> str:
+    left_out = model.run.config.partition.test_domains
+    if not left_out:
+        return " of the same domains that were trained on"
+    return f"; of {_plain(', '.join(left_out))}, which nobody trained on, on all images"
 
 
 def _is_regression(model: Portable) -> bool:

@@ -25,10 +25,10 @@ BARS = 40  # characters of a client's classes
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a trial of two rounds with two steps a client measured, and what that makes of the run.
+    """What a trial of a few rounds with two steps a client measured, and what that makes of the run.
 
-    trained: numbers that a client sends in a round, head included.
-    up, down: bytes of a round, its evaluation apart.
+    trained: numbers that a client trains in some round, head included.
+    up, down: bytes of a round, in the mean over the run; its evaluation apart.
     judged_up, judged_down: bytes of all evaluations of the run; 0 where the clients do not evaluate.
     opening_up, opening_down: bytes before the first.
     start, clients, server, evaluation: seconds of the start, and of a round of the run.
@@ -38,8 +38,8 @@ class Trial:
     """
 
     trained: int
-    up: int
-    down: int
+    up: float
+    down: float
     judged_up: int
     judged_down: int
     opening_up: int

@@ -335,7 +335,7 @@ def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spendin
         seconds=tally.seconds,
         bytes_up=state.bytes_up,
         bytes_down=state.bytes_down,
-        trainable=sum(sent[name].numel() for name in method.returned(begun, state.round)),
+        trainable=sum(sent[name].numel() for name in method.ever_returned(begun, state.round)),
         final_hash=digest.of_tensors(tensors),
         start=opening.start.notes,
         personal=method.aggregator.personal,

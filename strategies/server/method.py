@@ -84,6 +84,10 @@ class Method:
         trainable = self.trainable(round) - self.aggregator.personal
         return frozenset(wire.trained_names(model.layers, model.head, trainable))
 
+    def ever_returned(self, model: Aggregate, rounds: int) -> frozenset[str]:
+        """Those of any of the run's rounds, which may take turns."""
+        return frozenset().union(*(self.returned(model, round) for round in range(1, max(rounds, 1) + 1)))
+
     def sample(self, round: int, clients: Sequence[int]) -> list[int]:
         """The clients of a round, in order: a function of the seed and the round alone. clients: all, in order."""
         if self.privacy is not None:

@@ -13,6 +13,8 @@ from fedinit.report.runs.finding import find
 from fedinit.report.runs.options import counted
 from fedinit.report.runs.reading import RecordedRun
 
+LEFT_OUT = "partition.test_domains"  # whose images are all test images
+
 
 def refuse_different_data(runs: Sequence[RecordedRun], command: str = "compare") -> None:
     """Raises InputError where not all are scored on the same images, naming two of the runs, what differs, and the
@@ -41,8 +43,8 @@ def _distinct(group: Sequence[tuple[RecordedRun, dict[str, Any]]]) -> list[dict[
 
 def _differs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> str | None:
     """The first key in which the two are of other data; None where they are not."""
-    known = {key for key in mine.keys() & its.keys() if not key.startswith("data.")}
-    options = {key for key in mine.keys() | its.keys() if key.startswith("data.")}
+    options = {key for key in mine.keys() | its.keys() if key.startswith("data.") or key == LEFT_OUT}
+    known = (mine.keys() & its.keys()) - options
     if {"domains", "classes"} <= known:
         options -= {"data.domains", "data.classes"}  # what came of them is known better
     keys = sorted(options, key=lambda key: (key != "data.name", key)) + sorted(known)
@@ -83,7 +85,7 @@ def _places(group: Sequence[RecordedRun], top: Path | None) -> list[Path]:
 
 def _data(run: RecordedRun) -> dict[str, Any]:
     """What says on which images a run was scored. What a run has not come to say yet is not there."""
-    options = {k: v for k, v in counted(run).items() if k.startswith("data.")}
+    options = {k: v for k, v in counted(run).items() if k.startswith("data.") or (k == LEFT_OUT and v)}
     known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
     if run.partition is not None:
         by_domain = run.partition.get("images_by_domain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import shlex
@@ -179,6 +180,17 @@ def test_a_domain_of_another_size_is_named(tmp_path):
         path = write_run(tmp_path / str(i), config(seed=i, rounds=1), layers=1) / "record" / "partition.json"
         path.write_text(path.read_text().replace('"thick": 600', f'"thick": {600 + i}'))
     with pytest.raises(InputError, match="different data, images of thick=600 and images of thick=601; compare"):
+        methods(find([tmp_path]))
+
+
+def test_a_domain_that_one_was_judged_on_whole_is_other_data(tmp_path):
+    """Nobody trained on its images, so that all of them are test images."""
+    for i, left_out in enumerate((None, ("thick",), ("thick",))):
+        asked = dataclasses.replace(config().partition, test_domains=left_out)
+        write_run(tmp_path / str(i), dataclasses.replace(config(seed=i, rounds=1), partition=asked), recorded=False)
+    (method,) = methods(find([tmp_path / "1", tmp_path / "2"]))
+    assert [run.seed for run in method.runs] == [1, 2]
+    with pytest.raises(InputError, match="different data, partition.test_domains=not set and .*test_domains=thick; "):
         methods(find([tmp_path]))
 
 
