@@ -332,15 +332,14 @@ def test_a_backbone_that_is_gone_or_another_is_named(run, tmp_path, capsys):
 
 
 def test_a_card_says_which_domains_nobody_trained_on_and_the_clients_ranks(run):
-    class Other(fedinit.Run):
-        config = dataclasses.replace(
-            run.config,
-            partition=dataclasses.replace(run.config.partition, test_domains=("thick", "noise")),
-            adapter=dataclasses.replace(run.config.adapter, ranks="halving"),
-        )
-
+    other = fedinit.Run(run.folder)
+    other.config = dataclasses.replace(
+        run.config,
+        partition=dataclasses.replace(run.config.partition, test_domains=("thick", "noise")),
+        adapter=dataclasses.replace(run.config.adapter, ranks="halving"),
+    )
     model, written = Portable.of(run), writing._format("merged")
-    text = card(dataclasses.replace(model, run=Other(run.folder)), written)
+    text = card(dataclasses.replace(model, run=other), written)
     assert "held-out images; of thick, noise, which nobody trained on, on all images." in text
     assert "(of clients `halving`)" in text
     plain = card(model, written)  # the control

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import json
 import shlex
@@ -185,9 +184,9 @@ def test_a_domain_of_another_size_is_named(tmp_path):
 
 def test_a_domain_that_one_was_judged_on_whole_is_other_data(tmp_path):
     """Nobody trained on its images, so that all of them are test images."""
-    for i, left_out in enumerate((None, ("thick",), ("thick",))):
-        asked = dataclasses.replace(config().partition, test_domains=left_out)
-        write_run(tmp_path / str(i), dataclasses.replace(config(seed=i, rounds=1), partition=asked), recorded=False)
+    for i, left_out in enumerate((None, ["thick"], ["thick"])):
+        values = config(seed=i, rounds=1, partition__test_domains=left_out)
+        write_run(tmp_path / str(i), values, recorded=False)
     (method,) = methods(find([tmp_path / "1", tmp_path / "2"]))
     assert [run.seed for run in method.runs] == [1, 2]
     with pytest.raises(InputError, match="different data, partition.test_domains=not set and .*test_domains=thick; "):
