@@ -14,6 +14,7 @@ from torch import Tensor
 from fedinit.statistics.statistic import Statistic
 
 GAINS = 1000  # of a request; a head's temperature is found among some tens
+ROUNDING = 1e-3  # of a loss, by that of logits
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,25 @@ class Losses(Statistic):
         off, beside = (6 * self.slack(key, sums, examples) for key in ("correct", "losses"))
         if not -off <= correct <= images + off or not bool((losses >= -beside).all()):
             return f"{self.layer}: {correct:g} right answers of {examples}, or a loss below 0"
+        weight, bias = self.request.head["weight"].double(), self.request.head["bias"].double()
+        # Of two logits no difference is larger, of features as long as any are.
+        widest = 2 * float((weight - weight.mean(0)).norm(dim=1).max())
+        gap = widest * self.energy(1.0) ** 0.5 + float(bias.max() - bias.min())
+        most = images * (math.log(len(bias)) + losses.new_tensor(self.gains).abs() * gap)
+        if not bool((losses <= most + beside).all()) or not (beside or self._is_convex(losses, images)):
+            return f"{self.layer}: losses that this head has on no {examples} images"
         return ""
+
+    def _is_convex(self, losses: Tensor, images: float) -> bool:
+        """Whether the losses are convex in the gain, as −g·a_y + log Σ exp(g·a) is, from `images`·log C at none; up to
+        the rounding of the logits in float32."""
+        start = images * math.log(len(self.request.head["bias"]))
+        gains, order = torch.tensor([0.0, *self.gains], dtype=torch.float64).sort()
+        values = torch.cat([losses.new_tensor([start]), losses])[order]
+        off, width = ROUNDING * (values + start), gains.diff()
+        kept = width > 0  # one gain twice
+        slopes, unsure = (values.diff() / width)[kept], ((off[1:] + off[:-1]) / width)[kept]
+        return bool((slopes.diff() >= -(unsure[1:] + unsure[:-1])).all())
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         """A loss is at most log C plus the largest difference of two logits, max ‖w_a − w_b‖·clip + |b_a − b_b|."""

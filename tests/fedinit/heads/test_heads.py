@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -348,6 +349,36 @@ def test_a_scatter_of_rounding_alone_is_no_lie(features, several):
         lied = triangle_of(gram - 0.05 * torch.outer(direction, direction))
         said = statistic.fault({**found, "gram": lied}, len(labels))
         assert (several and features < 24) or "not positive semi-definite" in said
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+def test_losses_are_convex_in_the_gain_or_a_lie(weighting):
+    """Of honest heads, good, bad and blind; a constant, a rise that slows, and one loss that stands out are of none."""
+    draw = torch.Generator().manual_seed(0)
+    for seed in range(30):
+        classes, images = (2, 10, 100)[seed % 3], (1, 16, 200)[seed // 10]
+        z = torch.randn(images, 24, generator=draw) + 30 * torch.randn(24, generator=draw)
+        head = {"weight": torch.randn(classes, 24, generator=draw), "bias": torch.randn(classes, generator=draw)}
+        labels = (z @ head["weight"].T).argmax(1) if seed % 2 else torch.randint(0, classes, (images,), generator=draw)
+        request = Request(
+            source="features",
+            layers={"head": "losses"},
+            shapes={"head": (classes, 24)},
+            seed=0,
+            sampling=Sampling(weighting=weighting, min_examples=1),
+            options={"scales": list(SCALES)},
+            head=head,
+        )
+        statistics, over = create_statistics(request), images if weighting == "uniform" else 1
+        statistic = statistics["head"]
+        sent = pack(statistics, {f"head/{k}": v.double() / over for k, v in statistic.measure(z, labels).items()})
+        found = Statistics(images, unpack(statistics, sent)).of("head")
+        assert statistic.fault(found, images) == ""
+        losses, alone = found["losses"].double(), torch.zeros(len(SCALES))
+        alone[7] = 10 * images
+        start, steps = images / over * math.log(classes), torch.arange(len(SCALES)).double()
+        for lie in (losses * 0 + 2 * start, losses * 0 + 1e30, 1e4 * images * steps, losses + alone):
+            assert "has on no" in statistic.fault({**found, "losses": lie}, images)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-4, 1e-2])

@@ -267,6 +267,8 @@ def claiming(count):
         ("head=ridge", scaled("/gram", -1e6), "sums"),
         ("head=ridge", scaled("/gram", 1e-3), "sums"),
         ("head=ncm", scaled("/counts", 0.5), "sums"),
+        ("head=ridge", scaled("/losses", 1e30), "sums"),
+        ("head=ridge", scaled("/losses", 1e3, key=7), "sums"),
         ("head=ncm", scaled("/sums", 1e30), "sums"),
         ("head=ridge", claiming(10**6), "weight"),
         ("init=eva init.sketch=exact", claiming(10**6), "weight"),
