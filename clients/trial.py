@@ -125,7 +125,7 @@ def scaled(
     last, (held, used) = tried[-1], memory()
     all_steps = sum(config.client.steps(len(part.train)) for part in site.partitions) * config.participation
     steps = sum(c.steps or 0 for c in last.clients)
-    if not steps:  # of a secret sum nobody tells his
+    if not steps:  # which nobody tells of a secret sum
         steps = sum(config.client.steps(len(part.train)) for part in few.partitions) * config.participation
     measured = [one for one in asked if one.sampling is not None]
     # What the server makes of the statistics takes as long of many images as of few.

@@ -13,8 +13,9 @@ SECONDS = 1.0  # that the line may take, which nobody may be there to read
 def at_once(code: int, line: str) -> NoReturn:
     """Nothing that is open is closed, nor written to its end, and nobody else is told."""
     teller = threading.Thread(target=_write, args=(line,), daemon=True)
-    teller.start()
-    teller.join(SECONDS)
+    with contextlib.suppress(RuntimeError):  # no thread is to be had, as where the interpreter ends already
+        teller.start()
+        teller.join(SECONDS)
     os._exit(code)
 
 
