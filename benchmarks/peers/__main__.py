@@ -116,7 +116,10 @@ def parser() -> ArgumentParser:
 
 
 def main() -> None:
-    options = parser().parse_args()
+    words = parser()
+    options = words.parse_args()
+    if options.quick and vars(options) != vars(words.parse_args(["--quick"])):
+        words.error("--quick is ten clients, three rounds and one turn: it goes with none of the others")
     names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]
     for missing in CONTESTANTS.keys() - set(names):
         print(f'left out, not installed: {missing}; pip install -e ".[peers]"')
