@@ -102,7 +102,7 @@ def test_bytes_of_rounds_that_are_not_alike_are_the_runs(words, tmp_path):
     assert trial.trained == summary["trainable_parameters"]
 
 
-def test_a_secret_sum_takes_the_steps_that_it_has(monkeypatch):
+def test_a_secret_sum_takes_the_steps_that_it_has():
     """Nobody tells how many: those of the trial are known all the same."""
     config = small_config(*SHORT, "client.epochs=2", "client.batch_size=8", "rounds=2")
     site, seconds = Site(config), {}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedinit.config.build import shown
 from fedinit.config.dotted import dotted
 from fedinit.errors import InputError
 from fedinit.opening import read_bytes
@@ -88,7 +89,7 @@ def refuse_other(written: Mapping[str, Any], wanted: Mapping[str, Any], what: st
     advice: what it ends with.
     """
     if others := differences(written, wanted):
-        said = ", ".join(f"{key} is {_word(old)} there and {_word(new)} here" for key, old, new in others[:NAMED])
+        said = ", ".join(f"{key} is {shown(old)} there and {shown(new)} here" for key, old, new in others[:NAMED])
         left = len(others) - NAMED
         more = f", and {left} more" * (left > 0)
         raise InputError(f"{what}: belongs to another configuration; {said}{more}{advice}")
@@ -99,11 +100,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[tuple
     one, other = dict(dotted(left)), dict(dotted(right))
     keys = (key for key in dict.fromkeys([*other, *one]) if one.get(key, UNNAMED) != other.get(key, UNNAMED))
     return [(key, one.get(key, UNNAMED), other.get(key, UNNAMED)) for key in keys]
-
-
-def _word(value: Any) -> Any:
-    """As it is given on a command line."""
-    return "null" if value is None else value
 
 
 def canonical(content: Mapping[str, Any]) -> bytes:
