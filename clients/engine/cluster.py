@@ -120,12 +120,14 @@ def wants_gpus(config: RayConfig) -> bool:
 
 
 def foresee(config: RayConfig) -> None:
-    """Raise InputError for what can be told before there are data, or a cluster: that Ray is not installed, that this
-    machine, where it is meant, has less than is asked for."""
-    installed()
+    """Raise InputError for what can be told before there are data, or a cluster: that Ray is not installed, that nothing
+    answers at HOST:PORT, that this machine, where it is meant, has less than is asked for."""
+    ray = installed()
     if not config.address:
         cuda = wants_gpus(config)
         room(config, cuda, _own(cuda), _own(cuda))
+    elif config.address != "auto" and not ray.is_initialized():
+        reach(config.address)
 
 
 def room(config: RayConfig, cuda: bool, there: int, free: int) -> int:

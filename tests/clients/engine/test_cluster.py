@@ -127,6 +127,9 @@ def test_it_is_told_before_data_are_read(connect, monkeypatch) -> None:
     monkeypatch.setattr(type(small_config().data), "load", lambda *_: pytest.fail("data were read"))
     with pytest.raises(InputError, match=r"^engine.actors=99: this machine has"):
         Site(small_config("engine=ray", "engine.actors=99"))
+    monkeypatch.setattr(cluster, "reach", reach)
+    with pytest.raises(InputError, match=r"^engine.address=127.0.0.1:1: no cluster answers there"):
+        Site(small_config("engine=ray", "engine.address=127.0.0.1:1"))
     with pytest.raises(pytest.fail.Exception):  # negative control: of a cluster nothing is known yet
         Site(small_config("engine=ray", "engine.actors=99", "engine.address=auto"))
 
