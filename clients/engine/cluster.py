@@ -120,8 +120,8 @@ def wants_gpus(config: RayConfig) -> bool:
 
 
 def foresee(config: RayConfig) -> None:
-    """Raise InputError for what can be told before there are data, or a cluster: that Ray is not installed, that nothing
-    answers at HOST:PORT, that this machine, where it is meant, has less than is asked for."""
+    """Raise InputError for what can be told before there are data, or a cluster: that Ray is not installed, that
+    nothing answers at HOST:PORT, that this machine, where it is meant, has less than is asked for."""
     ray = installed()
     if not config.address:
         cuda = wants_gpus(config)

@@ -35,6 +35,7 @@ class InitContext:
     seed: of all that a start draws.
     weight: layer -> its frozen weight W0, (d, k); None: the server has no weights.
     groups: {layer: the first layer with the very same input}; a layer that is absent has an input of its own.
+    rows: {layer: how many rows its input has of an image}; a layer that is absent has any number.
     head: {key: tensor} of the classifier that training starts from; empty: there is none.
 
     Raises InputError for a rank above min(d, k) of a layer.
@@ -46,6 +47,7 @@ class InitContext:
     seed: int
     weight: Callable[[str], Tensor] | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
     head: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ class Measured(Initializer, Sampled):
             sampling=replace(self.sampling, share=share),
             options=options,
             tensors=tensors or {},
+            rows={n: context.rows[n] for n in layers if n in context.rows},
         )
 
 

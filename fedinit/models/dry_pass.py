@@ -8,6 +8,7 @@ which are called again and again say so here, before anything is trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,10 +26,12 @@ class DryPass:
 
     output: the shape for one image, (1, features) of a model with pooling.
     faults: {linear layer: why it cannot carry an adapter}; a layer that is not named can.
+    rows: {linear layer: how many rows its input has of an image}, of those that can.
     """
 
     output: tuple[int, ...]
     faults: Mapping[str, str]
+    rows: Mapping[str, int]
 
 
 @torch.no_grad()
@@ -44,7 +47,8 @@ def dry_pass(module: nn.Module, shape: tuple[int, int, int]) -> DryPass:
     alone, output = _observe(module, layers, images[:1])
     both, _ = _observe(module, layers, images)
     faults = {name: fault for name in layers if (fault := _fault(alone.get(name, []), both.get(name, [])))}
-    return DryPass(tuple(output.shape), faults)
+    rows = {name: math.prod(alone[name][0].shape[:-1]) for name in layers if name not in faults}
+    return DryPass(tuple(output.shape), faults, rows)
 
 
 @dataclass(frozen=True)

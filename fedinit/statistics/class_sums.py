@@ -33,11 +33,11 @@ class ClassSums(Statistic):
         return {"count": (), "counts": self.shape[:1], "sums": self.shape}
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
-        member = torch.nn.functional.one_hot(self.beside(other).to(values.device), self.shape[0]).to(values)  # (n, C)
+        member = torch.nn.functional.one_hot(self.beside(other).to(values.device), self.shape[0]).double()  # (n, C)
         rows, centre, _ = about_mean(values)
         counts = member.sum(0, dtype=torch.float64)
         count = torch.tensor(len(values), dtype=torch.float64)
-        return {"count": count, "counts": counts, "sums": (member.T @ rows).double() + torch.outer(counts, centre)}
+        return {"count": count, "counts": counts, "sums": member.T @ rows.double() + torch.outer(counts, centre)}
 
     def sent(self) -> dict[str, tuple[int, ...]]:
         return self.shapes() | {"mean": self.shape[1:]}
@@ -91,7 +91,8 @@ class ClassMoments(ClassSums):
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
         rows, centre, total = about_mean(values)
-        gram = (rows.T @ rows).double() + shift(centre, total, len(values))
+        exact = rows.double()  # the scatter inside classes of hardly different images is what rounding would leave
+        gram = exact.T @ exact + shift(centre, total, len(values))
         return super().measure(values, other) | {"gram": pack(gram)}
 
     def reduced(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:

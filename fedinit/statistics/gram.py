@@ -50,9 +50,11 @@ class Gram(Statistic):
             return said
         count, total, gram = float(sums["count"]), sums["sum"].double(), unpack(sums["gram"].double(), self.shape[1])
         slack = self.slack("gram", sums, examples)
-        trace = float(gram.trace())
-        if not trace <= self.energy(count) + 6 * slack * len(gram) ** 0.5:
+        trace, beside = float(gram.trace()), 6 * slack * len(gram) ** 0.5
+        if not trace <= self.energy(count) + beside:
             return f"{self.layer}: a second moment of trace {trace:.3g} over {count:g} rows"
+        if is_longer(total, count * (trace + beside), self.slack("sum", sums, examples)):
+            return f"{self.layer}: a sum of rows that is longer than rows of such a moment have"
         covariance = gram if slack else gram - torch.outer(total, total) / max(count, 1e-12)
         if not is_positive(covariance, 3 * slack * len(gram) ** 0.5, trace):
             return f"{self.layer}: its second moment is not positive semi-definite"
@@ -99,6 +101,11 @@ def shift(centre: Tensor, total: Tensor, count: float) -> Tensor:
     """(k, k): Σ x xᵀ less Σ (x − c)(x − c)ᵀ, for the centre c (k,) and Σ (x − c) = total (k,) over `count` rows."""
     mixed = torch.outer(centre, total + count / 2 * centre)
     return mixed + mixed.T
+
+
+def is_longer(total: Tensor, square: float, slack: float) -> bool:
+    """Whether Σ x (k,) is longer than ‖Σ x‖² ≤ n Σ ‖x‖², at most `square`, lets it be; slack: as `Statistic.slack`."""
+    return not float(total.norm()) <= (1 + 1e-6) * max(square, 0.0) ** 0.5 + slack * (len(total) ** 0.5 + 6)
 
 
 def is_positive(matrix: Tensor, slack: float, scale: float, whole: Tensor | None = None) -> bool:

@@ -55,14 +55,22 @@ class Losses(Statistic):
             return said
         images, correct, losses = self.images(sums, examples)[0], float(sums["correct"]), sums["losses"].double()
         off, beside = (6 * self.slack(key, sums, examples) for key in ("correct", "losses"))
-        if not -off <= correct <= images + off or not bool((losses >= -beside).all()):
-            return f"{self.layer}: {correct:g} right answers of {examples}, or a loss below 0"
+        each = correct * examples / images  # right answers, where they are a client's mean
+        if not -off <= correct <= images + off or not (off or abs(each - round(each)) <= 1e-6):
+            return f"{self.layer}: {correct:g} right answers of {examples}"
         weight, bias = self.request.head["weight"].double(), self.request.head["bias"].double()
         # Of two logits no difference is larger, of features as long as any are.
         widest = 2 * float((weight - weight.mean(0)).norm(dim=1).max())
         gap = widest * self.energy(1.0) ** 0.5 + float(bias.max() - bias.min())
-        most = images * (math.log(len(bias)) + losses.new_tensor(self.gains).abs() * gap)
-        if not bool((losses <= most + beside).all()) or not (beside or self._is_convex(losses, images)):
+        gains, classes = losses.new_tensor(self.gains), len(bias)
+        most = images * (math.log(classes) + gains.abs() * gap)
+        least = images * torch.log1p((classes - 1) * torch.exp(-gains.abs() * gap))
+        # A wrong answer's class has half at most, or a gain below 0; with noise nobody knows how many are wrong.
+        wrong = 0.0 if off else (images - correct) * math.log(2)
+        least = torch.where(gains >= 0, least.clamp(min=wrong), least)
+        beside = beside + ROUNDING * (losses.abs() + images * math.log(classes))
+        fits = bool(((losses <= most + beside) & (losses >= least - beside)).all())
+        if not fits or not (self.request.sampling.noise or self._is_convex(losses, images)):
             return f"{self.layer}: losses that this head has on no {examples} images"
         return ""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedinit.seeding import torch_generator
-from fedinit.statistics.gram import about_mean, is_positive, joined_total, split_total
+from fedinit.statistics.gram import about_mean, is_longer, is_positive, joined_total, split_total
 from fedinit.statistics.statistic import Request, Statistic
 
 
@@ -44,7 +44,7 @@ class Nystrom(Statistic):
         return {"count": (), "trace": (), "sum": (k,), "sketch": (k, min(int(self.request.options["width"]), k))}
 
     def measure(self, values: Tensor, other: Tensor | None = None) -> dict[str, Tensor]:
-        basis = basis_of(self.request, self.layer, *self.shapes()["sketch"]).to(values)
+        basis = basis_of(self.request, self.layer, *self.shapes()["sketch"]).to(values.device)
         count = len(values)
         rows, centre, total = about_mean(values)  # as in `Gram.measure`
         means = shift_of(centre, total, count, basis.double())
@@ -52,27 +52,36 @@ class Nystrom(Statistic):
             "count": torch.tensor(count, dtype=torch.float64),
             "trace": rows.square().sum(dtype=torch.float64) + centre @ (2 * total + count * centre),
             "sum": total + count * centre,
-            "sketch": (rows.T @ (rows @ basis)).double() + means,
+            "sketch": (rows.T @ (rows @ basis.to(rows))).double() + means,
         }
 
     def sensitivity(self, clip: float, rows: int) -> dict[str, float]:
         return {"sum": rows * clip, "trace": rows * clip**2, "sketch": rows * clip**2}
 
     def fault(self, sums: Mapping[str, Tensor], examples: int) -> str:
-        """For an orthonormal Ω: 0 ⪯ ΩᵀGΩ, and its trace and ‖GΩ‖ are no more than tr G; up to half precision."""
+        """For an orthonormal Ω: 0 ⪯ ΩᵀGΩ, and its trace and ‖GΩ‖ are no more than tr G; up to half precision. So too
+        about the mean, where no noise hides it."""
         if said := super().fault(sums, examples):
             return said
         count, trace, sketch = float(sums["count"]), float(sums["trace"]), sums["sketch"].double()
+        total = sums["sum"].double()
         k, width = sketch.shape
         slack, beside = self.slack("sketch", sums, examples), 6 * self.slack("trace", sums, examples)
         if not -beside <= trace <= self.energy(count) + beside:
             return f"{self.layer}: a trace of {trace:.3g} over {count:g} rows"
-        core = basis_of(self.request, self.layer, k, width).double().T @ sketch
-        most = 1.02 * max(trace, 0.0) + beside
+        if is_longer(total, count * (trace + beside), self.slack("sum", sums, examples)):
+            return f"{self.layer}: a sum of rows that is longer than rows of such a trace have"
+        basis, rounding = basis_of(self.request, self.layer, k, width).double(), 0.0
+        if not slack:
+            mean, rounding = total / max(count, 1e-12), 1e-9 * trace  # in half precision it is about the mean
+            sketch, trace = sketch - torch.outer(total, mean @ basis), trace - float(total @ mean)
+        core = basis.T @ sketch
+        most = 1.02 * max(trace, 0.0) + beside + rounding
         longest = float(sketch.norm()) - 2 * slack * (k * width) ** 0.5
         if longest > most or float(core.trace()) > most + 6 * slack * width**0.5:
             return f"{self.layer}: a sketch that is more than the trace beside it"
-        if not is_positive((core + core.T) / 2, 0.02 * max(trace, 0.0) + 3 * slack * width**0.5, trace):
+        off = 0.02 * max(trace, 0.0) + rounding + 3 * slack * width**0.5
+        if not is_positive((core + core.T) / 2, off, trace):
             return f"{self.layer}: its sketch is not of a positive semi-definite matrix"
         return ""
 

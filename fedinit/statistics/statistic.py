@@ -129,6 +129,8 @@ class Request:
     options: plain values for the statistics, such as "width".
     tensors: {"<layer>/<key>": (d or k, width)} in float32, what the statistics need besides.
     head: {"weight": (C, D), "bias": (C,)}, where a loss is to be measured; else empty.
+    rows: {layer: how many rows its input has of an image}, which the answers are judged by and the clients are not
+        told; a layer that is absent has any number.
     """
 
     source: Source
@@ -139,9 +141,10 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     head: Mapping[str, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The request as JSON text, without its tensors and head, which travel as arrays."""
+        """The request as JSON text, without its tensors and head, which travel as arrays, and its rows."""
         plain = {"source": self.source, "layers": dict(self.layers), "shapes": dict(self.shapes), "seed": self.seed}
         return json.dumps({**plain, "sampling": asdict(self.sampling), "options": dict(self.options)})
 
@@ -228,13 +231,20 @@ class Statistic(ABC):
 
         What the request's noise may have done to them is allowed for.
         """
-        count = float(sums["count"])
-        if count == 0 and not any(bool(value.any()) for value in sums.values()):
+        count, sampling, rows = float(sums["count"]), self.request.sampling, self.request.rows.get(self.layer)
+        of_layer = self.request.source in ("inputs", "gradients")
+        if count == 0 and of_layer and rows is None and not any(bool(value.any()) for value in sums.values()):
             return ""  # of a layer that no image reaches
-        if self.request.sampling.weighting == "uniform":
+        if sampling.weighting == "uniform":
             return "" if count == 1 else f"{self.layer}: a count of {count:g}, expected 1 of a mean"
-        if count < examples or count % examples or (not self.per_row and count != examples):
-            what = "as many rows an image" if self.per_row else "each image once"
+        if not self.per_row:
+            rows, what = 1, "each image once"
+        elif rows is None:
+            rows, what = count // examples, "as many rows an image"
+        else:
+            rows = min(rows, sampling.tokens or rows)
+            what = f"{rows} rows an image"
+        if rows < 1 or count != rows * examples:
             return f"{self.layer}: a count of {count:g} over {examples} images, expected {what}"
         return ""
 

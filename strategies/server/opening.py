@@ -50,7 +50,8 @@ class Opening:
             weight=self.frozen,
         )
         if self.initializer.needs != "none":
-            context = dataclasses.replace(context, groups=shared_inputs(backbone, self.targets))
+            groups = shared_inputs(backbone, self.targets)
+            context = dataclasses.replace(context, groups=groups, rows=backbone.dry_pass.rows)
         self.context = context
         self._start: StartState | None = None
 

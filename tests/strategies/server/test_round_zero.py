@@ -242,6 +242,25 @@ def scaled(ending, factor, key=None):
     return spoil
 
 
+def drowned(message, reply):
+    """No mean of its own, in whose place Σ x is a vector that no such rows have."""
+    state = wire.decode(reply.content["state"])
+    for name in [n for n in state if n.endswith("/rest")]:
+        state[name.replace("/rest", "/sum")] *= 0
+        state[name][:] = 1e6
+    reply.content = RecordDict({"state": wire.encode(state), "metrics": reply.content["metrics"]})
+    return reply
+
+
+def fractional(message, reply):
+    """Half an image more is right."""
+    state = wire.decode(reply.content["state"])
+    for name in [n for n in state if n.endswith("/correct")]:
+        state[name] += 0.5
+    reply.content = RecordDict({"state": wire.encode(state), "metrics": reply.content["metrics"]})
+    return reply
+
+
 def claiming(count):
     def spoil(message, reply):
         reply.content["metrics"]["num-examples"] = count
@@ -259,7 +278,15 @@ def claiming(count):
         ("init=eva init.sketch=exact", scaled("/count", -1.0), "sums"),
         ("init=eva init.sketch=exact", scaled("/count", 1.5), "sums"),
         ("init=eva init.sketch=nystrom", scaled("/sketch.scale", -1e6), "sums"),
+        ("init=eva init.sketch=exact", scaled("/count", 2.0), "sums"),
+        ("init=eva init.sketch=exact init.tokens=4", scaled("/count", 2.0), "sums"),
         ("init=eva init.sketch=nystrom", scaled("/trace", -1.0), "sums"),
+        ("init=eva init.sketch=nystrom", scaled("/count", 1e12), "sums"),
+        ("init=eva init.sketch=nystrom", scaled("/rest", 1e30, key=0), "sums"),
+        ("init=eva init.sketch=nystrom", drowned, "sums"),
+        ("init=eva init.sketch=nystrom init.weighting=uniform", drowned, "sums"),
+        ("init=eva init.sketch=nystrom init.clip=1.0 init.noise=0.1", drowned, "sums"),
+        ("init=eva init.sketch=exact init.clip=1.0 init.noise=0.1", drowned, "sums"),
         ("init=lora_ga init.sketch=exact head=ncm", scaled("/gradient", 1e30), "sums"),
         ("head=ridge", scaled("/counts", -1.0), "sums"),
         ("head=ridge", scaled("/counts", -40.0, key=3), "sums"),
@@ -268,6 +295,8 @@ def claiming(count):
         ("head=ridge", scaled("/gram", 1e-3), "sums"),
         ("head=ncm", scaled("/counts", 0.5), "sums"),
         ("head=ridge", scaled("/losses", 1e30), "sums"),
+        ("head=ridge head.clip=1.0", scaled("/losses", 0.0), "sums"),
+        ("head=ridge", fractional, "sums"),
         ("head=ridge", scaled("/losses", 1e3, key=7), "sums"),
         ("head=ncm", scaled("/sums", 1e30), "sums"),
         ("head=ridge", claiming(10**6), "weight"),
@@ -289,7 +318,12 @@ def test_sums_that_no_images_have_cost_their_client(words, spoil, code):
     [
         "init=eva init.sketch=exact",
         "init=eva init.sketch=exact init.weighting=uniform",
+        "init=eva init.sketch=nystrom",
+        "init=eva init.sketch=nystrom init.weighting=uniform",
+        "init=eva init.sketch=nystrom init.tokens=4",
         "init=eva init.clip=1.0 init.noise=0.5",
+        "init=eva init.sketch=nystrom init.clip=1.0 init.noise=0.5",
+        "init=eva init.sketch=nystrom init.clip=1.0 init.noise=20.0",
         "init=eva init.sketch=exact init.clip=1.0 init.noise=0.5",
         "init=lora_ga init.clip=0.1 init.noise=0.1 head=ncm",
         "head=ridge",
