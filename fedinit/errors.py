@@ -88,7 +88,19 @@ def reason(error: Exception, kept: str = GOES_ON) -> str | None:
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return f"run failed: {error.strerror or error}{where}; {kept}"
+    if out_of_memory(error):
+        return f"run failed: too little memory ({said(first_line(error), LONGEST)}); {kept}"
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no memory left, or the machine: torch has a class of its own for the one, and says the other
+    in a RuntimeError; a library that finds none for itself is one that cannot be imported."""
+    if isinstance(error, (RuntimeError, ImportError)):
+        return any(part in str(error) for part in ("DefaultCPUAllocator", "failed to map segment")) or (
+            type(error).__name__ == "OutOfMemoryError"
+        )
+    return isinstance(error, MemoryError)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

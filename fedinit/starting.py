@@ -1,6 +1,6 @@
-"""While a command is still being imported: Ctrl-C and SIGTERM are a line and their code, and no traceback of a library,
-since nothing has begun that could be lost; and no garbage is looked for, since what is imported stays: a third of the
-time.
+"""While a command is still being imported: Ctrl-C, SIGTERM and SIGHUP are a line and their code, and no traceback of a
+library, since nothing has begun that could be lost; and no garbage is looked for, since what is imported stays: a third
+of the time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from fedinit.leaving import at_once
 
 # Python's own handlers.
 USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+if hasattr(signal, "SIGHUP"):  # Windows has none
+    USUAL[signal.SIGHUP] = signal.SIG_DFL
 
 
 def begin() -> None:
-    """From here to `end`, either signal ends the process, but outside the main thread, or where it is ignored or has a
+    """From here to `end`, such a signal ends the process, but outside the main thread, or where it is ignored or has a
     handler of somebody else's."""
     gc.disable()
     if threading.current_thread() is threading.main_thread():
@@ -29,7 +31,7 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Let Ctrl-C be a KeyboardInterrupt again, which the command takes, and SIGTERM the end. Garbage is looked for
+    """Let Ctrl-C be a KeyboardInterrupt again, which the command takes, and the others the end. Garbage is looked for
     in what is made from now on: the half million objects that modules are would be most of each search. When the
     process ends it is looked for no more, which takes a second."""
     _collected()

@@ -19,7 +19,7 @@ import run_sim
 import strategies
 from fedinit.deploy import local
 from fedinit.errors import InputError
-from fedinit.runs.stopping import SIGNALS
+from fedinit.runs import stopping
 from tests.support.small import WORDS, small_config
 from tests.support.source import nodes
 
@@ -65,7 +65,7 @@ def test_a_run_without_what_only_posix_has(tmp_path, monkeypatch, capsys):
 
 def test_the_operators_tools_know_of_windows(monkeypatch):
     monkeypatch.delattr(signal, "SIGHUP", raising=False)
-    assert local._signals() == list(SIGNALS)
+    assert stopping.signals_to_stop() == [signal.SIGTERM, signal.SIGINT]
     monkeypatch.setattr(local, "WINDOWS", True)
     with pytest.raises(InputError, match="which Windows has not; use WSL"):
         local.run_locally(small_config(), 1, False, None, print)

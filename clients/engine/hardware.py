@@ -166,9 +166,3 @@ def repeats(backbone: Backbone, device: torch.device, precision: str) -> bool:
         print(f"engine: two runs may differ in their last digits: {str(error).partition('.')[0]}", file=sys.stderr)
         return False
     return True
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left, or the machine: torch says that of the CPU in a RuntimeError."""
-    of_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return of_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))

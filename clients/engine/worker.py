@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from clients.compiled import Compiled
-from clients.engine.hardware import CPU, computing, devices, out_of_memory
+from clients.engine.hardware import CPU, computing, devices
 from clients.engine.replica import Replica
 from clients.evaluation import features_of, score_sums
 from clients.private import train_privately
@@ -22,7 +22,7 @@ from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.errors import RunFailed
+from fedinit.errors import RunFailed, out_of_memory
 from fedinit.models.backbone import Backbone
 from fedinit.statistics import Request
 from fedinit.threads import intra_op

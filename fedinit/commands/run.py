@@ -156,10 +156,13 @@ def command(argv: Sequence[str]) -> int:
         if not all(run.config.preview for run in runs):
             standard_streams.goes_on_without()
         return _run(said, runs, errors)
-    except (InputError, RunFailed, OSError) as error:
+    except Exception as error:
+        why = reason(error, "" if isinstance(error, (InputError, RunFailed)) else _kept(runs))
+        if why is None:
+            raise
         if verbose:
             traceback.print_exc()
-        tell(errors, reason(error, _kept(runs) if isinstance(error, OSError) else ""))
+        tell(errors, why)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt as stopped:
         tell(errors, f"stopped; {_kept(runs)}")

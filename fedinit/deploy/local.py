@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import Process, check_port_free, environment, free_port, stop_all, wait_for_port
 from fedinit.errors import InputError
-from fedinit.runs.stopping import SIGNALS, listening, unbroken
+from fedinit.runs.stopping import listening, unbroken
 from fedinit.state.disk import WINDOWS
 
 
@@ -91,7 +90,7 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say:
     """
     if WINDOWS:
         raise InputError("fedinit deploy up: starts the federation by sh scripts, which Windows has not; use WSL")
-    with listening(_signals(), limit=None):
+    with listening(limit=None):
         folder = Path(tempfile.mkdtemp(prefix="fedinit-"))
         federation, kept = None, False
         try:
@@ -113,9 +112,3 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say:
                         say(f"logs: {folder}")
                 else:
                     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _signals() -> list[int]:
-    """SIGHUP too, which a terminal sends when it is closed, except under nohup."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    return [*SIGNALS] if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*SIGNALS, hangup]

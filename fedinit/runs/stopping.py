@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run leaves within LIMIT seconds, and the same command goes on from its last checkpoint."""
+"""SIGTERM, Ctrl-C, SIGHUP: a run leaves within LIMIT seconds, and the same command goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from fedinit.leaving import at_once
 
 LIMIT = 8.0  # seconds until the process ends anyhow, in whatever operation it is
 CUT_SHORT = "stopped in the midst of a step; the last whole checkpoint, where there was one, is kept"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,12 +28,19 @@ _shielded = 0
 _waiting: Stopped | None = None
 
 
+def signals_to_stop() -> list[int]:
+    """Those that end a process; SIGHUP, which a terminal sends when it is closed, is none under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([hangup] if heard else [])]
+
+
 @contextlib.contextmanager
-def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> Iterator[None]:
+def listening(signals: Iterable[int] | None = None, limit: float | None = LIMIT) -> Iterator[None]:
     """Within, the first of the signals raises Stopped in the main thread; a second one, or `limit` seconds, end the
     process at once. Outside the main thread it does nothing.
 
-    signals: their numbers.
+    signals: their numbers; None: `signals_to_stop`.
     limit: seconds; None: neither a second signal nor time ends the process, since what has to be ended first takes as
         long as it takes.
     Python runs a signal's handler between two operations of the main thread, and one of these may take minutes. So a
@@ -56,7 +62,7 @@ def listening(signals: Iterable[int] = SIGNALS, limit: float | None = LIMIT) -> 
             raise stopped
         _waiting = stopped
 
-    signals = frozenset(signals)
+    signals = frozenset(signals_to_stop() if signals is None else signals)
     with contextlib.nullcontext() if limit is None else _watched(signals, limit):
         before = {number: signal.signal(number, stop) for number in signals}
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import run_sim
 from fedinit import cli
 from tests.support.recorded_runs import config, write_run
 
@@ -42,3 +43,29 @@ def test_alone_it_is_one_line(capsys):
     err = capsys.readouterr().err
     assert err.startswith("error: -q: goes with a command; there are run, ") and err.count("\n") == 1
     assert cli.main(["-v", "--version"]) == 0 and capsys.readouterr().out.startswith("fedinit ")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory\nmore"),
+        ImportError("libx.so: failed to map segment from shared object"),
+    ],
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys, tmp_path):
+    def without_room(*_):
+        raise error
+
+    monkeypatch.setattr(run_sim, "simulate", without_room)
+    assert cli.main(["run", "name=a", f"output_dir={tmp_path}"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("run failed: too little memory (") and line.endswith("nothing is kept")
+    monkeypatch.setattr("fedinit.commands.watch.main", without_room)
+    assert cli.main(["watch", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("failed: too little memory (")
+    error = type(error)("something else")  # the control: what nobody foresaw
+    if not isinstance(error, MemoryError):
+        with pytest.raises(type(error), match="something else"):
+            cli.main(["run", "name=a", f"output_dir={tmp_path}"])

@@ -182,5 +182,5 @@ def test_a_run_goes_on_where_its_terminal_is_gone_and_sighup_is_ignored(tmp_path
             os.read(ours, 4096)
         os.close(ours)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(120) == (0 if ignored else -signal.SIGHUP)
+        assert process.wait(120) == (0 if ignored else 128 + signal.SIGHUP)
         assert bool([*place.rglob("DONE.json")]) == ignored

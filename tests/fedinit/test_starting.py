@@ -11,15 +11,19 @@ from pathlib import Path
 import pytest
 import tomli
 
+from fedinit.starting import USUAL
+
 ROOT = Path(__file__).resolve().parents[2]
 LINE = "stopped; nothing had begun\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", USUAL)
 def test_a_signal_ends_an_import_in_one_line_and_is_what_it_was_behind_it(number):
     code = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's too
 from fedinit import starting
 if sys.argv[1] == "within":
     starting.begin()

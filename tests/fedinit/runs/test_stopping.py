@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fedinit.runs.stopping import SIGNALS, Stopped, listening, unbroken
+from fedinit.runs.stopping import Stopped, listening, signals_to_stop, unbroken
 
 
 def interrupted(number: int) -> None:
@@ -21,7 +21,7 @@ def interrupted(number: int) -> None:
         raise KeyboardInterrupt from None
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [*signals_to_stop()])
 def test_what_a_library_makes_of_a_signal_has_its_code(number: int) -> None:
     with pytest.raises(Stopped) as caught, listening(limit=None):
         interrupted(number)
@@ -50,7 +50,7 @@ def test_a_step_that_is_cut_short_is_told(again: bool) -> None:
     """The watcher's end, by its time or a second signal, says what is kept; a step that ends in time raises."""
     code = f"""
 import signal, sys, time
-from fedinit.runs.stopping import listening, unbroken
+from fedinit.runs.stopping import listening, signals_to_stop, unbroken
 with listening(limit={60.0 if again else 0.5}), unbroken():
     print("within", flush=True)
     time.sleep(float(sys.argv[1]))
@@ -67,3 +67,19 @@ with listening(limit={60.0 if again else 0.5}), unbroken():
             said = process.stderr.read()
         assert told in said
         assert (process.returncode == 143) == (seconds == 50)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has none")
+def test_a_terminal_that_is_closed_stops_what_is_not_under_nohup() -> None:
+    usual = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert signal.SIGHUP not in signals_to_stop()
+        with listening(limit=None):
+            signal.raise_signal(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Stopped) as caught, listening(limit=None):
+            signal.raise_signal(signal.SIGHUP)
+        assert caught.value.code == 129
+    finally:
+        signal.signal(signal.SIGHUP, usual)
