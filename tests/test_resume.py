@@ -251,6 +251,11 @@ def test_a_stopped_run_goes_on_under_another_engine_by_folder_and_engine(tmp_pat
     assert read("engine=ray", "engine.actors=2").engine.actors == 2
     with pytest.raises(InputError, match="engine=thread: no such choice"):
         read("engine=thread")
+    told = read("logger=wandb", "logger.project=p", "report=none")
+    assert (told.logger.name, told.logger.project, told.computed()) == ("wandb", "p", config.computed())
+    assert told.engine == config.engine
+    with pytest.raises(InputError, match="logger=wand: "):
+        read("logger=wand")
 
 
 def test_a_run_whose_layers_are_alike_is_written_from_its_last_checkpoint(tmp_path, monkeypatch, simulate):

@@ -109,11 +109,11 @@ def _of_folder(words: Sequence[str]) -> Config | None:
     from hydra.core.override_parser.types import OverrideType
 
     from fedinit.config.engine import ENGINES, EngineConfig
-    from fedinit.config.schema import PLACES, UNCOUNTED, load, to_dict
+    from fedinit.config.schema import PLACES, UNCOUNTED, LoggerConfig, load, to_dict
     from fedinit.config.words import parse
 
     overrides = [parse(word) for word in words]
-    free = {*PLACES, *UNCOUNTED, "engine"} - {"logger"}  # which is a group
+    free = {*PLACES, *UNCOUNTED, "engine", *(f"logger.{f.name}" for f in fields(LoggerConfig))}
     changes = all(o.type is OverrideType.CHANGE and not o.package and not o.is_sweep_override() for o in overrides)
     if not changes or not free.issuperset(o.key_or_group for o in overrides):
         return None
@@ -131,6 +131,8 @@ def _of_folder(words: Sequence[str]) -> Config | None:
     if engine is not None:  # with what all engines read, which is the run's own
         shared = {f.name: config["engine"][f.name] for f in fields(EngineConfig)}
         config["engine"] = {**shared, "name": engine}
+    if "logger" in values:
+        values["logger.name"] = values.pop("logger")
     for key, value in {**values, "resume": str(folder)}.items():
         group, _, last = key.rpartition(".")
         (config[group] if group else config)[last] = value

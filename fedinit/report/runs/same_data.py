@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedinit.config.build import shown
 from fedinit.errors import InputError
 from fedinit.pasted import pasted
 from fedinit.report.runs.finding import find
@@ -57,8 +58,8 @@ def _ways(command: str, groups: Sequence[Sequence[RecordedRun]]) -> str:
         top: Path | None = Path(os.path.commonpath([run.folder.absolute() for group in groups for run in group]))
     except ValueError:  # on two drives
         top = None
-    shown = [group for group in groups if any(run.evaluated for run in group)] or groups
-    words = [" ".join(map(pasted, _places(group, top))) for group in shown]
+    told = [group for group in groups if any(run.evaluated for run in group)] or groups
+    words = [" ".join(map(pasted, _places(group, top))) for group in told]
     return "; ".join(f"fedinit {command} {places}" for places in words)
 
 
@@ -97,5 +98,5 @@ def _data(run: RecordedRun) -> dict[str, Any]:
 
 def _said(key: str, values: Mapping[str, Any]) -> str:
     value = values.get(key, "not set")
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else shown(value)
     return f"{key.removesuffix('.name')}={text[:80]}"

@@ -194,5 +194,5 @@ def test_a_number_of_phases_that_is_none_is_refused_as_any_other_choice(word):
     with pytest.raises(InputError) as refused:
         check_method(small_config("strategy=lora_fair", f"strategy.phases={word}"))
     assert str(refused.value) == f"strategy.phases={word}: no such choice. Choices: 1, 2."
-    with pytest.raises(InputError, match="strategy.phases='2': is a number, written without quotes, strategy.phases=2"):
+    with pytest.raises(InputError, match="strategy.phases='2': a number is written without quotes, strategy.phases=2"):
         check_method(small_config("strategy=lora_fair", "strategy.phases='2'"))
