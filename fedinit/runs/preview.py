@@ -114,8 +114,10 @@ class Preview:
         once = {"start": trial.start, "head alone": trial.reference}
         parts += "".join(f"; {name} {n:.1f} s" for name, n in once.items() if n)
         memory = "not known on this system" if trial.memory is None else f"{readable(trial.memory)} of this process"
+        # What is measured may deal ranks out, by more images than a trial's.
+        about, of = "about " * bool(trial.start), " of the highest rank" * (self.config.adapter.ranks is not None)
         return {
-            "trained": f"{trial.trained:,} numbers a client, {share:.2g} % of the frozen ones",
+            "trained": f"{about}{trial.trained:,} numbers a client{of}, {share:.2g} % of the frozen ones",
             "sent": f"a round {readable(trial.up)} up, {readable(trial.down)} down{besides}; in all {readable(up)} up, "
             f"{readable(down)} down",
             "memory": memory + ("" if trial.accelerator is None else f", {readable(trial.accelerator)} on the GPU"),

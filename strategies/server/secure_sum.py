@@ -37,6 +37,7 @@ from strategies.server.state import ServerState
 from strategies.server.unmasking import unmask
 
 SUM = -2  # in place of a partition id: the mean of a cohort
+NEAR = 0.5  # of the clip, at which a mean says that some of its values may have been cut off
 
 
 def collect_sum(
@@ -145,6 +146,11 @@ def _admitted(
     total, state = sum(weights.values()), sums.state
     most = {name: gate.largest(tensor) for name, tensor in like.items()} if gate.enabled else {}
     tensors, loss = mean_of(point, words, weights, like, most, sums.round)
+    if (largest := max(abs(loss), *(float(tensor.abs().max()) for tensor in tensors.values()))) > NEAR * point.clip:
+        detail = (
+            f"a mean is {largest:.3g}, near secure_aggregation.clip={point.clip:g}, beyond which values are cut off"
+        )
+        sums.exchange.emit("warning", {"round": sums.round, "detail": f"{detail}; give a larger one"})
     start = wire.to_tensors(state.model.layers, state.model.head)
     layers, head = wire.from_tensors({**start, **tensors})
     update = Update(SUM, total, layers, head)

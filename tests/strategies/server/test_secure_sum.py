@@ -20,6 +20,7 @@ from fedinit.secagg import masks
 from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.secagg.messages import MASKED, QUERY, RECORD
 from fedinit.transport.local import LocalGrid
+from strategies.server import secure_sum
 from strategies.server.collecting import collect
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
@@ -133,6 +134,15 @@ THREE = ("partition=iid", "partition.clients=3", "engine.clients_per_bank=1", "c
 @pytest.fixture(scope="module")
 def three() -> Site:
     return Site(small_config(*THREE, "secure_aggregation=secagg"))
+
+
+def test_values_that_may_have_been_cut_off_are_told(three, monkeypatch):
+    assert not federation(three, without("keys"))[2]  # the control
+    monkeypatch.setattr(secure_sum, "NEAR", 0.02)  # of 64; a loss of ten classes is above 2
+    _, _, ((kind, facts),) = federation(three, without("keys"))
+    assert kind == "warning" and facts["round"] == 1
+    said = r"a mean is 2\.\d+, near secure_aggregation\.clip=64, beyond which values are cut off; give a larger one"
+    assert re.fullmatch(said, facts["detail"])
 
 
 @pytest.mark.parametrize("stage", ["keys", "shares", "train"])
