@@ -3,7 +3,7 @@
 One file holds all images of a source at one size. It is filled image by image, by any number of processes at once, and
 what one of them has decoded is there for the others and for the next run, whenever it stops. An image counts as there
 when its checksum is in the file's index, which is written after the pixels; a reader that finds other pixels than the
-checksum says decodes them again.
+checksum says decodes them again. The header has a checksum of its own.
 
     header, 4096 bytes: JSON, filled up with blanks | index: n x uint32 | up to a multiple of 4096 | n x (C, H, W) uint8
 """
@@ -36,7 +36,7 @@ from fedinit.opening import astray, kind
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _PAGE = 4096
 PREFIX = ".prefix"  # ends the name of a file that holds what blocks make of images, and not images
 HOME = "LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"  # by which a person moves the user's folder
@@ -168,12 +168,14 @@ class ImageFile:
             return None, ""
         try:
             header = json.loads(read)
-            is_ours = {key: header[key] for key in self._asked} == self._asked and "prepared" in header
-        except (ValueError, RecursionError):
+            checksum = header.pop("checksum", None)
+        except (ValueError, RecursionError, AttributeError, TypeError):  # the last two: it is no mapping
             return None, "is damaged (its header cannot be read)"
-        except (KeyError, TypeError):
-            is_ours = False
-        if not is_ours:
+        if header.get("format") != _FORMAT:
+            return None, "is in the format of another fedinit"
+        if checksum != _checksum(json.dumps(header).encode()):
+            return None, "is damaged (its header has changed)"
+        if {key: header.get(key) for key in self._asked} != self._asked:
             return None, "is damaged (its header is another's)"
         if size != self._pixels_at + self.count * self._bytes:
             return None, "is damaged (it is cut short)"
@@ -189,10 +191,11 @@ class ImageFile:
         """Put an empty file there, whole at once. Where another process was faster, its file stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        header = json.dumps({**self._asked, "prepared": prepare()}).encode().ljust(_PAGE)
+        header = {**self._asked, "prepared": prepare()}
+        header["checksum"] = _checksum(json.dumps(header).encode())
         try:
             with scratch.open("wb") as file:
-                file.write(header)
+                file.write(json.dumps(header).encode().ljust(_PAGE))
                 file.truncate(self._pixels_at + self.count * self._bytes)  # a hole, until pixels are written
             try:
                 os.link(scratch, self.path)

@@ -72,7 +72,7 @@ def another_header(path: Path) -> None:
     ("harm", "told"),
     [
         (cut, "is damaged (it is cut short)"),
-        (another_header, "(its header is another's)"),
+        (another_header, "(its header cannot be read)"),
         (Path.unlink, "is gone"),
     ],
 )
@@ -166,3 +166,25 @@ def test_what_another_process_made_meanwhile_stays(tmp_path: Path) -> None:
     quick._remade, slow._remade = lambda: True, meanwhile
     images, lacking = slow.read(np.arange(2))
     assert lacking.tolist() == [0] and images[1].all()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ((b"3415.0", b"7415.0"), "is damaged (its header has changed): decoding again"),
+        ((b'"checksum"', b'"checksun"'), "is damaged (its header has changed): decoding again"),
+        ((b'"format": 2', b'"format": 1'), "is in the format of another fedinit: decoding again"),
+    ],
+)
+def test_a_header_that_changed_is_not_believed(tree, tmp_path, caplog, change, told) -> None:
+    """Of a file that is half filled: what is whole is whole by its checksums, whatever the header says."""
+    expected = load(tree, None)
+    load(tree, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    assert change[0] in content[:PAGE]
+    half = content[:PAGE].replace(*change) + content[PAGE : PAGE + 48] + b"\0" * 48 + content[PAGE + 96 :]
+    path.unlink()
+    path.write_bytes(half)
+    assert torch.equal(load(tree, tmp_path / "cache")[ALL], expected)
+    assert told in caplog.text and ("damaged" in caplog.text) == ("damaged" in told)
