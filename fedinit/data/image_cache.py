@@ -113,14 +113,16 @@ class ImageFile:
     @functools.cached_property
     def _maps(self) -> tuple[np.ndarray, Tensor]:
         """The index, (n,) uint32, and the rows, (n, C, H, W) uint8, on the disk. Raises InputError in a process that
-        was sent the file, where it does not hold and cannot be made."""
-        if self._sent:
-            try:
+        was sent the file, where it does not hold and cannot be made; else OSError."""
+        try:
+            if self._sent:
                 self._have(lambda: self.prepared)
-            except OSError as error:
-                raise self._lacking(f"which {platform.node()} cannot use ({error.strerror or error})") from error
-        index = np.memmap(self.path, np.dtype("<u4"), "r", _PAGE, (self.count,))
-        pixels = np.memmap(self.path, np.uint8, "r", self._pixels_at, (self.count, *self.shape))
+            index = np.memmap(self.path, np.dtype("<u4"), "r", _PAGE, (self.count,))
+            pixels = np.memmap(self.path, np.uint8, "r", self._pixels_at, (self.count, *self.shape))
+        except OSError as error:
+            if not self._sent:
+                raise
+            raise self._lacking(f"which {platform.node()} cannot use ({error.strerror or error})") from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that writing to the tensor would be wrong; nothing does
             return index, torch.from_numpy(pixels)
