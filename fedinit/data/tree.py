@@ -215,7 +215,7 @@ class Zip(Tree):
         return {name: value for name, value in self.__dict__.items() if name not in ("_zip", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self._lock = threading.Lock()
 
     def way_out(self) -> str | None:
