@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
+import platform
 import re
 import shutil
 import sys
@@ -76,12 +78,15 @@ class KeptRows:
     file: ImageFile
 
     def __call__(self, rows: np.ndarray) -> Tensor:
-        """(m, 1, 1, numbers) float32 of the rows (m,); what is damaged on the disk is made again."""
+        """(m, 1, 1, numbers) float32 of the rows (m,); what is damaged or gone is made again."""
         held, damaged = self.file.read(rows)
         for place in np.unique(damaged // BATCH):
             near = np.arange(place * BATCH, min((place + 1) * BATCH, self.file.count))
+            lacking = damaged
+            with contextlib.suppress(OSError):  # of a file that was made anew, its neighbours too
+                lacking = np.union1d(damaged, self.file.missing(near))
             for row, numbers in zip(near, self.rows.computed(near), strict=True):
-                if row in damaged:
+                if row in lacking:
                     held[torch.from_numpy(rows == row)] = torch.from_numpy(numbers)
                     with contextlib.suppress(OSError):
                         self.file.write(int(row), numbers)
@@ -128,7 +133,8 @@ class Prefix:
         key, count, shape = self._key(), len(self.data), (1, 1, 4 * self.numbers)
         what = f"{count:,} images before {self.cut.block}, {readable(count * 4 * self.numbers)}"
         try:
-            file = ImageFile(folder / f"{key[:32]}{PREFIX}", key, count, shape)
+            again = functools.partial(_is_on, platform.node())
+            file = ImageFile(folder / f"{key[:32]}{PREFIX}", key, count, shape, remade=again)
             missing = file.missing(np.arange(count))
             if not len(missing):
                 report.line(f"{what}, from cache {folder}")
@@ -179,6 +185,11 @@ class Prefix:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _is_on(machine: str) -> bool:
+    """Whether this is the machine of that name: rows that another made may have other last bits."""
+    return platform.node() == machine
 
 
 def _folder(config: Config) -> Path:

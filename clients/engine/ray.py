@@ -81,6 +81,7 @@ class BankActor:
                 set_intra_op(1)
                 backbone = Backbone(put_together(goods.frame, goods.numbers), goods.features, goods.spec)
                 data = unpack(goods.data, Laid.view)
+                _ = data.images[:0]  # what is wrong with a file that they are in ends the run, and is no client's fault
                 device = torch.device("cuda", 0) if goods.cuda else CPU
                 self._worker = Worker(backbone, goods.targets, data, goods.settings, device)
         except InputError as error:

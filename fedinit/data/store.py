@@ -124,10 +124,10 @@ class Store:
         """The cache file, None where it cannot be made, and whether it holds the rows. What it cannot hold is left to
         memory. Raises InputError where that has no room."""
         what = self.decoding
-        key = hashlib.sha256(json.dumps([what.key(), what.shape]).encode()).hexdigest()
-        folder, file = self.keeping.place, None
+        key, folder, file = self._key(), self.keeping.place, None
         try:
-            file = ImageFile(folder / f"{key[:32]}.images", key, what.count, what.shape, what.prepare)
+            path, remade = folder / f"{key[:32]}.images", functools.partial(self._has_all_of, key)
+            file = ImageFile(path, key, what.count, what.shape, what.prepare, remade)
             missing = file.missing(rows)
             if not len(missing):
                 report.line(f"{len(rows):,} images, {readable(size)}, from cache {folder}")
@@ -148,6 +148,19 @@ class Store:
                 ) from error
             report.line(f"{said}: the images are held in memory, {readable(size)}")
             return file, False
+
+    def _key(self) -> str:
+        """What changes when the pixels would, as hexadecimal digits."""
+        return hashlib.sha256(json.dumps([self.decoding.key(), self.decoding.shape]).encode()).hexdigest()
+
+    def _has_all_of(self, key: str) -> bool:
+        """Whether the images of this key can be decoded here, which may be another machine: their files are unchanged
+        and one of the first can be read."""
+        try:
+            first = self.decoding.decode(self.rows[:8].tolist(), None)
+            return self._key() == key and any(not isinstance(pixels, str) for pixels in first)
+        except OSError:
+            return False
 
     def _in_memory(self, rows: np.ndarray, size: int, file: ImageFile | None, report: Reporter) -> Tensor:
         """(m, C, H, W) uint8, from the file as far as they are in it."""
@@ -175,7 +188,8 @@ class Store:
         return images
 
     def _read(self, file: ImageFile, rows: np.ndarray) -> Tensor:
-        """(m, C, H, W) uint8, with what is damaged decoded again. Raises InputError for what cannot be decoded now."""
+        """(m, C, H, W) uint8, with what is damaged or gone decoded again. Raises InputError for what cannot be
+        decoded now."""
         images, damaged = file.read(rows)
         for row in damaged.tolist():
             (pixels,) = self.decoding.decode([row], file.prepared)

@@ -5,6 +5,7 @@ Names that begin with a dot, and macOS's __MACOSX, are passed over.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import threading
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fedinit.data.splits import looks_like, meaning
 from fedinit.errors import InputError, refuse
@@ -188,7 +189,6 @@ class Zip(Tree):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._zip = _opened(self.root)
         self._lock = threading.Lock()  # a ZipFile's reads share one position in the file
         self._members: dict[str, zipfile.ZipInfo] = {}
         self.same_twice: set[str] = set()  # names that two members have, with the same bytes
@@ -205,6 +205,18 @@ class Zip(Tree):
         self.files = sorted(n for n in self._members if not n.endswith("/"))
         parts = [n.split("/") for n in self._members]
         self.folders = sorted({"/".join(p[:i]) for p in parts for i in range(1, len(p))})
+
+    @functools.cached_property
+    def _zip(self) -> zipfile.ZipFile:
+        return _opened(self.root)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In another process it is opened again where something is read."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_zip", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.Lock()
 
     def way_out(self) -> str | None:
         """The name of a member that, were it a path, would lead out of where the zip lies; None where there is none."""

@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 from fedinit.leaving import at_once
 
@@ -28,11 +28,10 @@ _shielded = 0
 _waiting: Stopped | None = None
 
 
-def signals_to_stop() -> list[int]:
+def signals_to_stop() -> Sequence[int]:
     """Those that end a process; SIGHUP, which a terminal sends when it is closed, is none under nohup."""
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([hangup] if heard else [])]
+    usual, hangup = [signal.SIGTERM, signal.SIGINT], getattr(signal, "SIGHUP", None)  # Windows has none
+    return usual if hangup is None or signal.getsignal(hangup) == signal.SIG_IGN else [*usual, hangup]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from clients.cohort import Cohort
-from clients.prefix import Prefix, Rows
+from clients.prefix import BATCH, Prefix, Rows
 from clients.site import Site
 from fedinit.config.compose import compose_config
 from fedinit.data.image_cache import ImageFile
@@ -161,6 +161,21 @@ def test_in_another_process_it_is_the_same_and_brings_no_open_file(prefix_of, ti
     assert torch.equal(there[rows], whole) and file.read_bytes() != bytes(content)
 
 
+def test_a_file_that_is_gone_is_made_anew_on_the_machine_that_had_it(prefix_of, own_cache, monkeypatch, caplog):
+    prefix = prefix_of()
+    whole, there = prefix.dataset.images[torch.arange(60)].clone(), pickle.dumps(prefix.dataset.images)
+    (path,) = own_cache.iterdir()
+    before = path.read_bytes()
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.node", lambda: "another")
+        with pytest.raises(InputError, match="which another has not; .* or engine.prefix_cache=false"):
+            _ = pickle.loads(there)[:0]
+    assert torch.equal(pickle.loads(there)[::BATCH], whole[::BATCH])
+    assert path.read_bytes() == before, "with the neighbours, which are made at once"
+    assert [record.getMessage() for record in caplog.records] == [f"prefix cache {path} is gone: computing again"]
+
+
 def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
     whole = prefix_of().dataset.images[torch.arange(60)]
     damage(own_cache)
@@ -174,7 +189,7 @@ def test_damage_on_the_disk_is_made_good(prefix_of, own_cache, caplog):
 def test_what_is_missing_is_not_looked_for_through_the_map(prefix_of):
     """A hole looked at there takes a page, and on a full tmpfs the process ended by SIGBUS."""
     file = prefix_of().file
-    file._index = None
+    file._maps = None
     assert not len(file.missing(np.arange(60))) and not len(file.missing(np.arange(0)))
     with file.path.open("r+b") as written:
         written.seek(4096 + 4 * 7)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import io
 import logging
+import pickle
 import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from clients.engine import hardware
-from clients.engine.ray import BankActor
+from clients.engine.arrays import pack, take_apart
+from clients.engine.ray import BankActor, Goods
+from clients.engine.worker import Settings
 from clients.site import Site
+from fedinit.data.image_cache import ImageFile, MappedImages
 from fedinit.errors import InputError, RunFailed
 from tests.support.small import small_config
 
@@ -76,3 +84,22 @@ def test_what_an_actor_logs_and_prints_at_a_job_goes_with_its_answer(error, monk
     actor: Any = BankActor()
     actor._worker = SimpleNamespace(do=do)
     assert actor.do("job", (), []) == ("a row is damaged\nmade again\n", error or "answers")
+
+
+def test_an_actor_without_the_file_of_images_says_so_at_its_start(tmp_path, tiny_vit, tiny_data, client_config) -> None:
+    """In the midst of a run too, where one takes the place of another: it is what ends the run, and no trace is."""
+    file = ImageFile(tmp_path / "x.images", "key", 60, (1, 16, 16))
+    images = MappedImages(torch.arange(60), file.shape, functools.partial(_read, file))
+    data = dataclasses.replace(tiny_data, images=images)
+    frame, numbers = take_apart(tiny_vit.module)
+    settings = Settings(client=client_config(), seed=0, scale=1.0)
+    goods = Goods(frame, numbers, tiny_vit.features, tiny_vit.input, {}, pack(data), settings, False)
+    file.path.unlink()
+    before = torch.get_num_threads()
+    _, ready = BankActor().ready(pickle.loads(pickle.dumps(goods)))
+    torch.set_num_threads(before)
+    assert isinstance(ready, InputError) and str(ready).startswith(f"{file.path}: the images are in this file, which ")
+
+
+def _read(file: ImageFile, rows: np.ndarray) -> torch.Tensor:
+    return file.read(rows)[0]

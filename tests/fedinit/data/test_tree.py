@@ -1,13 +1,16 @@
-"""Links of a folder of images that lead round are told with what else does not fit, by every Python."""
+"""Links of a folder of images that lead round are told with what else does not fit, by every Python. Zips travel."""
 
 from __future__ import annotations
 
+import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from fedinit.cli import main
+from fedinit.data.tree import Zip
 from tests.support.trees import plant
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="links are not so there")
@@ -43,3 +46,16 @@ def test_a_root_that_leads_round_or_nowhere_is_said_to(tmp_path: Path, capsys) -
         assert main(["data", "check", str(tmp_path / name)]) == 2
         said = capsys.readouterr().err
         assert said == f"error: {tmp_path / name}: {told}; give the folder, zip or table itself\n"
+
+
+def test_a_zip_is_opened_again_in_another_process_when_something_is_read(tmp_path: Path) -> None:
+    """With mapped images, engine=ray sends its actors what they are decoded of."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("top/a/x.png", b"one")
+    tree = Zip(tmp_path / "a.zip")
+    tree.descend("top")
+    sent = pickle.dumps(tree)
+    assert pickle.loads(sent).read("a/x.png") == tree.read("a/x.png") == b"one"
+    (tmp_path / "a.zip").unlink()
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(sent).read("a/x.png")
