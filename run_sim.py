@@ -119,6 +119,7 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
     except run_folder.RunDone as ended:
         return show_done(ended.summary, config, located.path, console)
     try:
+        opened.hold_to(site.data)
         opened.record_holdings(site.data, site.partitions)
         # At every start: config.yaml names the engine of the last one, and what `auto` came to is in no other file.
         done = last_round(opened.checkpoints())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -111,8 +111,7 @@ def choose_images(
     rows, unused = ((chosen & mask).nonzero().flatten() for mask in (used, ~used))
     places, labels, test = places[rows], labels[rows], listed.test[rows]
     if validation_fraction is not None:
-        kept = (~test).nonzero().flatten()
-        rows, places, labels = rows[kept], places[kept], labels[kept]
+        rows, places, labels = (column[~test] for column in (rows, places, labels))
         test = _held_out(places, validation_fraction, seed, first)
     needed = () if domain is not None and classes is not None else class_names
     _refuse_gaps(places, labels, test, needed, domain_names)
@@ -129,7 +128,14 @@ def choose_images(
         images = listed.read(rows)
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
-    return Dataset(images, labels, places, test, class_names, domain_names, functools.partial(_marks, listed, rows))
+    columns = images, labels, places, test, class_names, domain_names
+    return Dataset(*columns, functools.partial(_marks, listed, rows), _levels(listed))
+
+
+def _levels(listed: Catalogue) -> Mapping[str, Sequence[float]] | None:
+    """As `Dataset` has them, once the images were read."""
+    known = getattr(listed.read, "prepared", None)
+    return known if isinstance(known, Mapping) else None
 
 
 def _marks(listed: Catalogue, chosen: Tensor, at: Sequence[int]) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ class Dataset:
     class_names, domain_names: in the order of their numbers.
     marks: rows -> what tells each of these images from another where it lies: name and size, or a hash of its bytes;
         None: nobody knows.
+    levels: where that was measured, the lowest and the highest level of grey with more than 8 bits in the whole source,
+        of whole numbers ("I") and of floating point ones ("F"), between which it is shown; None: it was not.
 
     Law: row i of every tensor speaks of the same image.
     Raises ValueError naming the field on a wrong dtype, shape, length or index.
@@ -36,6 +38,7 @@ class Dataset:
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...]
     marks: Callable[[Sequence[int]], Sequence[str]] | None = None
+    levels: Mapping[str, Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype not in (torch.uint8, torch.float32) or self.images.ndim != 4:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fedinit.data.decoding import GreyRange, decode, measure_windows, reason
+from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
 
@@ -21,12 +21,13 @@ class ImageFiles(Decoding):
     chunk = 32
 
     def __init__(
-        self, tree: Tree, names: Sequence[str], channels: int, size: tuple[int, int], grey_range: GreyRange
+        self, tree: Tree, names: Sequence[str], channels: int, size: tuple[int, int], grey_range: GreyRange | Windows
     ) -> None:
         """
         names: of the files, all of the source, so that what is measured does not depend on what is chosen.
         channels: 1 (grey) or 3 (RGB). size: (H, W) in pixels.
-        grey_range: [low, high], "full", or "auto", which is what the files have.
+        grey_range: [low, high], of whole numbers and floating ones alike or of each, "full", or "auto", which is what
+            the files have.
         """
         self.tree, self.names, self.grey_range = tree, names, grey_range
         self.count, self.shape, self.where = len(names), (channels, *size), f"data.root={tree.root}"

@@ -98,6 +98,7 @@ class Store:
         self.decoding, self.keeping = decoding, keeping
         self.rows = torch.arange(decoding.count) if rows is None else torch.tensor(rows, dtype=torch.int64)
         self.faults: dict[int, str] = {}  # {row of the source: why it cannot be decoded}
+        self.prepared: Any = None  # what was known of all images, once some were fetched
 
     def fetch(self, rows: Tensor, console: Console | None) -> tuple[Tensor | MappedImages, Tensor]:
         """The images of the rows (m,) of the catalogue, and (m,) bool, False for those that are not among them since
@@ -128,6 +129,7 @@ class Store:
         try:
             path, remade = folder / f"{key[:32]}.images", functools.partial(self._has_all_of, key)
             file = ImageFile(path, key, what.count, what.shape, what.prepare, remade)
+            self.prepared = file.prepared
             missing = file.missing(rows)
             if not len(missing):
                 report.line(f"{len(rows):,} images, {readable(size)}, from cache {folder}")
@@ -184,7 +186,8 @@ class Store:
             def put(row: int, pixels: np.ndarray) -> None:
                 array[place[row]] = pixels
 
-            self._decode(left, self.decoding.prepare() if file is None else file.prepared, put, report)
+            self.prepared = self.decoding.prepare() if file is None else file.prepared
+            self._decode(left, self.prepared, put, report)
         return images
 
     def _read(self, file: ImageFile, rows: np.ndarray) -> Tensor:

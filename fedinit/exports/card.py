@@ -17,6 +17,7 @@ from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.runs.export import UNTRAINED
+from fedinit.runs.made_of import KINDS
 from fedinit.said import printable
 from fedinit.scores import SCORES, without
 
@@ -102,8 +103,18 @@ def _input(model: Portable) -> str:
     return (
         f"{shape} float32, {kind}: the shorter side brought to size by bicubic resampling and the centre cut out; "
         f"pixels on [0, 1], less the mean {list(spec.mean)}, divided by the standard deviation {list(spec.std)}. "
-        "`config.json` has these too, and the arguments that the model is made with."
+        f"`config.json` has these too, and the arguments that the model is made with.{_grey(model)}"
     )
+
+
+def _grey(model: Portable) -> str:
+    """Between which levels grey with more than 8 bits was shown; empty where the data have none."""
+    chosen = model.run.grey_range
+    if isinstance(chosen, str):
+        return ""
+    each = {"": chosen} if isinstance(chosen, Sequence) else {f" of {KINDS.get(k, k)}": w for k, w in chosen.items()}
+    said = ", ".join(f"{low:g} to {high:g}{kind}" for kind, (low, high) in each.items())
+    return f" Grey with more than 8 bits is shown from its lowest level to its highest, {said}, as 0 to 1." * bool(said)
 
 
 def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any) -> str:

@@ -102,6 +102,7 @@ class Portable:
             "clients": summary["clients"],
             "seed": config.seed,
             "final_hash": summary["final_hash"],
+            "grey_range": self.run.grey_range,
             **({} if self.client is None else {"client": self.client}),
         }
 

@@ -19,6 +19,7 @@ from fedinit.config.compose import compose_config
 from fedinit.config.schema import load, to_dict
 from fedinit.config.words import parse
 from fedinit.data.dataset import Dataset
+from fedinit.data.decoding import GreyRange
 from fedinit.data.file_source import FileSource
 from fedinit.data.image_folder import ImageFolder
 from fedinit.data.reporter import counted
@@ -117,7 +118,7 @@ def _placed(run: Run, place: str) -> tuple[Source, bool]:
             if _changes(run, moved) == "":
                 return moved, True
     source = cast(ImageFolder, compose_config(["data=image_folder", f"data.root={place}"]).data)
-    source = dataclasses.replace(source, grey_range=getattr(own, "grey_range", "auto"))
+    source = dataclasses.replace(source, grey_range=cast("GreyRange", run.grey_range))
     one_domain = dataclasses.replace(source, layout="class")
     for found in (source, one_domain):  # domain/class/image, or class/image
         with contextlib.suppress(InputError):
@@ -162,6 +163,7 @@ def _own(run: Run, source: Source, spec: InputSpec, split: Split, console: Conso
     data = source.load(
         spec.channels, (spec.height, spec.width), config.seed, None, console, config.partition.test_domains or ()
     )
+    made_of.hold_to(run.folder, data.levels)
     data = config.partition.hold_out(data)
     if split == "all":
         return Judged(data, torch.arange(len(data)), "all images of the run's own data, those trained on among them")

@@ -92,14 +92,13 @@ def read(paths: Sequence[Path], spec: InputSpec, window: Window | Windows | None
     return Pictures([path for path, _ in there], images, unread)
 
 
-def window_of(config: Config, paths: Sequence[Path], given: Window | None) -> Window | Windows | None:
-    """The levels that grey of more than 8 bits is shown between, as in the run's own images.
+def window_of(config: Config, paths: Sequence[Path], chosen: GreyRange | Windows) -> Window | Windows | None:
+    """The levels that grey of more than 8 bits is shown between.
 
-    given: by the person; None: as `data.grey_range` of the run says, by its images where that is "auto".
+    chosen: by the person or the run; "auto": by the run's images, as they are now.
 
     Raises InputError where that is, there is such a picture, and the run's images are not there any more.
     """
-    chosen: GreyRange = getattr(config.data, "grey_range", "full") if given is None else given
     if not isinstance(chosen, str):
         return chosen
     if chosen == "full":

@@ -51,7 +51,7 @@ def predict(
     if run.config.data.is_regression:
         raise InputError(f"{run.folder}: data={run.config.data.name} has no classes to predict, and takes no pictures")
     model, spec, files = run.model(client), run.backbone().input, pictures.named(paths)
-    window = pictures.window_of(run.config, files, grey)
+    window = pictures.window_of(run.config, files, run.grey_range if grey is None else grey)
     return _predictions(model, [files[i : i + BATCH] for i in range(0, len(files), BATCH)], spec, window)
 
 

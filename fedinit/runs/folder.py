@@ -246,7 +246,7 @@ class RunFolder(Observer):
             if self._lock is None:
                 self._lock = FolderLock(self.path)
             self.notes += write_config(self.path, config) + put_aside_ends(self.path)
-            made_of.save(self.path, config)
+            made_of.save(self.path, config, begun and not anew)
             if other := beside(self.path, config, made_of):
                 self.notes.append(other)
         except OSError as error:

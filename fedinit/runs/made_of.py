@@ -1,13 +1,15 @@
 """What a run is made of besides its configuration: its images, and its backbone's file, by content and not by place.
 
 A run's folder is named by both, and has them in made_of.json. So images that were moved are the same run's, and others
-under the same path are another's.
+under the same path are another's. Between which levels grey with more than 8 bits was shown is kept beside them: they
+are measured over all images of the source, of which a run may use a part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,13 @@ from typing import Any, NamedTuple
 from fedinit.config.schema import Config, ModelConfig
 from fedinit.config.site import EMBEDDED
 from fedinit.data.content import Content
+from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.opening import read_bytes
 from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
+
+KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}  # of deep grey
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,22 @@ class MadeOf:
             told.append(images)
         return "; ".join(told)
 
-    def save(self, folder: Path, config: Config) -> None:
-        """Write it into a run's folder, with the hash of the configuration alone. Raises OSError."""
-        images = None if self.images is None else self.images.to_json()
+    def save(self, folder: Path, config: Config, goes_on: bool = False) -> None:
+        """Write it into a run's folder, with the hash of the configuration alone. Raises OSError.
+
+        goes_on: the run has rounds behind it, so that the levels that are there are its own."""
+        images, kept = None if self.images is None else self.images.to_json(), read(folder) if goes_on else None
         values = {"config": config.identity(), "images": images, "checkpoint": self.checkpoint}
-        disk.replace_json(folder / MADE_OF, values)
+        disk.replace_json(folder / MADE_OF, values | {"levels": None if kept is None else kept.levels})
 
 
 class Kept(NamedTuple):
-    """What a folder has of its run: what it is made of, and the hash of its configuration alone."""
+    """What a folder has of its run: what it is made of, the hash of its configuration alone, and the levels of deep
+    grey, as `Dataset` has them; None where none were measured, or by a fedinit that kept none."""
 
     made_of: MadeOf
     config: str
+    levels: dict[str, tuple[float, float]] | None
 
 
 def read(folder: Path) -> Kept | None:
@@ -69,9 +78,37 @@ def read(folder: Path) -> Kept | None:
     try:
         values: dict[str, Any] = json.loads(read_bytes(folder / MADE_OF))
         images = None if values["images"] is None else Content.from_json(values["images"])
-        return Kept(MadeOf(images, values["checkpoint"]), str(values["config"]))
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        levels = values.get("levels")
+        if levels is not None:
+            levels = {str(kind): (float(low), float(high)) for kind, (low, high) in levels.items()}
+        return Kept(MadeOf(images, values["checkpoint"]), str(values["config"]), levels)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
+
+
+def hold_to(folder: Path, levels: Mapping[str, Sequence[float]] | None, keep: bool = False) -> None:
+    """Raise InputError where these levels of deep grey, as `Dataset` has them, are not those that the run in the folder
+    was begun with: the same files are then other pixels.
+
+    keep: where none are known yet, they become the run's; raises OSError.
+    """
+    kept = read(folder)
+    if kept is None or levels is None:
+        return
+    now = {kind: (float(low), float(high)) for kind, (low, high) in levels.items()}
+    if kept.levels is None:
+        if keep:
+            values = json.loads(read_bytes(folder / MADE_OF))
+            disk.replace_json(folder / MADE_OF, {**values, "levels": now})
+        return
+    for kind, (low, high) in kept.levels.items():
+        if kind in now and now[kind] != (low, high):
+            there = f"from {now[kind][0]:g} to {now[kind][1]:g}"
+            raise InputError(
+                f"{folder}: grey of {KINDS.get(kind, kind)} is in its images {there}, and was from {low:g} to {high:g} "
+                "when the run began, so that the same files would be other pixels: a file at data.root is new, another "
+                "or gone; put it back, or begin anew, resume=never"
+            )
 
 
 def beside(path: Path, config: Config, made_of: MadeOf) -> str:

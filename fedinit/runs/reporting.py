@@ -20,12 +20,13 @@ from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.runs.reading import HEAD_ALONE
 from fedinit.report.writing import report_of_run
-from fedinit.runs import ended, status
+from fedinit.runs import ended, made_of, status
 from fedinit.runs.export import FinalModel, export
 from fedinit.runs.folder import Located, RunFolder, mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
+from fedinit.runs.writable import unwritable
 from fedinit.state import disk
 from fedinit.state.manifest import FOLDER
 from fedinit.telling import announce, tell
@@ -49,6 +50,13 @@ class OpenRun:
     def checkpoints(self, reference: str | None = None) -> Path:
         """The folder of this run's checkpoints, or of those of a reference run of this name beside it."""
         return self.folder.path / FOLDER / (reference or "")
+
+    def hold_to(self, data: Dataset) -> None:
+        """Raise InputError where the pixels would be others than when the run began (`made_of.hold_to`)."""
+        try:
+            made_of.hold_to(self.folder.path, data.levels, keep=True)
+        except OSError as error:
+            raise unwritable(self.config, self.folder.path, error) from error
 
     def record_holdings(self, data: Dataset, partitions: Sequence[Partition]) -> None:
         """Note who holds what, for the report of a simulation, which knows it. What goes wrong becomes one warning."""

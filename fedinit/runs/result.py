@@ -22,6 +22,7 @@ from torch import nn
 from fedinit.adapters.bank import Bank
 from fedinit.config.schema import Config
 from fedinit.config.site import EMBEDDED
+from fedinit.data.decoding import GreyRange, Windows
 from fedinit.data.reporter import counted
 from fedinit.errors import InputError
 from fedinit.home import expand_home
@@ -154,6 +155,14 @@ class Run:
                 f"{self.folder / export.ONE / export.CLASSES}: names {counted(names, 'class')}, and the head has "
                 f"{counted(outputs, 'output')}; one of the two was changed since the run"
             )
+
+    @property
+    def grey_range(self) -> GreyRange | Windows:
+        """Between which levels the model is shown grey with more than 8 bits: `data.grey_range`, and where that is
+        "auto" the levels that were measured; "auto" of a run that kept none, "full" of data that have no such grey."""
+        chosen: GreyRange = getattr(self.config.data, "grey_range", "full")
+        kept = made_of.read(self.folder) if chosen == "auto" else None
+        return chosen if kept is None or kept.levels is None else kept.levels
 
     def backbone(self) -> Backbone:
         """The frozen model that the run began with, a new one each time. Raises InputError where its file is not there

@@ -170,7 +170,7 @@ def test_deep_grey_is_shown_between_the_levels_of_the_runs_own_images(tmp_path):
 
     config, spec = compose_config(["data=image_folder", f"data.root={root}"]), InputSpec(1, 4, 4, (0.5,), (0.5,))
 
-    def level(given=None) -> int:
+    def level(given="auto") -> int:
         window = pictures.window_of(config, [picture], given)
         return int(pictures.read([picture], spec, window).images[0, 0, 0, 0])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
 from signal import SIGINT
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import fedinit
 import run_sim
@@ -15,6 +18,7 @@ from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.schema import Config
 from fedinit.config.site import split_off
+from fedinit.inference import evaluating, pictures
 from fedinit.runs.folder import place
 from fedinit.runs.made_of import MadeOf
 from fedinit.runs.made_of import read as read_made_of
@@ -138,3 +142,51 @@ def test_a_folder_goes_on_with_its_own_words_where_its_images_were_moved(tree, t
     assert run_sim.main([f"resume={folder}", f"data.root={moved}", "report=none"]) == 0
     assert "goes on after round 1" in capsys.readouterr().out and (folder / "DONE.json").is_file()
     assert [f.name for f in folder.parent.iterdir()] == [folder.name] and not (folder / "report.html").exists()
+
+
+def deep(path: Path, *levels: int) -> None:
+    """A picture of 16 bits with these levels, in columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.tile(np.array(levels, np.uint16), (8, 8 // len(levels)))).save(path)
+
+
+def test_levels_of_deep_grey_are_the_runs_own(tmp_path, capsys):
+    """They are measured over all of the source: a picture in a domain that the run does not use made other pixels of
+    every image that it does."""
+    root = tmp_path / "imgs"
+    for name in TREE:
+        for i in range(6):
+            deep(root / name / f"{i}.png", 100 + 50 * i, 3000)
+    deep(root / "unused" / "cat" / "0.png", 100, 3000)
+    of_run = words(tmp_path, root, "data.domains=[photo,sketch]", "rounds=2")
+    assert run_sim.main(of_run) == 0
+    folder = next((tmp_path / "out").rglob("DONE.json")).parent
+    assert read_made_of(folder).levels == {"I": (100.0, 3000.0)}
+    run = fedinit.load(folder)
+    whole, hashed = evaluating.evaluate(run), run.summary["final_hash"]
+    others = tmp_path / "others"  # the same pictures, of a sensor that sees them darker
+    for name in TREE:
+        for i in range(6):
+            deep(others / name / f"{i}.png", 10 + 5 * i, 300)
+    source, own = evaluating._placed(run, str(others))
+    source = dataclasses.replace(source, test_fraction=0.5)
+    spec = run.backbone().input
+    size = spec.channels, (spec.height, spec.width)
+    bright = run.config.data.load(*size).images.max()
+    assert not own and source.load(*size).images.max() < 0.1 * bright  # between the run's levels, as by `predict`
+    assert dataclasses.replace(source, grey_range="auto").load(*size).images.max() == bright  # the control
+    (odd := root / "unused" / "cat" / "1.png").write_bytes(b"")
+    deep(odd, 0, 65535)
+    said = "grey of 12 or 16 bits is in its images from 0 to 65535, and was from 100 to 3000 when the run began"
+    with pytest.raises(fedinit.InputError, match=said):
+        evaluating.evaluate(run)
+    assert pictures.window_of(run.config, [odd], run.grey_range) == {"I": (100.0, 3000.0)}
+    for name in ("DONE.json", "summary.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoints" / "round-000002")
+    capsys.readouterr()
+    assert run_sim.main(of_run) == 2 and said in capsys.readouterr().err
+    odd.unlink()
+    assert run_sim.main(of_run) == 0
+    again = fedinit.load(folder)
+    assert again.summary["final_hash"] == hashed and evaluating.evaluate(again).score == whole.score
