@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         tell(errors, f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))
         return 1
-    except (MemoryError, RuntimeError, ImportError) as error:
+    except (MemoryError, RuntimeError, ImportError, SystemError) as error:
         if not out_of_memory(error):
             raise
         tell(errors, f"failed: too little memory ({first_line(error)})")

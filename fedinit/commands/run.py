@@ -20,7 +20,7 @@ import fedinit
 from fedinit import standard_streams, starting
 from fedinit.commands.parsing import Parser
 from fedinit.config import groups
-from fedinit.errors import InputError, RunFailed, reason
+from fedinit.errors import GOES_ON, InputError, RunFailed, reason
 from fedinit.runs.stopping import listening
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.telling import tell
@@ -147,14 +147,15 @@ def command(argv: Sequence[str]) -> int:
         if {"-h", "--help"} & set(argv):
             print(ABOUT, groups.describe(), sep="\n\n")
             return 0
-        from fedinit.config import arguments  # with Hydra
+        with starting.imports():
+            from fedinit.config import arguments  # with Hydra
 
-        said = arguments.read(argv)
-        verbose = said.verbose
+            said = arguments.read(argv)
+            verbose = said.verbose
+            runs = [] if said.shows else configurations(said)
         if said.shows:
             arguments.show(said)
             return 0
-        runs = configurations(said)
         if not all(run.config.preview for run in runs):
             standard_streams.goes_on_without()
         return _run(said, runs, errors)
@@ -177,7 +178,10 @@ def _kept(runs: Sequence[Swept]) -> str:
         return "nothing had begun"
     if all(run.config.preview for run in runs):
         return "a preview keeps nothing"
-    from fedinit.runs.kept import left_by
+    try:
+        from fedinit.runs.kept import left_by
+    except Exception:  # noqa: BLE001 (what ended them may be that no memory was left, for this neither)
+        return GOES_ON
 
     return left_by([run.config for run in runs])
 

@@ -180,7 +180,7 @@ class ImageFile:
         if {key: header.get(key) for key in self._asked} != self._asked:
             return None, "is damaged (its header is another's)"
         if size != self._pixels_at + self.count * self._bytes:
-            return None, "is damaged (it is cut short)"
+            return None, "is damaged (its length is another)"
         return header, ""
 
     def _no_file(self) -> str:

@@ -47,7 +47,7 @@ class Gradient(Statistic):
             return said
         total, clip = sums[self.key].double(), self.request.sampling.clip
         longest = self.images(sums, examples)[0] * (LARGEST**2 * self.shape[1] if clip is None else 1.001 * clip)
-        if not float(total.norm()) <= longest + 2 * self.slack(self.key, sums, examples) * total.numel() ** 0.5:
+        if not float(total.norm()) <= longest + self.slack(self.key, sums, examples) * (2 * total.numel() ** 0.5 + 6):
             return f"{self.layer}: a gradient of norm {float(total.norm()):.3g} over {examples} images"
         return ""
 

@@ -77,7 +77,7 @@ class Nystrom(Statistic):
             sketch, trace = sketch - torch.outer(total, mean @ basis), trace - float(total @ mean)
         core = basis.T @ sketch
         most = 1.02 * max(trace, 0.0) + beside + rounding
-        longest = float(sketch.norm()) - 2 * slack * (k * width) ** 0.5
+        longest = float(sketch.norm()) - slack * (2 * (k * width) ** 0.5 + 6)
         if longest > most or float(core.trace()) > most + 6 * slack * width**0.5:
             return f"{self.layer}: a sketch that is more than the trace beside it"
         off = 0.02 * max(trace, 0.0) + rounding + 3 * slack * width**0.5

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import run_sim
 from fedinit import cli
+from fedinit.errors import GOES_ON
 from tests.support.recorded_runs import config, write_run
 
 
@@ -51,6 +54,7 @@ def test_alone_it_is_one_line(capsys):
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory\nmore"),
         ImportError("libx.so: failed to map segment from shared object"),
+        SystemError("<built-in function compile> returned NULL without setting an exception"),
     ],
 )
 def test_too_little_memory_is_one_line(error, monkeypatch, capsys, tmp_path):
@@ -65,6 +69,9 @@ def test_too_little_memory_is_one_line(error, monkeypatch, capsys, tmp_path):
     assert cli.main(["watch", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("failed: too little memory (")
+    monkeypatch.setitem(sys.modules, "fedinit.runs.kept", None)  # for which there is no room either
+    assert cli.main(["run", "name=a", f"output_dir={tmp_path}"]) == 1
+    assert capsys.readouterr().err.endswith(f"{GOES_ON}\n")
     error = type(error)("something else")  # the control: what nobody foresaw
     if not isinstance(error, MemoryError):
         with pytest.raises(type(error), match="something else"):

@@ -71,7 +71,7 @@ def another_header(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (cut, "is damaged (it is cut short)"),
+        (cut, "is damaged (its length is another)"),
         (another_header, "(its header cannot be read)"),
         (Path.unlink, "is gone"),
     ],

@@ -115,3 +115,19 @@ def test_losses_of_images(spread, weighting):
         {"losses": sums["losses"] + 1e12},
     ):
         assert fault(asked, {**sums, **lie}, 90)
+
+
+def test_a_noised_sum_of_few_numbers_is_refused_of_one_in_a_million():
+    """Within six of its deviations, and not two, beyond what its images can have."""
+    asked = request("gradient", (1, 1))
+    noisy = Request(
+        **{
+            **vars(asked),
+            "source": "gradients",
+            "sampling": Sampling(min_examples=1, clip=1.0, noise=10.0),
+        }
+    )
+    count = torch.tensor(4, dtype=torch.float64)
+    for deviations, refused in ((0.0, False), (5.0, False), (20.0, True)):
+        sums = {"count": count, "gradient": torch.full((1, 1), 4.0 + 10.0 * deviations, dtype=torch.float64)}
+        assert bool(fault(noisy, sums, 4)) == refused
