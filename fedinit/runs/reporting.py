@@ -22,7 +22,8 @@ from fedinit.report.runs.reading import HEAD_ALONE
 from fedinit.report.writing import report_of_run
 from fedinit.runs import ended, status
 from fedinit.runs.export import FinalModel, export
-from fedinit.runs.folder import Located, RunFolder, mend
+from fedinit.runs.folder import Located, RunFolder
+from fedinit.runs.mending import mend
 from fedinit.runs.observer import Observer
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
