@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -16,29 +17,77 @@ from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE
 from fedinit.runs.lock import FolderLock
 from fedinit.runs.named import CONFIG
+from fedinit.runs.rows import LINES, TABLES, as_written
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
-from fedinit.state.manifest import refuse_other
+from fedinit.state.checkpoint import Checkpoints, State
+from fedinit.state.manifest import FOLDER, refuse_other, written_config
 
 
-def mend(folder: Path, config: Config) -> list[str]:
-    """Write the config.yaml of a run that is done anew where it says what the run did not compute with; a line of it,
-    or none."""
-    lock = None
-    try:
-        if configured(folder).computed() == config.computed():
-            return []
-    except InputError:
-        pass
+def mend(folder: Path, config: Config, rounds: int) -> list[str]:
+    """Write anew of a run that is done the config.yaml that says what the run did not compute with, and the tables that
+    are not those of its last checkpoint; a line of each, or none.
+
+    config: of the run. rounds: that it has.
+    """
+    tables, notes = _tables_to_write(folder, rounds)
+    right, lock = _is_of(folder, config), None
+    if right and not tables:
+        return notes
     try:
         lock = FolderLock(folder)
-        return write_config(folder, config)
+        notes += [] if right else write_config(folder, config)
+        for file, text in tables.items():
+            notes.append(_put_aside(file))
+            disk.replace(file, text.encode())
     except (InputError, OSError) as error:
-        return [f"{folder / CONFIG} is not this run's, and cannot be written anew ({error})"]
+        files = ", ".join(str(file) for file in ([] if right else [folder / CONFIG]) + [*tables])
+        notes.append(f"{files}: not this run's, and cannot be written anew ({error})")
     finally:
         if lock is not None:
             lock.release()
+    return notes
+
+
+def _is_of(folder: Path, config: Config) -> bool:
+    """Whether the run's folder has this configuration."""
+    try:
+        return configured(folder).computed() == config.computed()
+    except InputError:
+        return False
+
+
+def _tables_to_write(folder: Path, rounds: int) -> tuple[dict[Path, str], list[str]]:
+    """{table that is not as a run of so many rounds wrote it: what it had}, and a line of each that is not there and
+    that no checkpoint of the run's end has."""
+    at_end = end_of(folder, rounds)
+    if at_end is None:
+        why = (
+            "is not there, nor a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
+        )
+        lost = [folder / name for name in TABLES if name != LINES and not os.path.lexists(folder / name)]
+        return {}, [f"{file}: {why} again" for file in lost]
+    kept = at_end.get("files", State()).facts
+    return {folder / name: kept[name] for name in TABLES if name in kept and _text(folder / name) != kept[name]}, []
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return as_written(file)
+    except (OSError, ValueError):
+        return None
+
+
+def end_of(folder: Path, rounds: int) -> Mapping[str, State] | None:
+    """What the checkpoint after the last of a run's rounds has, {part: its state}; None where there is none that is
+    whole, or it is of another version."""
+    try:
+        written = written_config(folder / FOLDER)
+        loaded = Checkpoints(folder / FOLDER, written or {}).load()
+    except (InputError, OSError):
+        return None
+    return loaded.states if written and loaded.round == rounds else None
 
 
 def write_config(folder: Path, config: Config) -> list[str]:
@@ -66,6 +115,9 @@ def put_aside_ends(folder: Path) -> list[str]:
 
 
 def _put_aside(file: Path) -> str:
+    """Make room for a file that is then written; a line of it. Raises OSError."""
+    if not os.path.lexists(file):
+        return f"{file} was not there; it is written anew"
     file.replace(aside := free(file.with_name(f"{file.name}.edited")))
     return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
 

@@ -106,10 +106,10 @@ class OpenRun:
 def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
     """Print the table of a run that is done; returns its summary, with the folder as it is now, and `done_before`.
 
-    done: its summary. config: what was asked for, which the run's own configuration is mended by.
+    done: its summary. config: what was asked for, which the run's config.yaml is mended by.
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
-    for note in mend(folder, config):
+    for note in mend(folder, config, done["rounds"]):
         tell(console, note, "yellow")
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
