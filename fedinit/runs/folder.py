@@ -30,16 +30,17 @@ from fedinit.errors import InputError
 from fedinit.opening import regular
 from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
+from fedinit.runs.export import SHARED
 from fedinit.runs.lock import FolderLock
 from fedinit.runs.made_of import MadeOf, beside
 from fedinit.runs.made_of import read as read_made_of
-from fedinit.runs.mending import free, put_aside_ends, write_config
+from fedinit.runs.mending import end_of, free, put_aside_ends, write_config
 from fedinit.runs.named import refuse_no_folder
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.rows import LINES, METRICS, TABLES, as_written, header_and_rows
-from fedinit.runs.sealed import digests
+from fedinit.runs.sealed import digests, faults
 from fedinit.runs.summary import SUMMARY, summary_of
-from fedinit.runs.writable import unwritable
+from fedinit.runs.writable import refuse_unwritable, unwritable
 from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
@@ -98,6 +99,23 @@ def finished(folder: Path) -> dict[str, Any] | None:
     return None if done_of(folder) is None else summary_of(folder)
 
 
+def written_anew(config: Config, folder: Path, done: Mapping[str, Any]) -> Located | None:
+    """Where a run that is done goes on from the checkpoint of its end, since files of its model are not what it wrote,
+    which are then written anew; None where it is only to be shown: where all are, or this cannot be.
+
+    config: of the run. done: its summary.
+    """
+    try:
+        shared = done.get("adapter") == SHARED  # of a deployment, whose clients' own factors are not here
+        if shared or not any(faults(folder)) or end_of(folder, done["rounds"]) is None:
+            return None
+        refuse_unwritable(config, folder)
+        made_of, kept = MadeOf.of(config), read_made_of(folder)
+    except InputError:
+        return None
+    return Located(folder, made_of) if kept is None or not made_of.changes(kept.made_of) else None
+
+
 class RunDone(Exception):
     """Another process ended the run in the meantime: it is only to be shown. summary: its figures."""
 
@@ -142,7 +160,7 @@ class RunFolder(Observer):
             self._lock = FolderLock(self.path)
             anew = anew or config.resume == "never"
             summary = None if anew else finished(self.path)
-            if summary is not None:  # by another process, while this one read its data
+            if summary is not None and not any(faults(self.path)):  # by another process, while this one read its data
                 raise RunDone(summary)
             checkpoints_in(self.path / FOLDER)  # refuses a folder of them that cannot be read
             begun = any((self.path / FOLDER).rglob("round-*"))

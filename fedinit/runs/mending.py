@@ -18,6 +18,7 @@ from fedinit.runs.done import DONE
 from fedinit.runs.lock import FolderLock
 from fedinit.runs.named import CONFIG
 from fedinit.runs.rows import LINES, TABLES, as_written
+from fedinit.runs.sealed import ADDED, faults
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
@@ -107,18 +108,22 @@ def write_config(folder: Path, config: Config) -> list[str]:
 
 
 def put_aside_ends(folder: Path) -> list[str]:
-    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written; a line each says
-    so. Raises OSError."""
+    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written, and files of the
+    model that are not what DONE.json says; a line each says so. Raises OSError, and InputError for one of these that
+    cannot be read."""
     files = [folder / DONE] if done.wrong(folder) else []
     files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
-    return [_put_aside(file) for file in files]
+    model = [(file, what == ADDED) for file, what in faults(folder)]
+    return [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
 
 
-def _put_aside(file: Path) -> str:
-    """Make room for a file that is then written; a line of it. Raises OSError."""
+def _put_aside(file: Path, added: bool = False) -> str:
+    """Make room for a file that is then written, or, `added`, is none of a run's; a line of it. Raises OSError."""
     if not os.path.lexists(file):
         return f"{file} was not there; it is written anew"
     file.replace(aside := free(file.with_name(f"{file.name}.edited")))
+    if added:
+        return f"{file} was not this run's; it is now {aside.name}"
     return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.shares import Partition
+from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.runs.reading import HEAD_ALONE
@@ -25,6 +26,7 @@ from fedinit.runs.export import FinalModel, export
 from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.mending import mend
 from fedinit.runs.observer import Observer
+from fedinit.runs.sealed import refuse_changed
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
 from fedinit.state import disk
@@ -111,6 +113,10 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
     console.print("this run is done; resume=never runs it again", highlight=False)
     for note in mend(folder, config, done["rounds"]):
         tell(console, note, "yellow")
+    try:
+        refuse_changed(folder)
+    except InputError as damaged:  # the table is the summary's
+        tell(console, f"warning: {damaged}", "yellow")
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
 

@@ -3,6 +3,7 @@ be."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -85,3 +86,72 @@ def test_without_a_checkpoint_of_its_end_a_table_that_is_gone_is_a_line(lost, do
     why = "is not there, nor a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
     assert f"{done}/metrics.csv: {why} again\n" in again()
     assert not (done / "metrics.csv").exists() and (done / "clients.csv").read_bytes() == table
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+HEAD, MODEL, OFFSET = (f"adapter/{n}.safetensors" for n in ("head", "adapter_model", "base_offset"))
+
+
+def flip(file: Path) -> bytes:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return bytes(content)
+
+
+def test_a_file_of_the_model_that_is_gone_is_written_from_the_last_checkpoint(done, whole, again):
+    (done / HEAD).unlink()
+    told = again()
+    assert f"{done}/{HEAD} was not there; it is written anew\n" in told and SHOWN not in told
+    placed = {name: files(done)[name] for name in ("ledger.jsonl", "config.yaml", "summary.json")}
+    assert files(done) == files(whole) | placed
+    first, now = (json.loads((folder / "summary.json").read_text()) for folder in (whole, done))
+    assert now == first | {"folder": str(done)}
+    assert fedinit.load(done).model() and HEAD not in (told := again()) and SHOWN in told
+
+
+def test_a_flipped_bit_of_the_model_is_put_aside_and_written_anew(done, whole, again):
+    damaged = flip(done / MODEL)
+    assert f"{done}/{MODEL} was not this run's; it is written anew, and the other one is adapter_model" in again()
+    assert (done / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    assert (done / f"{MODEL}.edited.1").read_bytes() == damaged and fedinit.load(done).model()
+
+
+def test_a_file_that_the_run_did_not_write_does_not_become_its_own(done, whole, again):
+    shutil.copy(done / HEAD, done / OFFSET)
+    assert f"{done}/{OFFSET} was not this run's; it is now base_offset.safetensors.edited.1\n" in again()
+    assert (done / "DONE.json").read_bytes() == (whole / "DONE.json").read_bytes() and fedinit.load(done).model()
+
+
+def test_a_model_that_is_one_clients_own_is_written_anew(tmp_path, capsys):
+    words = [*SHORT, "strategy=fedsa_lora", "evaluation=clients", f"output_dir={tmp_path}"]
+    folder = fedinit.run(*words).folder
+    before, own = files(folder), folder / "adapter/client-1/adapter_model.safetensors"
+    flip(own)
+    assert run_sim.main(words) == 0
+    assert f"{own} was not this run's; it is written anew" in capsys.readouterr().out
+    now = files(folder)
+    assert [name for name in before if now[name] != before[name]] == ["ledger.jsonl"]
+
+
+@pytest.mark.parametrize("lost", ["all", "last"])
+def test_a_model_that_cannot_be_written_anew_is_a_line_and_the_table_is_shown(lost, done, again):
+    shutil.rmtree(done / "checkpoints" / ("" if lost == "all" else "round-000002"))
+    damaged = flip(done / MODEL)
+    told = again()
+    why = "is not what the run wrote, by its sha256; put that back"
+    assert f"warning: {done}/{MODEL}: {why}" in told and SHOWN in told and "test accuracy" in told
+    assert ("resume=never with the run's own words runs it again" in told) == (lost == "all")
+    assert (done / MODEL).read_bytes() == damaged and fedinit.load(done).done
+
+
+def test_a_models_images_that_are_others_now_are_told_by_the_table_alone(done, again, monkeypatch):
+    """Nor is anything written where its images or its backbone are not the run's any more."""
+    (done / HEAD).unlink()
+    monkeypatch.setattr("fedinit.runs.made_of.MadeOf.changes", lambda *_: "the backbone's file is another")
+    told = again()
+    assert (
+        SHOWN in told and f"warning: {done}/{HEAD}: is not there, and the run wrote it; put it back, or remove" in told
+    )
+    assert not (done / HEAD).exists()
