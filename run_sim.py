@@ -104,7 +104,10 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         return {}
     done = None if config.resume == "never" else run_folder.finished(folder)
     if done is not None:
-        return show_done(done, config, folder, console)
+        anew = run_folder.written_anew(config, folder, done)
+        if anew is None:
+            return show_done(done, config, folder, console)
+        located = anew
     refuse_unwritable(config, folder)
     with contextlib.closing(Site(config, console=console)) as site:
         return simulated(config, site, located, console)

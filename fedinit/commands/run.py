@@ -125,9 +125,9 @@ def _of_folder(words: Sequence[str]) -> Config | None:
     engine = values.pop("engine", None)
     if engine is not None and engine not in ENGINES:  # which is told as of any other run
         return None
-    from fedinit.runs import folder as run_folder  # with all of torch
+    from fedinit.runs.configured import configured  # with all of torch
 
-    config = to_dict(run_folder.configured(folder))
+    config = to_dict(configured(folder))
     if engine is not None:  # with what all engines read, which is the run's own
         shared = {f.name: config["engine"][f.name] for f in fields(EngineConfig)}
         config["engine"] = {**shared, "name": engine}

@@ -17,43 +17,37 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
-import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-from omegaconf import OmegaConf
-from yaml import YAMLError
+from typing import Any, NamedTuple
 
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ClientPrivacyConfig
-from fedinit.config.schema import Config, load, to_dict
+from fedinit.config.schema import Config
 from fedinit.errors import InputError
-from fedinit.opening import read_bytes, regular
-from fedinit.runs import done
+from fedinit.opening import regular
+from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
+from fedinit.runs.export import SHARED
 from fedinit.runs.lock import FolderLock
 from fedinit.runs.made_of import MadeOf, beside
 from fedinit.runs.made_of import read as read_made_of
-from fedinit.runs.named import CONFIG, configuration, refuse_no_folder
+from fedinit.runs.mending import end_of, free, put_aside_ends, write_config
+from fedinit.runs.named import refuse_no_folder
 from fedinit.runs.observer import Observer, Roster, RoundReport
-from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows
-from fedinit.runs.sealed import digests
-from fedinit.runs.stopping import unbroken
+from fedinit.runs.rows import LINES, METRICS, TABLES, as_written, header_and_rows
+from fedinit.runs.sealed import digests, faults
 from fedinit.runs.summary import SUMMARY, summary_of
-from fedinit.runs.writable import unwritable
+from fedinit.runs.writable import refuse_unwritable, unwritable
 from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
-from fedinit.state.manifest import FOLDER, checkpoints_in, differences, refuse_other, written_config
+from fedinit.state.manifest import FOLDER, checkpoints_in, refuse_other
 
-OWN_WORDS = "the words that the run was begun with, fedinit run …, write it anew"
 RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")
-TABLES = (METRICS, "clients.csv", LINES)
 
 
 class Located(NamedTuple):
@@ -99,95 +93,27 @@ def place(config: Config) -> Path:
     return locate(config).path
 
 
-def configured(folder: Path, named: str | None = None) -> Config:
-    """The configuration that the run in this folder was begun with.
-
-    named: what the error calls the folder; None: as `resume` names it.
-
-    Raises InputError when there is none, for a run of another format, and for one that is not what the run in the
-    folder computed with.
-    """
-    what = f"resume={folder}" if named is None else named
-    content = configuration(folder, what)
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())), resolve=False)
-    except (OSError, ValueError, YAMLError, RecursionError) as error:
-        raise InputError(f"{what}: its {CONFIG} is no YAML; {OWN_WORDS}") from error
-    written = computed_in(folder)  # first: another format may have had other keys
-    if not isinstance(values, dict) or not values:
-        raise InputError(f"{what}: its {CONFIG} holds no keys and values; {OWN_WORDS}")
-    try:
-        config = load(cast("dict[str, Any]", values))
-    except InputError as error:
-        raise InputError(f"{what}: its {CONFIG} cannot be used ({error}); {OWN_WORDS}") from error
-    if written is not None and (others := differences(config.computed(), written)):
-        edited = ", ".join(f"{key}={value}" for key, value, _ in others)
-        used = ", ".join(f"{key}={value}" for key, _, value in others)
-        raise InputError(
-            f"{what}: its {CONFIG} says {edited}, and the run computed with {used}; write that, or give the run's own "
-            "words, which do"
-        )
-    return config
-
-
-def computed_in(folder: Path) -> dict[str, Any] | None:
-    """`Config.computed` of the run in this folder, by its checkpoints; None where there is none that can be read."""
-    written = written_config(folder / FOLDER)
-    return None if written is None else {key: v for key, v in written.items() if key not in ("method", "backbone")}
-
-
 def finished(folder: Path) -> dict[str, Any] | None:
     """The summary of a run that is done, or None; also where DONE.json is not what a run writes. Raises InputError
     where it cannot be read."""
     return None if done_of(folder) is None else summary_of(folder)
 
 
-def mend(folder: Path, config: Config) -> list[str]:
-    """Write the config.yaml of a run that is done anew where it says what the run did not compute with; a line of it,
-    or none."""
-    lock = None
+def written_anew(config: Config, folder: Path, done: Mapping[str, Any]) -> Located | None:
+    """Where a run that is done goes on from the checkpoint of its end, since files of its model are not what it wrote,
+    which are then written anew; None where it is only to be shown: where all are, or this cannot be.
+
+    config: of the run. done: its summary.
+    """
     try:
-        if configured(folder).computed() == config.computed():
-            return []
+        shared = done.get("adapter") == SHARED  # of a deployment, whose clients' own factors are not here
+        if shared or not any(faults(folder)) or end_of(folder, done["rounds"]) is None:
+            return None
+        refuse_unwritable(config, folder)
+        made_of, kept = MadeOf.of(config), read_made_of(folder)
     except InputError:
-        pass
-    try:
-        lock = FolderLock(folder)
-        return write_config(folder, config)
-    except (InputError, OSError) as error:
-        return [f"{folder / CONFIG} is not this run's, and cannot be written anew ({error})"]
-    finally:
-        if lock is not None:
-            lock.release()
-
-
-def write_config(folder: Path, config: Config) -> list[str]:
-    """Write config.yaml, also over one with other places in it. One that says what this run does not compute with is
-    put aside; a line says so. Raises OSError."""
-    with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
-        text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-    file, notes = folder / CONFIG, []
-    if file.exists() and read_bytes(file) != text.encode():
-        computed_in(folder)  # an older format's file stays as it is
-        try:
-            refuse_other(configured(folder).computed(), config.computed(), CONFIG)
-        except InputError:
-            notes.append(_put_aside(file))
-    disk.replace(file, text.encode())
-    return notes
-
-
-def put_aside_ends(folder: Path) -> list[str]:
-    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written; a line each says
-    so. Raises OSError."""
-    files = [folder / DONE] if done.wrong(folder) else []
-    files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
-    return [_put_aside(file) for file in files]
-
-
-def _put_aside(file: Path) -> str:
-    file.replace(aside := _free(file.with_name(f"{file.name}.edited")))
-    return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
+        return None
+    return Located(folder, made_of) if kept is None or not made_of.changes(kept.made_of) else None
 
 
 class RunDone(Exception):
@@ -234,7 +160,7 @@ class RunFolder(Observer):
             self._lock = FolderLock(self.path)
             anew = anew or config.resume == "never"
             summary = None if anew else finished(self.path)
-            if summary is not None:  # by another process, while this one read its data
+            if summary is not None and not any(faults(self.path)):  # by another process, while this one read its data
                 raise RunDone(summary)
             checkpoints_in(self.path / FOLDER)  # refuses a folder of them that cannot be read
             begun = any((self.path / FOLDER).rglob("round-*"))
@@ -264,7 +190,7 @@ class RunFolder(Observer):
             if not begun and all(row[:1] == ["0"] for row in rounds):
                 return
         if self._lock is not None:
-            self._lock.move_folder(_free(self.path))
+            self._lock.move_folder(free(self.path))
             self._lock = None
 
     def close(self) -> None:
@@ -339,8 +265,3 @@ class RunFolder(Observer):
     def _row(self, name: str, values: Sequence[object]) -> None:
         with open(self.path / name, "a", newline="", encoding="utf-8", opener=regular) as file:
             csv.writer(file, lineterminator="\n").writerow(values)
-
-
-def _free(path: Path) -> Path:
-    """The path with the first of .1, .2, … behind it that nothing has yet."""
-    return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.{n}")).exists())

@@ -30,7 +30,7 @@ def _has_checkpoint(config: Config) -> bool:
 
 
 def _is_of(place: Path, config: Config) -> bool:
-    from fedinit.runs.folder import computed_in
+    from fedinit.runs.configured import computed_in
 
     try:
         written = computed_in(place)

@@ -16,14 +16,17 @@ from rich.console import Console
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.shares import Partition
+from fedinit.errors import InputError
 from fedinit.report.recording.holdings import record_holdings
 from fedinit.report.recording.recorder import Recorder
 from fedinit.report.runs.reading import HEAD_ALONE
 from fedinit.report.writing import report_of_run
 from fedinit.runs import ended, made_of, status
 from fedinit.runs.export import FinalModel, export
-from fedinit.runs.folder import Located, RunFolder, mend
+from fedinit.runs.folder import Located, RunFolder
+from fedinit.runs.mending import mend
 from fedinit.runs.observer import Observer
+from fedinit.runs.sealed import refuse_changed
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
 from fedinit.runs.writable import unwritable
@@ -113,11 +116,15 @@ class OpenRun:
 def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
     """Print the table of a run that is done; returns its summary, with the folder as it is now, and `done_before`.
 
-    done: its summary. config: what was asked for, which the run's own configuration is mended by.
+    done: its summary. config: what was asked for, which the run's config.yaml is mended by.
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
-    for note in mend(folder, config):
+    for note in mend(folder, config, done["rounds"]):
         tell(console, note, "yellow")
+    try:
+        refuse_changed(folder)
+    except InputError as damaged:  # the table is the summary's
+        tell(console, f"warning: {damaged}", "yellow")
     print_summary(console, done, str(folder))
     return {**done, "folder": str(folder), "done_before": True}
 

@@ -33,6 +33,7 @@ from fedinit.opening import read_text
 from fedinit.pasted import pasted
 from fedinit.runs import export, made_of, sealed
 from fedinit.runs import folder as run_folder
+from fedinit.runs.configured import configured
 from fedinit.runs.done import DONE, wrong
 from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
 from fedinit.runs.summary import SUMMARY
@@ -71,7 +72,7 @@ class Run:
         Raises InputError, one line, for one that no run was begun in.
         """
         self.folder, self._checkpoint = Path(folder), checkpoint
-        self.config = run_folder.configured(self.folder, str(folder))
+        self.config = configured(self.folder, str(folder))
 
     @property
     def done(self) -> bool:

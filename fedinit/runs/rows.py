@@ -12,6 +12,7 @@ from pathlib import Path
 from fedinit.opening import regular
 
 METRICS, LINES = "metrics.csv", "metrics.jsonl"
+TABLES = (METRICS, "clients.csv", LINES)  # which a checkpoint has
 
 
 def as_written(path: Path, errors: str = "strict") -> str:

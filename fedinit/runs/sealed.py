@@ -6,7 +6,7 @@ the run's. That guards against files that were mixed up, cut short or edited, no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedinit.errors import InputError
@@ -17,12 +17,12 @@ from fedinit.state import digest
 from fedinit.unreadable import mode_of, unreadable
 
 NAMES = (export.ADAPTER, export.SETTINGS, export.UNMERGED, export.HEAD, export.OFFSET, export.CLASSES)
+ADDED = "the run wrote no such file; take it away"
 
 
 def digests(folder: Path) -> dict[str, str]:
     """{path in the run's folder: sha256} of all that its final model is read from. Raises OSError."""
-    files = sorted(file for file in (folder / export.ONE).rglob("*") if file.name in NAMES)
-    return {file.relative_to(folder).as_posix(): digest.of_file(file) for file in files}
+    return {file.relative_to(folder).as_posix(): digest.of_file(file) for file in _in(folder)}
 
 
 def untrained(folder: Path, clients: Iterable[int]) -> list[int]:
@@ -35,29 +35,37 @@ def untrained(folder: Path, clients: Iterable[int]) -> list[int]:
     return [client for client in clients if export.folder_of(Path(), client).as_posix() not in own]
 
 
-def refuse_changed(folder: Path, adapter: Path) -> None:
+def refuse_changed(folder: Path, adapter: Path | None = None) -> None:
     """Raise InputError, one line, where a file of this adapter of the run is missing, was added, or holds other bytes
     than the run wrote, or cannot be read. A run of before these were kept is taken as it is.
 
-    folder: of the run. adapter: of all clients or of one, a folder in it, or one file of it.
+    folder: of the run. adapter: of all clients or of one, a folder in it, or one file of it; None: all that there are.
+    """
+    files = None if adapter is None else [adapter] if adapter.name in NAMES else [adapter / name for name in NAMES]
+    for file, what in faults(folder, files):
+        way = anew(folder, "writes the model of its last checkpoint", f"or remove {DONE}, and ")
+        raise InputError(f"{file}: {what}{', ' if way.startswith('or') else '; '}{way}")
+
+
+def faults(folder: Path, files: Iterable[Path] | None = None) -> Iterator[tuple[Path, str]]:
+    """Those of the files that are not as the run in `folder` wrote them, by its DONE.json, with what is the matter in
+    words behind the name; None: of all that its final model is read from. Raises InputError where one cannot be read.
     """
     kept = (done_of(folder) or {}).get(KEY)
     if kept is None:
         return
-    files = (adapter,) if adapter.name in NAMES else tuple(adapter / name for name in NAMES)
-    for file in files:
-        name = file.relative_to(folder).as_posix()
-        there, was = mode_of(file) != 0, kept.get(name)
+    for file in sorted({*_in(folder), *(folder / name for name in kept)}) if files is None else files:
+        there, was = mode_of(file) != 0, kept.get(file.relative_to(folder).as_posix())
         if there and was is None:
-            what = "the run wrote no such file; take it away"
+            yield file, ADDED
         elif was is not None and not there:
-            what = "is not there, and the run wrote it; put it back"
+            yield file, "is not there, and the run wrote it; put it back"
         elif there and _digest(file) != was:
-            what = "is not what the run wrote, by its sha256; put that back"
-        else:
-            continue
-        way = anew(folder, "writes the model of its last checkpoint", f"or remove {DONE}, and ")
-        raise InputError(f"{file}: {what}{', ' if way.startswith('or') else '; '}{way}")
+            yield file, "is not what the run wrote, by its sha256; put that back"
+
+
+def _in(folder: Path) -> list[Path]:
+    return sorted(file for file in (folder / export.ONE).rglob("*") if file.name in NAMES)
 
 
 def _digest(file: Path) -> str:

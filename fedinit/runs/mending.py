@@ -1,0 +1,132 @@
+"""Files of a run's folder that are not what the run wrote: put aside, and written anew."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from fedinit.config.schema import Config, to_dict
+from fedinit.errors import InputError
+from fedinit.opening import read_bytes
+from fedinit.runs import done
+from fedinit.runs.configured import computed_in, configured
+from fedinit.runs.done import DONE
+from fedinit.runs.lock import FolderLock
+from fedinit.runs.named import CONFIG
+from fedinit.runs.rows import LINES, TABLES, as_written
+from fedinit.runs.sealed import ADDED, faults
+from fedinit.runs.stopping import unbroken
+from fedinit.runs.summary import SUMMARY, summary_of
+from fedinit.state import disk
+from fedinit.state.checkpoint import Checkpoints, State
+from fedinit.state.manifest import FOLDER, refuse_other, written_config
+
+
+def mend(folder: Path, config: Config, rounds: int) -> list[str]:
+    """Write anew of a run that is done the config.yaml that says what the run did not compute with, and the tables that
+    are not those of its last checkpoint; a line of each, or none.
+
+    config: of the run. rounds: that it has.
+    """
+    tables, notes = _tables_to_write(folder, rounds)
+    right, lock = _is_of(folder, config), None
+    if right and not tables:
+        return notes
+    try:
+        lock = FolderLock(folder)
+        notes += [] if right else write_config(folder, config)
+        for file, text in tables.items():
+            notes.append(_put_aside(file))
+            disk.replace(file, text.encode())
+    except (InputError, OSError) as error:
+        files = ", ".join(str(file) for file in ([] if right else [folder / CONFIG]) + [*tables])
+        notes.append(f"{files}: not this run's, and cannot be written anew ({error})")
+    finally:
+        if lock is not None:
+            lock.release()
+    return notes
+
+
+def _is_of(folder: Path, config: Config) -> bool:
+    """Whether the run's folder has this configuration."""
+    try:
+        return configured(folder).computed() == config.computed()
+    except InputError:
+        return False
+
+
+def _tables_to_write(folder: Path, rounds: int) -> tuple[dict[Path, str], list[str]]:
+    """{table that is not as a run of so many rounds wrote it: what it had}, and a line of each that is not there and
+    that no checkpoint of the run's end has."""
+    at_end = end_of(folder, rounds)
+    if at_end is None:
+        why = (
+            "is not there, nor a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
+        )
+        lost = [folder / name for name in TABLES if name != LINES and not os.path.lexists(folder / name)]
+        return {}, [f"{file}: {why} again" for file in lost]
+    kept = at_end.get("files", State()).facts
+    return {folder / name: kept[name] for name in TABLES if name in kept and _text(folder / name) != kept[name]}, []
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return as_written(file)
+    except (OSError, ValueError):
+        return None
+
+
+def end_of(folder: Path, rounds: int) -> Mapping[str, State] | None:
+    """What the checkpoint after the last of a run's rounds has, {part: its state}; None where there is none that is
+    whole, or it is of another version."""
+    try:
+        written = written_config(folder / FOLDER)
+        loaded = Checkpoints(folder / FOLDER, written or {}).load()
+    except (InputError, OSError):
+        return None
+    return loaded.states if written and loaded.round == rounds else None
+
+
+def write_config(folder: Path, config: Config) -> list[str]:
+    """Write config.yaml, also over one with other places in it. One that says what this run does not compute with is
+    put aside; a line says so. Raises OSError."""
+    with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
+        text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    file, notes = folder / CONFIG, []
+    if file.exists() and read_bytes(file) != text.encode():
+        computed_in(folder)  # an older format's file stays as it is
+        try:
+            refuse_other(configured(folder).computed(), config.computed(), CONFIG)
+        except InputError:
+            notes.append(_put_aside(file))
+    disk.replace(file, text.encode())
+    return notes
+
+
+def put_aside_ends(folder: Path) -> list[str]:
+    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written, and files of the
+    model that are not what DONE.json says; a line each says so. Raises OSError, and InputError for one of these that
+    cannot be read."""
+    files = [folder / DONE] if done.wrong(folder) else []
+    files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
+    model = [(file, what == ADDED) for file, what in faults(folder)]
+    return [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
+
+
+def _put_aside(file: Path, added: bool = False) -> str:
+    """Make room for a file that is then written, or, `added`, is none of a run's; a line of it. Raises OSError."""
+    if not os.path.lexists(file):
+        return f"{file} was not there; it is written anew"
+    file.replace(aside := free(file.with_name(f"{file.name}.edited")))
+    if added:
+        return f"{file} was not this run's; it is now {aside.name}"
+    return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
+
+
+def free(path: Path) -> Path:
+    """The path with the first of .1, .2, … behind it that nothing has yet."""
+    return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.{n}")).exists())

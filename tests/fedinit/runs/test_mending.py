@@ -1,0 +1,157 @@
+"""Files of a run that is done which are not what it wrote: told when the run is shown, and written anew where they can
+be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import fedinit
+import run_sim
+from tests.support.small import WORDS
+
+SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1")
+TABLES = ("metrics.csv", "clients.csv", "metrics.jsonl")
+SHOWN = "this run is done; resume=never runs it again"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return fedinit.run(*SHORT, f"output_dir={tmp_path_factory.mktemp('whole')}").folder
+
+
+@pytest.fixture
+def done(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / whole.parent.name / whole.name))
+
+
+@pytest.fixture(params=["words", "folder"])
+def again(request, done, tmp_path, capsys):
+    """The run's own words, or its folder, once more: what is printed."""
+    words = [*SHORT, f"output_dir={tmp_path}"] if request.param == "words" else [f"resume={done}"]
+
+    def run() -> str:
+        capsys.readouterr()
+        assert run_sim.main(words) == 0
+        said = capsys.readouterr()
+        assert not said.err
+        return said.out
+
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_as_it_was_written_is_shown_without_a_line(done, whole, again):
+    told = again().splitlines()
+    assert told[0] == SHOWN and not any(str(done) in line for line in told[1:-1]) and files(done) == files(whole)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_is_gone_comes_back(name, done, whole, again):
+    (done / name).unlink()
+    assert f"{done}/{name} was not there; it is written anew\n" in (told := again()) and SHOWN in told
+    assert files(done) == files(whole) and name not in again()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_an_edited_table_is_put_aside_and_comes_back(name, done, whole, again):
+    edited = (whole / name).read_bytes().replace(b"2", b"3") + b"\xff"
+    (done / name).write_bytes(edited)
+    told = f"{done}/{name} was not this run's; it is written anew, and the other one is {name}.edited.1\n"
+    assert told in again()
+    assert files(done) == files(whole) | {f"{name}.edited.1": edited} and name not in again()
+
+
+def test_an_average_that_was_edited_is_not_compared(done, again):
+    (done / "metrics.csv").write_text("round,accuracy\n1,100.0\n2,100.0\n")
+    again()
+    assert max(fedinit.load(done).metrics["accuracy"][1:]) < 100
+
+
+@pytest.mark.parametrize("lost", ["all", "last"])
+def test_without_a_checkpoint_of_its_end_a_table_that_is_gone_is_a_line(lost, done, again):
+    shutil.rmtree(done / "checkpoints" / ("" if lost == "all" else "round-000002"))
+    assert str(done) not in again().partition(SHOWN)[2].rpartition("run folder")[0], "the control"
+    table = (done / "clients.csv").read_bytes()
+    (done / "metrics.csv").unlink()
+    why = "is not there, nor a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
+    assert f"{done}/metrics.csv: {why} again\n" in again()
+    assert not (done / "metrics.csv").exists() and (done / "clients.csv").read_bytes() == table
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+HEAD, MODEL, OFFSET = (f"adapter/{n}.safetensors" for n in ("head", "adapter_model", "base_offset"))
+
+
+def flip(file: Path) -> bytes:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    return bytes(content)
+
+
+def test_a_file_of_the_model_that_is_gone_is_written_from_the_last_checkpoint(done, whole, again):
+    (done / HEAD).unlink()
+    told = again()
+    assert f"{done}/{HEAD} was not there; it is written anew\n" in told and SHOWN not in told
+    placed = {name: files(done)[name] for name in ("ledger.jsonl", "config.yaml", "summary.json")}
+    assert files(done) == files(whole) | placed
+    first, now = (json.loads((folder / "summary.json").read_text()) for folder in (whole, done))
+    assert now == first | {"folder": str(done)}
+    assert fedinit.load(done).model() and HEAD not in (told := again()) and SHOWN in told
+
+
+def test_a_flipped_bit_of_the_model_is_put_aside_and_written_anew(done, whole, again):
+    damaged = flip(done / MODEL)
+    assert f"{done}/{MODEL} was not this run's; it is written anew, and the other one is adapter_model" in again()
+    assert (done / MODEL).read_bytes() == (whole / MODEL).read_bytes()
+    assert (done / f"{MODEL}.edited.1").read_bytes() == damaged and fedinit.load(done).model()
+
+
+def test_a_file_that_the_run_did_not_write_does_not_become_its_own(done, whole, again):
+    shutil.copy(done / HEAD, done / OFFSET)
+    assert f"{done}/{OFFSET} was not this run's; it is now base_offset.safetensors.edited.1\n" in again()
+    assert (done / "DONE.json").read_bytes() == (whole / "DONE.json").read_bytes() and fedinit.load(done).model()
+
+
+def test_a_model_that_is_one_clients_own_is_written_anew(tmp_path, capsys):
+    words = [*SHORT, "strategy=fedsa_lora", "evaluation=clients", f"output_dir={tmp_path}"]
+    folder = fedinit.run(*words).folder
+    before, own = files(folder), folder / "adapter/client-1/adapter_model.safetensors"
+    flip(own)
+    assert run_sim.main(words) == 0
+    assert f"{own} was not this run's; it is written anew" in capsys.readouterr().out
+    now = files(folder)
+    assert [name for name in before if now[name] != before[name]] == ["ledger.jsonl"]
+
+
+@pytest.mark.parametrize("lost", ["all", "last"])
+def test_a_model_that_cannot_be_written_anew_is_a_line_and_the_table_is_shown(lost, done, again):
+    shutil.rmtree(done / "checkpoints" / ("" if lost == "all" else "round-000002"))
+    damaged = flip(done / MODEL)
+    told = again()
+    why = "is not what the run wrote, by its sha256; put that back"
+    assert f"warning: {done}/{MODEL}: {why}" in told and SHOWN in told and "test accuracy" in told
+    assert ("resume=never with the run's own words runs it again" in told) == (lost == "all")
+    assert (done / MODEL).read_bytes() == damaged and fedinit.load(done).done
+
+
+def test_a_models_images_that_are_others_now_are_told_by_the_table_alone(done, again, monkeypatch):
+    """Nor is anything written where its images or its backbone are not the run's any more."""
+    (done / HEAD).unlink()
+    monkeypatch.setattr("fedinit.runs.made_of.MadeOf.changes", lambda *_: "the backbone's file is another")
+    told = again()
+    assert (
+        SHOWN in told and f"warning: {done}/{HEAD}: is not there, and the run wrote it; put it back, or remove" in told
+    )
+    assert not (done / HEAD).exists()
