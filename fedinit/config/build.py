@@ -110,7 +110,7 @@ def _converted(hint: Any, value: Any, where: str, spec: dataclasses.Field[Any]) 
     type."""
     try:
         return _convert(hint, value, where)
-    except _Quoted:
+    except Quoted:
         raise
     except InputError:
         if expected := spec.metadata.get("expected"):
@@ -129,7 +129,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         named = {str(choice): choice for choice in typing.get_args(hint)}  # of numbers too
         choice = named[choose(where, value if isinstance(value, str) else shown(value), named)]
         if isinstance(value, str) and not isinstance(choice, str):  # it would be another run by its name
-            raise _Quoted(where, value)
+            raise Quoted(where, value)
         return choice
     if origin is tuple:
         return _tuple(typing.get_args(hint), value, where)
@@ -183,7 +183,7 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     return value
 
 
-class _Quoted(InputError):
+class Quoted(InputError):
     """A text where a number, or true or false, is expected that it would be without its quotes."""
 
     def __init__(self, where: str, value: str) -> None:
@@ -207,7 +207,7 @@ def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # a name made of digits reads as a number in YAML
     if isinstance(value, str) and hint in (int, float, bool) and _is_plain(hint, value):
-        raise _Quoted(where, value)
+        raise Quoted(where, value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise InputError(f"{where}={shown(value)}: expected {EXPECTED[hint]}")
     return value

@@ -35,6 +35,7 @@ TOLD = frozenset(
         "fedinit.config.limits.Cut",
         "fedinit.config.limits.Limited",
         "fedinit.data.checking.Misfits",
+        "fedinit.config.build.Quoted",
         "fedinit.errors.FolderBusy",
         "fedinit.errors.InputError",
         "fedinit.errors.Refused",
