@@ -23,7 +23,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from fedinit import wire
 from fedinit.errors import Code
 from fedinit.state import digest
-from fedinit.statistics import Request
 from fedinit.transport.local import LocalGrid
 from strategies.server import evaluating
 from strategies.server.exchange import Exchange
@@ -34,6 +33,7 @@ from strategies.server.requests import answer_limit
 from strategies.server.requests import asked as asking
 from strategies.server.round_zero import judge_of
 from tests.faults.updates import Played
+from tests.support.serving import request_of
 
 SECONDS, BYTES = 1.0, 50e6
 KINDS = ("query.describe", "query.statistics", "train", "query.project", "evaluate")
@@ -181,7 +181,7 @@ class Server:
             )
             return {client: repr(dict(record)) for client, record in counted.items()}
         sent = self.played.sent[kind]
-        request = Request.from_json(str(sent[0].content[wire.CONFIG]["request"]), {}, {})
+        request = request_of(sent[0])
         asked = asking(self.exchange, self.exchange.clients, sent, 0, answer_limit(request))
         found, _ = match_replies(replies, asked, self.exchange.client_of, judge_of(request, self.exchange.examples))
         return {client: digest.of_tensors(one.sums) for client, one in found.items()}

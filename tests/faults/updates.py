@@ -25,7 +25,6 @@ from clients.site import Site
 from fedinit import wire
 from fedinit.runs.observer import Observer
 from fedinit.state import digest
-from fedinit.statistics import Request
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.aggregator import Update
@@ -34,6 +33,7 @@ from strategies.server.federated_lora import FederatedLora
 from strategies.server.federation import federate
 from strategies.server.replies import Asked, match_replies
 from strategies.server.round_zero import judge_of
+from tests.support.serving import request_of
 from tests.support.small import small_config
 
 HUGE = st.floats(1e3, 1e30)
@@ -247,7 +247,7 @@ class Played:
             counts, _ = evaluating.admit(self.strategy.state.roster, self.strategy.exchange, replies, asked)
             return {client: repr(dict(found)) for client, found in counts.items()}
         sent = self.sent[kind]
-        request = Request.from_json(str(sent[0].content[wire.CONFIG]["request"]), {}, {})
+        request = request_of(sent[0])
         asked = {m.metadata.dst_node_id: Asked(i, 0, run=1, message=m) for i, m in enumerate(sent)}
         found, _ = match_replies(replies, asked, self.strategy.exchange.client_of, judge_of(request))
         return {client: digest.of_tensors(one.sums) for client, one in found.items()}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import torch
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from clients.cohort import Cohort
 from clients.site import Site
+from fedinit import wire
 from fedinit.factors import Factors
 from fedinit.runs.observer import Roster
 from fedinit.state.start import StartState
+from fedinit.statistics import Request
 from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.reinit import ReinitContext, create_reinit
@@ -42,3 +45,11 @@ def registered(site: Site) -> tuple[Exchange, ServerState]:
     layers = {n: Factors(torch.ones(4, k), torch.zeros(d, 4)) for n, (d, k) in site.targets.items()}
     head = {"weight": torch.zeros(10, 24), "bias": torch.zeros(10)}
     return exchange, ServerState.begun(StartState(layers=layers, head=head), roster, {})
+
+
+def request_of(message: Message) -> Request:
+    """The question of round 0 that a message asks, with the tensors and the head that go with it."""
+    content = message.content
+    state = wire.decode(content[wire.STATE])
+    head = {name.removeprefix(wire.HEAD): value for name, value in state.items() if name.startswith(wire.HEAD)}
+    return Request.from_json(str(content[wire.CONFIG]["request"]), wire.decode(content[wire.ASKED]), head)
