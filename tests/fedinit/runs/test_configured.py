@@ -30,11 +30,6 @@ def whole(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def done(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / whole.parent.name / whole.name))
-
-
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_configuration_makes_no_other_model(edit, done, tmp_path, capsys):
     file, right = done / "config.yaml", (done / "config.yaml").read_text()

@@ -35,11 +35,6 @@ def whole(tmp_path_factory) -> Path:
     return fedinit.run(*SHORT, "report=full", f"output_dir={tmp_path_factory.mktemp('whole')}").folder
 
 
-@pytest.fixture
-def done(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / whole.parent.name / whole.name))
-
-
 @pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
 def test_it_is_said_and_written_anew(text, done, whole, capsys):
     """By the folder; the remedy that is said is what is done."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ SHORT = (*WORDS, "rounds=1", "client.max_steps=1", "evaluation=none")
 def whole(tmp_path_factory) -> Path:
     """A run that is done, which nobody changes."""
     return fedinit.run(*SHORT, f"output_dir={tmp_path_factory.mktemp('whole')}").folder
-
-
-@pytest.fixture
-def done(whole, tmp_path) -> Path:
-    """A copy of it, where the same words with this test's output_dir look for it."""
-    return Path(shutil.copytree(whole, tmp_path / whole.parent.name / whole.name))
 
 
 @pytest.fixture

@@ -23,11 +23,6 @@ def whole(tmp_path_factory) -> Path:
     return fedinit.run(*SHORT, f"output_dir={tmp_path_factory.mktemp('whole')}").folder
 
 
-@pytest.fixture
-def done(whole, tmp_path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / whole.parent.name / whole.name))
-
-
 @pytest.fixture(params=["words", "folder"])
 def again(request, done, tmp_path, capsys):
     """The run's own words, or its folder, once more: what is printed."""
