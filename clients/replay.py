@@ -12,10 +12,12 @@ shapes are also what makes a client's bytes independent of when its mates are do
 from __future__ import annotations
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,10 +30,12 @@ from fedinit.adapters.bank import Bank
 from fedinit.adapters.contract import Frozen
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
+from fedinit.errors import out_of_memory
 from fedinit.models.input_spec import InputSpec
 
 RECORDINGS = 4  # shapes of banks that are kept; each holds its adapters, and the graphs of all share their memory
 RESIDENT = 0.25  # of the device's memory: data sets up to this lie on the device, beside the SHARE of cost.py
+CAPTURING = threading.Lock()  # a process records one graph at a time, whatever the device
 
 
 class Recorder:
@@ -42,12 +46,28 @@ class Recorder:
         device: on the CPU nothing is recorded, and the same steps are taken one by one: the twin that tests can have
         everywhere."""
         self.data, self.spec, self.device = data, spec, device
-        size, on_cuda = data.images.shape.numel() * data.images.dtype.itemsize, device.type == "cuda"
-        room = RESIDENT * torch.cuda.get_device_properties(device).total_memory if on_cuda else size
-        self.images = data.images.to(device) if isinstance(data.images, Tensor) and size <= room else None
-        self.labels = data.labels.to(device)
-        self.works, self.pool = on_cuda, torch.cuda.graph_pool_handle() if on_cuda else None
+        self.works, self.pool = device.type == "cuda", torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
+
+    @cached_property
+    def images(self) -> Tensor | None:
+        """All of them on the device, from the first recording on; None where they take too much of its memory."""
+        images = self.data.images
+        size = images.shape.numel() * images.dtype.itemsize
+        on_cuda = self.device.type == "cuda"
+        room = RESIDENT * torch.cuda.get_device_properties(self.device).total_memory if on_cuda else size
+        return images.to(self.device) if isinstance(images, Tensor) and size <= room else None
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """All of them on the device."""
+        return self.data.labels.to(self.device)
+
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """What steps are recorded on. torch's own default is one of the process, on the device that came first: on
+        another nothing would be recorded, and no step taken."""
+        return torch.cuda.Stream(self.device)
 
     def takes(self, training: Training, loader: BankLoader) -> bool:
         """Whether this training can be recorded: not where the heads train on features, nor with dropout, whose
@@ -141,7 +161,7 @@ class Recording:
         if training is not mine:
             for target, source in zip(self.tensors, _tensors(training), strict=True):
                 target.copy_(source)
-        mine.optimizer.steps = 0
+        mine.optimizer.steps, mine.optimizer.padding = 0, training.optimizer.padding
         for name, base in _merged(bank).items():
             _copy_into(self.bases[name], base)
         bank.head = self.head
@@ -163,27 +183,35 @@ class Recording:
 
     def _record(self, rows: int, width: int, resting: bool) -> None:
         """Record the step, which is taken a few times before, by values that are put back."""
-        tensors, device = self.tensors, self.recorder.device
+        recorder, shape = self.recorder, (rows, width, resting)
+        device, stream, here = recorder.device, recorder.stream, torch.cuda.current_stream(recorder.device)
         with torch.no_grad():
-            before = [value.clone() for value in tensors]
-        stream, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream(device))
+            before = [value.clone() for value in self.tensors]
+        graph, replays = torch.cuda.CUDAGraph(), torch.zeros((), dtype=torch.long, device=device)
+        stream.wait_stream(here)
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._take(rows, width, resting)
-        torch.cuda.current_stream(device).wait_stream(stream)
+                self._take(*shape)
+        here.wait_stream(stream)
         try:
-            with torch.cuda.graph(graph, pool=self.recorder.pool, capture_error_mode="thread_local"):
-                self._take(rows, width, resting)
-            self.graphs[rows, width, resting] = graph
-        except (
-            RuntimeError
-        ) as error:  # what cannot be recorded waits for the device somewhere: it is taken step by step
-            self.recorder.works = False
+            with CAPTURING, torch.cuda.graph(graph, recorder.pool, stream, capture_error_mode="thread_local"):
+                self._take(*shape)
+                replays.add_(1)
+            taken = replays.item()
+            graph.replay()
+            if replays.item() != taken + 1:  # torch warns of an empty graph, and replays it without a word
+                raise RuntimeError("nothing was recorded")
+            self.graphs[shape] = graph
+        except RuntimeError as error:
+            torch.cuda.set_stream(here)  # a capture that was broken off leaves its own
+            if out_of_memory(error):
+                raise
+            # What cannot be recorded waits for the device somewhere: it is taken step by step.
+            recorder.works = False
             print(f"engine: steps are taken one by one, since they cannot be recorded: {error}".split("\n")[0],
                   file=sys.stderr)  # fmt: skip
         with torch.no_grad():
-            for value, kept in zip(tensors, before, strict=True):
+            for value, kept in zip(self.tensors, before, strict=True):
                 value.copy_(kept)
 
     def _take(self, rows: int, width: int, resting: bool) -> None:

@@ -57,7 +57,9 @@ class Training:
         mean = means[0] if len(means) == 1 else torch.cat(means)  # (n,)
         gradients = torch.autograd.grad(mean.sum(), list(self.leaves.values()))
         self.optimizer.apply(dict(zip(self.leaves, gradients, strict=True)), len(mean), moving)
-        self.losses[: len(mean)] += mean.detach()
+        told = mean.detach()
+        # Of a client that is done the pass is of whatever was left in its place.
+        self.losses[: len(mean)] += told if moving is None else torch.where(moving[:, 0], told, 0.0)
 
     def _features_losses(self, one: Pass) -> Tensor:
         logits = self.bank.classify(one.inputs, len(one.weight), one.first)

@@ -94,10 +94,16 @@ def reason(error: Exception, kept: str = GOES_ON) -> str | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left, or the machine: torch has a class of its own for the one, and says the other
-    in a RuntimeError; a library that finds none for itself is one that cannot be imported; and where Python has none
-    to say so in, it is a SystemError."""
-    told = ("DefaultCPUAllocator", "failed to map segment", "without setting an exception")
+    """Whether a device had no memory left, or the machine: torch has a class of its own for its allocator's, and says
+    the machine's, and what CUDA and its libraries find none for, in a RuntimeError; a library that finds none for
+    itself is one that cannot be imported; and where Python has none to say so in, it is a SystemError."""
+    told = (
+        "DefaultCPUAllocator",
+        "failed to map segment",
+        "without setting an exception",
+        "CUDA error: out of memory",
+        "STATUS_ALLOC_FAILED",  # of cuBLAS, cuDNN and their like
+    )
     if isinstance(error, (RuntimeError, ImportError, SystemError)):
         return any(part in str(error) for part in told) or type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from clients.engine.cost import SHARE, StepCost, step_cost
-from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, Precision, RayConfig, ThreadsConfig
+from clients.engine.cost import MOST, SHARE, StepCost, step_cost
+from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, InlineConfig, Precision, RayConfig, ThreadsConfig
 from fedinit.config.schema import Config
 from fedinit.devices import CPU, named
 from fedinit.errors import InputError
@@ -74,7 +77,7 @@ def resolved(config: Config) -> Config:
         size = BANK_ON_CPU
         if place.type == "cuda":
             room = int(SHARE * torch.cuda.get_device_properties(place).total_memory)
-            size = _cost(config, precision).fit(room, config.client.batch_size)
+            size = min(_cost(config, precision).fit(room, config.client.batch_size), _share(config))
     compiled = config.engine.compile
     if compiled == "auto":
         # Not on CUDA: with torch 2.11 gradients were wrong there, and it has not been measured since.
@@ -116,6 +119,16 @@ def _precision(wanted: Precision, place: torch.device, numbers: bool) -> Precisi
     return wanted
 
 
+def _share(config: Config) -> int:
+    """The clients of a round that each of several CUDA devices gets, so that none waits for another's bank; more than
+    there can be on one device, and where the data alone says how many there are."""
+    engine, there = config.engine, config.partition.count(config.data.known_domains)
+    most = 1 if isinstance(engine, InlineConfig) else len(devices(engine.device, None))
+    if isinstance(engine, RayConfig) and engine.actors != "auto":
+        most = engine.actors
+    return MOST if there is None or most == 1 else max(1, math.ceil(math.ceil(config.participation * there) / most))
+
+
 def _cost(config: Config, precision: str) -> StepCost:
     """Of the configuration's training step."""
     try:
@@ -138,17 +151,53 @@ def computing(device: torch.device, precision: str, repeats: bool = True) -> Ite
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products on several streams may differ
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=not repeats)
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        with torch.cuda.device(device):
+    with _flags.set(precision == "tf32", not repeats), torch.cuda.device(device):
+        yield
+
+
+class _Flags:
+    """torch's switches, which are the process's: as they are needed while a lane of any device computes, and as they
+    were when none does."""
+
+    def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), 0
+        self._before = contextlib.ExitStack()
+
+    @contextmanager
+    def set(self, tf32: bool, warn_only: bool) -> Iterator[None]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products on several streams may differ
+        with self._lock:
+            if self._within == 0:
+                self._keep()
+            self._within += 1
+            torch.use_deterministic_algorithms(True, warn_only=warn_only)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32 = tf32  # pyright: ignore[reportAttributeAccessIssue]
+        try:
             yield
-    finally:
-        torch.use_deterministic_algorithms(before)
+        finally:
+            with self._lock:
+                self._within -= 1
+                if self._within == 0:
+                    self._before.close()
+
+    def _keep(self) -> None:
+        """Have `_before` put things back."""
+        enabled, only = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        self._before.callback(torch.use_deterministic_algorithms, enabled, warn_only=only)
+        for module, name in (
+            (torch.utils.deterministic, "fill_uninitialized_memory"),
+            (torch.backends.cuda.matmul, "allow_tf32"),
+            (torch.backends.cudnn, "allow_tf32"),
+        ):
+            self._before.callback(setattr, module, name, getattr(module, name))
+
+
+_flags = _Flags()
 
 
 def repeats(backbone: Backbone, device: torch.device, precision: str) -> bool:

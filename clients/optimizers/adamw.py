@@ -26,7 +26,9 @@ class AdamW(BankOptimizer[AdamWConfig]):
     def advance(self) -> None:
         super().advance()
         beta1, beta2 = self.settings.betas
-        self.corrections.copy_(torch.tensor([1 - beta2**self.steps, self.settings.lr / (1 - beta1**self.steps)]))
+        # Filled, not copied: a copy of the host's waits for the device.
+        self.corrections[0].fill_(1 - beta2**self.steps)
+        self.corrections[1].fill_(self.settings.lr / (1 - beta1**self.steps))
 
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         beta1, beta2 = self.settings.betas

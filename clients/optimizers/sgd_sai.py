@@ -35,6 +35,7 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
         super().__init__(leaves, settings, owned, step_scales)
         rows, device = len(self.values), self.values.device
         self.sizes = [leaf[0].numel() for leaf in self.leaves.values()]
+        self.total = torch.tensor(self.sizes, dtype=torch.float64).to(device)  # (blocks,), padding and all
         self.block = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes)).to(device)  # (P,)
         counts = [
             torch.full((rows,), size) if owned is None else owned[name]
@@ -49,14 +50,18 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
     def update(self, value: Tensor, gradient: Tensor, active: int) -> None:
         momentum, lr = self.settings.momentum, self.settings.lr
         buffer = self.buffer[:active].mul_(momentum).add_(gradient, alpha=1 - momentum)
-        # On CUDA without asking, which would wait for the device; where all have begun it changes nothing.
-        if value.is_cuda or not self.begun[:active].all():
+        if not self._all_begun(active):
             first = self._begin(gradient, active)
             buffer.copy_(torch.where(first[:, self.block], gradient, buffer))
         decay = lr * self.settings.weight_decay
         value.mul_(1 - (decay if self.ratio is None else decay * self.ratio))
         step = buffer * self.step_scales[:active].to(buffer.dtype)[:, self.block]
         value.add_(step if self.ratio is None else step * self.ratio, alpha=-lr)
+
+    def _all_begun(self, active: int) -> bool:
+        """Whether no block waits for its first gradient. Of CUDA it is not asked, which would wait for the device: to
+        begin where all have begun changes nothing."""
+        return not self.values.is_cuda and bool(self.begun[:active].all())
 
     def _begin(self, gradient: Tensor, active: int) -> Tensor:
         """Fix the scales of the blocks whose first gradient this is; (active, blocks), true at those."""
@@ -68,7 +73,7 @@ class SGDSaI(BankOptimizer[SGDSaIConfig]):
         count = self.counts[:active]
         mean = total / count.clamp(min=1)
         around = torch.stack([(p - m[:, None]).square().sum(1) for p, m in zip(parts, mean.T, strict=True)], dim=1)
-        padding = torch.tensor(self.sizes, device=count.device) - count
+        padding = self.total - count
         ratio = step_scale(square, around - padding * mean.square(), count)
         fixed = self.step_scales[:active]
         fixed.copy_(torch.where(first & (fixed == 0), ratio, fixed))

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedinit.config.schema import Config
 from fedinit.crossing import crossed
 from fedinit.devices import CPU, chosen
-from fedinit.errors import RunFailed
+from fedinit.errors import RunFailed, out_of_memory
 from fedinit.threads import intra_op
 from strategies.aggregator import Aggregate, Update
 
@@ -55,7 +55,9 @@ def room_for_updates(device: torch.device) -> Iterator[None]:
     """Within the block a device without memory ends the run in one line. Raises RunFailed."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         raise RunFailed(
             f"{device} has too little memory for the server's work on a round's updates; use server_device=cpu, which "
             "is another run, since its sums round differently"

@@ -6,6 +6,7 @@ everything but the recording itself is held here on every machine.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -16,12 +17,15 @@ import torch
 from clients.batches import halved
 from clients.engine.hardware import computing
 from clients.engine.worker import Settings, Worker
-from clients.replay import Recorder
+from clients.optimizers.sgd_sai import SGDSaI
+from clients.replay import CAPTURING, Recorder
 from clients.task import ClientFailed, Job, Result, Task
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
+from fedinit.errors import RunFailed, out_of_memory
 from fedinit.factors import Factors
 from fedinit.models import Backbone, select_targets
+from tests.support.taped import Captures, Tape
 
 RANK, SCALE = 4, 2.0
 # Batches of four: six, three, two and one an epoch; four clients, then two, then one are in a step.
@@ -176,8 +180,6 @@ def test_images_off_the_device_are_augmented_alike(worker, client_config, tasks)
 
 @needs_cuda
 def test_too_little_memory_is_said_in_one_line(worker, client_config, tasks, monkeypatch) -> None:
-    from fedinit.errors import RunFailed
-
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -193,7 +195,6 @@ def test_too_little_memory_is_said_in_one_line(worker, client_config, tasks, mon
 )
 def test_a_processor_without_memory_loses_no_client(worker, client_config, tasks, monkeypatch, count, said) -> None:
     """torch says it in a RuntimeError there; taken for the clients', they would be missing in the round's mean."""
-    from fedinit.errors import RunFailed
 
     def full(*_: object, **__: object) -> None:
         torch.empty(10**15)
@@ -270,3 +271,144 @@ def test_factors_are_the_tasks_own(worker, client_config, tasks) -> None:
     for name, factors in tasks[0].adapter.items():
         assert torch.equal(factors.A, before[name].A) and torch.equal(factors.B, before[name].B)
         assert torch.equal(first[0].adapter[name].A, kept[name].A)
+
+
+OPTIMIZERS = {
+    "sgd": {"augment": "crop_flip", "clip_norm": 1.0, "momentum": 0.9, "weight_decay": 0.1},
+    "adamw": {"optimizer": "adamw", "lr": 0.003, "augment": "flip", "lr_ratio_b": 4.0},
+    "sgd_sai": {"optimizer": "sgd_sai", "prox": 0.1, "epochs": 1},
+}
+
+
+@pytest.fixture
+def captures(monkeypatch) -> Captures:
+    return Captures(monkeypatch)
+
+
+def taped(worker: Worker) -> Worker:
+    """The worker, which records as on CUDA."""
+    assert worker.recorder is not None
+    worker.recorder.works = True
+    return worker
+
+
+@pytest.mark.parametrize("changes", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_steps_are_recorded_and_replayed_to_the_same_bytes(
+    changes, captures, worker, client_config, tasks, monkeypatch
+) -> None:
+    """By a graph of the CPU's, which refuses what a capture refuses; two banks of one shape in turn."""
+    monkeypatch.setattr(SGDSaI, "_all_begun", lambda optimizer, active: False)  # as on CUDA
+    settings = client_config(**changes)
+    recorded, twin = taped(worker(settings)), worker(settings)
+    for banks in (tasks, [dataclasses.replace(task, round=2) for task in tasks], tasks):
+        assert same_bytes(results(recorded, banks), results(twin, banks))
+    assert recorded.recorder is not None and recorded.recorder.works
+    graphs = [graph for made in recorded.recorder._recordings.values() for graph in made.graphs.values()]
+    assert len(graphs) > 2 and all(graph.operations for graph in graphs)
+
+
+def test_a_graph_is_captured_on_the_recorders_own_stream(captures, worker, client_config, tasks, monkeypatch) -> None:
+    """torch's own default is a stream of the device that came first in the process; and one graph at a time."""
+    captured = captures._capture
+
+    def alone(*given, **how):
+        assert CAPTURING.locked()
+        return captured(*given, **how)
+
+    monkeypatch.setattr(torch.cuda, "graph", alone)
+    made = taped(worker(client_config()))
+    results(made, tasks)
+    assert made.recorder is not None and captures.streams and set(captures.streams) == {made.recorder.stream}
+    assert made.recorder.stream.device == made.recorder.device
+
+
+def test_an_empty_graph_is_no_step(captures, worker, client_config, tasks, capsys) -> None:
+    """What torch makes of a capture on another device's stream: replayed, no client would move."""
+    captures.elsewhere = True
+    settings = client_config(augment="crop_flip")
+    made = taped(worker(settings))
+    assert same_bytes(results(made, tasks), results(worker(settings), tasks))
+    assert made.recorder is not None and not made.recorder.works
+    assert "steps are taken one by one, since they cannot be recorded: nothing was recorded" in capsys.readouterr().err
+    assert captures.set == [captures.here]
+
+
+def test_no_memory_for_a_recording_is_no_reason_to_take_steps_one_by_one(
+    captures, worker, client_config, tasks, capsys
+) -> None:
+    captures.error = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RunFailed, match="4 clients .* engine.clients_per_bank=2"):
+        taped(worker(client_config())).do(Job("train", "", "", tuple(tasks)))
+    assert not capsys.readouterr().err and captures.set == [captures.here] * len(captures.set) != []
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+    ],
+)
+def test_what_cuda_says_where_it_has_no_memory(error, expected) -> None:
+    assert out_of_memory(error) is expected
+
+
+@pytest.mark.parametrize("optimizer", ["sgd_sai", "adamw"])
+def test_what_an_optimiser_keeps_is_told_of_the_bank_that_trained(optimizer, worker, client_config, tasks) -> None:
+    """And not of the first of its shape, whose clients had their ranks in another order."""
+    other = [dataclasses.replace(t, adapter=u.adapter) for t, u in zip(tasks, reversed(tasks), strict=True)]
+    made, plain = worker(client_config(optimizer=optimizer)), worker(client_config(optimizer=optimizer), recorded=False)
+    first, second = results(made, tasks), results(made, other)
+    assert [r.optimizer_state for r in second] == [r.optimizer_state for r in results(plain, other)]
+    assert [r.optimizer_state for r in first] != [r.optimizer_state for r in second]
+
+
+def test_a_client_that_is_done_has_the_loss_of_its_own_steps(worker, client_config, tasks) -> None:
+    """A pass of whatever lies in its place may overflow: zero times infinity is no number."""
+    settings = client_config(lr=1e25, epochs=1)
+    rows = [dataclasses.replace(t, adapter=tasks[1].adapter) for t in tasks]
+    ours, theirs = results(worker(settings), rows), results(worker(settings, recorded=False), rows)
+    assert not all(r.loss < 1e20 for r in theirs)  # who goes on diverges
+    assert ours[3].steps == 1 and ours[3].loss == pytest.approx(theirs[3].loss, rel=1e-5) and ours[3].loss < 100
+
+
+def test_the_host_gives_adamw_its_corrections_without_a_copy(worker, client_config, tasks) -> None:
+    made = worker(client_config(optimizer="adamw"))
+    results(made, tasks)
+    (recording,) = made.recorder._recordings.values()
+    optimizer = recording.training.optimizer
+    optimizer.steps = 0
+    with Tape(operations := []):
+        optimizer.advance()
+    assert all("fill_" in str(done[0]) or "select" in str(done[0]) for done in operations)
+    b1, b2 = optimizer.settings.betas
+    expected = torch.tensor([1 - b2, optimizer.settings.lr / (1 - b1)])
+    assert torch.equal(optimizer.corrections, expected)
+
+
+def test_switches_stay_while_any_lane_computes_and_are_put_back(monkeypatch) -> None:
+    """Two devices' lanes, of which the first is done first."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    torch.backends.cuda.matmul.allow_tf32 = True
+    before = torch.are_deterministic_algorithms_enabled()
+    one, two = (computing(torch.device("cuda", i), "fp32") for i in range(2))
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cuda.matmul.allow_tf32
+    two.__exit__(None, None, None)
+    assert torch.are_deterministic_algorithms_enabled() == before and torch.backends.cuda.matmul.allow_tf32
+    with computing(torch.device("cuda", 0), "tf32"):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_images_are_on_the_device_from_the_first_recording_on(worker, client_config, tasks) -> None:
+    made = worker(client_config())
+    assert "images" not in vars(made.recorder) and "labels" not in vars(made.recorder)
+    results(made, tasks)
+    assert made.recorder.images is not None and "labels" in vars(made.recorder)

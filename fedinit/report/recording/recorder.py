@@ -124,7 +124,8 @@ def memory() -> tuple[int | None, int | None]:
             resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         resident = None
-    return resident, torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    return resident, max(map(torch.cuda.max_memory_allocated, devices), default=None)
 
 
 def _shown(figures: Mapping[str, float]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,3 +91,25 @@ def test_what_a_machine_has_not_is_one_line(words, said) -> None:
     with pytest.raises(InputError) as caught:
         resolved(small_config(*(["engine.device=cpu"] if "device" not in words[0] else []), *words))
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "words", "expected"),
+    [
+        (1, (), 512),
+        (2, (), 2),
+        (3, (), 1),
+        (2, ("participation=0.34",), 1),
+        (2, ("engine=inline",), 512),
+        (8, ("engine=ray", "engine.actors=3"), 1),
+    ],
+)
+def test_several_gpus_share_the_clients_of_a_round(there, words, expected, monkeypatch) -> None:
+    """Three of them; on one GPU a bank is as large as its memory, so that a run keeps its name."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=10**12))
+    made = resolved(small_config("engine.device=cuda", "engine.clients_per_bank=auto", *words))
+    assert made.partition.count(made.data.known_domains) == 3
+    assert made.engine.clients_per_bank == expected
