@@ -27,7 +27,6 @@ from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.engine.hardware import resolved
-from clients.engine.room import cost_of, refuse_without_room
 from clients.probe import Probe
 from clients.site import Site
 from clients.state.rounds import own_factors
@@ -117,6 +116,8 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
     """Run the configuration with this site, in the folder that is located; its summary."""
     # Refuses what does not fit, before a folder is made.
     refuse_clients(config, site)
+    if site.cost is not None and (said := site.without_room()):
+        tell(console, f"{said}; the system may end the run", "yellow")
     try:
         opened = open_run(config, console, located)
     except run_folder.RunDone as ended:
@@ -167,9 +168,9 @@ def trial_of(config: Config, site: Site) -> Trial:
     """Three rounds of the run in memory, or two where it has no more, evaluated by the clients where the run's are, on
     a few images of each client: their figures, scaled to the run. Raises InputError where its steps would not fit into
     memory."""
-    cost, kept = cost_of(site), RoundsKept()
-    if cost is not None:
-        refuse_without_room(site, cost)
+    if said := site.without_room():
+        raise InputError(said)
+    kept = RoundsKept()
     parts, schedule = Components.of(config), Schedule.of(config.evaluation)
     groups = measured_groups(parts.initializer, parts.head).values()
     few = with_few_images(site, max((made.min_examples for made in groups), default=0))

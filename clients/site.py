@@ -16,8 +16,10 @@ from torch import Tensor
 from clients.attacks.label_flip import flipped
 from clients.engine import Emit, Engine
 from clients.engine.cluster import foresee
-from clients.engine.hardware import clients_device, crowded, resolved
+from clients.engine.cost import StepCost
+from clients.engine.hardware import CPU, clients_device, crowded, resolved
 from clients.engine.inline import InlineEngine
+from clients.engine.room import cost_of, largest_step, within_room, without_room
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
 from clients.evaluation import FrozenFeatures, Sums, judge, sums_record
@@ -73,6 +75,7 @@ class Site:
 
     targets: {layer: (d, k)} of the layers with adapters.
     partitions: one a client, in the order of their ids.
+    cost: of a client's step on the CPU; None on another device, and for a model that cannot be asked.
     emit: is told, as an Observer's `event`, of what befalls the engine; set by who keeps a ledger.
     """
 
@@ -107,6 +110,7 @@ class Site:
             bad = config.attack.attackers(len(self.partitions), config.seed)
             self.data = flipped(self.data, [part for part in self.partitions if part.client in bad])
         backbone, shown = self.backbone, self.data  # what the engine works on
+        self.cost: StepCost | None = None
         if config.engine.prefix_cache:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
@@ -114,12 +118,35 @@ class Site:
         self.emit: Emit = _nobody
         if console is not None and (said := crowded(config.engine, clients_device(config.engine))):
             tell(console, said, "yellow")
+        engine = self._within_room(backbone, console) if client is None else config.engine  # one trains alone
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
-        self.engine = ENGINES[config.engine.name](config.engine, held, lambda *event: self.emit(*event))
+        self.engine = ENGINES[engine.name](engine, held, lambda *event: self.emit(*event))
         if console is not None:
             self._tell_engine(console)
+
+    def _within_room(self, backbone: Backbone, console: Console | None) -> EngineConfig:
+        """The engine, with as many lanes as memory has room for where their number is left to it. backbone: what is
+        trained over."""
+        engine = self.config.engine
+        if (place := clients_device(engine)) != CPU:
+            return engine
+        self.cost = cost_of(self.config, backbone, self.targets, len(self.data.class_names), place)
+        if self.cost is None:
+            return engine
+        clients, images = largest_step(self.config, self.partitions)
+        engine, said = within_room(engine, self.cost, clients, min(images, self.config.client.batch_size))
+        if console is not None and said:
+            tell(console, said, "yellow")
+        return engine
+
+    def without_room(self) -> str:
+        """What is wrong, in one line, where the steps that are taken at once need more memory than is free; else empty.
+        On CUDA it takes seconds to say."""
+        classes, place = len(self.data.class_names), clients_device(self.config.engine)
+        cost = self.cost or cost_of(self.config, self.backbone, self.targets, classes, place)
+        return "" if cost is None else without_room(self.config, self.partitions, self.engine.lanes, cost)
 
     def _tell_engine(self, console: Console) -> None:
         size, clients = self.config.engine.clients_per_bank, len(self.partitions)

@@ -14,20 +14,36 @@ from contextlib import contextmanager
 
 import torch
 
+from fedinit import control_group
 from fedinit.allocator import keep_freed
 from fedinit.errors import InputError
 
 
 def cores() -> int:
-    """Cores this process may use; no more than FEDINIT_CORES says, which a process of a sweep is started with. Raises
-    InputError where that is no number of cores."""
+    """Cores this process may use; no more than a container has (rounded up) and FEDINIT_CORES says, which a process of
+    a sweep is started with. Raises InputError where that is no number of cores."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = min(there, _quota() or there)
     share = os.environ.get("FEDINIT_CORES", "")
     if not share:
         return there
     if not (share.isdecimal() and int(share)):
         raise InputError(f"FEDINIT_CORES={share}: expected a whole number of cores, 1 or more; or unset it")
     return min(there, int(share))
+
+
+_quota = functools.cache(control_group.cores)  # read once: what a run is told first holds for all of it
+
+
+def keep_to_quota() -> None:
+    """Have torch take no more intra-op threads than a container has cores: it counts the machine's, and threads beyond
+    a quota wait for each other. Who sets OMP_NUM_THREADS decides for himself."""
+    quota = _quota()
+    if quota is not None and "OMP_NUM_THREADS" not in os.environ and quota < torch.get_num_threads():
+        torch.set_num_threads(quota)
+
+
+keep_to_quota()
 
 
 def make_pool(workers: int, name: str) -> ThreadPoolExecutor:

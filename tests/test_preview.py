@@ -16,7 +16,6 @@ from rich.console import Console
 import fedinit
 import run_sim
 from clients import trial as trials
-from clients.engine.room import cost_of
 from clients.site import Site
 from fedinit.data.partition import PARTITIONS
 from fedinit.errors import RunFailed
@@ -285,7 +284,7 @@ def test_a_batch_larger_than_all_clients_images_costs_what_these_do():
     largest = max(len(part.train) for part in sites[0].partitions)
     assert 100 < largest < 3000
     shown = [run_sim.previewed(site.config, site, Path("f")) for site in sites]
-    cost = cost_of(sites[0])
+    cost = sites[0].cost
     assert cost is not None and all(one.trial is not None for one in shown)
     memory = [one.trial.memory for one in shown]
     assert memory[0] - memory[1] < 3 * cost.image * (largest - 100) + 2**27 < 3 * cost.image * (3000 - 100)
@@ -303,7 +302,7 @@ def test_steps_that_do_not_fit_into_memory_are_told_and_not_tried(monkeypatch, c
 MEASURED = """
 import sys, run_sim
 from pathlib import Path
-from clients.engine.room import at_once, cost_of
+from clients.engine.room import largest_step
 from clients.site import Site
 from fedinit.config.compose import compose_config
 
@@ -311,7 +310,7 @@ words = ["data.domains=[plain,noise]", "client.epochs=1", "client.max_steps=1", 
 site = Site(compose_config([*words, f"client.batch_size={sys.argv[1]}"]))
 run_sim.previewed(site.config, site, Path("f"))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # getrusage's is its parent's too
-print(int(peak.split()[1]) * 1024, cost_of(site).peak(at_once(site), int(sys.argv[1])))
+print(int(peak.split()[1]) * 1024, site.cost.peak(largest_step(site.config, site.partitions)[0], int(sys.argv[1])))
 """
 
 

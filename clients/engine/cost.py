@@ -1,10 +1,12 @@
 """What a training step costs, and so how many clients fit into a device's memory in one pass.
 
-In closed form but for what autograd keeps and what is computed, which is asked of a pass over tensors without memory.
+In closed form but for what autograd keeps and what is computed, which is asked of a pass over tensors without memory;
+or, of the CPU, of a pass of one image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from fedinit.models.backbone import Backbone
 META = torch.device("meta")
 SHARE = 0.6  # of a device's memory; the rest is the data's, the driver's, the libraries' and the fragments'
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
+PASSING = (
+    5  # tensors as large as the largest that are there for a moment, on the way back: measured, docs/benchmarks.md
+)
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
 
 
@@ -28,7 +33,7 @@ class StepCost:
 
     fixed: the frozen weights. image: what a pass keeps of one image for the way back. client: adapter, head, their
     gradients and the optimiser's state.
-    flops: operations of one image's way through the model and back, where no weight has a gradient.
+    flops: operations of one image's way through the model and back, where no weight has a gradient; 0: not counted.
     """
 
     fixed: int
@@ -48,7 +53,7 @@ class StepCost:
 def step_cost(
     backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int, dtype: torch.dtype
 ) -> StepCost:
-    """The model for one backbone.
+    """The model for one backbone, by a pass over tensors without memory.
 
     targets: {layer: (d, k)} of the layers with adapters. rank, classes: of the adapters and the head.
     dtype: what the backbone computes in.
@@ -56,12 +61,36 @@ def step_cost(
     from torch.utils.flop_counter import FlopCounterMode  # here, since it takes long to import and CUDA alone asks
 
     module = copy.deepcopy(backbone.module).to(META, dtype)
-    bank = Bank(Backbone(module, backbone.features, backbone.input), targets, 1.0)
+    counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
+    outline = Backbone(module, backbone.features, backbone.input)
+    weights, image, _, numbers = _passed(outline, targets, rank, classes, META, counted)
+    exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
+    return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
+
+
+def step_cost_on_cpu(backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int) -> StepCost:
+    """As `step_cost`, in float32 and without its operations, by a pass of one image through the backbone as it is. A
+    pass without memory takes torch two seconds at first, and keeps other things of attention."""
+    given = backbone, targets, rank, classes, torch.device("cpu"), contextlib.nullcontext()
+    weights, image, largest, numbers = _passed(*given)
+    return StepCost(weights, image + PASSING * largest, 4 * COPIES * numbers, 0)
+
+
+def _passed(
+    backbone: Backbone,
+    targets: Mapping[str, tuple[int, int]],
+    rank: int,
+    classes: int,
+    device: torch.device,
+    counted: contextlib.AbstractContextManager,
+) -> tuple[int, int, int, int]:
+    """(bytes of the weights, bytes that a pass of one image keeps for the way back, of the largest tensor among these,
+    numbers of a client). counted: counts its operations."""
+    bank = Bank(backbone, targets, 1.0)
     adapter = {name: Factors(torch.zeros(rank, k), torch.zeros(d, rank)) for name, (d, k) in targets.items()}
     head = {"weight": torch.zeros(classes, backbone.features), "bias": torch.zeros(classes)}
-    leaves = bank.load([adapter], [head])
-    weights = sum(value.numel() * value.itemsize for value in module.parameters())
-    held = {value.untyped_storage()._cdata for value in (*module.parameters(), *leaves.values())}
+    leaves, weights = bank.load([adapter], [head]), list(backbone.module.parameters())
+    held = {value.untyped_storage()._cdata for value in (*weights, *leaves.values())}
     kept: dict[int, Tensor] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -71,13 +100,11 @@ def step_cost(
         return value
 
     spec = backbone.input
-    counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
     with counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        bank.forward(torch.zeros(1, spec.channels, spec.height, spec.width, device=META), 1)
+        bank.forward(torch.zeros(1, spec.channels, spec.height, spec.width, device=device), 1)
     numbers = sum(leaf.numel() for leaf in leaves.values())
-    exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
-    image = sum(value.untyped_storage().nbytes() for value in kept.values())
-    return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
+    sizes = [value.untyped_storage().nbytes() for value in kept.values()]
+    return sum(value.numel() * value.itemsize for value in weights), sum(sizes), max(sizes, default=0), numbers
 
 
 def _product(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedinit import control_group
 from fedinit.data.image_cache import ImageFile, MappedImages, default_folder, fault_of
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
@@ -81,12 +82,14 @@ class Decoding(ABC):
 
 
 def free_memory() -> int | None:
-    """The bytes of memory that can be had, where the system says."""
+    """The bytes of memory that can be had, of the machine and in a container; None where the system does not say."""
     try:
         facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-        return int(facts["MemAvailable"].split()[0]) * 1024
+        free = int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+    left = control_group.memory_left()
+    return free if left is None else min(free, left)
 
 
 class Store:
