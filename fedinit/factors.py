@@ -141,6 +141,18 @@ class Factors:
         return f.B @ f.A
 
 
+def at_most_full(product: Factors) -> Factors:
+    """The same product at a rank of min(d, k) at most, which no map exceeds: of more, the d×k matrix and the identity.
+    What stands beside it stays."""
+    d, k = product.shape
+    if product.rank <= min(d, k):
+        return product
+    plain = product.absorb()
+    dense = (plain.B.double() @ plain.A.double()).to(plain.B.dtype)
+    one = torch.eye(min(d, k), dtype=dense.dtype, device=dense.device)
+    return product.with_product(Factors(one, dense) if k <= d else Factors(dense, one))
+
+
 def resized(value: Tensor, axis: int, size: int) -> Tensor:
     """The tensor with `size` entries along an axis: the first ones, or zeros behind them."""
     missing = size - value.shape[axis]

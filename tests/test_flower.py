@@ -106,6 +106,17 @@ def test_server_and_client_evaluation_count_the_same(site):
     assert by_server == by_clients
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_clients_evaluate_what_has_the_rank_of_all_of_them_together(kind):
+    """FLoRA's global factors after a last round, of more than a map's own rank: 7 x 4 for widths of 24."""
+    words = ("strategy=flora", f"adapter={kind}", "adapter.rank=4", "partition=iid", "partition.clients=7", "rounds=1")
+    by_server, by_clients = (
+        run(Site(small_config(*words, e)), *words, e) for e in ("evaluation=server", "evaluation=clients")
+    )
+    assert by_server.score is not None and by_server.score == by_clients.score
+    assert max(factors.rank for factors in by_clients.aggregate.layers.values()) == 28
+
+
 def test_start_refuses_a_generator_of_messages(site):
     """Flower's HttpGrid reads the messages twice; a generator would fail in deployment only."""
     grid = LocalGrid(Cohort(site), 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from fedinit.runs.view import Round, View, figure
 from fedinit.scores import SCORES
 from fedinit.telling import tell
 
+MOST = 5  # clients of a round of whom one thing is said on the screen
+
 
 class ProgressObserver(Observer):
     """Shows a run's rounds while they pass."""
@@ -29,6 +32,7 @@ class ProgressObserver(Observer):
         self.view = View(label)
         self.live: Live | None = None
         self.score = ""
+        self._befell: Counter[tuple[str, object]] = Counter()  # clients, by kind of event and round
 
     def started(self, rounds: int, roster: Roster) -> None:
         self.view.rounds, self.view.total, self.view.score = rounds, len(roster.examples), roster.score
@@ -51,6 +55,7 @@ class ProgressObserver(Observer):
             self._line(f"{self.label}: goes on after round {round}")
 
     def round_done(self, report: RoundReport) -> None:
+        self._rest()
         self.view.add(shown(report))
         if report.score is not None:
             self.score = f", {report.score}"
@@ -93,14 +98,28 @@ class ProgressObserver(Observer):
             self._line(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if "client" in facts:  # one reason may be all clients', who may be thousands
+            about = kind, facts.get("round")
+            self._befell[about] += 1
+            if self._befell[about] > MOST:
+                return
         text = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items())
         self._line(f"{kind.replace('_', ' ')}: {text}", "yellow")
+
+    def _rest(self) -> None:
+        """Of how many more clients the same could have been said."""
+        for (kind, round), clients in self._befell.items():
+            if clients > MOST:
+                more = counted(clients - MOST, "more client")
+                self._line(f"{kind.replace('_', ' ')}: {more} in round {round}; ledger.jsonl has all of them", "yellow")
+        self._befell.clear()
 
     def waiting(self, text: str) -> None:
         self._line(f"{self.label}: {text}", "yellow")
 
     def close(self) -> None:
         """Stop the live view, so that the terminal is in order, also after a failure."""
+        self._rest()
         if self.live is not None:
             self.live.stop()
 

@@ -54,6 +54,12 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
     )
     if missing := summary.get("not_scored"):
         tell(console, f"not scored: {without(missing)}")
+    if summary[score.name] is None and "evaluation_failed" in (summary.get("left_out") or {}):
+        tell(
+            console,
+            "not scored: the last round, which no client could evaluate; fedinit evaluate FOLDER does",
+            "yellow",
+        )
     spent = summary.get("privacy") or {}
     if spent:
         of_examples = spent.get("unit") == "example"

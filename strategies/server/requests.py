@@ -15,6 +15,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.factors import at_most_full
 from fedinit.state import base_offset, digest
 from fedinit.statistics import Request, create_statistics, wire_format
 from strategies.aggregator import Aggregate
@@ -83,10 +84,14 @@ def for_evaluation(
     state: ServerState, method: Method, exchange: Exchange, extra: Settings = NOTHING
 ) -> tuple[ServerState, list[Message], dict[int, Asked]]:
     """A message with the global factors and head to every client that evaluates; and {node id: what it was
-    asked}. extra: settings that go into every message."""
+    asked}. extra: settings that go into every message.
+
+    Factors of more than a map's own rank, as all clients' side by side have after a last round, go as the d×k matrix:
+    clients take no larger ones."""
     settings = {"round": state.round, "keep": [], "personal": sorted(method.aggregator.personal), **extra}
     clients = method.evaluators(state.round, sorted(c for c, images in exchange.tests.items() if images))
-    tensors = wire.to_tensors(state.model.layers, state.model.head)
+    layers = {name: at_most_full(factors) for name, factors in state.model.layers.items()}
+    tensors = wire.to_tensors(layers, state.model.head)
     starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, tensors)
     by_client = dict.fromkeys(clients, {"start-digest": digest.of_tensors(tensors)})
     state, messages = _messages(state, exchange, "evaluate", starts, frozenset(tensors), settings, by_client)

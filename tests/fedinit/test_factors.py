@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fedinit import factors
 from fedinit.adapters.core import CoreFactors
-from fedinit.factors import Factors, difference, distance, inner, leading, norm, pad, stack
+from fedinit.adapters.dora import DoRAFactors
+from fedinit.factors import Factors, at_most_full, difference, distance, inner, leading, norm, pad, stack
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -214,3 +215,19 @@ def test_far_above_its_shape_a_product_is_summed_as_a_matrix_to_the_same_value(r
     monkeypatch.setattr("fedinit.factors.dense_is_cheaper", lambda product, rank: False)
     assert found == pytest.approx((norm(left), inner(left, right)), rel=1e-10)
     assert len(formed) == (0 if rank < 96 else 3)
+
+
+@quick
+@given(products(1))
+def test_no_more_than_a_maps_own_rank_is_the_same_map(one: list[Factors]) -> None:
+    (product,) = one
+    made = at_most_full(product)
+    assert made.rank <= max(min(product.shape), 0) and made.shape == product.shape
+    np.testing.assert_allclose(dense(made), dense(product), rtol=1e-9, atol=1e-9)
+    assert (made is product) == (product.rank <= min(product.shape))
+
+
+def test_what_stands_beside_a_product_that_is_made_smaller_stays() -> None:
+    m = torch.arange(3.0)
+    made = at_most_full(DoRAFactors(torch.randn(7, 5), torch.randn(3, 7), m=m))
+    assert isinstance(made, DoRAFactors) and made.m is m and made.rank == 3

@@ -99,7 +99,16 @@ class RecordedRun:
     @property
     def remark(self) -> str:
         """What is wrong with its figures by round, as half a sentence; "" where nothing is."""
-        return self._metrics[1]
+        return self._metrics[1] or self._not_the_last
+
+    @property
+    def _not_the_last(self) -> str:
+        """That the last figures of a run that is done are of an earlier round; "" where they are not."""
+        rounds, scores = self.metrics.numbers("round"), self.metrics.numbers(self.score)
+        scored = rounds[np.isfinite(scores) & np.isfinite(rounds)]
+        if self.summary is None or not len(scored) or not self.rounds or int(scored[-1]) >= self.rounds:
+            return ""
+        return f"its figures are of round {int(scored[-1])} of {self.rounds}, the last that has a score"
 
     @cached_property
     def head_alone(self) -> Mapping[str, Any]:

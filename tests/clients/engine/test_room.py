@@ -41,7 +41,9 @@ def test_lanes_are_as_many_as_have_room(steps, expected, monkeypatch) -> None:
     assert made.lanes == expected
     assert (said == "") == (expected is None)
     if expected:
-        assert said.startswith(f"engine: room for {expected} of 8 lanes, since the steps of 3 clients take about 90.0 MB")
+        assert said.startswith(
+            f"engine: room for {expected} of 8 lanes, since the steps of 3 clients take about 90.0 MB"
+        )
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,20 @@ def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys
     assert not any("hetlora" in line for line in out.splitlines() if line.startswith("│"))
 
 
+def test_a_done_run_whose_last_round_has_no_score_says_of_which_its_figures_are(sweep, tmp_path, capsys):
+    part = write_run(tmp_path / "part", config(strategy__name="rolora", rounds=3), recorded=False)
+    rows = (part / "metrics.csv").read_text().splitlines()
+    score = rows[0].split(",").index("accuracy")
+    cells = rows[-1].split(",")
+    cells[score:-8] = [""] * len(cells[score:-8])
+    (part / "metrics.csv").write_text("\n".join([*rows[:-1], ",".join(cells)]) + "\n")
+    code, out, _ = run(capsys, "compare", str(sweep), str(part))
+    assert code == 0 and f"rolora seed 0 in {part}: its figures are of round 2 of 3, the last that has a score." in out
+    whole = write_run(tmp_path / "whole", config(strategy__name="rolora", rounds=3), recorded=False)
+    code, out, _ = run(capsys, "compare", str(sweep), str(whole))
+    assert code == 0 and "its figures are of" not in out
+
+
 def test_the_way_out_of_a_place_that_is_closed_is_by_the_option_in_use(sweep, tmp_path, capsys):
     place = tmp_path / "none" / "page.html"
     for words, way in (

@@ -85,3 +85,10 @@ def test_a_summary_that_cannot_be_shown_is_none(tmp_path: Path, damage: dict[str
     for values, is_one in ((WHOLE, True), (WHOLE | damage, False)):
         (tmp_path / "summary.json").write_text(json.dumps(values))
         assert (summary_of(tmp_path) is not None) == is_one
+
+
+def test_a_last_round_that_no_client_could_evaluate_is_said():
+    lost = {"accuracy": None, "accuracy_by_domain": {}, "head_alone": None}
+    told = "not scored: the last round, which no client could evaluate; fedinit evaluate FOLDER does"
+    assert told in printed(2, **lost, left_out={"evaluation_failed": {"0": 1}})
+    assert told not in printed(2, **lost) and told not in printed(2, left_out={"evaluation_failed": {"0": 1}})

@@ -145,6 +145,25 @@ def test_a_warning_is_one_line_in_a_pipe():
     assert len(out.getvalue().splitlines()) == 2
 
 
+def test_what_befell_thousands_is_a_few_lines():
+    """One of each of five clients, and how many more; another kind, or another round, has its own."""
+    out = io.StringIO()
+    observer = ProgressObserver(Console(file=out, width=200), "run")
+    for client in range(1000):
+        observer.event("refused", {"round": 1, "client": client, "detail": "not_finite"})
+    observer.event("evaluation_failed", {"round": 1, "client": 3, "detail": "x"})
+    for _ in range(7):
+        observer.event("node_refused", {"round": 1, "detail": "a node, of which each may have its own reason"})
+    observer.close()
+    lines = out.getvalue().splitlines()
+    assert [line.split(",")[1] for line in lines[:5]] == [f" client {i}" for i in range(5)]
+    assert sum(line.startswith("node refused") for line in lines) == 7
+    assert lines[-1] == "refused: 995 more clients in round 1; ledger.jsonl has all of them" and len(lines) == 14
+    observer.event("refused", {"round": 2, "client": 0, "detail": "not_finite"})
+    observer.close()
+    assert len(out.getvalue().splitlines()) == 15
+
+
 class Interrupting(io.StringIO):
     """A terminal's file at which Ctrl-C comes while the first line is being written out."""
 
