@@ -42,6 +42,7 @@ from fedinit.devices import chosen
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
+from fedinit.runs import made_of
 from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
@@ -109,6 +110,12 @@ def simulate(config: Config, console: Console) -> dict[str, Any]:
         located = anew
     refuse_unwritable(config, folder)
     with contextlib.closing(Site(config, console=console)) as site:
+        if done is not None:
+            try:
+                made_of.hold_to(folder, site.data.levels)
+            except InputError as other:  # its model is written anew by none but its own images
+                tell(console, f"warning: {other}", "yellow")
+                return show_done(done, config, folder, console)
         return simulated(config, site, located, console)
 
 

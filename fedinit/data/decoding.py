@@ -13,6 +13,8 @@ from typing import IO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from fedinit.errors import InputError
+
 GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
 Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "F"
@@ -21,7 +23,8 @@ Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "
 _NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PCD", "WMF"})
 # Tried first: their first bytes say for certain what they are, whatever the file is called.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp")  # never have more than 8 bits a channel
+_SHALLOW = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")  # JPEG, WebP, GIF and BMP never have more than 8 bits a channel
+KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}  # of grey with more than 8 bits, "deep" here
 _FULL = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}  # of whole numbers and of floating ones
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -111,23 +114,37 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
 
     def levels(name: str) -> tuple[str, Window] | None:
         try:
-            with open_file(name) as file, Image.open(file, formats=formats()) as image:
-                if not _is_deep(image):
+            with open_file(name) as file:
+                if file.read(4).startswith(_SHALLOW):  # by what it is and not by its name, as it is decoded
                     return None
-                pixels = np.asarray(image)
-                pixels = pixels[np.isfinite(pixels)]
-                return (image.mode[0], (float(pixels.min()), float(pixels.max()))) if pixels.size else None
+                file.seek(0)
+                with Image.open(file, formats=formats()) as image:
+                    if not _is_deep(image):
+                        return None
+                    pixels = np.asarray(image)
+                    pixels = pixels[np.isfinite(pixels)]
+                    return (image.mode[0], (float(pixels.min()), float(pixels.max()))) if pixels.size else None
         except Exception:  # a broken file makes Pillow raise nearly anything
             return None
 
-    deep = [name for name in names if not name.lower().endswith(_SHALLOW)]
     with ThreadPoolExecutor(threads) as pool:
-        found = [each for each in pool.map(levels, deep) if each is not None]
+        found = [each for each in pool.map(levels, names) if each is not None]
     windows: dict[str, Window] = {}
     for kind, (low, high) in found:
         lowest, highest = windows.get(kind, (low, high))
         windows[kind] = min(low, lowest), max(high, highest)
     return windows
+
+
+def refuse_unknown(found: Iterable[str], known: Iterable[str]) -> None:
+    """Raise InputError for a kind of deep grey, "I" or "F", that pictures have and a run's own images had not: no
+    levels of it are black and white."""
+    if unknown := sorted(set(found) - set(known)):
+        raise InputError(
+            f"grey of {KINDS[unknown[0]]} is in these pictures, and the run's own images had none, so that nobody can "
+            "say which levels are black and white; say it, --grey-range LOW HIGH, or data.grey_range=[LOW,HIGH] among "
+            "the words of --data"
+        )
 
 
 def reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason
+from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason, refuse_unknown
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
 
@@ -27,7 +27,7 @@ class ImageFiles(Decoding):
         names: of the files, all of the source, so that what is measured does not depend on what is chosen.
         channels: 1 (grey) or 3 (RGB). size: (H, W) in pixels.
         grey_range: [low, high], of whole numbers and floating ones alike or of each, "full", or "auto", which is what
-            the files have.
+            the files have. Of a run's own, by kind, are those of whole numbers, of floating ones, or neither.
         """
         self.tree, self.names, self.grey_range = tree, names, grey_range
         self.count, self.shape, self.where = len(names), (channels, *size), f"data.root={tree.root}"
@@ -37,9 +37,15 @@ class ImageFiles(Decoding):
         return [_VERSION, PIL.__version__, self.grey_range, self.tree.stamps(self.names)]
 
     def prepare(self) -> Any:
+        if self.grey_range == "full":
+            return None
+        if isinstance(self.grey_range, tuple | list):
+            return self.grey_range
+        measured = measure_windows(self.tree.open, self.names, THREADS)
         if self.grey_range == "auto":
-            return measure_windows(self.tree.open, self.names, THREADS)
-        return None if self.grey_range == "full" else self.grey_range
+            return measured
+        refuse_unknown(measured, self.grey_range)
+        return self.grey_range
 
     def decode(self, rows: Sequence[int], prepared: Any) -> list[np.ndarray | str]:
         return [self._decode_one(self.names[row], prepared) for row in rows]

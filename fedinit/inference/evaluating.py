@@ -118,7 +118,7 @@ def _placed(run: Run, place: str) -> tuple[Source, bool]:
             if _changes(run, moved) == "":
                 return moved, True
     source = cast(ImageFolder, compose_config(["data=image_folder", f"data.root={place}"]).data)
-    source = dataclasses.replace(source, grey_range=cast("GreyRange", run.grey_range))
+    source = cast(ImageFolder, _between_levels(run, source, ()))
     one_domain = dataclasses.replace(source, layout="class")
     for found in (source, one_domain):  # domain/class/image, or class/image
         with contextlib.suppress(InputError):
@@ -134,8 +134,7 @@ def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:
         if key != "data" and not key.startswith("data."):
             raise InputError(f"{word}: the data alone can be another, data=… and data.…=…")
     if any(word.startswith("data=") for word in words):
-        source = compose_config(words).data
-        return source, False
+        return _between_levels(run, compose_config(words).data, words), False
     values = to_dict(run.config)
     for word in map(parse, words):
         values["data"][word.key_or_group.removeprefix("data.")] = word.value()
@@ -146,7 +145,14 @@ def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:
     changes = _changes(run, source)
     if changes and not words:
         raise InputError(f"{run.folder}: its data is not what it was: {changes}; say which to judge by, --data FOLDER")
-    return source, not changes
+    return _between_levels(run, source, words) if changes else source, not changes
+
+
+def _between_levels(run: Run, source: Source, words: Sequence[str]) -> Source:
+    """Other images than the run's own, whose deep grey is shown between the run's levels, where no word says others."""
+    if not isinstance(source, FileSource) or any(word.startswith("data.grey_range=") for word in words):
+        return source
+    return dataclasses.replace(source, grey_range=cast("GreyRange", run.grey_range))
 
 
 def _changes(run: Run, source: Source) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedinit.config.schema import Config
-from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, suffixes
+from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, refuse_unknown, suffixes
 from fedinit.data.store import THREADS
 from fedinit.errors import InputError
 from fedinit.models import InputSpec
@@ -97,14 +97,19 @@ def window_of(config: Config, paths: Sequence[Path], chosen: GreyRange | Windows
 
     chosen: by the person or the run; "auto": by the run's images, as they are now.
 
-    Raises InputError where that is, there is such a picture, and the run's images are not there any more.
+    Raises InputError where that is, there is such a picture, and the run's images are not there any more, or had no
+    such grey.
     """
-    if not isinstance(chosen, str):
+    if isinstance(chosen, tuple | list):
         return chosen
     if chosen == "full":
         return None
-    if not measure_windows(lambda name: open(name, "rb", opener=regular), map(str, paths), THREADS):
+    found = measure_windows(lambda name: open(name, "rb", opener=regular), map(str, paths), THREADS)
+    if not found:
         return None
+    if not isinstance(chosen, str):
+        refuse_unknown(found, chosen)
+        return chosen
     from fedinit.data.file_source import FileSource
     from fedinit.data.image_files import ImageFiles
 
@@ -112,9 +117,11 @@ def window_of(config: Config, paths: Sequence[Path], chosen: GreyRange | Windows
         return None
     try:
         tree, listing = config.data.listing()
-        return ImageFiles(tree, listing.names, 1, (1, 1), "auto").prepare()
+        measured = ImageFiles(tree, listing.names, 1, (1, 1), "auto").prepare()
     except InputError as error:
         raise InputError(
             "pictures of grey with more than 8 bits are shown between the levels of the run's own images "
             f"(data.grey_range=auto), which cannot be read ({error}); say --grey-range LOW HIGH"
         ) from error
+    refuse_unknown(found, measured)
+    return measured

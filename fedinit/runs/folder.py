@@ -32,7 +32,7 @@ from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
 from fedinit.runs.export import SHARED
 from fedinit.runs.lock import FolderLock
-from fedinit.runs.made_of import MadeOf, beside
+from fedinit.runs.made_of import MADE_OF, MadeOf, beside
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.mending import end_of, free, put_aside_ends, write_config
 from fedinit.runs.named import refuse_no_folder
@@ -167,7 +167,7 @@ class RunFolder(Observer):
             if anew or not begun:
                 if config.resume not in ("auto", "never"):
                     raise InputError(f"resume={config.resume}: there is no checkpoint in it to go on from")
-                self._make_way(begun)
+                self._make_way(begun, anew)
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = FolderLock(self.path)
@@ -182,16 +182,22 @@ class RunFolder(Observer):
             self.close()
             raise
 
-    def _make_way(self, begun: bool) -> None:
-        """Move the folder aside, unless it is of a run that never came to a checkpoint or a round."""
+    def _make_way(self, begun: bool, asked: bool) -> None:
+        """Move the folder aside, unless it is of a run that never came to a checkpoint or a round. asked: by a person;
+        else a note says so."""
         table = self.path / METRICS
-        with contextlib.suppress(csv.Error):  # of a damaged one, which is moved aside
-            _, rounds = header_and_rows(as_written(table, "replace") + "\n" if table.exists() else "")
-            if not begun and all(row[:1] == ["0"] for row in rounds):
+        with contextlib.suppress(csv.Error, OSError):  # of a damaged one, which is moved aside
+            _, rounds = header_and_rows(as_written(table, "replace") + "\n" if os.path.lexists(table) else "")
+            if not begun and all(row[:1] == ["0"] for row in rounds) and not os.path.lexists(self.path / DONE):
                 return
         if self._lock is not None:
-            self._lock.move_folder(free(self.path))
+            self._lock.move_folder(aside := free(self.path))
             self._lock = None
+            if not asked:
+                self.notes.append(
+                    f"the run that was in {self.path} cannot go on, for want of a checkpoint, nor be shown; it is now "
+                    f"{aside.name}, and this one begins anew"
+                )
 
     def close(self) -> None:
         """Give up the lock, so that another process may write to the folder. Nothing happens without one."""
@@ -200,7 +206,10 @@ class RunFolder(Observer):
             self._lock = None
 
     def snapshot(self) -> State:
-        return State(facts={name: as_written(self.path / name) for name in TABLES})
+        facts = {name: as_written(self.path / name) for name in TABLES}
+        with contextlib.suppress(OSError, ValueError):  # the run is what it is, and needs it no more
+            facts[MADE_OF] = as_written(self.path / MADE_OF)
+        return State(facts=facts)
 
     def restore(self, state: State) -> None:
         self._rows = state.facts

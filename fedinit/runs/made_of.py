@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any, NamedTuple
 from fedinit.config.schema import Config, ModelConfig
 from fedinit.config.site import EMBEDDED
 from fedinit.data.content import Content
+from fedinit.data.decoding import KINDS
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.opening import read_bytes
 from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
-
-KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}  # of deep grey
+from fedinit.state.checkpoint import Checkpoints, State
+from fedinit.state.manifest import FOLDER, written_config
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,33 @@ class Kept(NamedTuple):
 
 
 def read(folder: Path) -> Kept | None:
-    """What the run in this folder is made of; None where that cannot be read."""
+    """What the run in this folder is made of, by its own file or, where that cannot be read, by its last checkpoint,
+    which has it too; None where neither can be."""
     try:
-        values: dict[str, Any] = json.loads(read_bytes(folder / MADE_OF))
+        kept = _parsed(read_bytes(folder / MADE_OF))
+    except OSError:
+        kept = None
+    if kept is not None:
+        return kept
+    try:
+        loaded = Checkpoints(folder / FOLDER, written_config(folder / FOLDER) or {}).load()
+    except (InputError, OSError):
+        return None
+    text = loaded.states.get("files", State()).facts.get(MADE_OF)
+    return _parsed(text) if isinstance(text, str) else None
+
+
+def _parsed(text: str | bytes) -> Kept | None:
+    try:
+        values: dict[str, Any] = json.loads(text)
         images = None if values["images"] is None else Content.from_json(values["images"])
         levels = values.get("levels")
         if levels is not None:
-            levels = {str(kind): (float(low), float(high)) for kind, (low, high) in levels.items()}
+            levels = {KINDS[kind] and kind: (float(low), float(high)) for kind, (low, high) in levels.items()}
+            if not all(-math.inf < low <= high < math.inf for low, high in levels.values()):
+                return None
         return Kept(MadeOf(images, values["checkpoint"]), str(values["config"]), levels)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 

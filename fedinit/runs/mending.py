@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -12,12 +13,13 @@ from omegaconf import OmegaConf
 from fedinit.config.schema import Config, to_dict
 from fedinit.errors import InputError
 from fedinit.opening import read_bytes
-from fedinit.runs import done
+from fedinit.runs import done, lock
 from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE
 from fedinit.runs.lock import FolderLock
 from fedinit.runs.named import CONFIG
-from fedinit.runs.rows import LINES, TABLES, as_written
+from fedinit.runs.own_files import FILES, FOLDERS, MADE_OF
+from fedinit.runs.rows import LINES, TABLES, as_written, header_and_rows
 from fedinit.runs.sealed import ADDED, faults
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
@@ -64,13 +66,22 @@ def _tables_to_write(folder: Path, rounds: int) -> tuple[dict[Path, str], list[s
     that no checkpoint of the run's end has."""
     at_end = end_of(folder, rounds)
     if at_end is None:
-        why = (
-            "is not there, nor a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
-        )
-        lost = [folder / name for name in TABLES if name != LINES and not os.path.lexists(folder / name)]
-        return {}, [f"{file}: {why} again" for file in lost]
-    kept = at_end.get("files", State()).facts
-    return {folder / name: kept[name] for name in TABLES if name in kept and _text(folder / name) != kept[name]}, []
+        why = "nor is a checkpoint of the run's end that has it; resume=never with the run's own words runs it again"
+        lost = {folder / name: _lost(folder / name, rounds) for name in TABLES if name != LINES}
+        return {}, [f"{file}: {what}, {why}" for file, what in lost.items() if what]
+    kept, names = at_end.get("files", State()).facts, (*TABLES, MADE_OF)
+    return {folder / name: kept[name] for name in names if name in kept and _text(folder / name) != kept[name]}, []
+
+
+def _lost(table: Path, rounds: int) -> str:
+    """What a table of a run of so many rounds has not, in words behind its name; empty where it is whole."""
+    if not os.path.lexists(table):
+        return "is not there"
+    try:
+        _, rows = header_and_rows(as_written(table, "replace") + "\n")
+    except (OSError, csv.Error):
+        return "cannot be read"
+    return "" if any(row[:1] == [str(rounds)] for row in rows) else f"round {rounds} is not in it"
 
 
 def _text(file: Path) -> str | None:
@@ -96,7 +107,7 @@ def write_config(folder: Path, config: Config) -> list[str]:
     put aside; a line says so. Raises OSError."""
     with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
         text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
-    file, notes = folder / CONFIG, []
+    file, notes = folder / CONFIG, put_aside_odd(folder, [CONFIG])
     if file.exists() and read_bytes(file) != text.encode():
         computed_in(folder)  # an older format's file stays as it is
         try:
@@ -111,10 +122,19 @@ def put_aside_ends(folder: Path) -> list[str]:
     """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written, and files of the
     model that are not what DONE.json says; a line each says so. Raises OSError, and InputError for one of these that
     cannot be read."""
+    odd = put_aside_odd(folder, sorted(FILES - {lock.NAME}), sorted(FOLDERS - {FOLDER}))
     files = [folder / DONE] if done.wrong(folder) else []
     files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
     model = [(file, what == ADDED) for file, what in faults(folder)]
-    return [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
+    return odd + [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
+
+
+def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = ()) -> list[str]:
+    """Put aside what has the name of one of a run's files and is none, such as a folder or a link that leads nowhere,
+    and what has that of a folder and is none; a line each. Raises OSError."""
+    odd = [folder / name for name in files if os.path.lexists(folder / name) and not (folder / name).is_file()]
+    odd += [folder / name for name in folders if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+    return [_put_aside(path) for path in odd]
 
 
 def _put_aside(file: Path, added: bool = False) -> str:

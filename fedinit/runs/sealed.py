@@ -6,10 +6,12 @@ the run's. That guards against files that were mixed up, cut short or edited, no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedinit.errors import InputError
+from fedinit.opening import read_bytes
 from fedinit.runs import export
 from fedinit.runs.done import DONE, KEY, done_of
 from fedinit.runs.hints import anew
@@ -60,12 +62,23 @@ def faults(folder: Path, files: Iterable[Path] | None = None) -> Iterator[tuple[
             yield file, ADDED
         elif was is not None and not there:
             yield file, "is not there, and the run wrote it; put it back"
+        elif there and not os.path.isfile(file):
+            yield file, _unread(file)
         elif there and _digest(file) != was:
             yield file, "is not what the run wrote, by its sha256; put that back"
 
 
 def _in(folder: Path) -> list[Path]:
-    return sorted(file for file in (folder / export.ONE).rglob("*") if file.name in NAMES)
+    return sorted(file for file in (folder / export.ONE).rglob("*") if file.name in NAMES and not file.is_dir())
+
+
+def _unread(file: Path) -> str:
+    """Why what is no file cannot be read, in words behind its name."""
+    try:
+        read_bytes(file)
+    except OSError as error:
+        return str(unreadable(file, error)).removeprefix(f"{file}: ")
+    return "is not what the run wrote; put that back"
 
 
 def _digest(file: Path) -> str:

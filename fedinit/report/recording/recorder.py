@@ -19,6 +19,7 @@ from fedinit.factors import Factors
 from fedinit.opening import read_text, regular
 from fedinit.report.recording import LAYERS, PROVENANCE, RECORD, SPECTRA, TIMING
 from fedinit.report.recording.provenance import provenance
+from fedinit.runs.mending import put_aside_odd
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.spectra import spectrum
 from fedinit.state import disk
@@ -48,8 +49,9 @@ class Recorder(Observer):
     def started(self, rounds: int, roster: Roster) -> None:
         def begin() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for name, columns in COLUMNS.items():
-                self.earlier[name] = _rows(self.folder / name, len(columns))
+            put_aside_odd(self.folder, [*COLUMNS, PROVENANCE])  # before one is written: what cannot be ends it
+            self.earlier = {name: _rows(self.folder / name, len(columns)) for name, columns in COLUMNS.items()}
+            for name in COLUMNS:
                 self._write(name, [])
             disk.replace_json(self.folder / PROVENANCE, provenance())
 

@@ -18,7 +18,8 @@ from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.schema import Config
 from fedinit.config.site import split_off
-from fedinit.inference import evaluating, pictures
+from fedinit.data.decoding import measure_windows
+from fedinit.inference import evaluating, pictures, predicting
 from fedinit.runs.folder import place
 from fedinit.runs.made_of import MadeOf
 from fedinit.runs.made_of import read as read_made_of
@@ -190,3 +191,129 @@ def test_levels_of_deep_grey_are_the_runs_own(tmp_path, capsys):
     assert run_sim.main(of_run) == 0
     again = fedinit.load(folder)
     assert again.summary["final_hash"] == hashed and evaluating.evaluate(again).score == whole.score
+
+
+@pytest.fixture
+def deep_run(tmp_path, capsys) -> tuple[list[str], Path]:
+    """(its words, its folder) of a run that is done, of grey of 16 bits from 100 to 3000, on two of three domains."""
+    root = tmp_path / "imgs"
+    for name in (*TREE, "unused/cat"):
+        for i in range(6):
+            deep(root / name / f"{i}.png", 100 + 50 * i, 3000)
+    of_run = words(tmp_path, root, "data.domains=[photo,sketch]", "rounds=2")
+    assert run_sim.main(of_run) == 0
+    capsys.readouterr()
+    return of_run, next((tmp_path / "out").rglob("DONE.json")).parent
+
+
+def other(tmp_path: Path) -> Path:
+    """A picture of other levels, in the domain that the run does not use."""
+    deep(path := tmp_path / "imgs" / "unused" / "cat" / "9.png", 0, 65535)
+    return path
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"[1, 2]"], ids=["gone", "empty", "another's"])
+def test_levels_are_in_the_checkpoints_too(damage, deep_run, tmp_path, capsys):
+    """A run went on, and was shown, with those of today where its own file was not there."""
+    of_run, folder = deep_run
+    run, kept = fedinit.load(folder), (folder / MADE_OF).read_bytes()
+    (folder / MADE_OF).unlink()
+    if damage is not None:
+        (folder / MADE_OF).write_bytes(damage)
+    other(tmp_path)
+    assert run.grey_range == {"I": (100.0, 3000.0)}
+    with pytest.raises(fedinit.InputError, match="was from 100 to 3000 when the run began"):
+        evaluating.evaluate(run)
+    assert run_sim.main(of_run) == 0
+    told = capsys.readouterr().out
+    assert f"{folder / MADE_OF} was not {'there' if damage is None else 'this run'}" in told
+    assert (folder / MADE_OF).read_bytes() == kept
+    for name in ("DONE.json", "summary.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoints" / "round-000002")
+    (folder / MADE_OF).unlink()
+    assert run_sim.main(of_run) == 2 and "was from 100 to 3000 when the run began" in capsys.readouterr().err
+
+
+def test_a_run_whose_file_is_gone_goes_on_with_no_other_images(tree, tmp_path, capsys):
+    of_run = words(tmp_path, tree, "rounds=2")
+    assert run_sim.main(of_run) == 0
+    folder = next((tmp_path / "out").rglob("DONE.json")).parent
+    for name in ("DONE.json", "summary.json", MADE_OF):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoints" / "round-000002")
+    others = plant(tmp_path / "others", *TREE, count=7)
+    capsys.readouterr()
+    assert run_sim.main(["resume=" + str(folder), f"data.root={others}"]) == 2
+    assert "this run was begun with other files" in capsys.readouterr().err
+    assert run_sim.main(of_run) == 0 and read_made_of(folder) is not None
+
+
+@pytest.mark.parametrize(
+    "levels", ['{"I": [3000, 1000]}', '{"I": [NaN, 3]}', '{"I": [1e999, 2]}', '{"Z": [1, 2]}', "[1, 2]", '["a"]']
+)
+def test_levels_that_are_none_are_no_runs(levels, tmp_path):
+    assert plant(tmp_path / "a", "x/y")
+    (tmp_path / MADE_OF).write_text(f'{{"config": "c", "images": null, "checkpoint": null, "levels": {levels}}}')
+    assert read_made_of(tmp_path) is None
+    (tmp_path / MADE_OF).write_text('{"config": "c", "images": null, "checkpoint": null, "levels": {"I": [7, 7]}}')
+    assert read_made_of(tmp_path) is not None
+
+
+def test_a_damaged_model_is_not_written_anew_from_other_pixels(deep_run, tmp_path, capsys):
+    of_run, folder = deep_run
+    model = folder / "adapter" / "head.safetensors"
+    model.write_bytes(damaged := model.read_bytes()[:-1])
+    picture = other(tmp_path)
+    assert run_sim.main(of_run) == 0
+    told = capsys.readouterr().out
+    assert "warning: " in told and "was from 100 to 3000 when the run began" in told and "this run is done" in told
+    assert model.read_bytes() == damaged
+    picture.unlink()
+    assert run_sim.main(of_run) == 0 and f"{model} was not this run's; it is written anew" in capsys.readouterr().out
+
+
+def test_the_same_pictures_have_one_result_however_they_are_named(deep_run, tmp_path):
+    """A folder, words that name a folder or a table, and the run's own words with another root."""
+    run = fedinit.load(deep_run[1])
+    others = tmp_path / "others"
+    for name in TREE:
+        for i in range(6):
+            deep(others / name / f"{i}.png", 10 + 5 * i, 300)
+    table = tmp_path / "list.csv"
+    rows = [f"{others / name}/{i}.png,{name.split('/')[1]},{name.split('/')[0]}" for name in TREE for i in range(6)]
+    table.write_text("\n".join(["file,class,domain", *rows]) + "\n")
+    root = f"data.root={others}"
+    named = (["data=image_folder", root], [root], ["data=csv", f"data.root={table}"])
+    sources = [evaluating._placed(run, str(others))[0], *(evaluating._said(run, given)[0] for given in named)]
+    assert [source.grey_range for source in sources] == [{"I": (100.0, 3000.0)}] * 4
+    own = evaluating._said(run, ["data=image_folder", root, "data.grey_range=[0,300]"])[0]
+    assert own.grey_range == (0, 300)
+
+
+def test_grey_of_which_a_run_has_no_levels_is_not_shown_black(tmp_path, capsys):
+    """Of 8 bits, it took 16 as 0 to 65535, and said what it saw in the dark."""
+    root = plant(tmp_path / "imgs", *TREE, count=6)
+    assert run_sim.main(words(tmp_path, root)) == 0
+    run, bright = fedinit.load(next((tmp_path / "out").rglob("DONE.json")).parent), tmp_path / "bright"
+    for name in TREE:
+        deep(bright / name / "0.png", 10, 300)
+    said = "grey of 12 or 16 bits is in these pictures, and the run's own images had none.*--grey-range LOW HIGH"
+    with pytest.raises(fedinit.InputError, match=said):
+        predicting.predict(run, [bright])
+    assert len(list(predicting.predict(run, [bright], grey=(0, 300)))) == 4
+    with pytest.raises(fedinit.InputError, match=said):
+        evaluating.evaluate(run, str(bright))
+    words_of = ["data=image_folder", f"data.root={bright}", "data.grey_range=[0,300]"]
+    assert evaluating.evaluate(run, words_of, split="all").images == 4
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".png"])
+def test_a_picture_is_measured_by_what_it_is_and_not_by_its_name(suffix, tmp_path):
+    """As it is decoded: 16 bits that were called a JPEG were nearly black."""
+    deep(tmp_path / "a.png", 100, 3000)
+    file = (tmp_path / "a.png").rename(tmp_path / f"b{suffix}")
+    assert measure_windows(lambda name: open(name, "rb"), [str(file)], 1) == {"I": (100.0, 3000.0)}
+    for kind in ("JPEG", "WEBP", "GIF", "BMP", "PNG"):
+        Image.new("L", (8, 8), 7).save(tmp_path / "c.tif", kind)
+        assert measure_windows(lambda name: open(name, "rb"), [str(tmp_path / "c.tif")], 1) == {}

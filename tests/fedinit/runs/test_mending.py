@@ -78,9 +78,92 @@ def test_without_a_checkpoint_of_its_end_a_table_that_is_gone_is_a_line(lost, do
     assert str(done) not in again().partition(SHOWN)[2].rpartition("run folder")[0], "the control"
     table = (done / "clients.csv").read_bytes()
     (done / "metrics.csv").unlink()
-    why = "is not there, nor a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
+    why = (
+        "is not there, nor is a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
+    )
     assert f"{done}/metrics.csv: {why} again\n" in again()
     assert not (done / "metrics.csv").exists() and (done / "clients.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("lost", ["all", "last"])
+@pytest.mark.parametrize("content", [b"", b"round,accuracy\n1,50.0\n"], ids=["emptied", "cut short"])
+def test_without_that_checkpoint_a_table_that_is_not_whole_is_a_line(lost, content, done, again):
+    shutil.rmtree(done / "checkpoints" / ("" if lost == "all" else "round-000002"))
+    for name in ("metrics.csv", "clients.csv"):
+        (done / name).write_bytes(content)
+    told = again()
+    for name in ("metrics.csv", "clients.csv"):
+        why = "round 2 is not in it, nor is a checkpoint of the run's end that has it; resume=never with the run's own"
+        assert f"{done}/{name}: {why}" in told and (done / name).read_bytes() == content
+
+
+def link(place: Path) -> None:
+    place.symlink_to("nowhere")
+
+
+def folder(place: Path) -> None:
+    place.mkdir()
+    (place / "x").write_bytes(b"mine")
+
+
+@pytest.mark.parametrize("odd", [folder, link])
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "made_of.json"])
+def test_what_is_no_file_is_put_aside_and_the_runs_own_comes_back(odd, name, done, whole, tmp_path, capsys):
+    (done / name).unlink()
+    odd(done / name)
+    assert run_sim.main([*SHORT, f"output_dir={tmp_path}"]) == 0
+    told = f"{done}/{name} was not this run's; it is written anew, and the other one is {name}.edited.1\n"
+    assert told in (said := capsys.readouterr()).out and not said.err
+    now = {key: value for key, value in files(done).items() if ".edited." not in key}
+    placed = {"config.yaml": now["config.yaml"]}  # its own output_dir
+    assert now == files(whole) | placed
+    assert (done / f"{name}.edited.1" / "x").is_file() if odd is folder else (done / f"{name}.edited.1").is_symlink()
+
+
+@pytest.mark.parametrize("odd", [folder, link])
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.csv", "ledger.jsonl", "made_of.json", "report.html", "record/layers.csv", "adapter", "summary.json"],
+)
+def test_a_model_is_written_anew_whatever_lies_in_the_places_of_the_runs_files(odd, name, tmp_path, capsys):
+    """And nothing of what is there is lost."""
+    words = [*SHORT, "report=full", f"output_dir={tmp_path}"]
+    done = fedinit.run(*words).folder
+    before = files(done)
+    target = done / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    odd(target)
+    shutil.rmtree(done / "adapter", ignore_errors=True) if name != "adapter" else None
+    capsys.readouterr()
+    assert run_sim.main(words) == 0
+    said = capsys.readouterr()
+    assert not said.err and "warning" not in said.out
+    now = files(done)
+    anew = (
+        "record/provenance",
+        "record/timing",
+        "report.html",
+        "ledger",
+        name if name.startswith("record") else "none",
+    )
+    same = {key for key in before if not key.startswith(anew)}
+    assert {key: now[key] for key in same} == {key: before[key] for key in same}
+    assert now["record/timing.csv"].count(b"\n") == before["record/timing.csv"].count(b"\n") == 3
+    if odd is folder:
+        assert b"mine" in now.values()
+
+
+def test_a_run_that_can_neither_go_on_nor_be_shown_begins_anew_and_says_so(done, whole, tmp_path, capsys):
+    """Also where its tables are emptied: its model is not written over."""
+    shutil.rmtree(done / "checkpoints")
+    (done / "summary.json").write_bytes(b"")
+    for name in TABLES:
+        (done / name).write_bytes(b"")
+    assert run_sim.main([*SHORT, f"output_dir={tmp_path}"]) == 0
+    aside = done.with_name(f"{done.name}.1")
+    told = f"the run that was in {done} cannot go on, for want of a checkpoint, nor be shown; it is now {aside.name}"
+    assert told in capsys.readouterr().out
+    assert (aside / MODEL).read_bytes() == (whole / MODEL).read_bytes() == (done / MODEL).read_bytes()
 
 
 # -- the model ---------------------------------------------------------------------------------------------------------
