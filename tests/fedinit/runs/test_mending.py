@@ -120,10 +120,11 @@ def test_what_is_no_file_is_put_aside_and_the_runs_own_comes_back(odd, name, don
     assert (done / f"{name}.edited.1" / "x").is_file() if odd is folder else (done / f"{name}.edited.1").is_symlink()
 
 
-@pytest.mark.parametrize("odd", [folder, link])
+PLACES = ["metrics.csv", "ledger.jsonl", "made_of.json", "report.html", "record/layers.csv", "adapter", "summary.json"]
+
+
 @pytest.mark.parametrize(
-    "name",
-    ["metrics.csv", "ledger.jsonl", "made_of.json", "report.html", "record/layers.csv", "adapter", "summary.json"],
+    ("odd", "name"), [*((folder, name) for name in PLACES), (link, "ledger.jsonl"), (link, "adapter")]
 )
 def test_a_model_is_written_anew_whatever_lies_in_the_places_of_the_runs_files(odd, name, tmp_path, capsys):
     """And nothing of what is there is lost."""
