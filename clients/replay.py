@@ -151,6 +151,8 @@ class Recording:
         self.bases = {name: _copy(base) for name, base in _merged(bank).items()}
         self.tensors = _tensors(training)
         self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        # Counts what graphs do; as all that they work on, it is here for as long as they are.
+        self.replays = torch.zeros((), dtype=torch.long, device=recorder.device)
         unseen = recorder.data.images[:1] if recorder.images is None else None
         self.batch = Batch.empty(len(training.losses), settings.batch_size, unseen, recorder.device)
 
@@ -187,7 +189,7 @@ class Recording:
         device, stream, here = recorder.device, recorder.stream, torch.cuda.current_stream(recorder.device)
         with torch.no_grad():
             before = [value.clone() for value in self.tensors]
-        graph, replays = torch.cuda.CUDAGraph(), torch.zeros((), dtype=torch.long, device=device)
+        graph = torch.cuda.CUDAGraph()
         stream.wait_stream(here)
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -196,10 +198,10 @@ class Recording:
         try:
             with CAPTURING, torch.cuda.graph(graph, recorder.pool, stream, capture_error_mode="thread_local"):
                 self._take(*shape)
-                replays.add_(1)
-            taken = replays.item()
+                self.replays.add_(1)
+            taken = self.replays.item()
             graph.replay()
-            if replays.item() != taken + 1:  # torch warns of an empty graph, and replays it without a word
+            if self.replays.item() != taken + 1:  # torch warns of an empty graph, and replays it without a word
                 raise RuntimeError("nothing was recorded")
             self.graphs[shape] = graph
         except RuntimeError as error:

@@ -27,6 +27,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -118,6 +119,7 @@ def parser() -> ArgumentParser:
 def main() -> None:
     words = parser()
     options = words.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which the contestant whose turn it is ends too
     if options.quick and vars(options) != vars(words.parse_args(["--quick"])):
         words.error("--quick is ten clients, three rounds and one turn: it goes with none of the others")
     names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]

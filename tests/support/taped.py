@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 HOST = ("lift_fresh", "_local_scalar_dense", "nonzero", "masked_select")  # a number from the host, or for it
 
@@ -31,14 +32,35 @@ class Tape(TorchDispatchMode):
 
 
 class Graph:
-    """In place of torch.cuda.CUDAGraph."""
+    """In place of torch.cuda.CUDAGraph. As that does, it keeps what was made within it, and of all else the address
+    alone: where such a tensor is gone, what it does again is done to somebody else's memory."""
 
     def __init__(self) -> None:
         self.operations: list[Any] = []
 
+    def let_go(self) -> None:
+        """Of what was there before."""
+        made: set[int] = set()
+        for i, (function, args, kwargs, result) in enumerate(self.operations):
+            given = {id(value) for value in tree_leaves((args, kwargs))} - made  # in place, a result is one of them
+            made |= {id(value) for value in tree_leaves(result)} - given
+            parts = tree_map(lambda value: self._address(value, made), (args, kwargs, result))  # noqa: B023
+            self.operations[i] = function, *parts
+
+    @staticmethod
+    def _address(value: Any, made: set[int]) -> Any:
+        return weakref.ref(value) if isinstance(value, Tensor) and id(value) not in made else value
+
+    @staticmethod
+    def _there(value: Any) -> Any:
+        if isinstance(value, weakref.ref) and (value := value()) is None:
+            raise AssertionError("a graph writes to memory that was freed")
+        return value
+
     @torch.no_grad()
     def replay(self) -> None:
         for function, args, kwargs, result in self.operations:
+            args, kwargs, result = tree_map(self._there, (args, kwargs, result))
             again = function(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
                 if isinstance(old, Tensor) and old.numel() and old.data_ptr() != new.data_ptr():
@@ -84,3 +106,4 @@ class Captures:
             raise self.error
         with contextlib.nullcontext() if self.elsewhere else Tape(graph.operations):
             yield
+        graph.let_go()
