@@ -20,6 +20,9 @@ from clients.engine.worker import Settings, Worker
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.replay import CAPTURING, Recorder
 from clients.task import ClientFailed, Job, Result, Task
+from fedinit.adapters.core import CoreFactors
+from fedinit.adapters.dora import DoRAFactors
+from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
 from fedinit.errors import RunFailed, out_of_memory
@@ -412,3 +415,47 @@ def test_images_are_on_the_device_from_the_first_recording_on(worker, client_con
     assert "images" not in vars(made.recorder) and "labels" not in vars(made.recorder)
     results(made, tasks)
     assert made.recorder.images is not None and "labels" in vars(made.recorder)
+
+
+def of_kind(kind: str, tasks: Sequence[Task]) -> list[Task]:
+    """The tasks with adapters of another kind; VeRA's share their A and B."""
+    draw = torch.Generator().manual_seed(0)
+    shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    trained = {"core": "R", "dora": "ABm", "vera": "bd"}[kind]
+
+    def some(*shape: int) -> torch.Tensor:
+        return 0.1 * torch.randn(*shape, generator=draw)
+
+    def made(name: str, d: int, k: int) -> Factors:
+        if kind == "vera":
+            A, B = shared.setdefault(name, (10 * some(RANK, k), 10 * some(d, RANK)))
+            return VeRAFactors(A, B, b=some(d), d=some(RANK))
+        A, B = some(RANK, k), some(d, RANK)
+        return CoreFactors(A, B, some(RANK, RANK)) if kind == "core" else DoRAFactors(A, B, m=1 + some(d))
+
+    return [
+        dataclasses.replace(
+            task, adapter={n: made(n, *f.shape) for n, f in task.adapter.items()}, trainable=frozenset(trained)
+        )
+        for task in tasks
+    ]
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("core", "fp32"), ("dora", "bf16"), ("vera", "fp32")])
+def test_every_kind_is_recorded_over_bases_that_take_turns(
+    kind, precision, captures, worker, client_config, tasks
+) -> None:
+    """What is made of a base once, a kind's norms among it, is the base's own in every replay."""
+    settings, given = client_config(optimizer="adamw", lr=0.01), of_kind(kind, tasks)
+    recorded, twin = taped(worker(settings, precision=precision)), worker(settings, precision=precision)
+    for key in ("one", "two"):
+        draw = torch.Generator().manual_seed(len(key) + ord(key[0]))
+        offset = {name: 0.1 * torch.randn(f.shape, generator=draw) for name, f in given[0].adapter.items()}
+        for made in (recorded, twin):
+            made.replica.hold(key, offset)
+    ends = {}
+    for key in ("", "one", "two", "one", ""):
+        ends[key] = results(recorded, given, key)
+        assert same_bytes(ends[key], results(twin, given, key)), key
+    assert recorded.recorder is not None and recorded.recorder.works
+    assert len({float(end[0].loss) for end in ends.values()}) == 3  # what this can tell apart
