@@ -21,9 +21,7 @@ from fedinit.models.backbone import Backbone
 META = torch.device("meta")
 SHARE = 0.6  # of a device's memory; the rest is the data's, the driver's, the libraries' and the fragments'
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
-PASSING = (
-    5  # tensors as large as the largest that are there for a moment, on the way back: measured, docs/benchmarks.md
-)
+PASSING = 5  # tensors as large as the largest, there for a moment on the way back: measured, docs/benchmarks.md
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
 
 
