@@ -186,7 +186,7 @@ class Recording:
     def _record(self, rows: int, width: int, resting: bool) -> None:
         """Record the step, which is taken a few times before, by values that are put back."""
         recorder, shape = self.recorder, (rows, width, resting)
-        device, stream, here = recorder.device, recorder.stream, torch.cuda.current_stream(recorder.device)
+        stream, here = recorder.stream, torch.cuda.current_stream(recorder.device)
         with torch.no_grad():
             before = [value.clone() for value in self.tensors]
         graph = torch.cuda.CUDAGraph()

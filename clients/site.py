@@ -19,7 +19,7 @@ from clients.engine.cluster import foresee
 from clients.engine.cost import StepCost
 from clients.engine.hardware import CPU, clients_device, crowded, resolved
 from clients.engine.inline import InlineEngine
-from clients.engine.room import cost_of, largest_step, within_room, without_room
+from clients.engine.room import Passes, cost_of, within_room, without_room
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
 from clients.evaluation import FrozenFeatures, Sums, judge, sums_record
@@ -135,8 +135,8 @@ class Site:
         self.cost = cost_of(self.config, backbone, self.targets, len(self.data.class_names), place)
         if self.cost is None:
             return engine
-        clients, images = largest_step(self.config, self.partitions)
-        engine, said = within_room(engine, self.cost, clients, min(images, self.config.client.batch_size))
+        passes = Passes.of(self.config, self.cost, self.partitions, len(self.data))
+        engine, said = within_room(engine, self.cost, passes)
         if console is not None and said:
             tell(console, said, "yellow")
         return engine
@@ -146,7 +146,10 @@ class Site:
         On CUDA it takes seconds to say."""
         classes, place = len(self.data.class_names), clients_device(self.config.engine)
         cost = self.cost or cost_of(self.config, self.backbone, self.targets, classes, place)
-        return "" if cost is None else without_room(self.config, self.partitions, self.engine.lanes, cost)
+        if cost is None:
+            return ""
+        passes = Passes.of(self.config, cost, self.partitions, len(self.data))
+        return without_room(self.config, self.partitions, self.engine.lanes, cost, passes)
 
     def _tell_engine(self, console: Console) -> None:
         size, clients = self.config.engine.clients_per_bank, len(self.partitions)

@@ -7,7 +7,6 @@ own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -19,15 +18,13 @@ def memory_left(root: Path = ROOT) -> int | None:
     those pages where they are wanted). None without a limit, or without control groups.
 
     A limit that version 1 has not is 2⁶³ less a page: more than any machine has."""
+    second, first = ("inactive_file", "active_file"), ("total_inactive_file", "total_active_file")
     left = [
-        *_memory(root, _unified(root), "memory.max", "memory.current", ("inactive_file", "active_file")),
+        *_memory(_unified(root), "memory.max", "memory.current", second),
         *_memory(
-            root,
-            _legacy(root, "memory"),
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            ("total_inactive_file", "total_active_file"),
-        ),
+            _unified(root), "memory.high", "memory.current", second
+        ),  # above it nothing is ended, but hardly goes on
+        *_memory(_legacy(root, "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", first),
     ]
     return min(left, default=None)
 
@@ -37,17 +34,17 @@ def cores(root: Path = ROOT) -> int | None:
     pairs = [_numbers(group / "cpu.max") for group in _unified(root)]
     for group in _legacy(root, "cpu"):
         pairs.append(_numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us"))
-    quotas = [math.ceil(pair[0] / pair[1]) for pair in pairs if len(pair) == 2 and min(pair) > 0]
+    quotas = [-(-pair[0] // pair[1]) for pair in pairs if len(pair) == 2 and min(pair) > 0]
     return min(quotas, default=None)
 
 
-def _memory(root: Path, groups: Iterator[Path], most: str, taken: str, files: tuple[str, str]) -> Iterator[int]:
+def _memory(groups: Iterator[Path], most: str, taken: str, files: tuple[str, str]) -> Iterator[int]:
     """What each of these groups leaves, by the names of its files, and of the fields that count pages of files."""
     for group in groups:
         limit, used = _numbers(group / most), _numbers(group / taken)
         if len(limit) == len(used) == 1:
-            fields = (line.split() for line in _text(group / "memory.stat").splitlines())
-            dropped = sum(int(field[1]) for field in fields if len(field) == 2 and field[0] in files)
+            lines = [line.split(maxsplit=1) for line in _text(group / "memory.stat").splitlines()]
+            dropped = sum(sum(_whole(line[1])) for line in lines if len(line) == 2 and line[0] in files)
             yield max(limit[0] - max(used[0] - dropped, 0), 0)
 
 
@@ -63,7 +60,8 @@ def _legacy(root: Path, controller: str) -> Iterator[Path]:
     """The groups of version 1 that this process is in for a controller."""
     for controllers, path in _memberships(root):
         if controller in controllers.split(","):
-            yield from _upwards(root / "sys/fs/cgroup" / controller, path)
+            for mount in dict.fromkeys((controller, controllers)):  # a link beside what is mounted for several, or none
+                yield from _upwards(root / "sys/fs/cgroup" / mount, path)
 
 
 def _memberships(root: Path) -> Iterator[tuple[str, str]]:
@@ -86,8 +84,12 @@ def _upwards(mount: Path, path: str) -> Iterator[Path]:
 
 def _numbers(file: Path) -> list[int]:
     """The whole numbers of a file; none where one of its words is none, as the "max" of no limit."""
+    return _whole(_text(file))
+
+
+def _whole(text: str) -> list[int]:
     try:
-        return [int(word) for word in _text(file).split()]
+        return [int(word) for word in text.split()]
     except ValueError:
         return []
 

@@ -302,7 +302,6 @@ def test_steps_that_do_not_fit_into_memory_are_told_and_not_tried(monkeypatch, c
 MEASURED = """
 import sys, run_sim
 from pathlib import Path
-from clients.engine.room import largest_step
 from clients.site import Site
 from fedinit.config.compose import compose_config
 
@@ -310,7 +309,7 @@ words = ["data.domains=[plain,noise]", "client.epochs=1", "client.max_steps=1", 
 site = Site(compose_config([*words, f"client.batch_size={sys.argv[1]}"]))
 run_sim.previewed(site.config, site, Path("f"))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # getrusage's is its parent's too
-print(int(peak.split()[1]) * 1024, site.cost.peak(largest_step(site.config, site.partitions)[0], int(sys.argv[1])))
+print(int(peak.split()[1]) * 1024, site.cost.peak(len(site.partitions), int(sys.argv[1])))
 """
 
 

@@ -32,12 +32,14 @@ class StepCost:
     fixed: the frozen weights. image: what a pass keeps of one image for the way back. client: adapter, head, their
     gradients and the optimiser's state.
     flops: operations of one image's way through the model and back, where no weight has a gradient; 0: not counted.
+    passing: what is there at once of an image that goes through without a way back; 0: not known.
     """
 
     fixed: int
     image: int
     client: int
     flops: int
+    passing: int = 0
 
     def peak(self, clients: int, batch: int) -> int:
         """Bytes at once, of so many clients with batches of so many images."""
@@ -71,7 +73,7 @@ def step_cost_on_cpu(backbone: Backbone, targets: Mapping[str, tuple[int, int]],
     pass without memory takes torch two seconds at first, and keeps other things of attention."""
     given = backbone, targets, rank, classes, torch.device("cpu"), contextlib.nullcontext()
     weights, image, largest, numbers = _passed(*given)
-    return StepCost(weights, image + PASSING * largest, 4 * COPIES * numbers, 0)
+    return StepCost(weights, image + PASSING * largest, 4 * COPIES * numbers, 0, (PASSING + 1) * largest)
 
 
 def _passed(

@@ -3,8 +3,9 @@ without a word."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,54 +37,102 @@ def cost_of(
         return None
 
 
-def largest_step(config: Config, partitions: Partitions) -> tuple[int, int]:
-    """(clients of the largest bank, images of the client that has the most)."""
+@dataclass(frozen=True)
+class Passes:
+    """The largest passes of a run on the CPU, one lane's each.
+
+    step: bytes of a bank's training step; clients: of that bank; asked: in a round, of all banks. judging: bytes of a
+    pass in which nothing is trained.
+    """
+
+    step: int
+    clients: int
+    asked: int
+    judging: int
+
+    @staticmethod
+    def of(config: Config, cost: StepCost, partitions: Partitions, images: int) -> Passes:
+        """images: of the data."""
+        asked = max(1, math.ceil(config.participation * len(partitions)))
+        bank = min(int(config.engine.clients_per_bank), asked)
+        step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
+        step = 0 if config.strategy.name == "head_alone" else step  # whose heads train on features
+        judges = config.evaluation.where != "none" or config.evaluation.head_alone
+        return Passes(step, bank, asked, min(config.evaluation.batch_size, images) * cost.passing * judges)
+
+    @property
+    def most(self) -> int:
+        """Bytes of the larger one."""
+        return max(self.step, self.judging)
+
+    def at_once(self, lanes: int) -> int:
+        """Bytes of all lanes that have something to do."""
+        return max(self.step * min(lanes, -(-self.asked // self.clients)), self.judging * lanes)
+
+    def said(self, lanes: int) -> str:
+        """What takes `at_once` of so many lanes."""
+        busy = min(lanes, -(-self.asked // self.clients))
+        if self.at_once(lanes) > self.step * busy:
+            return "passes of evaluation.batch_size"
+        return f"the steps of {counted(min(self.clients * busy, self.asked), 'client')} at once"
+
+
+def largest(partitions: Partitions) -> int:
+    """Training images of the client that has the most."""
     images, _ = partitions.sizes(range(len(partitions)))
-    return min(int(config.engine.clients_per_bank), len(partitions)), int(images.max())
+    return int(images.max())
 
 
-def within_room(engine: EngineConfig, cost: StepCost, clients: int, images: int) -> tuple[EngineConfig, str]:
+def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[EngineConfig, str]:
     """The engine with no more lanes, or actors of this machine, than memory has room for, where their number is left to
     it and they are on CPU; and a line about those that it has not. Their number changes no result.
-
-    clients, images: of a bank, and of a client's step.
     """
     given = engine.lanes if isinstance(engine, ThreadsConfig) else getattr(engine, "actors", 1)
     here = not isinstance(engine, RayConfig) or not (engine.address or wants_gpus(engine))
     most, free = cores() // engine.threads, free_memory()
     if not here or given not in (None, "auto") or devices(engine.device, 1)[0] != CPU or most < 2 or free is None:
         return engine, ""
-    step = cost.peak(clients, images) - cost.fixed
-    each = step + (ACTOR + cost.fixed) * isinstance(engine, RayConfig)
-    fitting = max(1, int(SHARE * free / each))
+    actors = isinstance(engine, RayConfig)
+    each = passes.most + (ACTOR + cost.fixed) * actors
+    fitting = int(SHARE * free / max(each, 1))
     if fitting >= most:
         return engine, ""
-    key = "actors" if isinstance(engine, RayConfig) else "lanes"
-    said = f"the steps of {counted(clients, 'client')} take about {readable(step)} of memory, and {readable(free)} are"
-    return replace(engine, **{key: fitting}), f"engine: room for {fitting} of {most} {key}, since {said} free"
+    made = replace(engine, **{"actors" if actors else "lanes": max(fitting, 1)})
+    if fitting < 1 and not actors:  # which `without_room` says
+        return made, ""
+    what = "an actor" if actors else "a lane"
+    key = "actors" if actors else "lanes"
+    return made, (
+        f"engine: room for {fitting} of {most} {key}, since {what} takes about {readable(each)} of memory, and "
+        f"{readable(int(SHARE * free))} can be theirs"
+    )
 
 
-def without_room(config: Config, partitions: Partitions, lanes: int, cost: StepCost) -> str:
-    """What is wrong, in one line, where the steps that are taken at once need more memory than is free; else empty.
-    Nothing is said of machines elsewhere, nor of a system that does not say what is free.
+def without_room(config: Config, partitions: Partitions, lanes: int, cost: StepCost, passes: Passes) -> str:
+    """What is wrong, in one line, where what is done at once needs more memory than is free; else empty. Nothing is
+    said of machines elsewhere, nor of a system that does not say what is free.
 
     lanes: that the engine has.
     """
     if isinstance(config.engine, RayConfig):
         return ""
     place, size = devices(config.engine.device, 1)[0], config.client.batch_size
-    bank, largest = largest_step(config, partitions)
-    clients = bank if place != CPU else min(bank * lanes, len(partitions))
-    images = min(largest, size) if place == CPU else size  # elsewhere short batches are filled up
-    needed = cost.peak(clients, images) - cost.fixed * (place == CPU)  # where the weights are there already
-    room = _free(place)
+    most, room = largest(partitions), _free(place)
+    if place == CPU:
+        needed, said = passes.at_once(lanes), passes.said(lanes)
+    else:  # where short batches are filled up
+        needed, said = cost.peak(passes.clients, size), f"the steps of {counted(passes.clients, 'client')} at once"
     if room is None or needed <= room:
         return ""
-    advice = "take a smaller one" + f"; no client has more than {counted(largest, 'image')}" * (largest < size)
-    return (
-        f"client.batch_size={size}: the steps of {counted(clients, 'client')} at once take about {readable(needed)} of "
-        f"memory, and {readable(room)} are free; {advice}"
-    )
+    told = f"take about {readable(needed)} of memory, and {readable(room)} are free"
+    if said.startswith("the steps"):
+        key = f"client.batch_size={size}: {said} {told}"
+        advice = "take a smaller one" + f"; no client has more than {counted(most, 'image')}" * (most < size)
+    else:
+        key = f"evaluation.batch_size={config.evaluation.batch_size}: passes of as many images {told}"
+        advice = "take a smaller one"
+    fewer = [n for n in range(lanes - 1, 0, -1) if place == CPU and passes.at_once(n) <= room]
+    return f"{key}; " + (f"engine.lanes={fewer[0]} has room, and changes no result" if fewer else advice)
 
 
 def _free(place: torch.device) -> int | None:

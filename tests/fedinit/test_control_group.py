@@ -57,6 +57,18 @@ LIMITS = {
     "v1": ({"proc/self/cgroup": OF_V1} | first(f"{V1}/docker/abc", 4 * GIB, 3 * GIB, GIB), 2 * GIB),
     "v1, its own is the topmost": ({"proc/self/cgroup": OF_V1} | first(V1, GIB, 0), GIB),
     "v1, without a limit": ({"proc/self/cgroup": OF_V1} | first(V1, UNLIMITED, GIB), UNLIMITED - GIB),
+    "v2, throttled before its limit": (
+        {"proc/self/cgroup": "0::/\n", f"{V2}/memory.high": f"{GIB}\n"} | second(V2, "max", 0),
+        GIB,
+    ),
+    "v1, several in one": (
+        {"proc/self/cgroup": "3:memory,hugetlb:/\n"} | first("sys/fs/cgroup/memory,hugetlb", GIB, 0),
+        GIB,
+    ),
+    "numbers that are none": (
+        {"proc/self/cgroup": "0::/\n"} | second(V2, str(GIB), 0) | {f"{V2}/memory.stat": "inactive_file abc\n"},
+        GIB,
+    ),
     "unreadable": ({"proc/self/cgroup": "0::/\nx\n", f"{V2}/memory.max": "", f"{V2}/memory.current": "?"}, None),
 }
 
@@ -83,6 +95,7 @@ def test_pages_of_files_are_no_memory_that_is_taken(tmp_path) -> None:
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "200000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "150000 100000\n"}, 2),
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "50000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": f"1{'0' * 400} 1\n"}, 10**400),
         (
             {
                 "proc/self/cgroup": OF_V1,

@@ -13,12 +13,13 @@ from rich.console import Console
 import run_sim
 from clients.engine import room
 from clients.engine.cost import StepCost
-from clients.engine.room import ACTOR, SHARE, within_room, without_room
+from clients.engine.room import ACTOR, SHARE, Passes, largest, within_room, without_room
 from clients.site import Site
 from tests.support.small import small_config
 
 COST = StepCost(fixed=10**9, image=10**6, client=10**7, flops=0)
 EACH = 3 * (10**7 + 20 * 10**6)  # three clients with batches of twenty
+PASSES = Passes(step=EACH, clients=3, asked=24, judging=EACH // 2)
 
 
 def engine(*words: str):
@@ -34,15 +35,15 @@ def free(monkeypatch, size: int | None) -> None:
     monkeypatch.setattr(room, "free_memory", lambda: size)
 
 
-@pytest.mark.parametrize(("steps", "expected"), [(8, None), (7.99, 7), (3.5, 3), (1, 1), (0.2, 1)])
+@pytest.mark.parametrize(("steps", "expected"), [(8, None), (7.99, 7), (3.5, 3), (1, 1)])
 def test_lanes_are_as_many_as_have_room(steps, expected, monkeypatch) -> None:
     free(monkeypatch, int(steps * EACH / SHARE) + 1)
-    made, said = within_room(engine(), COST, 3, 20)
+    made, said = within_room(engine(), COST, PASSES)
     assert made.lanes == expected
     assert (said == "") == (expected is None)
     if expected:
         assert said.startswith(
-            f"engine: room for {expected} of 8 lanes, since the steps of 3 clients take about 90.0 MB"
+            f"engine: room for {expected} of 8 lanes, since a lane takes about 90.0 MB of memory, and"
         )
 
 
@@ -51,20 +52,20 @@ def test_lanes_are_as_many_as_have_room(steps, expected, monkeypatch) -> None:
 )
 def test_a_number_that_is_given_stays(words, monkeypatch) -> None:
     free(monkeypatch, 1)
-    assert within_room(engine(*words), COST, 3, 20) == (engine(*words), "")
+    assert within_room(engine(*words), COST, PASSES) == (engine(*words), "")
 
 
 def test_a_system_that_does_not_say_has_room(monkeypatch) -> None:
     free(monkeypatch, None)
-    assert within_room(engine(), COST, 3, 20) == (engine(), "")
+    assert within_room(engine(), COST, PASSES) == (engine(), "")
 
 
 def test_actors_of_this_machine_have_a_process_and_the_weights_each(monkeypatch) -> None:
     free(monkeypatch, int(3 * (EACH + ACTOR + COST.fixed) / SHARE) + 1)
-    made, said = within_room(engine("engine=ray"), COST, 3, 20)
+    made, said = within_room(engine("engine=ray"), COST, PASSES)
     assert made.actors == 3 and "room for 3 of 8 actors" in said
     elsewhere = engine("engine=ray", "engine.address=host:6379")
-    assert within_room(elsewhere, COST, 3, 20) == (elsewhere, "")
+    assert within_room(elsewhere, COST, PASSES) == (elsewhere, "")
 
 
 def test_a_site_has_no_more_lanes_and_says_so(monkeypatch) -> None:
@@ -73,7 +74,8 @@ def test_a_site_has_no_more_lanes_and_says_so(monkeypatch) -> None:
     with contextlib.closing(Site(small_config("engine.device=cpu"))) as plain:
         cost = plain.cost
         assert cost is not None and cost.image > 0 and cost.flops == 0
-    monkeypatch.setattr(room, "free_memory", lambda: int(2 * (cost.peak(3, 20) - cost.fixed) / SHARE) + 1)
+        most = Passes.of(plain.config, cost, plain.partitions, len(plain.data)).most
+    monkeypatch.setattr(room, "free_memory", lambda: int(2 * most / SHARE) + 1)
     with contextlib.closing(Site(small_config("engine.device=cpu"), console=console)) as site:
         assert site.engine.lanes == 2 and site.config == plain.config
     text = console.export_text()
@@ -103,15 +105,52 @@ def test_a_run_says_that_its_steps_have_no_room_and_goes_on(monkeypatch, tmp_pat
     assert "the system may end the run" in text and "1 round, 6 clients" in text
 
 
+def passes_of(*words: str, cost: StepCost = COST) -> tuple[Site, Passes]:
+    site = Site(small_config("engine.device=cpu", "engine=inline", *words))
+    return site, Passes.of(site.config, cost, site.partitions, len(site.data))
+
+
 def test_short_clients_are_no_reason_to_warn(monkeypatch) -> None:
     """A batch larger than all of a client's images costs what these do."""
-    with contextlib.closing(Site(small_config("engine.device=cpu", "client.batch_size=100000"))) as site:
-        _, largest = room.largest_step(site.config, site.partitions)
-        needed = COST.peak(3, largest) - COST.fixed
-        free(monkeypatch, needed)
-        assert without_room(site.config, site.partitions, 8, COST) == ""
-        free(monkeypatch, needed - 1)
-        said = without_room(site.config, site.partitions, 8, COST)
-        assert said.endswith(f"take a smaller one; no client has more than {largest} images")
-        config = dataclasses.replace(site.config, engine=engine("engine=ray"))
-        assert without_room(config, site.partitions, 8, COST) == ""
+    site, passes = passes_of("client.batch_size=100000")
+    most = largest(site.partitions)
+    assert passes.step == COST.peak(3, most) - COST.fixed
+    free(monkeypatch, passes.step)
+    assert without_room(site.config, site.partitions, 1, COST, passes) == ""
+    free(monkeypatch, passes.step - 1)
+    said = without_room(site.config, site.partitions, 1, COST, passes)
+    assert said.endswith(f"take a smaller one; no client has more than {most} images")
+    config = dataclasses.replace(site.config, engine=engine("engine=ray"))
+    assert without_room(config, site.partitions, 8, COST, passes) == ""
+
+
+def test_lanes_that_have_no_bank_need_no_room(monkeypatch) -> None:
+    """Three clients are one bank, whatever the lanes; of one that is asked a step is one client's."""
+    site, passes = passes_of("client.batch_size=20")
+    assert passes.clients == 3 and passes.at_once(8) == passes.at_once(1) == passes.step
+    _, one = passes_of("client.batch_size=20", "participation=0.3")
+    assert one.clients == 1 and one.step == passes.step // 3
+    _, none = passes_of("client.batch_size=20", "strategy=head_alone", "reinit=auto")
+    assert none.step == 0
+    apart = dataclasses.replace(passes, clients=1, step=passes.step // 3)
+    assert apart.at_once(8) == passes.step and apart.at_once(2) == 2 * passes.step // 3
+    free(monkeypatch, 2 * passes.step // 3)
+    said = without_room(site.config, site.partitions, 8, COST, apart)
+    assert "the steps of 3 clients at once take about" in said
+    assert said.endswith("engine.lanes=2 has room, and changes no result")
+
+
+def test_passes_in_which_nothing_is_trained_need_room_too(monkeypatch) -> None:
+    """Where batches of training are small they are the largest."""
+    cost = dataclasses.replace(COST, image=10, client=10, passing=10**6)
+    site, passes = passes_of("evaluation.batch_size=200", cost=cost)
+    assert passes_of("evaluation=none", "evaluation.head_alone=false", cost=cost)[1].judging == 0
+    assert passes.judging == 200 * 10**6 == passes.most
+    free(monkeypatch, int(3 * passes.judging / SHARE) + 1)
+    made, _ = within_room(engine(), cost, passes)
+    assert made.lanes == 3
+    free(monkeypatch, passes.judging - 1)
+    said = without_room(site.config, site.partitions, 1, cost, passes)
+    assert said.startswith("evaluation.batch_size=200: passes of as many images take about 0.2 GB of memory, and")
+    assert said.endswith("take a smaller one")
+    assert within_room(engine(), cost, passes)[1] == "" and within_room(engine(), cost, passes)[0].lanes == 1
