@@ -13,8 +13,6 @@ from typing import IO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
-from fedinit.errors import InputError
-
 GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
 Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "F"
@@ -23,7 +21,11 @@ Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "
 _NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PCD", "WMF"})
 # Tried first: their first bytes say for certain what they are, whatever the file is called.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SHALLOW = (b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")  # JPEG, WebP, GIF and BMP never have more than 8 bits a channel
+_SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp")  # never have more than 8 bits a channel
+UNKNOWN = (  # of a picture that was measured by no name, or is of a kind that a run's own images had not
+    "it is grey of {}, and nobody said which levels are black and white; say them, predict --grey-range LOW HIGH or "
+    "data.grey_range=[LOW,HIGH], or name a file by its own ending"
+)
 KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}  # of grey with more than 8 bits, "deep" here
 _FULL = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}  # of whole numbers and of floating ones
 _TURNS = {
@@ -60,9 +62,11 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
     that will be seen is computed. For square images and targets it is a plain resize.
 
     window: the levels of grey with more than 8 bits that become 0 and 255, of whole and floating point numbers alike or
-        of each; what lies outside is clipped. None: 0 and 65535, or 0 and 1 of floating point numbers.
+        of each kind that there is; what lies outside is clipped. None: 0 and 65535, or 0 and 1 of floating point
+        numbers.
 
-    Raises what Pillow raises on bytes that are no image, and ValueError for one without a finite number.
+    Raises what Pillow raises on bytes that are no image, and ValueError for one without a finite number, or of a kind
+    whose window is not there.
     """
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 in less time; twice the target leaves bicubic its work.
@@ -78,7 +82,9 @@ def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window
     if _is_deep(image):
         levels = _levels(image)
         kind = image.mode[0]
-        low, high = (window.get(kind) if isinstance(window, Mapping) else window) or _FULL[kind]
+        if isinstance(window, Mapping) and kind not in window:
+            raise ValueError(UNKNOWN.format(KINDS[kind]))
+        low, high = (window[kind] if isinstance(window, Mapping) else window) or _FULL[kind]
         grey = (np.nan_to_num(levels, nan=low) - low) / ((high - low) / 255 if high > low else 1.0)
         image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
     image = _on_paper(image).convert("L" if channels == 1 else "RGB")
@@ -114,37 +120,23 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
 
     def levels(name: str) -> tuple[str, Window] | None:
         try:
-            with open_file(name) as file:
-                if file.read(4).startswith(_SHALLOW):  # by what it is and not by its name, as it is decoded
+            with open_file(name) as file, Image.open(file, formats=formats()) as image:
+                if not _is_deep(image):
                     return None
-                file.seek(0)
-                with Image.open(file, formats=formats()) as image:
-                    if not _is_deep(image):
-                        return None
-                    pixels = np.asarray(image)
-                    pixels = pixels[np.isfinite(pixels)]
-                    return (image.mode[0], (float(pixels.min()), float(pixels.max()))) if pixels.size else None
+                pixels = np.asarray(image)
+                pixels = pixels[np.isfinite(pixels)]
+                return (image.mode[0], (float(pixels.min()), float(pixels.max()))) if pixels.size else None
         except Exception:  # a broken file makes Pillow raise nearly anything
             return None
 
+    deep = [name for name in names if not name.lower().endswith(_SHALLOW)]
     with ThreadPoolExecutor(threads) as pool:
-        found = [each for each in pool.map(levels, names) if each is not None]
+        found = [each for each in pool.map(levels, deep) if each is not None]
     windows: dict[str, Window] = {}
     for kind, (low, high) in found:
         lowest, highest = windows.get(kind, (low, high))
         windows[kind] = min(low, lowest), max(high, highest)
     return windows
-
-
-def refuse_unknown(found: Iterable[str], known: Iterable[str]) -> None:
-    """Raise InputError for a kind of deep grey, "I" or "F", that pictures have and a run's own images had not: no
-    levels of it are black and white."""
-    if unknown := sorted(set(found) - set(known)):
-        raise InputError(
-            f"grey of {KINDS[unknown[0]]} is in these pictures, and the run's own images had none, so that nobody can "
-            "say which levels are black and white; say it, --grey-range LOW HIGH, or data.grey_range=[LOW,HIGH] among "
-            "the words of --data"
-        )
 
 
 def reason(error: Exception) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason, refuse_unknown
+from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
 
-_VERSION = 4  # raise it when the same file would decode to other pixels
+_VERSION = 5  # raise it when the same file would decode to other pixels
 
 
 class ImageFiles(Decoding):
@@ -37,15 +37,9 @@ class ImageFiles(Decoding):
         return [_VERSION, PIL.__version__, self.grey_range, self.tree.stamps(self.names)]
 
     def prepare(self) -> Any:
-        if self.grey_range == "full":
-            return None
-        if isinstance(self.grey_range, tuple | list):
-            return self.grey_range
-        measured = measure_windows(self.tree.open, self.names, THREADS)
         if self.grey_range == "auto":
-            return measured
-        refuse_unknown(measured, self.grey_range)
-        return self.grey_range
+            return measure_windows(self.tree.open, self.names, THREADS)
+        return None if self.grey_range == "full" else self.grey_range
 
     def decode(self, rows: Sequence[int], prepared: Any) -> list[np.ndarray | str]:
         return [self._decode_one(self.names[row], prepared) for row in rows]

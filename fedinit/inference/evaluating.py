@@ -27,6 +27,7 @@ from fedinit.data.source import ImageSource, Source
 from fedinit.data.store import Store
 from fedinit.errors import InputError, did_you_mean
 from fedinit.home import expand_home
+from fedinit.inference.pictures import own_window
 from fedinit.models import InputSpec
 from fedinit.pasted import pasted
 from fedinit.runs import made_of
@@ -152,7 +153,10 @@ def _between_levels(run: Run, source: Source, words: Sequence[str]) -> Source:
     """Other images than the run's own, whose deep grey is shown between the run's levels, where no word says others."""
     if not isinstance(source, FileSource) or any(word.startswith("data.grey_range=") for word in words):
         return source
-    return dataclasses.replace(source, grey_range=cast("GreyRange", run.grey_range))
+    levels = run.grey_range
+    if levels == "auto":  # it kept none
+        levels = own_window(run.config) or {}
+    return dataclasses.replace(source, grey_range=cast("GreyRange", levels))
 
 
 def _changes(run: Run, source: Source) -> str:

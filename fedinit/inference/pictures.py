@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedinit.config.schema import Config
-from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, refuse_unknown, suffixes
+from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, suffixes
 from fedinit.data.store import THREADS
 from fedinit.errors import InputError
 from fedinit.models import InputSpec
@@ -97,19 +97,20 @@ def window_of(config: Config, paths: Sequence[Path], chosen: GreyRange | Windows
 
     chosen: by the person or the run; "auto": by the run's images, as they are now.
 
-    Raises InputError where that is, there is such a picture, and the run's images are not there any more, or had no
-    such grey.
+    Raises InputError where that is, there is such a picture, and the run's images are not there any more.
     """
-    if isinstance(chosen, tuple | list):
+    if not isinstance(chosen, str):
         return chosen
     if chosen == "full":
         return None
-    found = measure_windows(lambda name: open(name, "rb", opener=regular), map(str, paths), THREADS)
-    if not found:
+    if not measure_windows(lambda name: open(name, "rb", opener=regular), map(str, paths), THREADS):
         return None
-    if not isinstance(chosen, str):
-        refuse_unknown(found, chosen)
-        return chosen
+    return own_window(config)
+
+
+def own_window(config: Config) -> Windows | None:
+    """The levels of the run's images as they are now; None of data in no files. Raises InputError where they are not
+    there any more."""
     from fedinit.data.file_source import FileSource
     from fedinit.data.image_files import ImageFiles
 
@@ -117,11 +118,9 @@ def window_of(config: Config, paths: Sequence[Path], chosen: GreyRange | Windows
         return None
     try:
         tree, listing = config.data.listing()
-        measured = ImageFiles(tree, listing.names, 1, (1, 1), "auto").prepare()
+        return ImageFiles(tree, listing.names, 1, (1, 1), "auto").prepare()
     except InputError as error:
         raise InputError(
             "pictures of grey with more than 8 bits are shown between the levels of the run's own images "
             f"(data.grey_range=auto), which cannot be read ({error}); say --grey-range LOW HIGH"
         ) from error
-    refuse_unknown(found, measured)
-    return measured

@@ -43,7 +43,7 @@ from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.runs.writable import refuse_unwritable, unwritable
 from fedinit.said import csv_row
 from fedinit.state import disk
-from fedinit.state.checkpoint import State
+from fedinit.state.checkpoint import Checkpoints, State
 from fedinit.state.manifest import FOLDER, checkpoints_in, refuse_other
 
 RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
@@ -155,6 +155,7 @@ class RunFolder(Observer):
         if isinstance(config.privacy, ClientPrivacyConfig):
             self._diagnostics += ("epsilon",) if config.privacy.clip_quantile is None else ("epsilon", "clip")
         self._rows: Mapping[str, str] = {}
+        self._made_of: dict[str, str] = {}  # its name and text
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
@@ -171,7 +172,8 @@ class RunFolder(Observer):
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = FolderLock(self.path)
-            self.notes += write_config(self.path, config) + put_aside_ends(self.path)
+            own = Checkpoints(self.path / FOLDER, {}).last_facts("files") if begun and not anew else {}
+            self.notes += write_config(self.path, config) + put_aside_ends(self.path, own)
             made_of.save(self.path, config, begun and not anew)
             if other := beside(self.path, config, made_of):
                 self.notes.append(other)
@@ -206,10 +208,10 @@ class RunFolder(Observer):
             self._lock = None
 
     def snapshot(self) -> State:
-        facts = {name: as_written(self.path / name) for name in TABLES}
-        with contextlib.suppress(OSError, ValueError):  # the run is what it is, and needs it no more
-            facts[MADE_OF] = as_written(self.path / MADE_OF)
-        return State(facts=facts)
+        if not self._made_of:  # read once, before anybody edits it
+            with contextlib.suppress(OSError, ValueError):
+                self._made_of = {MADE_OF: as_written(self.path / MADE_OF)}
+        return State(facts={name: as_written(self.path / name) for name in TABLES} | self._made_of)
 
     def restore(self, state: State) -> None:
         self._rows = state.facts

@@ -7,6 +7,7 @@ are measured over all images of the source, of which a run may use a part.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,8 +25,8 @@ from fedinit.home import expand_home
 from fedinit.opening import read_bytes
 from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
-from fedinit.state.checkpoint import Checkpoints, State
-from fedinit.state.manifest import FOLDER, written_config
+from fedinit.state.checkpoint import Checkpoints
+from fedinit.state.manifest import FOLDER
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,18 @@ class Kept(NamedTuple):
 
 
 def read(folder: Path) -> Kept | None:
-    """What the run in this folder is made of, by its own file or, where that cannot be read, by its last checkpoint,
-    which has it too; None where neither can be."""
-    try:
-        kept = _parsed(read_bytes(folder / MADE_OF))
-    except OSError:
-        kept = None
+    """What the run in this folder is made of, by its last checkpoint, which nobody edits, or, where that has it not, by
+    its own file; None where neither can be read."""
+    text: object = None
+    with contextlib.suppress(InputError, OSError):
+        text = Checkpoints(folder / FOLDER, {}).last_facts("files").get(MADE_OF)
+    kept = _parsed(text) if isinstance(text, str) else None
     if kept is not None:
         return kept
     try:
-        loaded = Checkpoints(folder / FOLDER, written_config(folder / FOLDER) or {}).load()
-    except (InputError, OSError):
+        return _parsed(read_bytes(folder / MADE_OF))
+    except OSError:
         return None
-    text = loaded.states.get("files", State()).facts.get(MADE_OF)
-    return _parsed(text) if isinstance(text, str) else None
 
 
 def _parsed(text: str | bytes) -> Kept | None:

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -17,10 +18,11 @@ from fedinit.runs import done, lock
 from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE
 from fedinit.runs.lock import FolderLock
+from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.named import CONFIG
 from fedinit.runs.own_files import FILES, FOLDERS, MADE_OF
 from fedinit.runs.rows import LINES, TABLES, as_written, header_and_rows
-from fedinit.runs.sealed import ADDED, faults
+from fedinit.runs.sealed import ADDED, NAMES, faults
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
@@ -35,17 +37,18 @@ def mend(folder: Path, config: Config, rounds: int) -> list[str]:
     config: of the run. rounds: that it has.
     """
     tables, notes = _tables_to_write(folder, rounds)
-    right, lock = _is_of(folder, config), None
-    if right and not tables:
+    if _is_of(folder, config) and not tables:
         return notes
+    lock = None
     try:
         lock = FolderLock(folder)
-        notes += [] if right else write_config(folder, config)
+        tables, notes = _tables_to_write(folder, rounds)  # now that nobody else mends them
+        notes += [] if _is_of(folder, config) else write_config(folder, config)
         for file, text in tables.items():
             notes.append(_put_aside(file))
             disk.replace(file, text.encode())
     except (InputError, OSError) as error:
-        files = ", ".join(str(file) for file in ([] if right else [folder / CONFIG]) + [*tables])
+        files = ", ".join(map(str, (folder / CONFIG, *tables) if not _is_of(folder, config) else tables))
         notes.append(f"{files}: not this run's, and cannot be written anew ({error})")
     finally:
         if lock is not None:
@@ -68,7 +71,11 @@ def _tables_to_write(folder: Path, rounds: int) -> tuple[dict[Path, str], list[s
     if at_end is None:
         why = "nor is a checkpoint of the run's end that has it; resume=never with the run's own words runs it again"
         lost = {folder / name: _lost(folder / name, rounds) for name in TABLES if name != LINES}
-        return {}, [f"{file}: {what}, {why}" for file, what in lost.items() if what]
+        told = [f"{file}: {what}, {why}" for file, what in lost.items() if what]
+        if read_made_of(folder) is None:
+            unknown = "nobody can say of which images it was, or between which levels grey was shown"
+            told.append(f"{folder / MADE_OF}: cannot be read, {why}; {unknown}")
+        return {}, told
     kept, names = at_end.get("files", State()).facts, (*TABLES, MADE_OF)
     return {folder / name: kept[name] for name in names if name in kept and _text(folder / name) != kept[name]}, []
 
@@ -118,15 +125,25 @@ def write_config(folder: Path, config: Config) -> list[str]:
     return notes
 
 
-def put_aside_ends(folder: Path) -> list[str]:
-    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written, and files of the
-    model that are not what DONE.json says; a line each says so. Raises OSError, and InputError for one of these that
-    cannot be read."""
+def put_aside_ends(folder: Path, own: Mapping[str, Any]) -> list[str]:
+    """Of a folder whose run goes on: put a summary.json and a DONE.json aside that no run has written, files of the
+    model that are not what DONE.json says, and tables that do not begin as the run's do; a line each says so. Raises
+    OSError, and InputError for one of these that cannot be read.
+
+    own: {name: text} of its files, by its last checkpoint, since when rows may have come.
+    """
     odd = put_aside_odd(folder, sorted(FILES - {lock.NAME}), sorted(FOLDERS - {FOLDER}))
     files = [folder / DONE] if done.wrong(folder) else []
     files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
+    files += [folder / name for name in (*TABLES, MADE_OF) if name in own and not _goes_on(folder / name, own[name])]
     model = [(file, what == ADDED) for file, what in faults(folder)]
     return odd + [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
+
+
+def _goes_on(file: Path, text: str) -> bool:
+    """Whether a file is not there, or begins with what the checkpoint has of it."""
+    now = _text(file)
+    return not os.path.lexists(file) or (now is not None and now.startswith(text))
 
 
 def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = ()) -> list[str]:
@@ -134,7 +151,8 @@ def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = (
     and what has that of a folder and is none; a line each. Raises OSError."""
     odd = [folder / name for name in files if os.path.lexists(folder / name) and not (folder / name).is_file()]
     odd += [folder / name for name in folders if os.path.lexists(folder / name) and not (folder / name).is_dir()]
-    return [_put_aside(path) for path in odd]
+    odd += [path for top in folders for path in (folder / top).rglob("*") if path.name in NAMES and not path.is_file()]
+    return [_put_aside(path, added=True) for path in odd]
 
 
 def _put_aside(file: Path, added: bool = False) -> str:
@@ -149,4 +167,4 @@ def _put_aside(file: Path, added: bool = False) -> str:
 
 def free(path: Path) -> Path:
     """The path with the first of .1, .2, … behind it that nothing has yet."""
-    return next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.{n}")).exists())
+    return next(p for n in itertools.count(1) if not os.path.lexists(p := path.with_name(f"{path.name}.{n}")))

@@ -23,7 +23,9 @@ from fedinit.adapters.bank import Bank
 from fedinit.config.schema import Config
 from fedinit.config.site import EMBEDDED
 from fedinit.data.decoding import GreyRange, Windows
+from fedinit.data.file_source import FileSource
 from fedinit.data.reporter import counted
+from fedinit.data.source import DecodedSource
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.models import Backbone, build_backbone
@@ -160,8 +162,12 @@ class Run:
     @property
     def grey_range(self) -> GreyRange | Windows:
         """Between which levels the model is shown grey with more than 8 bits: `data.grey_range`, and where that is
-        "auto" the levels that were measured; "auto" of a run that kept none, "full" of data that have no such grey."""
-        chosen: GreyRange = getattr(self.config.data, "grey_range", "full")
+        "auto" the levels that were measured; "auto" of a run that kept none. Of images in no files "full", as they are
+        read; of those that are drawn, which have no such grey, no levels."""
+        data = self.config.data
+        if not isinstance(data, FileSource):
+            return "full" if isinstance(data, DecodedSource) else {}
+        chosen = data.grey_range
         kept = made_of.read(self.folder) if chosen == "auto" else None
         return chosen if kept is None or kept.levels is None else kept.levels
 

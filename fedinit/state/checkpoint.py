@@ -149,6 +149,19 @@ class Checkpoints:
         """The folders that have a checkpoint's name, the latest first. Raises InputError where nobody may look."""
         return checkpoints_in(self.folder)
 
+    def last_facts(self, part: str) -> Mapping[str, Any]:
+        """The facts of a part in the latest checkpoint whose facts are whole, whoever's it is, without its tensors;
+        empty where there is none. Raises InputError as `load` does, but for another configuration."""
+        for path in self.there():
+            try:
+                content = content_of(json.loads(read_bytes(path / MANIFEST)), path)
+                facts = json.loads(self._verified(path / FACTS, content["files"][FACTS]))
+                return dict(facts["parts"][part]["facts"])
+            except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+        return {}
+
     def _read(self, path: Path) -> tuple[int, dict[str, State]]:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
             raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")

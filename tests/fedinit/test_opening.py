@@ -152,7 +152,7 @@ def test_a_run_that_goes_on_writes_into_no_pipe(name, place, capsys):
     said = capsys.readouterr()
     assert pipe.is_file() and not said.err
     if not name.startswith("record"):
-        assert f"{pipe} was not this run's; it is written anew, and the other one is {pipe.name}.edited.1" in said.out
+        assert f"{pipe} was not this run's; it is now {pipe.name}.edited.1\n" in said.out
 
 
 def test_what_is_no_file_has_a_name(tmp_path):

@@ -18,7 +18,6 @@ from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.schema import Config
 from fedinit.config.site import split_off
-from fedinit.data.decoding import measure_windows
 from fedinit.inference import evaluating, pictures, predicting
 from fedinit.runs.folder import place
 from fedinit.runs.made_of import MadeOf
@@ -291,29 +290,84 @@ def test_the_same_pictures_have_one_result_however_they_are_named(deep_run, tmp_
     assert own.grey_range == (0, 300)
 
 
-def test_grey_of_which_a_run_has_no_levels_is_not_shown_black(tmp_path, capsys):
-    """Of 8 bits, it took 16 as 0 to 65535, and said what it saw in the dark."""
+def test_grey_of_which_a_run_has_no_levels_is_not_shown_black(tmp_path):
+    """Of 8 bits, it took 16 as 0 to 65535, and said what it saw in the dark. Others beside such a picture are read."""
     root = plant(tmp_path / "imgs", *TREE, count=6)
     assert run_sim.main(words(tmp_path, root)) == 0
     run, bright = fedinit.load(next((tmp_path / "out").rglob("DONE.json")).parent), tmp_path / "bright"
     for name in TREE:
         deep(bright / name / "0.png", 10, 300)
-    said = "grey of 12 or 16 bits is in these pictures, and the run's own images had none.*--grey-range LOW HIGH"
-    with pytest.raises(fedinit.InputError, match=said):
-        predicting.predict(run, [bright])
-    assert len(list(predicting.predict(run, [bright], grey=(0, 300)))) == 4
-    with pytest.raises(fedinit.InputError, match=said):
-        evaluating.evaluate(run, str(bright))
+    shutil.copy(root / TREE[0] / "0.png", bright / TREE[0] / "1.png")
+    said = "grey of 12 or 16 bits, and nobody said which levels are black and white; say them, predict --grey-range LOW"
+    predictions = {p.path.name + p.path.parent.name: p for p in predicting.predict(run, [bright])}
+    assert [said in p.why for p in predictions.values()].count(True) == 4 and predictions["1.pngcat"].probabilities
+    assert all(p.probabilities for p in predicting.predict(run, [bright], grey=(0, 300)))
+    with pytest.raises(fedinit.InputError, match=f"cannot read 'photo/cat/0.png' .*{said}"):
+        evaluating.evaluate(run, str(bright), split="all")
     words_of = ["data=image_folder", f"data.root={bright}", "data.grey_range=[0,300]"]
-    assert evaluating.evaluate(run, words_of, split="all").images == 4
+    assert evaluating.evaluate(run, words_of, split="all").images == 5
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".png"])
-def test_a_picture_is_measured_by_what_it_is_and_not_by_its_name(suffix, tmp_path):
-    """As it is decoded: 16 bits that were called a JPEG were nearly black."""
-    deep(tmp_path / "a.png", 100, 3000)
-    file = (tmp_path / "a.png").rename(tmp_path / f"b{suffix}")
-    assert measure_windows(lambda name: open(name, "rb"), [str(file)], 1) == {"I": (100.0, 3000.0)}
-    for kind in ("JPEG", "WEBP", "GIF", "BMP", "PNG"):
-        Image.new("L", (8, 8), 7).save(tmp_path / "c.tif", kind)
-        assert measure_windows(lambda name: open(name, "rb"), [str(tmp_path / "c.tif")], 1) == {}
+def test_a_run_of_drawn_digits_has_no_levels_either(tmp_path):
+    run = fedinit.run(*WORDS, "rounds=1", "client.max_steps=1", f"output_dir={tmp_path / 'out'}")
+    deep(tmp_path / "a.png", 10, 300)
+    (one,) = predicting.predict(run, [tmp_path / "a.png"])
+    assert run.grey_range == {} and "grey of 12 or 16 bits, and nobody said" in one.why
+    own = evaluating._between_levels(run, compose_config(["data=image_folder", f"data.root={tmp_path}"]).data, ())
+    assert own.grey_range == {}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp"])
+def test_a_picture_under_anothers_name_is_told_and_not_shown_black(suffix, tmp_path, capsys):
+    """It is decoded by what it is, and measured by its name."""
+    root = plant(tmp_path / "imgs", *TREE, count=6)
+    deep(root / "photo" / "cat" / "9.png", 100, 3000)
+    (root / "photo" / "cat" / "9.png").rename(root / "photo" / "cat" / f"9{suffix}")
+    assert run_sim.main(words(tmp_path, root)) == 2
+    err = capsys.readouterr().err
+    assert f"9{suffix}" in err and "or name a file by its own ending" in err and err.count("\n") == 1
+    assert run_sim.main(words(tmp_path, root, "data.grey_range=[0,3000]")) == 0
+
+
+def test_what_a_checkpoint_says_counts_for_more_than_an_edited_file(deep_run, tmp_path, capsys):
+    """Of a run that goes on, and of one that is done: levels, and images, of another run."""
+    of_run, folder = deep_run
+    kept = (folder / MADE_OF).read_text()
+    (folder / MADE_OF).write_text(kept.replace("3000.0", "99999.0"))
+    run = fedinit.load(folder)
+    assert run.grey_range == {"I": (100.0, 3000.0)} and evaluating.evaluate(run).images
+    for name in ("DONE.json", "summary.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "checkpoints" / "round-000002")
+    (folder / MADE_OF).write_text(kept.replace('{"I": [100.0, 3000.0]}', "{}"))
+    picture = other(tmp_path)
+    capsys.readouterr()
+    assert run_sim.main(of_run) == 2 and "was from 100 to 3000 when the run began" in capsys.readouterr().err
+    picture.unlink()
+    assert run_sim.main(of_run) == 0 and (folder / MADE_OF).read_text() == kept
+
+
+def test_of_a_run_that_kept_no_levels_others_are_shown_between_its_images(deep_run, tmp_path, capsys):
+    """And a line says that nobody can say what it was made of."""
+    of_run, folder = deep_run
+    shutil.rmtree(folder / "checkpoints")
+    (folder / MADE_OF).unlink()
+    assert run_sim.main(of_run) == 0
+    told = f"{folder / MADE_OF}: cannot be read, nor is a checkpoint of the run's end that has it; resume=never with"
+    assert told in capsys.readouterr().out
+    run = fedinit.load(folder)
+    assert run.grey_range == "auto"
+    deep(tmp_path / "others" / "photo" / "cat" / "0.png", 10, 300)
+    assert evaluating._placed(run, str(tmp_path / "others"))[0].grey_range == {"I": (100.0, 3000.0)}
+
+
+def test_a_picture_of_an_open_file_is_read_once(tree, tmp_path):
+    """As `fedinit predict RUN <(…)` gives it."""
+    assert run_sim.main(words(tmp_path, tree)) == 0
+    run = fedinit.load(next((tmp_path / "out").rglob("DONE.json")).parent)
+    file, into = os.pipe()
+    os.write(into, (tree / TREE[0] / "0.png").read_bytes())
+    os.close(into)
+    (one,) = predicting.predict(run, [Path(f"/dev/fd/{file}")])
+    os.close(file)
+    assert one.probabilities

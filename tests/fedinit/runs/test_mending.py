@@ -4,6 +4,7 @@ be."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import fedinit
 import run_sim
+from fedinit.runs import mending
 from tests.support.small import WORDS
 
 SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1")
@@ -112,8 +114,9 @@ def test_what_is_no_file_is_put_aside_and_the_runs_own_comes_back(odd, name, don
     (done / name).unlink()
     odd(done / name)
     assert run_sim.main([*SHORT, f"output_dir={tmp_path}"]) == 0
-    told = f"{done}/{name} was not this run's; it is written anew, and the other one is {name}.edited.1\n"
-    assert told in (said := capsys.readouterr()).out and not said.err
+    told = "it is now" if name == "config.yaml" else "it is written anew, and the other one is"
+    assert f"{done}/{name} was not this run's; {told} {name}.edited.1\n" in (said := capsys.readouterr()).out
+    assert not said.err
     now = {key: value for key, value in files(done).items() if ".edited." not in key}
     placed = {"config.yaml": now["config.yaml"]}  # its own output_dir
     assert now == files(whole) | placed
@@ -152,6 +155,54 @@ def test_a_model_is_written_anew_whatever_lies_in_the_places_of_the_runs_files(o
     assert now["record/timing.csv"].count(b"\n") == before["record/timing.csv"].count(b"\n") == 3
     if odd is folder:
         assert b"mine" in now.values()
+
+
+def test_what_was_edited_is_put_aside_where_the_model_is_written_anew_too(done, whole, again):
+    (done / HEAD).unlink()
+    for name in (*TABLES, "made_of.json"):
+        (done / name).write_bytes(b"mine" + (done / name).read_bytes())
+    told = again()
+    for name in (*TABLES, "made_of.json"):
+        assert f"{done}/{name} was not this run's; it is written anew, and the other one is {name}.edited.1\n" in told
+        assert (done / name).read_bytes() == (whole / name).read_bytes()
+        assert (done / f"{name}.edited.1").read_bytes().startswith(b"mine")
+
+
+def test_rows_since_the_last_checkpoint_are_no_edits(done, whole, again):
+    """As a crash leaves them."""
+    (done / "DONE.json").unlink()
+    shutil.rmtree(done / "checkpoints" / "round-000002")
+    assert "edited" not in again() and (done / "metrics.csv").read_text().count("\n") == 3
+
+
+def test_a_link_that_was_put_aside_is_not_written_over(done, again):
+    for i in (1, 2):
+        (done / "clients.csv").unlink()
+        (done / "clients.csv").symlink_to(f"nowhere-{i}")
+        assert f"clients.csv.edited.{i}" in again()
+        assert os.readlink(done / f"clients.csv.edited.{i}") == f"nowhere-{i}"
+
+
+def test_a_folder_among_the_models_files_is_put_aside_where_a_run_goes_on(done, whole, again):
+    (done / "DONE.json").unlink()
+    shutil.rmtree(done / "checkpoints" / "round-000002")
+    (done / MODEL).unlink()
+    folder(done / MODEL)
+    assert f"{done}/{MODEL} was not this run's; it is now adapter_model.safetensors.edited.1\n" in again()
+    assert (done / MODEL).read_bytes() == (whole / MODEL).read_bytes() and (done / f"{MODEL}.edited.1" / "x").is_file()
+
+
+def test_two_that_mend_put_no_good_file_aside(done, whole, again, monkeypatch):
+    """The other is done before this one has the folder."""
+    (done / "metrics.csv").write_bytes(b"mine")
+    own = mending.FolderLock
+
+    def late(path):
+        shutil.copy(whole / "metrics.csv", done / "metrics.csv")
+        return own(path)
+
+    monkeypatch.setattr(mending, "FolderLock", late)
+    assert "edited" not in again() and not list(done.glob("*.edited.*"))
 
 
 def test_a_run_that_can_neither_go_on_nor_be_shown_begins_anew_and_says_so(done, whole, tmp_path, capsys):
