@@ -299,8 +299,12 @@ def test_grey_of_which_a_run_has_no_levels_is_not_shown_black(tmp_path):
         deep(bright / name / "0.png", 10, 300)
     shutil.copy(root / TREE[0] / "0.png", bright / TREE[0] / "1.png")
     said = "grey of 12 or 16 bits, and nobody said which levels are black and white; say them, predict --grey-range LOW"
-    predictions = {p.path.name + p.path.parent.name: p for p in predicting.predict(run, [bright])}
-    assert [said in p.why for p in predictions.values()].count(True) == 4 and predictions["1.pngcat"].probabilities
+    predictions = list(predicting.predict(run, [bright]))
+    assert (
+        [said in p.why for p in predictions]
+        == [not p.probabilities for p in predictions]
+        == [p.path.name == "0.png" for p in predictions]
+    )
     assert all(p.probabilities for p in predicting.predict(run, [bright], grey=(0, 300)))
     with pytest.raises(fedinit.InputError, match=f"cannot read 'photo/cat/0.png' .*{said}"):
         evaluating.evaluate(run, str(bright), split="all")
