@@ -20,7 +20,6 @@ from clients.engine.worker import Settings, Worker
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.replay import CAPTURING, Recorder
 from clients.task import ClientFailed, Job, Result, Task
-from fedinit.adapters.core import CoreFactors
 from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.client import ClientConfig
@@ -421,7 +420,7 @@ def of_kind(kind: str, tasks: Sequence[Task]) -> list[Task]:
     """The tasks with adapters of another kind; VeRA's share their A and B."""
     draw = torch.Generator().manual_seed(0)
     shared: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    trained = {"core": "R", "dora": "ABm", "vera": "bd"}[kind]
+    trained = {"dora": "ABm", "vera": "bd"}[kind]
 
     def some(*shape: int) -> torch.Tensor:
         return 0.1 * torch.randn(*shape, generator=draw)
@@ -430,8 +429,7 @@ def of_kind(kind: str, tasks: Sequence[Task]) -> list[Task]:
         if kind == "vera":
             A, B = shared.setdefault(name, (10 * some(RANK, k), 10 * some(d, RANK)))
             return VeRAFactors(A, B, b=some(d), d=some(RANK))
-        A, B = some(RANK, k), some(d, RANK)
-        return CoreFactors(A, B, some(RANK, RANK)) if kind == "core" else DoRAFactors(A, B, m=1 + some(d))
+        return DoRAFactors(some(RANK, k), some(d, RANK), m=1 + some(d))
 
     return [
         dataclasses.replace(
@@ -441,7 +439,7 @@ def of_kind(kind: str, tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("core", "fp32"), ("dora", "bf16"), ("vera", "fp32")])
+@pytest.mark.parametrize(("kind", "precision"), [("dora", "bf16"), ("vera", "fp32")])
 def test_every_kind_is_recorded_over_bases_that_take_turns(
     kind, precision, captures, worker, client_config, tasks
 ) -> None:
