@@ -38,6 +38,7 @@ BY_CLIENTS = "evaluation=clients"
 METHODS = {name: (f"strategy={name}",) for name in AGGREGATORS} | {
     "fed_sb": ("strategy=fed_sb", "init=lora_xs"),
     "fedsa_lora": ("strategy=fedsa_lora", BY_CLIENTS),
+    "frlora": ("strategy=frlora", "init=pissa"),
     "ravan": ("strategy=ravan", "init=lora_xs"),
 }
 OTHERS = {
