@@ -126,7 +126,12 @@ def _share(config: Config) -> int:
     most = 1 if isinstance(engine, InlineConfig) else len(devices(engine.device, None))
     if isinstance(engine, RayConfig) and engine.actors != "auto":
         most = engine.actors
-    return MOST if there is None or most == 1 else max(1, math.ceil(math.ceil(config.participation * there) / most))
+    return MOST if there is None or most == 1 else -(-most_asked(config, there) // most)
+
+
+def most_asked(config: Config, there: int) -> int:
+    """The clients of a round, or one more, of so many that there are."""
+    return max(1, math.ceil(config.participation * there))
 
 
 def _cost(config: Config, precision: str) -> StepCost:

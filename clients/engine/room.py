@@ -3,7 +3,6 @@ without a word."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,7 @@ import torch
 
 from clients.engine.cluster import wants_gpus
 from clients.engine.cost import StepCost, step_cost, step_cost_on_cpu
-from clients.engine.hardware import CPU, DTYPES, devices
+from clients.engine.hardware import CPU, DTYPES, devices, most_asked
 from fedinit.config.engine import EngineConfig, RayConfig, ThreadsConfig
 from fedinit.config.schema import Config
 from fedinit.data.reporter import counted, readable
@@ -20,7 +19,7 @@ from fedinit.data.store import free_memory
 from fedinit.models import Backbone
 from fedinit.threads import cores
 
-SHARE = 0.8  # of the free memory, for lanes; the rest is the server's, evaluations' and what is freed late
+SHARE = 0.8  # of the free memory, for lanes; the rest is the server's, and what is freed late
 ACTOR = 600_000_000  # bytes of an actor's process, with torch, beside its bank
 
 
@@ -53,7 +52,7 @@ class Passes:
     @staticmethod
     def of(config: Config, cost: StepCost, partitions: Partitions, images: int) -> Passes:
         """images: of the data."""
-        asked = max(1, math.ceil(config.participation * len(partitions)))
+        asked = most_asked(config, len(partitions))
         bank = min(int(config.engine.clients_per_bank), asked)
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
         step = 0 if config.strategy.name == "head_alone" else step  # whose heads train on features
@@ -65,16 +64,13 @@ class Passes:
         """Bytes of the larger one."""
         return max(self.step, self.judging)
 
+    def steps(self, lanes: int) -> int:
+        """Steps that are taken at once: no more than a round has banks."""
+        return min(lanes, -(-self.asked // self.clients))
+
     def at_once(self, lanes: int) -> int:
         """Bytes of all lanes that have something to do."""
-        return max(self.step * min(lanes, -(-self.asked // self.clients)), self.judging * lanes)
-
-    def said(self, lanes: int) -> str:
-        """What takes `at_once` of so many lanes."""
-        busy = min(lanes, -(-self.asked // self.clients))
-        if self.at_once(lanes) > self.step * busy:
-            return "passes of evaluation.batch_size"
-        return f"the steps of {counted(min(self.clients * busy, self.asked), 'client')} at once"
+        return max(self.step * self.steps(lanes), self.judging * lanes)
 
 
 def largest(partitions: Partitions) -> int:
@@ -97,11 +93,10 @@ def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[E
     fitting = int(SHARE * free / max(each, 1))
     if fitting >= most:
         return engine, ""
-    made = replace(engine, **{"actors" if actors else "lanes": max(fitting, 1)})
+    key, what = ("actors", "an actor") if actors else ("lanes", "a lane")
+    made = replace(engine, **{key: max(fitting, 1)})
     if fitting < 1 and not actors:  # which `without_room` says
         return made, ""
-    what = "an actor" if actors else "a lane"
-    key = "actors" if actors else "lanes"
     return made, (
         f"engine: room for {fitting} of {most} {key}, since {what} takes about {readable(each)} of memory, and "
         f"{readable(int(SHARE * free))} can be theirs"
@@ -117,22 +112,21 @@ def without_room(config: Config, partitions: Partitions, lanes: int, cost: StepC
     if isinstance(config.engine, RayConfig):
         return ""
     place, size = devices(config.engine.device, 1)[0], config.client.batch_size
-    most, room = largest(partitions), _free(place)
-    if place == CPU:
-        needed, said = passes.at_once(lanes), passes.said(lanes)
-    else:  # where short batches are filled up
-        needed, said = cost.peak(passes.clients, size), f"the steps of {counted(passes.clients, 'client')} at once"
+    on_cpu, most, room = place == CPU, largest(partitions), _free(place)
+    # Elsewhere one bank is there at a time, and short batches are filled up.
+    needed = passes.at_once(lanes) if on_cpu else cost.peak(passes.clients, size)
     if room is None or needed <= room:
         return ""
     told = f"take about {readable(needed)} of memory, and {readable(room)} are free"
-    if said.startswith("the steps"):
-        key = f"client.batch_size={size}: {said} {told}"
-        advice = "take a smaller one" + f"; no client has more than {counted(most, 'image')}" * (most < size)
+    advice, steps = "take a smaller one", passes.steps(lanes) if on_cpu else 1
+    if on_cpu and needed > passes.step * steps:
+        told = f"evaluation.batch_size={config.evaluation.batch_size}: passes of as many images {told}"
     else:
-        key = f"evaluation.batch_size={config.evaluation.batch_size}: passes of as many images {told}"
-        advice = "take a smaller one"
-    fewer = [n for n in range(lanes - 1, 0, -1) if place == CPU and passes.at_once(n) <= room]
-    return f"{key}; " + (f"engine.lanes={fewer[0]} has room, and changes no result" if fewer else advice)
+        clients = counted(min(passes.clients * steps, passes.asked), "client")
+        told = f"client.batch_size={size}: the steps of {clients} at once {told}"
+        advice += f"; no client has more than {counted(most, 'image')}" * (most < size)
+    fewer = [n for n in range(lanes - 1, 0, -1) if on_cpu and passes.at_once(n) <= room]
+    return f"{told}; " + (f"engine.lanes={fewer[0]} has room, and changes no result" if fewer else advice)
 
 
 def _free(place: torch.device) -> int | None:

@@ -43,7 +43,7 @@ from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.runs.writable import refuse_unwritable, unwritable
 from fedinit.said import csv_row
 from fedinit.state import disk
-from fedinit.state.checkpoint import Checkpoints, State
+from fedinit.state.checkpoint import State, last_facts
 from fedinit.state.manifest import FOLDER, checkpoints_in, refuse_other
 
 RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
@@ -172,7 +172,7 @@ class RunFolder(Observer):
             (self.path / FOLDER).mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 self._lock = FolderLock(self.path)
-            own = Checkpoints(self.path / FOLDER, {}).last_facts("files") if begun and not anew else {}
+            own = last_facts(self.path / FOLDER, "files") if begun and not anew else {}
             self.notes += write_config(self.path, config) + put_aside_ends(self.path, own)
             made_of.save(self.path, config, begun and not anew)
             if other := beside(self.path, config, made_of):

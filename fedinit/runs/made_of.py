@@ -25,7 +25,7 @@ from fedinit.home import expand_home
 from fedinit.opening import read_bytes
 from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
-from fedinit.state.checkpoint import Checkpoints
+from fedinit.state.checkpoint import last_facts
 from fedinit.state.manifest import FOLDER
 
 
@@ -81,7 +81,7 @@ def read(folder: Path) -> Kept | None:
     its own file; None where neither can be read."""
     text: object = None
     with contextlib.suppress(InputError, OSError):
-        text = Checkpoints(folder / FOLDER, {}).last_facts("files").get(MADE_OF)
+        text = last_facts(folder / FOLDER, "files").get(MADE_OF)
     kept = _parsed(text) if isinstance(text, str) else None
     if kept is not None:
         return kept

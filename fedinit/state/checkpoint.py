@@ -149,19 +149,6 @@ class Checkpoints:
         """The folders that have a checkpoint's name, the latest first. Raises InputError where nobody may look."""
         return checkpoints_in(self.folder)
 
-    def last_facts(self, part: str) -> Mapping[str, Any]:
-        """The facts of a part in the latest checkpoint whose facts are whole, whoever's it is, without its tensors;
-        empty where there is none. Raises InputError as `load` does, but for another configuration."""
-        for path in self.there():
-            try:
-                content = content_of(json.loads(read_bytes(path / MANIFEST)), path)
-                facts = json.loads(self._verified(path / FACTS, content["files"][FACTS]))
-                return dict(facts["parts"][part]["facts"])
-            except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
-                if isinstance(error, InputError):
-                    raise
-        return {}
-
     def _read(self, path: Path) -> tuple[int, dict[str, State]]:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
             raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")
@@ -170,7 +157,7 @@ class Checkpoints:
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
             config = dict(content["config"])
-            files = {name: self._verified(path / name, facts) for name, facts in content["files"].items()}
+            files = {name: self.verified(path / name, facts) for name, facts in content["files"].items()}
             facts, tensors = json.loads(files[FACTS]), tensors_of(files[TENSORS])
             states = {
                 part: State({name: tensors[stored] for name, stored in kept["tensors"].items()}, kept["facts"])
@@ -186,13 +173,28 @@ class Checkpoints:
         return content["round"], states
 
     @staticmethod
-    def _verified(path: Path, facts: Mapping[str, Any]) -> bytes:
+    def verified(path: Path, facts: Mapping[str, Any]) -> bytes:
+        """What a checkpoint's file holds. facts: of it, by the manifest. Raises Damaged for other bytes; OSError."""
         data = read_bytes(path)
         if len(data) != facts["bytes"]:
             raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
         if sha256(data) != facts["sha256"]:
             raise Damaged(f"{path.name} is not what was written")
         return data
+
+
+def last_facts(folder: Path, part: str) -> Mapping[str, Any]:
+    """The facts of a part in the latest checkpoint in the folder whose facts are whole, whoever's it is, without its
+    tensors; empty where there is none. Raises InputError as `Checkpoints.load` does, but for another configuration."""
+    for path in checkpoints_in(folder):
+        try:
+            content = content_of(json.loads(read_bytes(path / MANIFEST)), path)
+            facts = json.loads(Checkpoints.verified(path / FACTS, content["files"][FACTS]))
+            return dict(facts["parts"][part]["facts"])
+        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+    return {}
 
 
 def _stored_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
