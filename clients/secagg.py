@@ -8,7 +8,7 @@ client. Which sums there were is in the book of a site that has one (clients/sum
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -129,8 +129,11 @@ def _shares(message: Message, context: Context, client: int, round: int) -> Reco
     cohort = sorted(public)
     of_seed = secrets.split(wire.value(own, "seed", bytes), threshold, cohort)
     of_key = secrets.split(wire.value(own, "mask-key", bytes), threshold, cohort)
-    sealed = {str(c): encrypt(_seal(own, public[c]), pack(client, c, of_seed[c], of_key[c])) for c in cohort}
-    known = {"cohort": cohort, "public": [public[c] for c in cohort], "threshold": threshold}
+    seals = _seals(own, [public[c] for c in cohort])
+    sealed = {
+        str(c): encrypt(seal, pack(client, c, of_seed[c], of_key[c])) for c, seal in zip(cohort, seals, strict=True)
+    }
+    known = {"cohort": cohort, "public": [public[c] for c in cohort], "seals": seals, "threshold": threshold}
     context.state[OWN] = ConfigRecord({**own, **known, "stage": "shared"})
     return RecordDict({RECORD: ConfigRecord({**sealed})})
 
@@ -151,11 +154,11 @@ def _unmask(message: Message, context: Context, client: int, keeper: Keeper | No
         )
     if keeper is not None:
         keeper.unmask(Sum(kind=kind, round=round, start=wire.value(own, "start", str), clients=left))
-    public = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
+    seals = dict(zip(wire.value(own, "cohort", list), wire.value(own, "seals", list), strict=True))
     shares: dict[str, bytes] = {}
     for other in sorted(holders):
         try:
-            content = decrypt(_seal(own, public[other]), wire.value(own, f"sealed-{other}", bytes))
+            content = decrypt(seals[other], wire.value(own, f"sealed-{other}", bytes))
             source, target, of_seed, of_key = unpack(content)
         except (InvalidToken, ValueError, TypeError):
             continue  # what that client, or the server, sent is no share; others have theirs
@@ -188,10 +191,11 @@ def _least(own: ConfigRecord) -> int:
     return max(wire.value(own, "threshold", int), LEAST)
 
 
-def _seal(own: ConfigRecord, public: bytes) -> bytes:
-    """The key under which two clients seal what they send each other."""
+def _seals(own: ConfigRecord, public: Sequence[bytes]) -> list[bytes]:
+    """The keys under which this client and each of these seal what they send each other. They are kept for the round:
+    an agreement is most of what a stage takes, and either of the two makes the same key."""
     private = secrets.private_key(wire.value(own, "seal-key", bytes))
-    return generate_shared_key(private, secrets.public_key(public[secrets.PUBLIC :]))
+    return [generate_shared_key(private, secrets.public_key(keys[secrets.PUBLIC :])) for keys in public]
 
 
 def _own(context: Context, message: Message, stage: str) -> ConfigRecord:
