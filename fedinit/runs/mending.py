@@ -45,8 +45,7 @@ def mend(folder: Path, config: Config, rounds: int) -> list[str]:
         tables, notes = _tables_to_write(folder, rounds)  # now that nobody else mends them
         notes += [] if _is_of(folder, config) else write_config(folder, config)
         for file, text in tables.items():
-            notes.append(_put_aside(file))
-            disk.replace(file, text.encode())
+            notes.append(_write_anew(file, text.encode()))
     except (InputError, OSError) as error:
         files = ", ".join(map(str, (folder / CONFIG, *tables) if not _is_of(folder, config) else tables))
         notes.append(f"{files}: not this run's, and cannot be written anew ({error})")
@@ -120,7 +119,7 @@ def write_config(folder: Path, config: Config) -> list[str]:
         try:
             refuse_other(configured(folder).computed(), config.computed(), CONFIG)
         except InputError:
-            notes.append(_put_aside(file))
+            return [*notes, _write_anew(file, text.encode())]
     disk.replace(file, text.encode())
     return notes
 
@@ -155,13 +154,30 @@ def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = (
     return [_put_aside(path, added=True) for path in odd]
 
 
+def _write_anew(file: Path, content: bytes) -> str:
+    """Write a file of the run's, and put aside what has its name; a line of it. Raises OSError, and nothing is moved
+    then."""
+    aside = _aside(file)
+    disk.replace(file, content, aside=aside)
+    return _told_anew(file, aside)
+
+
 def _put_aside(file: Path, added: bool = False) -> str:
     """Make room for a file that is then written, or, `added`, is none of a run's; a line of it. Raises OSError."""
-    if not os.path.lexists(file):
+    aside = _aside(file)
+    if os.path.lexists(file):
+        file.replace(aside)
+    return f"{file} was not this run's; it is now {aside.name}" if added else _told_anew(file, aside)
+
+
+def _aside(file: Path) -> Path:
+    return free(file.with_name(f"{file.name}.edited"))
+
+
+def _told_anew(file: Path, aside: Path) -> str:
+    """aside: where what had the file's name is now, if anything had."""
+    if not os.path.lexists(aside):
         return f"{file} was not there; it is written anew"
-    file.replace(aside := free(file.with_name(f"{file.name}.edited")))
-    if added:
-        return f"{file} was not this run's; it is now {aside.name}"
     return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
 
 

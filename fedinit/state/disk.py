@@ -68,12 +68,14 @@ def try_writing(path: Path) -> None:
     os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
 
 
-def replace(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
+def replace(path: Path, content: bytes, like: os.stat_result | None = None, aside: Path | None = None) -> None:
     """Write a file so that a reader finds it whole, old or new, or not at all. Raises OSError; the old one stays. like:
-    as of `write`."""
+    as of `write`. aside: what the old one, where there is one, is called once the new one is on the disk."""
     partial = path.with_name(path.name + ".tmp")
     try:
         write(partial, content, like)
+        if aside is not None and os.path.lexists(path):
+            os.rename(path, aside)
     except OSError:
         partial.unlink(missing_ok=True)
         raise

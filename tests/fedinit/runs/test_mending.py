@@ -3,6 +3,7 @@ be."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import fedinit
 import run_sim
 from fedinit.runs import mending
+from fedinit.state import disk
 from tests.support.small import WORDS
 
 SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1")
@@ -66,6 +68,21 @@ def test_an_edited_table_is_put_aside_and_comes_back(name, done, whole, again):
     told = f"{done}/{name} was not this run's; it is written anew, and the other one is {name}.edited.1\n"
     assert told in again()
     assert files(done) == files(whole) | {f"{name}.edited.1": edited} and name not in again()
+
+
+def test_a_full_disk_takes_no_table_away(done, whole, again, monkeypatch):
+    """What was edited stays in its place as long as nothing can be written there; the next start mends it."""
+    (done / "metrics.csv").write_bytes(edited := b"round\n")
+
+    def full(path, *_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", full)
+        told = again()
+    assert "metrics.csv: not this run's, and cannot be written anew (" in told and "it is written anew" not in told
+    assert files(done) == files(whole) | {"metrics.csv": edited}
+    assert "metrics.csv.edited.1" in again() and files(done) == files(whole) | {"metrics.csv.edited.1": edited}
 
 
 def test_an_average_that_was_edited_is_not_compared(done, again):
