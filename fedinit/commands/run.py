@@ -132,7 +132,7 @@ def _of_folder(words: Sequence[str]) -> Config | None:
         shared = {f.name: config["engine"][f.name] for f in fields(EngineConfig)}
         config["engine"] = {**shared, "name": engine}
     if "logger" in values:
-        values["logger.name"] = values.pop("logger")
+        values.setdefault("logger.name", values.pop("logger"))  # a key counts for more than its group, as in Hydra
     for key, value in {**values, "resume": str(folder)}.items():
         group, _, last = key.rpartition(".")
         (config[group] if group else config)[last] = value
@@ -154,7 +154,7 @@ def command(argv: Sequence[str]) -> int:
             verbose = said.verbose
             runs = [] if said.shows else configurations(said)
         if said.shows:
-            arguments.show(said)
+            arguments.show(said, _of_folder(said.words) if said.options.cfg == "job" else None)
             return 0
         if not all(run.config.preview for run in runs):
             standard_streams.goes_on_without()

@@ -16,10 +16,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 import fedinit
 from fedinit.config.compose import Primary, composing
 from fedinit.config.groups import CONF_DIR
+from fedinit.config.schema import Config, to_dict
 from fedinit.errors import InputError
 
 INSTEAD = ("cfg", "info", "shell_completion", "hydra_help", "version")  # options that show something
@@ -91,9 +93,19 @@ def read(argv: Sequence[str]) -> Arguments:
     )
 
 
-def show(arguments: Arguments) -> None:
-    """Print what the options ask for. Raises InputError, one line, where the words do not compose."""
+def show(arguments: Arguments, kept: Config | None = None) -> None:
+    """Print what the options ask for. Raises InputError, one line, where the words do not compose.
+
+    kept: the configuration, where it is not the words' but that of the run which they name."""
     options = arguments.options
+    if kept is not None:
+        whole = OmegaConf.create(to_dict(kept))
+        part = whole if options.package is None else OmegaConf.select(whole, options.package)
+        if part is None:
+            raise _no_package(options.package)
+        told = OmegaConf.to_yaml(part).rstrip() if OmegaConf.is_config(part) else str(part)
+        print(f"# @package {options.package}\n{told}" if OmegaConf.is_config(part) and options.package else told)
+        return
     if options.version:
         print(f"fedinit {fedinit.__version__}, Hydra {hydra.__version__}")
         return
@@ -114,7 +126,11 @@ def show(arguments: Arguments) -> None:
             with contextlib.redirect_stderr(io.StringIO()):
                 app.show_cfg(name, overrides, options.cfg, options.package, options.resolve)
         except SystemExit as error:
-            raise InputError(f"--package {options.package}: no such key in the configuration") from error
+            raise _no_package(options.package) from error
+
+
+def _no_package(name: str) -> InputError:
+    return InputError(f"--package {name}: no such key in the configuration")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -72,6 +72,22 @@ def test_a_word_that_does_not_go_with_the_defaults_is_told_of_the_folder(word, s
     assert "resume=" not in capsys.readouterr().err
 
 
+def test_the_configuration_that_is_shown_of_a_folder_is_its_runs(done, capsys):
+    capsys.readouterr()
+    assert run_sim.main([f"resume={done}", "--cfg", "job"]) == 0
+    assert capsys.readouterr().out == (done / "config.yaml").read_text().replace("resume: auto", f"resume: {done}")
+    for key, words, value in (
+        ("rounds", [], "1"),
+        ("rounds", ["rounds=3"], "3"),  # the control: with words of its own it is those
+        ("logger.name", ["logger=none", "logger.name=wandb"], "wandb"),  # as without a folder
+        ("logger.name", ["logger=tensorboard"], "tensorboard"),
+    ):
+        assert run_sim.main([f"resume={done}", *words, "--cfg", "job", "-p", key]) == 0
+        assert capsys.readouterr().out == f"{value}\n"
+    assert run_sim.main([f"resume={done}", "--cfg", "job", "-p", "nothing"]) == 2
+    assert capsys.readouterr().err == "error: --package nothing: no such key in the configuration\n"
+
+
 def test_the_runs_own_words_write_it_anew_too(done, whole, tmp_path):
     (done / "DONE.json").write_text("{")
     assert run_sim.main([*SHORT, f"output_dir={tmp_path}"]) == 0
