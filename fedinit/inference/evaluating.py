@@ -229,7 +229,8 @@ def _trained_on(run: Run, data: Dataset, spec: InputSpec) -> Tensor | None:
     config = run.config
     held = config.partition.test_domains or ()
     try:
-        own = config.data.load(spec.channels, (spec.height, spec.width), config.seed, None, None, held)
+        source = _between_levels(run, config.data, ())  # whatever pictures have come to them since
+        own = source.load(spec.channels, (spec.height, spec.width), config.seed, None, None, held)
     except InputError:
         return None
     own = config.partition.hold_out(own)

@@ -234,6 +234,22 @@ def test_levels_are_in_the_checkpoints_too(damage, deep_run, tmp_path, capsys):
     assert run_sim.main(of_run) == 2 and "was from 100 to 3000 when the run began" in capsys.readouterr().err
 
 
+def test_images_that_were_trained_on_are_known_by_the_runs_levels(deep_run, tmp_path):
+    """By today's, which another picture moved, a copy of a training image was judged as one that the run never saw."""
+    run, part = fedinit.load(deep_run[1]), tmp_path / "part"
+    shutil.copytree(tmp_path / "imgs" / "photo", part / "photo")
+
+    def told() -> str:
+        try:
+            return evaluating.evaluate(run, str(part)).what
+        except fedinit.InputError as error:
+            return str(error)
+
+    before = told()
+    other(tmp_path)
+    assert "trained on" in before and told() == before
+
+
 def test_a_run_whose_file_is_gone_goes_on_with_no_other_images(tree, tmp_path, capsys):
     of_run = words(tmp_path, tree, "rounds=2")
     assert run_sim.main(of_run) == 0
