@@ -65,10 +65,12 @@ def main(grid: Grid, context: Context) -> None:
     if done is not None:
         exchange = Exchange(grid, timeout=config.node_timeout, emit=progress.event, waiting=progress.waiting)
         introductions = exchange.register_clients(backbone.digest, config.rounds, Meeting.of(config))
-        if kept_sites(folder) == sites_of(grid.run.federation_id, roster_of(introductions)):
+        kept = kept_sites(folder)
+        if kept == sites_of(grid.run.federation_id, roster_of(introductions)):
             show_done(done, config, folder, console)
             return
-        tell(console, f"{folder}: done by another federation; it is moved aside")
+        unknown = f"its {SITES_FILE} is not there or cannot be read, so that nobody can say which federation's it is"
+        tell(console, f"{folder}: {unknown if kept is None else 'done by another federation'}; it is moved aside")
     adapted_layers(
         backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks
     )  # refused before a folder is made

@@ -413,3 +413,6 @@ def test_a_run_of_another_federation_is_not_done(tmp_path, capsys):
     assert "done by another federation; it is moved aside" in said("two", smaller)
     assert "this run is done" in said("two", smaller)
     assert len(list((tmp_path / "digits").iterdir())) == 3
+    (file,) = (path for path in tmp_path.rglob("federation.json") if path.parent.name.endswith("-s0"))
+    file.write_text("{")
+    assert "its federation.json is not there or cannot be read, so that nobody can say which" in said("two", smaller)
