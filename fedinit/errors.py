@@ -79,6 +79,10 @@ class RunFailed(RuntimeError):
         super().__init__(said(reason, LONGEST))
 
 
+class DeviceFailed(RunFailed):
+    """A device computes nothing more in this process, whoever asks: no client's fault."""
+
+
 def reason(error: Exception, kept: str = GOES_ON) -> str | None:
     """The line that an error which is foreseen is told in; None for one that is not. kept: what is left of the run."""
     if isinstance(error, InputError):
@@ -90,6 +94,8 @@ def reason(error: Exception, kept: str = GOES_ON) -> str | None:
         return f"run failed: {error.strerror or error}{where}; {kept}"
     if out_of_memory(error):
         return f"run failed: too little memory ({said(first_line(error), LONGEST)}); {kept}"
+    if device_failed(error):
+        return f"run failed: {said(first_line(error), LONGEST)}; {kept}"
     return None
 
 
@@ -107,6 +113,13 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (RuntimeError, ImportError, SystemError)):
         return any(part in str(error) for part in told) or type(error).__name__ == "OutOfMemoryError"
     return isinstance(error, MemoryError)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether a CUDA device has failed, by what torch says: from then on all that is asked of it in this process does,
+    as after an uncorrectable fault of its memory, an illegal access or a failed assertion in a kernel."""
+    told = isinstance(error, RuntimeError) and any(part in str(error) for part in ("CUDA error", "cuDNN error"))
+    return told and not out_of_memory(error)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

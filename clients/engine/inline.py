@@ -27,8 +27,8 @@ class InlineEngine:
 
     @contextmanager
     def borrow(self, base: str = EMPTY) -> Iterator[Bank]:
-        self.workers[0].replica.put(self.workers[0].bank, base)
-        yield self.workers[0].bank
+        with self.workers[0].lent(base) as bank:
+            yield bank
 
     @property
     def lanes(self) -> int:

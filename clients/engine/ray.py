@@ -32,7 +32,7 @@ from clients.task import Answer, Job
 from fedinit.adapters.bank import Bank
 from fedinit.config.engine import RayConfig
 from fedinit.data.dataset import Dataset
-from fedinit.errors import GOES_ON, InputError, RunFailed, first_line
+from fedinit.errors import GOES_ON, DeviceFailed, InputError, RunFailed, first_line
 from fedinit.models.backbone import Backbone
 from fedinit.models.input_spec import InputSpec
 from fedinit.state.base_offset import EMPTY, Offset
@@ -169,7 +169,10 @@ class RayPool:
             if line not in self._told:
                 print(line, file=sys.stderr)
                 self._told.add(line)
-        return unpack(value)
+        value = unpack(value)
+        if isinstance(value, DeviceFailed):  # its process is there, and will compute nothing more
+            raise ActorDied(str(value))
+        return value
 
     def close(self) -> None:
         """End the actors."""
@@ -238,8 +241,8 @@ class RayEngine:
         replica.prepare([base])
         if base in self._held:
             replica.hold(base, self._held[base])
-        replica.put(self._worker.bank, base)
-        yield self._worker.bank
+        with self._worker.lent(base) as bank:
+            yield bank
 
     @property
     def lanes(self) -> int:

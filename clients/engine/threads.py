@@ -41,9 +41,8 @@ class ThreadEngine:
 
     @contextmanager
     def borrow(self, base: str = EMPTY) -> Iterator[Bank]:
-        with self._worker() as worker:
-            worker.replica.put(worker.bank, base)
-            yield worker.bank
+        with self._worker() as worker, worker.lent(base) as bank:
+            yield bank
 
     @property
     def lanes(self) -> int:

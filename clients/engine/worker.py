@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.errors import RunFailed, out_of_memory
+from fedinit.errors import GOES_ON, DeviceFailed, RunFailed, device_failed, first_line, out_of_memory
 from fedinit.models.backbone import Backbone
 from fedinit.statistics import Request
 from fedinit.threads import intra_op
@@ -114,26 +115,37 @@ class Worker:
                 return tuple(self._train(job.tasks))
             return tuple(self._attempt(job.work, task) for task in job.tasks)
 
+    @contextmanager
+    def lent(self, base: str) -> Iterator[Bank]:
+        """The bank, over this base, for what is no job; it computes as in one."""
+        with computing(self.device, self.settings.precision, self.replica.repeats):
+            self.replica.put(self.bank, base)
+            yield self.bank
+
     def _train(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         if self.settings.privacy is not None:
             return [self._train_privately(task, self.settings.privacy) for task in tasks]
         try:
             return self._train_together(tasks)
         except Exception as error:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
-            self._look_for_room(error, len(tasks))
+            self._blame_machine(error, len(tasks))
             return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
 
     def _failed(self, task: Task, stage: str, error: Exception, count: int = 1, key: str = BATCH) -> ClientFailed:
-        """The failure of a client that was asked alone, or with mutes. count, key: as of `_look_for_room`."""
-        self._look_for_room(error, count, key)
+        """The failure of a client that was asked alone, or with mutes. count, key: as of `_blame_machine`."""
+        self._blame_machine(error, count, key)
         if isinstance(error, StepFailed):
             return ClientFailed.of(task.client, "train", error.__cause__ or error, error.step)
         return ClientFailed.of(task.client, stage, error)
 
-    def _look_for_room(self, error: Exception, count: int, key: str = BATCH) -> None:
-        """Raise RunFailed where what failed is the machine's memory and no client: else those whose turn it was would
-        be missing in a round. count: clients of the pass. key: what makes it smaller, where it has one client."""
-        if not out_of_memory(error.__cause__ or error):
+    def _blame_machine(self, error: Exception, count: int, key: str = BATCH) -> None:
+        """Raise RunFailed where what failed is the machine's memory, or its device, and no client: else those whose
+        turn it was would be missing in a round. count: clients of the pass. key: what makes it smaller, where it has
+        one client."""
+        cause = error.__cause__ or error
+        if device_failed(cause):
+            raise DeviceFailed(f"{self.device} failed ({first_line(cause)}); {GOES_ON}") from error
+        if not out_of_memory(cause):
             return
         if count == 1:
             raise RunFailed(f"{self.device} has too little memory for one client; use a lower {key}") from error

@@ -14,7 +14,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]  # images -> pooled features
 
 @dataclass(frozen=True)
 class Captured:
-    """One pass over n images.
+    """One pass over n images. Inputs and gradients are float32 where the layers compute in less.
 
     features: (n, D), pooled.
     outputs: (n, C), with a graph behind them.
@@ -32,7 +32,7 @@ class Captured:
     def gradients(self, scalar: Tensor) -> dict[str, Tensor]:
         """{layer or block: ∂scalar/∂output}, of the outputs' shapes; zero where the scalar does not depend on it."""
         gradients = torch.autograd.grad(scalar, list(self.taps.values()), retain_graph=True, materialize_grads=True)
-        return dict(zip(self.taps, gradients, strict=True))
+        return {name: _exact(value) for name, value in zip(self.taps, gradients, strict=True)}
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def capture(
 
     def of_layer(name: str) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
         def hook(_: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            inputs[name] = args[0].detach().reshape(len(images), -1, args[0].shape[-1])
+            inputs[name] = _exact(args[0].detach().reshape(len(images), -1, args[0].shape[-1]))
             return tap(name, output)
 
         return hook
@@ -74,3 +74,7 @@ def capture(
         for hook in hooks:
             hook.remove()
     yield Captured(features.detach(), outputs, inputs, taps, activations)
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
-from fedinit.errors import RunFailed, out_of_memory
+from fedinit.errors import DeviceFailed, RunFailed, out_of_memory, reason
 from fedinit.factors import Factors
 from fedinit.models import Backbone, select_targets
 from tests.support.taped import Captures, Tape
@@ -213,6 +214,29 @@ def test_a_processor_without_memory_loses_no_client(worker, client_config, tasks
         task = dataclasses.replace(tasks[0], work="measure", request=SimpleNamespace(source=source))
         with pytest.raises(RunFailed, match=f"one client; use a lower {key}"):
             made.do(Job("measure", "", "", (task,)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nmore"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(…)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+)
+def test_a_device_that_failed_loses_no_client(worker, client_config, tasks, monkeypatch, error) -> None:
+    """All that it is asked fails from then on; taken for the clients', half of them were missing in every round."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    assert reason(error, "all is kept") == f"run failed: {str(error).splitlines()[0]}; all is kept"
+    made, said = worker(client_config()), rf"^cpu failed \({re.escape(str(error).splitlines()[0])}\); the last whole"
+    for name, work in (("train_bank", "train"), ("features_of", "features"), ("measure", "measure")):
+        monkeypatch.setattr(f"clients.engine.worker.{name}", broken)
+        task = dataclasses.replace(tasks[0], work=work, request=SimpleNamespace(source="inputs"))
+        with pytest.raises(DeviceFailed, match=said):
+            made.do(Job(work, "", "", (task, task)))
 
 
 def test_what_is_a_clients_own_fault_ends_no_run(worker, client_config, tasks, monkeypatch) -> None:

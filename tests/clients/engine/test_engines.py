@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -248,6 +249,23 @@ class TestBases:
                     weight = tiny_vit.module.get_submodule(layer).weight
                     expected = torch.add(weight, offset[layer], alpha=1.5) if offset else weight
                     assert torch.equal(frozen.base.weight, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_borrowed_bank_computes_as_in_a_job(name: str, make_engine, monkeypatch) -> None:
+    """In the run's precision, and the same bytes every time: the figures of a start are a run's too."""
+    entered, engine = [], make_engine(name)
+
+    @contextlib.contextmanager
+    def computing(*how: object) -> Iterator[None]:
+        entered.append(how)
+        yield
+        entered.pop()
+
+    monkeypatch.setattr("clients.engine.worker.computing", computing)
+    with engine.borrow() as bank:
+        assert entered == [(bank.device, "fp32", True)]
+    assert not entered
 
 
 def test_the_engines_are_those_that_can_be_chosen() -> None:

@@ -250,6 +250,17 @@ def test_a_run_is_the_same_with_its_diagnostics(tmp_path) -> None:
     assert {"forward_variance_0", "backward_variance_1"} <= first.keys()
 
 
+def test_a_backbone_in_bf16_has_the_figures_of_fp32(tmp_path) -> None:
+    """As on a GPU; its layers' inputs met float32 factors, which ended the run."""
+    exact, rounded = [], []
+    for rows, precision in ((exact, "fp32"), (rounded, "bf16")):
+        words = (f"engine.precision={precision}", "diagnostics=init", "diagnostics.examples=12", "rounds=1")
+        rows += [{k: float(v) for k, v in row.items() if v} for row in result(tmp_path / precision, *words)[1]]
+    assert [row.keys() for row in exact] == [row.keys() for row in rounded]
+    for row, other in zip(exact, rounded, strict=True):
+        assert other == pytest.approx(row, rel=0.1, abs=0.02) and other != row
+
+
 def test_the_drop_is_that_of_what_round_1_trains(tmp_path) -> None:
     """RoLoRA trains B first, as FFA-LoRA does; LoRA-FAIR trains both factors, which at this start have gradients."""
     drops = {}
