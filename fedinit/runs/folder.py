@@ -43,8 +43,8 @@ from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.runs.writable import refuse_unwritable, unwritable
 from fedinit.said import csv_row
 from fedinit.state import disk
-from fedinit.state.checkpoint import State, last_facts
-from fedinit.state.manifest import FOLDER, checkpoints_in, refuse_other
+from fedinit.state.checkpoint import State
+from fedinit.state.manifest import FOLDER, checkpoints_in, last_facts, refuse_other
 
 RESUMED = "expected auto, never or the folder of a run, as fedinit run prints it"
 DIAGNOSTICS = ("bias", "correctable", "cosine", "norm_ratio")

@@ -25,8 +25,7 @@ from fedinit.home import expand_home
 from fedinit.opening import read_bytes
 from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
-from fedinit.state.checkpoint import last_facts
-from fedinit.state.manifest import FOLDER
+from fedinit.state.manifest import FOLDER, last_facts
 
 
 @dataclass(frozen=True)

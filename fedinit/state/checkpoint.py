@@ -27,6 +27,7 @@ from fedinit.errors import InputError
 from fedinit.opening import read_bytes
 from fedinit.state import digest, disk
 from fedinit.state.manifest import (
+    FACTS,
     FORMAT,
     MANIFEST,
     NAME,
@@ -36,10 +37,11 @@ from fedinit.state.manifest import (
     content_of,
     refuse_other,
     sha256,
+    verified,
 )
 
 KEEP = 3
-TENSORS, FACTS = "state.safetensors", "state.json"
+TENSORS = "state.safetensors"
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ class Checkpoints:
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
             config = dict(content["config"])
-            files = {name: self.verified(path / name, facts) for name, facts in content["files"].items()}
+            files = {name: verified(path / name, facts) for name, facts in content["files"].items()}
             facts, tensors = json.loads(files[FACTS]), tensors_of(files[TENSORS])
             states = {
                 part: State({name: tensors[stored] for name, stored in kept["tensors"].items()}, kept["facts"])
@@ -171,30 +173,6 @@ class Checkpoints:
             raise Damaged(f"{type(error).__name__}: {error}") from error
         refuse_other(config, self.config, f"{path}")
         return content["round"], states
-
-    @staticmethod
-    def verified(path: Path, facts: Mapping[str, Any]) -> bytes:
-        """What a checkpoint's file holds. facts: of it, by the manifest. Raises Damaged for other bytes; OSError."""
-        data = read_bytes(path)
-        if len(data) != facts["bytes"]:
-            raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
-        if sha256(data) != facts["sha256"]:
-            raise Damaged(f"{path.name} is not what was written")
-        return data
-
-
-def last_facts(folder: Path, part: str) -> Mapping[str, Any]:
-    """The facts of a part in the latest checkpoint in the folder whose facts are whole, whoever's it is, without its
-    tensors; empty where there is none. Raises InputError as `Checkpoints.load` does, but for another configuration."""
-    for path in checkpoints_in(folder):
-        try:
-            content = content_of(json.loads(read_bytes(path / MANIFEST)), path)
-            facts = json.loads(Checkpoints.verified(path / FACTS, content["files"][FACTS]))
-            return dict(facts["parts"][part]["facts"])
-        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-    return {}
 
 
 def _stored_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:

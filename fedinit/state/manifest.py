@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedinit.config.build import shown
 from fedinit.config.dotted import dotted
@@ -21,9 +21,12 @@ from fedinit.unreadable import is_folder, unreadable
 FORMAT = 6  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+FACTS = "state.json"
 NAMED = 3  # of the keys in which two configurations differ, by an error
 UNNAMED = "not given"  # said of a key that one of two configurations has not, or has at its usual value
 NAME = "round-"
+
+Read = TypeVar("Read")
 
 
 class Damaged(Exception):
@@ -50,15 +53,39 @@ def last_round(folder: Path) -> int:
 def written_config(folder: Path) -> Mapping[str, Any] | None:
     """The configuration in the latest checkpoint under `folder` that can be read; None where there is none. Raises
     InputError for one of another format."""
+    return _latest(folder, lambda path, content: dict(content["config"]))
+
+
+def last_facts(folder: Path, part: str) -> Mapping[str, Any]:
+    """The facts of a part in the latest checkpoint under `folder` whose facts are whole, whoever's it is; empty where
+    there is none. Raises InputError as `written_config`."""
+
+    def read(path: Path, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        return dict(json.loads(verified(path / FACTS, content["files"][FACTS]))["parts"][part]["facts"])
+
+    return _latest(folder, read) or {}
+
+
+def _latest(folder: Path, read: Callable[[Path, Mapping[str, Any]], Read]) -> Read | None:
+    """What `read` makes of the latest checkpoint that it can be made of: its path, and what its manifest says."""
     for path in checkpoints_in(folder):
         try:
-            return dict(content_of(json.loads(read_bytes(path / MANIFEST)), path)["config"])
-        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError):
+            return read(path, content_of(json.loads(read_bytes(path / MANIFEST)), path))
+        except InputError:
+            raise
+        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError):
             continue
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
     return None
+
+
+def verified(path: Path, facts: Mapping[str, Any]) -> bytes:
+    """What a checkpoint's file holds. facts: of it, by the manifest. Raises Damaged for other bytes; OSError."""
+    data = read_bytes(path)
+    if len(data) != facts["bytes"]:
+        raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
+    if sha256(data) != facts["sha256"]:
+        raise Damaged(f"{path.name} is not what was written")
+    return data
 
 
 def content_of(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

@@ -151,8 +151,8 @@ def in_full(found: Results) -> list[str]:
 def remarks(found: Results, whole_path: bool = False) -> list[str]:
     """A line of every run in a row whose figures are not from where they should be. whole_path: of its folder."""
     return [
-        f"{label} seed {run.seed} in {run.folder if whole_path else run.folder.name}: {run.remark}."
-        for label, run in found.remarked
+        f"{label} seed {run.seed} in {run.folder if whole_path else run.folder.name}: {text}."
+        for label, run, text in found.remarked
     ]
 
 

@@ -16,10 +16,11 @@ from fedinit.report.runs.same_data import refuse_different_data
 @dataclass(frozen=True)
 class Method:
     """label: what it is called here, a `Cut` where that is not all of it. runs: of one configuration, by seed, each
-    seed once."""
+    seed once. others: those that are done and not in `runs`, since one of their seed is."""
 
     label: str
     runs: tuple[RecordedRun, ...]
+    others: tuple[RecordedRun, ...] = ()
 
     @property
     def first(self) -> RecordedRun:
@@ -37,14 +38,15 @@ def methods(runs: Sequence[RecordedRun]) -> list[Method]:
     configuration and seed the one that is done counts, or came further. Raises InputError for runs on different
     data."""
     refuse_different_data(runs)
-    by_config: dict[tuple[Any, ...], dict[int, RecordedRun]] = defaultdict(dict)
+    by_config: dict[tuple[Any, ...], dict[int, list[RecordedRun]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        of_config = by_config[tuple(sorted((k, repr(v)) for k, v in counted(run).items())), run.made_of]
-        other = of_config.get(run.seed)
-        if other is None or _progress(run) > _progress(other):
-            of_config[run.seed] = run
-    groups = [tuple(of_seed[seed] for seed in sorted(of_seed)) for of_seed in by_config.values()]
-    found = [Method(label, group) for label, group in zip(labels(groups), groups, strict=True)]
+        by_config[tuple(sorted((k, repr(v)) for k, v in counted(run).items())), run.made_of][run.seed].append(run)
+    groups, others = [], []
+    for by_seed in by_config.values():
+        chosen = tuple(max(by_seed[seed], key=_progress) for seed in sorted(by_seed))
+        groups.append(chosen)
+        others.append(tuple(r for rs in by_seed.values() for r in rs if r.summary is not None and r not in chosen))
+    found = [Method(*each) for each in zip(labels(groups), groups, others, strict=True)]
     return sorted(found, key=lambda method: not method.evaluated)
 
 

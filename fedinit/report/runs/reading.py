@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from fedinit.runs.done import done_of
 from fedinit.runs.named import A_RUN, CONFIG, configuration
 from fedinit.runs.own_files import MADE_OF
 from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows, of_lines
+from fedinit.state.manifest import FOLDER, last_facts
 from fedinit.unreadable import unreadable
 
 HEAD_ALONE = ".head_alone.json"
@@ -146,14 +148,19 @@ class RecordedRun:
         return holdings(_json(self.folder / RECORD / PARTITION))
 
     @cached_property
-    def made_of(self) -> tuple[str, str]:
-        """(digest of its images, digest of its backbone's file), each "" where it has none of its own or says none."""
+    def made_of(self) -> tuple[str, str, str]:
+        """(digest of its images, digest of its backbone's file, between which levels deep grey was shown), each ""
+        where it has none of its own or says none. Of its last checkpoint, where its own file does not say."""
         values = _json(self.folder / MADE_OF)
         if not isinstance(values, Mapping):
-            return "", ""
-        images = values.get("images")
+            with contextlib.suppress(InputError, ValueError, TypeError):
+                values = json.loads(last_facts(self.folder / FOLDER, "files").get(MADE_OF, ""))
+        if not isinstance(values, Mapping):
+            return "", "", ""
+        images, levels = values.get("images"), values.get("levels")
         digest = images.get("digest") if isinstance(images, Mapping) else None
-        return str(digest or ""), str(values.get("checkpoint") or "")
+        grey = json.dumps(levels, sort_keys=True) if isinstance(levels, Mapping) and levels else ""
+        return str(digest or ""), str(values.get("checkpoint") or ""), grey
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:

@@ -12,6 +12,7 @@ from fedinit.report.markup import Cut, whole
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
+from fedinit.said import first_ten
 from fedinit.scores import SCORES
 
 AVERAGE = "average"
@@ -51,14 +52,14 @@ class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
     against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
     absent: (label of its method, run) of those without an evaluated round, which are in no row. remarked: of those in a
-    row of which there is something to remark."""
+    row, with what there is to remark."""
 
     score: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     against: Mapping[str, Difference]
     absent: tuple[tuple[str, RecordedRun], ...] = ()
-    remarked: tuple[tuple[str, RecordedRun], ...] = ()
+    remarked: tuple[tuple[str, RecordedRun, str], ...] = ()
 
     @property
     def cut(self) -> dict[str, str]:
@@ -140,7 +141,8 @@ def results(methods: Sequence[Method]) -> Results:
     columns = (*domains, AVERAGE)
     seen = [method for method in methods if method.evaluated]
     rows = [_row(method, score, columns) for method in seen]
-    remarked = tuple((m.label, run) for m in seen for run in m.runs if run.evaluated and run.remark)
+    said = [(m.label, run, text) for m in seen for run in m.runs for text in (run.remark, _disagreement(run, m.others))]
+    remarked = tuple(each for each in said if each[1].evaluated and each[2])
     table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked)
     best = table.best
     if best is None:
@@ -152,6 +154,20 @@ def results(methods: Sequence[Method]) -> Results:
         row.label: Difference(d.mean, d.seeds, d.half, p) for row, d, p in zip(others, raw, corrected, strict=True)
     }
     return dataclasses.replace(table, against=against)
+
+
+def _disagreement(run: RecordedRun, others: Sequence[RecordedRun]) -> str:
+    """Which others of its seed came to another result, as half a sentence; empty where none did. Of one configuration
+    there is one, on one kind of machine."""
+    of_seed = [other for other in others if other.seed == run.seed and run.summary is not None]
+    odd = [str(other.folder) for other in of_seed if _hash(other) != _hash(run)]
+    return (
+        f"another run of this configuration and seed ended otherwise and is left out, {first_ten(odd)}" if odd else ""
+    )
+
+
+def _hash(run: RecordedRun) -> object:
+    return None if run.summary is None else run.summary["final_hash"]
 
 
 def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:

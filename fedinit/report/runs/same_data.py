@@ -14,7 +14,9 @@ from fedinit.report.runs.finding import find
 from fedinit.report.runs.options import counted
 from fedinit.report.runs.reading import RecordedRun
 
-LEFT_OUT = "partition.test_domains"  # whose images are all test images
+# What chooses the images beside `data`, where it is not as usual: domains that are test images alone, and a share of
+# the clients, each with its own.
+CHOOSING = {"partition.test_domains": None, "evaluation.participation": 1.0}
 
 
 def refuse_different_data(runs: Sequence[RecordedRun], command: str = "compare") -> None:
@@ -44,7 +46,7 @@ def _distinct(group: Sequence[tuple[RecordedRun, dict[str, Any]]]) -> list[dict[
 
 def _differs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> str | None:
     """The first key in which the two are of other data; None where they are not."""
-    options = {key for key in mine.keys() | its.keys() if key.startswith("data.") or key == LEFT_OUT}
+    options = {key for key in mine.keys() | its.keys() if key.startswith("data.") or key in CHOOSING}
     known = (mine.keys() & its.keys()) - options
     if {"domains", "classes"} <= known:
         options -= {"data.domains", "data.classes"}  # what came of them is known better
@@ -86,14 +88,16 @@ def _places(group: Sequence[RecordedRun], top: Path | None) -> list[Path]:
 
 def _data(run: RecordedRun) -> dict[str, Any]:
     """What says on which images a run was scored. What a run has not come to say yet is not there."""
-    options = {k: v for k, v in counted(run).items() if k.startswith("data.") or (k == LEFT_OUT and v)}
+    said = counted(run).items()
+    options = {k: v for k, v in said if k.startswith("data.") or (k in CHOOSING and v != CHOOSING[k])}
     known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
     if run.partition is not None:
         by_domain = run.partition.get("images_by_domain")
         known |= {"classes": run.partition["classes"]}
         known |= {f"images of {name}": n for name, n in by_domain.items()} if isinstance(by_domain, Mapping) else {}
-    images = run.made_of[0]
-    return options | known | ({"images": images[:12]} if images else {})
+    images, _, grey = run.made_of
+    known |= {"images": images[:12]} if images else {}
+    return options | known | ({"levels of deep grey": grey} if grey else {})
 
 
 def _said(key: str, values: Mapping[str, Any]) -> str:

@@ -203,6 +203,49 @@ def test_other_images_at_the_same_place_are_other_data(tmp_path):
         methods(find([tmp_path]))
 
 
+def test_other_levels_of_deep_grey_are_other_data(tmp_path):
+    """The same files are other pixels then. A picture in a domain that no run used moved them between two seeds, whose
+    mean was 64.5 ± 50.2."""
+    for i, high in enumerate((3326.0, 60000.0, 3326.0)):
+        folder = write_run(tmp_path / str(i), config(data__root="/pacs", seed=i, rounds=1), recorded=False)
+        said = {"images": {"digest": "a" * 64}, "checkpoint": None, "levels": {"I": [74.0, high]}}
+        (folder / "made_of.json").write_text(json.dumps(said))
+    (method,) = methods(find([tmp_path / "0", tmp_path / "2"]))
+    assert [run.seed for run in method.runs] == [0, 2]
+    with pytest.raises(
+        InputError, match=r'grey=\{"I": \[74.0, 3326.0\]\} and .*grey=\{"I": \[74.0, 60000.0\]\}; compare'
+    ):
+        methods(find([tmp_path]))
+
+
+def test_a_share_of_the_clients_images_is_other_data_than_all(tmp_path):
+    for i, share in enumerate((1.0, 0.34, 0.34)):
+        values = config(seed=i, rounds=1, evaluation__where="clients", evaluation__participation=share)
+        write_run(tmp_path / str(i), values, recorded=False)
+    (method,) = methods(find([tmp_path / "1", tmp_path / "2"]))
+    assert [run.seed for run in method.runs] == [1, 2]
+    with pytest.raises(InputError, match="data, evaluation.participation=0.34 and evaluation.participation=not set; "):
+        methods(find([tmp_path]))
+
+
+def test_a_second_run_of_a_seed_that_ended_otherwise_is_told(tmp_path, capsys):
+    """One of the two counts, which depends on the order in which they are named."""
+    folders = [write_run(tmp_path / str(i), config(rounds=1), gain=3.0 * i, recorded=False) for i in (0, 1)]
+    told = "another run of this configuration and seed ended otherwise and is left out, "
+    code, out, _ = run(capsys, "compare", *map(str, folders))
+    assert code == 0 and told not in out  # of one hash: a copy
+    summary = json.loads((folders[1] / "summary.json").read_text())
+    for name in ("summary.json", "DONE.json"):
+        values = json.loads((folders[1] / name).read_text())
+        (folders[1] / name).write_text(json.dumps({**values, "final_hash": "f" * 64}))
+    assert summary["final_hash"] != "f" * 64
+    for one, other in (folders, folders[::-1]):
+        code, out, _ = run(capsys, "compare", str(one), str(other), "--markdown", "-")
+        assert code == 0 and out.count(f"seed 0 in {one.name}: {told}") == 1
+        code, out, _ = run(capsys, "compare", str(one), str(other))
+        assert code == 0 and f"seed 0 in {one}: {told}{other}." in out
+
+
 def test_an_unfinished_run_is_compared_as_far_as_it_came(sweep, tmp_path, capsys):
     part = write_run(tmp_path / "part", config(strategy__name="rolora", rounds=3), reached=2, recorded=False)
     none = write_run(tmp_path / "none", config(strategy__name="hetlora", rounds=3), reached=0, recorded=False)
