@@ -129,10 +129,10 @@ def choose_images(
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
     columns = images, labels, places, test, class_names, domain_names
-    return Dataset(*columns, functools.partial(_marks, listed, rows), _levels(listed))
+    return Dataset(*columns, functools.partial(_marks, listed, rows), levels_of(listed))
 
 
-def _levels(listed: Catalogue) -> Mapping[str, Sequence[float]] | None:
+def levels_of(listed: Catalogue) -> Mapping[str, Sequence[float]] | None:
     """As `Dataset` has them, once the images were read."""
     known = getattr(listed.read, "prepared", None)
     return known if isinstance(known, Mapping) else None

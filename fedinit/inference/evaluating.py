@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fedinit.config.compose import compose_config
 from fedinit.config.schema import load, to_dict
 from fedinit.config.words import parse
+from fedinit.data.catalogue import levels_of
 from fedinit.data.dataset import Dataset
 from fedinit.data.decoding import GreyRange
 from fedinit.data.file_source import FileSource
@@ -155,7 +156,10 @@ def _between_levels(run: Run, source: Source, words: Sequence[str]) -> Source:
         return source
     levels = run.grey_range
     if levels == "auto":  # it kept none
-        levels = own_window(run.config) or {}
+        try:
+            levels = own_window(run.config) or {}
+        except InputError:  # its images are elsewhere, as a site's are
+            levels = {}  # such a picture is told, and others are judged
     return dataclasses.replace(source, grey_range=cast("GreyRange", levels))
 
 
@@ -211,7 +215,10 @@ def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Co
     chosen, what = torch.arange(len(rows)), f"{what} of data={source.name}"
     if split != "auto":
         return Judged(data, chosen, what)
-    seen = _trained_on(run, data, spec)
+    shown = source.grey_range if isinstance(source, FileSource) else None
+    if shown == "auto":
+        shown = levels_of(listed) or {}
+    seen, changes = _trained_on(run, data, spec, cast("GreyRange | None", shown))
     if seen is None:
         return Judged(data, chosen, f"{what}; without the run's own data nobody can say if it was trained on some")
     if seen.all():
@@ -220,22 +227,31 @@ def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Co
         )
     if seen.any():
         what += f", without {counted(int(seen.sum()), 'image')} that the run was trained on"
+    if changes:
+        what += "; its own data is not what it was, and nobody can say if it was trained on more of them"
     return Judged(data, chosen[~seen], what)
 
 
-def _trained_on(run: Run, data: Dataset, spec: InputSpec) -> Tensor | None:
-    """(n,) bool, which of these images are, pixel by pixel, among those that the run trained on; None where its own
-    data cannot be read any more."""
-    config = run.config
+def _trained_on(run: Run, data: Dataset, spec: InputSpec, shown: GreyRange | None) -> tuple[Tensor | None, str]:
+    """(n,) bool, which of these images are, pixel by pixel, among those that the run trained on, None where its own
+    data cannot be read any more; and what is other in that than it was, empty where nothing is.
+
+    shown: between which levels the images show deep grey, so that the run's own are the same pixels; None: as it
+        trained on them."""
+    config, own = run.config, run.config.data
     held = config.partition.test_domains or ()
+    if shown is None or not isinstance(own, FileSource):
+        own = _between_levels(run, own, ())
+    else:
+        own = dataclasses.replace(own, grey_range=shown)
     try:
-        source = _between_levels(run, config.data, ())  # whatever pictures have come to them since
-        own = source.load(spec.channels, (spec.height, spec.width), config.seed, None, None, held)
+        changes = _changes(run, config.data)
+        known = own.load(spec.channels, (spec.height, spec.width), config.seed, None, None, held)
     except InputError:
-        return None
-    own = config.partition.hold_out(own)
-    trained = set(own.fingerprints((~own.test).nonzero().flatten()))
-    return torch.tensor([key in trained for key in data.fingerprints(torch.arange(len(data)))])
+        return None, ""
+    known = config.partition.hold_out(known)
+    trained = set(known.fingerprints((~known.test).nonzero().flatten()))
+    return torch.tensor([key in trained for key in data.fingerprints(torch.arange(len(data)))]), changes
 
 
 def _judge(judged: Judged, work: Sequence[tuple[nn.Module, Tensor]], spec: InputSpec, run: Run) -> Evaluation:

@@ -124,6 +124,13 @@ def test_images_that_the_run_was_trained_on_are_not_judged(own, tree, tmp_path, 
     moved = tree.rename(tmp_path / "moved")
     try:
         assert "nobody can say if it was trained on some" in evaluate(own, str(part)).what
+        shutil.copytree(moved / "yours", tree / "yours")  # and all of the other domain's are gone
+        (gone := next((moved / "mine").iterdir())).rename(tmp_path / "gone")
+        shutil.copytree(moved / "mine", tree / "mine")
+        (tmp_path / "gone").rename(gone)
+        told = evaluate(own, str(part)).what
+        assert "that the run was trained on; its own data is not what it was, and nobody can say if it was" in told
+        shutil.rmtree(tree)
     finally:
         moved.rename(tree)
 

@@ -239,15 +239,17 @@ def test_images_that_were_trained_on_are_known_by_the_runs_levels(deep_run, tmp_
     run, part = fedinit.load(deep_run[1]), tmp_path / "part"
     shutil.copytree(tmp_path / "imgs" / "photo", part / "photo")
 
-    def told() -> str:
+    def told(*grey: str) -> str:
         try:
-            return evaluating.evaluate(run, str(part)).what
+            return evaluating.evaluate(run, ["data=image_folder", f"data.root={part}", *grey]).what
         except fedinit.InputError as error:
             return str(error)
 
     before = told()
     other(tmp_path)
     assert "trained on" in before and told() == before
+    for levels in ("[0,4095]", "full", "auto"):  # both are shown between them then
+        assert told(f"data.grey_range={levels}") == before
 
 
 def test_a_run_whose_file_is_gone_goes_on_with_no_other_images(tree, tmp_path, capsys):
@@ -379,6 +381,11 @@ def test_of_a_run_that_kept_no_levels_others_are_shown_between_its_images(deep_r
     assert run.grey_range == "auto"
     deep(tmp_path / "others" / "photo" / "cat" / "0.png", 10, 300)
     assert evaluating._placed(run, str(tmp_path / "others"))[0].grey_range == {"I": (100.0, 3000.0)}
+    (tmp_path / "imgs").rename(tmp_path / "away")  # as those of a deployment's sites are, of which it keeps none
+    plant(tmp_path / "eight", *TREE)
+    assert evaluating.evaluate(run, str(tmp_path / "eight")).images
+    with pytest.raises(fedinit.InputError, match=r"nobody said which levels .* data.grey_range=\[LOW,HIGH\]"):
+        evaluating.evaluate(run, str(tmp_path / "others"))
 
 
 def test_a_picture_of_an_open_file_is_read_once(tree, tmp_path):
