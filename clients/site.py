@@ -17,11 +17,11 @@ from clients.attacks.label_flip import flipped
 from clients.engine import Emit, Engine
 from clients.engine.cluster import foresee
 from clients.engine.cost import StepCost
-from clients.engine.hardware import CPU, clients_device, crowded, resolved
+from clients.engine.hardware import CPU, clients_device, crowded, devices, left_out, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.room import Passes, cost_of, within_room, without_room
 from clients.engine.threads import ThreadEngine
-from clients.engine.worker import Settings, make_workers
+from clients.engine.worker import Settings, Worker, make_workers
 from clients.evaluation import FrozenFeatures, Sums, judge, sums_record
 from clients.prefix import Prefix
 from clients.task import Task
@@ -48,7 +48,7 @@ Held = tuple[Backbone, Mapping[str, tuple[int, int]], Dataset, Settings]  # what
 
 
 def _inline(config: EngineConfig, held: Held, emit: Emit) -> Engine:
-    return InlineEngine(make_workers(*held, config.device, 1)[0])
+    return InlineEngine(Worker(*held, devices(config.device, 1, config.threads)[0]))
 
 
 def _threads(config: EngineConfig, held: Held, emit: Emit) -> Engine:
@@ -116,8 +116,9 @@ class Site:
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
         held = backbone, self.targets, replace(shown, marks=None), Settings.of(config)  # an engine looks at no files
         self.emit: Emit = _nobody
-        if console is not None and (said := crowded(config.engine, clients_device(config.engine))):
-            tell(console, said, "yellow")
+        for said in (crowded(config.engine, clients_device(config.engine)), left_out(config.engine)):
+            if console is not None and said:
+                tell(console, said, "yellow")
         engine = self._within_room(backbone, console) if client is None else config.engine  # one trains alone
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address

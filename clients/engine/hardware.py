@@ -7,9 +7,10 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -24,13 +25,14 @@ from fedinit.threads import cores
 
 LANES = 16  # of a core, at the most: more than one is no faster, and each takes a bank and a moment to make
 CLASSES = 1000  # that a head is reckoned with before the data is there
+PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.device]:
     """The device of each lane.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices) or "cuda:<n>".
+    device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices of the first one's kind) or "cuda:<n>".
     lanes: their number on CPU; None is as many as there is room for. threads: cores that each of them takes there.
     Raises InputError for a device that is not there, and for more threads than cores.
     """
@@ -42,8 +44,25 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
         if threads > have:
             raise InputError(f"engine.threads={threads}: this machine has {have} cores; use engine.threads={have}")
         return [CPU] * (lanes or have // threads)
-    indices = range(torch.cuda.device_count()) if wanted.index is None else [wanted.index]
-    return [torch.device("cuda", i) for i in indices]
+    return [torch.device("cuda", i) for i in (_alike() if wanted.index is None else [wanted.index])]
+
+
+def _alike() -> list[int]:
+    """The CUDA devices of the first one's kind, by which a run's precision and banks are reckoned. Another kind's
+    products are rounded otherwise, and who is free first would choose whose a bank is."""
+    kinds = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [i for i, kind in enumerate(kinds) if kind == kinds[0]]
+
+
+def left_out(engine: EngineConfig) -> str | None:
+    """A line about CUDA devices that no lane is on, as they are of another kind than the first; None where there are
+    none."""
+    if _elsewhere(engine) or engine.device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return None
+    used, others = _alike(), torch.cuda.device_count()
+    odd = [f"cuda:{i}, {torch.cuda.get_device_name(i)}" for i in range(others) if i not in used]
+    why = f"of another kind than cuda:0, {torch.cuda.get_device_name(0)}"
+    return f"engine.device={engine.device}: not used, {why}: {'; '.join(odd)}" if odd else None
 
 
 def crowded(config: EngineConfig, place: torch.device) -> str | None:
@@ -179,6 +198,7 @@ class _Flags:
             torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
             torch.backends.cuda.matmul.allow_tf32 = tf32
             torch.backends.cudnn.allow_tf32 = tf32  # pyright: ignore[reportAttributeAccessIssue]
+            _set_newer(["tf32" if tf32 else "ieee"] * len(PRODUCTS))  # which may be under a person's for all
         try:
             yield
         finally:
@@ -194,12 +214,39 @@ class _Flags:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         self._before.callback(torch.use_deterministic_algorithms, enabled, warn_only=only)
-        for module, name in (
-            (torch.utils.deterministic, "fill_uninitialized_memory"),
-            (torch.backends.cuda.matmul, "allow_tf32"),
-            (torch.backends.cudnn, "allow_tf32"),
-        ):
-            self._before.callback(setattr, module, name, getattr(module, name))
+        unfilled = torch.utils.deterministic
+        name = "fill_uninitialized_memory"
+        self._before.callback(setattr, unfilled, name, getattr(unfilled, name))
+        self._before.callback(_put_back, _products())
+
+
+Products = tuple[bool | None, str | None, list[str]]
+
+
+def _products() -> Products:
+    """How float32 products are made: by torch's older switches, of which each is None where it cannot be read, as a
+    person has used the newer ones; and by these."""
+    legacy, precision = None, None
+    with contextlib.suppress(RuntimeError):
+        legacy = torch.backends.cudnn.allow_tf32
+    with contextlib.suppress(RuntimeError):
+        precision = torch.get_float32_matmul_precision()
+    return legacy, precision, [module.fp32_precision for module in PRODUCTS]
+
+
+def _put_back(products: Products) -> None:
+    legacy, precision, newer = products
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+    if legacy is not None:
+        torch.backends.cudnn.allow_tf32 = legacy  # pyright: ignore[reportAttributeAccessIssue]
+    _set_newer(newer)
+
+
+def _set_newer(values: Sequence[str]) -> None:
+    for module, value in zip(PRODUCTS, values, strict=True):
+        if module.fp32_precision != value:
+            module.fp32_precision = value
 
 
 _flags = _Flags()

@@ -12,7 +12,7 @@ from fedinit.errors import InputError
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
 COMPILED = 10_000  # steps of a client, from which on a minute of compiling pays (docs/benchmarks.md)
-DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,4})?")
+DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")  # torch keeps a number in 8 bits
 ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5})?")
 
 

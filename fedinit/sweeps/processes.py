@@ -57,12 +57,17 @@ def side_by_side(runs: Sequence[Named], environments: Sequence[Mapping[str, str]
 def environments(configs: Sequence[Config], jobs: int | None) -> list[dict[str, str]]:
     """What each process has other than this one, in variables.
 
-    jobs: how many processes; None: one a GPU, or one a core up to `MOST`. There are no more than runs.
+    jobs: how many processes; None: one a GPU, or one a core up to `MOST`. There are no more than runs. A process has a
+        GPU of its own, unless a run names one by its number, which is that among all of them.
     """
     from fedinit.threads import cores  # with torch, which says what GPUs there are
 
-    shares = _shares_of_gpus() if all(config.engine.device in ("auto", "cuda") for config in configs) else []
-    count = min(jobs or len(shares) or min(cores(), MOST), len(configs))
+    named = {word for config in configs for word in (config.engine.device, config.server_device) if ":" in word}
+    on_gpus = any(config.engine.device != "cpu" for config in configs)
+    shares = _shares_of_gpus() if on_gpus and not named else []
+    every = any(config.engine.device in ("auto", "cuda") for config in configs)  # GPU, or a core each
+    unasked = 1 if named and every else len(named) or len(shares) or min(cores(), MOST)
+    count = min(jobs or unasked, len(configs))
     threads = str(max(1, cores() // max(count, 1)))
     common = {CORES: threads, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     return [common | (shares[i % len(shares)] if shares else {}) for i in range(count)]

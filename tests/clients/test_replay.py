@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from clients.batches import halved
+from clients.engine import hardware
 from clients.engine.hardware import computing
 from clients.engine.worker import Settings, Worker
 from clients.optimizers.sgd_sai import SGDSaI
@@ -414,6 +415,34 @@ def test_the_host_gives_adamw_its_corrections_without_a_copy(worker, client_conf
     b1, b2 = optimizer.settings.betas
     expected = torch.tensor([1 - b2, optimizer.settings.lr / (1 - b1)])
     assert torch.equal(optimizer.corrections, expected)
+
+
+USED: dict[str, Callable[[], object]] = {
+    "nothing": lambda: None,
+    "older": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "precision": lambda: torch.set_float32_matmul_precision("medium"),
+    "newer": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "convolutions": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+}
+
+
+@pytest.mark.parametrize("used", USED)
+def test_switches_are_put_back_by_whichever_a_person_used(used, monkeypatch) -> None:
+    """torch has two kinds, and reading the one raises where the other was written."""
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    kept, everything = hardware._products(), torch.backends.fp32_precision
+    try:
+        USED[used]()
+        before = [module.fp32_precision for module in hardware.PRODUCTS]
+        for precision in ("tf32", "fp32"):
+            with computing(torch.device("cuda", 0), precision):
+                now = {module.fp32_precision for module in hardware.PRODUCTS}
+                assert now == {"tf32" if precision == "tf32" else "ieee"}
+        assert [module.fp32_precision for module in hardware.PRODUCTS] == before
+    finally:
+        torch.backends.fp32_precision = everything
+        hardware._put_back(kept)
 
 
 def test_switches_stay_while_any_lane_computes_and_are_put_back(monkeypatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clients.engine.cost import MOST, StepCost, step_cost
-from clients.engine.hardware import resolved
+from clients.engine.hardware import devices, left_out, resolved
 from clients.engine.worker import Settings, Worker
 from clients.task import Job, Task
 from fedinit.config.engine import BANK_ON_CPU
@@ -108,8 +108,24 @@ def test_several_gpus_share_the_clients_of_a_round(there, words, expected, monke
     """Three of them; on one GPU a bank is as large as its memory, so that a run keeps its name."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: "a kind")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda place: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(total_memory=10**12))
     made = resolved(small_config("engine.device=cuda", "engine.clients_per_bank=auto", *words))
     assert made.partition.count(made.data.known_domains) == 3
     assert made.engine.clients_per_bank == expected
+
+
+def test_gpus_of_another_kind_than_the_first_are_not_used(monkeypatch) -> None:
+    """Precision and banks are reckoned by the first; another's bytes are others, and its memory may be too little."""
+    names = ["H200", "H200", "T4", "H200"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: names[i])
+    assert [place.index for place in devices("cuda", None)] == [place.index for place in devices("auto", None)]
+    assert [place.index for place in devices("auto", None)] == [0, 1, 3]
+    assert [place.index for place in devices("cuda:2", None)] == [2]
+    said = "engine.device=auto: not used, of another kind than cuda:0, H200: cuda:2, T4"
+    assert left_out(small_config("engine.device=auto").engine) == said
+    names[2] = "H200"
+    assert left_out(small_config("engine.device=auto").engine) is None and len(devices("cuda", None)) == 4

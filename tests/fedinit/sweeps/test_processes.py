@@ -109,6 +109,16 @@ def test_each_gpu_has_a_process(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments(configs, None)] == ["5", "3"]
     assert not any("CUDA_VISIBLE_DEVICES" in e for e in environments([compose_config(["engine.device=cuda:1"])], 1))
+    # A number is that among all; and no eight processes are on one of them unasked.
+    for words, count in (
+        ([["engine.device=cuda:0"]], 1),
+        ([["engine.device=cuda:0"], ["engine.device=cuda:1"], ["engine.device=cpu"]], 2),
+        ([["server_device=cuda:1"]], 1),
+    ):
+        places = environments([compose_config(each) for each in words] * 5, None)
+        assert len(places) == count and not any("CUDA_VISIBLE_DEVICES" in e for e in places)
+    mixed = [compose_config(["engine.device=cpu"]), *configs]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in environments(mixed, None)] == ["5", "3"]
 
 
 def test_a_share_of_the_cores_is_a_process_own(monkeypatch):
