@@ -25,7 +25,7 @@ from clients.clipping import clip_factors
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
 from clients.task import Result, StepFailed, Task
-from clients.training import dropout, load, unload
+from clients.training import load, unload
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
@@ -54,7 +54,7 @@ def train_privately(
     Raises InputError as `Steps.of` does, and StepFailed.
     """
     steps = Steps.of(len(task.examples), settings, rounds, privacy)
-    leaves = load(bank, [task], None, [dropout(seed, task, bank.device)])
+    leaves = load(bank, [task], None, ())
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [task.step_scales])
     round = PrivateRound(bank, task, data, spec, settings, privacy.clip, seed)
     noise, purposes = steps.noise, ("privacy.batches", "privacy.noise")
@@ -113,7 +113,7 @@ class PrivateRound:
     def gradients(self, places: Tensor, step: int) -> Tensor:
         """(m, P): each example's gradient of its own loss, over all leaves side by side."""
         count, labels = len(places), self.data.labels[self.task.examples[places]].to(self.bank.device)
-        with self.bank.as_examples(count) as rows:
+        with self.bank.as_examples(count, self._dropout(places, step)) as rows:
             if not count:
                 return torch.zeros(0, sum(row.shape[1:].numel() for row in rows.values()), device=self.bank.device)
             if self.task.features is not None:
@@ -123,6 +123,15 @@ class PrivateRound:
             loss = choose_loss(self.settings.loss, labels.is_floating_point())(logits.flatten(0, 1), labels)
             gradients = torch.autograd.grad(loss.sum(), list(rows.values()))
         return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+    def _dropout(self, places: Tensor, step: int) -> list[torch.Generator]:
+        """One an example, by the step and its place. Masks that followed each other would make every example's
+        gradient, and those of all later steps, depend on who else is there, by more than the clip of one."""
+        task, device = self.task, self.bank.device
+        if not self.bank.dropout:
+            return []
+        seeds = [derive(self.seed, "dropout", task.round, task.client, step, place) for place in places.tolist()]
+        return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
     def _images(self, places: Tensor, step: int) -> Tensor:
         """(m, c, h, w) normalised; an example is augmented by the step and its place, not by who else is there."""

@@ -149,7 +149,7 @@ class Bank:
         rank: that lower ones are filled up to, so that no client's rounding depends on its mates' ranks; 0: to the
             largest of those that are loaded.
         """
-        self.rank, self.features = rank, backbone.features
+        self.rank, self.features, self.dropout = rank, backbone.features, dropout
         self.module = share(backbone.module)
         first = next(backbone.module.parameters())
         self.device, self.dtype = first.device, first.dtype  # what the backbone computes in; heads compute in float32
@@ -214,23 +214,24 @@ class Bank:
         return self.head[part] if layer == "head" else self.layers[layer].leaves[part]
 
     @contextmanager
-    def as_examples(self, count: int) -> Iterator[dict[str, Tensor]]:
+    def as_examples(self, count: int, generators: Sequence[torch.Generator] = ()) -> Iterator[dict[str, Tensor]]:
         """Within, the one client that is loaded is `count` clients of the same values, each of which is given one
         example: {leaf: (count, …)}, in `load`'s order, whose gradients are those of each example by itself, whatever
-        the kind of adapters. What moves the client is still `load`'s leaves."""
+        the kind of adapters. What moves the client is still `load`'s leaves. generators: one an example, for dropout;
+        none for no dropout."""
         held, head, rows = [(n, x, x.leaves, x.offset) for n, x in self.layers.items()], self.head, {}
         try:
             for name, layer, leaves, offset in held:
                 layer.leaves = {part: _as_rows(value, count) for part, value in leaves.items()}
                 layer.offset = tuple(_repeated(value[0], count) for value in offset)
-                layer.generators = [*layer.generators] * count  # whose draws follow each other
+                layer.generators = generators
                 rows |= {f"{name}/{k}": v for k, v in sorted(layer.leaves.items()) if v.requires_grad}
             self.head = {key: _as_rows(value, count) for key, value in head.items()}
             yield rows | {f"head/{key}": value for key, value in self.head.items()}
         finally:
             self.head = head
             for _, layer, leaves, offset in held:
-                layer.leaves, layer.offset, layer.generators = leaves, offset, layer.generators[:1]
+                layer.leaves, layer.offset, layer.generators = leaves, offset, ()
 
     def bare(self) -> None:
         """Leave out the adapters of all layers, so that `forward` is the base alone. The head stays."""

@@ -38,16 +38,16 @@ QUIET = ExamplePrivacyConfig(clip=30, noise=1e-9, epsilon=None)
 
 @pytest.fixture
 def make(tiny_data: Dataset, random_adapter, random_head, client_config) -> Callable[..., PrivateRound]:
-    """make(backbone, dtype, kind, clip, **settings): a client's private round, its bank loaded."""
+    """make(backbone, dtype, kind, clip, dropout, **settings): a client's private round, its bank loaded."""
 
-    def build(backbone: Backbone, exact: bool = False, kind: str = "lora", clip: float = CLIP, **changes):
+    def build(backbone: Backbone, exact=False, kind="lora", clip: float = CLIP, dropout: float = 0.0, **changes):
         targets = select_targets(backbone.module, None, RANK)
         adapter, trainable = random_adapter(targets, RANK, 3), frozenset("AB")
         if kind != "lora":
             adapter, trainable = _of_kind(kind, adapter)
         head, bank = (
             random_head(5, backbone.features, 3),
-            Bank(in_float64(backbone) if exact else backbone, targets, SCALE),
+            Bank(in_float64(backbone) if exact else backbone, targets, SCALE, dropout),
         )
         if exact:
             adapter = {name: f.to(torch.float64) for name, f in adapter.items()}
@@ -212,16 +212,26 @@ def test_the_bank_is_as_it_was_after_a_pass_of_examples(make, tiny_vit: Backbone
     assert ([layer.leaves for layer in round.bank.layers.values()], round.bank.head) == before
 
 
-def test_no_example_moves_the_sum_by_more_than_the_clip(make, tiny_vit: Backbone) -> None:
-    round = make(tiny_vit, clip=0.05)
-    whole = round.clipped_sum(_places(), 0)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_no_example_moves_the_sum_by_more_than_the_clip(make, tiny_vit: Backbone, dropout: float) -> None:
+    """Nor a later step's, which it is not in: masks that were drawn one after another did both."""
+    round = make(tiny_vit, clip=0.05, dropout=dropout)
+    whole, later = round.clipped_sum(_places(), 0), round.clipped_sum(_places()[1:4], 1)
     for left_out in range(len(EXAMPLES)):
         others = round.clipped_sum(torch.cat([_places()[:left_out], _places()[left_out + 1 :]]), 0)
         assert float((whole - others).norm()) <= 0.05 * (1 + 1e-5)
+        assert torch.equal(round.clipped_sum(_places()[1:4], 1), later)
 
 
-def test_passes_of_fewer_examples_make_the_same_sum(make, tiny_vit: Backbone) -> None:
-    in_one, in_many = make(tiny_vit, exact=True, batch_size=7), make(tiny_vit, exact=True, batch_size=2)
+def test_examples_drop_inputs_of_their_own_in_every_step(make, tiny_vit: Backbone) -> None:
+    one, other = (make(tiny_vit, dropout=p).gradients(torch.tensor([2, 2, 3]), 0) for p in (0.5, 0.0))
+    later = make(tiny_vit, dropout=0.5).gradients(torch.tensor([2, 2, 3]), 1)
+    assert torch.equal(one[0], one[1]) and not torch.allclose(one, other) and not torch.allclose(one, later)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_passes_of_fewer_examples_make_the_same_sum(make, tiny_vit: Backbone, dropout: float) -> None:
+    in_one, in_many = (make(tiny_vit, exact=True, batch_size=n, dropout=dropout) for n in (7, 2))
     torch.testing.assert_close(
         in_many.clipped_sum(_places(), 0), in_one.clipped_sum(_places(), 0), rtol=1e-9, atol=1e-11
     )
