@@ -30,7 +30,7 @@ from fedinit.adapters.bank import Bank
 from fedinit.adapters.contract import Frozen
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
-from fedinit.errors import out_of_memory
+from fedinit.errors import first_line, out_of_memory
 from fedinit.models.input_spec import InputSpec
 
 RECORDINGS = 4  # shapes of banks that are kept; each holds its adapters, and the graphs of all share their memory
@@ -72,8 +72,10 @@ class Recorder:
     def takes(self, training: Training, loader: BankLoader) -> bool:
         """Whether this training can be recorded: not where the heads train on features, nor with dropout, whose
         generators a graph cannot hold."""
-        layers = training.bank.layers.values()
-        return loader.on_images and not any(layer.dropout and layer.generators for layer in layers)
+        dropped = any(layer.dropout and layer.generators for layer in training.bank.layers.values())
+        if dropped and loader.on_images and self.works:
+            self._one_by_one("what is dropped is drawn by generators that a graph cannot hold")
+        return loader.on_images and not dropped
 
     def train(self, training: Training, loader: BankLoader) -> Training:
         """All steps; what they worked on in place of `training`. Raises StepFailed."""
@@ -101,6 +103,11 @@ class Recorder:
             except Exception as error:
                 raise StepFailed(step + 1) from error
         return recording.training
+
+    def _one_by_one(self, why: str) -> None:
+        """Record nothing more; a line says why."""
+        self.works = False
+        print(f"engine: steps are taken one by one, since {why}", file=sys.stderr)
 
     def _recording(self, training: Training, settings: ClientConfig) -> Recording:
         """The one of this training's shape and settings; made where there is none."""
@@ -206,12 +213,11 @@ class Recording:
             self.graphs[shape] = graph
         except RuntimeError as error:
             torch.cuda.set_stream(here)  # a capture that was broken off leaves its own
-            if out_of_memory(error):
-                raise
-            # What cannot be recorded waits for the device somewhere: it is taken step by step.
-            recorder.works = False
-            print(f"engine: steps are taken one by one, since they cannot be recorded: {error}".split("\n")[0],
-                  file=sys.stderr)  # fmt: skip
+            for told in (error, error.__context__):  # the end of a broken capture fails too
+                if told is not None and out_of_memory(told):
+                    raise told from None
+            # What cannot be recorded waits for the device somewhere.
+            recorder._one_by_one(f"they cannot be recorded: {first_line(error)}")
         with torch.no_grad():
             for value, kept in zip(self.tensors, before, strict=True):
                 value.copy_(kept)

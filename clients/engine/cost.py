@@ -19,7 +19,10 @@ from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 
 META = torch.device("meta")
-SHARE = 0.6  # of a device's memory; the rest is the data's, the driver's, the libraries' and the fragments'
+# Of a device's memory, for a step. Once more as much is taken where a second shape is tried out before it is recorded,
+# as when a client is done before its mates: what the first one's graph keeps is no step's but its own. The rest is the
+# data's, the driver's, the libraries' and the fragments'.
+SHARE = 0.35
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
 PASSING = 5  # tensors as large as the largest, there for a moment on the way back: measured, docs/benchmarks.md
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before

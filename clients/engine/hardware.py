@@ -184,28 +184,36 @@ class _Flags:
     were when none does."""
 
     def __init__(self) -> None:
-        self._lock, self._within = threading.Lock(), 0
+        self._lock = threading.Lock()
+        self._within: list[tuple[bool, bool]] = []  # what those who are within want, tf32 and warn_only
         self._before = contextlib.ExitStack()
 
     @contextmanager
     def set(self, tf32: bool, warn_only: bool) -> Iterator[None]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else products on several streams may differ
         with self._lock:
-            if self._within == 0:
+            if not self._within:
                 self._keep()
-            self._within += 1
-            torch.use_deterministic_algorithms(True, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            torch.backends.cudnn.allow_tf32 = tf32  # pyright: ignore[reportAttributeAccessIssue]
-            _set_newer(["tf32" if tf32 else "ieee"] * len(PRODUCTS))  # which may be under a person's for all
+            self._within.append((tf32, warn_only))
+            self._apply()
         try:
             yield
         finally:
             with self._lock:
-                self._within -= 1
-                if self._within == 0:
+                self._within.remove((tf32, warn_only))
+                if self._within:
+                    self._apply()
+                else:
                     self._before.close()
+
+    def _apply(self) -> None:
+        """As the last to come wants it; operations that do not repeat are let through where anybody has such."""
+        tf32 = self._within[-1][0]
+        torch.use_deterministic_algorithms(True, warn_only=any(warn_only for _, warn_only in self._within))
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32  # pyright: ignore[reportAttributeAccessIssue]
+        _set_newer(["tf32" if tf32 else "ieee"] * len(PRODUCTS))  # which may be under a person's for all
 
     def _keep(self) -> None:
         """Have `_before` put things back."""

@@ -360,13 +360,28 @@ def test_an_empty_graph_is_no_step(captures, worker, client_config, tasks, capsy
     assert captures.set == [captures.here]
 
 
+@pytest.mark.parametrize("beneath", [False, True], ids=["itself", "beneath the end of the capture"])
 def test_no_memory_for_a_recording_is_no_reason_to_take_steps_one_by_one(
-    captures, worker, client_config, tasks, capsys
+    beneath, captures, worker, client_config, tasks, capsys
 ) -> None:
-    captures.error = torch.OutOfMemoryError("CUDA out of memory")
+    captures.error = full = torch.OutOfMemoryError("CUDA out of memory")
+    if beneath:
+        captures.error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        captures.error.__context__ = full
     with pytest.raises(RunFailed, match="4 clients .* engine.clients_per_bank=2"):
         taped(worker(client_config())).do(Job("train", "", "", tuple(tasks)))
     assert not capsys.readouterr().err and captures.set == [captures.here] * len(captures.set) != []
+
+
+def test_dropout_which_is_not_recorded_is_a_line(captures, worker, client_config, tasks, capsys) -> None:
+    plain, made = worker(client_config(), recorded=False), taped(worker(client_config()))
+    for each in (plain, made):
+        for layer in each.bank.layers.values():
+            layer.dropout = 0.2
+    assert same_bytes(results(made, tasks), results(plain, tasks)) and not captures.streams
+    results(made, tasks)
+    said = "engine: steps are taken one by one, since what is dropped is drawn by generators that a graph cannot hold\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(
@@ -459,6 +474,11 @@ def test_switches_stay_while_any_lane_computes_and_are_put_back(monkeypatch) -> 
     assert torch.are_deterministic_algorithms_enabled() == before and torch.backends.cuda.matmul.allow_tf32
     with computing(torch.device("cuda", 0), "tf32"):
         assert torch.are_deterministic_algorithms_enabled()
+    with computing(torch.device("cuda", 0), "fp32", repeats=False):  # a lane; within it a kept row is made anew
+        with computing(torch.device("cuda", 0), "fp32"):
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
