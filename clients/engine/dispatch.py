@@ -6,14 +6,15 @@ A job makes the same bytes wherever and however often it is done, so nothing of 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from clients.task import Answer, ClientFailed, Job
-from fedinit.errors import Code, RunFailed
+from clients.task import Answer, Job
+from fedinit.errors import GOES_ON, RunFailed
+from fedinit.said import first_ten
 
-DEATHS = 3  # of actors at one job, after which its clients have failed
+DEATHS = 3  # of actors at one job, after which the run has failed
 STARTS = 3  # actors that die one after another before they are ready, after which no more are begun
 START = 300.0  # seconds until an actor is ready: imports, the backbone, on a machine that is busy with others'
 
@@ -86,14 +87,15 @@ class Dispatch:
             self._end()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Answer, ...]]:
-        """The answers to each job's tasks, in the order of the jobs; those of a job at which DEATHS actors died are
-        failures of its clients. Raises RunFailed where no actor is left, and what a call ended with where that is an
-        exception."""
+        """The answers to each job's tasks, in the order of the jobs. Raises RunFailed where no actor is left, or
+        DEATHS have died at one job, and what a call ended with where that is an exception.
+
+        The last of these has the job for itself: where memory is what they died of, that may be enough."""
         run, waiting, deaths = object(), deque(range(len(jobs))), Counter[int]()
         done: dict[int, tuple[Answer, ...]] = {}
         for wanted in range(len(jobs)):
             while wanted not in done:
-                while waiting and self._free:
+                while waiting and self._free and not (self._busy(run) and self._last(deaths, run, waiting[0])):
                     place, index = self._free.pop(), waiting.popleft()
                     self._asked[self._pool.give(place, jobs[index])] = _Asked(place, run, index)
                 asked, value = self._end()
@@ -105,11 +107,18 @@ class Dispatch:
                 deaths[asked.index] += 1
                 death = Death(jobs[asked.index], deaths[asked.index], str(value))
                 self._died(death)
-                if death.times < DEATHS:
-                    waiting.appendleft(asked.index)
-                else:
-                    done[asked.index] = failures(death)
+                if death.times >= DEATHS:
+                    raise RunFailed(told(death))
+                waiting.appendleft(asked.index)
             yield done.pop(wanted)
+
+    def _busy(self, run: object) -> list[int]:
+        """The jobs of this run that actors are at."""
+        return [asked.index for asked in self._asked.values() if asked.run is run]
+
+    def _last(self, deaths: Mapping[int, int], run: object, index: int) -> bool:
+        """Whether this job, or one that an actor is at, is given for the last time."""
+        return any(deaths.get(i, 0) == DEATHS - 1 for i in (index, *self._busy(run)))
 
     def _end(self) -> tuple[_Asked, Any]:
         """Wait for a call to end: what it was about, and its value or the ActorDied, whose place has a new actor."""
@@ -150,15 +159,13 @@ class Dispatch:
         self._free = []
 
 
-def failures(death: Death) -> tuple[ClientFailed, ...]:
-    """The failures of a job's clients whose actors died once too often."""
-    stage = {"measure": "statistics"}.get(death.job.work, death.job.work)
-    why = f"{death.times} actors of Ray died at it, the last one thus: {death.why}"
-    return tuple(_failure(task.client, stage, why) for task in death.job.tasks)
-
-
-def _failure(client: int, stage: str, why: str) -> ClientFailed:
-    at = f"client {client}, {stage}"
-    failed = ClientFailed(client, f"{at}: {why}", Code.failed, f"{at}: failed; the site's log says why")
-    failed.__cause__ = RunFailed(f"{stage}: {why}")  # what ends a run where the work is no client's
-    return failed
+def told(death: Death) -> str:
+    """Of the last death of actors at a job: the machine's fault and no client's, so that no round is made without those
+    whose turn it was."""
+    clients = sorted({task.client for task in death.job.tasks if not task.mute and task.client >= 0})
+    whose = f" of client{'s' * (len(clients) > 1)} {first_ten(clients)}" if clients else ""
+    job = f"one job{whose} ({death.job.work})"
+    return (
+        f"{death.times} actors of Ray died at {job}, the last one alone and thus: {death.why}; fewer, "
+        f"engine.actors=1, need less memory and change no result; {GOES_ON}"
+    )

@@ -80,7 +80,7 @@ def outcome(site: Site) -> tuple[str, list[list[int]]]:
 def campaign(seed: int, kills: int, rest: float = 0.5, limit: int = 10**6) -> Counter[str]:
     """{"kills", "runs", "same": runs as they are on threads, "deaths": kills in the midst of a job}.
 
-    limit: deaths at one job after which its clients have failed; more than a run has, since these kills hit one job
+    limit: deaths at one job after which the run has failed; more than a run has, since these kills hit one job
     as often as it happens.
     """
     expected, tally = outcome(Site(small_config(*RUN))), Counter[str]()
@@ -92,7 +92,7 @@ def campaign(seed: int, kills: int, rest: float = 0.5, limit: int = 10**6) -> Co
         killer.start()
         while killer.is_alive():
             tally["runs"] += 1
-            with suppress(RunFailed):  # too few clients are left
+            with suppress(RunFailed):  # by the limit
                 tally["same"] += outcome(site) == expected
         tally["kills"], tally["deaths"] = len(killer.killed), deaths.count("actor_died")
     return tally

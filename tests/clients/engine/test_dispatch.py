@@ -108,18 +108,27 @@ def test_a_job_whose_actor_died_is_given_again_and_no_answer_is_lost(seed: int) 
     assert sum(map(pool.given, JOBS)) == 30 + len(deaths)
 
 
-def test_clients_at_whose_job_every_actor_dies_have_failed_and_the_others_have_not() -> None:
+def test_a_job_at_which_every_actor_dies_ends_the_run() -> None:
+    """Without its clients the round would be another, and the run as done as any; engine.actors changes no result."""
     pool = Scripted(1, lambda what, place, job: job is JOBS[2])
     made, deaths = dispatch(pool)
-    answers = list(made.run(JOBS))
-    assert clients(answers) == WHOLE and pool.given(JOBS[2]) == DEATHS == len(deaths)
+    said = (
+        r"^3 actors of Ray died at one job of clients 4, 5 \(train\), the last one alone and thus: give was too much; "
+    )
+    with pytest.raises(RunFailed, match=said):
+        list(made.run(JOBS))
+    assert pool.given(JOBS[2]) == DEATHS == len(deaths)
     assert [death.times for death in deaths] == [1, 2, 3] and all(death.job is JOBS[2] for death in deaths)
-    failed = [answer for of in answers for answer in of if isinstance(answer, ClientFailed)]
-    assert [answer.client for answer in failed] == [4, 5]
-    assert str(failed[0]) == "client 4, train: 3 actors of Ray died at it, the last one thus: give was too much"
-    assert failed[0].public == "client 4, train: failed; the site's log says why"
-    assert isinstance(failed[0].__cause__, RunFailed)  # what ends a run that is evaluated nowhere else
-    assert clients(made.run(JOBS[:2])) == WHOLE[:2]  # and it goes on
+    assert clients(made.run(JOBS[:2])) == WHOLE[:2]  # what is left of the actors can be asked
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_where_actors_die_of_each_others_memory_every_job_is_done(seed: int) -> None:
+    """Two at work are one too many. The last time a job is given, it is alone."""
+    pool = Scripted(seed, lambda what, *_: what == "give" and any(w == "give" for w, *_ in pool.calls.values()))
+    made, deaths = dispatch(pool)
+    assert clients(made.run(JOBS)) == WHOLE
+    assert deaths and max(death.times for death in deaths) < DEATHS
 
 
 def test_actors_that_died_together_are_not_held_against_the_job_that_comes_to_them_next() -> None:
