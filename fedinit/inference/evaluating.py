@@ -181,7 +181,9 @@ def _own(run: Run, source: Source, spec: InputSpec, split: Split, console: Conso
     data = config.partition.hold_out(data)
     if split == "all":
         return Judged(data, torch.arange(len(data)), "all images of the run's own data, those trained on among them")
-    return Judged(data, data.test.nonzero().flatten(), "the test images of the run's own data")
+    precision = config.engine.precision  # a run.model() is of float32, as its exports are
+    rounded = f", in float32, where the run computed in {precision}" if precision not in ("auto", "fp32") else ""
+    return Judged(data, data.test.nonzero().flatten(), f"the test images of the run's own data{rounded}")
 
 
 def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Console | None) -> Judged:

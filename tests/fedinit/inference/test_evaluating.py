@@ -55,6 +55,13 @@ def test_on_the_runs_own_test_images_it_is_the_table(run, own):
         assert "test images of the run's own data" in found.what
 
 
+def test_a_run_in_another_precision_is_judged_in_float32_and_that_is_said(tmp_path):
+    rounded = fedinit.run(*SHORT, "rounds=1", "engine.precision=bf16", f"output_dir={tmp_path}")
+    found = evaluate(rounded)
+    assert found.what.endswith("the run's own data, in float32, where the run computed in bf16")
+    assert found.score.mean == pytest.approx(rounded.summary["accuracy"], abs=2)
+
+
 def test_a_folder_that_was_moved_is_still_the_runs_own(own, tree, tmp_path):
     moved = tmp_path / "elsewhere"
     tree.rename(moved)
