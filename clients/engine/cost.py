@@ -10,9 +10,11 @@ import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fedinit.adapters.bank import Bank
 from fedinit.factors import Factors
@@ -66,9 +68,29 @@ def step_cost(
     module = copy.deepcopy(backbone.module).to(META, dtype)
     counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
     outline = Backbone(module, backbone.features, backbone.input)
-    weights, image, _, numbers = _passed(outline, targets, rank, classes, META, counted)
+    with _FusedAttention():
+        weights, image, _, numbers = _passed(outline, targets, rank, classes, META, counted)
     exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
     return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Within, attention keeps for the way back what CUDA's fused kernels keep: on tensors without memory torch takes it
+    apart, and keeps the weights of every pair of tokens."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(…, t, w) of each to (…, t, w); the two products of matrices are there to be counted."""
+        out = (q @ k.mT) @ v
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
 
 
 def step_cost_on_cpu(backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int) -> StepCost:
