@@ -110,6 +110,8 @@ def _input(model: Portable) -> str:
 def _grey(model: Portable) -> str:
     """Between which levels grey with more than 8 bits was shown; empty where the data have none."""
     chosen = model.run.grey_range
+    if chosen == "auto":
+        return " Grey with more than 8 bits was shown between levels that this run has not kept, as those of sites."
     if isinstance(chosen, str):
         return ""
     each = {"": chosen} if isinstance(chosen, Sequence) else {f" of {KINDS.get(k, k)}": w for k, w in chosen.items()}

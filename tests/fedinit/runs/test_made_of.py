@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from signal import SIGINT
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fedinit.config.compose import compose_config
 from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.schema import Config
 from fedinit.config.site import split_off
+from fedinit.exports.card import _grey
 from fedinit.inference import evaluating, pictures, predicting
 from fedinit.runs.folder import place
 from fedinit.runs.made_of import MadeOf
@@ -381,6 +383,7 @@ def test_of_a_run_that_kept_no_levels_others_are_shown_between_its_images(deep_r
     assert run.grey_range == "auto"
     deep(tmp_path / "others" / "photo" / "cat" / "0.png", 10, 300)
     assert evaluating._placed(run, str(tmp_path / "others"))[0].grey_range == {"I": (100.0, 3000.0)}
+    assert "levels that this run has not kept" in _grey(SimpleNamespace(run=run))
     (tmp_path / "imgs").rename(tmp_path / "away")  # as those of a deployment's sites are, of which it keeps none
     plant(tmp_path / "eight", *TREE)
     assert evaluating.evaluate(run, str(tmp_path / "eight")).images
