@@ -111,9 +111,15 @@ def identity(content: bytes) -> tuple[tuple[int, int], str]:
     return image.size, said.hexdigest()
 
 
+def is_measured(name: str) -> bool:
+    """Whether `measure_windows` looks into a file of this name. A million JPEGs are not opened for it."""
+    return not name.lower().endswith(_SHALLOW)
+
+
 def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> dict[str, Window]:
     """The lowest and the highest level in these images' grey of more than 8 bits: of whole numbers ("I") and, in units
-    of their own, of floating point numbers ("F"), as far as there are any.
+    of their own, of floating point numbers ("F"), as far as there are any. Files whose names say that they have no
+    such grey are passed over.
 
     open_file: gives a file by its name. Files that cannot be read are passed over; `decode` names them.
     """
@@ -129,9 +135,8 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
         except Exception:  # a broken file makes Pillow raise nearly anything
             return None
 
-    deep = [name for name in names if not name.lower().endswith(_SHALLOW)]
     with ThreadPoolExecutor(threads) as pool:
-        found = [each for each in pool.map(levels, deep) if each is not None]
+        found = [each for each in pool.map(levels, filter(is_measured, names)) if each is not None]
     windows: dict[str, Window] = {}
     for kind, (low, high) in found:
         lowest, highest = windows.get(kind, (low, high))

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason
+from fedinit.data.decoding import GreyRange, Windows, decode, is_measured, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
 
-_VERSION = 5  # raise it when the same file would decode to other pixels
+_VERSION = 6  # raise it when the same file would decode to other pixels
 
 
 class ImageFiles(Decoding):
@@ -50,6 +50,8 @@ class ImageFiles(Decoding):
             content = self.tree.read(name)
             if not content:
                 return "the file is empty"
+            if self.grey_range == "auto" and not is_measured(name):
+                window = {}  # of the other files, which says nothing of deep grey under this name
             return decode(content, channels, (size[0], size[1]), window)
         except MemoryError:
             raise
