@@ -103,16 +103,20 @@ def fit(
 
 def identity(content: bytes) -> tuple[tuple[int, int], str]:
     """((width, height), a digest of the pixels) of an image file, at its full size and upright. Two files have the same
-    digest where they show the same, whatever their names, formats and other contents. Raises as `decode` does."""
+    digest where they show the same, grey of more than 8 bits between the same levels, whatever their names, formats and
+    other contents. Raises as `decode` does."""
     with Image.open(io.BytesIO(content), formats=formats()) as opened:
         stored = as_stored(opened)
         image = _upright(opened)
     if is_deep(image, stored):
-        deep_grey(image, stored)
+        grey = deep_grey(image, stored)
+        mode, pixels = grey.kind, grey.identity()
     else:
         image = _on_paper(image).convert("RGB")
-    said = hashlib.sha256(repr((image.mode, image.size)).encode())
-    said.update(image.tobytes())
+        mode, pixels = image.mode, [np.asarray(image)]
+    said = hashlib.sha256(repr((mode, image.size)).encode())
+    for array in pixels:
+        said.update(array.tobytes())
     return image.size, said.hexdigest()
 
 

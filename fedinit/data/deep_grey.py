@@ -55,6 +55,13 @@ class DeepGrey:
             levels = levels[np.isfinite(levels)]
         return (float(levels.min()), float(levels.max())) if levels.size else None
 
+    def identity(self) -> list[np.ndarray]:
+        """Arrays that are the same, byte by byte, for pictures of one kind that are shown alike in any one window."""
+        levels = self.levels + 0.0  # of the two zeros one
+        if self.opacity is None:
+            return [levels]
+        return [np.where(self.opacity > 0, levels, 0.0), self.opacity]
+
     def shown(self, low: float, high: float) -> Image.Image:
         """Grey of 8 bits, 0 at `low` and 255 at `high`; white where it is transparent."""
         grey = np.nan_to_num(self.levels, nan=low, posinf=high, neginf=low)

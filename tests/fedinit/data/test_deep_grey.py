@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from fedinit.data.decoding import decode, measure_windows
+from fedinit.data.decoding import decode, identity, measure_windows
 
 SIZE = (32, 32)
 RAMP = np.linspace(0, 4095, 32 * 32).round().reshape(SIZE).astype(np.uint16)  # 12 bits
@@ -120,6 +122,32 @@ def test_whole_numbers_of_32_bits_keep_their_levels() -> None:
     assert windows(tiff(wide)) == {"I": (0.0, 2.0**32 - 1)}
     assert (np.diff(shown(tiff(wide), windows(tiff(wide))).ravel().astype(int)) >= 0).all()
     assert windows(tiff(-far)) == {"I": (float(-far.max()), -1e9)}, "signed ones may be negative"
+
+
+def test_the_same_numbers_are_the_same_picture_in_any_file() -> None:
+    """Pillow's I;16, I;16B and I of one picture have other bytes, and a copy in the test images was not found."""
+    opaque = png(np.stack([RAMP, np.full_like(RAMP, 65535)], -1))
+    big_endian, whole = io.BytesIO(), io.BytesIO()
+    Image.frombytes("I;16B", SIZE, RAMP.astype(">u2").tobytes()).save(big_endian, "TIFF")
+    Image.fromarray(RAMP.astype(np.int32)).save(whole, "TIFF")
+    copies = [png(RAMP), opaque, pgm(RAMP, 4095, False), pgm(RAMP, 65535, True), tiff(RAMP), big_endian.getvalue()]
+    copies += [whole.getvalue(), tiff(RAMP.astype(np.int16)), tiff(RAMP.astype(np.uint32))]
+    copies.append(tiff(65535 - RAMP, is_white_zero=True))
+    assert {Image.open(io.BytesIO(copy)).mode for copy in copies} == {"I;16", "I;16B", "I", "RGBA"}
+    assert len({identity(copy) for copy in copies}) == 1
+    other = RAMP.copy()
+    other[5, 5] += 1
+    hidden = [png(np.where(RAMP == RAMP[0, 7], level, RAMP), transparent=level) for level in (60000, 61000)]
+    assert len({*map(identity, hidden)}) == 1, "what nobody sees does not count"
+    others = [png(other), tiff(RAMP, is_white_zero=True), tiff(RAMP.astype(np.float32)), hidden[0], png(RAMP.T)]
+    assert len({*map(identity, [*others, png(RAMP)])}) == 6
+
+
+def test_the_identity_of_eight_bits_is_what_it_was() -> None:
+    content = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(content, "PNG")
+    expected = hashlib.sha256(b"('RGB', (16, 16))" + bytes(i // 3 for i in range(768))).hexdigest()
+    assert identity(content.getvalue()) == ((16, 16), expected)
 
 
 def test_the_ends_of_floating_point_numbers_are_shown_without_overflow() -> None:
