@@ -19,7 +19,7 @@ GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
 Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "F"
 
-VERSION = 7  # raise it when the same file would decode to other pixels
+VERSION = 8  # raise it when the same file would decode to other pixels
 
 # Pillow's, of which it is told by a name alone: EPS is run as a program, the others are no pictures or never whole.
 _NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PCD", "WMF"})

@@ -1,22 +1,20 @@
 """Grey of more than 8 bits, "deep" here: the numbers that are in the file, where Pillow's picture has others or fewer.
 
-Pillow scales a PGM to 65,535, gives the upper byte of grey with alpha, takes unsigned numbers of 32 bits for signed
-ones, and looks neither at a PNG's transparent level nor at a TIFF whose 0 is white.
+Pillow scales a PGM and a JPEG 2000 to 16 bits, gives the upper byte of grey with alpha, takes unsigned numbers of 32
+bits for signed ones, and looks neither at a PNG's transparent level nor at a TIFF whose 0 is white.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
 KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}
-_TOP = {
-    "I": 65535.0,
-    "F": 1.0,
-}  # the level that is white where nothing says another
+_CUT = "it is grey of {} bits with alpha, of which 8 would be left; save it as 16-bit grey without alpha, or 8 bits"
+_TOP = {"I": 65535.0, "F": 1.0}  # the level that is white where nothing says another
 
 
 class Stored(NamedTuple):
@@ -39,9 +37,11 @@ AS_PILLOW_HAS_IT = Stored()
 
 @dataclass(frozen=True)
 class DeepGrey:
-    """kind: "I", whole numbers, or "F", floating ones. levels: (H, W) float64, as in the file; some may be no numbers,
-    where nothing was measured. opacity: (H, W) float64 from 0 to 1; None: 1 everywhere. top: the level that is white
-    where no other is chosen."""
+    """kind: "I", whole numbers, or "F", floating ones.
+    levels: (H, W) float64, as in the file, or `_TOP` less them where its 0 is white; some may be no numbers, where
+        nothing was measured.
+    opacity: (H, W) float64 from 0 to 1; None: 1 everywhere.
+    top: the level that is white where no other is chosen."""
 
     kind: str
     levels: np.ndarray
@@ -74,7 +74,8 @@ class DeepGrey:
 
 
 def as_stored(image: ImageFile.ImageFile) -> Stored:
-    """What the file of an opened image says, before it is loaded: 16 bits of grey with alpha are then loaded whole."""
+    """What the file of an opened image says, before it is loaded: a PNG of 16 bits of grey with alpha is then loaded
+    whole. Raises ValueError for a JPEG 2000 of such, of which Pillow has 8 bits alone."""
     arguments = image.tile[0][3] if image.tile else None
     if image.format == "PNG" and arguments == "LA;16B":
         image.tile = [image.tile[0]._replace(args="RGBA")]  # the bytes as they are, four to a pixel
@@ -82,12 +83,27 @@ def as_stored(image: ImageFile.ImageFile) -> Stored:
     if image.format == "PPM" and image.mode == "I" and isinstance(arguments, tuple):
         top = arguments[-1]
         return Stored(top=top, step=_TOP["I"] / top)
+    if image.format == "JPEG2000" and image.mode in ("I;16", "LA") and image.fp is not None:
+        bits = _bits(image.fp)
+        if image.mode == "I;16":
+            return Stored(top=2.0**bits - 1, step=2.0 ** (16 - bits))
+        if bits > 8:
+            raise ValueError(_CUT.format(bits))
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags = image.tag_v2
         numbers = tags.get(TiffImagePlugin.BITSPERSAMPLE), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
         is_inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
         return Stored(is_unsigned=numbers == ((32,), (1,)), is_inverted=is_inverted)
     return AS_PILLOW_HAS_IT
+
+
+def _bits(file: IO[bytes]) -> int:
+    """Of the first component of a JPEG 2000, as its codestream says."""
+    before = file.tell()
+    file.seek(0)
+    depth = file.read().partition(b"\xff\x4f\xff\x51")[2][38:39]
+    file.seek(before)
+    return (depth[0] & 0x7F) + 1 if depth else 16  # the upper bit is the sign's; of a file cut short Pillow says so
 
 
 def is_deep(image: Image.Image, stored: Stored) -> bool:

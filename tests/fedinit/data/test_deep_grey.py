@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from fedinit.data.decoding import decode, identity, measure_windows
 
@@ -98,6 +98,34 @@ def test_the_numbers_of_a_pgm_are_its_own(top: int, is_text: bool) -> None:
     for window in ((0.0, float(top)), (10.0, 290.0), (0.0, 4095.0)):
         assert np.array_equal(shown(content, window), shown(plain, window))
     assert np.array_equal(shown(content, None), shown(plain, (0.0, float(top)))), "the file names its own white"
+
+
+def jp2(pixels: np.ndarray, bits: int, **options: bool) -> bytes:
+    """What the encoder wrote as of another depth, said to be of `bits`."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG2000", **options)
+    depth = content.getvalue().index(b"\xff\x4f\xff\x51") + 42
+    return content.getvalue()[:depth] + bytes([bits - 1]) + content.getvalue()[depth + 1 :]
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow without JPEG 2000")
+@pytest.mark.parametrize("no_jp2", [False, True])
+def test_the_numbers_of_a_jpeg_2000_are_its_own(no_jp2: bool) -> None:
+    """Pillow has 12 bits as the upper ones of 16."""
+    content = jp2(RAMP + 30720, 12, no_jp2=no_jp2)  # less half of 2^16, as it is stored, and more half of 2^12
+    assert windows(content) == {"I": (0.0, 4095.0)} and identity(content) == identity(png(RAMP))
+    assert np.array_equal(shown(content), PLAIN) and np.array_equal(shown(content, None), PLAIN)
+    assert np.array_equal(shown(jp2(RAMP, 16, no_jp2=no_jp2)), PLAIN)
+
+
+@pytest.mark.skipif(not features.check("jpg_2000"), reason="Pillow without JPEG 2000")
+def test_a_jpeg_2000_whose_depth_pillow_cuts_is_told() -> None:
+    pixels = np.full((32, 32, 2), 200, np.uint8)
+    assert (shown(jp2(pixels, 8)) > 200).all() and windows(jp2(pixels, 12)) == {}
+    with pytest.raises(ValueError, match="12 bits with alpha, .*save it as 16-bit grey without alpha, or 8 bits"):
+        shown(jp2(pixels, 12))
+    with pytest.raises(ValueError, match="12 bits with alpha"):
+        identity(jp2(pixels, 12))
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
