@@ -13,9 +13,13 @@ from typing import IO, Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from fedinit.data.deep_grey import AS_PILLOW_HAS_IT, KINDS, Stored, as_stored, deep_grey, is_deep
+
 GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
 Windows = Mapping[str, Window]  # of whole numbers, "I", and of floating ones, "F"
+
+VERSION = 8  # raise it when the same file would decode to other pixels
 
 # Pillow's, of which it is told by a name alone: EPS is run as a program, the others are no pictures or never whole.
 _NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPEG", "PCD", "WMF"})
@@ -26,8 +30,6 @@ UNKNOWN = (  # of a picture that was measured by no name, or is of a kind that a
     "it is grey of {}, and nobody said which levels are black and white; say them, predict --grey-range LOW HIGH or "
     "data.grey_range=[LOW,HIGH], or name a file by its own ending"
 )
-KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}  # of grey with more than 8 bits, "deep" here
-_FULL = {"I": (0.0, 65535.0), "F": (0.0, 1.0)}  # of whole numbers and of floating ones
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -62,8 +64,8 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
     that will be seen is computed. For square images and targets it is a plain resize.
 
     window: the levels of grey with more than 8 bits that become 0 and 255, of whole and floating point numbers alike or
-        of each kind that there is; what lies outside is clipped. None: 0 and 65535, or 0 and 1 of floating point
-        numbers.
+        of each kind that there is; what lies outside is clipped. None: 0 and the white that the file names, else 65535,
+        or 1 of floating point numbers.
 
     Raises what Pillow raises on bytes that are no image, and ValueError for one without a finite number, or of a kind
     whose window is not there.
@@ -71,22 +73,25 @@ def decode(content: bytes, channels: int, size: tuple[int, int], window: Window 
     with Image.open(io.BytesIO(content), formats=formats()) as image:
         # JPEG decodes at 1/2, 1/4 or 1/8 in less time; twice the target leaves bicubic its work.
         image.draft(None, (2 * max(size), 2 * max(size)))
-        image.load()
-        image = _upright(image)
-    return fit(image, channels, size, window)
+        stored = as_stored(image)
+        upright = _upright(image)
+    return fit(upright, channels, size, window, stored)
 
 
-def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window | Windows | None = None) -> np.ndarray:
+def fit(
+    image: Image.Image,
+    channels: int,
+    size: tuple[int, int],
+    window: Window | Windows | None = None,
+    stored: Stored = AS_PILLOW_HAS_IT,
+) -> np.ndarray:
     """A picture as `decode` gives it. Raises ValueError for one without a finite number."""
     height, width = size
-    if _is_deep(image):
-        levels = _levels(image)
-        kind = image.mode[0]
-        if isinstance(window, Mapping) and kind not in window:
-            raise ValueError(UNKNOWN.format(KINDS[kind]))
-        low, high = (window[kind] if isinstance(window, Mapping) else window) or _FULL[kind]
-        grey = (np.nan_to_num(levels, nan=low) - low) / ((high - low) / 255 if high > low else 1.0)
-        image = Image.fromarray(grey.round().clip(0, 255).astype(np.uint8))
+    if is_deep(image, stored):
+        grey = deep_grey(image, stored)
+        if isinstance(window, Mapping) and grey.kind not in window:
+            raise ValueError(UNKNOWN.format(KINDS[grey.kind]))
+        image = grey.shown(*(window[grey.kind] if isinstance(window, Mapping) else window or (0.0, grey.top)))
     image = _on_paper(image).convert("L" if channels == 1 else "RGB")
     scale = max(height / image.height, width / image.width)
     box_width, box_height = min(image.width, width / scale), min(image.height, height / scale)
@@ -98,22 +103,32 @@ def fit(image: Image.Image, channels: int, size: tuple[int, int], window: Window
 
 def identity(content: bytes) -> tuple[tuple[int, int], str]:
     """((width, height), a digest of the pixels) of an image file, at its full size and upright. Two files have the same
-    digest where they show the same, whatever their names, formats and other contents. Raises as `decode` does."""
-    with Image.open(io.BytesIO(content), formats=formats()) as image:
-        image.load()
-        image = _upright(image)
-    if _is_deep(image):
-        _levels(image)
+    digest where they show the same, grey of more than 8 bits between the same levels, whatever their names, formats and
+    other contents. Raises as `decode` does."""
+    with Image.open(io.BytesIO(content), formats=formats()) as opened:
+        stored = as_stored(opened)
+        image = _upright(opened)
+    if is_deep(image, stored):
+        grey = deep_grey(image, stored)
+        mode, pixels = grey.kind, grey.identity()
     else:
         image = _on_paper(image).convert("RGB")
-    said = hashlib.sha256(repr((image.mode, image.size)).encode())
-    said.update(image.tobytes())
+        mode, pixels = image.mode, [np.asarray(image)]
+    said = hashlib.sha256(repr((mode, image.size)).encode())
+    for array in pixels:
+        said.update(array.tobytes())
     return image.size, said.hexdigest()
+
+
+def is_measured(name: str) -> bool:
+    """Whether `measure_windows` looks into a file of this name. A million JPEGs are not opened for it."""
+    return not name.lower().endswith(_SHALLOW)
 
 
 def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str], threads: int) -> dict[str, Window]:
     """The lowest and the highest level in these images' grey of more than 8 bits: of whole numbers ("I") and, in units
-    of their own, of floating point numbers ("F"), as far as there are any.
+    of their own, of floating point numbers ("F"), as far as there are any. Files whose names say that they have no
+    such grey are passed over.
 
     open_file: gives a file by its name. Files that cannot be read are passed over; `decode` names them.
     """
@@ -121,17 +136,16 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
     def levels(name: str) -> tuple[str, Window] | None:
         try:
             with open_file(name) as file, Image.open(file, formats=formats()) as image:
-                if not _is_deep(image):
+                stored = as_stored(image)
+                if not is_deep(image, stored):
                     return None
-                pixels = np.asarray(image)
-                pixels = pixels[np.isfinite(pixels)]
-                return (image.mode[0], (float(pixels.min()), float(pixels.max()))) if pixels.size else None
+                grey = deep_grey(image, stored)
+                return None if (window := grey.window()) is None else (grey.kind, window)
         except Exception:  # a broken file makes Pillow raise nearly anything
             return None
 
-    deep = [name for name in names if not name.lower().endswith(_SHALLOW)]
     with ThreadPoolExecutor(threads) as pool:
-        found = [each for each in pool.map(levels, deep) if each is not None]
+        found = [each for each in pool.map(levels, filter(is_measured, names)) if each is not None]
     windows: dict[str, Window] = {}
     for kind, (low, high) in found:
         lowest, highest = windows.get(kind, (low, high))
@@ -148,20 +162,6 @@ def reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _is_deep(image: Image.Image) -> bool:
-    """Whether it is grey of more than 8 bits, which Pillow would clip at 255."""
-    return image.mode[0] in _FULL
-
-
-def _levels(image: Image.Image) -> np.ndarray:
-    """(H, W) float32 of grey of more than 8 bits. Some pixels may be no numbers, where nothing was measured; where all
-    are, there is no picture, and ValueError is raised."""
-    levels = np.asarray(image, dtype=np.float32)
-    if not np.isfinite(levels).any():
-        raise ValueError("none of its pixels is a finite number")
-    return levels
-
-
 def _on_paper(image: Image.Image) -> Image.Image:
     """The image, with white where it is transparent, in a mode that `convert` takes to RGB and grey."""
     if image.mode == "LAB":
@@ -175,7 +175,8 @@ def _on_paper(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image, loaded, turned as its EXIF orientation says. A TIFF turns itself as it is loaded."""
+    """The image, loaded and turned as its EXIF orientation says. A TIFF turns itself as it is loaded."""
+    image.load()
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # EXIF is written by many programs, and the picture does not depend on it

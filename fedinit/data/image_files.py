@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import PIL
 
-from fedinit.data.decoding import GreyRange, Windows, decode, measure_windows, reason
+from fedinit.data.decoding import VERSION, GreyRange, Windows, decode, is_measured, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
-
-_VERSION = 5  # raise it when the same file would decode to other pixels
 
 
 class ImageFiles(Decoding):
@@ -34,7 +32,7 @@ class ImageFiles(Decoding):
 
     def key(self) -> Any:
         # Pillow's version is in it, since another libjpeg may round otherwise.
-        return [_VERSION, PIL.__version__, self.grey_range, self.tree.stamps(self.names)]
+        return [VERSION, PIL.__version__, self.grey_range, self.tree.stamps(self.names)]
 
     def prepare(self) -> Any:
         if self.grey_range == "auto":
@@ -50,6 +48,8 @@ class ImageFiles(Decoding):
             content = self.tree.read(name)
             if not content:
                 return "the file is empty"
+            if self.grey_range == "auto" and not is_measured(name):
+                window = {}  # of the other files, which says nothing of deep grey under this name
             return decode(content, channels, (size[0], size[1]), window)
         except MemoryError:
             raise

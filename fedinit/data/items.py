@@ -10,7 +10,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from fedinit.data.decoding import decode, fit, reason
+from fedinit.data.decoding import VERSION, decode, fit, reason
 from fedinit.data.store import Decoding
 
 
@@ -37,7 +37,7 @@ class Items(Decoding):
         self.item, self.content = item, content
 
     def key(self) -> Any:
-        return [PIL.__version__, self.content]
+        return [VERSION, PIL.__version__, self.content]
 
     def decode(self, rows: Sequence[int], prepared: Any) -> list[np.ndarray | str]:
         return [self._decode_one(row) for row in rows]

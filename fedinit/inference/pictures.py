@@ -104,7 +104,7 @@ def window_of(config: Config, paths: Sequence[Path], chosen: GreyRange | Windows
     if chosen == "full":
         return None
     if not measure_windows(lambda name: open(name, "rb", opener=regular), map(str, paths), THREADS):
-        return None
+        return {}  # deep grey under the name of another kind is told, not shown from 0 to 65,535
     return own_window(config)
 
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from fedinit.config.schema import Config, ModelConfig
 from fedinit.config.site import EMBEDDED
 from fedinit.data.content import Content
-from fedinit.data.decoding import KINDS
+from fedinit.data.deep_grey import KINDS
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.opening import read_bytes

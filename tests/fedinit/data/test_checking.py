@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -55,6 +56,13 @@ def _other_format(root: Path) -> str:
     return "1 picture in more than one split (the same picture: 'test/photo/cat/new.bmp' (test)"
 
 
+def _other_endian(root: Path) -> str:
+    levels = np.arange(1000, 2024, dtype=np.uint16).reshape(32, 32)
+    Image.fromarray(levels).save(root / "train/photo/cat/deep.png")
+    Image.frombytes("I;16B", (32, 32), levels.astype(">u2").tobytes()).save(root / "test/photo/cat/deep.tif")
+    return "1 picture in more than one split (the same picture: 'test/photo/cat/deep.tif' (test)"
+
+
 def _cut(root: Path) -> str:
     out = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(out, "jpeg")
@@ -69,7 +77,7 @@ def _untrained(root: Path) -> str:
     return "1 gap (class 'bird' has no training images)"
 
 
-@pytest.mark.parametrize("harm", [_renamed, _other_format, _cut, _untrained])
+@pytest.mark.parametrize("harm", [_renamed, _other_format, _other_endian, _cut, _untrained])
 def test_what_is_wrong_is_one_line_on_stderr_and_exit_code_1(tmp_path: Path, capsys, harm) -> None:
     root = tree(tmp_path / "tree")
     message = harm(root)

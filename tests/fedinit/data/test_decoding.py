@@ -103,6 +103,16 @@ def test_the_range_does_not_depend_on_the_classes_that_are_chosen(tmp_path: Path
     assert shades(root, classes=("cat", "dog")) == shades(root, classes=("cat", "dog"), grey_range=(0.0, 8190.0))
 
 
+def test_sixteen_bits_under_anothers_name_are_told_where_other_files_have_levels(tmp_path: Path) -> None:
+    """They were clipped to these levels, which nobody had measured them for."""
+    root = grey_tree(tmp_path)
+    ramp(60000).save(root / "art" / "cat" / "9.png")
+    (root / "art" / "cat" / "9.png").rename(root / "art" / "cat" / "9.jpg")
+    with pytest.raises(InputError, match="cannot read 'art/cat/9.jpg' .*or name a file by its own ending"):
+        shades(root)
+    assert shades(root, skip_unreadable=True) == shades(root, grey_range=(0.0, 4095.0)) == [256, 128]
+
+
 def test_floating_point_pictures_are_shown_whole() -> None:
     levels = np.linspace(-2, 3, 256, dtype=np.float32).reshape(16, 16)
     levels[0, 0] = np.nan

@@ -175,6 +175,11 @@ def test_deep_grey_is_shown_between_the_levels_of_the_runs_own_images(tmp_path):
         return int(pictures.read([picture], spec, window).images[0, 0, 0, 0])
 
     assert level() == 128 and level((3000.0, 4000.0)) == 0
+    # Under the name of another kind it is not measured, and told.
+    misnamed = picture.rename(tmp_path / "picture.jpg")
+    unread = pictures.read([misnamed], spec, pictures.window_of(config, [misnamed], "auto")).unread
+    assert "or name a file by its own ending" in unread[0][1]
+    misnamed.rename(picture)
     root.rename(tmp_path / "moved")
     with pytest.raises(fedinit.InputError, match="which cannot be read .*; say --grey-range LOW HIGH"):
         level()
