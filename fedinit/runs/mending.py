@@ -45,7 +45,7 @@ def mend(folder: Path, config: Config, rounds: int) -> list[str]:
         tables, notes = _tables_to_write(folder, rounds)  # now that nobody else mends them
         notes += [] if _is_of(folder, config) else write_config(folder, config)
         for file, text in tables.items():
-            notes.append(_write_anew(file, text.encode()))
+            notes.append(write_anew(file, text.encode()))
     except (InputError, OSError) as error:
         files = ", ".join(map(str, (folder / CONFIG, *tables) if not _is_of(folder, config) else tables))
         notes.append(f"{files}: not this run's, and cannot be written anew ({error})")
@@ -119,7 +119,7 @@ def write_config(folder: Path, config: Config) -> list[str]:
         try:
             refuse_other(configured(folder).computed(), config.computed(), CONFIG)
         except InputError:
-            return [*notes, _write_anew(file, text.encode())]
+            return [*notes, write_anew(file, text.encode())]
     disk.replace(file, text.encode())
     return notes
 
@@ -154,7 +154,7 @@ def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = (
     return [_put_aside(path, added=True) for path in odd]
 
 
-def _write_anew(file: Path, content: bytes) -> str:
+def write_anew(file: Path, content: bytes) -> str:
     """Write a file of the run's, and put aside what has its name; a line of it. Raises OSError, and nothing is moved
     then."""
     aside = _aside(file)

@@ -138,10 +138,8 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
 
     Raises InputError when the folder cannot be written, RunDone where another process ended the run in the meantime.
     """
-    folder = RunFolder(config, located, anew)
+    folder = RunFolder(config, located, anew, partial(tell, console, style="yellow"))
     ended.forget(folder.path)
-    for note in folder.notes:
-        tell(console, note, "yellow")
     observers: list[Observer] = [folder]
     tracker = create_tracker(config, folder.path, console)
     if tracker is not None:
