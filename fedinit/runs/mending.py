@@ -21,7 +21,7 @@ from fedinit.runs.lock import FolderLock
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.named import CONFIG
 from fedinit.runs.own_files import FILES, FOLDERS, MADE_OF
-from fedinit.runs.rows import LINES, TABLES, as_written, header_and_rows
+from fedinit.runs.rows import LINES, METRICS, TABLES, as_written, header_and_rows, metrics_of
 from fedinit.runs.sealed import ADDED, NAMES, faults
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
@@ -65,16 +65,19 @@ def _is_of(folder: Path, config: Config) -> bool:
 
 def _tables_to_write(folder: Path, rounds: int) -> tuple[dict[Path, str], list[str]]:
     """{table that is not as a run of so many rounds wrote it: what it had}, and a line of each that is not there and
-    that no checkpoint of the run's end has."""
+    that no checkpoint of the run's end has; metrics.jsonl may have metrics.csv then."""
     at_end = end_of(folder, rounds)
     if at_end is None:
         why = "nor is a checkpoint of the run's end that has it; resume=never with the run's own words runs it again"
-        lost = {folder / name: _lost(folder / name, rounds) for name in TABLES if name != LINES}
-        told = [f"{file}: {what}, {why}" for file, what in lost.items() if what]
+        lost = {folder / name: what for name in TABLES if name != LINES and (what := _lost(folder / name, rounds))}
+        text = metrics_of(_text(folder / LINES) or "", rounds) if (metrics := folder / METRICS) in lost else None
+        found = {} if text is None else {metrics: text}
+        told = [f"{file}: {what}, {why}" for file, what in lost.items() if file not in found]
+        told += [f"{file}: {lost[file]}; its figures are all in {LINES}, by which it is written" for file in found]
         if read_made_of(folder) is None:
             unknown = "nobody can say of which images it was, or between which levels grey was shown"
             told.append(f"{folder / MADE_OF}: cannot be read, {why}; {unknown}")
-        return {}, told
+        return found, told
     kept, names = at_end.get("files", State()).facts, (*TABLES, MADE_OF)
     return {folder / name: kept[name] for name in names if name in kept and _text(folder / name) != kept[name]}, []
 
