@@ -139,7 +139,7 @@ def put_aside_ends(folder: Path, own: Mapping[str, Any]) -> list[str]:
     files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
     files += [folder / name for name in (*TABLES, MADE_OF) if name in own and not _goes_on(folder / name, own[name])]
     model = [(file, what == ADDED) for file, what in faults(folder)]
-    return odd + [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
+    return odd + [put_aside(file) for file in files] + [put_aside(file, added) for file, added in model]
 
 
 def _goes_on(file: Path, text: str) -> bool:
@@ -154,7 +154,7 @@ def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = (
     odd = [folder / name for name in files if os.path.lexists(folder / name) and not (folder / name).is_file()]
     odd += [folder / name for name in folders if os.path.lexists(folder / name) and not (folder / name).is_dir()]
     odd += [path for top in folders for path in (folder / top).rglob("*") if path.name in NAMES and not path.is_file()]
-    return [_put_aside(path, added=True) for path in odd]
+    return [put_aside(path, added=True) for path in odd]
 
 
 def write_anew(file: Path, content: bytes) -> str:
@@ -165,7 +165,7 @@ def write_anew(file: Path, content: bytes) -> str:
     return _told_anew(file, aside)
 
 
-def _put_aside(file: Path, added: bool = False) -> str:
+def put_aside(file: Path, added: bool = False) -> str:
     """Make room for a file that is then written, or, `added`, is none of a run's; a line of it. Raises OSError."""
     aside = _aside(file)
     if os.path.lexists(file):
