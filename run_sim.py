@@ -232,7 +232,7 @@ def federated(
     watching = [*opened.observers, progress, status]
     site.emit = Audience([opened.folder, progress]).event
     if method is None:
-        parts["files"] = opened.folder
+        parts |= opened.parts
         if config.diagnostics.name != "none":
             trained = Components.of(config).trained
             parts["probe"] = probe = Probe(site, trained(), trained(1), opened.folder.path)

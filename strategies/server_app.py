@@ -87,7 +87,7 @@ def main(grid: Grid, context: Context) -> None:
             backbone,
             observers=[*run.observers, progress, status],
             checkpoints=run.checkpoints(),
-            parts={"files": run.folder},
+            parts=run.parts,
         )
         replace_json(run.folder.path / SITES_FILE, sites_of(grid.run.federation_id, outcome.roster))
         run.finish(outcome.final_model(), outcome.summary())

@@ -9,8 +9,8 @@ ledger.jsonl  refusals, missing replies, warnings; the engine of every start
 checkpoints/ the last three states of the run, and of its reference run
 adapter/     the final adapter and head; summary.json; DONE.json, with the sha256 of these, last of all
 
-The folder is locked while a process writes to it. CSV rows belong to checkpoints: a run that goes on from one begins
-with the rows it had then. The ledger only grows.
+The folder is locked while a process writes to it. The tables' rows belong to checkpoints: a run that goes on from one
+begins with the rows it had then, and what was not written by the run is put aside. The ledger only grows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,11 +36,12 @@ from fedinit.runs.made_of import MADE_OF, MadeOf, beside
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.mending import end_of, free, put_aside_ends, write_config
 from fedinit.runs.named import refuse_no_folder
-from fedinit.runs.observer import Observer, Roster, RoundReport
-from fedinit.runs.rows import LINES, METRICS, TABLES, as_written, header_and_rows
+from fedinit.runs.observer import ClientReport, Observer, Roster, RoundReport
+from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows
 from fedinit.runs.sealed import digests, faults
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.runs.writable import refuse_unwritable, unwritable
+from fedinit.runs.written import Written
 from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
@@ -129,21 +130,26 @@ class RunFolder(Observer):
 
     An earlier run of the same configuration that does not go on is moved aside to <folder>.1, .2, …, never overwritten.
     `close` it at the end.
-
-    notes: a line each, about what was found there and is another's.
     """
 
-    def __init__(self, config: Config, located: Located | None = None, anew: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        located: Located | None = None,
+        anew: bool = False,
+        tell: Callable[[str], object] = print,
+    ) -> None:
         """
         config: what is to be run.
         located: where; None: as `locate` says now.
         anew: move a run that is there aside, done or not, as resume=never does.
+        tell: takes a line each about what is found there, now or as the run goes on, and is another's.
 
         Raises InputError when the place cannot be written to, is in use by another process, or is named by `resume` and
         holds no checkpoint; RunDone where another process ended the run in the meantime, unless resume=never.
         """
         self.path, made_of = located or locate(config)
-        self.notes: list[str] = []
+        self._tell = tell
         self._lock: FolderLock | None = None
         self._domains: Sequence[str] = ()
         self._columns: Sequence[str] = ()
@@ -154,8 +160,8 @@ class RunFolder(Observer):
         self._diagnostics = DIAGNOSTICS + (("effective_bias",) if "m" in KINDS[config.adapter.kind].beside else ())
         if isinstance(config.privacy, ClientPrivacyConfig):
             self._diagnostics += ("epsilon",) if config.privacy.clip_quantile is None else ("epsilon", "clip")
-        self._rows: Mapping[str, str] = {}
-        self._made_of: dict[str, str] = {}  # its name and text
+        self._restored: Mapping[str, str] = {}  # {name: text}, of the checkpoint that the run goes on from
+        self._files: dict[str, Written] = {}  # which a checkpoint has, by name
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FolderLock(self.path)
@@ -173,10 +179,11 @@ class RunFolder(Observer):
             if self._lock is None:
                 self._lock = FolderLock(self.path)
             own = last_facts(self.path / FOLDER, "files") if begun and not anew else {}
-            self.notes += write_config(self.path, config) + put_aside_ends(self.path, own)
+            for note in write_config(self.path, config) + put_aside_ends(self.path, own):
+                tell(note)
             made_of.save(self.path, config, begun and not anew)
             if other := beside(self.path, config, made_of):
-                self.notes.append(other)
+                tell(other)
         except OSError as error:
             self.close()
             raise unwritable(config, self.path, error) from error
@@ -196,7 +203,7 @@ class RunFolder(Observer):
             self._lock.move_folder(aside := free(self.path))
             self._lock = None
             if not asked:
-                self.notes.append(
+                self._tell(
                     f"the run that was in {self.path} cannot go on, for want of a checkpoint, nor be shown; it is now "
                     f"{aside.name}, and this one begins anew"
                 )
@@ -208,17 +215,10 @@ class RunFolder(Observer):
             self._lock = None
 
     def snapshot(self) -> State:
-        if not self._made_of:  # read once, before anybody edits it
-            with contextlib.suppress(OSError, ValueError):
-                self._made_of = {MADE_OF: as_written(self.path / MADE_OF)}
-        return State(facts={name: as_written(self.path / name) for name in TABLES} | self._made_of)
+        return State(facts={name: file.text for name, file in self._files.items()})
 
     def restore(self, state: State) -> None:
-        self._rows = state.facts
-
-    def resumed(self, round: int) -> None:
-        for name, rows in self._rows.items():
-            disk.replace(self.path / name, rows.encode())
+        self._restored = state.facts
 
     def started(self, rounds: int, roster: Roster) -> None:
         self._domains = roster.domain_names
@@ -227,14 +227,16 @@ class RunFolder(Observer):
             *(f"{roster.score}_{d}" for d in self._domains),
             *("bytes_up", "bytes_down", *self._diagnostics, "drift_factors", "drift_product"),
         ]
-        self._header(METRICS, self._columns)
-        self._header(
-            "clients.csv",
-            ["round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product", "optimizer_state"]
-            + ["weight"] * self._weights
-            + ["epsilon"] * self._epsilon,
-        )
-        disk.replace(self.path / LINES, b"")
+        clients = [
+            *("round", "client", "examples", "steps", "train_loss", "drift_factors", "drift_product"),
+            *("optimizer_state", *["weight"] * self._weights, *["epsilon"] * self._epsilon),
+        ]
+        begun = {METRICS: csv_row(self._columns), "clients.csv": csv_row(clients), LINES: ""}
+        with contextlib.suppress(OSError, ValueError):
+            begun[MADE_OF] = as_written(self.path / MADE_OF)
+        for name, text in {**begun, **self._restored}.items():
+            self._files[name] = Written(self.path / name, text, self._tell)
+        self._restored = {}  # the files hold it now, and more of it with every round
         (self.path / "ledger.jsonl").touch()
 
     def round_zero_done(self, report: RoundReport) -> None:
@@ -250,14 +252,17 @@ class RunFolder(Observer):
         row += [by_domain.get(d, "") for d in self._domains]
         row += [report.bytes_up, report.bytes_down, *(report.diagnostics.get(d, "") for d in self._diagnostics)]
         row += ["" if drift is None else drift for drift in (report.drift_factors, report.drift_product)]
-        self._row(METRICS, row)
+        self._files[METRICS].append(csv_row(row))
         figures = {**dict(zip(self._columns, row, strict=True)), "seconds": round(report.seconds, 3)}
-        with open(self.path / LINES, "a", encoding="utf-8", opener=regular) as file:
-            file.write(json.dumps({name: None if value == "" else value for name, value in figures.items()}) + "\n")
-        for c in report.clients:
-            row = [report.round, c.client, c.examples, c.steps, c.loss, c.drift_factors, c.drift_product]
-            row += [c.optimizer_state, *[c.weight] * self._weights, *[c.epsilon] * self._epsilon]
-            self._row("clients.csv", ["" if value is None else value for value in row])
+        line = json.dumps({name: None if value == "" else value for name, value in figures.items()})
+        self._files[LINES].append(line + "\n")
+        self._files["clients.csv"].append("".join(self._of_client(report.round, c) for c in report.clients))
+
+    def _of_client(self, round: int, c: ClientReport) -> str:
+        """Its row of clients.csv."""
+        row = [round, c.client, c.examples, c.steps, c.loss, c.drift_factors, c.drift_product]
+        row += [c.optimizer_state, *[c.weight] * self._weights, *[c.epsilon] * self._epsilon]
+        return csv_row(["" if value is None else value for value in row])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         with open(self.path / "ledger.jsonl", "a+b", opener=regular) as file:
@@ -266,13 +271,8 @@ class RunFolder(Observer):
             file.write(json.dumps({"kind": kind, **facts}).encode() + b"\n")
 
     def finished(self, summary: Mapping[str, Any]) -> None:
+        for file in self._files.values():
+            file.hold()
         disk.replace_json(self.path / SUMMARY, summary)
         said = {key: summary[key] for key in (HASH, "rounds")}
         disk.replace_json(self.path / DONE, said | {KEY: digests(self.path)})
-
-    def _header(self, name: str, columns: Sequence[str]) -> None:
-        disk.replace(self.path / name, csv_row(columns).encode())
-
-    def _row(self, name: str, values: Sequence[object]) -> None:
-        with open(self.path / name, "a", newline="", encoding="utf-8", opener=regular) as file:
-            csv.writer(file, lineterminator="\n").writerow(values)

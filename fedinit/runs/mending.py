@@ -21,7 +21,7 @@ from fedinit.runs.lock import FolderLock
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.named import CONFIG
 from fedinit.runs.own_files import FILES, FOLDERS, MADE_OF
-from fedinit.runs.rows import LINES, TABLES, as_written, header_and_rows
+from fedinit.runs.rows import LINES, METRICS, TABLES, as_written, header_and_rows, metrics_of
 from fedinit.runs.sealed import ADDED, NAMES, faults
 from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
@@ -45,7 +45,7 @@ def mend(folder: Path, config: Config, rounds: int) -> list[str]:
         tables, notes = _tables_to_write(folder, rounds)  # now that nobody else mends them
         notes += [] if _is_of(folder, config) else write_config(folder, config)
         for file, text in tables.items():
-            notes.append(_write_anew(file, text.encode()))
+            notes.append(write_anew(file, text.encode()))
     except (InputError, OSError) as error:
         files = ", ".join(map(str, (folder / CONFIG, *tables) if not _is_of(folder, config) else tables))
         notes.append(f"{files}: not this run's, and cannot be written anew ({error})")
@@ -65,16 +65,19 @@ def _is_of(folder: Path, config: Config) -> bool:
 
 def _tables_to_write(folder: Path, rounds: int) -> tuple[dict[Path, str], list[str]]:
     """{table that is not as a run of so many rounds wrote it: what it had}, and a line of each that is not there and
-    that no checkpoint of the run's end has."""
+    that no checkpoint of the run's end has; metrics.jsonl may have metrics.csv then."""
     at_end = end_of(folder, rounds)
     if at_end is None:
         why = "nor is a checkpoint of the run's end that has it; resume=never with the run's own words runs it again"
-        lost = {folder / name: _lost(folder / name, rounds) for name in TABLES if name != LINES}
-        told = [f"{file}: {what}, {why}" for file, what in lost.items() if what]
+        lost = {folder / name: what for name in TABLES if name != LINES and (what := _lost(folder / name, rounds))}
+        text = metrics_of(_text(folder / LINES) or "", rounds) if (metrics := folder / METRICS) in lost else None
+        found = {} if text is None else {metrics: text}
+        told = [f"{file}: {what}, {why}" for file, what in lost.items() if file not in found]
+        told += [f"{file}: {lost[file]}; its figures are all in {LINES}, by which it is written" for file in found]
         if read_made_of(folder) is None:
             unknown = "nobody can say of which images it was, or between which levels grey was shown"
             told.append(f"{folder / MADE_OF}: cannot be read, {why}; {unknown}")
-        return {}, told
+        return found, told
     kept, names = at_end.get("files", State()).facts, (*TABLES, MADE_OF)
     return {folder / name: kept[name] for name in names if name in kept and _text(folder / name) != kept[name]}, []
 
@@ -119,7 +122,7 @@ def write_config(folder: Path, config: Config) -> list[str]:
         try:
             refuse_other(configured(folder).computed(), config.computed(), CONFIG)
         except InputError:
-            return [*notes, _write_anew(file, text.encode())]
+            return [*notes, write_anew(file, text.encode())]
     disk.replace(file, text.encode())
     return notes
 
@@ -136,7 +139,7 @@ def put_aside_ends(folder: Path, own: Mapping[str, Any]) -> list[str]:
     files += [folder / SUMMARY] if os.path.lexists(folder / SUMMARY) and summary_of(folder) is None else []
     files += [folder / name for name in (*TABLES, MADE_OF) if name in own and not _goes_on(folder / name, own[name])]
     model = [(file, what == ADDED) for file, what in faults(folder)]
-    return odd + [_put_aside(file) for file in files] + [_put_aside(file, added) for file, added in model]
+    return odd + [put_aside(file) for file in files] + [put_aside(file, added) for file, added in model]
 
 
 def _goes_on(file: Path, text: str) -> bool:
@@ -151,10 +154,10 @@ def put_aside_odd(folder: Path, files: Iterable[str], folders: Iterable[str] = (
     odd = [folder / name for name in files if os.path.lexists(folder / name) and not (folder / name).is_file()]
     odd += [folder / name for name in folders if os.path.lexists(folder / name) and not (folder / name).is_dir()]
     odd += [path for top in folders for path in (folder / top).rglob("*") if path.name in NAMES and not path.is_file()]
-    return [_put_aside(path, added=True) for path in odd]
+    return [put_aside(path, added=True) for path in odd]
 
 
-def _write_anew(file: Path, content: bytes) -> str:
+def write_anew(file: Path, content: bytes) -> str:
     """Write a file of the run's, and put aside what has its name; a line of it. Raises OSError, and nothing is moved
     then."""
     aside = _aside(file)
@@ -162,7 +165,7 @@ def _write_anew(file: Path, content: bytes) -> str:
     return _told_anew(file, aside)
 
 
-def _put_aside(file: Path, added: bool = False) -> str:
+def put_aside(file: Path, added: bool = False) -> str:
     """Make room for a file that is then written, or, `added`, is none of a run's; a line of it. Raises OSError."""
     aside = _aside(file)
     if os.path.lexists(file):

@@ -31,6 +31,7 @@ from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
 from fedinit.runs.writable import unwritable
 from fedinit.state import disk
+from fedinit.state.checkpoint import Part
 from fedinit.state.manifest import FOLDER
 from fedinit.telling import announce, tell
 
@@ -53,6 +54,15 @@ class OpenRun:
     def checkpoints(self, reference: str | None = None) -> Path:
         """The folder of this run's checkpoints, or of those of a reference run of this name beside it."""
         return self.folder.path / FOLDER / (reference or "")
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """What its checkpoints keep of its files, by name."""
+        parts: dict[str, Part] = {"files": self.folder}
+        for observer in self.observers:
+            if isinstance(observer, Recorder):
+                parts["record"] = observer
+        return parts
 
     def hold_to(self, data: Dataset) -> None:
         """Raise InputError where the pixels would be others than when the run began (`made_of.hold_to`)."""
@@ -138,10 +148,8 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
 
     Raises InputError when the folder cannot be written, RunDone where another process ended the run in the meantime.
     """
-    folder = RunFolder(config, located, anew)
+    folder = RunFolder(config, located, anew, partial(tell, console, style="yellow"))
     ended.forget(folder.path)
-    for note in folder.notes:
-        tell(console, note, "yellow")
     observers: list[Observer] = [folder]
     tracker = create_tracker(config, folder.path, console)
     if tracker is not None:

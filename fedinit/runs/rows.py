@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from fedinit.opening import regular
+from fedinit.said import csv_row
 
 METRICS, LINES = "metrics.csv", "metrics.jsonl"
 TABLES = (METRICS, "clients.csv", LINES)  # which a checkpoint has
@@ -40,3 +41,17 @@ def of_lines(text: str) -> tuple[list[str], list[list[str]]]:
                 found.append(value)
     rows = [["" if value is None else str(value) for value in values.values()] for values in found]
     return list(found[0]) if found else [], rows
+
+
+def metrics_of(text: str, rounds: int) -> str | None:
+    """metrics.csv, to the byte, of a run of so many rounds by its metrics.jsonl; None where that has not each of them
+    once, in order."""
+    header, rows = of_lines(text)
+    try:
+        numbers = [int(row[header.index("round")]) for row in rows]
+        seconds = header.index("seconds")
+        rows = [[*row[:seconds], f"{float(row[seconds]):.3f}", *row[seconds + 1 :]] for row in rows]
+    except ValueError:
+        return None
+    whole = bool(rows) and len(rows) == text.count("\n") and numbers == list(range(min(numbers[0], 1), rounds + 1))
+    return "".join(map(csv_row, [header, *rows])) if whole else None

@@ -15,6 +15,7 @@ import run_sim
 from clients.cohort import Cohort
 from clients.site import Site
 from fedinit.runs import folder as run_folder
+from fedinit.runs import written
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
@@ -138,9 +139,9 @@ def test_a_disk_full_under_a_table_or_the_ledger_ends_in_a_line_and_loses_nothin
         return limited
 
     command = [*words, f"output_dir={tmp_path / 'full'}"]
-    for name, after in (("clients.csv", 4), ("ledger.jsonl", 0)):
+    for module, name, after in ((written, "clients.csv", 1), (run_folder, "ledger.jsonl", 0)):
         with monkeypatch.context() as patch:
-            patch.setattr(run_folder, "open", full(name, after), raising=False)
+            patch.setattr(module, "open", full(name, after), raising=False)
             capsys.readouterr()
             assert run_sim.main(command) == 1
         said = capsys.readouterr().err.strip()

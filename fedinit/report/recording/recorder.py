@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.data.reporter import counted
 from fedinit.diagnostics.regime import effective_rank, stable_rank
 from fedinit.factors import Factors
-from fedinit.opening import read_text, regular
 from fedinit.report.recording import LAYERS, PROVENANCE, RECORD, SPECTRA, TIMING
 from fedinit.report.recording.provenance import provenance
-from fedinit.runs.mending import put_aside_odd
+from fedinit.runs.mending import put_aside, put_aside_odd
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.rows import as_written, header_and_rows
+from fedinit.runs.written import Written
 from fedinit.spectra import spectrum
 from fedinit.state import disk
 from fedinit.state.base_offset import NAME
+from fedinit.state.checkpoint import State
 
 COLUMNS = {
     TIMING: ("round", "seconds", "clients", "server", "evaluation", "memory", "accelerator_memory"),
@@ -34,34 +37,48 @@ KEPT_VALUES = 32  # singular values of a layer, the largest
 
 
 class Recorder(Observer):
-    """Writes <run>/record/. A run that goes on from a checkpoint keeps the rows up to it."""
+    """Writes <run>/record/. A run that goes on from a checkpoint keeps the rows up to it, which has their numbers, so
+    that a line can say which are gone, and not the rows: those of many layers would make every checkpoint larger."""
 
     def __init__(self, run: Path, warn: Callable[[str], None], layers: bool = True) -> None:
         """
         run: the run's folder.
-        warn: takes the one warning.
+        warn: takes a line each of what is not as it was written, and the one warning.
         layers: whether figures by layer are wanted, `strategy.diagnostics`.
         """
         self.folder, self.warn, self.layers = run / RECORD, warn, layers
         self.on, self.rounds = True, 0
-        self.earlier: dict[str, list[list[str]]] = {}
+        self.files: dict[str, Written] = {}
+        self.numbers: dict[str, int] = {}  # of rows, by table
+
+    def snapshot(self) -> State:
+        return State(facts=dict(self.numbers))
+
+    def restore(self, state: State) -> None:
+        self.numbers = dict(state.facts)
 
     def started(self, rounds: int, roster: Roster) -> None:
         def begin() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            put_aside_odd(self.folder, [*COLUMNS, PROVENANCE])  # before one is written: what cannot be ends it
-            self.earlier = {name: _rows(self.folder / name, len(columns)) for name, columns in COLUMNS.items()}
-            for name in COLUMNS:
-                self._write(name, [])
+            for odd in put_aside_odd(self.folder, [*COLUMNS, PROVENANCE]):  # what cannot be ends it, and all is there
+                self.warn(odd)
             disk.replace_json(self.folder / PROVENANCE, provenance())
 
         self.rounds = rounds
         self._try(begin)
 
+    def round_zero_done(self, report: RoundReport) -> None:
+        self._try(lambda: self._begin({name: [] for name in COLUMNS}))
+
     def resumed(self, round: int) -> None:
         def keep() -> None:
-            for name, rows in self.earlier.items():
-                self._write(name, [row for row in rows if row[0].isdigit() and int(row[0]) <= round])
+            there = {name: _rows(self.folder / name, len(columns)) for name, columns in COLUMNS.items()}
+            kept = {n: [row for row in rows if row[0].isdigit() and int(row[0]) <= round] for n, rows in there.items()}
+            for name, rows in kept.items():
+                if len(rows) < (had := self.numbers.get(name, 0)):
+                    what = put_aside(self.folder / name)
+                    self.warn(f"{what}; of its {counted(had, 'row')} up to round {round}, {len(rows):,} could be read")
+            self._begin(kept)
 
         self._try(keep)
 
@@ -71,6 +88,9 @@ class Recorder(Observer):
     def model(self, round: int, tensors: Mapping[str, Tensor]) -> None:
         if self.layers and round > 0:
             self._try(lambda: self._note_spectra(round, tensors))
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        self._try(lambda: [file.hold() for file in self.files.values()])
 
     def _note_round(self, report: RoundReport) -> None:
         phases = [f"{report.phases.get(phase, 0.0):.3f}" for phase in ("clients", "server", "evaluation")]
@@ -92,12 +112,15 @@ class Recorder(Observer):
             rows[-1].append(listed)
         self._append(SPECTRA, rows)
 
-    def _write(self, name: str, rows: Iterable[Sequence[object]]) -> None:
-        disk.replace(self.folder / name, _text([COLUMNS[name], *rows]).encode())
+    def _begin(self, tables: Mapping[str, Sequence[Sequence[object]]]) -> None:
+        """Write the tables, {name: its rows}, over what is there."""
+        for name, rows in tables.items():
+            self.files[name] = Written(self.folder / name, _text([COLUMNS[name], *rows]), self.warn)
+            self.numbers[name] = len(rows)
 
-    def _append(self, name: str, rows: Iterable[Sequence[object]]) -> None:
-        with open(self.folder / name, "a", newline="", encoding="utf-8", opener=regular) as file:
-            file.write(_text(rows))
+    def _append(self, name: str, rows: Sequence[Sequence[object]]) -> None:
+        self.files[name].append(_text(rows))
+        self.numbers[name] += len(rows)
 
     def _try(self, work: Callable[[], Any]) -> None:
         try:
@@ -141,6 +164,9 @@ def _text(rows: Iterable[Sequence[object]]) -> str:
 
 
 def _rows(path: Path, width: int) -> list[list[str]]:
-    """The rows of a table that are whole, without its header; none where it is not there."""
-    text = read_text(path) if path.is_file() else ""
-    return [row for row in csv.reader(text.splitlines()[1:]) if len(row) == width]
+    """The rows of a table that are whole, without its header; none where it is not there, or is no table."""
+    try:
+        _, rows = header_and_rows(as_written(path, "replace") if path.is_file() else "")
+    except csv.Error:
+        return []
+    return [row for row in rows if len(row) == width]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedinit.factors import Factors
 from fedinit.report.recording.holdings import record_holdings, strip
 from fedinit.report.recording.recorder import COLUMNS, Recorder, singular_values
 from fedinit.runs.observer import Roster, RoundReport
+from fedinit.state.checkpoint import State, last_facts
 from tests.support.small import WORDS, small_config
 
 ROSTER = Roster(examples={0: 3}, class_names=["a"], domain_names=["x"])
@@ -30,6 +32,23 @@ def report(round: int, **changes) -> RoundReport:
     figures = {"bias": 0.1, "correctable": 0.2, "cosine": 0.99, "norm_ratio": 0.98}
     values = {"by_layer": {"one": figures, "two": figures}, "phases": {"clients": 1.0, "server": 0.25}, **changes}
     return RoundReport(round, 1.5, 0.3, None, 10, 20, (), **values)
+
+
+def begun(run: Path, warn: Callable[[str], None], rounds: int = 5) -> Recorder:
+    recorder = Recorder(run, warn)
+    recorder.started(rounds, ROSTER)
+    recorder.round_zero_done(RoundReport(0, 0.1, None, None, 0, 0, ()))
+    return recorder
+
+
+def gone_on(run: Path, warn: Callable[[str], None], round: int, state: State | None = None) -> Recorder:
+    """state: of the checkpoint; None: it has none of a recorder, as where report=none was given before."""
+    recorder = Recorder(run, warn)
+    if state is not None:
+        recorder.restore(state)
+    recorder.started(5, ROSTER)
+    recorder.resumed(round)
+    return recorder
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -103,21 +122,67 @@ def test_a_strip_is_images_side_by_side(shape, size):
 
 
 def test_a_run_that_goes_on_keeps_the_rows_of_its_checkpoint(tmp_path):
-    first = Recorder(tmp_path, pytest.fail)
-    first.started(5, ROSTER)
+    first = begun(tmp_path, pytest.fail)
     for round in (1, 2, 3):
         first.round_done(report(round))
     with open(tmp_path / "record" / "timing.csv", "a") as file:
         file.write("4,1.")  # a crash cut this line short
-    second = Recorder(tmp_path, pytest.fail)
-    second.started(5, ROSTER)
-    second.resumed(2)
+    second = gone_on(tmp_path, pytest.fail, 2)
     second.round_done(report(3))
     for name, of_round in (("timing.csv", 1), ("layers.csv", 2)):
         assert [row["round"] for row in rows(tmp_path / "record" / name)] == sorted([*"123"] * of_round)
-    anew = Recorder(tmp_path, pytest.fail)
-    anew.started(5, ROSTER)
+    begun(tmp_path, pytest.fail)
     assert (tmp_path / "record" / "timing.csv").read_text() == ",".join(COLUMNS["timing.csv"]) + "\n"
+
+
+@pytest.mark.parametrize("name", ["timing.csv", "layers.csv"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "no table"])
+def test_rows_that_are_gone_when_a_run_goes_on_are_a_line(damage, name, tmp_path):
+    first = begun(tmp_path, pytest.fail)
+    for round in (1, 2):
+        first.round_done(report(round))
+    kept, file = first.snapshot(), tmp_path / "record" / name
+    first.round_done(report(3))
+    gone_on(tmp_path, pytest.fail, 2, kept)  # the control: what came after the checkpoint is no loss
+    text = file.read_text()
+    of_round = text.count("\n") // 2
+    if damage == "gone":
+        file.unlink()
+    else:  # cut in the last row's last cell
+        file.write_bytes(b"\xff\x00" if damage == "no table" else text[:-2].encode())
+    left = 2 * of_round - 1 if damage == "cut" else 0
+    said: list[str] = []
+    again = gone_on(tmp_path, said.append, 2, kept)
+    aside = f"this run's; it is written anew, and the other one is {name}.edited.1"
+    what = "there; it is written anew" if damage == "gone" else aside
+    has = f"of its {2 * of_round} rows up to round 2, {left} could be read"
+    assert said == [f"{file} was not {what}; {has}"] and len(rows(file)) == left
+    again.round_done(report(3))
+    assert [row["round"] for row in rows(file)][left:] == ["3"] * of_round
+    gone_on(tmp_path, pytest.fail, 3, again.snapshot())
+
+
+def test_a_table_that_is_lost_or_edited_while_its_run_goes_on_comes_back(tmp_path):
+    said: list[str] = []
+    recorder = begun(tmp_path, said.append)
+    timing, layers = (tmp_path / "record" / name for name in ("timing.csv", "layers.csv"))
+    recorder.round_done(report(1))
+    timing.unlink()
+    layers.write_text("mine")
+    recorder.round_done(report(2))
+    assert [row["round"] for row in rows(timing)] == ["1", "2"] and len(said) == 2
+    assert [row["round"] for row in rows(layers)] == ["1", "1", "2", "2"]
+    assert layers.with_name("layers.csv.edited.1").read_text() == "mine"
+    timing.unlink()
+    recorder.finished({})
+    assert [row["round"] for row in rows(timing)] == ["1", "2"] and len(said) == 3
+
+
+def test_a_checkpoint_has_the_numbers_of_the_rows(tmp_path):
+    words = [*WORDS, "client.max_steps=1", "report=full", f"output_dir={tmp_path}"]
+    assert run_sim.main(words) == 0
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert last_facts(folder / "checkpoints", "record") == {"timing.csv": 2, "layers.csv": 8, "spectra.csv": 8}
 
 
 def test_what_was_merged_into_the_base_is_part_of_the_spectrum():
@@ -134,8 +199,7 @@ def test_what_was_merged_into_the_base_is_part_of_the_spectrum():
 def test_with_a_base_offset_spectra_are_measured_at_the_end_alone(tmp_path):
     layers = {"one": Factors(torch.ones(1, 3), torch.ones(2, 1))}
     tensors = {**wire.to_tensors(layers, {}), "offset/one": torch.eye(2, 3)}
-    recorder = Recorder(tmp_path, pytest.fail)
-    recorder.started(3, ROSTER)
+    recorder = begun(tmp_path, pytest.fail, 3)
     for round in (0, 1, 3):
         recorder.model(round, tensors)
     assert [row["round"] for row in rows(tmp_path / "record" / "spectra.csv")] == ["3"]
@@ -144,8 +208,7 @@ def test_with_a_base_offset_spectra_are_measured_at_the_end_alone(tmp_path):
 def test_a_failure_is_one_warning_and_no_more(tmp_path):
     (tmp_path / "record").write_text("in the way")
     said: list[str] = []
-    recorder = Recorder(tmp_path, said.append)
-    recorder.started(2, ROSTER)
+    recorder = begun(tmp_path, said.append)
     recorder.round_done(report(1))
     recorder.model(1, {"nonsense": torch.zeros(1)})
     assert len(said) == 1 and said[0].startswith("warning: ") and "no more is recorded" in said[0]

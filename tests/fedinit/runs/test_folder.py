@@ -175,6 +175,36 @@ def test_more_or_fewer_class_names_than_the_head_has_outputs_are_refused(done):
             fedinit.load(done).model()
 
 
+def test_a_table_that_is_lost_or_edited_while_its_run_goes_on_has_all_rows_at_its_end(tmp_path, monkeypatch, capsys):
+    """Also in the checkpoint of its end, by which a run that is done is mended."""
+    names, told, done = ("metrics.csv", "clients.csv", "metrics.jsonl", "made_of.json"), RunFolder.round_done, []
+
+    def damaged(folder: RunFolder, report) -> None:
+        told(folder, report)
+        if report.round in (2, 3):  # of three: the last one's is found at the end
+            done.append({name: (folder.path / name).read_bytes() for name in names})
+            (folder.path / "metrics.csv").unlink()
+            (folder.path / "clients.csv").write_bytes(b"mine")
+            (folder.path / "metrics.jsonl").write_bytes(done[-1]["metrics.jsonl"] + b"mine\n")
+            (folder.path / "made_of.json").write_bytes(b"{}")
+
+    words = [*SHORT, "rounds=3", f"output_dir={tmp_path}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "round_done", damaged)
+        assert run_sim.main(words) == 0
+    (path,) = (tmp_path / "digits").iterdir()
+    said = capsys.readouterr().out
+    now = {name: (path / name).read_bytes() for name in names}
+    assert now == done[1] | {"made_of.json": done[0]["made_of.json"]}, "this one is only looked at at the end"
+    assert done[-1]["clients.csv"].count(b"\n") == 10 and done[-1]["metrics.csv"].startswith(b"round,")
+    for name, times in (("metrics.csv", 2), ("clients.csv", 2), ("metrics.jsonl", 2), ("made_of.json", 1)):
+        assert said.count(f"{path}/{name} was not ") == times
+    assert (path / "clients.csv.edited.2").read_bytes() == b"mine"
+    assert (path / "metrics.jsonl.edited.1").read_bytes() == done[0]["metrics.jsonl"] + b"mine\n"
+    assert run_sim.main(words) == 0
+    assert "was not" not in capsys.readouterr().out
+
+
 # -- config.yaml -----------------------------------------------------------------------------------------------------
 
 
@@ -236,13 +266,12 @@ def test_a_name_with_a_lines_end_in_it_outlives_a_restart(tmp_path):
     state = None
     for _ in range(2):
         folder = RunFolder(written, Located(tmp_path / "run", MadeOf()))
-        folder.started(1, roster)
-        kept = folder.snapshot()
         if state is not None:
             folder.restore(state)
-            folder.resumed(1)
+        folder.started(1, roster)
+        kept = folder.snapshot()
         assert [path.name for path in tmp_path.iterdir()] == ["run"], "a header alone is no round, and nothing is lost"
-        assert folder.snapshot().facts == kept.facts
+        assert state is None or state.facts == kept.facts
         assert kept.facts["metrics.csv"].encode() == (folder.path / "metrics.csv").read_bytes()
         state = kept
         folder.close()

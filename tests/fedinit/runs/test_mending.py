@@ -95,25 +95,46 @@ def test_an_average_that_was_edited_is_not_compared(done, again):
 def test_without_a_checkpoint_of_its_end_a_table_that_is_gone_is_a_line(lost, done, again):
     shutil.rmtree(done / "checkpoints" / ("" if lost == "all" else "round-000002"))
     assert str(done) not in again().partition(SHOWN)[2].rpartition("run folder")[0], "the control"
-    table = (done / "clients.csv").read_bytes()
-    (done / "metrics.csv").unlink()
+    table = (done / "metrics.csv").read_bytes()
+    (done / "clients.csv").unlink()
     why = (
         "is not there, nor is a checkpoint of the run's end that has it; resume=never with the run's own words runs it"
     )
-    assert f"{done}/metrics.csv: {why} again\n" in again()
-    assert not (done / "metrics.csv").exists() and (done / "clients.csv").read_bytes() == table
+    assert f"{done}/clients.csv: {why} again\n" in again()
+    assert not (done / "clients.csv").exists() and (done / "metrics.csv").read_bytes() == table
 
 
 @pytest.mark.parametrize("lost", ["all", "last"])
 @pytest.mark.parametrize("content", [b"", b"round,accuracy\n1,50.0\n"], ids=["emptied", "cut short"])
 def test_without_that_checkpoint_a_table_that_is_not_whole_is_a_line(lost, content, done, again):
     shutil.rmtree(done / "checkpoints" / ("" if lost == "all" else "round-000002"))
-    for name in ("metrics.csv", "clients.csv"):
+    for name in TABLES:
         (done / name).write_bytes(content)
     told = again()
     for name in ("metrics.csv", "clients.csv"):
         why = "round 2 is not in it, nor is a checkpoint of the run's end that has it; resume=never with the run's own"
         assert f"{done}/{name}: {why}" in told and (done / name).read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [None, b"round,accuracy\n1,50.0\n"], ids=["gone", "cut short"])
+def test_without_that_checkpoint_metrics_csv_is_written_by_the_lines_that_say_the_same(content, done, whole, again):
+    shutil.rmtree(done / "checkpoints")
+    (done / "metrics.csv").unlink() if content is None else (done / "metrics.csv").write_bytes(content)
+    told, what = again(), "is not there" if content is None else "round 2 is not in it"
+    assert f"{done}/metrics.csv: {what}; its figures are all in metrics.jsonl, by which it is written\n" in told
+    assert (done / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+    assert content is None or (done / "metrics.csv.edited.1").read_bytes() == content
+    assert "metrics.jsonl" not in again()
+
+
+@pytest.mark.parametrize("damage", ["cut", "a round twice", "a key less", "no json"])
+def test_lines_that_have_not_every_round_once_are_no_source_of_metrics_csv(damage, done, again):
+    shutil.rmtree(done / "checkpoints")
+    (done / "metrics.csv").unlink()
+    first, last = (done / "metrics.jsonl").read_text().splitlines(keepends=True)
+    spoilt = {"cut": last[:-9], "a round twice": last + last, "a key less": '{"round": 2}\n', "no json": last[1:]}
+    (done / "metrics.jsonl").write_text(first + spoilt[damage])
+    assert f"{done}/metrics.csv: is not there, nor is a checkpoint" in again() and not (done / "metrics.csv").exists()
 
 
 def link(place: Path) -> None:
