@@ -22,7 +22,8 @@ from fedinit.factors import Factors
 from fedinit.report.recording.holdings import record_holdings, strip
 from fedinit.report.recording.recorder import COLUMNS, Recorder, singular_values
 from fedinit.runs.observer import Roster, RoundReport
-from fedinit.state.checkpoint import State, last_facts
+from fedinit.state.checkpoint import State
+from fedinit.state.manifest import last_facts
 from tests.support.small import WORDS, small_config
 
 ROSTER = Roster(examples={0: 3}, class_names=["a"], domain_names=["x"])
