@@ -25,6 +25,7 @@ from fedinit.threads import cores
 
 LANES = 16  # of a core, at the most: more than one is no faster, and each takes a bank and a moment to make
 CLASSES = 1000  # that a head is reckoned with before the data is there
+# Whose float32 products may be made of less.
 PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
@@ -222,9 +223,8 @@ class _Flags:
             torch.is_deterministic_algorithms_warn_only_enabled(),
         )
         self._before.callback(torch.use_deterministic_algorithms, enabled, warn_only=only)
-        unfilled = torch.utils.deterministic
-        name = "fill_uninitialized_memory"
-        self._before.callback(setattr, unfilled, name, getattr(unfilled, name))
+        module, name = torch.utils.deterministic, "fill_uninitialized_memory"
+        self._before.callback(setattr, module, name, getattr(module, name))
         self._before.callback(_put_back, _products())
 
 
