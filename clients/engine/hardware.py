@@ -25,8 +25,9 @@ from fedinit.threads import cores
 
 LANES = 16  # of a core, at the most: more than one is no faster, and each takes a bank and a moment to make
 CLASSES = 1000  # that a head is reckoned with before the data is there
+CUDNN: Any = torch.backends.cudnn
 # Whose float32 products may be made of less.
-PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+PRODUCTS: tuple[Any, ...] = (torch.backends.cuda.matmul, CUDNN.conv, CUDNN.rnn)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -213,7 +214,7 @@ class _Flags:
         torch.use_deterministic_algorithms(True, warn_only=any(warn_only for _, warn_only in self._within))
         torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
         torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32  # pyright: ignore[reportAttributeAccessIssue]
+        CUDNN.allow_tf32 = tf32
         _set_newer(["tf32" if tf32 else "ieee"] * len(PRODUCTS))  # which may be under a person's for all
 
     def _keep(self) -> None:
@@ -236,7 +237,7 @@ def _products() -> Products:
     person has used the newer ones; and by these."""
     legacy, precision = None, None
     with contextlib.suppress(RuntimeError):
-        legacy = torch.backends.cudnn.allow_tf32
+        legacy = CUDNN.allow_tf32
     with contextlib.suppress(RuntimeError):
         precision = torch.get_float32_matmul_precision()
     return legacy, precision, [module.fp32_precision for module in PRODUCTS]
@@ -247,7 +248,7 @@ def _put_back(products: Products) -> None:
     if precision is not None:
         torch.set_float32_matmul_precision(precision)
     if legacy is not None:
-        torch.backends.cudnn.allow_tf32 = legacy  # pyright: ignore[reportAttributeAccessIssue]
+        CUDNN.allow_tf32 = legacy
     _set_newer(newer)
 
 

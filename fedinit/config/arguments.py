@@ -99,12 +99,13 @@ def show(arguments: Arguments, kept: Config | None = None) -> None:
     kept: the configuration, where it is not the words' but that of the run which they name."""
     options = arguments.options
     if kept is not None:
-        whole = OmegaConf.create(to_dict(kept))
-        part = whole if options.package is None else OmegaConf.select(whole, options.package)
-        if part is None:
-            raise _no_package(options.package)
+        part = OmegaConf.create(to_dict(kept))
+        if (package := options.package) is not None:
+            part = OmegaConf.select(part, package)
+            if part is None:
+                raise _no_package(package)
         told = OmegaConf.to_yaml(part).rstrip() if OmegaConf.is_config(part) else str(part)
-        print(f"# @package {options.package}\n{told}" if OmegaConf.is_config(part) and options.package else told)
+        print(f"# @package {package}\n{told}" if OmegaConf.is_config(part) and package else told)
         return
     if options.version:
         print(f"fedinit {fedinit.__version__}, Hydra {hydra.__version__}")
