@@ -127,15 +127,21 @@ class PrivateRound:
     def _dropout(self, places: Tensor, step: int) -> list[torch.Generator]:
         """One an example, by the step and its place. Masks that followed each other would make every example's
         gradient, and those of all later steps, depend on who else is there, by more than the clip of one."""
-        task, device = self.task, self.bank.device
+        device = self.bank.device
         if not self.bank.dropout:
             return []
-        seeds = [derive(self.seed, "dropout", task.round, task.client, step, place) for place in places.tolist()]
+        seeds = [self._drawn("dropout", step, place) for place in places.tolist()]
         return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def _drawn(self, purpose: str, *keys: int) -> int:
+        """A seed of this client's round. By its secret where it has one: with an example more those behind it have
+        other places, and who knew the seed would see each of them drawn anew."""
+        secret = [self.task.secret] if self.task.secret else []
+        return derive(self.seed, purpose, self.task.round, self.task.client, *keys, *secret)
 
     def _images(self, places: Tensor, step: int) -> Tensor:
         """(m, c, h, w) normalised; an example is augmented by the step and its place, not by who else is there."""
         images, zero = self.data.images[self.task.examples[places]], torch.zeros_like(places)
-        key = torch.tensor(derive(self.seed, "augment", self.task.round, self.task.client))
+        key = torch.tensor(self._drawn("augment"))
         words = philox(key, torch.stack([places, torch.full_like(places, step), zero, zero], dim=-1))
         return batches.normalise(batches.augment(images, self.settings.augment, words), self.spec, self.bank.device)

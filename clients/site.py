@@ -98,6 +98,13 @@ class Site:
         domain = None if client is None else config.partition.domain_of(client, config.data.known_domains)
         size, held_out = (spec.height, spec.width), config.partition.test_domains or ()
         data = config.data.load(spec.channels, size, config.seed, domain, console, held_out)
+        hidden = config.privacy.name  # of one client its own levels are its own
+        if data.levels and (hidden == "examples" or (hidden == "clients" and client is None)):
+            raise InputError(
+                f"data.grey_range=auto: with privacy={hidden} one image's lowest and highest grey would be in "
+                "all others' pixels, and no noise covers that; say levels that are known without looking, "
+                "data.grey_range=[LOW,HIGH], such as the scanner's, or full"
+            )
         self.data: Dataset = config.partition.hold_out(data)
         classes, outputs = len(self.data.class_names), self.backbone.features
         if config.head.name == "none" and outputs != classes:

@@ -22,6 +22,7 @@ from fedinit.models import adapted_layers, build_backbone
 from fedinit.opening import read_text
 from fedinit.runs import folder as run_folder
 from fedinit.runs.observer import Roster
+from fedinit.runs.own_files import SITES
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run, show_done
 from fedinit.runs.status import StatusObserver
@@ -34,7 +35,6 @@ from strategies.server.federation import check_clients, federate, roster_of
 from strategies.server.meeting import Meeting
 
 app = ServerApp()
-SITES_FILE = "federation.json"  # in the run's folder: whose run it is
 
 
 def check(config: Config, clients: int | None = None) -> None:
@@ -69,7 +69,7 @@ def main(grid: Grid, context: Context) -> None:
         if kept == sites_of(grid.run.federation_id, roster_of(introductions)):
             show_done(done, config, folder, console)
             return
-        unknown = f"its {SITES_FILE} is not there or cannot be read, so that nobody can say which federation's it is"
+        unknown = f"its {SITES} is not there or cannot be read, so that nobody can say which federation's it is"
         tell(console, f"{folder}: {unknown if kept is None else 'done by another federation'}; it is moved aside")
     adapted_layers(
         backbone, config.adapter.targets, config.adapter.rank, config.adapter.last_blocks
@@ -89,7 +89,7 @@ def main(grid: Grid, context: Context) -> None:
             checkpoints=run.checkpoints(),
             parts=run.parts,
         )
-        replace_json(run.folder.path / SITES_FILE, sites_of(grid.run.federation_id, outcome.roster))
+        replace_json(run.folder.path / SITES, sites_of(grid.run.federation_id, outcome.roster))
         run.finish(outcome.final_model(), outcome.summary())
     finally:
         progress.close()
@@ -107,6 +107,6 @@ def sites_of(federation: str, roster: Roster) -> dict[str, object]:
 def kept_sites(folder: Path) -> object:
     """`sites_of` the federation whose run is in this folder; None where that is not known, as of a simulation."""
     try:
-        return json.loads(read_text(folder / SITES_FILE))
+        return json.loads(read_text(folder / SITES))
     except (OSError, ValueError):
         return None

@@ -46,6 +46,7 @@ class Settings:
     compile: whether steps of whole banks are compiled.
     privacy: how every client's examples are hidden; None: they are not.
     rank: the largest, where clients have several; 0: all have one.
+    private_seed: of what privacy=examples draws, as the configuration has it.
     """
 
     client: ClientConfig
@@ -59,11 +60,13 @@ class Settings:
     compile: bool = False
     privacy: ExamplePrivacyConfig | None = None
     rank: int = 0
+    private_seed: int = 0
 
     @staticmethod
     def of(config: Config) -> Settings:
         """What a run's configuration says of it."""
-        adapter = config.adapter
+        adapter, privacy = config.adapter, config.privacy
+        of_examples = privacy if isinstance(privacy, ExamplePrivacyConfig) else None
         return Settings(
             client=config.client,
             seed=config.seed,
@@ -74,8 +77,10 @@ class Settings:
             rounds=config.rounds,
             threads=config.engine.threads,
             compile=config.engine.compile is True,
-            privacy=config.privacy if isinstance(config.privacy, ExamplePrivacyConfig) else None,
-            rank=0 if adapter.ranks is None else adapter.rank,
+            privacy=of_examples,
+            # A client that trains by itself needs no others' rank, which noise would fill.
+            rank=0 if adapter.ranks is None or of_examples else adapter.rank,
+            private_seed=config.private_seed,
         )
 
 
@@ -168,7 +173,7 @@ class Worker:
 
     def _train_privately(self, task: Task, privacy: ExamplePrivacyConfig) -> Result | ClientFailed:
         settings = self.settings
-        run = self.data, self.spec, settings.client, privacy, settings.rounds, settings.seed
+        run = self.data, self.spec, settings.client, privacy, settings.rounds, settings.private_seed
         try:
             if task.mute:
                 raise ValueError("failed before it was asked")

@@ -30,6 +30,7 @@ from fedinit.data import SOURCES
 from fedinit.data.partition import PARTITIONS, Partitioner
 from fedinit.data.source import Source
 from fedinit.errors import InputError, choose
+from fedinit.seeding import derive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +285,16 @@ class Config:
         del values["seed"]
         text = json.dumps(values, sort_keys=True) + made_of
         return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+    @property
+    def private_seed(self) -> int:
+        """What noise and samples are drawn by where privacy is simulated. Of one seed, runs with another clip, noise,
+        rate or method draw others: one that two of them had in common could be reckoned from the two. Their
+        name, where they are computed and how they are looked at change no more than rounding, and no draw."""
+        beside = ("seed", "name", "engine", "server_device", "evaluation", "diagnostics")
+        values = {key: value for key, value in self.computed().items() if key not in beside}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return derive(self.seed, "privacy", digest)
 
     def computed(self) -> dict[str, Any]:
         """The keys that a run's result is a function of: all that the choices read, but `UNCOUNTED` and `PLACES`."""

@@ -141,6 +141,7 @@ def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any)
 
 def _training(model: Portable) -> str:
     config, summary = model.run.config, model.run.summary
+    seed = "not told" if model.noise_is_of_the_seed else config.seed
     rows = {
         "method": f"`strategy={config.strategy.name}`, `reinit={config.reinit.name}`",
         "start": f"`init={config.init.name}`, `head={config.head.name}`",
@@ -151,11 +152,24 @@ def _training(model: Portable) -> str:
         "optimiser": f"`{config.client.optimizer}`, learning rate {config.client.lr:g}, "
         f"{config.client.batch_size} images a batch",
         "sent": f"{summary['bytes_up'] / 1e6:.1f} MB up, {summary['bytes_down'] / 1e6:.1f} MB down",
-        "seed, final hash": f"{config.seed}, `{summary['final_hash'][:16]}`",
+        "seed, final hash": f"{seed}, `{summary['final_hash'][:16]}`",
         "frozen weights": f"{_weights(model)}, sha256 of the tensors `{model.backbone.digest[:16]}`",
     }
+    if config.privacy.name != "none":
+        rows["privacy"] = _privacy(model)
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _privacy(model: Portable) -> str:
+    """What the run's summary says of it."""
+    spent = model.run.summary.get("privacy") or {}
+    figures = [
+        f"{sign} {spent[key]:.3g}" for sign, key in (("ε", "epsilon"), ("δ", "delta")) if spent.get(key) is not None
+    ]
+    whose = f"of one {spent['unit']}" if spent.get("unit") else f"`privacy={model.run.config.privacy.name}`"
+    seeded = "; its noise was drawn by the run's seed, for whoever knows which it hides nothing"
+    return f"{', '.join(figures)} {whose}{seeded * model.noise_is_of_the_seed}".strip()
 
 
 def _ranks(model: Portable) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedinit.models import Backbone
 from fedinit.models.creation import CLASSES
+from fedinit.runs.own_files import SITES
 from fedinit.runs.result import Run
 from fedinit.scores import SCORES
 
@@ -92,6 +93,14 @@ class Portable:
             "fedinit": self.origin(),
         }
 
+    @property
+    def noise_is_of_the_seed(self) -> bool:
+        """Whether the run's privacy is off for whoever knows its seed, as a simulation's is that can be repeated."""
+        privacy = self.run.config.privacy
+        if privacy.name == "none" or getattr(privacy, "secure", False):
+            return False
+        return not (self.run.folder / SITES).exists()  # where clients, and the server, draw by secrets of their own
+
     def origin(self) -> dict[str, Any]:
         """Where the model comes from: what config.json and an ONNX file say of it."""
         config, summary = self.run.config, self.run.summary
@@ -100,7 +109,7 @@ class Portable:
             "data": config.data.name,
             "rounds": summary["rounds"],
             "clients": summary["clients"],
-            "seed": config.seed,
+            **({} if self.noise_is_of_the_seed else {"seed": config.seed}),
             "final_hash": summary["final_hash"],
             "grey_range": self.run.grey_range,
             **({} if self.client is None else {"client": self.client}),

@@ -104,7 +104,9 @@ def _epsilon(about: Rounds, noise: float, rounds: int) -> float:
         event = dp.PoissonSampledDpEvent(about.share, dp.GaussianDpEvent(noise))
     else:
         relation = dp.NeighboringRelation.REPLACE_ONE
-        event = dp.SampledWithoutReplacementDpEvent(10**6, round(about.share * 10**6), dp.GaussianDpEvent(noise / 2))
+        event = dp.SampledWithoutReplacementDpEvent(
+            10**6, max(1, math.ceil(about.share * 10**6 - 1e-6)), dp.GaussianDpEvent(noise / 2)
+        )
     kind = dp.rdp.RdpAccountant if about.accountant == "rdp" else dp.pld.PLDAccountant
     accountant = kind(neighboring_relation=relation)
     try:

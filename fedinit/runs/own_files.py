@@ -15,9 +15,10 @@ from fedinit.runs.summary import SUMMARY
 from fedinit.state.manifest import FOLDER
 
 REPORT, MADE_OF = "report.html", "made_of.json"
+SITES = "federation.json"  # of a deployment: whose run it is
 FILES = {CONFIG, SUMMARY, DONE, METRICS, LINES, REPORT, ended.FILE, status.FILE, lock.NAME}
 FILES |= {"clients.csv", "ledger.jsonl", MADE_OF, ".head_alone.json", "wandb-id", "mlflow-id"}
-FILES |= {"diagnostics.csv", "federation.json"}  # of a start that is compared, and of a deployment
+FILES |= {"diagnostics.csv", SITES}  # the first of a start that is compared
 FOLDERS = {FOLDER, "adapter", "record", "tensorboard", "wandb"}
 
 

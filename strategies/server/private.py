@@ -47,7 +47,7 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
         of_count = max(expected / 20, noise) if privacy.count_noise is None else privacy.count_noise
         adaptive = AdaptiveClip(quantile=privacy.clip_quantile, rate=privacy.clip_rate, noise=of_count)
         adaptive.noise_of_updates(noise)  # or why it has none
-    about = {"noise": noise, "expected": expected, "seed": config.seed, "secure": privacy.secure or remote}
+    about = {"noise": noise, "expected": expected, "seed": config.private_seed, "secure": privacy.secure or remote}
     return ClientMechanism(clips=clips, costs=costs, adaptive=adaptive, **about)
 
 

@@ -11,16 +11,19 @@ import pathlib
 import time
 
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 
 from clients.budget import spend
 from clients.cohort import Cohort
 from clients.limits import Keeper
 from clients.site import Site
+from clients.task import Job, Result, Task
 from fedinit.config.client import SGDConfig
 from fedinit.config.limits import Limited, Limits
 from fedinit.config.privacy import LEAST_NOISE, ExamplePrivacyConfig
 from fedinit.errors import Code, InputError, Refused, RunFailed
+from fedinit.factors import Factors
 from fedinit.privacy.accounting import MOST_OF_PLD, Rounds
 from fedinit.privacy.steps import Spent, Steps
 from fedinit.runs.observer import ClientReport, Observer, Roster, RoundReport
@@ -67,6 +70,21 @@ def test_the_same_seed_ends_in_the_same_bytes_on_any_bank() -> None:
     outcome, _ = run()
     assert run("engine.clients_per_bank=1")[0].final_hash == outcome.final_hash
     assert run("seed=1")[0].final_hash != outcome.final_hash
+
+
+def test_noise_is_in_a_clients_own_components_alone() -> None:
+    """Those that fill up a lower rank were noise too, by which it trained and which it did not send."""
+    of_run = site("adapter.ranks=[4,1,2]", "adapter.rank=4")
+    for client, rank in enumerate((4, 1, 2)):
+        shapes = of_run.targets.items()
+        adapter = {name: Factors(torch.randn(rank, k) / k**0.5, torch.zeros(d, rank)) for name, (d, k) in shapes}
+        head = {"weight": torch.zeros(10, of_run.backbone.features), "bias": torch.zeros(10)}
+        task = Task(client, 1, of_run.partitions[client].train, adapter, head, frozenset("AB"))
+        worker = of_run.engine.workers[0]
+        (result,) = worker.do(Job("train", "", "", (task,)))
+        assert isinstance(result, Result), result
+        shapes = {leaf.shape for layer in worker.bank.layers.values() for leaf in layer.leaves.values()}
+        assert {min(shape[1:]) for shape in shapes} == {rank}
 
 
 def test_next_to_no_noise_says_what_it_is_worth() -> None:

@@ -223,6 +223,18 @@ def test_no_example_moves_the_sum_by_more_than_the_clip(make, tiny_vit: Backbone
         assert torch.equal(round.clipped_sum(_places()[1:4], 1), later)
 
 
+@pytest.mark.parametrize("changes", [{"augment": "crop_flip"}, {"dropout": 0.5}])
+def test_who_knows_the_seed_does_not_know_how_an_image_is_shown(make, tiny_vit: Backbone, changes: dict) -> None:
+    """With an example less all behind it have other places, and were drawn anew by the seed alone."""
+    steps = []
+    for secret in ("", "a", "a", "b"):
+        round = make(tiny_vit, **changes)
+        hidden = dataclasses.replace(round, task=dataclasses.replace(round.task, secret=secret))
+        steps.append(hidden.gradients(_places(), 0))
+    seeded, one, again, other = steps
+    assert torch.equal(one, again) and not torch.allclose(one, other) and not torch.allclose(one, seeded)
+
+
 def test_examples_drop_inputs_of_their_own_in_every_step(make, tiny_vit: Backbone) -> None:
     one, other = (make(tiny_vit, dropout=p).gradients(torch.tensor([2, 2, 3]), 0) for p in (0.5, 0.0))
     later = make(tiny_vit, dropout=0.5).gradients(torch.tensor([2, 2, 3]), 1)

@@ -21,6 +21,7 @@ from PIL import Image
 import fedinit
 from clients.site import Site
 from fedinit import cli
+from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.data.decoding import decode
 from fedinit.exports import writing
 from fedinit.exports.card import card
@@ -344,6 +345,21 @@ def test_a_card_says_which_domains_nobody_trained_on_and_the_clients_ranks(run):
     assert "(of clients `halving`)" in text
     plain = card(model, written)  # the control
     assert "of the same domains that were trained on." in plain and "(of clients" not in plain
+
+
+def test_a_private_runs_seed_is_not_told_where_it_takes_the_noise_off(run):
+    """The model of a simulated run came with the seed that gives its noise back, and with no word of its privacy."""
+    other, written = fedinit.Run(run.folder), writing._format("merged")
+    model = Portable.of(run)
+    for secure in (False, True):
+        privacy = ClientPrivacyConfig(secure=secure)
+        other.config = dataclasses.replace(run.config, privacy=privacy)
+        told = dataclasses.replace(model, run=other)
+        assert ("seed" in told.origin()) == secure
+        text = card(told, written)
+        assert ("not told, `" in text) != secure and "`privacy=clients`" in text
+        assert ("for whoever knows which it hides nothing" in text) != secure
+    assert model.origin()["seed"] == run.config.seed and "privacy" not in card(model, written)
 
 
 def test_names_in_a_card_are_no_markup(run):

@@ -236,6 +236,27 @@ def test_levels_are_in_the_checkpoints_too(damage, deep_run, tmp_path, capsys):
     assert run_sim.main(of_run) == 2 and "was from 100 to 3000 when the run began" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("unit", ["clients", "examples"])
+def test_with_privacy_levels_are_said_and_not_measured(unit, deep_run, tmp_path, capsys):
+    """One image's lowest and highest grey were in every other's pixels: at a clip of C it moved a step, which it was
+    not in, by 7 C. Grey of 8 bits has no levels."""
+    of_run = [word for word in deep_run[0] if not word.startswith("rounds=")]
+    private = [
+        f"privacy={unit}",
+        "strategy=fedit",
+        "rounds=1",
+        "evaluation=none",
+        "privacy.delta=0.1",
+        f"name={unit}",
+        "client.batch_size=2",
+    ]
+    assert run_sim.main([*of_run, *private]) == 2
+    assert f"data.grey_range=auto: with privacy={unit} one image's" in capsys.readouterr().err
+    assert run_sim.main([*of_run, *private, "data.grey_range=[0,4095]"]) == 0
+    eight = [f"data.root={plant(tmp_path / 'eight', *TREE, count=6)}"]
+    assert run_sim.main([*of_run, *private, *eight]) == 0
+
+
 def test_images_that_were_trained_on_are_known_by_the_runs_levels(deep_run, tmp_path):
     """By today's, which another picture moved, a copy of a training image was judged as one that the run never saw."""
     run, part = fedinit.load(deep_run[1]), tmp_path / "part"
