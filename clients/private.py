@@ -37,6 +37,8 @@ from fedinit.philox import philox
 from fedinit.privacy.steps import Steps
 from fedinit.seeding import derive
 
+ROWS = 8  # gradients whose norms are taken at once
+
 
 def train_privately(
     bank: Bank,
@@ -76,6 +78,12 @@ def poisson(examples: int, rate: float, draw: Draws) -> Tensor:
     return (draw.uniform(examples) < rate).nonzero().flatten()
 
 
+def norms_of(gradients: Tensor) -> Tensor:
+    """(m,) in float64, of rows (m, P): a few at a time, since torch makes float64 copies of them."""
+    parts = gradients.split(ROWS)
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
+
+
 def move(optimizer: BankOptimizer[Any], gradient: Tensor) -> None:
     """One step of the optimiser of one client by the gradient (P,), all leaves of it side by side."""
     parts = gradient.split([leaf.numel() for leaf in optimizer.leaves.values()])
@@ -104,10 +112,12 @@ class PrivateRound:
         total = torch.zeros((), device=self.bank.device)
         for places in batch.split(self.settings.batch_size) if len(batch) else [batch]:
             gradients = self.gradients(places, step)
-            norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+            norms = norms_of(gradients)
             factors = clip_factors(norms, self.clip, gradients.dtype)
             whole = norms.isfinite()
-            total = total + torch.where(whole, factors, 0.0) @ torch.where(whole[:, None], gradients, 0.0)
+            gradients[~whole] = 0.0
+            total = total + torch.where(whole, factors, 0.0) @ gradients
+            del gradients  # before the next pass has its own
         return total
 
     def gradients(self, places: Tensor, step: int) -> Tensor:
@@ -122,7 +132,11 @@ class PrivateRound:
                 logits = self.bank.forward(self._images(places, step), count)
             loss = choose_loss(self.settings.loss, labels.is_floating_point())(logits.flatten(0, 1), labels)
             gradients = torch.autograd.grad(loss.sum(), list(rows.values()))
-        return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+        sizes = [gradient.shape[1:].numel() for gradient in gradients]
+        beside = gradients[0].new_empty(count, sum(sizes))
+        for gradient, part in zip(gradients, beside.split(sizes, dim=1), strict=True):
+            part.unflatten(1, gradient.shape[1:]).copy_(gradient)  # `flatten` would copy those that are transposed
+        return beside
 
     def _dropout(self, places: Tensor, step: int) -> list[torch.Generator]:
         """One an example, by the step and its place. Masks that followed each other would make every example's

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ META = torch.device("meta")
 # as when a client is done before its mates: what the first one's graph keeps is no step's but its own. The rest is the
 # data's, the driver's, the libraries' and the fragments'.
 SHARE = 0.35
+ROWS = 3  # of an example's gradient in a private step: autograd's, those side by side, and what lies between them
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
 PASSING = 5  # tensors as large as the largest, there for a moment on the way back: measured, docs/benchmarks.md
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
@@ -51,6 +52,10 @@ class StepCost:
     def fit(self, room: int, batch: int) -> int:
         """The most clients whose step fits into `room` bytes; 1 at least, MOST at most."""
         return max(1, min(MOST, (room - self.fixed) // (self.client + batch * self.image)))
+
+    def by_examples(self) -> StepCost:
+        """As this one, of a private step, in which each image has a gradient of its own in all that a client trains."""
+        return replace(self, image=self.image + ROWS * self.client // COPIES)
 
 
 def step_cost(

@@ -12,6 +12,7 @@ from clients.engine.cluster import wants_gpus
 from clients.engine.cost import StepCost, step_cost, step_cost_on_cpu
 from clients.engine.hardware import CPU, DTYPES, devices, most_asked
 from fedinit.config.engine import EngineConfig, RayConfig, ThreadsConfig
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partitions
@@ -30,10 +31,12 @@ def cost_of(
     rank, outputs = config.adapter.rank, max(classes, 1)
     try:
         if place.type == "cpu":
-            return step_cost_on_cpu(backbone, targets, rank, outputs)
-        return step_cost(backbone, targets, rank, outputs, DTYPES[config.engine.precision])
+            cost = step_cost_on_cpu(backbone, targets, rank, outputs)
+        else:
+            cost = step_cost(backbone, targets, rank, outputs, DTYPES[config.engine.precision])
     except Exception:  # noqa: BLE001 (whatever a module raises, of which its training will say it too)
         return None
+    return cost.by_examples() if isinstance(config.privacy, ExamplePrivacyConfig) else cost
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Passes:
     def of(config: Config, cost: StepCost, partitions: Partitions, images: int) -> Passes:
         """images: of the data."""
         asked = most_asked(config, len(partitions))
-        bank = min(int(config.engine.clients_per_bank), asked)
+        private = isinstance(config.privacy, ExamplePrivacyConfig)  # which trains one client at a time
+        bank = 1 if private else min(int(config.engine.clients_per_bank), asked)
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
         step = 0 if config.strategy.name == "head_alone" else step  # whose heads train on features
         judges = config.evaluation.where != "none" or config.evaluation.head_alone

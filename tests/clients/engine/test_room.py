@@ -12,7 +12,7 @@ from rich.console import Console
 
 import run_sim
 from clients.engine import room
-from clients.engine.cost import StepCost
+from clients.engine.cost import COPIES, StepCost
 from clients.engine.room import ACTOR, SHARE, Passes, largest, within_room, without_room
 from clients.site import Site
 from tests.support.small import small_config
@@ -138,6 +138,17 @@ def test_lanes_that_have_no_bank_need_no_room(monkeypatch) -> None:
     said = without_room(site.config, site.partitions, 8, COST, apart)
     assert "the steps of 3 clients at once take about" in said
     assert said.endswith("engine.lanes=2 has room, and changes no result")
+
+
+def test_a_private_step_has_a_gradient_of_every_example_and_one_client() -> None:
+    with contextlib.closing(Site(small_config("engine.device=cpu"))) as plain:
+        usual = plain.cost
+    words = ("privacy=examples", "privacy.noise=1", "privacy.epsilon=null")
+    with contextlib.closing(Site(small_config("engine.device=cpu", "client.batch_size=20", *words))) as site:
+        passes = Passes.of(site.config, site.cost, site.partitions, len(site.data))
+        numbers = usual.client // (4 * COPIES)
+        assert site.cost.image == usual.image + 3 * 4 * numbers
+        assert passes.clients == 1 and passes.step == usual.client + 20 * site.cost.image
 
 
 def test_passes_in_which_nothing_is_trained_need_room_too(monkeypatch) -> None:
