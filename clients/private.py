@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clients import batches
-from clients.clipping import clip_factors
+from clients.clipping import clip_factors, norms_of
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
 from clients.task import Result, StepFailed, Task
@@ -36,8 +36,6 @@ from fedinit.models.input_spec import InputSpec
 from fedinit.philox import philox
 from fedinit.privacy.steps import Steps
 from fedinit.seeding import derive
-
-ROWS = 8  # gradients whose norms are taken at once
 
 
 def train_privately(
@@ -76,12 +74,6 @@ def poisson(examples: int, rate: float, draw: Draws) -> Tensor:
     """(m,) places of the examples of a batch, each of them there with probability `rate`; m is often 0 where few are
     expected."""
     return (draw.uniform(examples) < rate).nonzero().flatten()
-
-
-def norms_of(gradients: Tensor) -> Tensor:
-    """(m,) in float64, of rows (m, P): a few at a time, since torch makes float64 copies of them."""
-    parts = gradients.split(ROWS)
-    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
 
 
 def move(optimizer: BankOptimizer[Any], gradient: Tensor) -> None:

@@ -45,6 +45,17 @@ class StepCost:
     flops: int
     passing: int = 0
 
+    @property
+    def measuring(self) -> int:
+        """Bytes of an image that goes through while each layer's inputs are measured: its rows about their mean, their
+        squares, these in float64, and what lies between them."""
+        return 5 * self.passing // 2
+
+    @property
+    def returning(self) -> int:
+        """Bytes of an image, where the inputs of all layers and the gradients at their outputs are measured."""
+        return self.image + 2 * self.passing
+
     def peak(self, clients: int, batch: int) -> int:
         """Bytes at once, of so many clients with batches of so many images."""
         return self.fixed + clients * (self.client + batch * self.image)

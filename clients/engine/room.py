@@ -11,12 +11,17 @@ import torch
 from clients.engine.cluster import wants_gpus
 from clients.engine.cost import StepCost, step_cost, step_cost_on_cpu
 from clients.engine.hardware import CPU, DTYPES, devices, most_asked
+from fedinit.config.client import SGDSaIConfig
 from fedinit.config.engine import EngineConfig, RayConfig, ThreadsConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partitions
 from fedinit.data.store import free_memory
+from fedinit.errors import choose
+from fedinit.heads import HEADS
+from fedinit.heads.measured import MeasuredHead
+from fedinit.initializers import INITIALIZERS
 from fedinit.models import Backbone
 from fedinit.threads import cores
 
@@ -44,13 +49,16 @@ class Passes:
     """The largest passes of a run on the CPU, one lane's each.
 
     step: bytes of a bank's training step; clients: of that bank; asked: in a round, of all banks. judging: bytes of a
-    pass in which nothing is trained.
+    pass in which nothing is trained. measuring: bytes of one in which a client measures what the start is made of;
+    measured: clients that do.
     """
 
     step: int
     clients: int
     asked: int
     judging: int
+    measuring: int = 0
+    measured: int = 0
 
     @staticmethod
     def of(config: Config, cost: StepCost, partitions: Partitions, images: int) -> Passes:
@@ -61,12 +69,13 @@ class Passes:
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
         step = 0 if config.strategy.name == "head_alone" else step  # whose heads train on features
         judges = config.evaluation.where != "none" or config.evaluation.head_alone
-        return Passes(step, bank, asked, min(config.evaluation.batch_size, images) * cost.passing * judges)
+        judging = min(config.evaluation.batch_size, images) * cost.passing * judges
+        return Passes(step, bank, asked, judging, _measuring(config, cost, largest(partitions)), len(partitions))
 
     @property
     def most(self) -> int:
-        """Bytes of the larger one."""
-        return max(self.step, self.judging)
+        """Bytes of the largest one."""
+        return max(self.step, self.judging, self.measuring)
 
     def steps(self, lanes: int) -> int:
         """Steps that are taken at once: no more than a round has banks."""
@@ -74,7 +83,23 @@ class Passes:
 
     def at_once(self, lanes: int) -> int:
         """Bytes of all lanes that have something to do."""
-        return max(self.step * self.steps(lanes), self.judging * lanes)
+        measuring = self.measuring * min(lanes, self.measured)
+        return max(self.step * self.steps(lanes), self.judging * lanes, measuring)
+
+
+def _measuring(config: Config, cost: StepCost, images: int) -> int:
+    """Bytes of the largest pass of round 0, in which a client measures what the start, its head or the step scales are
+    made of; 0 where nobody measures. images: of the client that has the most."""
+    needs = INITIALIZERS[choose("init", config.init.name, INITIALIZERS)].needs
+    head, client = HEADS[choose("head", config.head.name, HEADS)], config.client
+    scales = isinstance(client, SGDSaIConfig) and client.gsnr_scope == "global_once"
+    still, back = (min(images, size) for size in (config.evaluation.batch_size, client.batch_size))
+    return max(
+        still * cost.measuring * (needs == "activations"),
+        back * cost.returning * (needs == "gradients"),
+        still * cost.passing * issubclass(head, MeasuredHead),
+        still * cost.image * scales,  # which one pass forth and back at the start fixes
+    )
 
 
 def largest(partitions: Partitions) -> int:
@@ -123,7 +148,10 @@ def without_room(config: Config, partitions: Partitions, lanes: int, cost: StepC
         return ""
     told = f"take about {readable(needed)} of memory, and {readable(room)} are free"
     advice, steps = "take a smaller one", passes.steps(lanes) if on_cpu else 1
-    if on_cpu and needed > passes.step * steps:
+    if on_cpu and needed > passes.step * steps and needed == passes.measuring * min(lanes, passes.measured):
+        told = f"init={config.init.name}, head={config.head.name}: passes in which clients measure {told}"
+        advice = "take a smaller evaluation.batch_size or client.batch_size"
+    elif on_cpu and needed > passes.step * steps:
         told = f"evaluation.batch_size={config.evaluation.batch_size}: passes of as many images {told}"
     else:
         clients = counted(min(passes.clients * steps, passes.asked), "client")

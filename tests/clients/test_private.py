@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients import batches
-from clients.private import PrivateRound, norms_of, poisson, train_privately
+from clients import batches, clipping
+from clients.clipping import norms_of
+from clients.private import PrivateRound, poisson, train_privately
 from clients.task import Result, StepFailed, Task
 from clients.training import load, train_bank
 from fedinit.adapters.bank import Bank
@@ -146,6 +147,7 @@ def test_norms_are_taken_a_few_rows_at_a_time_and_are_the_same_bits(make, tiny_v
         return norm(rows, **how)
 
     monkeypatch.setattr(torch.linalg, "vector_norm", watched)
+    monkeypatch.setattr(clipping, "NUMBERS", 8 * gradients.shape[1])
     monkeypatch.setattr(PrivateRound, "gradients", lambda self, places, step: gradients[places])
     round.clipped_sum(_places(len(gradients)), 0)
     assert sum(taken) == len(gradients) and max(taken) <= 8

@@ -165,3 +165,27 @@ def test_passes_in_which_nothing_is_trained_need_room_too(monkeypatch) -> None:
     assert said.startswith("evaluation.batch_size=200: passes of as many images take about 0.2 GB of memory, and")
     assert said.endswith("take a smaller one")
     assert within_room(engine(), cost, passes)[1] == "" and within_room(engine(), cost, passes)[0].lanes == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("init=kaiming",), 0),
+        (("init=eva",), 50 * 10**6),
+        (("init=corda", "evaluation.batch_size=10"), 25 * 10**6),
+        (("init=lora_ga", "head=zero", "client.batch_size=8"), 8 * (10 + 2 * 10**6)),
+        (("head=ridge",), 20 * 10**6),
+        (("client=sgd_sai", "client.gsnr_scope=global_once"), 20 * 10),
+    ],
+)
+def test_what_clients_measure_in_round_0_needs_room_too(words, expected, monkeypatch) -> None:
+    cost = dataclasses.replace(COST, image=10, client=10, passing=10**6)
+    small = "evaluation=none", "evaluation.head_alone=false", "strategy=fedex_lora"
+    site, passes = passes_of("evaluation.batch_size=20", *small, *words, cost=cost)
+    assert passes.measuring == expected and passes.judging == 0 and passes.measured == 3
+    if expected > passes.step:
+        assert passes.most == expected and passes.at_once(8) == 3 * expected
+        free(monkeypatch, expected - 1)
+        said = without_room(site.config, site.partitions, 1, cost, passes)
+        assert said.startswith(f"{words[0]}, head=") or words[0] == "head=ridge"
+        assert "passes in which clients measure take about" in said
