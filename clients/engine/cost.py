@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.bank import Bank
+from fedinit.adapters.dora import DoRA, DoRAFactors
 from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 
@@ -87,11 +88,20 @@ def step_cost(
     return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
 
 
-def step_cost_on_cpu(backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int) -> StepCost:
+def step_cost_on_cpu(
+    backbone: Backbone,
+    targets: Mapping[str, tuple[int, int]],
+    rank: int,
+    classes: int,
+    kind: str = "lora",
+    dropout: float = 0.0,
+) -> StepCost:
     """As `step_cost`, in float32 and without its operations, by a pass of one image through the backbone as it is. A
-    pass without memory takes torch two seconds at first, and keeps other things of attention."""
+    pass without memory takes torch two seconds at first, and keeps other things of attention.
+
+    kind, dropout: of the adapters; VeRA is reckoned as LoRA of its rank."""
     given = backbone, targets, rank, classes, torch.device("cpu"), contextlib.nullcontext()
-    weights, image, largest, numbers = _passed(*given)
+    weights, image, largest, numbers = _passed(*given, kind, dropout)
     return StepCost(weights, image + PASSING * largest, 4 * COPIES * numbers, 0, (PASSING + 1) * largest)
 
 
@@ -102,13 +112,20 @@ def _passed(
     classes: int,
     device: torch.device,
     counted: contextlib.AbstractContextManager,
+    kind: str = "lora",
+    dropout: float = 0.0,
 ) -> tuple[int, int, int, int]:
     """(bytes of the weights, bytes that a pass of one image keeps for the way back, of the largest tensor among these,
     numbers of a client). counted: counts its operations."""
-    bank = Bank(backbone, targets, 1.0)
+    bank = Bank(backbone, targets, 1.0, dropout)
     adapter = {name: Factors(torch.zeros(rank, k), torch.zeros(d, rank)) for name, (d, k) in targets.items()}
+    trainable, generators = frozenset("AB"), [torch.Generator(device)] if dropout else []
+    if kind == "dora":
+        adapter = {name: DoRAFactors(f.A, f.B, m=torch.ones(len(f.B))) for name, f in adapter.items()}
+        trainable |= DoRA.beside
     head = {"weight": torch.zeros(classes, backbone.features), "bias": torch.zeros(classes)}
-    leaves, weights = bank.load([adapter], [head]), list(backbone.module.parameters())
+    leaves = bank.load([adapter], [head], trainable, generators=generators)
+    weights = list(backbone.module.parameters())
     held = {value.untyped_storage()._cdata for value in (*weights, *leaves.values())}
     kept: dict[int, Tensor] = {}
 

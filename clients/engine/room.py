@@ -33,12 +33,12 @@ def cost_of(
     config: Config, backbone: Backbone, targets: Mapping[str, tuple[int, int]], classes: int, place: torch.device
 ) -> StepCost | None:
     """Of a step of one client on this device; None for a model that cannot be asked."""
-    rank, outputs = config.adapter.rank, max(classes, 1)
+    adapter, outputs = config.adapter, max(classes, 1)
     try:
         if place.type == "cpu":
-            cost = step_cost_on_cpu(backbone, targets, rank, outputs)
+            cost = step_cost_on_cpu(backbone, targets, adapter.rank, outputs, adapter.kind, adapter.dropout)
         else:
-            cost = step_cost(backbone, targets, rank, outputs, DTYPES[config.engine.precision])
+            cost = step_cost(backbone, targets, adapter.rank, outputs, DTYPES[config.engine.precision])
     except Exception:  # noqa: BLE001 (whatever a module raises, of which its training will say it too)
         return None
     return cost.by_examples() if isinstance(config.privacy, ExamplePrivacyConfig) else cost

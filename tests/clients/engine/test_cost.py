@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clients.engine.cost import MOST, StepCost, step_cost
+from clients.engine.cost import COPIES, MOST, StepCost, step_cost, step_cost_on_cpu
 from clients.engine.hardware import devices, left_out, resolved
 from clients.engine.worker import Settings, Worker
 from clients.task import Job, Task
@@ -41,6 +41,19 @@ def test_half_the_bytes_of_a_number_are_half_of_what_is_kept(tiny_vit) -> None:
     keys = 2 * 17 * 24  # bytes that the last block's keys take more, which stay float32, as statistics of the norms do
     assert 0.5 * whole.image <= half.image - keys < 0.7 * whole.image
     assert half.client == whole.client and half.flops == whole.flops
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("dora", 0.0), ("lora", 0.1), ("dora", 0.1)])
+def test_what_the_adapters_keep_more_is_reckoned(kind, dropout, tiny_vit) -> None:
+    """DoRA keeps each layer's outputs before their magnitudes, the norms and their ratio; dropout a mask beside what it
+    leaves of the inputs."""
+    targets = select_targets(tiny_vit.module, ("mlp.fc2",), RANK)
+    plain = step_cost_on_cpu(tiny_vit, targets, RANK, 5)
+    cost = step_cost_on_cpu(tiny_vit, targets, RANK, 5, kind, dropout)
+    outputs = 4 * (17 + 1) * 24  # of both blocks, the last one's of the class token alone
+    inputs, norms = 4 * outputs, 4 * 2 * 2 * 24
+    assert cost.image - plain.image == (kind == "dora") * (outputs + norms) + (dropout > 0) * inputs
+    assert cost.client - plain.client == (kind == "dora") * 4 * COPIES * 2 * 24
 
 
 def test_the_bank_that_fits_is_the_largest() -> None:
