@@ -21,7 +21,7 @@ from fedinit.data.store import free_memory
 from fedinit.errors import choose
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
-from fedinit.initializers import INITIALIZERS
+from fedinit.initializers import INITIALIZERS, create_initializer
 from fedinit.models import Backbone
 from fedinit.threads import cores
 
@@ -67,7 +67,7 @@ class Passes:
         private = isinstance(config.privacy, ExamplePrivacyConfig)  # which trains one client at a time
         bank = 1 if private else min(int(config.engine.clients_per_bank), asked)
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
-        step = 0 if config.strategy.name == "head_alone" else step  # whose heads train on features
+        step = 0 if _on_features(config) else step
         judges = config.evaluation.where != "none" or config.evaluation.head_alone
         judging = min(config.evaluation.batch_size, images) * cost.passing * judges
         return Passes(step, bank, asked, judging, _measuring(config, cost, largest(partitions)), len(partitions))
@@ -85,6 +85,14 @@ class Passes:
         """Bytes of all lanes that have something to do."""
         measuring = self.measuring * min(lanes, self.measured)
         return max(self.step * self.steps(lanes), self.judging * lanes, measuring)
+
+
+def _on_features(config: Config) -> bool:
+    """Whether heads alone are trained, on features that are computed once: as `Site.with_features` has it, with a start
+    that changes nothing. Augmented images go through the backbone in every step."""
+    if config.strategy.name != "head_alone" or config.client.augment != "none" or config.adapter.kind == "dora":
+        return False
+    return bool(create_initializer(config.init.name, config.init.options).zero)
 
 
 def _measuring(config: Config, cost: StepCost, images: int) -> int:

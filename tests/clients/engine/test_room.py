@@ -151,6 +151,22 @@ def test_a_private_step_has_a_gradient_of_every_example_and_one_client() -> None
         assert passes.clients == 1 and passes.step == usual.client + 20 * site.cost.image
 
 
+@pytest.mark.parametrize(
+    ("words", "through"),
+    [
+        ((), False),
+        (("client.augment=flip",), True),
+        (("init=pissa",), True),
+        (("init=mica",), False),
+        (("init=orthogonal",), True),
+        (("adapter=dora",), True),
+    ],
+)
+def test_heads_alone_are_free_where_images_do_not_go_through_in_every_step(words, through) -> None:
+    _, passes = passes_of("client.batch_size=20", "strategy=head_alone", "reinit=auto", *words)
+    assert passes.step == (EACH if through else 0)
+
+
 def test_passes_in_which_nothing_is_trained_need_room_too(monkeypatch) -> None:
     """Where batches of training are small they are the largest."""
     cost = dataclasses.replace(COST, image=10, client=10, passing=10**6)
