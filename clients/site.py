@@ -136,7 +136,7 @@ class Site:
         self.cost = cost_of(self.config, backbone, self.targets, len(self.data.class_names), place)
         if self.cost is None:
             return engine
-        passes = Passes.of(self.config, self.cost, self.partitions, len(self.data))
+        passes = Passes.of(self.config, self.cost, self.partitions, self.data.test)
         engine, said = within_room(engine, self.cost, passes)
         if console is not None and said:
             tell(console, said, "yellow")
@@ -149,7 +149,7 @@ class Site:
         cost = self.cost or cost_of(self.config, self.backbone, self.targets, classes, place)
         if cost is None:
             return ""
-        passes = Passes.of(self.config, cost, self.partitions, len(self.data))
+        passes = Passes.of(self.config, cost, self.partitions, self.data.test)
         return without_room(self.config, self.partitions, self.engine.lanes, cost, passes)
 
     def _tell_engine(self, console: Console) -> None:

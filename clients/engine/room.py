@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from clients.engine.cluster import wants_gpus
 from clients.engine.cost import StepCost, step_cost, step_cost_on_cpu
@@ -49,28 +50,33 @@ class Passes:
     """The largest passes of a run on the CPU, one lane's each.
 
     step: bytes of a bank's training step; clients: of that bank; asked: in a round, of all banks. judging: bytes of a
-    pass in which nothing is trained. measuring: bytes of one in which a client measures what the start is made of;
-    measured: clients that do.
+    pass in which nothing is trained; judged: such passes that there are. measuring: bytes of one in which a client
+    measures what the start is made of; measured: clients that do.
     """
 
     step: int
     clients: int
     asked: int
     judging: int
+    judged: int
     measuring: int = 0
     measured: int = 0
 
     @staticmethod
-    def of(config: Config, cost: StepCost, partitions: Partitions, images: int) -> Passes:
-        """images: of the data."""
+    def of(config: Config, cost: StepCost, partitions: Partitions, test: Tensor) -> Passes:
+        """test: (n,) bool, which of the data's images are for tests."""
         asked = most_asked(config, len(partitions))
         private = isinstance(config.privacy, ExamplePrivacyConfig)  # which trains one client at a time
         bank = 1 if private else min(int(config.engine.clients_per_bank), asked)
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
         step = 0 if _on_features(config) else step
-        judges = config.evaluation.where != "none" or config.evaluation.head_alone
-        judging = min(config.evaluation.batch_size, images) * cost.passing * judges
-        return Passes(step, bank, asked, judging, _measuring(config, cost, largest(partitions)), len(partitions))
+        # A head alone takes the features of all images, any other model is judged by those of the tests.
+        alone = config.evaluation.head_alone or _on_features(config)
+        images = len(test) if alone else int(test.sum()) * (config.evaluation.where != "none")
+        judging = min(config.evaluation.batch_size, images) * cost.passing
+        judged = -(-images // config.evaluation.batch_size)
+        measuring = _measuring(config, cost, largest(partitions))
+        return Passes(step, bank, asked, judging, judged, measuring, len(partitions))
 
     @property
     def most(self) -> int:
@@ -84,7 +90,7 @@ class Passes:
     def at_once(self, lanes: int) -> int:
         """Bytes of all lanes that have something to do."""
         measuring = self.measuring * min(lanes, self.measured)
-        return max(self.step * self.steps(lanes), self.judging * lanes, measuring)
+        return max(self.step * self.steps(lanes), self.judging * min(lanes, self.judged), measuring)
 
 
 def _on_features(config: Config) -> bool:
@@ -126,8 +132,9 @@ def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[E
     if not here or given not in (None, "auto") or devices(engine.device, 1)[0] != CPU or most < 2 or free is None:
         return engine, ""
     actors = isinstance(engine, RayConfig)
-    each = passes.most + (ACTOR + cost.fixed) * actors
-    fitting = int(SHARE * free / max(each, 1))
+    process, room = (ACTOR + cost.fixed) * actors, int(SHARE * free)
+    each = passes.most + process
+    fitting = max((n for n in range(1, most + 1) if passes.at_once(n) + n * process <= room), default=0)
     if fitting >= most:
         return engine, ""
     key, what = ("actors", "an actor") if actors else ("lanes", "a lane")
@@ -136,7 +143,7 @@ def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[E
         return made, ""
     return made, (
         f"engine: room for {fitting} of {most} {key}, since {what} takes about {readable(each)} of memory, and "
-        f"{readable(int(SHARE * free))} can be theirs"
+        f"{readable(room)} can be theirs"
     )
 
 

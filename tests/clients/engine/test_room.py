@@ -19,7 +19,7 @@ from tests.support.small import small_config
 
 COST = StepCost(fixed=10**9, image=10**6, client=10**7, flops=0)
 EACH = 3 * (10**7 + 20 * 10**6)  # three clients with batches of twenty
-PASSES = Passes(step=EACH, clients=3, asked=24, judging=EACH // 2)
+PASSES = Passes(step=EACH, clients=3, asked=24, judging=EACH // 2, judged=8)
 
 
 def engine(*words: str):
@@ -74,7 +74,7 @@ def test_a_site_has_no_more_lanes_and_says_so(monkeypatch) -> None:
     with contextlib.closing(Site(small_config("engine.device=cpu"))) as plain:
         cost = plain.cost
         assert cost is not None and cost.image > 0 and cost.flops == 0
-        most = Passes.of(plain.config, cost, plain.partitions, len(plain.data)).most
+        most = Passes.of(plain.config, cost, plain.partitions, plain.data.test).most
     monkeypatch.setattr(room, "free_memory", lambda: int(2 * most / SHARE) + 1)
     with contextlib.closing(Site(small_config("engine.device=cpu"), console=console)) as site:
         assert site.engine.lanes == 2 and site.config == plain.config
@@ -107,7 +107,7 @@ def test_a_run_says_that_its_steps_have_no_room_and_goes_on(monkeypatch, tmp_pat
 
 def passes_of(*words: str, cost: StepCost = COST) -> tuple[Site, Passes]:
     site = Site(small_config("engine.device=cpu", "engine=inline", *words))
-    return site, Passes.of(site.config, cost, site.partitions, len(site.data))
+    return site, Passes.of(site.config, cost, site.partitions, site.data.test)
 
 
 def test_short_clients_are_no_reason_to_warn(monkeypatch) -> None:
@@ -145,7 +145,7 @@ def test_a_private_step_has_a_gradient_of_every_example_and_one_client() -> None
         usual = plain.cost
     words = ("privacy=examples", "privacy.noise=1", "privacy.epsilon=null")
     with contextlib.closing(Site(small_config("engine.device=cpu", "client.batch_size=20", *words))) as site:
-        passes = Passes.of(site.config, site.cost, site.partitions, len(site.data))
+        passes = Passes.of(site.config, site.cost, site.partitions, site.data.test)
         numbers = usual.client // (4 * COPIES)
         assert site.cost.image == usual.image + 3 * 4 * numbers
         assert passes.clients == 1 and passes.step == usual.client + 20 * site.cost.image
@@ -171,11 +171,22 @@ def test_passes_in_which_nothing_is_trained_need_room_too(monkeypatch) -> None:
     """Where batches of training are small they are the largest."""
     cost = dataclasses.replace(COST, image=10, client=10, passing=10**6)
     site, passes = passes_of("evaluation.batch_size=200", cost=cost)
-    assert passes_of("evaluation=none", "evaluation.head_alone=false", cost=cost)[1].judging == 0
+    quiet = "evaluation.batch_size=200", "evaluation.head_alone=false"
+    assert passes_of(*quiet, "evaluation=none", cost=cost)[1].judging == 0
+    tests, images = int(site.data.test.sum()), len(site.data.test)
+    _, alone = passes_of("evaluation.batch_size=200", "evaluation.head_alone=true", cost=cost)
+    _, judged = passes_of(*quiet, cost=cost)
+    assert (judged.judging, judged.judged) == (min(200, tests) * 10**6, -(-tests // 200)), "of the tests alone"
+    assert tests < images and (alone.judging, alone.judged) == (passes.judging, -(-images // 200))
+    _, alone = passes_of(*quiet, "strategy=head_alone", "reinit=auto", "evaluation=none", cost=cost)
+    assert alone.judged == -(-images // 200), "features are of all images"
+    few = dataclasses.replace(passes, step=0, judged=2)
+    assert few.at_once(8) == few.at_once(2) == 2 * few.judging, "no more passes than there are"
     assert passes.judging == 200 * 10**6 == passes.most
     free(monkeypatch, int(3 * passes.judging / SHARE) + 1)
     made, _ = within_room(engine(), cost, passes)
     assert made.lanes == 3
+    assert within_room(engine(), cost, dataclasses.replace(passes, judged=3))[0].lanes is None, "three passes at most"
     free(monkeypatch, passes.judging - 1)
     said = without_room(site.config, site.partitions, 1, cost, passes)
     assert said.startswith("evaluation.batch_size=200: passes of as many images take about 0.2 GB of memory, and")
