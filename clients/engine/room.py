@@ -18,11 +18,11 @@ from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partitions
-from fedinit.data.store import free_memory
 from fedinit.errors import choose
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS, create_initializer
+from fedinit.memory import free_memory
 from fedinit.models import Backbone
 from fedinit.threads import cores
 
