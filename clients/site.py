@@ -32,6 +32,7 @@ from fedinit.config.engine import EngineConfig, RayConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
+from fedinit.data.image_cache import MappedImages
 from fedinit.data.reporter import counted
 from fedinit.data.shares import Partition, Partitions
 from fedinit.errors import InputError, Refused
@@ -119,7 +120,9 @@ class Site:
         for said in (crowded(config.engine, clients_device(config.engine)), left_out(config.engine)):
             if console is not None and said:
                 tell(console, said, "yellow")
-        engine = self._within_room(backbone, console) if client is None else config.engine  # one trains alone
+        engine = (
+            self._within_room(backbone, shown.images, console) if client is None else config.engine
+        )  # one trains alone
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
@@ -127,9 +130,9 @@ class Site:
         if console is not None:
             self._tell_engine(console)
 
-    def _within_room(self, backbone: Backbone, console: Console | None) -> EngineConfig:
+    def _within_room(self, backbone: Backbone, images: Tensor | MappedImages, console: Console | None) -> EngineConfig:
         """The engine, with as many lanes as memory has room for where their number is left to it. backbone: what is
-        trained over."""
+        trained over. images: what goes through it."""
         engine = self.config.engine
         if (place := clients_device(engine)) != CPU:
             return engine
@@ -137,7 +140,7 @@ class Site:
         if self.cost is None:
             return engine
         passes = Passes.of(self.config, self.cost, self.partitions, self.data.test)
-        engine, said = within_room(engine, self.cost, passes)
+        engine, said = within_room(engine, self.cost, passes, images)
         if console is not None and said:
             tell(console, said, "yellow")
         return engine

@@ -16,6 +16,7 @@ from fedinit.config.client import SGDSaIConfig
 from fedinit.config.engine import EngineConfig, RayConfig, ThreadsConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
+from fedinit.data.image_cache import MappedImages
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partitions
 from fedinit.errors import choose
@@ -27,6 +28,7 @@ from fedinit.models import Backbone
 from fedinit.threads import cores
 
 SHARE = 0.8  # of the free memory, for lanes; the rest is the server's, and what is freed late
+RAY = 400_000_000  # bytes of Ray's own processes on this machine
 ACTOR = 600_000_000  # bytes of an actor's process, with torch, beside its bank
 
 
@@ -122,9 +124,13 @@ def largest(partitions: Partitions) -> int:
     return int(images.max())
 
 
-def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[EngineConfig, str]:
+def within_room(
+    engine: EngineConfig, cost: StepCost, passes: Passes, images: Tensor | MappedImages | None = None
+) -> tuple[EngineConfig, str]:
     """The engine with no more lanes, or actors of this machine, than memory has room for, where their number is left to
     it and they are on CPU; and a line about those that it has not. Their number changes no result.
+
+    images: of the data. Where they are held in memory, Ray is given a copy that all of its actors read.
     """
     given = engine.lanes if isinstance(engine, ThreadsConfig) else getattr(engine, "actors", 1)
     here = not isinstance(engine, RayConfig) or not (engine.address or wants_gpus(engine))
@@ -132,7 +138,8 @@ def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[E
     if not here or given not in (None, "auto") or devices(engine.device, 1)[0] != CPU or most < 2 or free is None:
         return engine, ""
     actors = isinstance(engine, RayConfig)
-    process, room = (ACTOR + cost.fixed) * actors, int(SHARE * free)
+    copied = images.nbytes if isinstance(images, Tensor) else 0
+    process, room = (ACTOR + cost.fixed) * actors, int(SHARE * max(free - (RAY + copied) * actors, 0))
     each = passes.most + process
     fitting = max((n for n in range(1, most + 1) if passes.at_once(n) + n * process <= room), default=0)
     if fitting >= most:

@@ -13,8 +13,9 @@ from rich.console import Console
 import run_sim
 from clients.engine import room
 from clients.engine.cost import COPIES, StepCost
-from clients.engine.room import ACTOR, SHARE, Passes, largest, within_room, without_room
+from clients.engine.room import ACTOR, RAY, SHARE, Passes, largest, within_room, without_room
 from clients.site import Site
+from fedinit.data.image_cache import MappedImages
 from tests.support.small import small_config
 
 COST = StepCost(fixed=10**9, image=10**6, client=10**7, flops=0)
@@ -61,9 +62,14 @@ def test_a_system_that_does_not_say_has_room(monkeypatch) -> None:
 
 
 def test_actors_of_this_machine_have_a_process_and_the_weights_each(monkeypatch) -> None:
-    free(monkeypatch, int(3 * (EACH + ACTOR + COST.fixed) / SHARE) + 1)
+    free(monkeypatch, RAY + int(3 * (EACH + ACTOR + COST.fixed) / SHARE) + 1)
     made, said = within_room(engine("engine=ray"), COST, PASSES)
     assert made.actors == 3 and "room for 3 of 8 actors" in said
+    images = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    mapped = MappedImages(torch.arange(1000), (3, 8, 8), lambda rows: images[rows])
+    assert within_room(engine("engine=ray"), COST, PASSES, mapped)[0].actors == 3
+    assert within_room(engine("engine=ray"), COST, PASSES, images)[0].actors == 2, "Ray holds a copy"
+    assert within_room(engine(), COST, PASSES, images) == within_room(engine(), COST, PASSES)
     elsewhere = engine("engine=ray", "engine.address=host:6379")
     assert within_room(elsewhere, COST, PASSES) == (elsewhere, "")
 
