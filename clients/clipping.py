@@ -5,6 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+NUMBERS = 2**20  # whose float64 copies are there at once
+
+
+def norms_of(rows: Tensor) -> Tensor:
+    """(m,) in float64, of rows (m, P), some at a time: torch makes float64 copies of what it takes norms of."""
+    parts = rows.split(max(NUMBERS // max(rows.shape[1], 1), 1))
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
+
 
 def clip_factors(norms: Tensor, clip: float, dtype: torch.dtype) -> Tensor:
     """min(1, C/‖x‖) in `dtype`; of a norm of zero 1.

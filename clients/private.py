@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from clients import batches
-from clients.clipping import clip_factors
+from clients.clipping import clip_factors, norms_of
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
 from clients.task import Result, StepFailed, Task
@@ -104,10 +104,12 @@ class PrivateRound:
         total = torch.zeros((), device=self.bank.device)
         for places in batch.split(self.settings.batch_size) if len(batch) else [batch]:
             gradients = self.gradients(places, step)
-            norms = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+            norms = norms_of(gradients)
             factors = clip_factors(norms, self.clip, gradients.dtype)
             whole = norms.isfinite()
-            total = total + torch.where(whole, factors, 0.0) @ torch.where(whole[:, None], gradients, 0.0)
+            gradients[~whole] = 0.0
+            total = total + torch.where(whole, factors, 0.0) @ gradients
+            del gradients  # before the next pass has its own
         return total
 
     def gradients(self, places: Tensor, step: int) -> Tensor:
@@ -122,7 +124,11 @@ class PrivateRound:
                 logits = self.bank.forward(self._images(places, step), count)
             loss = choose_loss(self.settings.loss, labels.is_floating_point())(logits.flatten(0, 1), labels)
             gradients = torch.autograd.grad(loss.sum(), list(rows.values()))
-        return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+        sizes = [gradient.shape[1:].numel() for gradient in gradients]
+        beside = gradients[0].new_empty(count, sum(sizes))
+        for gradient, part in zip(gradients, beside.split(sizes, dim=1), strict=True):
+            part.unflatten(1, gradient.shape[1:]).copy_(gradient)  # `flatten` would copy those that are transposed
+        return beside
 
     def _dropout(self, places: Tensor, step: int) -> list[torch.Generator]:
         """One an example, by the step and its place. Masks that followed each other would make every example's

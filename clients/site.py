@@ -32,6 +32,7 @@ from fedinit.config.engine import EngineConfig, RayConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
+from fedinit.data.image_cache import MappedImages
 from fedinit.data.reporter import counted
 from fedinit.data.shares import Partition, Partitions
 from fedinit.errors import InputError, Refused
@@ -126,7 +127,9 @@ class Site:
         for said in (crowded(config.engine, clients_device(config.engine)), left_out(config.engine)):
             if console is not None and said:
                 tell(console, said, "yellow")
-        engine = self._within_room(backbone, console) if client is None else config.engine  # one trains alone
+        engine = (
+            self._within_room(backbone, shown.images, console) if client is None else config.engine
+        )  # one trains alone
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
@@ -134,17 +137,17 @@ class Site:
         if console is not None:
             self._tell_engine(console)
 
-    def _within_room(self, backbone: Backbone, console: Console | None) -> EngineConfig:
+    def _within_room(self, backbone: Backbone, images: Tensor | MappedImages, console: Console | None) -> EngineConfig:
         """The engine, with as many lanes as memory has room for where their number is left to it. backbone: what is
-        trained over."""
+        trained over. images: what goes through it."""
         engine = self.config.engine
         if (place := clients_device(engine)) != CPU:
             return engine
         self.cost = cost_of(self.config, backbone, self.targets, len(self.data.class_names), place)
         if self.cost is None:
             return engine
-        passes = Passes.of(self.config, self.cost, self.partitions, len(self.data))
-        engine, said = within_room(engine, self.cost, passes)
+        passes = Passes.of(self.config, self.cost, self.partitions, self.data.test)
+        engine, said = within_room(engine, self.cost, passes, images)
         if console is not None and said:
             tell(console, said, "yellow")
         return engine
@@ -156,7 +159,7 @@ class Site:
         cost = self.cost or cost_of(self.config, self.backbone, self.targets, classes, place)
         if cost is None:
             return ""
-        passes = Passes.of(self.config, cost, self.partitions, len(self.data))
+        passes = Passes.of(self.config, cost, self.partitions, self.data.test)
         return without_room(self.config, self.partitions, self.engine.lanes, cost, passes)
 
     def _tell_engine(self, console: Console) -> None:

@@ -7,15 +7,16 @@ image alone, and sums are over images, so neither batches nor the split of the e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clients import batches
-from clients.clipping import clip_factors
+from clients.clipping import clip_factors, norms_of
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
 from fedinit.draws import Draws, draws
@@ -26,7 +27,11 @@ from fedinit.seeding import derive, torch_generator
 from fedinit.state.digest import of_tensors
 from fedinit.statistics import Request, Sampling, Statistic, Statistics, create_statistics, shapes_of
 
-Seen = tuple[str, Tensor, Tensor | None]  # layer, and what its statistic sees
+
+class See(Protocol):
+    """Is shown what the statistic of a layer sees."""
+
+    def __call__(self, layer: str, values: Tensor, other: Tensor | None = None) -> None: ...
 
 
 class TooFew(Refused):
@@ -54,21 +59,10 @@ def measure(
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
     rows = dict.fromkeys(statistics, 0)  # the most rows of an image
     for part in chosen.split(size):
-        images = batches.normalise(data.images[part], spec, bank.device)
-        for layer, values, other in SOURCES[request.source](bank, request, images, data.labels[part]):
-            if not (torch.isfinite(values).all() and (other is None or torch.isfinite(other).all())):
-                raise ValueError(f"{layer}: NaN or infinity in what the statistic is made of")
-            if request.source == "inputs":
-                values = values.reshape(len(part), -1, values.shape[-1])  # (b, …, k) -> (b, t, k)
-                values = thin(values, part, sampling, request.seed)
-                rows[layer] = max(rows[layer], values.shape[1])
-                values = clip(values.flatten(0, 1), sampling.clip)
-            elif request.source == "features":
-                values = clip(values, sampling.clip)
-            elif request.source == "gradients" and other is not None:
-                other = clip_gradients(values, other, sampling.clip)
-            for key, value in statistics[layer].measure(values, other).items():
-                sums[f"{layer}/{key}"] += value.double().cpu()
+        for layer, (count, added) in _measure_batch(bank, request, statistics, part, data, spec).items():
+            rows[layer] = max(rows[layer], count)
+            for key, value in added.items():
+                sums[f"{layer}/{key}"] += value
     if sampling.noise:
         disturb(sums, statistics, rows, sampling, partial(draws, request.seed, secret, "init.noise", client))
     if sampling.weighting == "uniform":
@@ -77,6 +71,34 @@ def measure(
             for key in statistics[layer].shapes():
                 sums[f"{layer}/{key}"] /= count
     return Statistics(len(chosen), sums)
+
+
+def _measure_batch(
+    bank: Bank, request: Request, statistics: Mapping[str, Statistic], part: Tensor, data: Dataset, spec: InputSpec
+) -> dict[str, tuple[int, dict[str, Tensor]]]:
+    """{layer: (rows of an image, 0 where they are not asked for; {key: what the images `part` (b,) add to its sum})}.
+    Of a layer that images go through twice, the last time counts."""
+    sampling, found = request.sampling, {}
+
+    def see(layer: str, values: Tensor, other: Tensor | None = None) -> None:
+        if not (torch.isfinite(values).all() and (other is None or torch.isfinite(other).all())):
+            raise ValueError(f"{layer}: NaN or infinity in what the statistic is made of")
+        count = 0
+        if request.source == "inputs":
+            values = values.reshape(len(part), -1, values.shape[-1])  # (b, …, k) -> (b, t, k)
+            values = thin(values, part, sampling, request.seed)
+            count = values.shape[1]
+            values = clip(values.flatten(0, 1), sampling.clip)
+        elif request.source == "features":
+            values = clip(values, sampling.clip)
+        elif request.source == "gradients" and other is not None:
+            other = clip_gradients(values, other, sampling.clip)
+        measured = statistics[layer].measure(values, other)
+        found[layer] = count, {key: value.double().cpu() for key, value in measured.items()}
+
+    images = batches.normalise(data.images[part], spec, bank.device)
+    SOURCES[request.source](bank, request, images, data.labels[part], see)
+    return found
 
 
 def part_of(images: Tensor, sampling: Sampling, seed: int) -> Tensor:
@@ -107,8 +129,7 @@ def clip(rows: Tensor, limit: float | None) -> Tensor:
     """The rows (n, k), those longer than `limit` scaled down to it; None: as they are."""
     if limit is None:
         return rows
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)
-    return rows * clip_factors(norms, limit, rows.dtype)
+    return rows * clip_factors(norms_of(rows), limit, rows.dtype)[:, None]
 
 
 def clip_gradients(inputs: Tensor, gradients: Tensor, limit: float | None) -> Tensor:
@@ -148,15 +169,12 @@ def disturb(
 
 
 @torch.no_grad()
-def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """(layer, its inputs (b, …, k), None), in the request's order; none of a layer that was not reached."""
-    seen: dict[str, Tensor] = {}
+def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor, see: See) -> None:
+    """The inputs (b, …, k) of each layer, while the images go through it, so that one layer's are held at a time; none
+    of a layer that is not reached."""
 
     def watch(name: str):
-        def hook(_, args) -> None:
-            seen[name] = args[0].to(bank.exact_dtype)
-
-        return hook
+        return lambda _, args: see(name, args[0].to(bank.exact_dtype))
 
     hooks = [bank.layers[name].register_forward_pre_hook(watch(name)) for name in request.layers]
     try:
@@ -165,29 +183,25 @@ def inputs(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iter
     finally:
         for hook in hooks:
             hook.remove()
-    for name in request.layers:
-        if name in seen:
-            yield name, seen.pop(name), None
 
 
-def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """(leaf, the gradient in it, labels (b,)) of the leaves that the bank trains, of the request's loss summed over the
-    images."""
+def adapters(bank: Bank, request: Request, images: Tensor, labels: Tensor, see: See) -> None:
+    """The gradient in each leaf that the bank trains, of the request's loss summed over the images, and labels (b,)."""
     leaves = {name: bank.leaf(name) for name in request.layers}
     outputs, targets = bank.forward(images, 1)[0], labels.to(images.device)
     loss = choose_loss(request.options.get("loss", "auto"), targets.is_floating_point())(outputs, targets).sum()
     for name, gradient in zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True):
-        yield name, gradient[0], labels
+        see(name, gradient[0], labels)
 
 
 @torch.no_grad()
-def features(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
-    """(layer, pooled features (b, features), labels (b,)), for the one layer of such a request."""
+def features(bank: Bank, request: Request, images: Tensor, labels: Tensor, see: See) -> None:
+    """Pooled features (b, features) and labels (b,), of the one layer of such a request."""
     (name,) = request.layers
-    yield name, bank.embed(images), labels
+    see(name, bank.embed(images), labels)
 
 
-def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> Iterator[Seen]:
+def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor, see: See) -> None:
     """The inputs (b, t, k) of the layers and the gradients (b, t, d) at their outputs of the loss under the request's
     head, summed over the images, in the request's order. A layer that does not reach the loss has gradients of zero."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -216,10 +230,10 @@ def gradients(bank: Bank, request: Request, images: Tensor, labels: Tensor) -> I
         if name in seen:
             x, y = seen.pop(name)
             x, y = x.to(bank.exact_dtype), y.to(bank.exact_dtype)
-            yield name, x.reshape(len(images), -1, x.shape[-1]), y.reshape(len(images), -1, y.shape[-1])
+            see(name, x.reshape(len(images), -1, x.shape[-1]), y.reshape(len(images), -1, y.shape[-1]))
 
 
-SOURCES: dict[str, Callable[[Bank, Request, Tensor, Tensor], Iterator[Seen]]] = {
+SOURCES: dict[str, Callable[[Bank, Request, Tensor, Tensor, See], None]] = {
     "adapters": adapters,
     "features": features,
     "gradients": gradients,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fedinit.adapters.bank import Bank
+from fedinit.adapters.dora import DoRA, DoRAFactors
 from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 
@@ -25,6 +26,7 @@ META = torch.device("meta")
 # as when a client is done before its mates: what the first one's graph keeps is no step's but its own. The rest is the
 # data's, the driver's, the libraries' and the fragments'.
 SHARE = 0.35
+ROWS = 3  # of an example's gradient in a private step: autograd's, those side by side, and what lies between them
 COPIES = 10  # of a client's numbers in a step: leaves, values, gradients twice, the optimiser's two, and those put back
 PASSING = 5  # tensors as large as the largest, there for a moment on the way back: measured, docs/benchmarks.md
 MOST = 512  # clients of a bank: more win nothing, since the matrix products are as large as they need be long before
@@ -46,6 +48,17 @@ class StepCost:
     flops: int
     passing: int = 0
 
+    @property
+    def measuring(self) -> int:
+        """Bytes of an image that goes through while each layer's inputs are measured: its rows about their mean, their
+        squares, these in float64, and what lies between them."""
+        return 5 * self.passing // 2
+
+    @property
+    def returning(self) -> int:
+        """Bytes of an image, where the inputs of all layers and the gradients at their outputs are measured."""
+        return self.image + 2 * self.passing
+
     def peak(self, clients: int, batch: int) -> int:
         """Bytes at once, of so many clients with batches of so many images."""
         return self.fixed + clients * (self.client + batch * self.image)
@@ -53,6 +66,10 @@ class StepCost:
     def fit(self, room: int, batch: int) -> int:
         """The most clients whose step fits into `room` bytes; 1 at least, MOST at most."""
         return max(1, min(MOST, (room - self.fixed) // (self.client + batch * self.image)))
+
+    def by_examples(self) -> StepCost:
+        """As this one, of a private step, in which each image has a gradient of its own in all that a client trains."""
+        return replace(self, image=self.image + ROWS * self.client // COPIES)
 
 
 def step_cost(
@@ -93,11 +110,20 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-def step_cost_on_cpu(backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int) -> StepCost:
+def step_cost_on_cpu(
+    backbone: Backbone,
+    targets: Mapping[str, tuple[int, int]],
+    rank: int,
+    classes: int,
+    kind: str = "lora",
+    dropout: float = 0.0,
+) -> StepCost:
     """As `step_cost`, in float32 and without its operations, by a pass of one image through the backbone as it is. A
-    pass without memory takes torch two seconds at first, and keeps other things of attention."""
+    pass without memory takes torch two seconds at first, and keeps other things of attention.
+
+    kind, dropout: of the adapters; VeRA is reckoned as LoRA of its rank."""
     given = backbone, targets, rank, classes, torch.device("cpu"), contextlib.nullcontext()
-    weights, image, largest, numbers = _passed(*given)
+    weights, image, largest, numbers = _passed(*given, kind, dropout)
     return StepCost(weights, image + PASSING * largest, 4 * COPIES * numbers, 0, (PASSING + 1) * largest)
 
 
@@ -108,13 +134,20 @@ def _passed(
     classes: int,
     device: torch.device,
     counted: contextlib.AbstractContextManager,
+    kind: str = "lora",
+    dropout: float = 0.0,
 ) -> tuple[int, int, int, int]:
     """(bytes of the weights, bytes that a pass of one image keeps for the way back, of the largest tensor among these,
     numbers of a client). counted: counts its operations."""
-    bank = Bank(backbone, targets, 1.0)
+    bank = Bank(backbone, targets, 1.0, dropout)
     adapter = {name: Factors(torch.zeros(rank, k), torch.zeros(d, rank)) for name, (d, k) in targets.items()}
+    trainable, generators = frozenset("AB"), [torch.Generator(device)] if dropout else []
+    if kind == "dora":
+        adapter = {name: DoRAFactors(f.A, f.B, m=torch.ones(len(f.B))) for name, f in adapter.items()}
+        trainable |= DoRA.beside
     head = {"weight": torch.zeros(classes, backbone.features), "bias": torch.zeros(classes)}
-    leaves, weights = bank.load([adapter], [head]), list(backbone.module.parameters())
+    leaves = bank.load([adapter], [head], trainable, generators=generators)
+    weights = list(backbone.module.parameters())
     held = {value.untyped_storage()._cdata for value in (*weights, *leaves.values())}
     kept: dict[int, Tensor] = {}
 

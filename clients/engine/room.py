@@ -7,19 +7,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from clients.engine.cluster import wants_gpus
 from clients.engine.cost import StepCost, step_cost, step_cost_on_cpu
 from clients.engine.hardware import CPU, DTYPES, devices, most_asked
+from fedinit.config.client import SGDSaIConfig
 from fedinit.config.engine import EngineConfig, RayConfig, ThreadsConfig
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
+from fedinit.data.image_cache import MappedImages
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partitions
-from fedinit.data.store import free_memory
+from fedinit.errors import choose
+from fedinit.heads import HEADS
+from fedinit.heads.measured import MeasuredHead
+from fedinit.initializers import INITIALIZERS, create_initializer
+from fedinit.memory import free_memory
 from fedinit.models import Backbone
 from fedinit.threads import cores
 
 SHARE = 0.8  # of the free memory, for lanes; the rest is the server's, and what is freed late
+RAY = 400_000_000  # bytes of Ray's own processes on this machine
 ACTOR = 600_000_000  # bytes of an actor's process, with torch, beside its bank
 
 
@@ -27,13 +36,15 @@ def cost_of(
     config: Config, backbone: Backbone, targets: Mapping[str, tuple[int, int]], classes: int, place: torch.device
 ) -> StepCost | None:
     """Of a step of one client on this device; None for a model that cannot be asked."""
-    rank, outputs = config.adapter.rank, max(classes, 1)
+    adapter, outputs = config.adapter, max(classes, 1)
     try:
         if place.type == "cpu":
-            return step_cost_on_cpu(backbone, targets, rank, outputs)
-        return step_cost(backbone, targets, rank, outputs, DTYPES[config.engine.precision])
+            cost = step_cost_on_cpu(backbone, targets, adapter.rank, outputs, adapter.kind, adapter.dropout)
+        else:
+            cost = step_cost(backbone, targets, adapter.rank, outputs, DTYPES[config.engine.precision])
     except Exception:  # noqa: BLE001 (whatever a module raises, of which its training will say it too)
         return None
+    return cost.by_examples() if isinstance(config.privacy, ExamplePrivacyConfig) else cost
 
 
 @dataclass(frozen=True)
@@ -41,28 +52,38 @@ class Passes:
     """The largest passes of a run on the CPU, one lane's each.
 
     step: bytes of a bank's training step; clients: of that bank; asked: in a round, of all banks. judging: bytes of a
-    pass in which nothing is trained.
+    pass in which nothing is trained; judged: such passes that there are. measuring: bytes of one in which a client
+    measures what the start is made of; measured: clients that do.
     """
 
     step: int
     clients: int
     asked: int
     judging: int
+    judged: int
+    measuring: int = 0
+    measured: int = 0
 
     @staticmethod
-    def of(config: Config, cost: StepCost, partitions: Partitions, images: int) -> Passes:
-        """images: of the data."""
+    def of(config: Config, cost: StepCost, partitions: Partitions, test: Tensor) -> Passes:
+        """test: (n,) bool, which of the data's images are for tests."""
         asked = most_asked(config, len(partitions))
-        bank = min(int(config.engine.clients_per_bank), asked)
+        private = isinstance(config.privacy, ExamplePrivacyConfig)  # which trains one client at a time
+        bank = 1 if private else min(int(config.engine.clients_per_bank), asked)
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
-        step = 0 if config.strategy.name == "head_alone" else step  # whose heads train on features
-        judges = config.evaluation.where != "none" or config.evaluation.head_alone
-        return Passes(step, bank, asked, min(config.evaluation.batch_size, images) * cost.passing * judges)
+        step = 0 if _on_features(config) else step
+        # A head alone takes the features of all images, any other model is judged by those of the tests.
+        alone = config.evaluation.head_alone or _on_features(config)
+        images = len(test) if alone else int(test.sum()) * (config.evaluation.where != "none")
+        judging = min(config.evaluation.batch_size, images) * cost.passing
+        judged = -(-images // config.evaluation.batch_size)
+        measuring = _measuring(config, cost, largest(partitions))
+        return Passes(step, bank, asked, judging, judged, measuring, len(partitions))
 
     @property
     def most(self) -> int:
-        """Bytes of the larger one."""
-        return max(self.step, self.judging)
+        """Bytes of the largest one."""
+        return max(self.step, self.judging, self.measuring)
 
     def steps(self, lanes: int) -> int:
         """Steps that are taken at once: no more than a round has banks."""
@@ -70,7 +91,31 @@ class Passes:
 
     def at_once(self, lanes: int) -> int:
         """Bytes of all lanes that have something to do."""
-        return max(self.step * self.steps(lanes), self.judging * lanes)
+        measuring = self.measuring * min(lanes, self.measured)
+        return max(self.step * self.steps(lanes), self.judging * min(lanes, self.judged), measuring)
+
+
+def _on_features(config: Config) -> bool:
+    """Whether heads alone are trained, on features that are computed once: as `Site.with_features` has it, with a start
+    that changes nothing. Augmented images go through the backbone in every step."""
+    if config.strategy.name != "head_alone" or config.client.augment != "none" or config.adapter.kind == "dora":
+        return False
+    return bool(create_initializer(config.init.name, config.init.options).zero)
+
+
+def _measuring(config: Config, cost: StepCost, images: int) -> int:
+    """Bytes of the largest pass of round 0, in which a client measures what the start, its head or the step scales are
+    made of; 0 where nobody measures. images: of the client that has the most."""
+    needs = INITIALIZERS[choose("init", config.init.name, INITIALIZERS)].needs
+    head, client = HEADS[choose("head", config.head.name, HEADS)], config.client
+    scales = isinstance(client, SGDSaIConfig) and client.gsnr_scope == "global_once"
+    still, back = (min(images, size) for size in (config.evaluation.batch_size, client.batch_size))
+    return max(
+        still * cost.measuring * (needs == "activations"),
+        back * cost.returning * (needs == "gradients"),
+        still * cost.passing * issubclass(head, MeasuredHead),
+        still * cost.image * scales,  # which one pass forth and back at the start fixes
+    )
 
 
 def largest(partitions: Partitions) -> int:
@@ -79,9 +124,13 @@ def largest(partitions: Partitions) -> int:
     return int(images.max())
 
 
-def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[EngineConfig, str]:
+def within_room(
+    engine: EngineConfig, cost: StepCost, passes: Passes, images: Tensor | MappedImages | None = None
+) -> tuple[EngineConfig, str]:
     """The engine with no more lanes, or actors of this machine, than memory has room for, where their number is left to
     it and they are on CPU; and a line about those that it has not. Their number changes no result.
+
+    images: of the data. Where they are held in memory, Ray is given a copy that all of its actors read.
     """
     given = engine.lanes if isinstance(engine, ThreadsConfig) else getattr(engine, "actors", 1)
     here = not isinstance(engine, RayConfig) or not (engine.address or wants_gpus(engine))
@@ -89,8 +138,10 @@ def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[E
     if not here or given not in (None, "auto") or devices(engine.device, 1)[0] != CPU or most < 2 or free is None:
         return engine, ""
     actors = isinstance(engine, RayConfig)
-    each = passes.most + (ACTOR + cost.fixed) * actors
-    fitting = int(SHARE * free / max(each, 1))
+    copied = images.nbytes if isinstance(images, Tensor) else 0
+    process, room = (ACTOR + cost.fixed) * actors, int(SHARE * max(free - (RAY + copied) * actors, 0))
+    each = passes.most + process
+    fitting = max((n for n in range(1, most + 1) if passes.at_once(n) + n * process <= room), default=0)
     if fitting >= most:
         return engine, ""
     key, what = ("actors", "an actor") if actors else ("lanes", "a lane")
@@ -99,7 +150,7 @@ def within_room(engine: EngineConfig, cost: StepCost, passes: Passes) -> tuple[E
         return made, ""
     return made, (
         f"engine: room for {fitting} of {most} {key}, since {what} takes about {readable(each)} of memory, and "
-        f"{readable(int(SHARE * free))} can be theirs"
+        f"{readable(room)} can be theirs"
     )
 
 
@@ -119,7 +170,10 @@ def without_room(config: Config, partitions: Partitions, lanes: int, cost: StepC
         return ""
     told = f"take about {readable(needed)} of memory, and {readable(room)} are free"
     advice, steps = "take a smaller one", passes.steps(lanes) if on_cpu else 1
-    if on_cpu and needed > passes.step * steps:
+    if on_cpu and needed > passes.step * steps and needed == passes.measuring * min(lanes, passes.measured):
+        told = f"init={config.init.name}, head={config.head.name}: passes in which clients measure {told}"
+        advice = "take a smaller evaluation.batch_size or client.batch_size"
+    elif on_cpu and needed > passes.step * steps:
         told = f"evaluation.batch_size={config.evaluation.batch_size}: passes of as many images {told}"
     else:
         clients = counted(min(passes.clients * steps, passes.asked), "client")

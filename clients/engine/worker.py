@@ -152,12 +152,14 @@ class Worker:
             raise DeviceFailed(f"{self.device} failed ({first_line(cause)}); {GOES_ON}") from error
         if not out_of_memory(cause):
             return
+        # On the processor lanes share what there is.
+        first = "engine.lanes=1, or with Ray engine.actors=1, which changes no result; or " * (self.device == CPU)
         if count == 1:
-            raise RunFailed(f"{self.device} has too little memory for one client; use a lower {key}") from error
+            raise RunFailed(f"{self.device} has too little memory for one client; use {first}a lower {key}") from error
         raise RunFailed(
             f"{self.device} has too little memory for {count} clients with batches of "
-            f"{self.settings.client.batch_size} in one pass; use engine.clients_per_bank={-(-count // 2)}, which is "
-            "another run, since the size of a bank changes rounding"
+            f"{self.settings.client.batch_size} in one pass; use {first}engine.clients_per_bank={-(-count // 2)}, "
+            "which is another run, since the size of a bank changes rounding"
         ) from error
 
     def _train_together(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:

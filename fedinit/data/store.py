@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedinit import control_group
 from fedinit.data.image_cache import ImageFile, MappedImages, default_folder, fault_of
 from fedinit.data.reporter import Reporter, readable
 from fedinit.errors import InputError
 from fedinit.home import expand_home
+from fedinit.memory import free_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,17 +79,6 @@ class Decoding(ABC):
     @abstractmethod
     def name(self, row: int) -> str:
         """What an error calls the image."""
-
-
-def free_memory() -> int | None:
-    """The bytes of memory that can be had, of the machine and in a container; None where the system does not say."""
-    try:
-        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-        free = int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    left = control_group.memory_left()
-    return free if left is None else min(free, left)
 
 
 class Store:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from fedinit.statistics.statistic import Statistic
 
+COLUMNS = 64  # whose float64 copies are there at once
+
 
 @dataclass(frozen=True)
 class Gram(Statistic):
@@ -92,9 +94,14 @@ def about_mean(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Σ x is n·centre + Σ of the rows, without the rounding of the mean to the rows' dtype.
     """
-    centre = (values.sum(0, dtype=torch.float64) / max(len(values), 1)).to(values.dtype)
+    centre = (_sum(values) / max(len(values), 1)).to(values.dtype)
     rows = values - centre
-    return rows, centre.double(), rows.sum(0, dtype=torch.float64)
+    return rows, centre.double(), _sum(rows)
+
+
+def _sum(rows: Tensor) -> Tensor:
+    """(k,) in float64, Σ of the rows (n, k), some columns at a time: torch makes a float64 copy of what it adds up."""
+    return torch.cat([columns.sum(0, dtype=torch.float64) for columns in rows.split(COLUMNS, dim=1)])
 
 
 def shift(centre: Tensor, total: Tensor, count: float) -> Tensor:

@@ -60,6 +60,7 @@ def environments(configs: Sequence[Config], jobs: int | None) -> list[dict[str, 
     jobs: how many processes; None: one a GPU, or one a core up to `MOST`. There are no more than runs. A process has a
         GPU of its own, unless a run names one by its number, which is that among all of them.
     """
+    from fedinit.memory import SHARE, free_memory
     from fedinit.threads import cores  # with torch, which says what GPUs there are
 
     named = {word for config in configs for word in (config.engine.device, config.server_device) if ":" in word}
@@ -70,6 +71,8 @@ def environments(configs: Sequence[Config], jobs: int | None) -> list[dict[str, 
     count = min(jobs or unasked, len(configs))
     threads = str(max(1, cores() // max(count, 1)))
     common = {CORES: threads, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    if (free := free_memory()) is not None:
+        common[SHARE] = str(free // max(count, 1))
     return [common | (shares[i % len(shares)] if shares else {}) for i in range(count)]
 
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 import fedinit
+from fedinit.allocator import give_back
 from fedinit.config.schema import load
 from fedinit.runs.stopping import listening
 from fedinit.sweeps.outcome import attempt
@@ -51,6 +52,7 @@ def _answer(asked: queue.SimpleQueue[dict[str, Any] | None], answers: TextIO) ->
         outcome = attempt(run["words"], load(run["config"]), simulator.simulate, console)
         answers.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
         answers.flush()
+        give_back()  # else the next run would be reckoned with what this one has freed
 
 
 if __name__ == "__main__":

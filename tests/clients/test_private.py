@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clients import batches
+from clients import batches, clipping
+from clients.clipping import norms_of
 from clients.private import PrivateRound, poisson, train_privately
 from clients.task import Result, StepFailed, Task
 from clients.training import load, train_bank
@@ -133,6 +134,24 @@ def test_a_gradient_as_long_as_float32_goes_adds_no_more_than_the_clip(make, tin
         assert found == pytest.approx(len(EXAMPLES) * 1e-6, rel=1e-5), "what float32 can scale down stays"
     else:  # the control
         assert float(naive.double().norm(dim=1).max()) > 1e-6 * 1.1
+
+
+def test_norms_are_taken_a_few_rows_at_a_time_and_are_the_same_bits(make, tiny_vit: Backbone, monkeypatch) -> None:
+    """torch makes a float64 copy of what it takes norms of; of all rows it would be twice the gradients."""
+    round, taken, norm = make(tiny_vit), [], torch.linalg.vector_norm
+    gradients = torch.cat([round.gradients(_places(), 0)] * 3)
+    expected = norm(gradients, dim=1, dtype=torch.float64)
+
+    def watched(rows: Tensor, **how):
+        taken.append(len(rows))
+        return norm(rows, **how)
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", watched)
+    monkeypatch.setattr(clipping, "NUMBERS", 8 * gradients.shape[1])
+    monkeypatch.setattr(PrivateRound, "gradients", lambda self, places, step: gradients[places])
+    round.clipped_sum(_places(len(gradients)), 0)
+    assert sum(taken) == len(gradients) and max(taken) <= 8
+    assert torch.equal(norms_of(gradients), expected)
 
 
 def test_clipping_the_batch_as_one_is_not_the_clipped_sum(make, plain_client, tiny_vit: Backbone) -> None:

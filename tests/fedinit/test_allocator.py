@@ -46,3 +46,24 @@ def test_steps_map_no_pages_anew():
 
 def test_who_sets_it_decides():
     assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+
+
+FREED = """
+import torch
+from fedinit.allocator import give_back, keep_freed
+from fedinit.memory import _pages
+keep_freed()
+guard = [torch.zeros(2**20) for _ in range(32)]
+last = torch.zeros(16)
+del guard
+held = _pages()[1]
+give_back()
+print(held - _pages()[1])
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not say what a process holds")
+def test_what_was_freed_can_be_given_back() -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in allocator.OWN}
+    done = subprocess.run([sys.executable, "-c", FREED], env=clean, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 100 * 2**20

@@ -61,10 +61,13 @@ def asking(backbone: Backbone, targets: Mapping, data: Dataset, clients: Sequenc
         bank.bare()
         for part in examples.split(size) if len(examples) else ():
             images = batches.normalise(data.images[part], backbone.input, torch.device("cpu")).double()
-            for layer, values, labels in SOURCES[request.source](bank, request, images, data.labels[part]):
+
+            def see(layer: str, values: Tensor, labels: Tensor | None = None) -> None:
                 values = values.flatten(0, -2) if request.source == "inputs" else values
                 for key, value in statistics[layer].measure(values, labels).items():
                     sums[f"{layer}/{key}"] += value
+
+            SOURCES[request.source](bank, request, images, data.labels[part], see)
         return Statistics(len(examples), sums)
 
     def ask(request: Request) -> Statistics:

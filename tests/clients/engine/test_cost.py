@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clients.engine.cost import MOST, StepCost, step_cost
+from clients.engine.cost import COPIES, MOST, StepCost, step_cost, step_cost_on_cpu
 from clients.engine.hardware import devices, left_out, resolved
 from clients.engine.worker import Settings, Worker
 from clients.task import Job, Task
@@ -54,6 +54,19 @@ def test_attention_keeps_no_weight_of_a_pair_of_tokens() -> None:
         costs.append(step_cost(backbone, select_targets(backbone.module, None, RANK), RANK, 5, torch.bfloat16))
     tokens = (28**2 + 1) / (14**2 + 1)
     assert costs[1].image == pytest.approx(tokens * costs[0].image, rel=0.01) and costs[1].flops > 5 * costs[0].flops
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("dora", 0.0), ("lora", 0.1), ("dora", 0.1)])
+def test_what_the_adapters_keep_more_is_reckoned(kind, dropout, tiny_vit) -> None:
+    """DoRA keeps each layer's outputs before their magnitudes, the norms and their ratio; dropout a mask beside what it
+    leaves of the inputs."""
+    targets = select_targets(tiny_vit.module, ("mlp.fc2",), RANK)
+    plain = step_cost_on_cpu(tiny_vit, targets, RANK, 5)
+    cost = step_cost_on_cpu(tiny_vit, targets, RANK, 5, kind, dropout)
+    outputs = 4 * (17 + 1) * 24  # of both blocks, the last one's of the class token alone
+    inputs, norms = 4 * outputs, 4 * 2 * 2 * 24
+    assert cost.image - plain.image == (kind == "dora") * (outputs + norms) + (dropout > 0) * inputs
+    assert cost.client - plain.client == (kind == "dora") * 4 * COPIES * 2 * 24
 
 
 def test_the_bank_that_fits_is_the_largest() -> None:

@@ -95,6 +95,10 @@ def test_each_process_has_its_share(monkeypatch):
     assert [e[CORES] for e in environments(configs, None)] == ["1"] * 5
     assert [e[CORES] for e in environments(configs, 2)] == ["4", "4"]
     assert len(environments(configs[:1], 4)) == 1
+    monkeypatch.setattr("fedinit.memory.free_memory", lambda: 1001)
+    assert [e["FEDINIT_MEMORY"] for e in environments(configs, 2)] == ["500", "500"]
+    monkeypatch.setattr("fedinit.memory.free_memory", lambda: None)
+    assert not any("FEDINIT_MEMORY" in e for e in environments(configs, 2))
     monkeypatch.setattr("fedinit.threads.cores", lambda: 64)
     assert len(environments(configs * 9, None)) == processes.MOST
 
