@@ -19,7 +19,6 @@ from fedinit.config.schema import Config
 from fedinit.data.image_cache import MappedImages
 from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partitions
-from fedinit.errors import choose
 from fedinit.heads import HEADS
 from fedinit.heads.measured import MeasuredHead
 from fedinit.initializers import INITIALIZERS, create_initializer
@@ -100,20 +99,21 @@ def _on_features(config: Config) -> bool:
     that changes nothing. Augmented images go through the backbone in every step."""
     if config.strategy.name != "head_alone" or config.client.augment != "none" or config.adapter.kind == "dora":
         return False
-    return bool(create_initializer(config.init.name, config.init.options).zero)
+    known = config.init.name in INITIALIZERS  # a site takes any name, which is the server's to know
+    return known and bool(create_initializer(config.init.name, config.init.options).zero)
 
 
 def _measuring(config: Config, cost: StepCost, images: int) -> int:
     """Bytes of the largest pass of round 0, in which a client measures what the start, its head or the step scales are
     made of; 0 where nobody measures. images: of the client that has the most."""
-    needs = INITIALIZERS[choose("init", config.init.name, INITIALIZERS)].needs
-    head, client = HEADS[choose("head", config.head.name, HEADS)], config.client
+    init, head, client = INITIALIZERS.get(config.init.name), HEADS.get(config.head.name), config.client
+    needs = "" if init is None else init.needs
     scales = isinstance(client, SGDSaIConfig) and client.gsnr_scope == "global_once"
     still, back = (min(images, size) for size in (config.evaluation.batch_size, client.batch_size))
     return max(
         still * cost.measuring * (needs == "activations"),
         back * cost.returning * (needs == "gradients"),
-        still * cost.passing * issubclass(head, MeasuredHead),
+        still * cost.passing * (head is not None and issubclass(head, MeasuredHead)),
         still * cost.image * scales,  # which one pass forth and back at the start fixes
     )
 

@@ -36,6 +36,7 @@ TOLD = frozenset(
         "fedinit.config.limits.Limited",
         "fedinit.data.checking.Misfits",
         "fedinit.config.build.Quoted",
+        "fedinit.errors.DeviceFailed",
         "fedinit.errors.FolderBusy",
         "fedinit.errors.InputError",
         "fedinit.errors.Refused",
