@@ -6,6 +6,7 @@ bits for signed ones, and looks neither at a PNG's transparent level nor at a TI
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import IO, NamedTuple
 
@@ -90,6 +91,10 @@ def as_stored(image: ImageFile.ImageFile) -> Stored:
         if bits > 8:
             raise ValueError(_CUT.format(bits))
     if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.tile and image.tile[0][0] == "libtiff" and isinstance(arguments, tuple):
+            # libtiff gives numbers as this machine has them; Pillow would turn all but unsigned ones of 16 bits again.
+            raw = re.sub(r";(16|32|64)B", r";\1N", arguments[0])
+            image.tile = [each._replace(args=(raw, *arguments[1:])) for each in image.tile]
         tags = image.tag_v2
         numbers = tags.get(TiffImagePlugin.BITSPERSAMPLE), tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
         is_inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0

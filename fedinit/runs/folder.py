@@ -32,7 +32,7 @@ from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
 from fedinit.runs.export import SHARED
 from fedinit.runs.lock import FolderLock
-from fedinit.runs.made_of import MADE_OF, MadeOf, beside
+from fedinit.runs.made_of import MADE_OF, MadeOf, beside, with_levels
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.mending import end_of, free, put_aside_ends, write_config
 from fedinit.runs.named import refuse_no_folder
@@ -41,7 +41,7 @@ from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows
 from fedinit.runs.sealed import digests, faults
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.runs.writable import refuse_unwritable, unwritable
-from fedinit.runs.written import Written
+from fedinit.runs.written import Written, hold
 from fedinit.said import csv_row
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
@@ -182,6 +182,7 @@ class RunFolder(Observer):
             for note in write_config(self.path, config) + put_aside_ends(self.path, own):
                 tell(note)
             made_of.save(self.path, config, begun and not anew)
+            self._made_of = as_written(self.path / MADE_OF)  # before anybody edits it
             if other := beside(self.path, config, made_of):
                 tell(other)
         except OSError as error:
@@ -214,6 +215,12 @@ class RunFolder(Observer):
             self._lock.release()
             self._lock = None
 
+    def keep_levels(self, levels: Mapping[str, Sequence[float]] | None) -> None:
+        """Of a run that knows none yet, keep these, as `Dataset` has them. Raises OSError."""
+        if levels is not None and (text := with_levels(self._made_of, levels)) is not None:
+            disk.replace(self.path / MADE_OF, text.encode())
+            self._made_of = text
+
     def snapshot(self) -> State:
         return State(facts={name: file.text for name, file in self._files.items()})
 
@@ -232,9 +239,9 @@ class RunFolder(Observer):
             *("optimizer_state", *["weight"] * self._weights, *["epsilon"] * self._epsilon),
         ]
         begun = {METRICS: csv_row(self._columns), "clients.csv": csv_row(clients), LINES: ""}
-        with contextlib.suppress(OSError, ValueError):
-            begun[MADE_OF] = as_written(self.path / MADE_OF)
-        for name, text in {**begun, **self._restored}.items():
+        texts = {**begun, MADE_OF: self._made_of, **self._restored}
+        hold(self.path / MADE_OF, texts[MADE_OF], self._tell)
+        for name, text in texts.items():
             self._files[name] = Written(self.path / name, text, self._tell)
         self._restored = {}  # the files hold it now, and more of it with every round
         (self.path / "ledger.jsonl").touch()

@@ -104,21 +104,23 @@ def _parsed(text: str | bytes) -> Kept | None:
         return None
 
 
-def hold_to(folder: Path, levels: Mapping[str, Sequence[float]] | None, keep: bool = False) -> None:
-    """Raise InputError where these levels of deep grey, as `Dataset` has them, are not those that the run in the folder
-    was begun with: the same files are then other pixels.
+def with_levels(text: str, levels: Mapping[str, Sequence[float]]) -> str | None:
+    """The text of a file with these levels of deep grey, as `Dataset` has them, where it has none; None where it has.
+    Raises ValueError for a text that is no file's."""
+    values = json.loads(text)
+    if values.get("levels") is not None:
+        return None
+    now = {kind: (float(low), float(high)) for kind, (low, high) in levels.items()}
+    return json.dumps({**values, "levels": now}, indent=2) + "\n"
 
-    keep: where none are known yet, they become the run's; raises OSError.
-    """
+
+def hold_to(folder: Path, levels: Mapping[str, Sequence[float]] | None) -> None:
+    """Raise InputError where these levels of deep grey, as `Dataset` has them, are not those that the run in the folder
+    was begun with: the same files are then other pixels."""
     kept = read(folder)
-    if kept is None or levels is None:
+    if kept is None or kept.levels is None or levels is None:
         return
     now = {kind: (float(low), float(high)) for kind, (low, high) in levels.items()}
-    if kept.levels is None:
-        if keep:
-            values = json.loads(read_bytes(folder / MADE_OF))
-            disk.replace_json(folder / MADE_OF, {**values, "levels": now})
-        return
     for kind, (low, high) in kept.levels.items():
         if kind in now and now[kind] != (low, high):
             there = f"from {now[kind][0]:g} to {now[kind][1]:g}"

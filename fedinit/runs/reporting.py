@@ -65,9 +65,11 @@ class OpenRun:
         return parts
 
     def hold_to(self, data: Dataset) -> None:
-        """Raise InputError where the pixels would be others than when the run began (`made_of.hold_to`)."""
+        """Raise InputError where the pixels would be others than when the run began (`made_of.hold_to`); of one that
+        begins, keep between which levels they are."""
         try:
-            made_of.hold_to(self.folder.path, data.levels, keep=True)
+            made_of.hold_to(self.folder.path, data.levels)
+            self.folder.keep_levels(data.levels)
         except OSError as error:
             raise unwritable(self.config, self.folder.path, error) from error
 

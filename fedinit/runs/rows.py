@@ -39,8 +39,8 @@ def of_lines(text: str) -> tuple[list[str], list[list[str]]]:
             value = json.loads(line)
             if isinstance(value, dict) and (not found or value.keys() == found[0].keys()):
                 found.append(value)
-    rows = [["" if value is None else str(value) for value in values.values()] for values in found]
-    return list(found[0]) if found else [], rows
+    header = list(found[0]) if found else []
+    return header, [["" if values[key] is None else str(values[key]) for key in header] for values in found]
 
 
 def metrics_of(text: str, rounds: int) -> str | None:
@@ -53,5 +53,10 @@ def metrics_of(text: str, rounds: int) -> str | None:
         rows = [[*row[:seconds], f"{float(row[seconds]):.3f}", *row[seconds + 1 :]] for row in rows]
     except ValueError:
         return None
-    whole = bool(rows) and len(rows) == text.count("\n") and numbers == list(range(min(numbers[0], 1), rounds + 1))
+    whole = (
+        bool(rows)
+        and header[:3] == ["round", "seconds", "clients"]
+        and len(rows) == text.count("\n")
+        and numbers == list(range(min(numbers[0], 1), rounds + 1))
+    )
     return "".join(map(csv_row, [header, *rows])) if whole else None

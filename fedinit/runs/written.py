@@ -49,13 +49,17 @@ class Written:
 
     def hold(self) -> None:
         """Put a file aside that is not, to the byte, what was written, and write it anew. Raises OSError."""
-        content = self.text.encode()
-        with contextlib.suppress(OSError):
-            if read_bytes(self.path) == content:
-                self._left = _marks(self.path)
-                return
-        self._tell(write_anew(self.path, content))
+        hold(self.path, self.text, self._tell)
         self._left = _marks(self.path)
+
+
+def hold(path: Path, text: str, tell: Callable[[str], object]) -> None:
+    """Put a file aside that is not, to the byte, this text, and write it anew; a line of it. Raises OSError."""
+    content = text.encode()
+    with contextlib.suppress(OSError):
+        if read_bytes(path) == content:
+            return
+    tell(write_anew(path, content))
 
 
 def _marks(path: Path) -> tuple[int, ...] | None:

@@ -75,7 +75,7 @@ class Recorder(Observer):
             there = {name: _rows(self.folder / name, len(columns)) for name, columns in COLUMNS.items()}
             kept = {n: [row for row in rows if row[0].isdigit() and int(row[0]) <= round] for n, rows in there.items()}
             for name, rows in kept.items():
-                if len(rows) < (had := self.numbers.get(name, 0)):
+                if len(rows) != (had := self.numbers.get(name, len(rows))):
                     what = put_aside(self.folder / name)
                     self.warn(f"{what}; of its {counted(had, 'row')} up to round {round}, {len(rows):,} could be read")
             self._begin(kept)

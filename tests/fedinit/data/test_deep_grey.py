@@ -32,15 +32,23 @@ def png(samples: np.ndarray, transparent: int | None = None) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + mark + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-def tiff(levels: np.ndarray, is_white_zero: bool = False) -> bytes:
-    """Little-endian numbers, (H, W), of their own type."""
+def tiff(levels: np.ndarray, is_white_zero: bool = False, order: str = "<", is_deflated: bool = False) -> bytes:
+    """Numbers, (H, W), of their own type, little-endian or (">") big-endian."""
     form = {"u": 1, "i": 2, "f": 3}[levels.dtype.kind]
-    size, white = levels.nbytes, int(not is_white_zero)
-    tags = [(256, levels.shape[1]), (257, levels.shape[0]), (258, 8 * levels.itemsize), (259, 1), (262, white)]
-    tags += [(273, 8), (277, 1), (278, levels.shape[0]), (279, size), (339, form)]
-    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
-    ends = struct.pack("<H", len(tags)) + entries + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8 + size) + levels.tobytes() + ends
+    pixels = levels.astype(levels.dtype.newbyteorder(order)).tobytes()
+    pixels = zlib.compress(pixels) if is_deflated else pixels
+    size, white = len(pixels), int(not is_white_zero)
+    tags = [(256, levels.shape[1]), (257, levels.shape[0]), (258, 8 * levels.itemsize), (259, 8 if is_deflated else 1)]
+    tags += [(262, white), (273, 8), (277, 1), (278, levels.shape[0]), (279, size), (339, form)]
+
+    def entry(tag: int, value: int) -> bytes:
+        if tag in (273, 279):
+            return struct.pack(f"{order}HHII", tag, 4, 1, value)
+        return struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+
+    ends = struct.pack(f"{order}H", len(tags)) + b"".join(entry(*each) for each in tags) + bytes(4)
+    start = b"II*\0" if order == "<" else b"MM\0*"
+    return start + struct.pack(f"{order}I", 8 + size) + pixels + ends
 
 
 def pgm(levels: np.ndarray, top: int, is_text: bool) -> bytes:
@@ -57,6 +65,19 @@ def shown(content: bytes, window: tuple[float, float] | None = (0.0, 4095.0)) ->
 
 
 PLAIN = shown(png(RAMP))
+
+
+@pytest.mark.skipif(not features.check("libtiff"), reason="Pillow has no libtiff here")
+@pytest.mark.parametrize("is_deflated", [False, True])
+@pytest.mark.parametrize("kind", ["u2", "i2", "i4", "f4"])  # unsigned ones of 32 bits Pillow reads little-endian alone
+def test_a_tiff_of_either_byte_order_has_its_numbers(kind, is_deflated):
+    """What libtiff unpacks is in the machine's order, and Pillow turned it once more: one such file among others set
+    levels of 1e38, between which all pictures are black."""
+    levels = RAMP.astype(kind)
+    little, big = (tiff(levels, order=order, is_deflated=is_deflated) for order in "<>")
+    assert windows(big) == windows(little) == {"F" if kind == "f4" else "I": (0.0, 4095.0)}
+    assert np.array_equal(shown(big), PLAIN) and np.array_equal(shown(little), PLAIN)
+    assert identity(big) == identity(little)
 
 
 def test_the_plain_picture_has_all_shades() -> None:

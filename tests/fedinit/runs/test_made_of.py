@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedinit.config.schema import Config
 from fedinit.config.site import split_off
 from fedinit.exports.card import _grey
 from fedinit.inference import evaluating, pictures, predicting
+from fedinit.runs import reporting
 from fedinit.runs.folder import place
 from fedinit.runs.made_of import MadeOf
 from fedinit.runs.made_of import read as read_made_of
@@ -273,6 +275,29 @@ def test_images_that_were_trained_on_are_known_by_the_runs_levels(deep_run, tmp_
     assert "trained on" in before and told() == before
     for levels in ("[0,4095]", "full", "auto"):  # both are shown between them then
         assert told(f"data.grey_range={levels}") == before
+
+
+@pytest.mark.parametrize("levels", [None, "[100.0, 1999.0]"], ids=["deleted", "edited"])
+def test_a_file_that_is_changed_before_the_first_round_is_the_runs_own_again(levels, tmp_path, capsys, monkeypatch):
+    """As long as a reference run goes on before it, the file was read back: gone, or with levels that are no run's."""
+    root = tmp_path / "imgs"
+    for name in TREE:
+        for i in range(6):
+            deep(root / name / f"{i}.png", 100 + 50 * i, 3000)
+    begun = reporting.OpenRun.hold_to
+
+    def between(self, data) -> None:
+        begun(self, data)
+        file = self.folder.path / MADE_OF
+        file.unlink() if levels is None else file.write_text(file.read_text().replace("3000.0", "1999.0"))
+
+    monkeypatch.setattr(reporting.OpenRun, "hold_to", between)
+    assert run_sim.main(words(tmp_path, root, "data.domains=[photo,sketch]")) == 0
+    told = capsys.readouterr().out
+    folder = next((tmp_path / "out").rglob("DONE.json")).parent
+    assert f"{folder / MADE_OF} was not {'there' if levels is None else 'this run'}" in told
+    assert read_made_of(folder).levels == {"I": (100.0, 3000.0)}
+    assert json.loads((folder / MADE_OF).read_text())["levels"] == {"I": [100.0, 3000.0]}
 
 
 def test_a_run_whose_file_is_gone_goes_on_with_no_other_images(tree, tmp_path, capsys):
