@@ -16,7 +16,8 @@ from fedinit.report.runs.reading import RecordedRun
 
 # What chooses the images beside `data`, where it is not as usual: domains that are test images alone, and a share of
 # the clients, each with its own.
-CHOOSING = {"partition.test_domains": None, "evaluation.participation": 1.0}
+PART, DEALING = "evaluation.participation", ("partition.", "rounds")
+CHOOSING = {"partition.test_domains": None, PART: 1.0}
 
 
 def refuse_different_data(runs: Sequence[RecordedRun], command: str = "compare") -> None:
@@ -46,7 +47,7 @@ def _distinct(group: Sequence[tuple[RecordedRun, dict[str, Any]]]) -> list[dict[
 
 def _differs(mine: Mapping[str, Any], its: Mapping[str, Any]) -> str | None:
     """The first key in which the two are of other data; None where they are not."""
-    options = {key for key in mine.keys() | its.keys() if key.startswith("data.") or key in CHOOSING}
+    options = {key for key in mine.keys() | its.keys() if key.startswith(("data.", *DEALING)) or key in CHOOSING}
     known = (mine.keys() & its.keys()) - options
     if {"domains", "classes"} <= known:
         options -= {"data.domains", "data.classes"}  # what came of them is known better
@@ -90,6 +91,8 @@ def _data(run: RecordedRun) -> dict[str, Any]:
     """What says on which images a run was scored. What a run has not come to say yet is not there."""
     said = counted(run).items()
     options = {k: v for k, v in said if k.startswith("data.") or (k in CHOOSING and v != CHOOSING[k])}
+    if PART in options:  # who is drawn, and has which images, is by these
+        options |= {k: v for k, v in said if k.startswith(DEALING)}
     known: dict[str, Any] = {"score": run.score, "domains": list(run.domains)} if run.domains else {}
     if run.partition is not None:
         by_domain = run.partition.get("images_by_domain")

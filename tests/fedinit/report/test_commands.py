@@ -224,8 +224,30 @@ def test_a_share_of_the_clients_images_is_other_data_than_all(tmp_path):
         write_run(tmp_path / str(i), values, recorded=False)
     (method,) = methods(find([tmp_path / "1", tmp_path / "2"]))
     assert [run.seed for run in method.runs] == [1, 2]
-    with pytest.raises(InputError, match="data, evaluation.participation=0.34 and evaluation.participation=not set; "):
+    with pytest.raises(InputError, match="data, evaluation.participation=not set and evaluation.participation=0.34; "):
         methods(find([tmp_path]))
+
+
+@pytest.mark.parametrize(("key", "value"), [("rounds", 2), ("partition__clients", 9)])
+def test_of_a_share_of_the_clients_others_have_other_images(key, value, tmp_path):
+    for i, more in enumerate(({}, {key: value})):
+        values = config(
+            **{"seed": i, "rounds": 1, "evaluation__where": "clients", "evaluation__participation": 0.5} | more
+        )
+        write_run(tmp_path / str(i), values, recorded=False)
+    with pytest.raises(InputError, match=f"different data, {key.replace('__', '.')}="):
+        methods(find([tmp_path]))
+
+
+def test_a_run_of_before_there_was_a_choice_is_of_its_method(tmp_path):
+    for i in (0, 1):
+        values = config(seed=i, rounds=1)
+        values.setdefault("server_device", "auto")
+        if i:
+            del values["server_device"]
+        write_run(tmp_path / str(i), values, recorded=False)
+    (method,) = methods(find([tmp_path]))
+    assert [run.seed for run in method.runs] == [0, 1]
 
 
 def test_a_second_run_of_a_seed_that_ended_otherwise_is_told(tmp_path, capsys):
