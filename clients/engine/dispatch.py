@@ -108,7 +108,7 @@ class Dispatch:
                 death = Death(jobs[asked.index], deaths[asked.index], str(value))
                 self._died(death)
                 if death.times >= DEATHS:
-                    raise RunFailed(told(death))
+                    raise RunFailed(told(death, self._places))
                 waiting.appendleft(asked.index)
             yield done.pop(wanted)
 
@@ -159,13 +159,11 @@ class Dispatch:
         self._free = []
 
 
-def told(death: Death) -> str:
+def told(death: Death, places: int) -> str:
     """Of the last death of actors at a job: the machine's fault and no client's, so that no round is made without those
-    whose turn it was."""
+    whose turn it was. places: how many actors there are."""
     clients = sorted({task.client for task in death.job.tasks if not task.mute and task.client >= 0})
     whose = f" of client{'s' * (len(clients) > 1)} {first_ten(clients)}" if clients else ""
     job = f"one job{whose} ({death.job.work})"
-    return (
-        f"{death.times} actors of Ray died at {job}, the last one alone and thus: {death.why}; fewer, "
-        f"engine.actors=1, need less memory and change no result; {GOES_ON}"
-    )
+    fewer = "fewer, engine.actors=1, need less memory and change no result; " * (places > 1)
+    return f"{death.times} actors of Ray died at {job}, the last one alone and thus: {death.why}; {fewer}{GOES_ON}"

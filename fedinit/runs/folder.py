@@ -272,7 +272,8 @@ class RunFolder(Observer):
         return csv_row(["" if value is None else value for value in row])
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        with open(self.path / "ledger.jsonl", "a+b", opener=regular) as file:
+        ledger = self.path / "ledger.jsonl"
+        with disk.naming(ledger), open(ledger, "a+b", opener=regular) as file:
             if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                 file.write(b"\n")  # after a line that a crash cut short
             file.write(json.dumps({"kind": kind, **facts}).encode() + b"\n")

@@ -42,7 +42,7 @@ class Written:
         none of what was written."""
         if _marks(self.path) != self._left:
             self.hold()
-        with open(self.path, "ab", opener=regular) as file:
+        with disk.naming(self.path), open(self.path, "ab", opener=regular) as file:
             file.write(text.encode())
         self._parts.append(text)
         self._left = _marks(self.path)

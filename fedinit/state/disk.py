@@ -14,7 +14,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,16 @@ from fedinit.opening import own
 
 WINDOWS = sys.platform == "win32"
 NO_PLACE = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO", "EPIPE") if hasattr(errno, name)}
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an OSError says which file it is about: that of a write to an open one does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write(path: Path, content: bytes, like: os.stat_result | None = None) -> None:
@@ -34,17 +44,15 @@ def write(path: Path, content: bytes, like: os.stat_result | None = None) -> Non
     # Windows would change the ends of lines in a file that is not opened as binary.
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o600 if like else 0o644)
     try:
-        if like and not WINDOWS:
-            with contextlib.suppress(OSError):
-                os.fchown(file, like.st_uid, like.st_gid)
-            os.fchmod(file, stat.S_IMODE(like.st_mode))
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(file, rest) :]
-        os.fsync(file)
-    except OSError as error:
-        error.filename = str(path)
-        raise
+        with naming(path):
+            if like and not WINDOWS:
+                with contextlib.suppress(OSError):
+                    os.fchown(file, like.st_uid, like.st_gid)
+                os.fchmod(file, stat.S_IMODE(like.st_mode))
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+            os.fsync(file)
     finally:
         os.close(file)
 
@@ -87,7 +95,7 @@ def put(path: Path, content: bytes) -> None:
     of a symbolic link like any file. What is there and is no file, such as a device, a named pipe or one that the shell
     opened (/dev/stdout, /dev/fd/63), is written into. Raises OSError, with `filename` and one of NO_PLACE where the
     place took no more."""
-    try:
+    with naming(path):
         if (descriptor := own(path)) is not None:
             _pour(os.dup(descriptor), content)
             return
@@ -98,9 +106,6 @@ def put(path: Path, content: bytes) -> None:
             _pour(os.open(path, os.O_WRONLY | getattr(os, "O_NOCTTY", 0)), content)
             return
         replace(Path(os.path.realpath(path)), content, there)
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def _status(path: Path) -> os.stat_result | None:

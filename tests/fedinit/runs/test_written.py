@@ -89,3 +89,15 @@ def test_a_file_is_not_read_as_long_as_nobody_touched_it_and_one_that_was_only_t
     for row in ("3\n", "4\n"):
         file.append(row)
     assert read == [file.path] and not told and file.path.read_text() == file.text == "é\n1\n2\n3\n4\n"
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path, monkeypatch) -> None:
+    """/dev/full takes no byte, as such a disk does."""
+    file = Written(tmp_path / "a.csv", "round\n", print)
+    (tmp_path / "a.csv").unlink()
+    (tmp_path / "a.csv").symlink_to("/dev/full")
+    monkeypatch.setattr(written, "_marks", lambda path: file._left)
+    monkeypatch.setattr(written, "regular", None)
+    with pytest.raises(OSError, match="No space left") as caught:
+        file.append("1\n")
+    assert caught.value.filename == str(tmp_path / "a.csv") and file.text == "round\n"
