@@ -127,9 +127,9 @@ class Site:
         for said in (crowded(config.engine, clients_device(config.engine)), left_out(config.engine)):
             if console is not None and said:
                 tell(console, said, "yellow")
-        engine = (
-            self._within_room(backbone, shown.images, console) if client is None else config.engine
-        )  # one trains alone
+        engine = config.engine
+        if client is None:  # one trains alone
+            engine = self._within_room(backbone, shown.images, console)
         if console is not None and isinstance(config.engine, RayConfig):  # which takes seconds
             address = config.engine.address
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")

@@ -90,8 +90,11 @@ class Passes:
 
     def at_once(self, lanes: int) -> int:
         """Bytes of all lanes that have something to do."""
-        measuring = self.measuring * min(lanes, self.measured)
-        return max(self.step * self.steps(lanes), self.judging * min(lanes, self.judged), measuring)
+        return max(self.step * self.steps(lanes), self.judging * min(lanes, self.judged), self.measuring_at_once(lanes))
+
+    def measuring_at_once(self, lanes: int) -> int:
+        """Bytes of all lanes where clients measure."""
+        return self.measuring * min(lanes, self.measured)
 
 
 def _on_features(config: Config) -> bool:
@@ -170,7 +173,7 @@ def without_room(config: Config, partitions: Partitions, lanes: int, cost: StepC
         return ""
     told = f"take about {readable(needed)} of memory, and {readable(room)} are free"
     advice, steps = "take a smaller one", passes.steps(lanes) if on_cpu else 1
-    if on_cpu and needed > passes.step * steps and needed == passes.measuring * min(lanes, passes.measured):
+    if on_cpu and needed > passes.step * steps and needed == passes.measuring_at_once(lanes):
         told = f"init={config.init.name}, head={config.head.name}: passes in which clients measure {told}"
         advice = "take a smaller evaluation.batch_size or client.batch_size"
     elif on_cpu and needed > passes.step * steps:

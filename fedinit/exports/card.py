@@ -18,6 +18,7 @@ from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.runs.export import UNTRAINED
 from fedinit.runs.made_of import KINDS
+from fedinit.runs.table import privacy_said
 from fedinit.said import printable
 from fedinit.scores import SCORES, without
 
@@ -162,14 +163,10 @@ def _training(model: Portable) -> str:
 
 
 def _privacy(model: Portable) -> str:
-    """What the run's summary says of it."""
-    spent = model.run.summary.get("privacy") or {}
-    figures = [
-        f"{sign} {spent[key]:.3g}" for sign, key in (("ε", "epsilon"), ("δ", "delta")) if spent.get(key) is not None
-    ]
-    whose = f"of one {spent['unit']}" if spent.get("unit") else f"`privacy={model.run.config.privacy.name}`"
+    spent = model.run.summary.get("privacy")
+    said = privacy_said(spent) if spent else f"`privacy={model.run.config.privacy.name}`"
     seeded = "; its noise was drawn by the run's seed, for whoever knows which it hides nothing"
-    return f"{', '.join(figures)} {whose}{seeded * model.noise_is_of_the_seed}".strip()
+    return said + seeded * model.noise_is_of_the_seed
 
 
 def _ranks(model: Portable) -> str:

@@ -62,16 +62,19 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         )
     spent = summary.get("privacy") or {}
     if spent:
-        of_examples = spent.get("unit") == "example"
-        whose = (
-            f"the most of {counted(len(spent['epsilon_by_client']), 'client')}" if of_examples else "of every client"
-        )
-        kind = "examples" if of_examples else "clients"
-        tell(console, f"privacy of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}")
+        tell(console, f"privacy {privacy_said(spent)}")
     if (where := TOLD.get(summary.get("adapter", ""))) is not None:
         others, clients = summary.get("untrained", 0), summary["clients"]
         tell(console, (MOST if others else where).format(last=clients - 1, own=clients - others, clients=clients))
     tell(console, f"run folder: {folder}")
+
+
+def privacy_said(spent: Mapping[str, Any]) -> str:
+    """What was spent, by a summary's `privacy`, and of whom."""
+    of_examples = spent.get("unit") == "example"
+    whose = f"the most of {counted(len(spent['epsilon_by_client']), 'client')}" if of_examples else "of every client"
+    kind = "examples" if of_examples else "clients"
+    return f"of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}"
 
 
 def megabytes(count: int) -> str:
