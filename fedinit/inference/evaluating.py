@@ -136,11 +136,14 @@ def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:
         if key != "data" and not key.startswith("data."):
             raise InputError(f"{word}: the data alone can be another, data=… and data.…=…")
     if any(word.startswith("data=") for word in words):
-        return _between_levels(run, compose_config(words).data, words), False
+        source = compose_config(words).data
+        _refuse_other_deal(source, None)
+        return _between_levels(run, source, words), False
     values = to_dict(run.config)
     for word in map(parse, words):
         values["data"][word.key_or_group.removeprefix("data.")] = word.value()
     source = load(cast("dict[str, Any]", values)).data
+    _refuse_other_deal(source, run.config.data)
     root = source.root if isinstance(source, FileSource) else None
     if not words and root is not None and not expand_home("data.root", root).exists():
         raise InputError(f"{run.folder}: its images are no longer at {root}; say where they are, --data FOLDER")
@@ -148,6 +151,17 @@ def _said(run: Run, words: Sequence[str]) -> tuple[Source, bool]:
     if changes and not words:
         raise InputError(f"{run.folder}: its data is not what it was: {changes}; say which to judge by, --data FOLDER")
     return _between_levels(run, source, words) if changes else source, not changes
+
+
+def _refuse_other_deal(source: Source, own: Source | None) -> None:
+    """Raise InputError where words keep another share of the images from training than the run did: those that it was
+    trained on would count as test images. own: the run's data; None: others, of which none is dealt to training."""
+    said = getattr(source, "validation_fraction", None)
+    if said not in (None, getattr(own, "validation_fraction", None)):  # None: its test images, unseen by any training
+        what = "of other images" if own is None else "the run's were dealt as it began, and"
+        raise InputError(
+            f"data.validation_fraction={said}: {what} evaluate deals none anew; leave it out, --split says which count"
+        )
 
 
 def _between_levels(run: Run, source: Source, words: Sequence[str]) -> Source:
@@ -215,14 +229,15 @@ def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Co
     test = torch.ones(len(rows), dtype=torch.bool)
     data = Dataset(images, labels, places[rows], test, tuple(known), tuple(domains))
     chosen, what = torch.arange(len(rows)), f"{what} of data={source.name}"
-    if split != "auto":
-        return Judged(data, chosen, what)
     shown = source.grey_range if isinstance(source, FileSource) else None
     if shown == "auto":
         shown = levels_of(listed) or {}
     seen, changes = _trained_on(run, data, spec, cast("GreyRange | None", shown))
     if seen is None:
         return Judged(data, chosen, f"{what}; without the run's own data nobody can say if it was trained on some")
+    if split != "auto":  # as was asked for
+        trained = int(seen.sum())
+        return Judged(data, chosen, what + f", of which the run was trained on {trained}" * bool(trained))
     if seen.all():
         raise InputError(
             f"data={source.name}: the run was trained on every one of these images; --split all judges it on them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -121,7 +122,11 @@ def test_images_that_the_run_was_trained_on_are_not_judged(own, tree, tmp_path, 
     assert 0 < len(new) < 30
     found = evaluate(own, str(part))
     assert found.images == len(new) and f"without {30 - len(new)} images that the run was trained on" in found.what
-    assert evaluate(own, str(part), "all").images == 30
+    every = evaluate(own, str(part), "all")
+    assert every.images == 30 and every.what.endswith(f", of which the run was trained on {30 - len(new)}")
+    words = ["data=image_folder", f"data.root={tree}", "data.test_fraction=0.9"]
+    other = evaluate(own, words, "test").what  # test images by another deal, most of which it was trained on
+    assert re.search(r"^test images of data=image_folder, of which the run was trained on [23]\d$", other), other
     for file in new:
         file.unlink()
         if not any(file.parent.iterdir()):
@@ -171,6 +176,8 @@ def test_a_regression_is_judged_too(tmp_path, capsys):
         (["--data", "rounds=3"], "rounds=3: the data alone can be another, data=… and data.…=…"),
         (["--data", "data=image_foldr"], "did you mean 'image_folder'?"),
         (["--data", "a", "b"], "--data a b: expected one folder or zip"),
+        (["--data", "data.validation_fraction=0.5"], "evaluate deals none anew; leave it out, --split says which"),
+        (["--data", "data=digits", "data.validation_fraction=0.5"], "of other images evaluate deals none anew"),
         (["--data", "data=matrix_sensing"], "the run's model is judged on data=digits alone"),
         (["--csv", "{absent}/c.csv"], "c.csv: cannot be written (there is no folder "),
         (["--client", "1"], "strategy=lora_fair has one model for all clients"),
