@@ -16,9 +16,12 @@ Each is imported when it is asked for: ``import fedinit`` imports neither torch 
 import importlib
 import os
 
+from fedinit.rounding import keep_rows
+
 # flwr reads both when it is imported: a run on this machine asks nothing of the network.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+keep_rows()  # which is read with the first product of matrices
 
 # Where the names of the face live: the one place where the core names modules that are built on it. They are resolved
 # when somebody asks, never while this package is imported, so the imports still run one way.
