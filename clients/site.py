@@ -122,7 +122,8 @@ class Site:
         if config.engine.prefix_cache:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
-        held = backbone, self.targets, replace(shown, marks=None), Settings.of(config)  # an engine looks at no files
+        settings = Settings.of(config, self.backbone.digest)
+        held = backbone, self.targets, replace(shown, marks=None), settings  # an engine looks at no files
         self.emit: Emit = _nobody
         for said in (crowded(config.engine, clients_device(config.engine)), left_out(config.engine)):
             if console is not None and said:

@@ -63,8 +63,8 @@ class Settings:
     private_seed: int = 0
 
     @staticmethod
-    def of(config: Config) -> Settings:
-        """What a run's configuration says of it."""
+    def of(config: Config, weights: str = "") -> Settings:
+        """What a run's configuration says of it. weights: a digest of the backbone's."""
         adapter, privacy = config.adapter, config.privacy
         of_examples = privacy if isinstance(privacy, ExamplePrivacyConfig) else None
         return Settings(
@@ -80,7 +80,7 @@ class Settings:
             privacy=of_examples,
             # A client that trains by itself needs no others' rank, which noise would fill.
             rank=0 if adapter.ranks is None or of_examples else adapter.rank,
-            private_seed=config.private_seed,
+            private_seed=config.private_seed(weights),
         )
 
 

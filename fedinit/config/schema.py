@@ -286,13 +286,15 @@ class Config:
         text = json.dumps(values, sort_keys=True) + made_of
         return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
-    @property
-    def private_seed(self) -> int:
+    def private_seed(self, weights: str) -> int:
         """What noise and samples are drawn by where privacy is simulated. Of one seed, runs with another clip, noise,
-        rate or method draw others: one that two of them had in common could be reckoned from the two. Their
-        name, where they are computed and how they are looked at change no more than rounding, and no draw."""
+        rate, method, precision or backbone draw others: one that two of them had in common could be reckoned from the
+        two. Their name, where they are computed and how they are looked at change the rounding of float32, no draw.
+
+        weights: a digest of the backbone's, wherever its file lies."""
         beside = ("seed", "name", "engine", "server_device", "evaluation", "diagnostics")
-        values = {key: value for key, value in self.computed().items() if key not in beside}
+        values: dict[str, Any] = {key: value for key, value in self.computed().items() if key not in beside}
+        values |= {"weights": weights, "precision": self.engine.precision}
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         return derive(self.seed, "privacy", digest)
 

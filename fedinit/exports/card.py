@@ -18,6 +18,7 @@ from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
 from fedinit.runs.export import UNTRAINED
 from fedinit.runs.made_of import KINDS
+from fedinit.runs.summary import OF_THE_SEED
 from fedinit.runs.table import privacy_said
 from fedinit.said import printable
 from fedinit.scores import SCORES, without
@@ -164,9 +165,10 @@ def _training(model: Portable) -> str:
 
 def _privacy(model: Portable) -> str:
     spent = model.run.summary.get("privacy")
-    said = privacy_said(spent) if spent else f"`privacy={model.run.config.privacy.name}`"
-    seeded = "; its noise was drawn by the run's seed, for whoever knows which it hides nothing"
-    return said + seeded * model.noise_is_of_the_seed
+    if spent and "noise_drawn_by" in spent:
+        return privacy_said(spent)
+    # Of a version that did not say.
+    return f"`privacy={model.run.config.privacy.name}`; {OF_THE_SEED}"
 
 
 def _ranks(model: Portable) -> str:

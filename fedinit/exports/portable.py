@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedinit.models import Backbone
 from fedinit.models.creation import CLASSES
-from fedinit.runs.own_files import SITES
 from fedinit.runs.result import Run
+from fedinit.runs.summary import noise_is_of_the_seed
 from fedinit.scores import SCORES
 
 
@@ -95,11 +95,8 @@ class Portable:
 
     @property
     def noise_is_of_the_seed(self) -> bool:
-        """Whether the run's privacy is off for whoever knows its seed, as a simulation's is that can be repeated."""
-        privacy = self.run.config.privacy
-        if privacy.name == "none" or getattr(privacy, "secure", False):
-            return False
-        return not (self.run.folder / SITES).exists()  # where clients, and the server, draw by secrets of their own
+        """Whether the run's privacy is off for whoever knows its seed."""
+        return noise_is_of_the_seed(self.run.config.privacy.name, self.run.summary)
 
     def origin(self) -> dict[str, Any]:
         """Where the model comes from: what config.json and an ONNX file say of it."""

@@ -76,7 +76,8 @@ class OpenRun:
     def record_holdings(self, data: Dataset, partitions: Sequence[Partition]) -> None:
         """Note who holds what, for the report of a simulation, which knows it. What goes wrong becomes one warning."""
         if self.config.report != "none":
-            images = self.config.report == "full"
+            # Of a private run its folder holds none: what it tells is meant to be the model.
+            images = self.config.report == "full" and self.config.privacy.name == "none"
             try:
                 record_holdings(self.folder.path, data, partitions, self.config.seed, images)
             except Exception as error:  # noqa: BLE001 (a report must never stop a run)

@@ -14,6 +14,10 @@ from fedinit.scores import SCORES
 from fedinit.unreadable import mode_of, unreadable
 
 SUMMARY = "summary.json"
+SEED, SECRET = "seed", "secret"  # what the noise of a run's privacy was drawn by
+OF_THE_SEED = (
+    "simulated: its noise was drawn by the run's seed, which whoever has the weights finds by trying, and takes it off"
+)
 _WORDS = ("strategy", "data", "model", "final_hash")
 _NUMBERS = ("rounds", "clients", "seconds", "trainable_parameters", "bytes_up", "bytes_down")
 
@@ -25,6 +29,12 @@ def summary_of(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return values if _is_summary(values) else None
+
+
+def noise_is_of_the_seed(privacy: str, summary: Mapping[str, Any]) -> bool:
+    """Whether the run's privacy is off for whoever knows its seed, as a simulation's is that can be repeated; also
+    where a summary does not say by what its noise was drawn. privacy: what the configuration has."""
+    return privacy != "none" and (summary.get("privacy") or {}).get("noise_drawn_by") != SECRET
 
 
 def wrong(folder: Path) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
+from fedinit.runs.summary import OF_THE_SEED, SEED
 from fedinit.scores import SCORES, without
 from fedinit.telling import cell, tell
 
@@ -74,7 +75,8 @@ def privacy_said(spent: Mapping[str, Any]) -> str:
     of_examples = spent.get("unit") == "example"
     whose = f"the most of {counted(len(spent['epsilon_by_client']), 'client')}" if of_examples else "of every client"
     kind = "examples" if of_examples else "clients"
-    return f"of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}"
+    said = f"of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}"
+    return said + (f"; {OF_THE_SEED}" if spent.get("noise_drawn_by") == SEED else "")
 
 
 def megabytes(count: int) -> str:

@@ -199,8 +199,7 @@ def _ready(
 ) -> tuple[Method, ServerState]:
     """The method of every round, and the state that the next one goes on from: after the clients have registered, and
     round 0 where it was not done before."""
-    began = time.perf_counter()
-    round = -1 if saved is None else saved.round
+    began, round = time.perf_counter(), -1 if saved is None else saved.round
     introductions = exchange.register_clients(opening.backbone.digest, round, Meeting.of(config))
     roster, reports, measuring = roster_of(introductions), [], who_measure(config, exchange.clients)
     if saved is not None:
@@ -216,7 +215,7 @@ def _ready(
         if opening.measured:
             audience.doing(f"{told(measuring, exchange.clients)} the start, {opening.measured}")
         reports = opening.make(exchange, measuring, roster)
-    privacy = mechanism_of(config, opening.aggregator, len(roster.examples), is_remote(exchange.grid))
+    privacy = mechanism_of(config, opening.aggregator, len(roster.examples), exchange)
     method = _method_of(config, opening, ranks, privacy)
     if saved is not None:
         state = reconcile(dataclasses.replace(saved, roster=roster), method, exchange, introductions.items())
@@ -342,6 +341,7 @@ def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spendin
         privacy=spent,
         accepted={client: state.mirror(client).accepted for client in state.roster.examples},
         epsilon=spending.epsilon,
+        noise_drawn_by=spending.noise_drawn_by,
         left_out=tally.left_out,
         skipped=tally.skipped,
         absent=tally.absent,

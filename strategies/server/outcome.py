@@ -11,6 +11,7 @@ from torch import Tensor
 from fedinit.factors import Factors
 from fedinit.runs.export import FinalModel
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.summary import SEED
 from fedinit.scores import SCORES, Score
 from fedinit.state.checkpoint import State
 from strategies.aggregator import Aggregate
@@ -37,7 +38,7 @@ class Outcome:
     privacy: what the run has spent of it; empty without.
     accepted: {client: the round of its last update that was let in}, from which it goes on; 0 for none.
     epsilon: {client: ε of its examples so far}; empty where they have no privacy.
-    delta: of each ε.
+    delta: of each ε. noise_drawn_by: what theirs was drawn by.
     left_out: {kind of event: {client: how often}} of updates and evaluations that did not count.
     skipped: the rounds in which nobody's did, since their secret sum was refused.
     absent: the clients without which the run, or a part of it, began.
@@ -60,6 +61,7 @@ class Outcome:
     accepted: Mapping[int, int] = field(default_factory=dict)
     epsilon: Mapping[int, float] = field(default_factory=dict)
     delta: float | None = None
+    noise_drawn_by: str = SEED
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     skipped: Sequence[int] = ()
     absent: Sequence[int] = ()
@@ -114,6 +116,7 @@ class Outcome:
                 "unit": "example",
                 "epsilon": max(self.epsilon.values()),
                 "delta": self.delta,
+                "noise_drawn_by": self.noise_drawn_by,
                 "neighbours": "with and without one image",
                 "detail": NOT_OF_EXAMPLES,
                 "epsilon_by_client": {str(client): value for client, value in sorted(self.epsilon.items())},

@@ -10,9 +10,12 @@ from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
 from fedinit.privacy.mechanism import AdaptiveClip, ClientMechanism, Phase
 from fedinit.privacy.steps import Steps
+from fedinit.runs.summary import SECRET, SEED
 from strategies.aggregator import Aggregator
 from strategies.server.audience import Audience
 from strategies.server.components import aggregator_of
+from strategies.server.delivery import is_remote
+from strategies.server.exchange import Exchange
 from strategies.server.method import Method, needed, sample_size
 
 UNCOUNTED = (
@@ -21,10 +24,13 @@ UNCOUNTED = (
 )
 
 
-def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: bool = False) -> ClientMechanism | None:
+def mechanism_of(
+    config: Config, aggregator: Aggregator, clients: int, exchange: Exchange | None = None
+) -> ClientMechanism | None:
     """The mechanism of every round of a run with so many clients; None without privacy=clients.
 
-    remote: the clients are elsewhere, and noise is of the operating system's entropy whatever the configuration says.
+    exchange: the way to them; where they are elsewhere, noise is of the operating system's entropy whatever the
+    configuration says. None: nobody is asked anything, as where only costs are wanted.
     Without `privacy.noise` it is the least with which all rounds stay within `privacy.epsilon`. Raises InputError where
     dp-accounting is missing, or no noise is enough.
     """
@@ -47,8 +53,12 @@ def mechanism_of(config: Config, aggregator: Aggregator, clients: int, remote: b
         of_count = max(expected / 20, noise) if privacy.count_noise is None else privacy.count_noise
         adaptive = AdaptiveClip(quantile=privacy.clip_quantile, rate=privacy.clip_rate, noise=of_count)
         adaptive.noise_of_updates(noise)  # or why it has none
-    about = {"noise": noise, "expected": expected, "seed": config.private_seed, "secure": privacy.secure or remote}
-    return ClientMechanism(clips=clips, costs=costs, adaptive=adaptive, **about)
+    remote = exchange is not None and is_remote(exchange.grid)
+    drawn = {
+        "seed": config.private_seed("" if exchange is None else exchange.backbone_digest),
+        "secure": privacy.secure or remote,
+    }
+    return ClientMechanism(clips=clips, costs=costs, adaptive=adaptive, noise=noise, expected=expected, **drawn)
 
 
 def check_privacy(config: Config, examples: Mapping[int, int]) -> None:
@@ -116,6 +126,7 @@ def spent_of(mechanism: ClientMechanism, rounds: int) -> dict[str, object]:
         "delta": mechanism.costs.delta,
         "rounds": rounds,
         "noise": mechanism.noise,
+        "noise_drawn_by": SECRET if mechanism.secure else SEED,
         **adaptive,
         "neighbours": mechanism.costs.neighbours,
         "sampling": f"{mechanism.costs.sampling}, {mechanism.costs.share:g}",

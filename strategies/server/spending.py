@@ -23,6 +23,7 @@ from fedinit.config.schema import Config
 from fedinit.errors import InputError
 from fedinit.privacy.steps import Spent, Steps
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.summary import SECRET, SEED
 from fedinit.state.checkpoint import State
 
 NOTHING: Mapping[int, float] = MappingProxyType({})
@@ -57,7 +58,12 @@ class Spending(Observer):
         self.epsilon: dict[int, float] = {}
         self._spent: dict[int, Spent] = {}
         self._fewest: dict[int, int] = {}  # images that a client had, over restarts
-        self._config, self._drawn_anew = config, drawn_anew
+        self._config, self.drawn_anew = config, drawn_anew
+
+    @property
+    def noise_drawn_by(self) -> str:
+        """As the summary has it: by secrets of the clients', or by the run's seed."""
+        return SECRET if self.drawn_anew else SEED
 
     def started(self, rounds: int, roster: Roster) -> None:
         if isinstance(self._config.privacy, ExamplePrivacyConfig):
@@ -76,7 +82,7 @@ class Spending(Observer):
     def lost(self, asked: Mapping[int, Sequence[int]]) -> bool:
         """Count a round that ended the run, in which clients were asked so often, each time with so many images;
         whether any of it counts: not in a simulation, whose next attempt is the same release."""
-        if not self._drawn_anew or not isinstance(self._config.privacy, ExamplePrivacyConfig):
+        if not self.drawn_anew or not isinstance(self._config.privacy, ExamplePrivacyConfig):
             return False
         self._count(asked, NOTHING)
         return any(asked.values())
@@ -87,7 +93,7 @@ class Spending(Observer):
         if not isinstance(privacy, ExamplePrivacyConfig):
             return
         for client in sorted(asked):
-            for examples in asked[client] if self._drawn_anew else asked[client][:1]:
+            for examples in asked[client] if self.drawn_anew else asked[client][:1]:
                 self._had(client, examples)
                 with contextlib.suppress(InputError):  # which the client's own code raises too
                     spent = self._steps(examples, privacy).spent

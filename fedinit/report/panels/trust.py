@@ -15,6 +15,7 @@ from fedinit.report.markup import Cell, Markup, behind, joined, number, table, t
 from fedinit.report.panels.panel import Panel, figure, legend, over_rounds, thinned, trace
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun, number_of
+from fedinit.runs.summary import OF_THE_SEED, SEED
 
 MOST_CLIENTS, MOST_ROUNDS = 200, 60  # of a figure of weights
 GUARDS = ("robust", "attack")
@@ -57,10 +58,14 @@ def _privacy(methods: Sequence[Method]) -> list[Markup]:
     lines = [trace(m.label, m.runs, _epsilon) for m in methods]
     rows = [[method.label, *_spent(run)] for method in methods for run in method.runs]
     headers = ["method", "seed", "protects", "ε", "δ", "noise, over the clip", "ε compares"]
+    caption = "Privacy that the run had spent at its end, or as far as it came"
+    seeded = [m.label for m in methods if any(_told(run).get("noise_drawn_by") == SEED for run in m.runs)]
+    if seeded:
+        caption += f"; of {', '.join(seeded)} {OF_THE_SEED}"
     return [
         legend([m.label for m in methods]),
         over_rounds("Privacy spent by round", lines, "ε so far", from_zero=True),
-        table(headers, rows, caption="Privacy that the run had spent at its end, or as far as it came"),
+        table(headers, rows, caption=caption),
         *(by_client for method in methods for run in method.runs for by_client in _by_client(method, run)),
     ]
 
@@ -90,11 +95,17 @@ def _epsilon(run: RecordedRun) -> np.ndarray:
     return np.array(found, dtype=np.float64)
 
 
+def _told(run: RecordedRun) -> Mapping[str, Any]:
+    """What a run says of its privacy; of one that is not done, its ledger."""
+    told = (run.summary or {}).get("privacy")
+    if isinstance(told, Mapping):
+        return told
+    return next((event for event in reversed(run.ledger) if event.get("kind") == "privacy"), {})
+
+
 def _spent(run: RecordedRun) -> list[object]:
     """The cells of a run's row."""
-    told = (run.summary or {}).get("privacy")
-    if not isinstance(told, Mapping):
-        told = next((event for event in reversed(run.ledger) if event.get("kind") == "privacy"), {})
+    told = _told(run)
     values = _epsilon(run)
     last = values[np.isfinite(values)]
     epsilon = float(last[-1]) if len(last) else number_of(told.get("epsilon"))

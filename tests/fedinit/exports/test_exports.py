@@ -349,16 +349,22 @@ def test_a_card_says_which_domains_nobody_trained_on_and_the_clients_ranks(run):
 
 def test_a_private_runs_seed_is_not_told_where_it_takes_the_noise_off(run):
     """The model of a simulated run came with the seed that gives its noise back, and with no word of its privacy."""
-    other, written = fedinit.Run(run.folder), writing._format("merged")
+
+    class Told(fedinit.Run):
+        summary: dict[str, Any] = {}  # pyright: ignore[reportIncompatibleMethodOverride]  # noqa: RUF012
+
+    other, written = Told(run.folder), writing._format("merged")
     model = Portable.of(run)
-    for secure in (False, True):
-        privacy = ClientPrivacyConfig(secure=secure)
-        other.config = dataclasses.replace(run.config, privacy=privacy)
-        told = dataclasses.replace(model, run=other)
-        assert ("seed" in told.origin()) == secure
+    other.config = dataclasses.replace(run.config, privacy=ClientPrivacyConfig())
+    spent = {"unit": "client", "epsilon": 8.0, "delta": 1e-5}
+    for drawn in ("seed", "secret", None):  # None: of a version that did not say
+        said = spent if drawn is None else {**spent, "noise_drawn_by": drawn}
+        other.summary = {**run.summary, "privacy": said}
+        told, secret = dataclasses.replace(model, run=other), drawn == "secret"
+        assert ("seed" in told.origin()) == secret
         text = card(told, written)
-        assert ("not told, `" in text) != secure and "`privacy=clients`" in text
-        assert ("for whoever knows which it hides nothing" in text) != secure
+        assert ("not told, `" in text) != secret and ("whoever has the weights finds by trying" in text) != secret
+        assert ("of clients: ε 8 at δ 1e-05" in text) == (drawn is not None)
     assert model.origin()["seed"] == run.config.seed and "privacy" not in card(model, written)
 
 

@@ -86,6 +86,20 @@ def test_privacy_that_was_spent_is_that_of_the_summary(runs, name, unit, compare
     shown = trust.panel(methods([run]))
     assert shown is not None and unit in shown.body and compares in shown.body
     assert f"{epsilon[-1]:.4g}" in shown.body and "Privacy spent by round" in shown.body
+    assert "whoever has the weights finds by trying" in shown.body
+    run.summary["privacy"]["noise_drawn_by"] = "secret"  # the control
+    secret = trust.panel(methods([run]))
+    run.summary["privacy"]["noise_drawn_by"] = "seed"
+    assert secret is not None and "finds by trying" not in secret.body
+
+
+@pytest.mark.parametrize("privacy", [(), ("privacy=examples", "privacy.noise=2")], ids=["none", "examples"])
+def test_a_private_runs_folder_has_no_pictures_of_its_clients(privacy, tmp_path):
+    """They were in its report, beside an ε."""
+    words = ("strategy=fedit", "rounds=1", "report=full", f"output_dir={tmp_path}", *privacy)
+    folder = fedinit.run(*SHORT, *words).folder
+    assert (folder / "record" / "samples").exists() == (not privacy)
+    assert ("data:image/jpeg" in (folder / "report.html").read_text(encoding="utf-8")) == (not privacy)
 
 
 def test_several_methods_are_told_apart(runs):

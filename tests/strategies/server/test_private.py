@@ -165,18 +165,19 @@ def test_the_same_words_make_the_same_bytes_unless_noise_is_secure():
 def test_runs_of_one_seed_have_no_noise_in_common():
     """Of two with other clips it could be reckoned, whoever knows the seed."""
     base = small_config("strategy=fedit", *PRIVATE)
-    seeds = {base.private_seed}
+    seeds = {base.private_seed("w"), base.private_seed("other weights, wherever their file lies")}
     for words in (
+        ["engine.precision=bf16"],
         ["privacy.clip=2"],
         ["client.lr=0.5"],
         ["privacy.noise=3", "privacy.epsilon=null"],
         ["rounds=3"],
         ["seed=7"],
     ):
-        seeds.add(small_config("strategy=fedit", *PRIVATE, *words).private_seed)
-    assert len(seeds) == 6
+        seeds.add(small_config("strategy=fedit", *PRIVATE, *words).private_seed("w"))
+    assert len(seeds) == 8
     for words in (["name=again"], ["engine.clients_per_bank=1"], ["engine=inline"], ["evaluation=none"]):
-        assert small_config("strategy=fedit", *PRIVATE, *words).private_seed == base.private_seed, words
+        assert small_config("strategy=fedit", *PRIVATE, *words).private_seed("w") == base.private_seed("w"), words
 
 
 ADAPTIVE = ("strategy=fedit", "rounds=3", "privacy.clip_quantile=0.5", *PRIVATE)
