@@ -22,8 +22,9 @@ from fedinit.norms import first_not_finite
 from fedinit.secagg import messages as secagg
 from fedinit.state import base_offset as base
 from fedinit.statistics import Request, shapes_of
+from fedinit.tensor_array import Handed, handed_of
 
-Received = Mapping[str, dict[str, Tensor]]  # {record: {name: tensor}}
+Received = Mapping[str, dict[str, Tensor]]  # {record: {name: tensor}}, which may be others' too: nobody changes it
 
 ORTHONORMAL = 1e-3  # how far an entry of QᵀQ may be from the identity's; float32 leaves 1e-6
 RECORDS = {wire.CONFIG, wire.STATE, wire.ASKED, base.RECORD, secagg.RECORD}
@@ -35,7 +36,8 @@ class Guard:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._passed: dict[str, dict[str, Tensor]] = {}  # by record, what was let in last
+        # By record, what was let in last; and what it came as, where that was handed over in this process.
+        self._passed: dict[str, tuple[dict[str, Tensor], Handed | None]] = {}
 
     def check(self, message: Message) -> Received:
         """The tensors of the message, by record and name.
@@ -55,14 +57,19 @@ class Guard:
 
     def _received(self, message: Message, record: str, look: Callable[[str, Tensor, Site], None]) -> dict[str, Tensor]:
         """The tensors of a record, all values finite, each of a name and a shape that `look` lets in."""
+        content = message.content.get(record)
+        handed = handed_of(content) if isinstance(content, ArrayRecord) else None
+        last, came_as = self._passed.get(record, ({}, None))
+        if handed is not None and handed is came_as and handed.tensors:  # which looks whether they are as they were
+            return last
         tensors = _decoded(message, record)
-        if wire.are_same(tensors, self._passed.get(record, {})):
+        if wire.are_same(tensors, last):
             return tensors
         if (name := first_not_finite(tensors)) is not None:
             raise Refused(f"the server sent {name} with NaN or infinity")
         for name, array in tensors.items():
             look(name, array, self._site)
-        self._passed[record] = dict(tensors)
+        self._passed[record] = tensors, handed
         return tensors
 
 

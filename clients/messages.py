@@ -15,8 +15,9 @@ from torch import Tensor
 from clients import budget, guard, secagg
 from clients.guard import Guard, Received
 from clients.limits import Keeper
-from clients.replies import HELD, description, held, projection, refusal
+from clients.replies import description, projection, refusal
 from clients.site import Site
+from clients.starts import Starts, of_last_accepted
 from clients.state import rounds
 from clients.state.base_offset import Bases
 from clients.task import ClientFailed, SlotChoice, Task
@@ -31,7 +32,6 @@ from fedinit.secagg.messages import QUERY
 from fedinit.state import digest
 from fedinit.state.base_offset import EMPTY, RECORD
 from fedinit.statistics import Request
-from fedinit.transforms.personal import with_personal
 
 # Message types, and the stage at which a message of this type may fail before there is a task.
 STAGES = {
@@ -56,16 +56,6 @@ class Decoded:
     reply: Message | None = None
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a client starts from: tensors by wire name, their digest, and the factors and head that they are."""
-
-    tensors: Mapping[str, Tensor]
-    digest: str
-    layers: Mapping[str, Factors]
-    head: Mapping[str, Tensor]
-
-
 class Decoder:
     """Reads messages for the clients of a site."""
 
@@ -74,9 +64,7 @@ class Decoder:
         deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
         of an error is a code and what the server knows."""
         self.site, self.bases, self.deployed = site, bases, deployed
-        self._guard, self._last_start = Guard(site), Start({}, digest.of_tensors({}), {}, {})
-        self._needed = frozenset(f"{layer}/{part}" for layer in site.targets for part in ("A", "B"))
-        self._factors = frozenset(f"{layer}/{part}" for layer in site.targets for part in PARTS)
+        self._guard, self._starts = Guard(site), Starts(site)
 
     def decode(self, message: Message, context: Context) -> Decoded:
         """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too.
@@ -116,7 +104,7 @@ class Decoder:
         trainable, round = wire.words(config, "trainable"), wire.value(config, "round", int)
         if not set(trainable) <= {*PARTS, BLOCK_SCALES} or round < 1:
             raise Refused(f"the server asked to train {trainable} in round {round}")
-        own_factors = _own_factors(message, context) if config["own-factors"] else None
+        own_factors = of_last_accepted(message, context) if config["own-factors"] else None
         if own_factors is not None:
             apart = {name: difference(adapter[name], own_factors[name]) for name in adapter}
             drift, drift_product = distance(own_factors, adapter), sum(norm(o) ** 2 for o in apart.values()) ** 0.5
@@ -249,19 +237,6 @@ class Decoder:
         strict = keeper is not None and keeper.limits.require_secure_aggregation and base != EMPTY
         return digest.of_tensors(self.bases.known[base]) + start if strict else start
 
-    def _read(self, tensors: Mapping[str, Tensor], meant: str) -> Start:
-        """The start that these tensors are. Of the same ones as before it is the same: a round's clients in one process
-        start from these. meant: its digest, as the server has it. Raises LookupError where it has another."""
-        start = self._last_start
-        known = wire.are_same(tensors, start.tensors)
-        if (start.digest if known else digest.of_tensors(tensors)) != meant:
-            raise LookupError("the start that this client put together is not the one the server made")
-        if not known:
-            layers, head = wire.from_tensors(tensors)
-            ordered = {layer: layers[layer] for layer in self.site.targets}
-            self._last_start = start = Start(tensors, meant, ordered, head)
-        return start
-
     def _check_own(self, context: Context) -> None:
         """Raise Refused for a message about factors that this client keeps to itself, where updates are masked: its
         score and its statistics are not, and no method of sums leaves a client any."""
@@ -272,28 +247,11 @@ class Decoder:
     def _start(
         self, message: Message, received: Received, context: Context
     ) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-        """The adapter and head that the message is about: what was sent, and what this client holds already.
-
-        What was sent of the parts that the message tells to keep is held from here on.
-        Raises LookupError where that is not the start that the server made.
-        """
-        config, tensors, known = wire.config(message), received[wire.STATE], held(context)
+        """The adapter and head that the message is about (`Starts.of`)."""
+        config = wire.config(message)
         if wire.words(config, "personal") or config.get("own-factors", False):
             self._check_own(context)
-        retained = {f"/{part}" for part in wire.words(config, "keep")}
-        kept = {
-            name: value for name, value in tensors.items() if name[-2:] in retained and not name.startswith(wire.HEAD)
-        }
-        if kept:  # what it held stays the very arrays that they were, which clients of one process share
-            before = wire.record(context.state, HELD, ArrayRecord) if HELD in context.state else {}
-            context.state[HELD] = ArrayRecord({**before, **wire.encode(kept)})
-        complete = known | tensors
-        absent = sorted(self._needed - complete.keys())
-        if absent:
-            raise LookupError(f"factor {absent[0]} was neither sent nor is held by this client")
-        tensors = {k: v for k, v in complete.items() if k in self._factors or k.startswith(wire.HEAD)}
-        start = self._read(tensors, str(config["start-digest"]))
-        return _with_personal(dict(start.layers), message, context), dict(start.head)
+        return self._starts.of(message, received[wire.STATE], context)
 
     def _place(self, message: Message, context: Context) -> Task | None:
         """The place in a bank of a client whose task could not be made; None when not even that is known of it.
@@ -322,17 +280,6 @@ def _slot_choice(message: Message) -> SlotChoice | None:
         return None
     budget, probe = (wire.value(config, key, int) for key in ("slots", "probe"))
     return SlotChoice(budget, wire.value(config, "choice", str), probe)
-
-
-def _with_personal(layers: dict[str, Factors], message: Message, context: Context) -> dict[str, Factors]:
-    """The factors with the ones this client keeps to itself in their place, once it has any."""
-    personal = wire.words(wire.config(message), "personal")
-    return with_personal(layers, _own_factors(message, context), personal) if personal else layers
-
-
-def _own_factors(message: Message, context: Context) -> dict[str, Factors] | None:
-    """What this client ended the round of its last accepted update with; None where it has nothing of its own."""
-    return rounds.own_factors(context, rounds.accepted(message))
 
 
 def _step_scales(

@@ -114,7 +114,7 @@ def update(site: Site, task: Task, answers: Sequence[Answer], message: Message, 
         **task.notes,
     }
     chain = [*transforms.UPDATES, *transforms.clips_of(site.config.privacy, _clip(site, message))]
-    return _sent(chain, task, Payload(trained, result.chosen), MetricRecord(metrics))
+    return _sent(chain, task, Payload(trained, result.chosen), wire.numbers(metrics))
 
 
 def _masked(

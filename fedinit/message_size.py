@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedinit.tensor_array import TensorArray, length
+from fedinit.tensor_array import Format, TensorArray, facts, handed_of, length
 
 SIGNED, UNSIGNED, SHAPE = (-(2**63), 2**63), (0, 2**64), (-(2**31), 2**31)  # of sint64, uint64 and int32
 NUMBERS, SETTINGS = (float, int), (bool, int, float, str, bytes)  # that a record's values may be, or lists of them
 PLAIN = frozenset((bool, int, float))
-SHORT = 256  # characters of a text that is remembered
+SHORT, FEW = 256, 16  # characters of a text, and texts of a list, that are remembered
 LIST_TAG = 2  # bytes of the tags of lists, whose fields have numbers over 15
 
 
@@ -28,6 +28,8 @@ def of(content: RecordDict) -> int:
 
 def _record(record: object) -> int:
     if isinstance(record, ArrayRecord):
+        if (handed := handed_of(record)) is not None:
+            return _handed(handed.format)
         return sum(
             _usual(key, a.format)
             if isinstance(a, TensorArray)
@@ -48,6 +50,12 @@ def _array(key: str, dtype: str, shape: tuple[int, ...], stype: str, bytes_: int
     return _part(_text(key) + _part(sum(map(_given, (_utf8(dtype), packed, _utf8(stype), bytes_)))))
 
 
+@functools.lru_cache(maxsize=256)
+def _handed(format: Format) -> int:
+    """Of tensors that are handed over: those of a run are of a few kinds."""
+    return sum(_usual(name, facts(dtype, shape)["format"]) for name, dtype, shape in format)
+
+
 @functools.lru_cache(maxsize=4096)
 def _usual(key: str, format: tuple[str, tuple[int, ...], str, int]) -> int:
     """Of an array of this process: those of a run are of a few formats."""
@@ -57,13 +65,21 @@ def _usual(key: str, format: tuple[str, tuple[int, ...], str, int]) -> int:
 def _entry(key: str, value: object, kinds: Sequence[type]) -> int:
     """Of a value with its name. kinds: as for `_value`."""
     kind = type(value)
-    if len(key) > SHORT or not (kind in PLAIN or (isinstance(value, str) and len(value) <= SHORT)):
-        return _named(key, value, kinds)
-    return _short(key, 0.0 if kind is float else value, kinds)  # real numbers are all of one size
+    if len(key) <= SHORT:
+        if kind in PLAIN or (isinstance(value, str) and len(value) <= SHORT):
+            return _short(key, 0.0 if kind is float else value, kinds)  # real numbers are all of one size
+        if isinstance(value, list) and len(value) <= FEW and all(type(v) is str and len(v) <= SHORT for v in value):
+            return _few(key, tuple(value), kinds)
+    return _named(key, value, kinds)
 
 
 def _named(key: str, value: object, kinds: Sequence[type]) -> int:
     return _part(_text(key) + _part(_value(value, kinds)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _few(key: str, values: tuple[str, ...], kinds: Sequence[type]) -> int:
+    return _named(key, list(values), kinds)
 
 
 _short = functools.lru_cache(maxsize=4096, typed=True)(_named)  # most are the same in all messages of a round

@@ -17,8 +17,9 @@ def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
         return {}
     # As torch's own clip_grad_norm_ does.
     found = torch._foreach_norm(list(tensors.values()))  # pyright: ignore[reportPrivateImportUsage]
-    several = len({norm.dtype for norm in found}) > 1
-    return dict(zip(tensors, torch.stack([n.double() for n in found] if several else found).tolist(), strict=True))
+    if all(norm.is_cpu for norm in found):
+        return dict(zip(tensors, map(float, found), strict=True))
+    return dict(zip(tensors, torch.stack([norm.double() for norm in found]).tolist(), strict=True))  # waits once
 
 
 def first_not_finite(tensors: Mapping[str, Tensor], known: Mapping[str, float] | None = None) -> str | None:

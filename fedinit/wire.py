@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -26,7 +25,7 @@ from fedinit.factors import Factors
 from fedinit.state import digest
 from fedinit.state.checkpoint import State
 from fedinit.state.start import StartState
-from fedinit.tensor_array import DTYPES, NUMPY, TensorArray, header, length, made
+from fedinit.tensor_array import DTYPES, NUMPY, Handed, TensorArray, handed_of, handed_over, header, made
 
 STATE = "state"  # the ArrayRecord of factors and head, in both directions
 CONFIG = "config"  # the ConfigRecord that goes down
@@ -38,27 +37,6 @@ MERGE = "merge/"
 
 Wanted = TypeVar("Wanted")
 Record = TypeVar("Record", bound=ArrayRecord | ConfigRecord | MetricRecord | RecordDict)
-
-
-Formats = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # {name: (shape, dtype)}
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What a reply may hold at the most, in bytes: `values` of arrays with their headers, `rest` of names, numbers and
-    whatever else."""
-
-    values: int = 0
-    rest: int = 2**16
-
-    @staticmethod
-    def of(formats: Formats) -> Limit:
-        """Of a reply with tensors of these formats, and a page of numbers."""
-        values = sum(math.prod(shape) * dtype.itemsize + 256 for shape, dtype in formats.values())
-        return Limit(values, 2**16 + 1024 * len(formats))
-
-    def __str__(self) -> str:
-        return f"{self.values} and {self.rest}"
 
 
 class RecordMissing(LookupError):
@@ -82,16 +60,21 @@ def metrics(message: Message) -> MetricRecord:
 
 def record(content: RecordDict, name: str, kind: type[Wanted]) -> Wanted:
     """The record of this name and kind. Raises RecordMissing where there is none, or one of another kind."""
-    stored = content.get(name)
+    stored = _data(content).get(name)  # as its own `get`, which is asked dozens of times a message
     if not isinstance(stored, kind):
         there = "none" if stored is None else type(stored).__name__
         raise RecordMissing(f"there is no {kind.__name__} {name!r} (there is {there})")
     return stored
 
 
+def settings(values: ConfigRecord | MetricRecord) -> dict[str, Any]:
+    """All of a record's values, of whatever kinds they are."""
+    return dict(_data(values))
+
+
 def value(values: ConfigRecord | MetricRecord, key: str, kind: type[Wanted]) -> Wanted:
     """A record's value, of this type. Raises KeyError for a key that is missing, TypeError for another type."""
-    stored = values[key]
+    stored = _data(values)[key]
     if not isinstance(stored, kind):
         raise TypeError(f"{key} is {stored!r}, expected {kind.__name__}")
     return stored
@@ -156,24 +139,22 @@ def start_from_tensors(tensors: Mapping[str, Tensor]) -> StartState:
 def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Named tensors as numpy arrays on the wire; dtypes and order are kept. Bytes are written when they are read, which
     they are on the way to another process: until then nobody may change the tensors."""
-    return _record({name: TensorArray(value) for name, value in tensors.items()})
+    return handed_over(Handed(tensors))
 
 
 class Encoder:
-    """`encode` for several messages, to clients most of which are sent the same: a tensor that is in many of them is
-    one array of theirs together."""
+    """`encode` for several messages, to clients most of which are sent the same: what the very same mapping holds is
+    looked at once."""
 
     def __init__(self) -> None:
-        self._made: dict[int, tuple[Tensor, Array]] = {}  # by identity; the tensor too, so that no other gets it
+        # By identity; the mapping too, so that no other gets it.
+        self._made: dict[int, tuple[Mapping[str, Tensor], Handed]] = {}
 
     def encode(self, tensors: Mapping[str, Tensor]) -> ArrayRecord:
         """As the function of this name."""
-        return _record({name: self._array(tensor) for name, tensor in tensors.items()})
-
-    def _array(self, tensor: Tensor) -> Array:
-        if id(tensor) not in self._made:
-            self._made[id(tensor)] = tensor, TensorArray(tensor)
-        return self._made[id(tensor)][1]
+        if id(tensors) not in self._made:
+            self._made[id(tensors)] = tensors, Handed(tensors)
+        return handed_over(self._made[id(tensors)][1])
 
 
 def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
@@ -181,11 +162,23 @@ def _record(arrays: Mapping[str, Array]) -> ArrayRecord:
     return _filled(ArrayRecord(), arrays)
 
 
+def _data(record: ArrayRecord | ConfigRecord | MetricRecord | RecordDict) -> Any:
+    """What Flower keeps a record's values in."""
+    return record.__dict__["_data"]
+
+
 def _filled(record: Record, values: Mapping[str, Any]) -> Record:
     """The new record with these values, which are known to be what it takes: Flower looks at every key and at every
     element of every list, for all messages of a round anew."""
-    record.__dict__["_data"].update(values)
+    _data(record).update(values)
     return record
+
+
+def numbers(values: Mapping[str, int | float]) -> MetricRecord:
+    """A new record of these. Flower's own takes as long for six numbers as for a message."""
+    if all(type(value) in (int, float) for value in values.values()):
+        return _filled(MetricRecord(), values)
+    return MetricRecord(dict(values))
 
 
 def of_records(records: Mapping[str, ArrayRecord | ConfigRecord | MetricRecord]) -> RecordDict:
@@ -199,30 +192,6 @@ def extended(common: ConfigRecord, own: Mapping[str, str | int]) -> ConfigRecord
     return _filled(_filled(ConfigRecord(), common), own)
 
 
-def excess(content: RecordDict, limit: Limit) -> str:
-    """Why the records are more than a limit allows; empty where they are not. Looks at lengths and at no value, and no
-    further than to the limit."""
-    values = rest = 0
-    for name, record in content.items():
-        for key, entry in record.items():
-            if isinstance(entry, Array):
-                values += length(entry)
-                rest += len(entry.dtype) + len(entry.stype) + 8 * len(entry.shape)
-            else:
-                rest += _length(entry, limit.rest)
-            rest += len(name) + len(key) + 16
-            if values > limit.values or rest > limit.rest:
-                return f"more than {values} bytes of arrays and {rest} of other things, {limit} may come"
-    return ""
-
-
-def _length(entry: object, most: int) -> int:
-    """Bytes of a record's value, or of what is too much of it."""
-    if isinstance(entry, list):
-        return 8 * len(entry) if 8 * len(entry) > most else sum(_length(value, most) for value in entry)
-    return 8 + (len(entry) if isinstance(entry, (str, bytes)) else 0)
-
-
 def decode(record: ArrayRecord) -> dict[str, Tensor]:
     """The inverse of `encode`. The tensors own their memory, or are those that this process encoded, which nobody
     changes.
@@ -230,6 +199,8 @@ def decode(record: ArrayRecord) -> dict[str, Tensor]:
     Nothing is made of bytes that are not what their array declares: a shape of the bytes' own would be past whoever
     judged the declared one, and might ask for any amount of memory. Raises ValueError, naming the tensor.
     """
+    if (handed := handed_of(record)) is not None:
+        return dict(handed.tensors)
     return {name: _tensor(name, array) for name, array in record.items()}
 
 
@@ -271,7 +242,9 @@ def clone(content: RecordDict) -> RecordDict:
     copies: dict[str, Any] = {}
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
-            copies[key] = _record({name: _alike(array) for name, array in record.items()})
+            handed = handed_of(record)
+            alike = handed_over(handed) if handed else _record({n: _alike(array) for n, array in record.items()})
+            copies[key] = alike
             continue
         values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
         copies[key] = _filled(type(record)(), values)

@@ -13,6 +13,8 @@ class Personal(UpdateTransform):
     """Takes the factors of `task.personal` out of the reply. The server does not expect them back."""
 
     def on_client(self, task: Task, result: Payload) -> Payload:
+        if not task.personal:
+            return result
         held_back = {f"{layer}/{part}" for layer in task.adapter for part in task.personal}
         return dataclasses.replace(result, tensors={n: v for n, v in result.tensors.items() if n not in held_back})
 

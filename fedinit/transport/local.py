@@ -6,7 +6,7 @@ node has a Context of its own, whose `state` lasts for the run.
 
 from __future__ import annotations
 
-import uuid
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol, overload, runtime_checkable
@@ -131,6 +131,7 @@ class LocalGrid(Grid):
         self._handler, self._strict = handler, strict
         self._run = Run.create_empty(1)
         self._replies: dict[str, Message] = {}
+        self._ids = map(str, itertools.count(1))  # of messages, none of which outlives this grid
         self._shared = wire.Shared()
         self._met: dict[int, None] = {}  # the nodes that were sent something, which alone can hold anything
         self.contexts = Contexts(num_nodes, run_config or {})
@@ -213,7 +214,7 @@ class LocalGrid(Grid):
     def _delivered(self, message: Message) -> tuple[Message, Context]:
         """What a node gets of a message, and its Context."""
         # Flower's own grids set the id the same way; Metadata has no setter for it.
-        message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        message.metadata.__dict__["_message_id"] = next(self._ids)
         inbox = make_message(message.metadata, self._carry(message.content))
         self._met[message.metadata.dst_node_id] = None
         return inbox, self.contexts[message.metadata.dst_node_id]
@@ -223,7 +224,7 @@ class LocalGrid(Grid):
         self._shared.put(context.state)
         if reply.has_content():
             reply.content = self._carry(reply.content)
-        reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        reply.metadata.__dict__["_message_id"] = next(self._ids)
         return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

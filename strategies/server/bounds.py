@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from fedinit import wire
+from fedinit.message_limit import Formats
 from fedinit.norms import norms
+from fedinit.tensor_array import Format
 
 PAIRS = (("/A", "/B"), ("/b", "/d"))  # of which one could grow as the other shrinks, and their product be the same
 
@@ -21,13 +23,15 @@ class Bounds:
     starts: {name: ‖X‖} of all that was sent.
     sizes: {name: (least, most)} that ‖X‖ of a tensor that comes back may be.
     products: {layer: (most that ‖B A‖ may be whatever it started at, names of the tensors that it is made of)}.
+    fitting: formats of tensors handed over in this process that were looked through, and are right.
     """
 
-    formats: wire.Formats
+    formats: Formats
     numbers: int
     starts: Mapping[str, float]
     sizes: Mapping[str, tuple[float, float]]
     products: Mapping[str, tuple[float, tuple[str, ...]]]
+    fitting: set[Format] = field(default_factory=set, compare=False)
 
     @staticmethod
     def of(

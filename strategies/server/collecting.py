@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from flwr.app import Message
 
-from fedinit import wire
 from fedinit.errors import Code, RunFailed
 from fedinit.runs.observer import ClientReport
 from fedinit.said import first_ten
@@ -19,7 +17,7 @@ from strategies.aggregator import Update
 from strategies.server import requests
 from strategies.server.bounds import KnownBounds
 from strategies.server.exchange import SAY_SECONDS, Exchange
-from strategies.server.gate import Expected
+from strategies.server.gate import Accepted, Expected
 from strategies.server.method import Method
 from strategies.server.placing import beside_clients
 from strategies.server.replies import Refusal, match_replies
@@ -143,7 +141,7 @@ def admit(
     exchange: Exchange,
     replies: Iterable[Message],
     expected: Mapping[int, Expected],
-    kept: Callable[[Update], Update] = lambda update: update,
+    kept: Callable[[Accepted], Update] = lambda accepted: accepted.update,
 ) -> Admitted:
     """The replies that become updates; a client that did not answer is among the refusals.
 
@@ -152,8 +150,8 @@ def admit(
     known = KnownBounds()
 
     def judge(reply: Message, wanted: Expected) -> tuple[Update, ClientReport] | Refusal:
-        update = method.gate.admit(reply, wanted, method.transforms, known)
-        return update if isinstance(update, Refusal) else (kept(update), _report(update, wire.metrics(reply)))
+        judged = method.gate.admit(reply, wanted, method.transforms, known)
+        return judged if isinstance(judged, Refusal) else (kept(judged), _report(judged))
 
     pairs, refusals = match_replies(replies, expected, exchange.client_of, judge)
     return Admitted([update for update, _ in pairs.values()], [report for _, report in pairs.values()], refusals)
@@ -225,11 +223,12 @@ def _others(
     return chosen
 
 
-def _report(update: Update, metrics: Mapping[str, Any]) -> ClientReport:
+def _report(accepted: Accepted) -> ClientReport:
     """What a client says of its training; without the gate a number may be missing."""
+    metrics = accepted.metrics
     return ClientReport(
-        client=update.client,
-        examples=update.examples,
+        client=accepted.client,
+        examples=accepted.examples,
         steps=int(metrics.get("steps", 0)),
         loss=float(metrics["loss"]) if "loss" in metrics else None,
         drift_factors=float(metrics.get("drift-factors", 0.0)),

@@ -19,7 +19,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedinit.wire import Limit
+from fedinit.message_limit import Limit
 from strategies.server.pulling import Pulled, unreadable
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fedinit import wire
 from fedinit.errors import Code, RunFailed
+from fedinit.message_limit import Limit, excess
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.server.claims import Claims, sorted_out
@@ -29,7 +30,7 @@ from strategies.server.replies import Asked, Refusal, match_replies
 Emit = Callable[[str, Mapping[str, object]], None]
 SAY_SECONDS = 10.0  # between two words of what a run waits for
 SLOW_SECONDS = 2.0  # that nodes take to say who they are before it is said that they are waited for
-INTRODUCTION = wire.Limit(rest=2**20)  # of what a node says of itself: names of classes, digests of what it holds
+INTRODUCTION = Limit(rest=2**20)  # of what a node says of itself: names of classes, digests of what it holds
 NOBODY: Mapping[int, Asked] = MappingProxyType({})
 
 
@@ -246,7 +247,7 @@ class Exchange:
         if not reply.has_content():
             return reply
         wanted = asked.get(reply.metadata.src_node_id)
-        if wanted and wanted.limit and (why := wire.excess(reply.content, wanted.limit)):
+        if wanted and wanted.limit and (why := excess(reply.content, wanted.limit)):
             return make_message(reply.metadata, None, Error(Code.too_large, why))
         try:
             self.bytes_up += wire.nbytes([reply.content])

@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 
 from fedinit import wire
 from fedinit.errors import RunFailed
+from fedinit.factors import Factors, norm
+from fedinit.message_limit import Formats
 from fedinit.norms import first_not_finite
 from fedinit.said import said
 from fedinit.scores import MAX_EXAMPLES
+from fedinit.tensor_array import handed_of
+from strategies.server.bounds import Bounds
 from strategies.server.replies import Asked
 
 # What a client says of its training, each a whole or a real number in an interval. A loss and a distance are not
@@ -31,9 +35,7 @@ METRICS: Mapping[str, tuple[type, float, float]] = {
 }
 
 
-def fault_of_format(
-    values: Mapping[str, Array] | Mapping[str, Tensor], formats: wire.Formats
-) -> tuple[str, str] | None:
+def fault_of_format(values: Mapping[str, Array] | Mapping[str, Tensor], formats: Formats) -> tuple[str, str] | None:
     """(code, detail) of the first thing that is wrong with named arrays, by what they declare, or with tensors."""
     if values.keys() != formats.keys():
         odd = sorted(values.keys() ^ formats.keys())
@@ -47,8 +49,19 @@ def fault_of_format(
     return None
 
 
+def fault_of_declared(arrays: ArrayRecord, bounds: Bounds) -> tuple[str, str] | None:
+    """`fault_of_format` of what an update declares; of tensors of this process once for all of the same format."""
+    handed = handed_of(arrays)
+    if handed is not None and handed.format in bounds.fitting:
+        return None
+    odd = fault_of_format(arrays, bounds.formats)
+    if odd is None and handed is not None:
+        bounds.fitting.add(handed.format)
+    return odd
+
+
 def fault_of_sums(
-    tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor], formats: wire.Formats, metrics: Mapping[str, Any]
+    tensors: Mapping[str, Tensor], sent: Mapping[str, Tensor], formats: Formats, metrics: Mapping[str, Any]
 ) -> tuple[str, str] | None:
     """(code, detail) of what no sum over clients can be made of, which is all that is judged where the gate is off.
 
@@ -77,7 +90,7 @@ def refuse_unsummable(
     asked: Asked,
     tensors: Mapping[str, Tensor],
     sent: Mapping[str, Tensor],
-    formats: wire.Formats,
+    formats: Formats,
     metrics: Mapping[str, Any],
 ) -> None:
     """Raise RunFailed for an update, of a client that was asked for it, that no sum can be made of: where the gate is
@@ -92,6 +105,43 @@ def fault_of_values(tensors: Mapping[str, Tensor], sizes: Mapping[str, float] | 
     """(code, detail) of NaN or infinity. sizes: the tensors' norms, where they are known."""
     odd = first_not_finite(tensors, sizes)
     return None if odd is None else ("not_finite", f"{odd} holds NaN or infinity")
+
+
+def fault_of_norms(sizes: Mapping[str, float], bounds: Bounds) -> tuple[str, str] | None:
+    """(code, detail) of the first tensor whose norm no update may have. sizes: {name: ‖X‖} of what came back."""
+    for name, size in sizes.items():
+        low, high = bounds.sizes[name]
+        if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
+            code, start = "head_norm" if name.startswith(wire.HEAD) else "factor_norm", bounds.starts[name]
+            return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
+    return None
+
+
+def fault_of_products(
+    tensors: Mapping[str, Tensor],
+    sizes: Mapping[str, float],
+    sent: Mapping[str, Tensor],
+    bounds: Bounds,
+    ratio: float,
+) -> tuple[str, str] | None:
+    """(code, detail) of the first layer whose product has a norm that no update's may have. tensors: of the whole
+    update. sizes: {name: ‖X‖} of what came back. sent: the start. ratio: the gate's, of the two norms."""
+    for name, (high, parts) in bounds.products.items():
+        # ‖B A‖ ≤ ‖B‖ ‖A‖, which is nearly always enough and costs no matrix product.
+        most = 1.0
+        for key in parts:
+            most *= sizes[key] if key in sizes else bounds.starts[key]
+        if most <= high:
+            continue
+        size = norm(_of_layer(tensors, name))
+        if not size <= high and not size <= ratio * norm(_of_layer(sent, name)):
+            return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
+    return None
+
+
+def _of_layer(tensors: Mapping[str, Tensor], layer: str) -> Factors:
+    of_layer = {name: value for name, value in tensors.items() if name.rpartition("/")[0] == layer}
+    return wire.from_tensors(of_layer)[0][layer]
 
 
 def fault_of_distance(

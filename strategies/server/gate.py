@@ -27,9 +27,12 @@ from strategies.server.bounds import Bounds, KnownBounds
 from strategies.server.faults import (
     fault_of_claim,
     fault_of_counts,
+    fault_of_declared,
     fault_of_distance,
     fault_of_format,
     fault_of_metrics,
+    fault_of_norms,
+    fault_of_products,
     fault_of_round,
     fault_of_training,
     fault_of_values,
@@ -61,6 +64,26 @@ class Expected(Asked):
     examples: int | None = None
     steps: int | None = None
     clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """What a reply comes to that is let in.
+
+    client, examples: as of an Update. tensors: by wire name, those that the client did not train as it was sent them.
+    metrics: what it says of its training.
+    """
+
+    client: int
+    examples: int
+    tensors: Mapping[str, Tensor]
+    metrics: Mapping[str, Any]
+
+    @property
+    def update(self) -> Update:
+        """The same as factors and a head."""
+        layers, head = wire.from_tensors(self.tensors)
+        return Update(client=self.client, examples=self.examples, layers=layers, head=head)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +174,8 @@ class Gate:
         expected: Expected,
         transforms: Sequence[UpdateTransform] = UPDATES,
         known: KnownBounds | None = None,
-    ) -> Update | Refusal:
-        """The reply as an Update, completed by what the client did not train, or the reason it is refused.
+    ) -> Accepted | Refusal:
+        """What the reply comes to, or the reason it is refused.
 
         transforms: what was done to the update on its way out, in that order; undone before its tensors are judged.
         known: the bounds of a round's starts, kept for all clients. Raises RunFailed as `refuse_unsummable` does.
@@ -166,16 +189,16 @@ class Gate:
         sent, trained = expected.sent, expected.trained
         bounds = (known or KnownBounds()).of(sent, trained, lambda: self.bounds(sent, trained))
         try:
-            arrays, metrics = wire.arrays(reply), dict[str, Any](wire.metrics(reply))
+            arrays, metrics = wire.arrays(reply), wire.settings(wire.metrics(reply))
             examples, round = metrics["num-examples"], metrics["round"]
             # Before a byte is decoded; of chosen slots it is the transform that knows the shapes.
-            if self.enabled and expected.slots is None and (odd := fault_of_format(arrays, bounds.formats)):
+            if self.enabled and expected.slots is None and (odd := fault_of_declared(arrays, bounds)):
                 return refuse(*odd)
-            tensors: Mapping[str, Tensor] = wire.decode(arrays)
+            decoded: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
             return refuse("missing_record", f"{type(error).__name__}: {error}")
         try:
-            tensors = receive(transforms, expected, tensors)
+            tensors = receive(transforms, expected, decoded)
         except Malformed as error:
             return refuse(error.code, error.detail)
         except Exception as error:  # noqa: BLE001 (the tensors are not validated yet)
@@ -186,10 +209,10 @@ class Gate:
             ):
                 return refuse(*odd)
             refuse_unsummable(expected, tensors, sent, bounds.formats, metrics)
-            layers, head = wire.from_tensors({**sent, **tensors})
-            return Update(client=expected.client, examples=examples, layers=layers, head=head)
+            return Accepted(expected.client, examples, {**sent, **tensors}, metrics)
+        looked_at = tensors is decoded and expected.slots is None  # as arrays, which are decoded to what they declare
         fault = (
-            fault_of_format(tensors, bounds.formats)
+            (None if looked_at else fault_of_format(tensors, bounds.formats))
             or fault_of_values(tensors, sizes := norms(tensors))
             or fault_of_counts(examples, round, expected.round)
             or fault_of_claim(examples, expected.examples)
@@ -197,41 +220,14 @@ class Gate:
             or fault_of_metrics(metrics, self.private)
             or fault_of_work(metrics, expected.steps, bounds.numbers)
             or fault_of_distance(tensors, sent, expected.clip)
-            or _fault_of_norms(sizes, bounds)
+            or fault_of_norms(sizes, bounds)
         )
         if fault is not None:
             return refuse(*fault)
-        layers, head = wire.from_tensors({**sent, **tensors})
-        if fault := self._fault_of_products(layers, sizes, expected, bounds):
+        whole = {**sent, **tensors}
+        if fault := fault_of_products(whole, sizes, sent, bounds, self.max_product_ratio):
             return refuse(*fault)
-        return Update(client=expected.client, examples=examples, layers=layers, head=head)
-
-    def _fault_of_products(
-        self, layers: Mapping[str, Factors], sizes: Mapping[str, float], expected: Expected, bounds: Bounds
-    ) -> tuple[str, str] | None:
-        for name, (high, parts) in bounds.products.items():
-            # ‖B A‖ ≤ ‖B‖ ‖A‖, which is nearly always enough and costs no matrix product.
-            if math.prod(sizes[key] if key in sizes else bounds.starts[key] for key in parts) <= high:
-                continue
-            size = norm(layers[name])
-            if not size <= high and not size <= self.max_product_ratio * norm(self._start(expected, name)):
-                return "product_norm", f"{name} has a product of norm {size:.3g}, expected {high:.3g} or less"
-        return None
-
-    @staticmethod
-    def _start(expected: Expected, layer: str) -> Factors:
-        of_layer = {name: value for name, value in expected.sent.items() if name.rpartition("/")[0] == layer}
-        return wire.from_tensors(of_layer)[0][layer]
-
-
-def _fault_of_norms(sizes: Mapping[str, float], bounds: Bounds) -> tuple[str, str] | None:
-    """sizes: {name: ‖X‖} of what came back."""
-    for name, size in sizes.items():
-        low, high = bounds.sizes[name]
-        if not low <= size <= high:  # NaN, of a norm that overflowed, is in no interval
-            code, start = "head_norm" if name.startswith(wire.HEAD) else "factor_norm", bounds.starts[name]
-            return code, f"{name} has norm {size:.3g}, expected {low:.3g} to {high:.3g} (it started at {start:.3g})"
-    return None
+        return Accepted(expected.client, examples, whole, metrics)
 
 
 def admit_images(

@@ -28,7 +28,7 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 from fedinit.errors import Code
-from fedinit.wire import Limit
+from fedinit.message_limit import Limit
 
 if TYPE_CHECKING:
     from flwr.superlink.grid.http_grid import HttpGrid

@@ -14,6 +14,7 @@ from flwr.app import Message
 
 from fedinit import wire
 from fedinit.errors import Code
+from fedinit.message_limit import Limit
 from fedinit.said import said
 
 Judged = TypeVar("Judged")
@@ -51,7 +52,7 @@ class Asked:
     round: int
     run: int | None = field(default=None, kw_only=True)
     message: Message | None = field(default=None, kw_only=True)
-    limit: wire.Limit | None = field(default=None, kw_only=True)
+    limit: Limit | None = field(default=None, kw_only=True)
 
 
 Waiting = TypeVar("Waiting", bound=Asked)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.factors import at_most_full
+from fedinit.message_limit import Limit
 from fedinit.state import base_offset, digest
 from fedinit.statistics import Request, create_statistics, wire_format
 from strategies.aggregator import Aggregate
@@ -58,7 +59,7 @@ def for_training(
             by_client[client] |= {"slots": budget, "choice": method.aggregator.choice, "probe": method.aggregator.probe}
     state, messages = _messages(state, exchange, "train", starts, returned, settings, by_client)
     whole = None if method.client is None else replace(method.client, max_steps=None)  # epochs, which bound the steps
-    limits: dict[tuple[int, int], wire.Limit] = {}  # by the start's identity, and how many slots
+    limits: dict[tuple[int, int], Limit] = {}  # by the start's identity, and how many slots
     expected = {}
     for (client, start), message in zip(starts.items(), messages, strict=True):
         examples, about = state.roster.examples.get(client), (id(start), budgets.get(client, 0))
@@ -95,7 +96,7 @@ def for_evaluation(
     starts: dict[int, Mapping[str, Tensor]] = dict.fromkeys(clients, tensors)
     by_client = dict.fromkeys(clients, {"start-digest": digest.of_tensors(tensors)})
     state, messages = _messages(state, exchange, "evaluate", starts, frozenset(tensors), settings, by_client)
-    rows = wire.Limit(rest=2**16 + 64 * len(state.roster.domain_names))
+    rows = Limit(rest=2**16 + 64 * len(state.roster.domain_names))
     return state, messages, asked(exchange, clients, messages, state.round, rows)
 
 
@@ -131,12 +132,12 @@ def for_projection(
     config = ConfigRecord({"backbone": exchange.backbone_digest, "round": round})
     content = RecordDict({wire.STATE: wire.encode(tensors), wire.CONFIG: config})
     messages = [Message(wire.clone(content), exchange.by_client[client], "query.project") for client in clients]
-    limit = wire.Limit.of({wire.image_name(n): (tuple(f.B.shape), f.B.dtype) for n, f in means.layers.items()})
+    limit = Limit.of({wire.image_name(n): (tuple(f.B.shape), f.B.dtype) for n, f in means.layers.items()})
     return messages, asked(exchange, clients, messages, round, limit)
 
 
 def asked(
-    exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int, limit: wire.Limit
+    exchange: Exchange, clients: Sequence[int], messages: Sequence[Message], round: int, limit: Limit
 ) -> dict[int, Asked]:
     """{node id: what its client was asked}, as replies are matched to it. messages: one a client, in their order.
     limit: what a reply may hold."""
@@ -145,15 +146,15 @@ def asked(
     return {exchange.by_client[c]: Asked(c, round, message=message, **about) for c, message in pairs}
 
 
-def answer_limit(request: Request) -> wire.Limit:
+def answer_limit(request: Request) -> Limit:
     """What an answer to a request may hold."""
-    return wire.Limit.of(wire_format(create_statistics(request)))
+    return Limit.of(wire_format(create_statistics(request)))
 
 
-def _limit(returned: Mapping[str, Tensor], slots: int) -> wire.Limit:
+def _limit(returned: Mapping[str, Tensor], slots: int) -> Limit:
     """What an update may hold. slots: as many may be chosen, their places beside them."""
-    whole = wire.Limit.of({name: (tuple(value.shape), value.dtype) for name, value in returned.items()})
-    return wire.Limit(whole.values + slots * 8 + 256 * len(returned), whole.rest + 1024 * len(returned))
+    whole = Limit.of({name: (tuple(value.shape), value.dtype) for name, value in returned.items()})
+    return Limit(whole.values + slots * 8 + 256 * len(returned), whole.rest + 1024 * len(returned))
 
 
 def _factor_settings(state: ServerState, method: Method, round: int, trainable: frozenset[str]) -> dict[str, object]:

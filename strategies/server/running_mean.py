@@ -7,7 +7,6 @@ against bad clients, no clip. A round's memory at the server does not grow with 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from fedinit.devices import CPU
 from strategies.aggregator import Aggregator, Update
 from strategies.methods.choosing import Choosing
 from strategies.server.exchange import Exchange
+from strategies.server.gate import Accepted
 from strategies.server.method import Method
 from strategies.server.placing import placed, room_for_updates
 from strategies.server.state import ServerState
@@ -46,7 +46,10 @@ class RunningMean:
         comes back; the rest stays. weights: {client: p_i} of those that are asked first. of: p_i of others, by their
         examples."""
         self._start, self._weights, self._of = start, dict(weights), of
-        self._totals = {name: start[name].new_zeros(start[name].shape, dtype=torch.float64) for name in sent}
+        sizes = {name: start[name].shape for name in sent}
+        self._total = torch.zeros(sum(shape.numel() for shape in sizes.values()), dtype=torch.float64, device=device)
+        self._next = torch.empty_like(self._total)  # the update that is added
+        self._totals, self._places = (_by_name(flat, sizes) for flat in (self._total, self._next))
         self._device = device
         self._added: dict[int, float] = {}
         self._examples = 0
@@ -75,20 +78,24 @@ class RunningMean:
             start = wire.to_tensors(model.layers, model.head)
             return RunningMean(start, sent, dict(zip(clients, weights, strict=True)), of, method.device)
 
-    def add(self, update: Update) -> Update:
+    def add(self, accepted: Accepted) -> Update:
         """Add an update; what is kept of it: who sent it, and of how many examples."""
-        weight = self._weights.get(update.client)
-        weight = self._of(update.examples) if weight is None else weight
+        client, examples = accepted.client, accepted.examples
+        weight = self._weights.get(client)
+        weight = self._of(examples) if weight is None else weight
         with room_for_updates(self._device):
-            (there,) = placed([update], self._device)
-            values = wire.to_tensors(there.layers, there.head)
-            # As add_ of each, in one call: of small factors the calls take longer than the sums.
-            torch._foreach_add_(  # pyright: ignore[reportPrivateImportUsage]
-                list(self._totals.values()), [values[name] for name in self._totals], alpha=weight
+            values = accepted.tensors
+            if self._device != CPU:
+                (there,) = placed([accepted.update], self._device)
+                values = wire.to_tensors(there.layers, there.head)
+            # In two calls, of which the second finds all numbers in a row: of small factors more calls take longer.
+            torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+                list(self._places.values()), [values[name] for name in self._places]
             )
-        self._added[update.client] = weight
-        self._examples += update.examples
-        return replace(update, layers={}, head={})
+            self._total.add_(self._next, alpha=weight)
+        self._added[client] = weight
+        self._examples += examples
+        return Update(client, examples, {}, {})
 
     def closed(self) -> dict[str, Any]:
         """Of Admitted: the mean as its one update, in float64 what was sent, and each client's share of it."""
@@ -98,6 +105,12 @@ class RunningMean:
         layers, head = wire.from_tensors({**self._start, **means})
         shares = {client: weight / total for client, weight in sorted(self._added.items())}
         return {"updates": [Update(MEAN, self._examples, layers, head)], "shares": shares}
+
+
+def _by_name(flat: Tensor, sizes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """Views of (n,) numbers, one after another, of these shapes."""
+    parts = flat.split([shape.numel() for shape in sizes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(sizes.items(), parts, strict=True)}
 
 
 def is_of_sums(aggregator: Aggregator, round: int) -> bool:

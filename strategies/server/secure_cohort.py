@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedinit import wire
 from fedinit.errors import RunFailed
+from fedinit.message_limit import Limit
 from fedinit.secagg.messages import LEAST, QUERY, RECORD, fault_of_public
 from strategies.server import requests
 from strategies.server.collecting import drop
@@ -105,7 +106,7 @@ class Cohort:
             known = wire.record(content, wire.CONFIG, ConfigRecord) if wire.CONFIG in content else {}
             content[wire.CONFIG] = ConfigRecord({**about, **known})
             messages.append(Message(content, self.exchange.by_client[client], QUERY))
-        limit = wire.Limit(rest=2**16 + SEALED * len(clients))
+        limit = Limit(rest=2**16 + SEALED * len(clients))
         asked = requests.asked(self.exchange, clients, messages, self.round, limit)
         seconds = SHARE * self.exchange.reply_timeout
         return self.send(messages, asked, seconds, f"stage {stage}", judge)

@@ -22,6 +22,7 @@ from flwr.app import ConfigRecord, Message
 
 from fedinit import wire
 from fedinit.config.secure_aggregation import SecAggConfig
+from fedinit.message_limit import Limit
 from fedinit.runs.observer import ClientReport
 from fedinit.secagg.fixed_point import FixedPoint, Words, unflat
 from fedinit.secagg.messages import EXTRA, MASKED, RECORD
@@ -115,7 +116,7 @@ def ask_masked(
         wire.config(message)["weight"] = weights[client]
         message.content[RECORD] = ConfigRecord({str(source): sealed[source][client] for source in clients})
     size = sum(tensor.numel() for tensor in like.values()) + EXTRA
-    limit = wire.Limit.of({MASKED: ((size,), torch.int64)})
+    limit = Limit.of({MASKED: ((size,), torch.int64)})
     asked = {node: replace(wanted, limit=limit) for node, wanted in expected.items()}
 
     def judge(reply: Message, wanted: Asked) -> Words | Refusal:

@@ -102,7 +102,11 @@ class ServerState:
 
     def accepting(self, clients: Iterable[int], round: int) -> ServerState:
         """The state once these clients' updates of a round were let in."""
-        return self.mirroring({client: replace(self.mirror(client), accepted=round) for client in clients})
+        alike: dict[int, ClientMirror] = {}  # by identity: most clients of a round have the very same
+        for mirror in map(self.mirror, clients := list(clients)):
+            if id(mirror) not in alike:
+                alike[id(mirror)] = replace(mirror, accepted=round)
+        return self.mirroring({client: alike[id(self.mirror(client))] for client in clients})
 
     def lacking(
         self, starts: Mapping[int, Mapping[str, Tensor]], passing: Collection[str]
@@ -116,6 +120,7 @@ class ServerState:
         digests: dict[tuple[str, torch.Size], str] = {}  # by shape: of one rank all have the same
         # By identity: most clients of a round start from the same, and hold the same.
         parted: dict[tuple[int, int], tuple[Mapping[str, str], dict[str, Tensor]]] = {}
+        alike: dict[tuple[int, int], ClientMirror] = {}
         lacking: dict[int, dict[str, Tensor]] = {}
         mirrors = {}
         for client, start in starts.items():
@@ -125,7 +130,10 @@ class ServerState:
                 parted[key] = _parted(start, mirror.held, passing, digests)
             held, lacking[client] = parted[key]
             if held is not mirror.held or mirror.base_version != self.base.version:
-                mirrors[client] = replace(mirror, held=held, base_version=self.base.version)
+                pair = id(mirror), id(held)
+                if pair not in alike:
+                    alike[pair] = replace(mirror, held=held, base_version=self.base.version)
+                mirrors[client] = alike[pair]
         return self.mirroring(mirrors), lacking
 
     def tensors(self) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedinit import wire
+from fedinit.message_limit import Limit, excess
 
 TENSORS = [
     torch.randn(3, 4),
@@ -98,15 +99,58 @@ def test_what_is_written_when_it_is_read_goes_to_another_process_as_bytes() -> N
         assert type(there) is Array and there == Array(array.numpy())
 
 
-def test_what_many_messages_hold_is_one_array_and_the_same_bytes() -> None:
+def test_what_many_messages_hold_is_one_tensor_and_the_same_bytes() -> None:
     """A merge of many clients' factors is megabytes, and went to each of them as a copy of its own."""
     shared, own = torch.randn(3, 4), [torch.randn(2) for _ in range(3)]
     encoder = wire.Encoder()
     records = [encoder.encode({"shared": shared, "own": value}) for value in own]
-    assert len({id(record["shared"]) for record in records}) == 1
-    assert len({id(record["own"]) for record in records}) == len(own)
     for record, value in zip(records, own, strict=True):
-        assert record.keys() == wire.encode({"shared": shared, "own": value}).keys()
-        assert all(
-            record[name].data == array.data for name, array in wire.encode({"shared": shared, "own": value}).items()
-        )
+        assert wire.decode(record)["shared"] is shared and wire.decode(record)["own"] is value
+        alone = ArrayRecord({"shared": Array(shared.numpy()), "own": Array(value.numpy())})
+        assert written(record) == written(alone)
+
+
+def written(record: ArrayRecord) -> bytes:
+    return wire.to_bytes(RecordDict({"r": record}))
+
+
+def plain(record: ArrayRecord) -> ArrayRecord:
+    """The same record, of arrays that are there."""
+    return recorddict_from_proto(recorddict_to_proto(RecordDict({"r": record}))).array_records["r"]
+
+
+def test_a_record_that_is_handed_over_is_to_flower_what_its_arrays_are() -> None:
+    tensors = {"l/A": torch.randn(2, 5), "l/B": torch.randn(3, 2).T, "head/n": torch.arange(4), "x": torch.ones(())}
+    handed, there = wire.encode(tensors), plain(wire.encode(tensors))
+    assert written(handed) == written(there) and handed.object_id == there.object_id
+    assert len(handed) == len(there) and "x" in handed and "y" not in handed
+    assert list(handed) == list(there) and handed.keys() == there.keys() and repr(handed) == repr(there)
+    assert handed == handed.copy() and handed == wire.clone(RecordDict({"r": handed}))["r"]
+    for copied in (pickle.loads(pickle.dumps(handed)), copy.deepcopy(handed)):
+        assert copied == there and type(copied.__dict__["_data"]) is dict
+    for limit in (Limit(0), Limit(400), Limit(10_000, 40), Limit(10_000, 10_000)):
+        assert bool(excess(RecordDict({"r": handed}), limit)) == bool(excess(RecordDict({"r": there}), limit))
+    assert excess(RecordDict({"r": handed}), Limit(10_000, 10_000)) == ""
+    assert wire.nbytes([RecordDict({"r": handed})]) == len(wire.to_bytes(RecordDict({"r": there})))
+
+
+@pytest.mark.parametrize("change", ["put", "new", "taken", "popped", "emptied"])
+def test_who_changes_a_record_that_was_handed_over_has_its_arrays_and_nobody_else(change: str) -> None:
+    """A part that a test or an attack puts in is what is sent: sizes, limits and values are of it."""
+    sent = wire.encode({"x": torch.ones(3), "y": torch.zeros(2)})
+    mine = wire.clone(RecordDict({"r": sent})).array_records["r"]
+    other = Array(torch.full((700,), 2.0).numpy())
+    {
+        "put": lambda: mine.update({"x": other}),
+        "new": lambda: mine.update({"z": other}),
+        "taken": lambda: mine.__delitem__("x"),
+        "popped": lambda: mine.pop("x"),
+        "emptied": mine.clear,
+    }[change]()
+    expected = plain(mine)
+    assert written(mine) == written(expected) and wire.decode(mine).keys() == expected.keys()
+    assert all(torch.equal(value, wire.decode(expected)[name]) for name, value in wire.decode(mine).items())
+    content = RecordDict({"r": mine})
+    assert wire.nbytes([content]) == len(wire.to_bytes(RecordDict({"r": expected})))
+    assert bool(excess(content, Limit(600, 10_000))) == (change in ("put", "new"))
+    assert wire.decode(sent).keys() == {"x", "y"} and wire.decode(sent)["x"].tolist() == [1, 1, 1]

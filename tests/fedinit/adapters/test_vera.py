@@ -40,8 +40,9 @@ from run_sim import main
 from strategies import AGGREGATORS, create_aggregator
 from strategies.aggregator import Aggregate, Update
 from strategies.server.compatibility import check_method
+from strategies.server.faults import fault_of_norms
 from strategies.server.federation import federate
-from strategies.server.gate import Gate, _fault_of_norms
+from strategies.server.gate import Gate
 from tests.support.bank_runs import close64, in_float64, no_head, one_layer, run_layer
 from tests.support.small import WORDS, slow, small_config
 
@@ -373,13 +374,13 @@ def test_the_gate_bounds_the_vectors() -> None:
     both = Gate().bounds(start, frozenset({"l/b", "l/d"}))
 
     def judge(b: Tensor, d: Tensor):
-        return _fault_of_norms(norms({"l/b": b, "l/d": d}), both)
+        return fault_of_norms(norms({"l/b": b, "l/d": d}), both)
 
     assert judge(start["l/b"], start["l/d"]) is None
     assert judge(start["l/b"] * 1e3, start["l/d"] / 1e3)[0] == "factor_norm"
     assert judge(start["l/b"], start["l/d"] / 1e3)[0] == "factor_norm"
     only_b = Gate().bounds(start, frozenset({"l/b"}))
-    assert _fault_of_norms(norms({"l/b": start["l/b"] / 1e3}), only_b) is None
+    assert fault_of_norms(norms({"l/b": start["l/b"] / 1e3}), only_b) is None
 
 
 # -- refusals --------------------------------------------------------------------------------------------------------

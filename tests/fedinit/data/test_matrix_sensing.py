@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from flwr.app import MetricRecord
+from flwr.app import MetricRecord, RecordDict
 
 import run_sim
 from clients.evaluation import sums_record
@@ -123,7 +123,7 @@ def test_scores_merge_and_speak() -> None:
 def test_sums_that_are_none_are_refused(sums) -> None:
     def judged(pair):
         class Reply:
-            content = {"metrics": MetricRecord({**sums_record({0: pair}, RecoveryError), "round": 3})}
+            content = RecordDict({"metrics": MetricRecord({**sums_record({0: pair}, RecoveryError), "round": 3})})
 
             def has_error(self):
                 return False

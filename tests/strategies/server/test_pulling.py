@@ -24,11 +24,12 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from fedinit import wire
 from fedinit.errors import Code
+from fedinit.message_limit import Limit
 from fedinit.transport.local import LocalGrid
 from strategies.server.delivery import WatchedGrid
 from tests.support.small import small_config  # noqa: F401 (Flower is set up by its import)
 
-LIMIT = wire.Limit(values=10_000, rest=2**16)
+LIMIT = Limit(values=10_000, rest=2**16)
 
 
 class SuperLink:
@@ -149,7 +150,7 @@ def test_a_chunk_named_two_thousand_times_takes_no_memory():
     big = RecordDict({"state": ArrayRecord({"a": Array(np.random.default_rng(0).random(500_000))})})
     spoil = arrays(lambda values: values.update(arraychunk_ids=[0] * 2000))  # 8 GB
     tracemalloc.start()
-    first, _ = exchanged(spoil, big, wire.Limit(5_000_000))
+    first, _ = exchanged(spoil, big, Limit(5_000_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert first.error.code == Code.too_large and peak < 50e6

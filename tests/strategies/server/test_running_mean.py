@@ -17,12 +17,11 @@ from fedinit.runs.observer import Roster
 from fedinit.state.start import StartState
 from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS, create_aggregator
-from strategies.aggregator import Update
 from strategies.reinit import REINITS, ReinitContext
 from strategies.server import collecting
 from strategies.server.exchange import Exchange
 from strategies.server.federation import federate
-from strategies.server.gate import Gate
+from strategies.server.gate import Accepted, Gate
 from strategies.server.method import Method
 from strategies.server.running_mean import RunningMean
 from strategies.server.state import ServerState
@@ -153,7 +152,7 @@ def test_who_is_asked_in_anothers_place_weighs_as_it_would_have_among_the_first(
     assert made is not None
     for client, examples in roster.examples.items():
         layers = {"l": Factors(torch.full((2, 3), float(client)), torch.zeros(4, 2))}
-        made.add(Update(client, examples, layers, {}))
+        made.add(Accepted(client, examples, wire.to_tensors(layers, {}), {}))
     closed = made.closed()
     expected = {0: 0.25, 1: 0.25, 2: 0.5, 3: 0.25, 4: 0.375}
     total = sum(expected.values())
