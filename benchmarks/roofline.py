@@ -1,6 +1,6 @@
 """Training and evaluation as a share of what the machine's matrix products reach.
 
-    python -m benchmarks.roofline [--device cuda] [--precision bf16 fp32] [--compile] [--quick]
+    python -m benchmarks.roofline [--device cuda] [--precision bf16 fp32] [--compile] [--quick] [--banks 1x4 64x32]
 
 A row is a backbone and a bank: K clients with batches of b train from their start factors to their returned ones, as in
 a round of a simulation (planning, loading, steps, unloading); adapters of rank 16 on attn.proj and mlp.fc2, random
@@ -10,13 +10,16 @@ square matrix products of the same precision in the same run. Contestants take t
 one by one   banks of one client
 bank         one bank of all K; on the CPU one a core, since a lane is one thread
 evaluation   one pass of 256 images without gradients, the adapter folded into the weights
+
+With --banks every backbone of a table is trained in each of these, K x b, two steps, in place of the table's own; a
+bank that there is no memory for is left out with a line.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +36,7 @@ from clients.task import Task
 from fedinit.config.client import SGDConfig
 from fedinit.data.dataset import Dataset
 from fedinit.devices import CPU, chosen
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 from fedinit.models.input_spec import InputSpec
@@ -58,6 +61,7 @@ ROWS = {
         ("ViT-Tiny, 128 px", "vit_tiny_patch16_224", {"img_size": 128}, 4, 16, 2),
         ("ViT-S/16", "vit_small_patch16_224", {}, 4, 8, 2),
         ("ViT-B/16", "vit_base_patch16_224", {}, 2, 8, 2),
+        ("Mixer-B/16", "mixer_b16_224", {}, 2, 8, 2),
     ],
 }
 
@@ -178,6 +182,7 @@ def measure(
         "one_by_one": float(f"{images / min(seconds['one_by_one']):.4g}"),
         "bank": float(f"{best:.4g}"),
         "bank_median": float(f"{images / statistics.median(seconds['bank']):.4g}"),
+        "bank_spread": float(f"{images / min(seconds['bank']) - images / max(seconds['bank']):.2g}"),
         "bank_to_one_by_one": round(min(seconds["one_by_one"]) / min(seconds["bank"]), 1),
         "train_tflops": round(best * setting.cost.flops / 1e12, 2),
         "train_to_peak": round(best * setting.cost.flops / limit, 3),
@@ -186,13 +191,30 @@ def measure(
     }
 
 
+def _rows(device: torch.device, banks: Sequence[tuple[int, int]] | None, quick: bool) -> list[tuple]:
+    """What is measured on a device: the table's own rows, or each of its backbones in each of these banks."""
+    table = ROWS[device.type]
+    if banks is None:
+        return table[: 4 if quick else None]
+    backbones = dict.fromkeys((label, name, tuple(kwargs.items())) for label, name, kwargs, *_ in table)
+    return [(label, name, dict(kwargs), *bank, 2) for label, name, kwargs in backbones for bank in banks]
+
+
+def _bank(text: str) -> tuple[int, int]:
+    clients, x, batch = text.partition("x")
+    if not x:
+        raise ArgumentTypeError(f"{text}: expected clients x images of a batch, as 16x8")
+    return machine.count(clients), machine.count(batch)
+
+
 def parser() -> ArgumentParser:
     """Of the command's words."""
     words = machine.words("roofline", __doc__)
     words.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    words.add_argument("--precision", nargs="+", choices=[*DTYPES], help="default: all that the device has")
+    words.add_argument("--precision", nargs="+", choices=[*DTYPES], help="default: fp32, on a GPU all three")
     words.add_argument("--compile", action="store_true", help="the steps of whole banks go through torch's compiler")
     words.add_argument("--quick", action="store_true", help="the first four rows")
+    words.add_argument("--banks", type=_bank, nargs="+", help="K x b of every backbone: 1x4 4x8 16x16 64x32")
     return words
 
 
@@ -212,9 +234,16 @@ def main() -> None:
     for precision in asked.precision or (["fp32", "tf32", "bf16"] if on_cuda else ["fp32"]):
         limit = peak(device, precision)
         print(f"{precision}: matrix products reach {limit / 1e12:.2f} TFLOP/s")
-        for row in ROWS[device.type][: 4 if asked.quick else None]:
-            rows.append(measure(row, device, precision, limit, asked.compile) | {"peak_tflops": round(limit / 1e12, 2)})
+        for row in _rows(device, asked.banks, asked.quick):
+            try:
+                measured = measure(row, device, precision, limit, asked.compile)
+            except RunFailed as error:
+                print(f"left out: {row[0]}, {row[3]} x {row[4]}: {error}")
+                continue
+            rows.append(measured | {"peak_tflops": round(limit / 1e12, 2)})
             print(rows[-1])
+    if not rows:
+        raise SystemExit("there was memory for none of them")
     where = torch.cuda.get_device_name(device).replace(" ", "-") if on_cuda else ""
     name = machine.named("roofline", words, asked, "device", "compile")
     machine.publish(

@@ -1,10 +1,11 @@
 """Seconds of the same federated work in fedinit and in what a person would use instead.
 
-    python -m benchmarks.peers [--quick] [--clients 10 50 100]
+    python -m benchmarks.peers [--quick] [--clients 10 50 100] [--model vit_tiny] [--device cuda]
 
 Every contestant is a process of its own; they take turns, and the median of the turns counts, with the spread of them
 beside it. A client is a glyph ViT with adapters on digits, an epoch of SGD steps of eight images a round, five steps at
-most, all clients in every round, FedAvg of adapters and head, no evaluation.
+most, all clients in every round, FedAvg of adapters and head, no evaluation; with --model vit_tiny it is a ViT-Tiny at
+224 px. On a GPU all contestants train there, fedinit in what it takes by itself, bf16, and there is no process a core.
 
 fedinit           this engine: banks on lanes, of five clients, the fastest here
 fedinit, compiled the same with engine.compile=true, whose first round compiles
@@ -37,11 +38,15 @@ from argparse import ArgumentParser
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from benchmarks import machine
-from benchmarks.peers.work import Work
+from benchmarks.peers.work import MODELS, Work
 
 ROUNDS, STEPS, BATCH, LIMIT = 10, 5, 8, 900  # LIMIT: seconds of one contestant's turn
 TRAINING = ("fedinit, compiled", "fedinit, ray")  # which differ from fedinit in training alone
+USUAL = "glyph_vit", "cpu"  # model and device
+A_CORE_EACH = ("pfl, a core each",)  # of a GPU there is one
 PLAIN = [sys.executable, "-m", "benchmarks.peers.contestant"]
 CONTESTANTS = {  # {name: (its module, what it needs, how its process is started)}
     "fedinit": ("fedinit_itself", None, PLAIN),
@@ -90,6 +95,8 @@ def measure(work: Work, names: list[str], turns: int) -> list[dict[str, object]]
     ours = middle["fedinit"]
     return [
         {
+            "model": work.model,
+            "device": work.device,
             "clients": work.clients,
             "steps": work.steps,
             "contestant": name,
@@ -113,6 +120,8 @@ def parser() -> ArgumentParser:
         "--noop", type=machine.count, nargs="*", default=[10, 100, 1000], help="clients of the no-op rounds"
     )
     words.add_argument("--turns", type=machine.count, default=3)
+    words.add_argument("--model", choices=[*MODELS], default=USUAL[0])
+    words.add_argument("--device", choices=["cpu", "cuda"], default=USUAL[1])
     return words
 
 
@@ -120,20 +129,29 @@ def main() -> None:
     words = parser()
     options = words.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which the contestant whose turn it is ends too
-    if options.quick and vars(options) != vars(words.parse_args(["--quick"])):
-        words.error("--quick is ten clients, three rounds and one turn: it goes with none of the others")
+    quick = words.parse_args(["--quick", "--model", options.model, "--device", options.device])
+    if options.quick and vars(options) != vars(quick):
+        words.error("--quick is ten clients, three rounds and one turn: it goes with --model and --device alone")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        words.error("--device cuda: this machine has no CUDA device")
     names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]
     for missing in CONTESTANTS.keys() - set(names):
         print(f'left out, not installed: {missing}; pip install -e ".[peers]"')
+    if options.device == "cuda":
+        names = [name for name in names if name not in A_CORE_EACH]
+    where = {"model": options.model, "device": options.device}
     if options.quick:
-        works, turns = [Work(10, 3, STEPS, BATCH)], 1
+        works, turns = [Work(10, 3, STEPS, BATCH, **where)], 1
     else:
-        works = [Work(n, ROUNDS, STEPS, BATCH) for n in options.clients]
-        works, turns = works + [Work(n, ROUNDS, 0, BATCH) for n in options.noop], options.turns
+        works = [Work(n, ROUNDS, STEPS, BATCH, **where) for n in options.clients]
+        works, turns = works + [Work(n, ROUNDS, 0, BATCH, **where) for n in options.noop], options.turns
     rows = [
         row for work in works for row in measure(work, [n for n in names if work.steps or n not in TRAINING], turns)
     ]
-    machine.publish(machine.named("peers", parser(), options, "turns"), rows, dtype="float32", seed=0)
+    name = machine.named("peers", parser(), options, "turns", "model", "device")
+    name += "".join(f"-{given}" for given, usual in zip(where.values(), USUAL, strict=True) if given != usual)
+    dtype = "float32" if options.device == "cpu" else "float32, fedinit's bfloat16"
+    machine.publish(name, rows, dtype=dtype, seed=0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.peers.work import Model, Work, parts, train
+from fedinit.threads import cores
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def run(work: Work, told: Callable[[float], None]) -> None:
             model.load(dict(zip(model.trained(), map(torch.from_numpy, parameters), strict=True)))
             part = client_parts(work)[self.index]
             train(model, part, work)
-            return [value.detach().numpy() for value in model.trained().values()], len(part[0]), {}
+            return [value.detach().cpu().numpy() for value in model.trained().values()], len(part[0]), {}
 
     class Clocked(FedAvg):
         def aggregate_fit(self, server_round, results, failures):
@@ -50,7 +51,7 @@ def run(work: Work, told: Callable[[float], None]) -> None:
             return merged
 
     def server(context):
-        start = ndarrays_to_parameters([value.detach().numpy() for value in Model(work).trained().values()])
+        start = ndarrays_to_parameters([value.detach().cpu().numpy() for value in Model(work).trained().values()])
         strategy = Clocked(
             fraction_evaluate=0.0,
             min_fit_clients=work.clients,
@@ -63,5 +64,5 @@ def run(work: Work, told: Callable[[float], None]) -> None:
         server_app=ServerApp(server_fn=server),
         client_app=ClientApp(client_fn=lambda context: Client(int(context.node_config["partition-id"])).to_client()),
         num_supernodes=work.clients,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 1 / cores() if work.device == "cuda" else 0.0}},
     )

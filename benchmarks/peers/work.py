@@ -16,7 +16,10 @@ from fedinit.config.schema import Config
 from fedinit.models import build_backbone, select_targets
 
 RATE = 0.02
-CPU = torch.device("cpu")
+MODELS = {  # {`model=`: further words}
+    "glyph_vit": (),
+    "vit_tiny": ("model.pretrained=false",),  # at 224 px, of random weights
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Work:
     round.
 
     steps: 0: nobody trains, so that a round is what the framework itself takes.
+    model: one of MODELS. device: cpu or cuda, for every contestant.
     """
 
     clients: int
@@ -32,12 +36,19 @@ class Work:
     steps: int
     batch: int
     model: str = "glyph_vit"
+    device: str = "cpu"
+
+    @property
+    def place(self) -> torch.device:
+        """Where every contestant trains."""
+        return torch.device(self.device)
 
     def words(self) -> list[str]:
         """What fedinit is told."""
         return [
             "strategy=fedit",
             f"model={self.model}",
+            *MODELS[self.model],
             "partition=iid",
             f"partition.clients={self.clients}",
             f"rounds={self.rounds}",
@@ -51,7 +62,9 @@ class Work:
             "strategy.diagnostics=false",
             "report=none",
             "logger=none",
-            "engine.clients_per_bank=5",
+            f"engine.device={self.device}",
+            # Of the small model the fastest here; of a larger one what fedinit takes by itself.
+            f"engine.clients_per_bank={5 if (self.model, self.device) == ('glyph_vit', 'cpu') else 'auto'}",
         ]
 
     def config(self, *words: str) -> Config:
@@ -89,13 +102,15 @@ class Model(nn.Module):
             holder = self.body.get_submodule(parent)
             setattr(holder, last, LoraLinear(getattr(holder, last), config.adapter.rank, config.adapter.scale))
         self.head = nn.Linear(backbone.features, 10)
+        self.place = work.place
+        self.to(self.place)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (n, c, h, w) -> logits (n, 10)"""
-        return self.head(self.body(batches.normalise(images, self.input, CPU)))
+        return self.head(self.body(batches.normalise(images, self.input, self.place)))
 
     def loss(self, images: Tensor, labels: Tensor, is_eval: bool = False) -> Tensor:
-        return F.cross_entropy(self(images), labels)
+        return F.cross_entropy(self(images), labels.to(self.place))
 
     def metrics(self, images: Tensor, labels: Tensor) -> dict[str, float]:
         return {}
@@ -116,7 +131,7 @@ def parts(work: Work) -> list[tuple[Tensor, Tensor]]:
     data = config.data.load(spec.channels, (spec.height, spec.width), config.seed)
     most = max(work.steps, 1) * work.batch
     chosen = [part.train[:most] for part in config.partition.cut(data, config.seed)]
-    return [(data.images[i], data.labels[i]) for i in chosen]
+    return [(data.images[i].to(work.place), data.labels[i].to(work.place)) for i in chosen]
 
 
 def train(model: Model, part: tuple[Tensor, Tensor], work: Work) -> None:

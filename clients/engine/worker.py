@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from clients.batches import FEWEST
 from clients.compiled import Compiled
 from clients.engine.hardware import CPU, computing, devices
 from clients.engine.replica import Replica
@@ -29,6 +31,7 @@ from fedinit.statistics import Request
 from fedinit.threads import intra_op
 
 BATCH = "client.batch_size"  # the key that makes a pass of training smaller
+ROW = 8  # float32 numbers, 32 bytes: rows of other lengths round by where in memory they begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,7 @@ class Settings:
     privacy: how every client's examples are hidden; None: they are not.
     rank: the largest, where clients have several; 0: all have one.
     private_seed: of what privacy=examples draws, as the configuration has it.
+    alone: whether no other lane or actor works beside it.
     """
 
     client: ClientConfig
@@ -61,6 +65,7 @@ class Settings:
     privacy: ExamplePrivacyConfig | None = None
     rank: int = 0
     private_seed: int = 0
+    alone: bool = False
 
     @staticmethod
     def of(config: Config, weights: str = "") -> Settings:
@@ -81,6 +86,7 @@ class Settings:
             # A client that trains by itself needs no others' rank, which noise would fill.
             rank=0 if adapter.ranks is None or of_examples else adapter.rank,
             private_seed=config.private_seed(weights),
+            alone=config.engine.name == "inline" or 1 in (config.engine.lanes, getattr(config.engine, "actors", None)),
         )
 
 
@@ -106,6 +112,8 @@ class Worker:
         how = (settings.scale, settings.dropout, self.replica.exact, settings.rank)
         self.bank = Bank(self.replica.backbone, targets, *how)
         self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
+        self._most = sys.maxsize  # clients that there was memory for in one pass
+        self._whole_rows = all(width % ROW == 0 for shape in targets.values() for width in shape)
         if beside is not None:
             self.compiled = beside.compiled
         else:
@@ -131,10 +139,30 @@ class Worker:
         if self.settings.privacy is not None:
             return [self._train_privately(task, self.settings.privacy) for task in tasks]
         try:
-            return self._train_together(tasks)
+            return self._train_within_memory(tasks)
         except Exception as error:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
             self._blame_machine(error, len(tasks))
             return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
+
+    def _train_within_memory(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
+        """Together; by halves where there is too little memory for that and nobody's bytes depend on it."""
+        if len(tasks) <= self._most:
+            try:
+                return self._train_together(tasks)
+            except Exception as error:
+                if len(tasks) == 1 or not (out_of_memory(error.__cause__ or error) and self._rows_are_own(tasks)):
+                    raise
+            self._most = -(-len(tasks) // 2)  # what was tried is free by now
+            few = f"{self._most} clients in one pass, which changes no result"
+            print(f"engine: too little memory for a bank of {len(tasks)}; from here on {few}", file=sys.stderr)
+        half = -(-len(tasks) // 2)
+        return self._train_within_memory(tasks[:half]) + self._train_within_memory(tasks[half:])
+
+    def _rows_are_own(self, tasks: Sequence[Task]) -> bool:
+        """Whether clients have the bytes in this bank that they would have in another (docs/architecture.md)."""
+        plain = self.device == CPU and self.settings.precision == "fp32" and self.compiled is None
+        one_rank = len({factors.rank for task in tasks for factors in task.adapter.values()}) <= 1
+        return plain and one_rank and self._whole_rows and self.settings.client.batch_size >= FEWEST
 
     def _failed(self, task: Task, stage: str, error: Exception, count: int = 1, key: str = BATCH) -> ClientFailed:
         """The failure of a client that was asked alone, or with mutes. count, key: as of `_blame_machine`."""
@@ -152,8 +180,9 @@ class Worker:
             raise DeviceFailed(f"{self.device} failed ({first_line(cause)}); {GOES_ON}") from error
         if not out_of_memory(cause):
             return
-        # On the processor lanes share what there is.
-        first = "engine.lanes=1, or with Ray engine.actors=1, which changes no result; or " * (self.device == CPU)
+        first = ""
+        if self.device == CPU and not self.settings.alone:  # lanes share what there is
+            first = "engine.lanes=1, or with Ray engine.actors=1, which changes no result; or "
         if count == 1:
             raise RunFailed(f"{self.device} has too little memory for one client; use {first}a lower {key}") from error
         raise RunFailed(

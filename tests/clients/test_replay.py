@@ -22,6 +22,7 @@ from clients.engine.worker import Settings, Worker
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.replay import CAPTURING, Recorder
 from clients.task import ClientFailed, Job, Result, Task
+from clients.training import train_bank
 from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.client import ClientConfig
@@ -221,6 +222,29 @@ def test_a_processor_without_memory_loses_no_client(worker, client_config, tasks
         task = dataclasses.replace(tasks[0], work="measure", request=SimpleNamespace(source=source))
         with pytest.raises(RunFailed, match=f"one client; use .* or a lower {key}"):
             made.do(Job("measure", "", "", (task,)))
+
+
+def test_a_bank_that_there_is_no_memory_for_is_trained_by_parts_with_the_same_bytes(
+    worker, client_config, tiny_vit, training_task, monkeypatch, capsys
+) -> None:
+    """Where its clients' bytes do not depend on it; else the run ends with a line, and nobody is missing in a round."""
+    settings, asked, whole = client_config(batch_size=4), [], train_bank
+    tasks = [training_task(tiny_vit, client, images, RANK, round=1) for client, images in SIZES.items()]
+    expected = results(worker(settings, recorded=False), tasks)
+
+    def short(bank, tasks, *more):
+        asked.append(len(tasks))
+        return whole(bank, tasks, *more) if len(tasks) <= 2 else torch.empty(10**15)
+
+    monkeypatch.setattr("clients.engine.worker.train_bank", short)
+    made = worker(settings, recorded=False)
+    assert same_bytes(results(made, tasks), expected) and asked == [4, 2, 2]
+    said = "engine: too little memory for a bank of 4; from here on 2 clients in one pass, which changes no result\n"
+    assert capsys.readouterr().err == said
+    assert same_bytes(results(made, tasks), expected) and asked[3:] == [2, 2] and not capsys.readouterr().err
+    for other in (worker(client_config(batch_size=2), recorded=False), worker(settings, "cpu", False, "bf16")):
+        with pytest.raises(RunFailed, match="4 clients .* engine.clients_per_bank=2, which is another run"):
+            results(other, tasks)
 
 
 @pytest.mark.parametrize(
