@@ -85,8 +85,8 @@ class Recorder:
         batch, count, words, pixels = recording.batch, len(loader.members), None, None
         size = loader.settings.batch_size
         if batch.pixels is not None:
-            pixels = _ahead(loader)
-        elif loader.settings.augment != "none":
+            pixels = _ahead(loader, self.device)
+        if loader.settings.augment != "none":
             words = loader.words(torch.arange(len(indices), device=self.device))
         for step, active in enumerate(loader.active):
             try:
@@ -97,7 +97,7 @@ class Recorder:
                     batch.words.copy_(words[step])
                 if batch.pixels is not None and pixels is not None:
                     ready = next(pixels)
-                    batch.pixels[:active, : ready.shape[1]].copy_(ready, non_blocking=True)
+                    batch.pixels[:active, : ready.shape[1]].copy_(ready)
                 rows, width = batches.halved(active, count), batches.halved(loader.width(step), size)
                 recording.step(rows, width, active < rows)
             except Exception as error:
@@ -125,7 +125,7 @@ class Batch:
     """Where a recorded step finds its batch, for all K clients of the bank.
 
     indices: (K, b). weight: (K, b). moving: (K, 1) bool. words: (K, b, 4), of the augmentation.
-    pixels: (K, b, c, h, w), augmented, where the data set is not on the device; else None.
+    pixels: (K, b, c, h, w), where the data set is not on the device; else None.
     """
 
     indices: Tensor
@@ -227,10 +227,10 @@ class Recording:
         indices = batch.indices[:rows, :width]
         if recorder.images is None:
             assert batch.pixels is not None
-            pixels = batch.pixels[:rows, :width].flatten(0, 1)
+            chosen = batch.pixels[:rows, :width].flatten(0, 1)
         else:
-            words = batch.words[:rows, :width].flatten(0, 1)
-            pixels = batches.augment(recorder.images[indices.flatten()], self.settings.augment, words)
+            chosen = recorder.images[indices.flatten()]
+        pixels = batches.augment(chosen, self.settings.augment, batch.words[:rows, :width].flatten(0, 1))
         inputs = batches.normalise(pixels, recorder.spec, recorder.device)
         moving = batch.moving[:rows] if resting else None
         self.training.step([Pass(inputs, recorder.labels[indices], batch.weight[:rows, :width])], moving=moving)
@@ -271,17 +271,28 @@ def _copy_into(target: Frozen, source: Frozen) -> None:
         target.squares.copy_(source.squares)
 
 
-def _ahead(loader: BankLoader) -> Iterator[Tensor]:
-    """The pixels of every step, in pinned memory, read while the device works on the step before."""
+def _ahead(loader: BankLoader, device: torch.device) -> Iterator[Tensor]:
+    """The pixels of every step, on the device: read, and brought there by a stream of their own, while it works on the
+    step before."""
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def read(step: int) -> Tensor:
-        pixels = loader.pixels(loader.batch(step), step)
-        return pixels.pin_memory() if torch.cuda.is_available() else pixels
+    def read(step: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        pixels = loader.pixels(loader.batch(step), step, "none")
+        if stream is None:
+            return pixels, None
+        with torch.cuda.stream(stream):
+            there, arrived = pixels.pin_memory().to(device, non_blocking=True), torch.cuda.Event()
+            arrived.record(stream)
+        return there, arrived
 
     with ThreadPoolExecutor(1, "pixels") as pool:
         future = pool.submit(read, 0)
         for step in range(len(loader.active)):
-            ready = future.result()
+            ready, arrived = future.result()
             if step + 1 < len(loader.active):
                 future = pool.submit(read, step + 1)
+            if arrived is not None:
+                here = torch.cuda.current_stream(device)
+                here.wait_event(arrived)
+                ready.record_stream(here)  # its memory is not another's before this stream has read it
             yield ready
