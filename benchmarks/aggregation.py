@@ -21,7 +21,7 @@ long as reading the updates (the first of the two).
 from __future__ import annotations
 
 import logging
-import time
+import statistics
 from argparse import ArgumentParser
 from collections.abc import Callable
 from typing import Any
@@ -89,22 +89,12 @@ def contestants(updates: list[Update], device: torch.device) -> dict[str, Callab
     return made
 
 
-def best_seconds(runs: dict[str, Callable[[], object]], turns: int) -> dict[str, float]:
-    """The fastest of each contestant's turns; those that take milliseconds get three tries a turn."""
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(turns):
-        for name, run in runs.items():
-            for _ in range(1 if "sgd" in name or "diagnostics" in name else 3):
-                start = time.perf_counter()
-                run()
-                best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
 def measure(clients: int, turns: int, device: torch.device) -> list[dict[str, Any]]:
     """One row a contestant: seconds, and the ratios that the bars are about."""
-    best = best_seconds(contestants(draw_updates(clients), device), turns)
-    how = f"best of {turns} turns"
+    # Those that take milliseconds get three tries a turn.
+    runs = contestants(draw_updates(clients), device)
+    taken = machine.in_turn(runs, turns, lambda name: 1 if "sgd" in name or "diagnostics" in name else 3)
+    best, how = {name: min(runs) for name, runs in taken.items()}, f"best of {turns} turns"
     seconds = {name: (value, how) for name, value in best.items() if "sgd" not in name}
     for solver, (short, long) in STEPS.items():
         step = (best[f"{solver} {long}"] - best[f"{solver} {short}"]) / (long - short)
@@ -115,6 +105,8 @@ def measure(clients: int, turns: int, device: torch.device) -> list[dict[str, An
             "clients": clients,
             "contestant": name,
             "seconds": float(f"{value:.4g}"),
+            "median": float(f"{statistics.median(taken[name]):.4g}") if name in taken else "",
+            "spread": float(f"{max(taken[name]) - min(taken[name]):.2g}") if name in taken else "",
             "times_closed_form": float(f"{value / closed:.4g}"),
             "times_read": float(f"{value / read:.4g}"),
             "measured": text,

@@ -14,7 +14,7 @@ limit       forward and backward of a step's K·b images with one adapter and no
 
 from __future__ import annotations
 
-import time
+import statistics
 from argparse import ArgumentParser
 from collections.abc import Callable
 
@@ -119,17 +119,6 @@ class Setting:
         list(self.pool.map(lambda part: self.forward_backward(*part), parts))
 
 
-def best_seconds(contestants: dict[str, Callable[[], None]], turns: int) -> dict[str, float]:
-    """The fastest of each contestant's turns."""
-    best = dict.fromkeys(contestants, float("inf"))
-    for _ in range(turns):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
-
-
 def measure(clients: int, batch: int, turns: int) -> dict[str, object]:
     """One row: images per second of every contestant; for the default bank its ratio and its share of the limit."""
     setting = Setting(clients, batch)
@@ -141,7 +130,8 @@ def measure(clients: int, batch: int, turns: int) -> dict[str, object]:
         "limit_one_batch": setting.limit_in_one_batch,
         "limit_lanes": setting.limit_on_lanes,
     }
-    speed = {name: setting.images / s for name, s in best_seconds(contestants, turns).items()}
+    taken = machine.in_turn(contestants, turns)
+    speed = {name: setting.images / min(seconds) for name, seconds in taken.items()}
     limit = max(speed["limit_one_batch"], speed["limit_lanes"])
     default = next((n for n in sizes if n >= DEFAULT_SIZE), sizes[-1])
     return {
@@ -153,6 +143,8 @@ def measure(clients: int, batch: int, turns: int) -> dict[str, object]:
         "limit_lanes": round(speed["limit_lanes"]),
         "default_to_one_by_one": round(speed[f"bank_of_{default}"] / speed["one_by_one"], 2),
         "default_to_limit": round(speed[f"bank_of_{default}"] / limit, 2),
+        "default_median": round(setting.images / statistics.median(taken[f"bank_of_{default}"])),
+        "default_spread": round(speed[f"bank_of_{default}"] - setting.images / max(taken[f"bank_of_{default}"])),
     }
 
 

@@ -7,8 +7,9 @@ import os
 import platform
 import re
 import subprocess
+import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -65,6 +66,20 @@ def named(benchmark: str, words: ArgumentParser, given: Namespace, *beside: str)
         return f"{benchmark}-quick"
     own = vars(words.parse_args([]))
     return benchmark + "-part" * any(own[key] != value for key, value in vars(given).items() if key not in beside)
+
+
+def in_turn(
+    contestants: Mapping[str, Callable[[], object]], turns: int, tries: Callable[[str], int] = lambda name: 1
+) -> dict[str, list[float]]:
+    """{contestant: the seconds of each of its runs}; they take turns. tries: runs of one in a turn."""
+    taken: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(turns):
+        for name, run in contestants.items():
+            for _ in range(tries(name)):
+                start = time.perf_counter()
+                run()
+                taken[name].append(time.perf_counter() - start)
+    return taken
 
 
 def publish(benchmark: str, rows: Sequence[Mapping[str, object]], *, dtype: str, seed: int) -> Path:
