@@ -20,6 +20,7 @@ from clients.engine.cost import StepCost
 from clients.engine.hardware import CPU, clients_device, crowded, devices, left_out, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.room import Passes, cost_of, within_room, without_room
+from clients.engine.rows import said as of_rows
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, make_workers
 from clients.evaluation import FrozenFeatures, Sums, judge, sums_record
@@ -125,7 +126,8 @@ class Site:
         settings = Settings.of(config, self.backbone.digest)
         held = backbone, self.targets, replace(shown, marks=None), settings  # an engine looks at no files
         self.emit: Emit = _nobody
-        for said in (crowded(config.engine, clients_device(config.engine)), left_out(config.engine)):
+        place = clients_device(config.engine)
+        for said in (crowded(config.engine, place), left_out(config.engine), of_rows() if place == CPU else None):
             if console is not None and said:
                 tell(console, said, "yellow")
         engine = config.engine

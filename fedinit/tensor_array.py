@@ -164,11 +164,11 @@ def handed_of(record: ArrayRecord) -> Handed | None:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor itself where it can be handed over, else what can: of the CPU, row after row, without a graph, and of
-    a kind that counts its changes."""
-    if not tensor.requires_grad and tensor.is_cpu and tensor.is_contiguous() and not tensor.is_inference():
-        return tensor
-    kept = tensor.detach().cpu().contiguous()
+    """The tensor's values, in its own memory where they can be handed over so: of the CPU, row after row, and of a kind
+    that counts its changes. Another object, whose shape and graph nobody else can change."""
+    kept = tensor.detach()
+    if not (kept.is_cpu and kept.is_contiguous()):
+        kept = kept.cpu().contiguous()
     return kept.clone() if kept.is_inference() else kept
 
 

@@ -13,6 +13,7 @@ from clients.batches import FEWEST
 from clients.compiled import Compiled
 from clients.engine.hardware import CPU, computing, devices
 from clients.engine.replica import Replica
+from clients.engine.rows import rows_are_kept
 from clients.evaluation import features_of, score_sums
 from clients.private import train_privately
 from clients.replay import Recorder
@@ -161,8 +162,10 @@ class Worker:
     def _rows_are_own(self, tasks: Sequence[Task]) -> bool:
         """Whether clients have the bytes in this bank that they would have in another (docs/architecture.md)."""
         plain = self.device == CPU and self.settings.precision == "fp32" and self.compiled is None
-        one_rank = len({factors.rank for task in tasks for factors in task.adapter.values()}) <= 1
-        return plain and one_rank and self._whole_rows and self.settings.client.batch_size >= FEWEST
+        ranks = {factors.rank for task in tasks for factors in task.adapter.values()}
+        one_rank = not ranks or (len(ranks) == 1 and 1 not in ranks)  # a product of rank one is a vector's
+        wide = self._whole_rows and self.settings.client.batch_size >= FEWEST
+        return plain and one_rank and wide and rows_are_kept()
 
     def _failed(self, task: Task, stage: str, error: Exception, count: int = 1, key: str = BATCH) -> ClientFailed:
         """The failure of a client that was asked alone, or with mutes. count, key: as of `_blame_machine`."""

@@ -48,6 +48,14 @@ def test_without_it_they_are_not_where_the_kernels_depend_on_the_rows() -> None:
     if not differing("plain"):
         pytest.skip("this CPU's kernels do not depend on the rows")
     assert differing("strict", **{rounding.MODE: "AVX512"}) > 0, "what the environment says stays"
+    said = "from clients.engine import rows; print(rows.said())"
+    for before, expected in (
+        ("", "None"),
+        ("import torch; torch.ones(9, 9) @ torch.ones(9, 9); ", "import fedinit first"),
+    ):
+        plain = {name: value for name, value in os.environ.items() if name != rounding.MODE}
+        done = subprocess.run([sys.executable, "-c", before + said], capture_output=True, text=True, env=plain)
+        assert expected in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

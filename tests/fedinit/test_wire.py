@@ -93,6 +93,16 @@ def test_in_one_process_the_tensor_itself_is_handed_over_and_nobody_may_change_i
             read(record)
 
 
+def test_what_its_sender_makes_of_a_tensor_afterwards_is_not_what_was_sent() -> None:
+    """Another shape, or a graph, would be past whoever judged the declared one; neither counts as a change."""
+    sent = torch.ones(2, 3)
+    record = wire.encode({"x": sent})
+    sent.requires_grad_()
+    sent.data = torch.zeros(1, 7)
+    (there,) = wire.decode(record).values()
+    assert there.tolist() == [[1.0] * 3] * 2 and not there.requires_grad
+
+
 def test_what_is_written_when_it_is_read_goes_to_another_process_as_bytes() -> None:
     array = wire.encode({"x": torch.arange(6.0).reshape(2, 3).T})["x"]
     for there in (pickle.loads(pickle.dumps(array)), copy.deepcopy(array)):
@@ -105,7 +115,8 @@ def test_what_many_messages_hold_is_one_tensor_and_the_same_bytes() -> None:
     encoder = wire.Encoder()
     records = [encoder.encode({"shared": shared, "own": value}) for value in own]
     for record, value in zip(records, own, strict=True):
-        assert wire.decode(record)["shared"] is shared and wire.decode(record)["own"] is value
+        there = wire.decode(record)
+        assert there["shared"].data_ptr() == shared.data_ptr() and there["own"].data_ptr() == value.data_ptr()
         alone = ArrayRecord({"shared": Array(shared.numpy()), "own": Array(value.numpy())})
         assert written(record) == written(alone)
 
