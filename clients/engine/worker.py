@@ -147,7 +147,7 @@ class Worker:
 
     def _train_within_memory(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         """Together; by halves where there is too little memory for that and nobody's bytes depend on it."""
-        if len(tasks) <= self._most:
+        if len(tasks) <= self._most or not self._rows_are_own(tasks):
             try:
                 return self._train_together(tasks)
             except Exception as error:

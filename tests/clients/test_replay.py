@@ -244,7 +244,8 @@ def test_a_bank_that_there_is_no_memory_for_is_trained_by_parts_with_the_same_by
     assert same_bytes(results(made, tasks), expected) and asked[3:] == [2, 2] and not capsys.readouterr().err
     ones = [training_task(tiny_vit, client, images, 1, round=1) for client, images in SIZES.items()]
     small, rounded = worker(client_config(batch_size=2), recorded=False), worker(settings, "cpu", False, "bf16")
-    for other, given in ((small, tasks), (rounded, tasks), (worker(settings, recorded=False), ones)):
+    mixed = [*ones[:2], *tasks[2:]]  # a bank that must stay whole, of a worker that has halved another
+    for other, given in ((small, tasks), (rounded, tasks), (worker(settings, recorded=False), ones), (made, mixed)):
         with pytest.raises(RunFailed, match="4 clients .* engine.clients_per_bank=2, which is another run"):
             results(other, given)
     monkeypatch.setattr("clients.engine.worker.rows_are_kept", lambda: False)
