@@ -1,7 +1,4 @@
-"""Logits and gradients of a bank in each precision, against plain modules in float64.
-
-    pytest -m slow tests/clients/test_precision.py
-"""
+"""Logits and gradients of a bank in each precision, against plain modules in float64."""
 
 from __future__ import annotations
 
@@ -27,7 +24,6 @@ PRECISIONS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "device", "unit"), PRECISIONS)
 def test_logits_and_gradients_are_those_of_float64_within_the_precisions_rounding(
     precision, device, unit, tiny_backbone, tiny_data, client_config, random_adapter, random_head, plain_client
