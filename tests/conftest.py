@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import os
 import sys
@@ -72,19 +71,22 @@ def one_lane() -> Iterator[None]:
 def tiny_vit() -> Backbone:
     """Two blocks of width 24 over 16 patches, one channel, random weights."""
     shape = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "in_chans": 1}
-    made = build_backbone(
-        ModelConfig(
-            name="vit_tiny_patch16_224",
-            kwargs=shape,
-            checkpoint=None,
-            pretrained=False,
-            image_size=None,
-            mean=(0.5,),
-            std=(0.5,),
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)  # whatever the default is in the test that asks first
+    try:
+        return build_backbone(
+            ModelConfig(
+                name="vit_tiny_patch16_224",
+                kwargs=shape,
+                checkpoint=None,
+                pretrained=False,
+                image_size=None,
+                mean=(0.5,),
+                std=(0.5,),
+            )
         )
-    )
-    # In float32, whatever the default is in the test that asks first.
-    return dataclasses.replace(made, module=made.module.float())
+    finally:
+        torch.set_default_dtype(usual)
 
 
 @pytest.fixture(scope="session")
