@@ -42,13 +42,11 @@ def measure(name: str, turns: int, folder: str) -> dict[str, object]:
     kept_data = Prefix(made, setting.data, config, None).dataset
     first = time.perf_counter() - began
     kept = ThreadEngine(make_workers(made.after, setting.targets, kept_data, setting.settings, "cpu"))
-    seconds: dict[str, list[float]] = {"plain": [], "kept": []}
-    for _ in range(turns):
-        for which, engine in (("plain", setting.engine), ("kept", kept)):
-            began = time.perf_counter()
-            for _ in engine.run(plan(setting.tasks, 1)):
-                pass
-            seconds[which].append(time.perf_counter() - began)
+    runs = {
+        which: lambda engine=engine: list(engine.run(plan(setting.tasks, 1)))
+        for which, engine in (("plain", setting.engine), ("kept", kept))
+    }
+    seconds = machine.in_turn(runs, turns)
     plain, fast = (statistics.median(seconds[which]) for which in ("plain", "kept"))
     ratios = [p / k for p, k in zip(seconds["plain"], seconds["kept"], strict=True)]
     return {

@@ -126,10 +126,11 @@ class Site:
         settings = Settings.of(config, self.backbone.digest)
         held = backbone, self.targets, replace(shown, marks=None), settings  # an engine looks at no files
         self.emit: Emit = _nobody
-        place = clients_device(config.engine)
-        for said in (crowded(config.engine, place), left_out(config.engine), of_rows() if place == CPU else None):
-            if console is not None and said:
-                tell(console, said, "yellow")
+        if console is not None:
+            place = clients_device(config.engine)
+            for said in (crowded(config.engine, place), left_out(config.engine), of_rows() if place == CPU else None):
+                if said:
+                    tell(console, said, "yellow")
         engine = config.engine
         if client is None:  # one trains alone
             engine = self._within_room(backbone, shown.images, console)

@@ -50,9 +50,9 @@ class Starts:
         config = wire.config(message)
         tensors = self._complete(sent, wire.words(config, "keep"), context)
         start = self._read(tensors, str(config["start-digest"]))
-        layers, personal = dict(start.layers), wire.words(config, "personal")
+        personal = wire.words(config, "personal")
         own = of_last_accepted(message, context) if personal else None
-        return with_personal(layers, own, personal) if personal else layers, dict(start.head)
+        return with_personal(start.layers, own, personal), dict(start.head)
 
     def _complete(self, sent: Mapping[str, Tensor], keep: list[str], context: Context) -> Mapping[str, Tensor]:
         """Factors and head: those sent, and those that this client holds; the parts to `keep` it holds from here on.

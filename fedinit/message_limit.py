@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedinit.tensor_array import Format, facts, handed_of, length
 
@@ -39,22 +39,27 @@ def excess(content: RecordDict, limit: Limit) -> str:
     further than to the limit."""
     values = rest = 0
     for name, record in content.items():
-        handed = handed_of(record) if isinstance(record, ArrayRecord) else None
-        if handed is not None:
-            of_values, of_rest = _of_format(handed.format)
-            values, rest = values + of_values, rest + of_rest + len(name) * len(handed.format)
-        for key, entry in record.items() if handed is None else ():
-            if isinstance(entry, Array):
-                values += length(entry)
-                rest += _beside(entry.dtype, entry.stype, entry.shape)
-            else:
-                rest += _length(entry, limit.rest)
-            rest += len(name) + len(key) + BESIDE
+        for of_values, of_rest in _lengths(name, record, limit.rest):
+            values, rest = values + of_values, rest + of_rest
             if values > limit.values or rest > limit.rest:
-                break
-        if values > limit.values or rest > limit.rest:
-            return f"more than {values} bytes of arrays and {rest} of other things, {limit} may come"
+                return f"more than {values} bytes of arrays and {rest} of other things, {limit} may come"
     return ""
+
+
+def _lengths(name: str, record: ArrayRecord | ConfigRecord | MetricRecord, most: int) -> Iterator[tuple[int, int]]:
+    """Bytes of values, and of other things, of a record's entries one after another; of tensors that are handed over at
+    once. most: as of `_length`."""
+    handed = handed_of(record) if isinstance(record, ArrayRecord) else None
+    if handed is not None:
+        values, rest = _of_format(handed.format)
+        yield values, rest + len(name) * len(handed.format)
+        return
+    for key, entry in record.items():
+        beside = len(name) + len(key) + BESIDE
+        if isinstance(entry, Array):
+            yield length(entry), beside + _beside(entry.dtype, entry.stype, entry.shape)
+        else:
+            yield 0, beside + _length(entry, most)
 
 
 @functools.lru_cache(maxsize=256)

@@ -103,10 +103,13 @@ class ServerState:
     def accepting(self, clients: Iterable[int], round: int) -> ServerState:
         """The state once these clients' updates of a round were let in."""
         alike: dict[int, ClientMirror] = {}  # by identity: most clients of a round have the very same
-        for mirror in map(self.mirror, clients := list(clients)):
+        mirrors = {}
+        for client in clients:
+            mirror = self.mirror(client)
             if id(mirror) not in alike:
                 alike[id(mirror)] = replace(mirror, accepted=round)
-        return self.mirroring({client: alike[id(self.mirror(client))] for client in clients})
+            mirrors[client] = alike[id(mirror)]
+        return self.mirroring(mirrors)
 
     def lacking(
         self, starts: Mapping[int, Mapping[str, Tensor]], passing: Collection[str]

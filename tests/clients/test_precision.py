@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
@@ -35,9 +32,8 @@ def test_logits_and_gradients_are_those_of_float64_within_the_precisions_roundin
     images, labels = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 5
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
     settings = Settings(client=client_config(), seed=0, scale=SCALE, precision=precision)
-    # Of its own, and copied before there is a bank over it: banks are put into the modules that they are over.
-    exact, backbone = in_float64(tiny_backbone), replace(tiny_backbone, module=copy.deepcopy(tiny_backbone.module))
-    with Worker(backbone, targets, tiny_data, settings, place).lent(EMPTY) as bank:
+    exact = in_float64(tiny_backbone)
+    with Worker(tiny_backbone, targets, tiny_data, settings, place).lent(EMPTY) as bank:
         leaves = bank.load(adapters, heads)
         ours = bank.forward(images.to(place), 2)
         loss = nn.functional.cross_entropy(ours.flatten(0, 1).float(), labels.to(place)) * 2
