@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fedinit.adapters.bank import Bank
-from fedinit.adapters.dora import DoRA, DoRAFactors
+from fedinit.adapters.dora import DoRAFactors
+from fedinit.adapters.kinds import KINDS
+from fedinit.adapters.vera import VeRAFactors
 from fedinit.factors import Factors
 from fedinit.models.backbone import Backbone
 
@@ -40,6 +42,7 @@ class StepCost:
     gradients and the optimiser's state.
     flops: operations of one image's way through the model and back, where no weight has a gradient; 0: not counted.
     passing: what is there at once of an image that goes through without a way back; 0: not known.
+    shared: what all clients of a bank have once, as VeRA's A and B.
     """
 
     fixed: int
@@ -47,6 +50,7 @@ class StepCost:
     client: int
     flops: int
     passing: int = 0
+    shared: int = 0
 
     @property
     def measuring(self) -> int:
@@ -61,11 +65,11 @@ class StepCost:
 
     def peak(self, clients: int, batch: int) -> int:
         """Bytes at once, of so many clients with batches of so many images."""
-        return self.fixed + clients * (self.client + batch * self.image)
+        return self.fixed + self.shared + clients * (self.client + batch * self.image)
 
     def fit(self, room: int, batch: int) -> int:
         """The most clients whose step fits into `room` bytes; 1 at least, MOST at most."""
-        return max(1, min(MOST, (room - self.fixed) // (self.client + batch * self.image)))
+        return max(1, min(MOST, (room - self.fixed - self.shared) // (self.client + batch * self.image)))
 
     def by_examples(self) -> StepCost:
         """As this one, of a private step, in which each image has a gradient of its own in all that a client trains."""
@@ -86,7 +90,7 @@ def step_cost(
     counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
     outline = Backbone(module, backbone.features, backbone.input)
     with _FusedAttention():
-        weights, image, _, numbers = _passed(outline, targets, rank, classes, META, counted)
+        weights, image, _, numbers, _ = _passed(outline, targets, rank, classes, META, counted)
     exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
     return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
 
@@ -121,10 +125,11 @@ def step_cost_on_cpu(
     """As `step_cost`, in float32 and without its operations, by a pass of one image through the backbone as it is. A
     pass without memory takes torch two seconds at first, and keeps other things of attention.
 
-    kind, dropout: of the adapters; VeRA is reckoned as LoRA of its rank."""
+    kind, dropout: of the adapters; a core is reckoned as LoRA of its rank."""
     given = backbone, targets, rank, classes, torch.device("cpu"), contextlib.nullcontext()
-    weights, image, largest, numbers = _passed(*given, kind, dropout)
-    return StepCost(weights, image + PASSING * largest, 4 * COPIES * numbers, 0, (PASSING + 1) * largest)
+    weights, image, largest, numbers, frozen = _passed(*given, kind, dropout)
+    image += PASSING * largest
+    return StepCost(weights, image, 4 * COPIES * numbers, 0, (PASSING + 1) * largest, 4 * frozen)
 
 
 def _passed(
@@ -136,19 +141,20 @@ def _passed(
     counted: contextlib.AbstractContextManager,
     kind: str = "lora",
     dropout: float = 0.0,
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int, int, int]:
     """(bytes of the weights, bytes that a pass of one image keeps for the way back, of the largest tensor among these,
-    numbers of a client). counted: counts its operations."""
+    numbers that a client trains, those beside them in its adapters). counted: counts its operations."""
     bank = Bank(backbone, targets, 1.0, dropout)
-    adapter = {name: Factors(torch.zeros(rank, k), torch.zeros(d, rank)) for name, (d, k) in targets.items()}
-    trainable, generators = frozenset("AB"), [torch.Generator(device)] if dropout else []
-    if kind == "dora":
-        adapter = {name: DoRAFactors(f.A, f.B, m=torch.ones(len(f.B))) for name, f in adapter.items()}
-        trainable |= DoRA.beside
+    adapter = {name: _zeros(kind, rank, d, k) for name, (d, k) in targets.items()}
+    trained, generators = KINDS[kind].trained(frozenset("AB")), [torch.Generator(device)] if dropout else []
+    # An input that only a trained A would keep is freed and leaves a hole, which smaller tensors that stay split up:
+    # the process takes as much as if it were kept (VeRA on ViT-Tiny: 30 MB an image, of which 21 are tensors).
+    trainable = trained | {"A"}
     head = {"weight": torch.zeros(classes, backbone.features), "bias": torch.zeros(classes)}
     leaves = bank.load([adapter], [head], trainable, generators=generators)
     weights = list(backbone.module.parameters())
-    held = {value.untyped_storage()._cdata for value in (*weights, *leaves.values())}
+    parts = [named for layer in bank.layers.values() for named in layer.leaves.items()]
+    held = {value.untyped_storage()._cdata for value in (*weights, *leaves.values(), *(part for _, part in parts))}
     kept: dict[int, Tensor] = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -160,9 +166,18 @@ def _passed(
     spec = backbone.input
     with counted, torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         bank.forward(torch.zeros(1, spec.channels, spec.height, spec.width, device=device), 1)
-    numbers = sum(leaf.numel() for leaf in leaves.values())
+    frozen = sum(part.numel() for name, part in parts if name not in trained)
+    numbers = sum(part.numel() for name, part in parts if name in trained) + sum(v.numel() for v in bank.head.values())
     sizes = [value.untyped_storage().nbytes() for value in kept.values()]
-    return sum(value.numel() * value.itemsize for value in weights), sum(sizes), max(sizes, default=0), numbers
+    return sum(value.numel() * value.itemsize for value in weights), sum(sizes), max(sizes, default=0), numbers, frozen
+
+
+def _zeros(kind: str, rank: int, d: int, k: int) -> Factors:
+    """A layer's factors, whose values no cost depends on."""
+    A, B = torch.zeros(rank, k), torch.zeros(d, rank)
+    if kind == "dora":
+        return DoRAFactors(A, B, m=torch.ones(d))
+    return VeRAFactors(A, B, b=torch.zeros(d), d=torch.zeros(rank)) if kind == "vera" else Factors(A, B)
 
 
 def _product(total: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:

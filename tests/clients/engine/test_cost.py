@@ -69,6 +69,17 @@ def test_what_the_adapters_keep_more_is_reckoned(kind, dropout, tiny_vit) -> Non
     assert cost.client - plain.client == (kind == "dora") * 4 * COPIES * 2 * 24
 
 
+def test_of_vera_vectors_are_a_clients_and_matrices_a_banks(tiny_vit) -> None:
+    """Of an image it keeps what LoRA does, and each layer's outputs before b, which b's gradient needs."""
+    targets = select_targets(tiny_vit.module, ("mlp.fc2",), RANK)
+    plain, cost = (step_cost_on_cpu(tiny_vit, targets, RANK, 5, kind) for kind in ("lora", "vera"))
+    rows = 4 * (17 + 1)  # bytes of a column of both blocks, the last one's of the class token alone
+    vectors, matrices = 2 * (24 + RANK), 2 * RANK * (24 + 96)
+    assert cost.image - plain.image == rows * 24
+    assert cost.client == 4 * COPIES * (vectors + 5 * (24 + 1)) and cost.shared == 4 * matrices and plain.shared == 0
+    assert cost.peak(7, 4) == cost.fixed + cost.shared + 7 * (cost.client + 4 * cost.image)
+
+
 def test_the_bank_that_fits_is_the_largest() -> None:
     cost = StepCost(fixed=1000, image=10, client=20, flops=0)
     assert cost.fit(1000 + 7 * (20 + 4 * 10), 4) == 7 and cost.fit(1000 + 7 * (20 + 4 * 10) - 1, 4) == 6
