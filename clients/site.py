@@ -229,10 +229,11 @@ class Site:
         head: Mapping[str, Tensor],
         key: str = EMPTY,
         offset: Offset = MappingProxyType({}),
+        round: int = 0,
     ) -> Sums:
         """{domain: the score's two sums} over `indices` (n,) of an adapter and head over the base W + s·O, where `key`
-        names O; from cached features where adapter and offset are still zero."""
-        (task,) = self.with_features([Task(-1, 0, indices, adapter, head, frozenset(), key, work="evaluate")])
+        names O; from cached features where adapter and offset are still zero. round: after which."""
+        (task,) = self.with_features([Task(-1, round, indices, adapter, head, frozenset(), key, work="evaluate")])
         self.engine.hold(key, offset)
         return judge(self.engine, self.data, task, self.config.evaluation.batch_size)
 
@@ -244,7 +245,7 @@ class Site:
         adapter, head = wire.from_tensors(tensors)
         key = of_tensors(offset) if offset else EMPTY
         indices = self.data.test.nonzero().flatten()
-        return sums_record(self.judge(indices, adapter, head, key, offset), self.score)
+        return sums_record(self.judge(indices, adapter, head, key, offset, round), self.score)
 
 
 def _nobody(kind: str, facts: Mapping[str, Any]) -> None:

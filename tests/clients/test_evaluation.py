@@ -6,13 +6,18 @@ import pytest
 import torch
 
 from clients import batches
+from clients.cohort import Cohort
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
 from clients.evaluation import FrozenFeatures, judge, sums_record
+from clients.site import Site
 from clients.task import Job, Task
 from fedinit.factors import Factors
 from fedinit.models import select_targets
 from fedinit.scores import Accuracy
+from fedinit.transport.local import LocalGrid
+from strategies.server.federation import federate
+from tests.support.small import small_config
 
 SCALE = 2.0
 
@@ -140,3 +145,17 @@ def test_evaluation_leaves_no_trace_in_training(made, tiny_data, engine_of) -> N
 def test_sums_record_lists_domains_side_by_side() -> None:
     record = sums_record({0: (3, 5), 2: (0, 4)}, Accuracy)
     assert dict(record) == {"domains": [0, 2], "correct": [3, 0], "num-examples": [5, 4]}
+
+
+def test_what_the_server_judges_is_of_the_round_it_judges_after(monkeypatch) -> None:
+    """By it the ledger says when an actor died at it."""
+    site, rounds = Site(small_config("engine=inline")), set()
+    run = site.engine.run
+
+    def noted(jobs):
+        rounds.update(task.round for job in jobs for task in job.tasks)
+        return run(jobs)
+
+    monkeypatch.setattr(site.engine, "run", noted)
+    federate(site.config, LocalGrid(Cohort(site), 3), site.backbone, evaluate_fn=site.evaluate_round)
+    assert rounds == {1, 2}
