@@ -17,6 +17,7 @@ import fedinit
 import run_sim
 from clients import trial as trials
 from clients.site import Site
+from fedinit.config.engine import RayConfig
 from fedinit.data.partition import PARTITIONS
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import ClientReport, RoundReport
@@ -48,6 +49,12 @@ def test_bytes_and_parameters_are_the_runs(done):
     assert shown.trial.up == pytest.approx(rounds[-1]["bytes_up"], rel=1e-3)
     assert shown.trial.down == pytest.approx(rounds[-1]["bytes_down"], rel=1e-3)
     assert f"{summary['trainable_parameters']:,} numbers a client" in shown.facts()["trained"]
+
+
+def test_memory_is_of_this_process_and_rays_is_apart(done):
+    shown, _, _ = done
+    rays = dataclasses.replace(shown, config=dataclasses.replace(shown.config, engine=RayConfig()))
+    assert rays.facts()["memory"] == shown.facts()["memory"] + ", those of Ray and its actors apart"
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ class Preview:
         once = {"start": trial.start, "head alone": trial.reference}
         parts += "".join(f"; {name} {n:.1f} s" for name, n in once.items() if n)
         memory = "not known on this system" if trial.memory is None else f"{readable(trial.memory)} of this process"
+        memory += ", those of Ray and its actors apart" * (self.config.engine.name == "ray")
         # What is measured may deal ranks out, by more images than a trial's.
         about, of = "about " * bool(trial.start), " of the highest rank" * (self.config.adapter.ranks is not None)
         return {
