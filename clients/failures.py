@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from clients.task import ClientFailed, Task
+from fedinit.errors import machine_failed
 
 
 class Failures:
@@ -20,9 +21,12 @@ class Failures:
 
     @contextmanager
     def of(self, client: int, stage: str, step: int | None = None) -> Iterator[None]:
-        """What is raised within is this client's failure, at this stage."""
+        """What is raised within is this client's failure, at this stage; what the machine fails at is nobody's, and is
+        raised."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is this client's)
+        except Exception as error:
+            if machine_failed(error):
+                raise
             self.by_client[client] = ClientFailed.of(client, stage, error, step)
             self.mute.add(client)

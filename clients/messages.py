@@ -26,7 +26,7 @@ from fedinit.adapters.core import BLOCK_SCALES
 from fedinit.config.limits import Limits
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.site import noise_secret
-from fedinit.errors import InputError, Refused
+from fedinit.errors import InputError, Refused, machine_failed
 from fedinit.factors import PARTS, Factors, difference, distance, norm
 from fedinit.secagg.messages import QUERY
 from fedinit.state import digest
@@ -67,7 +67,8 @@ class Decoder:
         self._guard, self._starts = Guard(site), Starts(site)
 
     def decode(self, message: Message, context: Context) -> Decoded:
-        """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too.
+        """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too, but for what
+        a simulation's machine fails at, which is raised.
 
         Changes the Context: the client keeps what it was sent.
         """
@@ -90,7 +91,9 @@ class Decoder:
                 )
             read = {"query.statistics": self._measurement, "train": self._training, "evaluate": self._evaluation}
             return Decoded(read[message_type](message, received, context))
-        except Exception as error:  # noqa: BLE001 (what a server may send is anything)
+        except Exception as error:  # what a server may send is anything
+            if machine_failed(error) and not self.deployed:
+                raise
             given = context.node_config.get("partition-id", -1)
             failed = ClientFailed.of(given if isinstance(given, int) else -1, STAGES[message_type], error)
             place = self._place(message, context) if message_type == "train" else None

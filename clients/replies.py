@@ -18,7 +18,7 @@ from fedinit import transforms, wire
 from fedinit.config.client import SGDSaIConfig
 from fedinit.config.privacy import LEAST_CLIP, MOST_CLIP, ClientPrivacyConfig
 from fedinit.config.secure_aggregation import SecAggConfig
-from fedinit.errors import Refused
+from fedinit.errors import Refused, machine_failed
 from fedinit.factors import Factors
 from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.state.digest import of_tensors
@@ -33,7 +33,7 @@ def encode(
     site: Site, task: Task, answers: Sequence[Answer], message: Message, context: Context, deployed: bool
 ) -> Message:
     """The reply to a message from the answers to its task, one or one a batch; an Error where one is a failure, as
-    `refusal` makes it."""
+    `refusal` makes it. Raises what a simulation's machine fails at, which is no client's fault."""
     write, stage = {
         "train": (update, "reply"),
         "measure": (statistics, "statistics"),
@@ -44,7 +44,9 @@ def encode(
             return refusal(message, answer, deployed)
     try:
         return Message(write(site, task, answers, message, context), reply_to=message)
-    except Exception as error:  # noqa: BLE001 (this client's: the other clients' round goes on)
+    except Exception as error:
+        if machine_failed(error) and not deployed:
+            raise
         return refusal(message, ClientFailed.of(task.client, stage, error), deployed)
 
 

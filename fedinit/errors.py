@@ -122,6 +122,11 @@ def device_failed(error: BaseException) -> bool:
     return told and not out_of_memory(error)
 
 
+def machine_failed(error: BaseException) -> bool:
+    """Whether what failed is the machine, its memory or a device of it, whoever's turn it was."""
+    return out_of_memory(error) or device_failed(error)
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that was most likely meant, or None where none is near: a slip or two of the keys, letters in
     another order, or one that is the beginning of the other. Of several it is the one with the fewest slips between."""

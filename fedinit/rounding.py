@@ -16,11 +16,12 @@ MODE, STRICT = "MKL_CBWR", "AUTO,STRICT"
 def keep_rows() -> None:
     """Have MKL be strict on Intel's CPUs, in this process and those that it starts; a mode that the environment names
     stays. It is read at the first product, so that what was computed before this is in the mode that was there."""
-    if _is_intel():
+    if is_intel():
         os.environ.setdefault(MODE, STRICT)
 
 
-def _is_intel() -> bool:
+def is_intel() -> bool:
+    """Whether the processor is Intel's, as far as the system says."""
     if not sys.platform.startswith("linux"):
         return "GenuineIntel" in os.environ.get("PROCESSOR_IDENTIFIER", "")  # which Windows sets
     try:

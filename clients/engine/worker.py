@@ -26,7 +26,7 @@ from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
-from fedinit.errors import GOES_ON, DeviceFailed, RunFailed, device_failed, first_line, out_of_memory
+from fedinit.errors import GOES_ON, DeviceFailed, RunFailed, device_failed, first_line, machine_failed, out_of_memory
 from fedinit.models.backbone import Backbone
 from fedinit.statistics import Request
 from fedinit.threads import intra_op
@@ -139,19 +139,16 @@ class Worker:
     def _train(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         if self.settings.privacy is not None:
             return [self._train_privately(task, self.settings.privacy) for task in tasks]
-        try:
-            return self._train_within_memory(tasks)
-        except Exception as error:  # noqa: BLE001 (somebody's; each is tried with the others mute, at the same rounding)
-            self._blame_machine(error, len(tasks))
-            return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
+        return self._train_within_memory(tasks)
 
     def _train_within_memory(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
-        """Together; by halves where there is too little memory for that and nobody's bytes depend on it."""
+        """In one bank; by halves where there is too little memory for that and nobody's bytes depend on it."""
         if len(tasks) <= self._most or not self._rows_are_own(tasks):
             try:
-                return self._train_together(tasks)
+                return self._train_bank(tasks)
             except Exception as error:
                 if len(tasks) == 1 or not (out_of_memory(error.__cause__ or error) and self._rows_are_own(tasks)):
+                    self._blame_machine(error, len(tasks))
                     raise
             self._most = -(-len(tasks) // 2)  # what was tried is free by now
             few = f"{self._most} clients in one pass, which changes no result"
@@ -167,9 +164,9 @@ class Worker:
         wide = self._whole_rows and self.settings.client.batch_size >= FEWEST
         return plain and one_rank and wide and rows_are_kept()
 
-    def _failed(self, task: Task, stage: str, error: Exception, count: int = 1, key: str = BATCH) -> ClientFailed:
-        """The failure of a client that was asked alone, or with mutes. count, key: as of `_blame_machine`."""
-        self._blame_machine(error, count, key)
+    def _failed(self, task: Task, stage: str, error: Exception, key: str = BATCH) -> ClientFailed:
+        """The failure of a client that was asked alone, or with mutes. key: as of `_blame_machine`."""
+        self._blame_machine(error, 1, key)
         if isinstance(error, StepFailed):
             return ClientFailed.of(task.client, "train", error.__cause__ or error, error.step)
         return ClientFailed.of(task.client, stage, error)
@@ -194,6 +191,16 @@ class Worker:
             "which is another run, since the size of a bank changes rounding"
         ) from error
 
+    def _train_bank(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
+        """Together; where somebody fails for all, each with the others mute, at the same rounding. Raises what the
+        machine fails at."""
+        try:
+            return self._train_together(tasks)
+        except Exception as error:
+            if machine_failed(error.__cause__ or error):
+                raise
+        return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
+
     def _train_together(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         settings = self.settings
         run = self.data, self.spec, settings.client, settings.seed
@@ -202,8 +209,10 @@ class Worker:
     def _train_among_mutes(self, tasks: tuple[Task, ...], i: int) -> Result | ClientFailed:
         try:
             return self._train_together(tuple(t if t is tasks[i] else t.stand_in(tasks[i]) for t in tasks))[i]
-        except Exception as error:  # noqa: BLE001 (this client's)
-            return self._failed(tasks[i], "train", error, len(tasks))
+        except Exception as error:
+            if machine_failed(error.__cause__ or error):
+                raise
+            return self._failed(tasks[i], "train", error)
 
     def _train_privately(self, task: Task, privacy: ExamplePrivacyConfig) -> Result | ClientFailed:
         settings = self.settings

@@ -141,6 +141,8 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
                     return None
                 grey = deep_grey(image, stored)
                 return None if (window := grey.window()) is None else (grey.kind, window)
+        except MemoryError:  # other pictures would be shown between other levels
+            raise
         except Exception:  # a broken file makes Pillow raise nearly anything
             return None
 
@@ -179,6 +181,8 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
     except Exception:  # EXIF is written by many programs, and the picture does not depend on it
         turn = None
     return image.copy() if turn is None else image.transpose(turn)

@@ -39,7 +39,7 @@ from strategies.server.faults import (
     fault_of_work,
     refuse_unsummable,
 )
-from strategies.server.replies import Asked, Refusal, of_error
+from strategies.server.replies import Asked, Refusal, of_error, unreadable
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 MOST_DRIFT = 10.0  # of a client's drift over the median of a round's
@@ -196,13 +196,13 @@ class Gate:
                 return refuse(*odd)
             decoded: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
-            return refuse("missing_record", f"{type(error).__name__}: {error}")
+            return unreadable(reply, expected.client, error)
         try:
             tensors = receive(transforms, expected, decoded)
         except Malformed as error:
             return refuse(error.code, error.detail)
         except Exception as error:  # noqa: BLE001 (the tensors are not validated yet)
-            return refuse("missing_record", f"{type(error).__name__}: {error}")
+            return unreadable(reply, expected.client, error)
         if not self.enabled:
             if expected.clip is not None and (
                 odd := fault_of_format(tensors, bounds.formats) or fault_of_distance(tensors, sent, expected.clip)
@@ -254,7 +254,7 @@ def admit_images(
             return Refusal(asked.client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
-        return Refusal(asked.client, "missing_record", f"{type(error).__name__}: {error}")
+        return unreadable(reply, asked.client, error)
     fault = (
         fault_of_format(tensors, formats)
         or fault_of_values(tensors)
@@ -289,7 +289,7 @@ def admit_statistics(
             return Refusal(client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
-        return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
+        return unreadable(reply, client, error)
     fault = (
         fault_of_format(tensors, wire_format(statistics))
         or fault_of_values(tensors)
@@ -328,7 +328,7 @@ def admit_counts(
             return Refusal(client, "metrics", f"more rows than it has domains, {len(domains)}")
         rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
-        return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
+        return unreadable(reply, client, error)
     if (fault := fault_of_round(round, asked.round)) is not None:
         return Refusal(client, *fault)
     if not all(type(d) is int and d in domains and score.admits(part, whole) for d, part, whole in rows):

@@ -19,7 +19,7 @@ from strategies.server import requests
 from strategies.server.collecting import drop
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
-from strategies.server.replies import Asked, Refusal, match_replies, of_error
+from strategies.server.replies import Asked, Refusal, match_replies, of_error, unreadable
 from strategies.server.state import ServerState
 
 SHARE = 0.125  # of reply_timeout that each exchange beside training has
@@ -127,7 +127,7 @@ class Cohort:
             try:
                 return judge(reply, wanted)
             except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises)
-                return Refusal(wanted.client, "missing_record", f"{type(error).__name__}: {error}")
+                return unreadable(reply, wanted.client, error)
 
         replies = self.exchange.send(list(messages), min(seconds, self.end - time.monotonic()), asked)
         answers, refusals = match_replies(replies, asked, self.exchange.client_of, read)

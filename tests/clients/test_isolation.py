@@ -10,6 +10,7 @@ from flwr.app import Message
 from clients import batches, replies
 from clients.cohort import Cohort
 from clients.engine import worker
+from clients.messages import Decoder
 from clients.site import Site
 from clients.training import train_bank
 from fedinit import wire
@@ -37,9 +38,11 @@ class Watch(Observer):
         self.refused.append((facts["client"], facts["code"], facts["detail"]))
 
 
-def train(site: Site, *words: str, spoil=lambda client, message: None) -> tuple[dict[int, bytes], list]:
+def train(
+    site: Site, *words: str, spoil=lambda client, message: None, deployed: bool = False
+) -> tuple[dict[int, bytes], list]:
     """One round: {client: the bytes of its reply}, and the refusals. `spoil` may change a message on its way."""
-    clients, watch, replies = Cohort(site), Watch(), {}
+    clients, watch, replies = Cohort(site, deployed=deployed), Watch(), {}
 
     def handler(deliveries):
         for message, context in deliveries:
@@ -144,11 +147,11 @@ def test_a_reply_that_cannot_be_made(site, healthy, monkeypatch):
 
     def failing(chain, task, payload):
         if task.client == 1 and task.work == "train":
-            raise MemoryError("no room for the reply")
+            raise OverflowError("no room for the reply")
         return leave(chain, task, payload)
 
     monkeypatch.setattr(replies.transforms, "leave", failing)
-    check(*train(site), healthy, "reply: MemoryError: no room for the reply")
+    check(*train(site), healthy, "reply: OverflowError: no room for the reply")
 
 
 def test_other_questions_say_who_and_at_what_too(site, monkeypatch):
@@ -205,3 +208,24 @@ def test_the_ledger_says_who_where_and_when(site, tmp_path, monkeypatch):
     folder.close()
     lines = [json.loads(line) for line in (folder.path / "ledger.jsonl").read_text().splitlines()]
     assert {x["client"] for x in lines if x["kind"] == "refused" and x["code"] == "client_error"} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: an illegal memory access")])
+@pytest.mark.parametrize(("holder", "name"), [(Decoder, "_training"), (replies, "update")])
+def test_what_the_machine_fails_at_is_no_clients(site, holder, name, error, monkeypatch):
+    """As a message is read, and as a reply is written: the round was made without it, and the run ended as any other. A
+    deployed client's machine is its own."""
+    whole, calls = getattr(holder, name), []
+
+    def failing(*given):
+        calls.append(name)
+        if len(calls) == 2:
+            raise error
+        return whole(*given)
+
+    monkeypatch.setattr(holder, name, failing)
+    with pytest.raises(type(error)):
+        train(site)
+    calls.clear()
+    answered, refused = train(site, deployed=True)
+    assert sorted(answered) == [0, 2] and [(client, code) for client, code, _ in refused] == [(1, "client_error")]

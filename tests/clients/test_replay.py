@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from clients import batches
 from clients.batches import halved
 from clients.engine import hardware
 from clients.engine.hardware import computing
@@ -251,6 +252,49 @@ def test_a_bank_that_there_is_no_memory_for_is_trained_by_parts_with_the_same_by
     monkeypatch.setattr("clients.engine.worker.rows_are_kept", lambda: False)
     with pytest.raises(RunFailed, match="which is another run"):
         results(worker(settings, recorded=False), tasks)
+
+
+@pytest.mark.parametrize("place", ["plan", "augment"])
+def test_memory_that_runs_out_as_a_clients_images_are_fetched_is_the_banks(
+    place, worker, client_config, tiny_vit, training_task, monkeypatch
+) -> None:
+    """Taken for the client's, it was missing in the round, and the run ended as any other."""
+    settings = client_config(batch_size=4, augment="crop_flip")
+    tasks = [training_task(tiny_vit, client, images, RANK, round=1) for client, images in SIZES.items()]
+    expected, times, whole = results(worker(settings, recorded=False), tasks), [], getattr(batches, place)
+
+    def once(*given):
+        times.append(place)
+        return torch.empty(10**15) if len(times) == 2 else whole(*given)
+
+    monkeypatch.setattr(batches, place, once)
+    assert same_bytes(results(worker(settings, recorded=False), tasks), expected) and len(times) > 2
+
+    def never(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(batches, place, never)
+    with pytest.raises(RunFailed, match="too little memory for one client"):
+        results(worker(settings, recorded=False), tasks)
+
+
+def test_a_client_that_fails_in_a_bank_without_memory_is_alone_in_it(
+    worker, client_config, tiny_vit, training_task, monkeypatch
+) -> None:
+    """It was tried in a bank of all, for which there is no memory, and ended the run."""
+    settings, whole = client_config(batch_size=4), train_bank
+    tasks = [training_task(tiny_vit, client, images, RANK, round=1) for client, images in SIZES.items()]
+    expected = results(worker(settings, recorded=False), tasks)
+
+    def short(bank, tasks, *more):
+        if len(tasks) > 2 or any(task.client == 1 and not task.mute for task in tasks):
+            return torch.empty(10**15) if len(tasks) > 2 else torch.empty(-1)
+        return whole(bank, tasks, *more)
+
+    monkeypatch.setattr("clients.engine.worker.train_bank", short)
+    answers = worker(settings, recorded=False).do(Job("train", "", "", tuple(tasks)))
+    assert [type(answer) for answer in answers] == [Result, ClientFailed, Result, Result]
+    assert same_bytes([answers[i] for i in (0, 2, 3)], [expected[i] for i in (0, 2, 3)])
 
 
 @pytest.mark.parametrize(

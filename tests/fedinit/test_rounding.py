@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from clients.engine import rows
 from fedinit import rounding
 
 # Of the embedded ViT's widths, forward and back, and of an attention's: how many clients' rows differ from their own.
@@ -56,6 +57,17 @@ def test_without_it_they_are_not_where_the_kernels_depend_on_the_rows() -> None:
         plain = {name: value for name, value in os.environ.items() if name != rounding.MODE}
         done = subprocess.run([sys.executable, "-c", before + said], capture_output=True, text=True, env=plain)
         assert expected in done.stdout, done.stderr
+    for mode in ("AVX", "SSE4_2", "COMPATIBLE"):  # which keep long rows, and not those of few images
+        other = {**os.environ, rounding.MODE: mode}
+        done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=other)
+        assert f"set {rounding.MODE}={rounding.STRICT}" in done.stdout, done.stderr
+
+
+def test_the_line_is_of_the_processor_where_it_has_no_such_mode(monkeypatch) -> None:
+    monkeypatch.setattr(rows, "rows_are_kept", lambda: False)
+    for intel, expected in ((True, "import fedinit first"), (False, "this processor's products")):
+        monkeypatch.setattr(rows, "is_intel", lambda intel=intel: intel)
+        assert expected in (rows.said() or "")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,7 @@ def test_without_it_they_are_not_where_the_kernels_depend_on_the_rows() -> None:
     [("GenuineIntel", None, "AUTO,STRICT"), ("GenuineIntel", "AVX2", "AVX2"), ("AuthenticAMD", None, None)],
 )
 def test_mkl_is_strict_on_intels_cpus_where_nothing_else_is_said(monkeypatch, vendor, said, mode) -> None:
-    monkeypatch.setattr(rounding, "_is_intel", lambda: vendor == "GenuineIntel")
+    monkeypatch.setattr(rounding, "is_intel", lambda: vendor == "GenuineIntel")
     monkeypatch.delenv(rounding.MODE, raising=False)
     if said is not None:
         monkeypatch.setenv(rounding.MODE, said)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from fedinit.data import decoding
 from fedinit.data.decoding import decode, identity, measure_windows
 
 SIZE = (32, 32)
@@ -204,3 +205,17 @@ def test_the_ends_of_floating_point_numbers_are_shown_without_overflow() -> None
     levels[0], levels[1], levels[2], levels[3] = np.inf, -np.inf, 3.4e38, -3.4e38
     with np.errstate(over="raise"):
         assert shown(tiff(levels), (-3.4e38, 3.4e38))[:5, 0].tolist() == [255, 0, 255, 0, 128]
+
+
+def test_a_picture_that_there_is_no_memory_for_is_not_passed_over(monkeypatch):
+    """All others would be shown between other levels, and a photograph stay on its side."""
+
+    def full(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(decoding, "deep_grey", full)
+        windows(png(RAMP))
+    monkeypatch.setattr(Image.Image, "getexif", full)
+    with pytest.raises(MemoryError):
+        shown(png(RAMP))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from fedinit import wire
 from fedinit.errors import Code
 from fedinit.transport.local import LocalGrid
-from strategies.server.replies import Asked, match_replies
+from strategies.server.replies import Asked, Refusal, match_replies, unreadable
 from tests.support.serving import exchange_over
 
 
@@ -59,3 +60,15 @@ def test_an_array_that_says_what_no_message_holds_costs_its_own_node(array):
     bad, good = exchange.send([Message(RecordDict(), node, "train") for node in (1000, 1001)], 1.0)
     assert bad.has_error() and bad.error.code == Code.unreadable and bad.metadata.src_node_id == 1000
     assert good.content[wire.CONFIG]["a"] == 1 and exchange.bytes_up == wire.nbytes([good.content])
+
+
+def test_tensors_that_there_is_no_memory_for_are_no_clients_fault():
+    """Bytes from outside may ask for any memory, and that is their client's."""
+    sent, lacking = wire.encode({"a": torch.ones(3)}), MemoryError("no room")
+    own, outside = RecordDict({wire.STATE: sent}), RecordDict({wire.STATE: ArrayRecord(dict(sent.items()))})
+    message = Message(RecordDict(), 1000, "train")
+    with pytest.raises(MemoryError):
+        unreadable(Message(own, reply_to=message), 3, lacking)
+    for content, error in ((outside, lacking), (own, ValueError("odd"))):
+        refusal = unreadable(Message(content, reply_to=message), 3, error)
+        assert refusal == Refusal(3, "missing_record", f"{type(error).__name__}: {error}")
