@@ -8,6 +8,7 @@ step cannot be compiled, steps are taken as they are from there on, and a line s
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -78,6 +79,8 @@ def _compiler(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # Here, since it takes seconds to import.
     import torch._dynamo.config as dynamo
 
+    if dynamo.disable or os.environ.get("TORCHDYNAMO_DISABLE") == "1":  # the function would come back as it is
+        raise RuntimeError("TORCH_COMPILE_DISABLE, or TORCHDYNAMO_DISABLE, is set in the environment")
     # It says that there is no CUDA, where none is meant.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)

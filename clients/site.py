@@ -19,7 +19,7 @@ from clients.engine.cluster import foresee
 from clients.engine.cost import StepCost
 from clients.engine.hardware import CPU, clients_device, crowded, devices, left_out, resolved
 from clients.engine.inline import InlineEngine
-from clients.engine.room import Passes, cost_of, within_room, without_room
+from clients.engine.room import Passes, cost_of, uncompiled, within_room, without_room
 from clients.engine.rows import said as of_rows
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, Worker, make_workers
@@ -124,6 +124,8 @@ class Site:
             made = cut(backbone, first_block(backbone, self.targets))
             backbone, shown = made.after, Prefix(made, shown, config, console).dataset
         settings = Settings.of(config, self.backbone.digest)
+        self._uncompiled = uncompiled(config, self.partitions) if config.engine.compile is True else ""
+        settings = replace(settings, compile=settings.compile and not self._uncompiled)
         held = backbone, self.targets, replace(shown, marks=None), settings  # an engine looks at no files
         self.emit: Emit = _nobody
         if console is not None:
@@ -172,9 +174,10 @@ class Site:
         given = f" (engine.clients_per_bank={size})" * (most != size)
         tell(console, f"engine: {self.engine.described()}, banks of up to {counted(most, 'client')}{given}")
         if self.config.engine.compile is True:
-            tell(
-                console, "engine: steps are compiled, which takes half a minute or more at the first of them", "yellow"
-            )
+            said = "engine: steps are compiled, which takes half a minute or more at the first of them"
+            if self._uncompiled:
+                said = f"engine.compile=true: steps are taken as they are, since {self._uncompiled}"
+            tell(console, said, "yellow")
 
     def close(self) -> None:
         """End what the engine started; nobody uses the site any more."""

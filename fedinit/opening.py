@@ -40,6 +40,20 @@ def astray(path: Path) -> str:
     return ""
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those around it, where they are not there. Raises OSError, which says of a link that leads
+    nowhere, and of a file in its place, what it is: mkdir says of either that it is there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        for place in (path, *path.parents):
+            if wrong := astray(place):
+                raise FileNotFoundError(errno.ENOENT, f"{place} {wrong}") from error
+            if place.exists() and not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{place} is {kind(place.stat().st_mode)}") from error
+        raise
+
+
 def regular(path: str, flags: int) -> int:
     """The opener of `open` for what is to be a file. One of this process's own open files, such as /dev/stdin or what a
     shell's <(…) names, is taken whatever it is. Raises OSError, for what is no file at once."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from fedinit.config.engine import RayConfig
-from fedinit.errors import InputError, RunFailed, first_line
+from fedinit.data.reporter import counted
+from fedinit.errors import GOES_ON, InputError, RunFailed, first_line
 from fedinit.runs.stopping import unbroken
 from fedinit.threads import cores
 
@@ -52,7 +53,7 @@ class Cluster:
         self.ray, self.cuda = installed(), (cuda := wants_gpus(config))
         self.threads = 1 if cuda else config.threads
         self._key = "GPU" if cuda else "CPU"
-        self.where = _where(config)
+        self.where, self._address = _where(config), config.address
         self._connected = False  # by this
         own = _own(cuda)
         self.actors = room(config, cuda, own, own) if not config.address else 0  # before seconds are spent on it
@@ -67,6 +68,15 @@ class Cluster:
         except BaseException:
             self.close()
             raise
+
+    def check(self) -> None:
+        """Raise RunFailed where a cluster that was joined by HOST:PORT is gone: Ray ends the process soon after, with a
+        line of its own that does not say so."""
+        try:
+            if self._address not in ("", "auto"):
+                reach(self._address)
+        except InputError as error:
+            raise RunFailed(f"{self.where}: the cluster is gone; {GOES_ON}, once one is there") from error
 
     def close(self) -> None:
         """Leave it; one of this machine's own ends."""
@@ -133,18 +143,18 @@ def foresee(config: RayConfig) -> None:
 def room(config: RayConfig, cuda: bool, there: int, free: int) -> int:
     """How many actors there are to be, where so many cores or GPUs are, and so many of them free. Raises InputError for
     too many."""
-    threads, kind, where = 1 if cuda else config.threads, "GPUs" if cuda else "cores", _where(config)
+    threads, kind, where = 1 if cuda else config.threads, "GPU" if cuda else "core", _where(config)
     if there < 1:
-        raise InputError(f"{where} has no {kind} for actors; use engine.device={'cpu' if cuda else 'cuda'}")
+        raise InputError(f"{where} has no {kind}s for actors; use engine.device={'cpu' if cuda else 'cuda'}")
     if there < threads:
-        raise InputError(f"engine.threads={threads}: {where} has {there} cores; use engine.threads={there}")
+        raise InputError(f"engine.threads={threads}: {where} has {counted(there, 'core')}; use engine.threads={there}")
     most = there // threads
     if config.actors == "auto":
         return max(1, min(most, free // threads))
     if config.actors > most:
         each = f", {threads} for each" * (threads > 1)
         hint = f"use engine.actors={most}, or auto"
-        raise InputError(f"engine.actors={config.actors}: {where} has {there} {kind}{each}; {hint}")
+        raise InputError(f"engine.actors={config.actors}: {where} has {counted(there, kind)}{each}; {hint}")
     return config.actors
 
 
@@ -165,8 +175,10 @@ def reach(address: str) -> None:
     host, _, port = target.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         said = getattr(error, "strerror", None) or first_line(error)
+        if isinstance(error, UnicodeError):  # an empty label, or one of more than 63 letters
+            said = f"{host} is no name that a machine can have"
         raise InputError(f"engine.address={address}: no cluster answers there ({said}); {START}") from error
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return  # the connection itself needs Ray's certificates

@@ -16,7 +16,9 @@ import torch
 
 from clients.engine.cost import MOST, SHARE, StepCost, step_cost
 from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, InlineConfig, Precision, RayConfig, ThreadsConfig
+from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
+from fedinit.data.reporter import counted
 from fedinit.devices import CPU, named
 from fedinit.errors import InputError
 from fedinit.models import build_backbone, select_targets
@@ -44,7 +46,8 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
     if wanted.type == "cpu":
         have = cores()
         if threads > have:
-            raise InputError(f"engine.threads={threads}: this machine has {have} cores; use engine.threads={have}")
+            there = counted(have, "core")
+            raise InputError(f"engine.threads={threads}: this machine has {there}; use engine.threads={have}")
         return [CPU] * (lanes or have // threads)
     return [torch.device("cuda", i) for i in (_alike() if wanted.index is None else [wanted.index])]
 
@@ -74,10 +77,10 @@ def crowded(config: EngineConfig, place: torch.device) -> str | None:
     room = have // config.threads
     if not isinstance(config, ThreadsConfig) or config.lanes is None or config.lanes <= room or place.type != "cpu":
         return None
-    each = f", {config.threads} for each" * (config.threads > 1)
+    there = counted(have, "core") + f", {config.threads} for each" * (config.threads > 1)
     return (
-        f"engine.lanes={config.lanes}: this machine has {have} cores{each}; more lanes are no faster, hold a bank "
-        f"each, and change no result: use engine.lanes={room}, or null"
+        f"engine.lanes={config.lanes}: this machine has {there}; more lanes are no faster, hold a bank each, and "
+        f"change no result: use engine.lanes={room}, or null"
     )
 
 
@@ -88,7 +91,7 @@ def resolved(config: Config) -> Config:
     """
     if _elsewhere(config.engine):
         return config
-    place = devices(config.engine.device, 1, config.engine.threads)[0]
+    place = clients_device(config.engine)
     said = crowded(config.engine, place)
     if said and isinstance(config.engine, ThreadsConfig) and (config.engine.lanes or 0) > LANES * cores():
         raise InputError(said)
@@ -103,14 +106,24 @@ def resolved(config: Config) -> Config:
     if compiled == "auto":
         # Not on CUDA: with torch 2.11 gradients were wrong there, and it has not been measured since.
         steps = config.rounds * (config.client.max_steps or 0)
-        compiled = place.type == "cpu" and steps >= COMPILED
+        compiled = place.type == "cpu" and steps >= COMPILED and not never_compiled(config)
     settled = {"precision": precision, "clients_per_bank": size, "compile": compiled}
     return replace(config, engine=replace(config.engine, **settled))
 
 
 def clients_device(engine: EngineConfig) -> torch.device:
     """The first device that clients train on; the CPU where those are a cluster's alone."""
-    return CPU if _elsewhere(engine) else devices(engine.device, 1, engine.threads)[0]
+    there = isinstance(engine, RayConfig) and bool(engine.address)  # whose cores they are
+    return CPU if _elsewhere(engine) else devices(engine.device, 1, 1 if there else engine.threads)[0]
+
+
+def never_compiled(config: Config) -> str:
+    """Why no training step of the configuration can be compiled, in words behind "since"; empty where some may be."""
+    if config.adapter.dropout:
+        return f"adapter.dropout={config.adapter.dropout:g} draws in them, which torch's compiler cannot follow"
+    if isinstance(config.privacy, ExamplePrivacyConfig):
+        return "privacy=examples takes a gradient an example"
+    return ""
 
 
 def _elsewhere(engine: EngineConfig) -> bool:

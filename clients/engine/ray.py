@@ -121,7 +121,7 @@ class RayPool:
 
     def __init__(self, cluster: Cluster, goods: Goods) -> None:
         """goods: laid into Ray's store here, once."""
-        self._ray = ray = cluster.ray
+        self._cluster, self._ray = cluster, (ray := cluster.ray)
         resources = {"num_gpus": 1, "num_cpus": 0} if cluster.cuda else {"num_cpus": cluster.threads}
         resources |= {"max_restarts": 0, "max_task_retries": 0}  # who gives the jobs gives them again
         self._actor = ray.remote(scheduling_strategy="SPREAD", **resources)(BankActor)
@@ -139,6 +139,8 @@ class RayPool:
         self.bases = tuple(sorted(offsets))
 
     def start(self, place: int) -> Hashable:
+        if place in self._actors:  # it has died
+            self._cluster.check()
         self._kill(place)
         self._actors[place] = self._actor.remote()
         return self._actors[place].ready.remote(self._goods)

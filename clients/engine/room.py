@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clients.engine.cluster import wants_gpus
 from clients.engine.cost import StepCost, step_cost, step_cost_on_cpu
-from clients.engine.hardware import CPU, DTYPES, devices, most_asked
+from clients.engine.hardware import CPU, DTYPES, devices, most_asked, never_compiled
 from fedinit.config.client import SGDSaIConfig
 from fedinit.config.engine import EngineConfig, RayConfig, ThreadsConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
@@ -119,6 +119,17 @@ def _measuring(config: Config, cost: StepCost, images: int) -> int:
         still * cost.passing * (head is not None and issubclass(head, MeasuredHead)),
         still * cost.image * scales,  # which one pass forth and back at the start fixes
     )
+
+
+def uncompiled(config: Config, partitions: Partitions) -> str:
+    """Why no training step of the run is compiled, in words behind "since"; empty where some are."""
+    if why := never_compiled(config):
+        return why
+    if _on_features(config):
+        return "heads alone are trained, on features that are kept"
+    most, size = counted(largest(partitions), "image"), config.client.batch_size
+    few = f"whole batches alone are, of client.batch_size={size}, and no client has more than {most}"
+    return few * (largest(partitions) < size)
 
 
 def largest(partitions: Partitions) -> int:

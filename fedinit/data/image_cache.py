@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fedinit.errors import InputError
-from fedinit.opening import astray, kind
+from fedinit.opening import astray, kind, make_folder
 
 _log = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class ImageFile:
 
     def _make(self, prepare: Callable[[], Any]) -> None:
         """Put an empty file there, whole at once. Where another process was faster, its file stays."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         scratch = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         header = {**self._asked, "prepared": prepare()}
         header["checksum"] = _checksum(json.dumps(header).encode())

@@ -27,7 +27,7 @@ from fedinit.data.prepared_place import RECORD, refuse_no_folder
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import Split, choose_sides
 from fedinit.errors import InputError
-from fedinit.opening import read_bytes, regular
+from fedinit.opening import make_folder, read_bytes, regular
 from fedinit.said import csv_row
 from fedinit.state.disk import replace, sync_folder, try_writing
 
@@ -227,7 +227,7 @@ def _is_whole(file: Path, stamp: Sequence[int | str]) -> bool:
 def _try(place: Path) -> None:
     """Raise InputError where nothing can be written beside the place."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         try_writing(place.parent)
     except OSError as error:
         if error.errno == errno.ENOSPC:

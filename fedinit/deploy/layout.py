@@ -28,6 +28,7 @@ from fedinit.config.schema import Config
 from fedinit.deploy import certificates, hosts
 from fedinit.deploy.guarded import COMPONENTS
 from fedinit.errors import InputError
+from fedinit.opening import make_folder
 
 INSTALLED = re.compile(r"/[\w./+@,=~-]+")  # neither sh nor systemd reads anything else in it
 PROJECT = "pyproject.toml"  # of the app
@@ -108,7 +109,7 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
         existed = folder.exists()
         if existed and any(folder.iterdir()):
             raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
     try:

@@ -19,7 +19,7 @@ from fedinit.exports import FORMATS
 from fedinit.exports.card import card
 from fedinit.exports.contract import Format, absent
 from fedinit.exports.portable import Portable
-from fedinit.opening import read_bytes
+from fedinit.opening import make_folder, read_bytes
 from fedinit.pasted import pasted
 from fedinit.runs.own_files import refuse_own
 from fedinit.runs.result import Run
@@ -93,7 +93,7 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
     files = {**written.files(model), CARD: card(model, written).encode(), CONFIG: _config(model, written.name)}
     untried, difference = absent(written.reads_with), None
     with _writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
             for name, content in files.items():
                 (Path(partial) / name).write_bytes(content)

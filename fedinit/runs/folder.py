@@ -27,7 +27,7 @@ from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import InputError
-from fedinit.opening import regular
+from fedinit.opening import make_folder, regular
 from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
 from fedinit.runs.export import SHARED
@@ -163,7 +163,7 @@ class RunFolder(Observer):
         self._restored: Mapping[str, str] = {}  # {name: text}, of the checkpoint that the run goes on from
         self._files: dict[str, Written] = {}  # which a checkpoint has, by name
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             self._lock = FolderLock(self.path)
             anew = anew or config.resume == "never"
             summary = None if anew else finished(self.path)

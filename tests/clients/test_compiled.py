@@ -120,9 +120,18 @@ def test_auto_is_by_the_steps_of_a_client() -> None:
     assert not asked("rounds=99", "client.max_steps=100").engine.compile
     assert asked("rounds=100", "client.max_steps=100").engine.compile
     assert not asked("rounds=1000").engine.compile  # how many they are is not known
+    for other in ("adapter.dropout=0.1", "privacy=examples"):  # of which no step can be
+        assert not asked("rounds=100", "client.max_steps=100", "strategy=fedit", other).engine.compile
     plain, compiled = asked(), asked("engine.compile=true")
     assert plain.identity() == asked("engine.compile=false").identity() != compiled.identity()
     assert Settings.of(compiled).compile and not Settings.of(plain).compile
+
+
+def test_a_compiler_that_is_switched_off_is_no_compiler(train, capsys, monkeypatch) -> None:
+    """torch gives the function back as it is, and nothing was compiled in silence."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert same(train(Compiled()), train(None))
+    assert "TORCHDYNAMO_DISABLE, is set in the environment); steps are taken as they are" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fedinit
 from fedinit import cli
-from fedinit.opening import own, read_bytes, read_text, regular
+from fedinit.opening import make_folder, own, read_bytes, read_text, regular
 from tests.support.small import WORDS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes are not in folders there")
@@ -162,6 +162,24 @@ def test_what_is_no_file_has_a_name(tmp_path):
         open(piped(tmp_path / "pipe"), "a", opener=regular)
     with pytest.raises(IsADirectoryError):
         read_text(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_says_what_is_in_its_place(tmp_path):
+    """mkdir says of a link that leads nowhere that it is there."""
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    (tmp_path / "file").touch()
+    for place, odd, expected in (
+        ("link", "link", f"is a link to {tmp_path / 'away'}, which is not there"),
+        ("link/in/it", "link", f"is a link to {tmp_path / 'away'}, which is not there"),
+        ("file", "file", "is a file"),
+        ("file/in/it", "file", "is a file"),
+    ):
+        with pytest.raises(OSError) as caught:
+            make_folder(tmp_path / place)
+        assert caught.value.strerror == f"{tmp_path / odd} {expected}"
+    make_folder(tmp_path / "in" / "it")
+    make_folder(tmp_path / "in" / "it")
+    assert (tmp_path / "in" / "it").is_dir()
 
 
 def test_an_open_file_of_this_process_is_read_whatever_it_is():

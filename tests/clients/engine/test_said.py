@@ -43,6 +43,28 @@ def test_the_size_of_a_bank_is_that_of_the_clients_there_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("adapter.dropout=0.3",), "adapter.dropout=0.3 draws in them, which torch's compiler cannot follow"),
+        (("strategy=fedit", "privacy=examples"), "privacy=examples takes a gradient an example"),
+        (("strategy=head_alone",), "heads alone are trained, on features that are kept"),
+        (
+            ("client.batch_size=500",),
+            "whole batches alone are, of client.batch_size=500, and no client has more than 239 images",
+        ),
+        ((), None),
+    ],
+)
+def test_what_cannot_be_compiled_is_said(words, why) -> None:
+    """It passed for compiled, and `auto` gave such a run another name."""
+    engine, told = said("engine.compile=true", *words)
+    if why is None:
+        assert told.startswith("engine: steps are compiled") and "compiled" in engine
+    else:
+        assert told == f"engine.compile=true: steps are taken as they are, since {why}" and "compiled" not in engine
+
+
+@pytest.mark.parametrize(
     ("cores", "words", "expected"),
     [
         (2, ("engine.lanes=9",), "engine.lanes=9: this machine has 2 cores; more lanes are no faster"),
