@@ -207,7 +207,10 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_what_is_there_stays(run
             capsys, run.folder, "--format", "timm", "--output", tmp_path / place
         )
     below = told(capsys, run.folder, "--format", "timm", "--output", tmp_path / "file" / "out")
-    assert below == f"{tmp_path}/file/out: cannot be written ({tmp_path}/file is a file); name another folder with --output"
+    assert (
+        below
+        == f"{tmp_path}/file/out: cannot be written ({tmp_path}/file is a file); name another folder with --output"
+    )
     assert {p.name for p in tmp_path.rglob("*")} == {"file", "mine", "config.json"}
     # The control: what was exported before is written anew, and holds nothing else after it.
     for _ in range(2):
