@@ -100,7 +100,7 @@ def choose_images(
     if domain is not None and domains is not None:
         wanted, first = (domain,), domains.index(domain)
     domain_names = pick("domains", wanted, listed.domain_names)
-    classes = _class_list(classes, listed.class_names)
+    classes = class_list(classes, listed.class_names)
     class_names = pick("classes", classes, listed.class_names if domain is None or classes is None else classes)
     if len(class_names) < 2:
         raise InputError(f"data.classes={list(class_names)}: expected two classes or more; a classifier needs them")
@@ -177,7 +177,9 @@ def _left_out(splits: Sequence[Split | None]) -> list[str]:
     ]
 
 
-def _class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:
+def class_list(classes: tuple[str, ...] | int | None, known: Sequence[str]) -> tuple[str, ...] | None:
+    """The names that are meant: a number n means the first n of `known` in sorted order, None all of them. Raises
+    InputError for more than there are."""
     if not isinstance(classes, int):
         return classes
     if classes > len(known):

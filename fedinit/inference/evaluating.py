@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from fedinit.config.compose import compose_config
 from fedinit.config.schema import load, to_dict
 from fedinit.config.words import parse
-from fedinit.data.catalogue import levels_of
+from fedinit.data.catalogue import class_list, levels_of
 from fedinit.data.dataset import Dataset
 from fedinit.data.decoding import GreyRange
 from fedinit.data.file_source import FileSource
 from fedinit.data.image_folder import ImageFolder
+from fedinit.data.names import pick
 from fedinit.data.reporter import counted
 from fedinit.data.source import ImageSource, Source
 from fedinit.data.store import Store
@@ -197,7 +198,9 @@ def _own(run: Run, source: Source, spec: InputSpec, split: Split, console: Conso
         return Judged(data, torch.arange(len(data)), "all images of the run's own data, those trained on among them")
     precision = config.engine.precision  # a run.model() is of float32, as its exports are
     rounded = f", in float32, where the run computed in {precision}" if precision not in ("auto", "fp32") else ""
-    return Judged(data, data.test.nonzero().flatten(), f"the test images of the run's own data{rounded}")
+    held = getattr(source, "validation_fraction", None) is not None or getattr(source, "evaluate_on", "") == "val"
+    kind = "validation" if held else "test"
+    return Judged(data, data.test.nonzero().flatten(), f"the {kind} images of the run's own data{rounded}")
 
 
 def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Console | None) -> Judged:
@@ -207,15 +210,17 @@ def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Co
     names, known = listed.class_names, run.class_names
     domains = source.known_domains or listed.domain_names
     places = torch.tensor([domains.index(d) if d in domains else -1 for d in listed.domain_names])[listed.domains]
-    for name in (names[i] for i in listed.labels[places >= 0].unique().tolist()):
+    asked = pick("classes", class_list(getattr(source, "classes", None), names), names)
+    meant = (places >= 0) & torch.tensor([name in asked for name in names])[listed.labels]
+    for name in (names[i] for i in listed.labels[meant].unique().tolist()):
         if name not in known:
-            few = first_ten(known)
+            few = f"{first_ten(known)}; data.classes=[…] judges some of the classes alone"
             raise InputError(f"data: class '{name}' is none of the model's{did_you_mean(name, known)}; it has {few}")
     named = not isinstance(source, FileSource) or any(s in ("test", "val") for s in source.listing()[1].splits)
     if split == "test" or (split == "auto" and named):
-        rows, what = (places >= 0) & listed.test & torch.tensor(listed.used), "test images"
+        rows, what = meant & listed.test & torch.tensor(listed.used), "test images"
     else:
-        rows, what = places >= 0, "all images"
+        rows, what = meant, "all images"
     rows = rows.nonzero().flatten()
     if not len(rows):
         raise InputError(f"data={source.name}: there is no image to judge the model on")

@@ -217,3 +217,22 @@ def test_folders_of_classes_are_one_domain(run, tree, tmp_path, capsys):
     (tmp_path / "classes" / "loose.png").write_bytes(b"")
     assert cli.main(["evaluate", str(run.folder), "--data", str(tmp_path / "classes")]) == 2
     assert "lies at another depth" in capsys.readouterr().err
+
+
+def test_of_a_set_with_more_classes_those_that_are_named_are_judged(tmp_path):
+    """A run on some of them was judged on none of the others' images, whatever the words said."""
+    words = [w for w in SHORT if not w.startswith("data.")]
+    few = ("data.classes=[3,1,2]", "data.domains=[plain,noise]", "data.validation_fraction=0.2")
+    run = fedinit.run(*words, *few, f"output_dir={tmp_path}")
+    own = evaluate(run)
+    assert own.what == "the validation images of the run's own data"
+    assert own.score.by_domain == run.summary["accuracy_by_domain"]
+    unseen = evaluate(run, ["data.validation_fraction=null"])  # the classes are the run's
+    named = evaluate(run, ["data=digits", "data.classes=[1,2,3]", "data.domains=[plain,noise]"])
+    assert named.confusion is not None and torch.equal(named.confusion, unseen.confusion)
+    assert named.images == int(named.confusion.sum()) > own.images and named.class_names == ("3", "1", "2")
+    assert evaluate(run, ["data.classes=[1,2]", "data.validation_fraction=null"]).confusion[0].sum() == 0
+    with pytest.raises(fedinit.InputError, match=r"class '0' is none of the model's; it has .*data.classes=\["):
+        evaluate(run, ["data=digits"])
+    with pytest.raises(fedinit.InputError, match="data.classes: no 'x' in the source"):
+        evaluate(run, ["data=digits", "data.classes=[1,x]"])
