@@ -180,7 +180,7 @@ def test_a_run_goes_on_where_its_terminal_is_gone_and_sighup_is_ignored(tmp_path
         while not [*place.rglob("metrics.csv")]:
             assert process.poll() is None
             os.read(ours, 4096)
+        process.send_signal(signal.SIGHUP)  # first, as from a terminal: what is written between the two would fail
         os.close(ours)
-        process.send_signal(signal.SIGHUP)
         assert process.wait(120) == (0 if ignored else 128 + signal.SIGHUP)
         assert bool([*place.rglob("DONE.json")]) == ignored

@@ -305,7 +305,7 @@ def test_systemd_takes_the_units(tmp_path):
         (["deploy", "init", "{new}", "--installed", "/a;b"], "--installed /a;b: expected an absolute path of letters"),
         (["deploy", "init", "{new}", "--installed", "/a*"], "--installed /a*: expected an absolute path of letters"),
         (["deploy", "init", "{made}/server/superlink.sh"], "superlink.sh: Not a directory; choose a new folder"),
-        (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh/x: Not a directory; choose a new folder"),
+        (["deploy", "init", "{made}/server/superlink.sh/x"], "superlink.sh is a file; choose a new folder"),
         (
             ["deploy", "init", "{new}", "--sites", "2", "data=image_folder", "data.root='a\"b'"],
             "a setting of a site can hold no quote",
