@@ -66,7 +66,7 @@ class Cohort:
         for message, draft in drafts:
             if message.metadata.message_type not in secagg.STAGES:
                 secagg.forget(draft)
-        for reply, (_, draft), (_, context) in zip(self._replies(drafts), drafts, deliveries, strict=True):
+        for reply, (_, draft), (_, context) in zip(self._kept(drafts, deliveries), drafts, deliveries, strict=True):
             if not reply.has_error():
                 context.state = draft.state
             else:
@@ -74,6 +74,15 @@ class Cohort:
                 if BOOK in draft.state:  # what was answered, or refused since it told something, counts all the same
                     context.state[BOOK] = draft.state[BOOK]
             yield reply
+
+    def _kept(self, drafts: Sequence[Delivery], deliveries: Sequence[Delivery]) -> Iterator[Message]:
+        """The replies; what is raised in place of one leaves no client the keys of a secret sum either."""
+        try:
+            yield from self._replies(drafts)
+        except Exception:
+            for _, context in deliveries:
+                secagg.forget(context)
+            raise
 
     def holdings(self, clients: Sequence[int]) -> list[tuple[int, int]]:
         """(training, test images) of each of these clients, who hold nothing from rounds before, where that is all in

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clients import batches
 from fedinit.adapters.bank import Bank
-from fedinit.errors import first_line
+from fedinit.errors import first_line, machine_failed
 
 SHAPES = 64  # that are compiled at the most, those of merged bases, offsets and alternating factors among them
 # By which a leaf's gradient may differ, of its norm or of a ten thousandth of all leaves': rounding in another order.
@@ -65,7 +65,9 @@ class Compiled:
             if self._function is None:
                 self._function = self._compiler(mean_losses)
             ours = torch.autograd.grad(self._function(*given).sum(), list(leaves.values()))
-        except Exception as error:  # noqa: BLE001 (whatever a compiler raises on this machine, or on somebody's model)
+        except Exception as error:  # whatever a compiler raises on this machine, or on somebody's model
+            if machine_failed(error):
+                raise
             return f"the step cannot be compiled here ({first_line(error)})"
         return _difference(dict(zip(leaves, zip(expected, ours, strict=True), strict=True)), given[0].dtype)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clients.site import Site
 from fedinit import wire
-from fedinit.errors import Refused
+from fedinit.errors import Refused, machine_failed
 from fedinit.factors import PARTS
 from fedinit.norms import first_not_finite
 from fedinit.secagg import messages as secagg
@@ -91,7 +91,9 @@ def check_request(request: Request, site: Site, has_start: bool) -> None:
     try:
         request.sampling.check("sampling")
         shapes = shapes_of(request)
-    except Exception as error:  # noqa: BLE001 (options from outside: whatever reading them raises)
+    except Exception as error:  # options from outside: whatever reading them raises
+        if machine_failed(error):
+            raise
         raise Refused("the server asked for statistics that are none, or with options that they cannot have") from error
     widest = 1 + max(max(shape) for shape in (*site.targets.values(), (site.backbone.features,)))
     for name, shape in shapes.items():

@@ -198,7 +198,9 @@ class Decoder:
             request = Request.from_json(wire.value(config, "request", str), received[wire.ASKED], head)
         except InputError as error:  # of the server's words alone
             raise Refused(f"the server asked for statistics with {error}") from error
-        except Exception as error:  # noqa: BLE001 (text from outside: whatever reading it raises)
+        except Exception as error:  # text from outside: whatever reading it raises
+            if machine_failed(error):
+                raise
             raise Refused("the server asked for statistics by a text that is no request") from error
         guard.check_request(request, self.site, "trainable" in config)
         secret = noise_secret(context.node_config)

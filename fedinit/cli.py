@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fedinit import standard_streams
 from fedinit.commands import COMMANDS
-from fedinit.errors import InputError, RunFailed, did_you_mean, first_line, out_of_memory
+from fedinit.errors import InputError, RunFailed, did_you_mean, first_line, machine_failed, out_of_memory
 from fedinit.telling import tell
 
 if TYPE_CHECKING:
@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(errors, f"failed: {error.strerror or error}" + (f" ({error.filename})" if error.filename else ""))
         return 1
     except (MemoryError, RuntimeError, ImportError, SystemError) as error:
-        if not out_of_memory(error):
+        if not machine_failed(error):
             raise
-        tell(errors, f"failed: too little memory ({first_line(error)})")
+        tell(errors, f"failed: {'too little memory ' * out_of_memory(error)}({first_line(error)})")
         return 1
     except KeyboardInterrupt as stopped:
         with contextlib.suppress(OSError):  # the terminal may be what is gone

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import difflib
 import enum
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
 from fedinit.said import LONGEST, said
 
+# What the system says when there is none left, of open files, memory or processes, or of a file that a network has not
+# at the moment; and of room on a disk.
+LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, getattr(errno, "ESTALE", errno.EMFILE)}
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
 
@@ -94,7 +99,7 @@ def reason(error: Exception, kept: str = GOES_ON) -> str | None:
         return f"run failed: {error.strerror or error}{where}; {kept}"
     if out_of_memory(error):
         return f"run failed: too little memory ({said(first_line(error), LONGEST)}); {kept}"
-    if device_failed(error):
+    if device_failed(error) or is_lacking(error):
         return f"run failed: {said(first_line(error), LONGEST)}; {kept}"
     return None
 
@@ -122,9 +127,23 @@ def device_failed(error: BaseException) -> bool:
     return told and not out_of_memory(error)
 
 
+def is_lacking(error: BaseException) -> bool:
+    """Whether the system had nothing left for what was asked: files that may be open, threads, memory for itself."""
+    if isinstance(error, OSError):
+        return error.errno in LACKING
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
 def machine_failed(error: BaseException) -> bool:
-    """Whether what failed is the machine, its memory or a device of it, whoever's turn it was."""
-    return out_of_memory(error) or device_failed(error)
+    """Whether what failed is the machine, whoever's turn it was: it had no memory, or nothing else that was needed, or
+    a device failed. What an error was raised from counts as well."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in FULL
+        if full or out_of_memory(cause) or device_failed(cause) or is_lacking(cause):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

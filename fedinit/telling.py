@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 
 
 def tell(console: Console, text: object, style: str | None = None) -> None:
-    """Print a text as one line, however long: what reads a pipe reads by lines."""
-    console.print(one_line(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print a text as one line, however long: what reads a pipe reads by lines. Where there is no memory for colours it
+    has none."""
+    try:
+        console.print(one_line(text), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    except MemoryError:
+        print(one_line(text), file=console.file)
 
 
 def announce(console: Console, text: str) -> None:

@@ -179,12 +179,15 @@ class Worker:
         if device_failed(cause):
             raise DeviceFailed(f"{self.device} failed ({first_line(cause)}); {GOES_ON}") from error
         if not out_of_memory(cause):
+            if machine_failed(cause):
+                raise RunFailed(f"{first_line(cause)}; {GOES_ON}") from error
             return
         first = ""
         if self.device == CPU and not self.settings.alone:  # lanes share what there is
             first = "engine.lanes=1, or with Ray engine.actors=1, which changes no result; or "
         if count == 1:
-            raise RunFailed(f"{self.device} has too little memory for one client; use {first}a lower {key}") from error
+            told = f"{self.device} has too little memory for one client"
+            raise RunFailed(f"{told}; use {first}a lower {key}; {GOES_ON}") from error
         raise RunFailed(
             f"{self.device} has too little memory for {count} clients with batches of "
             f"{self.settings.client.batch_size} in one pass; use {first}engine.clients_per_bank={-(-count // 2)}, "

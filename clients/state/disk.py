@@ -41,6 +41,7 @@ class Kept:
         if root.is_symlink():
             raise InputError(f"{SETTING}={root}: is a symbolic link; a site keeps its state in a folder of its own")
         self.folder = root / f"{config.identity()}-s{config.seed}-client-{client}"
+        self._counts = config.privacy.name == "examples"
         # One more than the server keeps: it may come back from the oldest it has, while we are a round ahead.
         self._rounds = Checkpoints(self.folder, config.computed(), keep=KEEP + 1)
 
@@ -60,11 +61,19 @@ class Kept:
         evaluate, query.statistics, query.project: after the round that the message names, 0 where it names none.
         query.describe: at the round that the server stands at, -1 before any; later ones are another past's, and are
         dropped.
+
+        Raises InputError where the state that counts a client's ε is damaged, OSError where it cannot be read.
         """
         round, message_type = _round(message), message.metadata.message_type
         if message_type == "query.describe":
             self._rounds.drop_after(round)
         loaded = self._rounds.load(last=round - (message_type == "train"))
+        if loaded.passed_over and message_type == "train" and self._counts:
+            name, why = loaded.passed_over[0]
+            raise InputError(
+                f"{SETTING}: the state of {name} is damaged ({why}), and what ε this client has spent stands in it; "
+                f"put back {self.folder / name} as it was"
+            )
         for name, why in loaded.passed_over:
             logging.getLogger(__name__).warning("state of %s is damaged (%s); the one before it is used", name, why)
         context.state = wire.from_state(loaded.states["client"]) if loaded.states else RecordDict()

@@ -180,10 +180,10 @@ def _kept(runs: Sequence[Swept]) -> str:
         return "a preview keeps nothing"
     try:
         from fedinit.runs.kept import left_by
+
+        return left_by([run.config for run in runs])
     except Exception:  # noqa: BLE001 (what ended them may be that no memory was left, for this neither)
         return GOES_ON
-
-    return left_by([run.config for run in runs])
 
 
 def _run(said: Arguments, runs: Sequence[Swept], errors: Console) -> int:

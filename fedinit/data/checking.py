@@ -14,7 +14,7 @@ from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import choose_sides
 from fedinit.data.store import THREADS
 from fedinit.data.tree import Tree
-from fedinit.errors import InputError
+from fedinit.errors import InputError, machine_failed
 
 SPLITS = ("train", "val", "test")
 _CHUNK = 256  # images that are looked at before the next are listed
@@ -161,7 +161,7 @@ def _look(tree: Tree, name: str) -> Look:
         if not content:
             return Look(0, why="the file is empty")
         return Look(size, *identity(content))
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 (a broken file makes Pillow raise nearly anything)
+    except Exception as error:  # a broken file makes Pillow raise nearly anything
+        if machine_failed(error):
+            raise
         return Look(size, why=reason(error))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
 from fedinit.data.deep_grey import AS_PILLOW_HAS_IT, KINDS, Stored, as_stored, deep_grey, is_deep
+from fedinit.errors import machine_failed
 
 GreyRange = Literal["auto", "full"] | tuple[float, float]  # `data.grey_range`
 Window = tuple[float, float]  # the levels shown black and white, of grey with more than 8 bits
@@ -141,9 +142,9 @@ def measure_windows(open_file: Callable[[str], IO[bytes]], names: Iterable[str],
                     return None
                 grey = deep_grey(image, stored)
                 return None if (window := grey.window()) is None else (grey.kind, window)
-        except MemoryError:  # other pictures would be shown between other levels
-            raise
-        except Exception:  # a broken file makes Pillow raise nearly anything
+        except Exception as error:  # a broken file makes Pillow raise nearly anything
+            if machine_failed(error):  # other pictures would be shown between other levels
+                raise
             return None
 
     with ThreadPoolExecutor(threads) as pool:
@@ -181,8 +182,8 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except MemoryError:
-        raise
-    except Exception:  # EXIF is written by many programs, and the picture does not depend on it
+    except Exception as error:  # EXIF is written by many programs, and the picture does not depend on it
+        if machine_failed(error):
+            raise
         turn = None
     return image.copy() if turn is None else image.transpose(turn)

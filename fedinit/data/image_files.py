@@ -11,6 +11,7 @@ import PIL
 from fedinit.data.decoding import VERSION, GreyRange, Windows, decode, is_measured, measure_windows, reason
 from fedinit.data.store import THREADS, Decoding
 from fedinit.data.tree import Tree
+from fedinit.errors import machine_failed
 
 
 class ImageFiles(Decoding):
@@ -51,9 +52,9 @@ class ImageFiles(Decoding):
             if self.grey_range == "auto" and not is_measured(name):
                 window = {}  # of the other files, which says nothing of deep grey under this name
             return decode(content, channels, (size[0], size[1]), window)
-        except MemoryError:
-            raise
         except Exception as error:  # a broken file makes Pillow raise nearly anything
+            if machine_failed(error):
+                raise
             return reason(error)
 
     def name(self, row: int) -> str:

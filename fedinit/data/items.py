@@ -12,6 +12,7 @@ from PIL import Image
 
 from fedinit.data.decoding import VERSION, decode, fit, reason
 from fedinit.data.store import Decoding
+from fedinit.errors import machine_failed
 
 
 class Items(Decoding):
@@ -49,9 +50,9 @@ class Items(Decoding):
             if isinstance(picture, bytes):
                 return decode(picture, channels, (size[0], size[1]))
             return fit(picture, channels, (size[0], size[1]))
-        except MemoryError:
-            raise
         except Exception as error:  # a broken picture makes Pillow raise nearly anything
+            if machine_failed(error):
+                raise
             return reason(error)
 
     def name(self, row: int) -> str:

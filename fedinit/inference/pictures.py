@@ -14,7 +14,7 @@ from torch import Tensor
 from fedinit.config.schema import Config
 from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, suffixes
 from fedinit.data.store import THREADS
-from fedinit.errors import InputError
+from fedinit.errors import InputError, machine_failed
 from fedinit.models import InputSpec
 from fedinit.opening import read_bytes, regular
 from fedinit.unreadable import is_folder, unreadable
@@ -78,9 +78,9 @@ def read(paths: Sequence[Path], spec: InputSpec, window: Window | Windows | None
             if not content:
                 return "the file is empty"
             return torch.from_numpy(decode(content, spec.channels, size, window).copy())
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 (a broken file makes Pillow raise nearly anything)
+        except Exception as error:  # a broken file makes Pillow raise nearly anything
+            if machine_failed(error):
+                raise
             return reason(error)
 
     with ThreadPoolExecutor(THREADS) as pool:

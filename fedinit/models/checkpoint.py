@@ -92,6 +92,8 @@ def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    except RuntimeError as error:  # torch's, of a file that cannot be opened
+        raise InputError(f"model.checkpoint={source}: {first_line(error)}") from error
     except SafetensorError as error:
         raise InputError(
             f"model.checkpoint={source}: not a safetensors file ({first_line(error)}); pickled checkpoints can run "

@@ -15,7 +15,6 @@ begins with the rows it had then, and what was not written by the run is put asi
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.config.schema import Config
-from fedinit.errors import InputError
+from fedinit.errors import InputError, is_lacking, machine_failed
 from fedinit.opening import make_folder, regular
 from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
@@ -187,6 +186,8 @@ class RunFolder(Observer):
                 tell(other)
         except OSError as error:
             self.close()
+            if is_lacking(error):  # what is there may be whole
+                raise
             raise unwritable(config, self.path, error) from error
         except (InputError, RunDone):
             self.close()
@@ -196,10 +197,13 @@ class RunFolder(Observer):
         """Move the folder aside, unless it is of a run that never came to a checkpoint or a round. asked: by a person;
         else a note says so."""
         table = self.path / METRICS
-        with contextlib.suppress(csv.Error, OSError):  # of a damaged one, which is moved aside
+        try:
             _, rounds = header_and_rows(as_written(table, "replace") + "\n" if os.path.lexists(table) else "")
             if not begun and all(row[:1] == ["0"] for row in rounds) and not os.path.lexists(self.path / DONE):
                 return
+        except (csv.Error, OSError) as error:  # of a damaged one, which is moved aside
+            if machine_failed(error):
+                raise
         if self._lock is not None:
             self._lock.move_folder(aside := free(self.path))
             self._lock = None

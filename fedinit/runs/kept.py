@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedinit.config.schema import Config
-from fedinit.errors import GOES_ON, InputError
+from fedinit.errors import GOES_ON, InputError, machine_failed
 from fedinit.state.manifest import FOLDER, differences
 
 NOTHING = "there was no checkpoint yet, so nothing is kept"
@@ -34,8 +34,8 @@ def _is_of(place: Path, config: Config) -> bool:
 
     try:
         written = computed_in(place)
-    except (InputError, OSError):  # of another format
-        return False
+    except (InputError, OSError) as error:  # of another format; or whole, and there was nothing left to open it with
+        return machine_failed(error)
     if written is None:  # of its reference alone, which does not say whose it is
         return True
     asked, has = config.computed(), written["engine"]

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from torch import Tensor
 
-from fedinit.errors import InputError
+from fedinit.errors import InputError, machine_failed
 from fedinit.opening import read_bytes
 from fedinit.state import digest, disk
 from fedinit.state.manifest import (
@@ -131,7 +131,8 @@ class Checkpoints:
     def load(self, last: int | None = None) -> Loaded:
         """The latest checkpoint that is whole, of round `last` or an earlier one; None: of any round.
 
-        Raises InputError for one of another format or configuration, and where the folder is a symbolic link.
+        Raises InputError for one of another format or configuration, and where the folder is a symbolic link; OSError
+        where the system had too little of something to open one, which may be whole.
         """
         if self.folder.is_symlink():
             raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
@@ -166,6 +167,8 @@ class Checkpoints:
                 for part, kept in facts["parts"].items()
             }
         except OSError as error:
+            if machine_failed(error):
+                raise
             raise Damaged(f"{Path(error.filename).name if error.filename else path.name}: {error.strerror}") from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             if isinstance(error, InputError):

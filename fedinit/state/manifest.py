@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fedinit.config.build import shown
 from fedinit.config.dotted import dotted
-from fedinit.errors import InputError
+from fedinit.errors import InputError, machine_failed
 from fedinit.opening import read_bytes
 from fedinit.unreadable import is_folder, unreadable
 
@@ -73,8 +73,9 @@ def _latest(folder: Path, read: Callable[[Path, Mapping[str, Any]], Read]) -> Re
             return read(path, content_of(json.loads(read_bytes(path / MANIFEST)), path))
         except InputError:
             raise
-        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError):
-            continue
+        except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
+            if machine_failed(error):
+                raise
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedinit import wire
+from fedinit.errors import machine_failed
 from fedinit.scores import MAX_EXAMPLES, SCORES
 
 
@@ -39,7 +40,8 @@ class Introduction:
 
     @staticmethod
     def read(reply: Message) -> Introduction:
-        """What a reply to query.describe says. Raises ValueError, one line, where it does not say all this."""
+        """What a reply to query.describe says. Raises ValueError, one line, where it does not say all this; what the
+        machine fails at as it is."""
         try:
             facts: dict[str, Any] = dict(wire.config(reply))
             introduction = Introduction(
@@ -56,7 +58,9 @@ class Introduction:
                 base_key=facts["base-key"],
             )
             introduction._check()
-        except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the node's)
+        except Exception as error:  # bytes from outside: whatever reading them raises is the node's
+            if machine_failed(error):
+                raise
             raise ValueError(f"what it says of itself cannot be used ({type(error).__name__}: {error})") from error
         return introduction
 

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedinit import wire
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.attack import AttackConfig
-from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
+from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig, NoPrivacy, PrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
@@ -143,7 +143,7 @@ def federate(
     keeper, saved = None, None
     if checkpoints is not None:
         keeper = Checkpoints(checkpoints, {**config.computed(), "method": chosen.name, "backbone": backbone.digest})
-        saved = _restore(keeper, all_parts, audience)
+        saved = _restore(keeper, all_parts, audience, config.privacy)
 
     def save(state: ServerState) -> None:
         if keeper is not None:
@@ -270,12 +270,21 @@ def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], priva
     )
 
 
-def _restore(keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience) -> ServerState | None:
+def _restore(
+    keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience, privacy: PrivacyConfig | NoPrivacy
+) -> ServerState | None:
     """The server's state in the latest whole checkpoint, None where there is none.
 
-    Every part is put where that one left it; the ledger says which later ones were damaged and passed over.
+    Every part is put where that one left it; the ledger says which later ones were damaged and passed over. Raises
+    RunFailed where all are, and noise was drawn: nobody knows how often.
     """
     loaded = keeper.load()
+    if loaded.passed_over and not loaded.states and privacy.name != "none":
+        name, why = loaded.passed_over[0]
+        raise RunFailed(
+            f"{name} is damaged ({why}), as is every checkpoint there, and what ε the run has spent stood in them; "
+            "put one back, or begin anew with resume=never, which counts from zero"
+        )
     for name, part in parts.items():
         if name in loaded.states:
             part.restore(loaded.states[name])

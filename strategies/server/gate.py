@@ -196,13 +196,13 @@ class Gate:
                 return refuse(*odd)
             decoded: Mapping[str, Tensor] = wire.decode(arrays)
         except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises is the client's)
-            return unreadable(reply, expected.client, error)
+            return unreadable(expected.client, error)
         try:
             tensors = receive(transforms, expected, decoded)
         except Malformed as error:
             return refuse(error.code, error.detail)
         except Exception as error:  # noqa: BLE001 (the tensors are not validated yet)
-            return unreadable(reply, expected.client, error)
+            return unreadable(expected.client, error)
         if not self.enabled:
             if expected.clip is not None and (
                 odd := fault_of_format(tensors, bounds.formats) or fault_of_distance(tensors, sent, expected.clip)
@@ -254,7 +254,7 @@ def admit_images(
             return Refusal(asked.client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
-        return unreadable(reply, asked.client, error)
+        return unreadable(asked.client, error)
     fault = (
         fault_of_format(tensors, formats)
         or fault_of_values(tensors)
@@ -289,7 +289,7 @@ def admit_statistics(
             return Refusal(client, *odd)
         tensors = wire.decode(arrays)
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
-        return unreadable(reply, client, error)
+        return unreadable(client, error)
     fault = (
         fault_of_format(tensors, wire_format(statistics))
         or fault_of_values(tensors)
@@ -328,7 +328,7 @@ def admit_counts(
             return Refusal(client, "metrics", f"more rows than it has domains, {len(domains)}")
         rows = list(zip(counts["domains"], parts, wholes, strict=True))
     except Exception as error:  # noqa: BLE001 (as in Gate.admit)
-        return unreadable(reply, client, error)
+        return unreadable(client, error)
     if (fault := fault_of_round(round, asked.round)) is not None:
         return Refusal(client, *fault)
     if not all(type(d) is int and d in domains and score.admits(part, whole) for d, part, whole in rows):

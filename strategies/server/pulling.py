@@ -27,7 +27,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_head_values_f
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedinit.errors import Code
+from fedinit.errors import Code, machine_failed
 from fedinit.message_limit import Limit
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class Pulled:
             return self._refused(error)
         try:
             reply = self._read()
-        except Exception as error:  # noqa: BLE001 (bytes from outside: whatever putting them together raises)
+        except Exception as error:  # bytes from outside: whatever putting them together raises
+            if machine_failed(error):
+                raise
             return self._refused(error)
         self._confirm()
         return reply

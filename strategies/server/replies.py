@@ -13,10 +13,9 @@ from typing import TypeVar
 from flwr.app import Message
 
 from fedinit import wire
-from fedinit.errors import Code, out_of_memory
+from fedinit.errors import Code, machine_failed
 from fedinit.message_limit import Limit
 from fedinit.said import said
-from fedinit.tensor_array import handed_of
 
 Judged = TypeVar("Judged")
 
@@ -66,11 +65,10 @@ def of_error(reply: Message, client: int) -> Refusal:
     return Refusal(client, codes.get(reply.error.code, "client_error"), reply.error.reason or "")
 
 
-def unreadable(reply: Message, client: int, error: Exception) -> Refusal:
-    """The refusal of a reply that could not be read: whatever bytes from outside raise is their client's, who may make
-    them ask for any memory. Tensors that a client of this process handed over do not: for want of memory, `error` is
-    raised."""
-    if out_of_memory(error) and any(map(handed_of, reply.content.array_records.values())):
+def unreadable(client: int, error: Exception) -> Refusal:
+    """The refusal of a reply that could not be read: whatever bytes from outside raise is their client's. What this
+    machine fails at is nobody's, since no reply takes more memory than its own size: then `error` is raised."""
+    if machine_failed(error):
         raise error
     return Refusal(client, "missing_record", f"{type(error).__name__}: {error}")
 

@@ -127,7 +127,7 @@ class Cohort:
             try:
                 return judge(reply, wanted)
             except Exception as error:  # noqa: BLE001 (bytes from outside: whatever reading them raises)
-                return unreadable(reply, wanted.client, error)
+                return unreadable(wanted.client, error)
 
         replies = self.exchange.send(list(messages), min(seconds, self.end - time.monotonic()), asked)
         answers, refusals = match_replies(replies, asked, self.exchange.client_of, read)
