@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedinit import wire
 from fedinit.adapters.kinds import KINDS
 from fedinit.config.attack import AttackConfig
-from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig, NoPrivacy, PrivacyConfig
+from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import InputError, RunFailed
@@ -45,6 +45,7 @@ from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
 from strategies.server.placing import server_device
 from strategies.server.private import affordable_rounds, check_privacy, mechanism_of, spent_of
+from strategies.server.restoring import restored
 from strategies.server.round_zero import fix_step_scales
 from strategies.server.spending import Spending, untrainable
 from strategies.server.state import ServerState
@@ -143,7 +144,7 @@ def federate(
     keeper, saved = None, None
     if checkpoints is not None:
         keeper = Checkpoints(checkpoints, {**config.computed(), "method": chosen.name, "backbone": backbone.digest})
-        saved = _restore(keeper, all_parts, audience, config.privacy)
+        saved = restored(keeper, all_parts, audience, config.privacy)
 
     def save(state: ServerState) -> None:
         if keeper is not None:
@@ -268,32 +269,6 @@ def _method_of(config: Config, opening: Opening, ranks: Mapping[int, int], priva
         privacy=privacy,
         client=config.client,
     )
-
-
-def _restore(
-    keeper: Checkpoints, parts: Mapping[str, Part], audience: Audience, privacy: PrivacyConfig | NoPrivacy
-) -> ServerState | None:
-    """The server's state in the latest whole checkpoint, None where there is none.
-
-    Every part is put where that one left it; the ledger says which later ones were damaged and passed over. Raises
-    RunFailed where all are, and noise was drawn: nobody knows how often.
-    """
-    loaded = keeper.load()
-    if loaded.passed_over and not loaded.states and privacy.name != "none":
-        name, why = loaded.passed_over[0]
-        raise RunFailed(
-            f"{name} is damaged ({why}), as is every checkpoint there, and what ε the run has spent stood in them; "
-            "put one back, or begin anew with resume=never, which counts from zero"
-        )
-    for name, part in parts.items():
-        if name in loaded.states:
-            part.restore(loaded.states[name])
-    for name, why in loaded.passed_over:
-        audience.event("checkpoint_damaged", {"checkpoint": name, "detail": why})
-    if not loaded.states:
-        return None
-    audience.event("resumed", {"round": loaded.round})
-    return ServerState.restored(loaded.states["server"])
 
 
 def roster_of(introductions: Mapping[int, Introduction]) -> Roster:
