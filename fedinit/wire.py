@@ -224,7 +224,9 @@ def _tensor(name: str, array: Array) -> Tensor:
         version = npy.read_magic(content)
         shape, fortran, dtype = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[version](content)
     except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{name}: its bytes are no numpy array, declared as {declared}") from error
+        # A MemoryError is of Python's parser, at what is nested too deep, and not of this machine.
+        cause = None if isinstance(error, MemoryError) else error
+        raise ValueError(f"{name}: its bytes are no numpy array, declared as {declared}") from cause
     if shape != tuple(array.shape) or str(dtype) != array.dtype or dtype.hasobject:
         raise ValueError(f"{name}: its bytes are {dtype} {shape}, declared as {declared}")
     left = len(array.data) - content.tell()

@@ -6,11 +6,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from rich.console import Console
 
 import run_sim
@@ -32,6 +33,7 @@ from fedinit.telling import tell
 from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
+from strategies.server.replies import unreadable
 from tests.support.small import small_config
 from tests.support.trees import plant
 
@@ -212,6 +214,17 @@ def test_an_introduction_that_there_is_no_memory_for_is_no_nodes_fault(monkeypat
     site = Site(small_config(*SMALL))
     with pytest.raises(MemoryError):
         federate(site.config, LocalGrid(Cohort(site), 3), site.backbone)
+
+
+def test_bytes_that_pythons_parser_has_no_memory_for_are_their_clients():
+    """A header that is nested nine thousand deep: taken for the machine's, one site would end everybody's run."""
+    text = ("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 9000 + "1,), }").encode()
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"1234"
+    content = RecordDict({wire.STATE: ArrayRecord({"a": Array("float32", (1,), wire.NUMPY, data)})})
+    LocalGrid(lambda pairs: [], 1)
+    with pytest.raises(ValueError, match="a: its bytes are no numpy array") as caught:
+        wire.decode(wire.arrays(Message(content, 1, "train")))
+    assert not machine_failed(caught.value) and unreadable(0, caught.value).code == "missing_record"
 
 
 def test_a_request_that_there_is_no_memory_for_is_not_refused(monkeypatch):
