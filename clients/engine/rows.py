@@ -12,8 +12,8 @@ from fedinit.rounding import MODE, STRICT, is_intel
 from fedinit.threads import intra_op
 
 LONG = (8, 260, 520)
-# Of a class token of few images, and of all tokens of few and of many: kernels of some of MKL's modes change by these. A
-# processor of which no mode is asked keeps them wherever it keeps LONG, as far as is known.
+# Of a class token of few images, and of all tokens of few and of many: kernels of some of MKL's modes change by these.
+# A processor of which no mode is asked keeps them wherever it keeps LONG, as far as is known.
 ROWS = (4, 5, 7, *LONG, 10, 12, 16, 20, 65, 130, 195, 325)
 
 
