@@ -18,13 +18,16 @@ import run_sim
 from clients import secagg
 from clients.cohort import Cohort
 from clients.compiled import Compiled
+from clients.engine.worker import Settings, Worker
 from clients.site import Site
 from clients.state.disk import Kept
+from clients.task import Job
 from fedinit import wire
 from fedinit.config.compose import compose_config
 from fedinit.data import image_files, items
 from fedinit.data.decoding import measure_windows
 from fedinit.errors import InputError, RunFailed, machine_failed, reason
+from fedinit.models import select_targets
 from fedinit.runs.kept import left_by
 from fedinit.state import checkpoint, manifest
 from fedinit.state.checkpoint import FACTS, TENSORS, Checkpoints, State
@@ -262,9 +265,6 @@ def test_keys_of_a_secret_sum_go_with_what_ends_an_answer(monkeypatch):
 @pytest.mark.parametrize("error", [MemoryError(), lacking(errno.ENOSPC)])
 def test_a_compiler_without_room_is_not_gone_without(error, tiny_vit, tiny_data, client_config, training_task):
     """Its run would end in other bytes than the same run with room."""
-    from clients.engine.worker import Settings, Worker
-    from clients.task import Job
-    from fedinit.models import select_targets
 
     def compiler(_):
         raise error
