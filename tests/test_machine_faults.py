@@ -27,7 +27,7 @@ from fedinit.config.compose import compose_config
 from fedinit.data import image_files, items
 from fedinit.data.decoding import measure_windows
 from fedinit.errors import InputError, RunFailed, machine_failed, reason
-from fedinit.models import select_targets
+from fedinit.models import build_backbone, select_targets
 from fedinit.runs.kept import left_by
 from fedinit.state import checkpoint, manifest
 from fedinit.state.checkpoint import FACTS, TENSORS, Checkpoints, State
@@ -274,6 +274,19 @@ def test_a_compiler_without_room_is_not_gone_without(error, tiny_vit, tiny_data,
     worker.compiled = Compiled(compiler)
     with pytest.raises(RunFailed):
         worker.do(Job("train", "", "", (training_task(tiny_vit, 0, 8, 4, round=1),)))
+
+
+def test_weights_that_there_is_no_memory_for_are_no_wrong_input(monkeypatch):
+    """torch says either in a RuntimeError."""
+    for error, raised in ((RuntimeError("DefaultCPUAllocator: can't allocate memory"), RuntimeError),
+                          (RuntimeError("unable to open file"), InputError)):  # fmt: skip
+
+        def failing(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("fedinit.models.checkpoint.safe_open", failing)
+        with pytest.raises(raised, match=str(error)):
+            build_backbone(compose_config(()).model)
 
 
 def test_a_last_line_needs_no_memory_for_colours(monkeypatch):

@@ -17,7 +17,7 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from fedinit.config.site import EMBEDDED
-from fedinit.errors import InputError, first_line
+from fedinit.errors import InputError, first_line, machine_failed
 from fedinit.home import expand_home
 from fedinit.models.positions import read_from_grid, resample_from_square, unsaid_grid
 from fedinit.state import digest
@@ -92,7 +92,9 @@ def _read(source: str, sha256: str | None) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    except RuntimeError as error:  # torch's, of a file that cannot be opened
+    except RuntimeError as error:  # torch's, of a file that cannot be opened, or for want of memory
+        if machine_failed(error):
+            raise
         raise InputError(f"model.checkpoint={source}: {first_line(error)}") from error
     except SafetensorError as error:
         raise InputError(
