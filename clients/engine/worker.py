@@ -179,7 +179,7 @@ class Worker:
         if device_failed(cause):
             raise DeviceFailed(f"{self.device} failed ({first_line(cause)}); {GOES_ON}") from error
         if not out_of_memory(cause):
-            if machine_failed(cause):
+            if machine_failed(error):
                 raise RunFailed(f"{first_line(cause)}; {GOES_ON}") from error
             return
         first = ""
@@ -200,7 +200,7 @@ class Worker:
         try:
             return self._train_together(tasks)
         except Exception as error:
-            if machine_failed(error.__cause__ or error):
+            if machine_failed(error):
                 raise
         return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
 
@@ -213,7 +213,7 @@ class Worker:
         try:
             return self._train_together(tuple(t if t is tasks[i] else t.stand_in(tasks[i]) for t in tasks))[i]
         except Exception as error:
-            if machine_failed(error.__cause__ or error):
+            if machine_failed(error):
                 raise
             return self._failed(tasks[i], "train", error)
 
