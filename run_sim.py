@@ -18,18 +18,16 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
 from rich.console import Console
 
 from clients.cohort import Cohort
 from clients.engine.hardware import resolved
 from clients.probe import Probe
 from clients.site import Site
-from clients.state.rounds import own_factors
+from clients.state.own_adapters import OwnAdapters
 from clients.trial import RoundsKept, TrialGrid, scaled, seconds_an_image, with_few_images
 from fedinit.commands.run import command as main
 from fedinit.commands.run import configurations, leave
@@ -40,7 +38,6 @@ from fedinit.config.bundled import remark
 from fedinit.config.schema import Choice, Config
 from fedinit.devices import chosen
 from fedinit.errors import InputError, RunFailed
-from fedinit.factors import Factors
 from fedinit.runs import folder as run_folder
 from fedinit.runs import made_of
 from fedinit.runs.preview import Preview, Trial
@@ -51,7 +48,7 @@ from fedinit.runs.status import StatusObserver
 from fedinit.runs.writable import refuse_unwritable
 from fedinit.state.manifest import FOLDER, last_round
 from fedinit.telling import tell
-from fedinit.transforms.personal import with_personal
+from fedinit.transport.contexts import Contexts
 from fedinit.transport.local import LocalGrid
 from strategies.server.audience import Audience
 from strategies.server.compatibility import check_method
@@ -141,7 +138,9 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
             opened.folder.event("attackers", {"attack": config.attack.name, "clients": bad})
         opened.keep_reference(head_alone := reference(config, site, opened, console))
         outcome, contexts = federated(config, site, opened, console)
-        model = outcome.final_model(adapters_of(contexts, outcome))
+        kept = outcome.aggregate.layers, outcome.personal
+        own = OwnAdapters(contexts, outcome.accepted, *kept) if outcome.personal else None
+        model = outcome.final_model(own)
         return opened.finish(model, outcome.summary() | {"head_alone": head_alone})
     finally:
         opened.close()
@@ -206,26 +205,16 @@ def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> 
     return outcome.summary()
 
 
-def adapters_of(contexts: Sequence[Context], outcome: Outcome) -> dict[int, dict[str, Factors]] | None:
-    """{client: {layer: factors}} as each client that has some to itself uses them after the last round; None for
-    methods whose clients keep none. contexts: one a client, in the order of their partition ids."""
-    if not outcome.personal:
-        return None
-    own = {client: own_factors(contexts[client], round) for client, round in outcome.accepted.items()}
-    shared = outcome.aggregate.layers
-    return {c: with_personal(shared, factors, outcome.personal) for c, factors in own.items() if factors is not None}
-
-
 def federated(
     config: Config, site: Site, opened: OpenRun, console: Console, method: Choice | None = None
-) -> tuple[Outcome, list[Context]]:
+) -> tuple[Outcome, Contexts]:
     """One federated run over the in-process grid, with a progress display; what came of it, and what each client holds.
 
     site: the data and backbone of the clients, and of the server where it evaluates. opened: the run's folder.
     method: instead of the configured strategy, for a reference run, which leaves nothing but its checkpoints.
     """
-    cohort = Cohort(site)
-    grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict)
+    cohort, checkpoints = Cohort(site), opened.checkpoints(method.name if method else None)
+    grid = LocalGrid(cohort, len(site.partitions), strict=config.engine.strict, checkpoints=checkpoints)
     progress = ProgressObserver(console, (method or config.strategy).name.replace("head_alone", "head alone"))
     parts = {"clients": grid, "bases": cohort.bases}
     status = StatusObserver(opened.folder.path, progress.label)
@@ -245,9 +234,9 @@ def federated(
             observers=[progress, status] if method else watching,
             evaluate_fn=site.evaluate_round if config.evaluation.where == "server" else None,
             method=method,
-            checkpoints=opened.checkpoints(method.name if method else None),
+            checkpoints=checkpoints,
             parts=parts,
         )
-        return outcome, list(grid.contexts.values())
+        return outcome, grid.contexts
     finally:
         progress.close()

@@ -1,6 +1,7 @@
 """Start, memory and rounds against the number of clients there are and the number that a round asks.
 
     python -m benchmarks.scale [--quick] [--population 100 1000 10000 100000] [--cohort 10 100 1000] [--rounds 5]
+                               [--words reinit=local …]
 
 Every point is a process of its own, one run with all that a run writes: folder, checkpoints after every round, tables.
 A client has four images of 64 that are repeated; it takes one SGD step, on a small ViT.
@@ -114,7 +115,7 @@ def point(population: int, cohort: int, rounds: int, began: float, also: Sequenc
         with contextlib.closing(Site(run)) as site:
             opened = open_run(site.config, quiet, Located(Path(place) / "run", MadeOf()))
             answering = Cohort(site)
-            grid = LocalGrid(answering, len(site.partitions))
+            grid = LocalGrid(answering, len(site.partitions), checkpoints=opened.checkpoints())
             federate(
                 site.config,
                 grid,
@@ -129,18 +130,18 @@ def point(population: int, cohort: int, rounds: int, began: float, also: Sequenc
     return {"start": clock.times[0] - began, "round": statistics.median(between[1:]), "peak_MB": peak}
 
 
-def apart(module: str, *numbers: float) -> dict[str, float]:
-    """What `python -m module --point numbers… now` prints last, from a process of its own."""
-    words = ["--point", *map(str, numbers), str(time.time())]
+def apart(module: str, *numbers: float, also: Sequence[str] = ()) -> dict[str, float]:
+    """What `python -m module --point numbers… now` prints last, from a process of its own. also: its --words."""
+    words = ["--point", *map(str, numbers), str(time.time()), *(["--words", *also] if also else [])]
     done = subprocess.run([sys.executable, "-m", module, *words], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{module} {numbers}: ended with {done.returncode}\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(population: int, cohort: int, rounds: int) -> dict[str, object]:
-    """The row of a point, from a process of its own."""
-    figures = apart("benchmarks.scale", population, cohort, rounds)
+def measure(population: int, cohort: int, rounds: int, also: Sequence[str] = ()) -> dict[str, object]:
+    """The row of a point, from a process of its own. also: further words of its configuration."""
+    figures = apart("benchmarks.scale", population, cohort, rounds, also=also)
     return {"population": population, "cohort": cohort, **{key: float(f"{v:.4g}") for key, v in figures.items()}}
 
 
@@ -151,6 +152,7 @@ def parser() -> ArgumentParser:
     words.add_argument("--population", type=machine.count, nargs="+", default=[100, 1000, 10_000, 100_000])
     words.add_argument("--cohort", type=machine.count, nargs="+", default=[10, 100, 1000])
     words.add_argument("--rounds", type=machine.count, default=5)
+    words.add_argument("--words", nargs="+", default=[], metavar="key=value", help="further ones of run_sim.py's")
     words.add_argument("--point", nargs=4, help=SUPPRESS)
     return words
 
@@ -160,7 +162,7 @@ def main() -> None:
     options = words.parse_args()
     if options.point:
         population, cohort, rounds = map(int, options.point[:3])
-        print(json.dumps(point(population, cohort, rounds, float(options.point[3]))))
+        print(json.dumps(point(population, cohort, rounds, float(options.point[3]), options.words)))
         return
     name = machine.named("scale", words, options)
     if options.quick:
@@ -170,7 +172,7 @@ def main() -> None:
         words.error("no population of these has as many clients as a cohort")
     if options.rounds < 2:
         words.error("--rounds: 2 or more, since the first is left out of the median")
-    rows = [measure(*numbers, options.rounds) for numbers in points]
+    rows = [measure(*numbers, options.rounds, options.words) for numbers in points]
     machine.publish(name, rows, dtype="float32", seed=0)
 
 

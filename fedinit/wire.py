@@ -259,19 +259,22 @@ def _alike(array: Array) -> Array:
 
 
 class Shared:
-    """The arrays that many records hold, each once: what several have to the last byte is one object. It forgets what
-    nobody holds any more."""
+    """The arrays and records that many hold, each once: what several have to the last byte is one object. It forgets
+    what nobody holds any more."""
 
     def __init__(self) -> None:
         self._arrays: WeakValueDictionary[tuple[object, ...], Array] = WeakValueDictionary()
+        self._records: WeakValueDictionary[tuple[object, ...], ArrayRecord] = WeakValueDictionary()
 
-    def put(self, content: RecordDict) -> None:
-        """Have this content's arrays be those that others hold, where they are equal. Its records are replaced by new
-        ones; none is changed in place."""
+    def put(self, content: RecordDict, but: str | None = None) -> None:
+        """Have this content's arrays, and records of them, be those that others hold, where they are equal. Its records
+        are replaced; none is changed in place. but: those with this in their names stay as they are."""
         for key, record in [*content.items()]:
-            if isinstance(record, ArrayRecord):
+            if isinstance(record, ArrayRecord) and (but is None or but not in key):
                 arrays = {name: a.written() if isinstance(a, TensorArray) else a for name, a in record.items()}
-                content[key] = _record({name: self._arrays.setdefault(_key(a), a) for name, a in arrays.items()})
+                arrays = {name: self._arrays.setdefault(_key(a), a) for name, a in arrays.items()}
+                same = tuple((name, id(array)) for name, array in arrays.items())
+                content[key] = self._records.setdefault(same, _record(arrays))
 
 
 def _key(array: Array) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -67,6 +67,21 @@ class Part(Protocol):
     def restore(self, state: State) -> None: ...
 
 
+@runtime_checkable
+class Filed(Protocol):
+    """A part that has files of its own beside the checkpoints, which say which ones are theirs."""
+
+    def check(self, state: State) -> None:
+        """Raises Damaged where a file of this state is not what was written; OSError where the system had too little of
+        something to read one."""
+        ...
+
+    def saved(self, round: int, oldest: int) -> None:
+        """What `snapshot` gave was written as the checkpoint of this round; `oldest` is that of the first that is left,
+        and what only those before had can go."""
+        ...
+
+
 @dataclass(frozen=True)
 class Loaded:
     """What was loaded.
@@ -92,8 +107,9 @@ class Checkpoints:
         """
         self.folder, self.config, self.keep = folder, config, keep
 
-    def save(self, round: int, states: Mapping[str, State]) -> None:
-        """Write the checkpoint of a round, then remove those beyond the last `keep`.
+    def save(self, round: int, states: Mapping[str, State]) -> int:
+        """Write the checkpoint of a round, then remove those beyond the last `keep`; the round of the first that is
+        left.
 
         states: {part: its state}.
 
@@ -119,8 +135,10 @@ class Checkpoints:
         files[MANIFEST] = json.dumps(manifest, indent=1).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         disk.replace_folder(self.folder / f"{NAME}{round:06d}", files)
-        for old in self.there()[self.keep :]:
+        there = self.there()
+        for old in there[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
+        return _round_of(there[: self.keep][-1])
 
     def drop_after(self, round: int) -> None:
         """Remove the checkpoints of rounds later than this one."""

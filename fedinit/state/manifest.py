@@ -18,7 +18,7 @@ from fedinit.errors import InputError, machine_failed
 from fedinit.opening import read_bytes
 from fedinit.unreadable import is_folder, unreadable
 
-FORMAT = 6  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
+FORMAT = 7  # raise it when the shape of anything in a checkpoint changes, the configuration's keys too
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 FACTS = "state.json"

@@ -7,12 +7,13 @@ node has a Context of its own, whose `state` lasts for the run.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, overload, runtime_checkable
+from pathlib import Path
+from typing import Protocol, overload, runtime_checkable
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -25,6 +26,8 @@ from fedinit import wire
 from fedinit.devices import CPU
 from fedinit.secagg import SECRETS
 from fedinit.state.checkpoint import State
+from fedinit.transport.client_files import ClientFiles
+from fedinit.transport.contexts import BY_ROUND, FIRST_NODE_ID, Contexts
 
 Handler = Callable[[Sequence[tuple[Message, Context]]], Sequence[Message]]
 
@@ -48,47 +51,8 @@ class Prompt(Protocol):
         ...
 
 
-FIRST_NODE_ID = 1000  # node ids are arbitrary in Flower; these only must not look like partition ids
-
-
-class Contexts(MutableMapping[int, Context]):
-    """{node id: its Context}, in the order of the partition ids. One is made when it is first asked for, since most of
-    many thousands never are."""
-
-    def __init__(self, num_nodes: int, run_config: Mapping[str, str]) -> None:
-        self._contexts: dict[int, Context | None] = dict.fromkeys(range(FIRST_NODE_ID, FIRST_NODE_ID + num_nodes))
-        self._num_nodes, self._run_config = num_nodes, run_config
-
-    def __getitem__(self, node: int) -> Context:
-        context = self._contexts[node]
-        if context is None:
-            facts: dict[str, Any] = {"partition-id": node - FIRST_NODE_ID, "num-partitions": self._num_nodes}
-            context = self._contexts[node] = Context(1, node, facts, RecordDict(), dict(self._run_config))
-        return context
-
-    def __setitem__(self, node: int, context: Context) -> None:
-        self._contexts[node] = context
-
-    def __delitem__(self, node: int) -> None:
-        del self._contexts[node]
-
-    def __contains__(self, node: object) -> bool:
-        return node in self._contexts  # a Mapping's own would make each that is looked for
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._contexts)
-
-    def __len__(self) -> int:
-        return len(self._contexts)
-
-    def there(self, node: int) -> Context | None:
-        """A node's Context where it was made; None where nobody asked for it, so that it holds nothing."""
-        return self._contexts[node]
-
-    def of_clients(self) -> dict[str, int]:
-        """{partition id, in decimal: the node id of the client}."""
-        made = ((node, context) for node, context in self._contexts.items())
-        return {str(c.node_config["partition-id"] if c else node - FIRST_NODE_ID): node for node, c in made}
+FILES = "files/"  # before the names of a checkpoint's tensors that say which files clients have
+HOLDERS = "holders/"  # before those that say which clients hold a record, by its number
 
 
 class Nodes(Sequence[NodeInfo]):
@@ -118,7 +82,13 @@ class LocalGrid(Grid):
     """Delivers to nodes with partition ids 0 … num_nodes − 1, by calling one handler."""
 
     def __init__(
-        self, handler: Handler, num_nodes: int, *, run_config: Mapping[str, str] | None = None, strict: bool = False
+        self,
+        handler: Handler,
+        num_nodes: int,
+        *,
+        run_config: Mapping[str, str] | None = None,
+        strict: bool = False,
+        checkpoints: Path | None = None,
     ) -> None:
         """
         handler: takes (message, context) pairs in the order of the messages, returns one reply each, in the same order.
@@ -126,6 +96,8 @@ class LocalGrid(Grid):
         run_config: what every node's Context says of the run.
         strict: send every record through Flower's protocol buffers, so that what could not go over a network fails here
             too; otherwise the receiver gets fresh records over the same arrays, and may change no tensor in place.
+        checkpoints: the folder of the run's, beside which what clients make in rounds of their own is kept by files;
+            None: it stays in memory.
         """
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
         self._handler, self._strict = handler, strict
@@ -134,7 +106,8 @@ class LocalGrid(Grid):
         self._ids = map(str, itertools.count(1))  # of messages, none of which outlives this grid
         self._shared = wire.Shared()
         self._met: dict[int, None] = {}  # the nodes that were sent something, which alone can hold anything
-        self.contexts = Contexts(num_nodes, run_config or {})
+        self._files = None if checkpoints is None else ClientFiles(checkpoints)
+        self.contexts = Contexts(num_nodes, run_config or {}, self._files)
 
     @property
     def device(self) -> torch.device:
@@ -174,9 +147,9 @@ class LocalGrid(Grid):
             return {}
         clients = []
         for node in nodes:
-            context = self.contexts.there(node)
-            if context is not None and context.state:
+            if self.contexts.holds(node):
                 return {}
+            context = self.contexts.there(node)
             clients.append(node - FIRST_NODE_ID if context is None else context.node_config["partition-id"])
         counts = self._handler.holdings(clients)
         return {node: (client, *held) for node, client, held in zip(nodes, clients, counts, strict=False)}
@@ -221,7 +194,8 @@ class LocalGrid(Grid):
 
     def _returned(self, reply: Message, context: Context) -> Message:
         """What the server gets of a reply of the node with this Context."""
-        self._shared.put(context.state)
+        # What a client made in a round is nobody else's, and is known by whose it was when it came from its file.
+        self._shared.put(context.state, but=None if self._files is None else BY_ROUND)
         if reply.has_content():
             reply.content = self._carry(reply.content)
         reply.metadata.__dict__["_message_id"] = next(self._ids)
@@ -236,24 +210,56 @@ class LocalGrid(Grid):
         return self.pull_messages(self.push_messages(messages))
 
     def snapshot(self) -> State:
-        """What the clients hold: each one's Context.state, under its partition id. What several hold is one tensor.
-        Keys of a secret sum are not in it: they never reach a disk."""
-        kept = [self.contexts[node] for node in sorted(self._met)]
-        records = {(c.node_config["partition-id"], key): r for c in kept for key, r in c.state.items()}
-        return wire.to_state(RecordDict({f"{c}/{key}": r for (c, key), r in records.items() if key != SECRETS}))
+        """What the clients hold: the records of each one's Context.state, and which file has the rest. What several
+        hold is one record, and a list of their partition ids. Keys of a secret sum are not in it: they never reach a
+        disk. Raises OSError."""
+        self.contexts.put_away()
+        records: dict[tuple[str, type, int | str], ArrayRecord | ConfigRecord | MetricRecord] = {}
+        holders: dict[tuple[str, type, int | str], list[int]] = {}
+        for node in sorted(self._met):
+            context, client = self.contexts.there(node), self.contexts.client(node)
+            for key, record in ({} if context is None else context.state).items():
+                if key != SECRETS:
+                    arrays = isinstance(record, ArrayRecord)  # of which equal ones are one object
+                    same = key, type(record), id(record) if arrays else str(wire.settings(record))
+                    records.setdefault(same, record)
+                    holders.setdefault(same, []).append(client)
+        named = {f"{i}/{same[0]}": record for i, (same, record) in enumerate(records.items())}
+        state = wire.to_state(wire.of_records(named))
+        tensors = {HOLDERS + str(i): torch.tensor(clients) for i, clients in enumerate(holders.values())}
+        tensors |= {} if self._files is None else {FILES + key: of for key, of in self._files.index().items()}
+        return State({**state.tensors, **tensors}, state.facts)
 
     def restore(self, state: State) -> None:
         """Give every client the Context.state that `snapshot` had of it. Raises KeyError for a client that is not of
         this grid."""
-        for node in self._met:
-            self.contexts[node].state = RecordDict()
+        self.contexts.forget()
         nodes = self.contexts.of_clients()
-        for name, record in wire.from_state(state).items():
-            client, _, key = name.partition("/")
-            self.contexts[nodes[client]].state[key] = record
-            self._met[nodes[client]] = None
+        if self._files is not None:
+            self._files.take(_index(state))
+        held = {name: tensor for name, tensor in state.tensors.items() if not name.startswith((FILES, HOLDERS))}
+        for name, record in wire.from_state(State(held, state.facts)).items():
+            i, _, key = name.partition("/")
+            for client in state.tensors[HOLDERS + i].tolist():
+                self.contexts.made(nodes[client]).state[key] = record
+                self._met[nodes[client]] = None
+
+    def check(self, state: State) -> None:
+        """Raises Damaged where a file of this snapshot is not what was written."""
+        if self._files is not None:
+            self._files.check(_index(state))
+
+    def saved(self, round: int, oldest: int) -> None:
+        """A snapshot was written as the checkpoint of this round, and `oldest` is the first that is left."""
+        if self._files is not None:
+            self._files.saved(round, oldest)
 
     def _carry(self, content: RecordDict) -> RecordDict:
         if self._strict:
             return recorddict_from_proto(recorddict_to_proto(content))
         return wire.clone(content)
+
+
+def _index(state: State) -> dict[str, torch.Tensor]:
+    """Of a snapshot's tensors those that say which files clients have."""
+    return {name[len(FILES) :]: tensor for name, tensor in state.tensors.items() if name.startswith(FILES)}

@@ -45,7 +45,7 @@ from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
 from strategies.server.placing import server_device
 from strategies.server.private import affordable_rounds, check_privacy, mechanism_of, spent_of
-from strategies.server.restoring import restored
+from strategies.server.restoring import restored, save_all
 from strategies.server.round_zero import fix_step_scales
 from strategies.server.spending import Spending, untrainable
 from strategies.server.state import ServerState
@@ -149,7 +149,7 @@ def federate(
     def save(state: ServerState) -> None:
         if keeper is not None:
             with unbroken():
-                keeper.save(state.round, {"server": state.snapshot()} | {n: p.snapshot() for n, p in all_parts.items()})
+                save_all(keeper, state, all_parts)
 
     run_method, state = _ready(config, exchange, opening, saved, audience, save)
     strategy = FederatedLora(

@@ -1,14 +1,25 @@
-"""Where a run goes on: from the latest checkpoint that is whole."""
+"""What a run leaves after a round, and where it goes on: from the latest checkpoint that is whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fedinit.config.privacy import NoPrivacy, PrivacyConfig
 from fedinit.errors import RunFailed
-from fedinit.state.checkpoint import Checkpoints, Part
+from fedinit.state.checkpoint import Checkpoints, Filed, Loaded, Part
+from fedinit.state.manifest import NAME, Damaged
 from strategies.server.audience import Audience
 from strategies.server.state import ServerState
+
+
+def save_all(keeper: Checkpoints, state: ServerState, parts: Mapping[str, Part]) -> None:
+    """Write the checkpoint of the server's round, of all parts. Raises OSError; the earlier ones are there then."""
+    states = {"server": state.snapshot()} | {name: part.snapshot() for name, part in parts.items()}
+    oldest = keeper.save(state.round, states)
+    for part in parts.values():
+        if isinstance(part, Filed):
+            part.saved(state.round, oldest)
 
 
 def restored(
@@ -19,7 +30,7 @@ def restored(
     Every part is put where that one left it; the ledger says which later ones were damaged and passed over. Raises
     RunFailed where all are, and noise was drawn: nobody knows how often.
     """
-    loaded = keeper.load()
+    loaded = _whole(keeper, parts)
     if loaded.passed_over and not loaded.states and privacy.name != "none":
         name, why = loaded.passed_over[0]
         raise RunFailed(
@@ -35,3 +46,21 @@ def restored(
         return None
     audience.event("resumed", {"round": loaded.round})
     return ServerState.restored(loaded.states["server"])
+
+
+def _whole(keeper: Checkpoints, parts: Mapping[str, Part]) -> Loaded:
+    """The latest checkpoint that is whole, the files of the parts that have some of their own among it."""
+    passed_over: list[tuple[str, str]] = []
+    loaded = keeper.load()
+    while loaded.states:
+        passed_over += loaded.passed_over
+        try:
+            for name, part in parts.items():
+                if isinstance(part, Filed) and name in loaded.states:
+                    part.check(loaded.states[name])
+        except Damaged as fault:
+            passed_over.append((f"{NAME}{loaded.round:06d}", str(fault)))
+            loaded = keeper.load(last=loaded.round - 1)
+            continue
+        return replace(loaded, passed_over=passed_over)
+    return replace(loaded, passed_over=[*passed_over, *loaded.passed_over])

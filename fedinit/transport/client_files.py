@@ -1,0 +1,163 @@
+"""What clients of one process made in rounds, on the disk: a file a client, written when it changes, so that neither
+memory nor what is written after a round grows with the clients that were asked before.
+
+checkpoints/clients/<partition id>-<first digits of its sha256>.safetensors
+
+A checkpoint says which of these files are its own. One that no kept checkpoint has any more is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.numpy
+import safetensors.torch
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedinit import wire
+from fedinit.errors import InputError, RunFailed, machine_failed
+from fedinit.opening import read_bytes
+from fedinit.state import disk
+from fedinit.state.checkpoint import State
+from fedinit.state.manifest import Damaged
+
+FOLDER = "clients"  # beside the checkpoints
+NAME = re.compile(r"[0-9]+-[0-9a-f]{16}\.safetensors(\.tmp)?")  # of a file, or of one that was being written
+FACTS = "facts"  # in a file's metadata: the records' names, and those of their arrays, in their order
+CLIENTS, HASHES = "clients", "hashes"  # what a checkpoint keeps: (n,) partition ids, (n, 32) bytes of sha256
+
+
+@dataclass(frozen=True)
+class Written:
+    """A client's file: its name, and its sha256."""
+
+    name: str
+    sha256: bytes
+
+    @staticmethod
+    def of(client: int, sha256: bytes) -> Written:
+        return Written(f"{client}-{sha256.hex()[:16]}.safetensors", sha256)
+
+
+class ClientFiles:
+    """The files of one run's clients."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: of the run's checkpoints; made when the first file is written."""
+        self.folder = folder / FOLDER
+        self._files: dict[int, Written] = {}
+        self._former: list[str] = []  # which the next checkpoint has no more
+        self._leaving: list[tuple[int, str]] = []  # (the first round whose checkpoint has it no more, a file's name)
+        self._looked, self._synced = False, True
+
+    def __contains__(self, client: int) -> bool:
+        return client in self._files
+
+    def put(self, client: int, records: Mapping[str, ArrayRecord]) -> None:
+        """Write what a client has now; nothing, where it has nothing. Raises OSError, and what it had before stays."""
+        self._look()
+        before = self._files.get(client)
+        if not records:
+            self._replace(client, None)
+            return
+        state = wire.to_state(wire.of_records(records))
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in state.tensors.items()}
+        data = safetensors.numpy.save(arrays, {FACTS: json.dumps(state.facts)})
+        written = Written.of(client, hashlib.sha256(data).digest())
+        if written != before:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            disk.replace(self.folder / written.name, data)
+            self._synced = False
+            self._replace(client, written)
+
+    def get(self, client: int) -> RecordDict:
+        """What a client has; nothing where it has nothing. Raises RunFailed where its file is not what was written."""
+        if client not in self._files:
+            return RecordDict()
+        try:
+            data = self._read(self._files[client])
+        except Damaged as fault:
+            hint = "the same command goes on from the last checkpoint that is whole"
+            raise RunFailed(f"client {client}: {fault}; {hint}") from fault
+        facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][FACTS]
+        return wire.from_state(State(safetensors.torch.load(data), json.loads(facts)))
+
+    def index(self) -> dict[str, Tensor]:
+        """Which files there are, all of them on the disk, as a checkpoint keeps it; empty where there are none."""
+        if not self._synced:
+            disk.sync_folder(self.folder)
+            self._synced = True
+        if not self._files:
+            return {}
+        hashes = b"".join(written.sha256 for written in self._files.values())
+        return {
+            CLIENTS: torch.tensor(list(self._files)),
+            HASHES: torch.frombuffer(bytearray(hashes), dtype=torch.uint8).view(-1, 32),
+        }
+
+    def check(self, index: Mapping[str, Tensor]) -> None:
+        """Raises Damaged where a file of this index is not what was written; OSError where the system had too little of
+        something to read one."""
+        for written in _of_index(index).values():
+            self._read(written)
+
+    def take(self, index: Mapping[str, Tensor]) -> None:
+        """Go on with the files of this index."""
+        self._files, self._former, self._leaving, self._looked = _of_index(index), [], [], False
+
+    def saved(self, round: int, oldest: int) -> None:
+        """The checkpoint of a round was written, and `oldest` is the first that is left: remove what none has."""
+        self._look()
+        self._leaving += [(round, name) for name in self._former]
+        self._former = []
+        gone = [name for since, name in self._leaving if since <= oldest]
+        self._leaving = [(since, name) for since, name in self._leaving if since > oldest]
+        there = {written.name for written in self._files.values()} | {name for _, name in self._leaving}
+        for name in set(gone) - there:
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink()
+
+    def _look(self) -> None:
+        """Once: files that are there and no client's, as a run that was stopped leaves them, are former ones. Raises
+        InputError for a symbolic link in the folder's place."""
+        if not self._looked:
+            if self.folder.is_symlink():
+                raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
+            own = {written.name for written in self._files.values()}
+            there = os.listdir(self.folder) if self.folder.is_dir() else []
+            self._former += [name for name in there if name not in own and NAME.fullmatch(name)]
+            self._looked = True
+
+    def _replace(self, client: int, written: Written | None) -> None:
+        before = self._files.pop(client, None)
+        if before is not None:
+            self._former.append(before.name)
+        if written is not None:
+            self._files[client] = written
+
+    def _read(self, written: Written) -> bytes:
+        try:
+            data = read_bytes(self.folder / written.name)
+        except OSError as error:
+            if machine_failed(error):
+                raise
+            raise Damaged(f"{FOLDER}/{written.name}: {error.strerror}") from error
+        if hashlib.sha256(data).digest() != written.sha256:
+            raise Damaged(f"{FOLDER}/{written.name} is not what was written")
+        return data
+
+
+def _of_index(index: Mapping[str, Tensor]) -> dict[int, Written]:
+    if not index:
+        return {}
+    hashes = (bytes(row.numpy()) for row in index[HASHES])
+    return {client: Written.of(client, of) for client, of in zip(index[CLIENTS].tolist(), hashes, strict=True)}
