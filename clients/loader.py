@@ -144,7 +144,8 @@ class BankLoader:
         bring none."""
         if self._features is None:
             raise ValueError("these tasks train on images")
-        return self._features[batch.indices.flatten()].to(self.device)
+        examples, features = self._features
+        return features[torch.searchsorted(examples, batch.indices.flatten())].to(self.device)
 
     def losses(self, logits: Tensor, batch: batches.Step) -> Tensor:
         """(active,) each active member's mean loss, from logits (active, b, outputs)."""
@@ -154,12 +155,10 @@ class BankLoader:
         """(active, b) labels of the images, or (active, b, outputs) numbers, where the batches are needed."""
         return self.data.labels[batch.indices].to(self.device)
 
-    def _table(self) -> Tensor | None:
-        """(len(data), D) features, zero but at the tasks' examples; None where the tasks bring none."""
+    def _table(self) -> tuple[Tensor, Tensor] | None:
+        """The tasks' examples (n,), sorted, and the features (n, D) of each; None where the tasks bring none."""
         given = [(t.examples, t.features) for t in self.members if t.features is not None]
         if not given:
             return None
-        table = given[0][1].new_zeros(len(self.data), given[0][1].shape[1])
-        for examples, features in given:
-            table[examples] = features
-        return table
+        examples, order = torch.cat([of for of, _ in given]).sort()
+        return examples, torch.cat([features for _, features in given])[order]

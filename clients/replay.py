@@ -11,10 +11,11 @@ shapes are also what makes a client's bytes independent of when its mates are do
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,11 +31,13 @@ from fedinit.adapters.bank import Bank
 from fedinit.adapters.contract import Frozen
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
-from fedinit.errors import first_line, out_of_memory
+from fedinit.data.image_cache import MappedImages
+from fedinit.errors import InputError, first_line, out_of_memory
 from fedinit.models.input_spec import InputSpec
 
 RECORDINGS = 4  # shapes of banks that are kept; each holds its adapters, and the graphs of all share their memory
 RESIDENT = 0.25  # of the device's memory: data sets up to this lie on the device, beside the SHARE of cost.py
+ROWS = 1024  # images that are brought from a file at a time
 CAPTURING = threading.Lock()  # a process records one graph at a time, whatever the device
 
 
@@ -51,12 +54,15 @@ class Recorder:
 
     @cached_property
     def images(self) -> Tensor | None:
-        """All of them on the device, from the first recording on; None where they take too much of its memory."""
+        """All of them on the device, from the first recording on, those of a file too; None where they take too much of
+        its memory, or one cannot be read, which is then its client's to tell."""
         images = self.data.images
         size = images.shape.numel() * images.dtype.itemsize
         on_cuda = self.device.type == "cuda"
         room = RESIDENT * torch.cuda.get_device_properties(self.device).total_memory if on_cuda else size
-        return images.to(self.device) if isinstance(images, Tensor) and size <= room else None
+        if size > room:
+            return None
+        return images.to(self.device) if isinstance(images, Tensor) else _brought(images, self.device)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -68,6 +74,24 @@ class Recorder:
         """What steps are recorded on. torch's own default is one of the process, on the device that came first: on
         another nothing would be recorded, and no step taken."""
         return torch.cuda.Stream(self.device)
+
+    @cached_property
+    def copies(self) -> torch.cuda.Stream | None:
+        """What images are brought over on. torch deals its streams out in turn, so that of one made anew for each bank
+        some would be the one that steps are recorded on."""
+        return None if self.device.type == "cpu" else torch.cuda.Stream(self.device)
+
+    def release(self) -> bool:
+        """Give back the memory of all recordings, and of the images; False where there are none."""
+        held = bool(self._recordings)
+        self._recordings.clear()
+        for name in ("images", "labels"):
+            vars(self).pop(name, None)
+        if held:
+            gc.collect()  # a recording and its bank hold each other
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return held
 
     def takes(self, training: Training, loader: BankLoader) -> bool:
         """Whether this training can be recorded: not where the heads train on features, nor with dropout, whose
@@ -85,7 +109,7 @@ class Recorder:
         batch, count, words, pixels = recording.batch, len(loader.members), None, None
         size = loader.settings.batch_size
         if batch.pixels is not None:
-            pixels = _ahead(loader, self.device)
+            pixels = _ahead(loader, recording.staging, self.copies)
         if loader.settings.augment != "none":
             words = loader.words(torch.arange(len(indices), device=self.device))
         for step, active in enumerate(loader.active):
@@ -162,6 +186,8 @@ class Recording:
         self.replays = torch.zeros((), dtype=torch.long, device=recorder.device)
         unseen = recorder.data.images[:1] if recorder.images is None else None
         self.batch = Batch.empty(len(training.losses), settings.batch_size, unseen, recorder.device)
+        pixels = self.batch.pixels
+        self.staging = [] if pixels is None else [torch.empty_like(pixels).flatten() for _ in range(2)]
 
     @torch.no_grad()
     def adopt(self, training: Training) -> None:
@@ -236,6 +262,17 @@ class Recording:
         self.training.step([Pass(inputs, recorder.labels[indices], batch.weight[:rows, :width])], moving=moving)
 
 
+def _brought(images: MappedImages, device: torch.device) -> Tensor | None:
+    """All images of a file on the device; None where one cannot be read now."""
+    there = torch.empty(images.shape, dtype=images.dtype, device=device)
+    try:
+        for rows in torch.arange(len(images)).split(ROWS):
+            there[int(rows[0]) : int(rows[-1]) + 1] = images[rows]
+    except (InputError, OSError):
+        return None
+    return there
+
+
 def _tensors(training: Training) -> list[Tensor]:
     """All that a training brings besides its base, in one order, where its bank was just loaded."""
     layers = training.bank.layers.values()
@@ -271,18 +308,26 @@ def _copy_into(target: Frozen, source: Frozen) -> None:
         target.squares.copy_(source.squares)
 
 
-def _ahead(loader: BankLoader, device: torch.device) -> Iterator[Tensor]:
+def _ahead(loader: BankLoader, staging: Sequence[Tensor], copies: torch.cuda.Stream | None) -> Iterator[Tensor]:
     """The pixels of every step, on the device: read, and brought there by a stream of their own, while it works on the
-    step before."""
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    step before. Those of a step are there until the next is asked for.
+
+    staging: two flat buffers with room for a step's pixels, which take turns: one is filled anew only when the device
+    has read what was in it, so that the host is two steps ahead at the most. copies: the stream; None: on the CPU.
+    """
+    read_by: dict[int, torch.cuda.Event] = {}  # when the device has read a buffer
 
     def read(step: int) -> tuple[Tensor, torch.cuda.Event | None]:
         pixels = loader.pixels(loader.batch(step), step, "none")
-        if stream is None:
-            return pixels, None
-        with torch.cuda.stream(stream):
-            there, arrived = pixels.pin_memory().to(device, non_blocking=True), torch.cuda.Event()
-            arrived.record(stream)
+        there = staging[step % 2][: pixels.numel()].view(pixels.shape)
+        if copies is None:
+            return there.copy_(pixels), None
+        if step % 2 in read_by:
+            read_by[step % 2].synchronize()
+        with torch.cuda.stream(copies):
+            there.copy_(pixels.pin_memory(), non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(copies)
         return there, arrived
 
     with ThreadPoolExecutor(1, "pixels") as pool:
@@ -292,7 +337,8 @@ def _ahead(loader: BankLoader, device: torch.device) -> Iterator[Tensor]:
             if step + 1 < len(loader.active):
                 future = pool.submit(read, step + 1)
             if arrived is not None:
-                here = torch.cuda.current_stream(device)
-                here.wait_event(arrived)
-                ready.record_stream(here)  # its memory is not another's before this stream has read it
+                torch.cuda.current_stream(ready.device).wait_event(arrived)
             yield ready
+            if arrived is not None:
+                read_by[step % 2] = torch.cuda.Event(blocking=True)
+                read_by[step % 2].record(torch.cuda.current_stream(ready.device))

@@ -19,7 +19,7 @@ def crossed(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
             moved = flat.pin_memory().to(device, non_blocking=True)
         elif flat.is_cuda:
             moved = torch.empty(flat.shape, dtype=dtype, pin_memory=True).copy_(flat, non_blocking=True)
-            torch.cuda.synchronize(flat.device)
+            torch.cuda.current_stream(flat.device).synchronize()  # and no other, on which somebody may record
         else:
             moved = flat.to(device)
         parts = moved.split([value.numel() for value in of_it])

@@ -15,6 +15,7 @@ from fedinit.said import LONGEST, said
 # at the moment; and of room on a disk.
 LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, getattr(errno, "ESTALE", errno.EMFILE)}
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FAILED = ("CUDA error", "CUDA driver error", "cuDNN error")  # what torch begins with where a device has failed
 GOES_ON = "the last whole checkpoint is kept, and the same command goes on from it"
 
 
@@ -113,7 +114,9 @@ def out_of_memory(error: BaseException) -> bool:
         "failed to map segment",
         "without setting an exception",
         "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
         "STATUS_ALLOC_FAILED",  # of cuBLAS, cuDNN and their like
+        "CUBLAS_STATUS_NOT_INITIALIZED",  # what cublasCreate says where it finds none
     )
     if isinstance(error, (RuntimeError, ImportError, SystemError)):
         return any(part in str(error) for part in told) or type(error).__name__ == "OutOfMemoryError"
@@ -123,7 +126,7 @@ def out_of_memory(error: BaseException) -> bool:
 def device_failed(error: BaseException) -> bool:
     """Whether a CUDA device has failed, by what torch says: from then on all that is asked of it in this process does,
     as after an uncorrectable fault of its memory, an illegal access or a failed assertion in a kernel."""
-    told = isinstance(error, RuntimeError) and any(part in str(error) for part in ("CUDA error", "cuDNN error"))
+    told = isinstance(error, RuntimeError) and any(part in str(error) for part in FAILED)
     return told and not out_of_memory(error)
 
 

@@ -73,6 +73,7 @@ def raised(error: Exception, by: Exception) -> Exception:
         (MemoryError(), True),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("CUDA driver error: invalid argument"), True),
         (raised(InputError("cannot read it"), lacking()), True),
         (raised(ValueError("odd"), raised(KeyError("it"), MemoryError())), True),
         (lacking(errno.ENOENT), False),

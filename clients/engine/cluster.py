@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from clients.engine.hardware import alike
 from fedinit.config.engine import RayConfig
 from fedinit.data.reporter import counted
 from fedinit.errors import GOES_ON, InputError, RunFailed, first_line
@@ -21,6 +22,7 @@ from fedinit.threads import cores
 
 ANSWER = 10.0  # seconds that a cluster has to answer
 TELL = 60.0  # seconds that its machines have to say what they are: a process each is started
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 INSTALL = 'pip install "fedinit[ray]"'
 START = "start one by `ray start --head`, or leave engine.address out for this machine's own"
 
@@ -87,7 +89,7 @@ class Cluster:
     def _begin(self, own: int) -> None:
         """Start a Ray of this machine's own. own: its cores, or GPUs."""
         try:
-            with _undisturbed():
+            with _undisturbed(), _visible(self.cuda):
                 self.ray.init(
                     address="local",
                     num_cpus=cores(),
@@ -164,8 +166,24 @@ def _where(config: RayConfig) -> str:
 
 
 def _own(cuda: bool) -> int:
-    """This machine's GPUs, or the cores that the process may use."""
-    return torch.cuda.device_count() if cuda else cores()
+    """This machine's GPUs, of the first one's kind, or the cores that the process may use."""
+    return len(alike()) if cuda else cores()
+
+
+@contextmanager
+def _visible(cuda: bool) -> Iterator[None]:
+    """Within, a Ray that is begun deals out the GPUs of the first one's kind alone."""
+    there, before = torch.cuda.device_count() if cuda else 0, os.environ.get(VISIBLE)
+    if there and len(alike()) < there:
+        names = before.split(",") if before else [str(i) for i in range(there)]
+        os.environ[VISIBLE] = ",".join(names[i] for i in alike())
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[VISIBLE] = before
+        elif there:
+            os.environ.pop(VISIBLE, None)
 
 
 def reach(address: str) -> None:

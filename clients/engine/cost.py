@@ -77,12 +77,18 @@ class StepCost:
 
 
 def step_cost(
-    backbone: Backbone, targets: Mapping[str, tuple[int, int]], rank: int, classes: int, dtype: torch.dtype
+    backbone: Backbone,
+    targets: Mapping[str, tuple[int, int]],
+    rank: int,
+    classes: int,
+    dtype: torch.dtype,
+    kind: str = "lora",
+    dropout: float = 0.0,
 ) -> StepCost:
     """The model for one backbone, by a pass over tensors without memory.
 
     targets: {layer: (d, k)} of the layers with adapters. rank, classes: of the adapters and the head.
-    dtype: what the backbone computes in.
+    dtype: what the backbone computes in. kind, dropout: of the adapters; a core is reckoned as LoRA of its rank.
     """
     from torch.utils.flop_counter import FlopCounterMode  # here, since it takes long to import and CUDA alone asks
 
@@ -90,9 +96,11 @@ def step_cost(
     counted = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _product})
     outline = Backbone(module, backbone.features, backbone.input)
     with _FusedAttention():
-        weights, image, _, numbers, _ = _passed(outline, targets, rank, classes, META, counted)
+        passed = _passed(outline, targets, rank, classes, META, counted, kind, dropout)
+    weights, image, _, numbers, frozen = passed
     exact = sum(4 * d * k for d, k in targets.values()) if dtype != torch.float32 else 0
-    return StepCost(weights + exact, image, 4 * COPIES * numbers, 2 * counted.get_total_flops())
+    flops = 2 * counted.get_total_flops()
+    return StepCost(weights + exact, image, 4 * COPIES * numbers, flops, shared=4 * frozen)
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -49,10 +49,10 @@ def devices(device: str, lanes: int | None, threads: int = 1) -> list[torch.devi
             there = counted(have, "core")
             raise InputError(f"engine.threads={threads}: this machine has {there}; use engine.threads={have}")
         return [CPU] * (lanes or have // threads)
-    return [torch.device("cuda", i) for i in (_alike() if wanted.index is None else [wanted.index])]
+    return [torch.device("cuda", i) for i in (alike() if wanted.index is None else [wanted.index])]
 
 
-def _alike() -> list[int]:
+def alike() -> list[int]:
     """The CUDA devices of the first one's kind, by which a run's precision and banks are reckoned. Another kind's
     products are rounded otherwise, and who is free first would choose whose a bank is."""
     kinds = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -62,9 +62,10 @@ def _alike() -> list[int]:
 def left_out(engine: EngineConfig) -> str | None:
     """A line about CUDA devices that no lane is on, as they are of another kind than the first; None where there are
     none."""
-    if _elsewhere(engine) or engine.device not in ("auto", "cuda") or not torch.cuda.is_available():
+    elsewhere = isinstance(engine, RayConfig) and engine.address  # whose devices a cluster deals out
+    if elsewhere or engine.device not in ("auto", "cuda") or not torch.cuda.is_available():
         return None
-    used, others = _alike(), torch.cuda.device_count()
+    used, others = alike(), torch.cuda.device_count()
     odd = [f"cuda:{i}, {torch.cuda.get_device_name(i)}" for i in range(others) if i not in used]
     why = f"of another kind than cuda:0, {torch.cuda.get_device_name(0)}"
     return f"engine.device={engine.device}: not used, {why}: {'; '.join(odd)}" if odd else None
@@ -178,7 +179,7 @@ def _cost(config: Config, precision: str) -> StepCost:
         backbone = build_backbone(config.model)
     adapter = config.adapter
     targets = select_targets(backbone.module, adapter.targets, adapter.rank, last_blocks=adapter.last_blocks)
-    return step_cost(backbone, targets, config.adapter.rank, CLASSES, DTYPES[precision])
+    return step_cost(backbone, targets, adapter.rank, CLASSES, DTYPES[precision], adapter.kind, adapter.dropout)
 
 
 @contextmanager

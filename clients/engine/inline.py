@@ -38,4 +38,4 @@ class InlineEngine:
         return described(self.workers)
 
     def close(self) -> None:
-        pass
+        self.workers[0].close()

@@ -36,11 +36,12 @@ def cost_of(
 ) -> StepCost | None:
     """Of a step of one client on this device; None for a model that cannot be asked."""
     adapter, outputs = config.adapter, max(classes, 1)
+    how = adapter.kind, adapter.dropout
     try:
         if place.type == "cpu":
-            cost = step_cost_on_cpu(backbone, targets, adapter.rank, outputs, adapter.kind, adapter.dropout)
+            cost = step_cost_on_cpu(backbone, targets, adapter.rank, outputs, *how)
         else:
-            cost = step_cost(backbone, targets, adapter.rank, outputs, DTYPES[config.engine.precision])
+            cost = step_cost(backbone, targets, adapter.rank, outputs, DTYPES[config.engine.precision], *how)
     except Exception:  # noqa: BLE001 (whatever a module raises, of which its training will say it too)
         return None
     return cost.by_examples() if isinstance(config.privacy, ExamplePrivacyConfig) else cost

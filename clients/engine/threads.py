@@ -52,7 +52,8 @@ class ThreadEngine:
         return described(self.workers)
 
     def close(self) -> None:
-        pass  # a lane without a job ends with the process
+        for worker in self.workers:  # a lane without a job ends with the process
+            worker.close()
 
     def _do(self, job: Job) -> tuple[Answer, ...]:
         with self._worker() as worker:

@@ -129,6 +129,11 @@ class Worker:
                 return tuple(self._train(job.tasks))
             return tuple(self._attempt(job.work, task) for task in job.tasks)
 
+    def close(self) -> None:
+        """Give back what it holds beside its bank."""
+        if self.recorder is not None:
+            self.recorder.release()
+
     @contextmanager
     def lent(self, base: str) -> Iterator[Bank]:
         """The bank, over this base, for what is no job; it computes as in one."""
@@ -205,6 +210,14 @@ class Worker:
         return [self._train_among_mutes(tasks, i) for i in range(len(tasks))]
 
     def _train_together(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
+        try:
+            return self._trained(tasks)
+        except Exception as error:
+            if not (out_of_memory(error.__cause__ or error) and self.recorder is not None and self.recorder.release()):
+                raise
+        return self._trained(tasks)  # with the memory that recordings of other banks held
+
+    def _trained(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         settings = self.settings
         run = self.data, self.spec, settings.client, settings.seed
         return train_bank(self.bank, tasks, *run, self.recorder, self.compiled)
@@ -273,7 +286,7 @@ def make_workers(
 ) -> list[Worker]:
     """A worker a lane; those of one device share its copy of the backbone.
 
-    device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices) or "cuda:<n>".
+    device: "auto" (CUDA where there is one), "cpu", "cuda" (all devices of the first one's kind) or "cuda:<n>".
     lanes: their number on CPU; None is as many as the cores have room for. Raises InputError for a device that is not
     there, and for more threads than cores.
     """

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from clients import batches
+from clients import batches, replay
 from clients.batches import halved
 from clients.engine import hardware
 from clients.engine.hardware import computing
@@ -28,7 +29,8 @@ from fedinit.adapters.dora import DoRAFactors
 from fedinit.adapters.vera import VeRAFactors
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
-from fedinit.errors import DeviceFailed, RunFailed, out_of_memory, reason
+from fedinit.data.image_cache import MappedImages
+from fedinit.errors import DeviceFailed, InputError, RunFailed, out_of_memory, reason
 from fedinit.factors import Factors
 from fedinit.models import Backbone, select_targets
 from tests.support.taped import Captures, Tape
@@ -177,11 +179,113 @@ def test_images_that_do_not_fit_are_read_ahead(worker, client_config, tasks) -> 
     assert same_bytes(results(staged, tasks), results(resident, tasks))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_images_of_a_file_lie_on_the_device_too(device, worker, client_config, tasks, tiny_data) -> None:
+    read, there = [], tiny_data.images
+
+    def rows(wanted) -> torch.Tensor:
+        read.append(wanted)
+        return there[torch.from_numpy(wanted)]
+
+    made = worker(settings := client_config(augment="crop_flip"), device)
+    shape = there.shape[1:]
+    mapped = dataclasses.replace(tiny_data, images=MappedImages(torch.arange(len(there)), shape, rows))
+    made.recorder = Recorder(mapped, made.spec, made.device)
+    assert same_bytes(results(made, tasks), results(worker(settings, device), tasks))
+    assert sum(map(len, read)) == len(there)  # once, and not step by step
+    results(made, tasks)
+    assert sum(map(len, read)) == len(there)
+
+
+def test_an_image_of_a_file_that_cannot_be_read_is_its_clients(worker, client_config, tasks, tiny_data) -> None:
+    there, gone = tiny_data.images, int(tasks[1].examples[0])
+
+    def rows(wanted) -> torch.Tensor:
+        if gone in wanted:
+            raise InputError("cannot read it any more")
+        return there[torch.from_numpy(wanted)]
+
+    made = worker(client_config())
+    mapped = MappedImages(torch.arange(len(there)), there.shape[1:], rows)
+    made.data = dataclasses.replace(tiny_data, images=mapped)
+    made.recorder = Recorder(made.data, made.spec, made.device)
+    answers = made.do(Job("train", "", "", tuple(tasks)))
+    assert [isinstance(answer, ClientFailed) for answer in answers] == [False, True, False, False]
+    assert "cannot read it any more" in str(answers[1])
+
+
 def test_images_off_the_device_are_augmented_alike(worker, client_config, tasks) -> None:
     settings = client_config(augment="crop_flip")
     resident, staged = worker(settings), worker(settings)
     staged.recorder.images = None
     assert same_bytes(results(staged, tasks), results(resident, tasks))
+
+
+def test_memory_that_recordings_hold_is_given_back_before_a_bank_is_given_up(
+    worker, client_config, tasks, monkeypatch
+) -> None:
+    made, tried = worker(client_config()), []
+    whole = results(made, tasks)
+    own = Recorder._recording
+
+    def full(recorder, *given):
+        tried.append(len(recorder._recordings))
+        if recorder._recordings:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(recorder, *given)
+
+    monkeypatch.setattr(Recorder, "_recording", full)
+    assert same_bytes(results(made, tasks), whole) and tried == [1, 0]
+    made.close()
+    assert not made.recorder._recordings and "images" not in vars(made.recorder) and not made.recorder.release()
+
+
+def test_images_that_are_read_ahead_take_turns_in_two_buffers(monkeypatch) -> None:
+    """The device, in name: a buffer is filled anew only once it has read what was in it."""
+    log: list[str] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, blocking: bool = False) -> None:
+            self.number, Event.made = Event.made, Event.made + 1
+
+        def record(self, stream: object) -> None:
+            log.append(f"{stream} records {self.number}")
+
+        def synchronize(self) -> None:
+            log.append(f"host waits for {self.number}")
+
+    class Here:
+        def __str__(self) -> str:
+            return "here"
+
+        def wait_event(self, event: Event) -> None:
+            log.append(f"here waits for {event.number}")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Here())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    steps = 6
+    loader = SimpleNamespace(
+        active=[2] * steps, batch=lambda step: step, pixels=lambda step, *_: torch.full((2, 3 - step % 2), float(step))
+    )
+    staging, seen = [torch.empty(6) for _ in range(2)], []
+    for step, ready in enumerate(replay._ahead(loader, staging, "copies")):
+        assert torch.equal(ready, torch.full((2, 3 - step % 2), float(step)))
+        seen.append(ready.data_ptr())
+        log.append(f"step {step}")
+        if step + 1 < steps:
+            time.sleep(0.02)  # in which the next is read, and this one stays as it is
+            assert torch.equal(ready, torch.full((2, 3 - step % 2), float(step)))
+    assert set(seen) == {buffer.data_ptr() for buffer in staging} and len(set(seen[::2])) == 1
+    waits = [line for line in log if line.startswith("host waits")]
+    assert len(waits) == steps - 2
+    for step in range(2, steps):  # the event behind step - 2 was recorded before the host waited for it
+        number = waits[step - 2].rpartition(" ")[2]
+        assert log.index(f"step {step - 2}") < log.index(f"here records {number}") < log.index(waits[step - 2])
+        assert log.index(waits[step - 2]) < log.index(f"step {step}")
 
 
 @needs_cuda
@@ -444,10 +548,9 @@ def test_an_empty_graph_is_no_step(captures, worker, client_config, tasks, capsy
 def test_no_memory_for_a_recording_is_no_reason_to_take_steps_one_by_one(
     beneath, captures, worker, client_config, tasks, capsys
 ) -> None:
-    captures.error = full = torch.OutOfMemoryError("CUDA out of memory")
-    if beneath:
-        captures.error = RuntimeError("CUDA error: operation failed due to a previous error during capture")
-        captures.error.__context__ = full
+    full = torch.OutOfMemoryError("CUDA out of memory")
+    broken = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    captures.error = (broken, full) if beneath else (full, None)
     with pytest.raises(RunFailed, match="4 clients .* engine.clients_per_bank=2"):
         taped(worker(client_config())).do(Job("train", "", "", tuple(tasks)))
     assert not capsys.readouterr().err and captures.set == [captures.here] * len(captures.set) != []
@@ -471,8 +574,11 @@ def test_dropout_which_is_not_recorded_is_a_line(captures, worker, client_config
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (RuntimeError("CUDA driver error: invalid argument"), False),
     ],
 )
 def test_what_cuda_says_where_it_has_no_memory(error, expected) -> None:

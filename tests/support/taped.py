@@ -81,7 +81,8 @@ class Captures:
     """What recorders ask of torch.cuda, on the CPU.
 
     streams: those on which graphs were captured. set: those that were made the current one. error: raised by a capture
-    in place of capturing. elsewhere: captures are on another device's stream, so that they write nothing down.
+    in place of capturing, or a pair of it and of what it is raised over. elsewhere: captures are on another device's
+    stream, so that they write nothing down.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +104,9 @@ class Captures:
     def _capture(self, graph: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
         self.streams.append(stream)
         if self.error is not None:
-            raise self.error
+            error, beneath = self.error if isinstance(self.error, tuple) else (self.error, None)
+            error.__context__ = beneath
+            raise error
         with contextlib.nullcontext() if self.elsewhere else Tape(graph.operations):
             yield
         graph.let_go()
