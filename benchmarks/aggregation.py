@@ -14,7 +14,7 @@ gram SGD     1,000 steps, extrapolated from the difference between a long and a 
 dense SGD    the paper's own solver, extrapolated likewise. What does not grow with the steps is left out of both.
 … on cuda:0  with --device, as a simulation's server there works: updates go up, the result comes back.
 
-Two bars: the closed form is at least 1,000 times as fast as 1,000 steps of dense SGD, and takes at most 20 times as
+Two bars: the closed form is at least 1,000 times as fast as 1,000 steps of dense SGD, and takes at most five times as
 long as reading the updates (the first of the two).
 """
 

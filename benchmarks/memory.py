@@ -12,7 +12,7 @@ beyond      what the peak rose above that of the fewest clients, in updates of o
 
 Clients of a bank, all of a round in one bank on one lane:
 peak MB     as above
-reckoned MB what a step's closed form says of it beside the fewest: adapters, gradients, optimiser, activations
+reckoned MB what a run reckons that a step takes beside the fewest: adapters, gradients, optimiser, activations
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ import json
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Sequence
 
-import torch
-
 from benchmarks import machine, scale
-from clients.engine.cost import step_cost
+from clients.engine.cost import step_cost_on_cpu
 from fedinit.config.compose import compose_config
 from fedinit.models import build_backbone, select_targets
 
@@ -75,7 +73,7 @@ def banks(sizes: Sequence[int]) -> list[dict[str, object]]:
     config = compose_config([*scale.WORDS, *WORDS])
     backbone = build_backbone(config.model)
     targets = select_targets(backbone.module, None, RANK)
-    cost = step_cost(backbone, targets, RANK, scale.CLASSES, torch.float32)
+    cost = step_cost_on_cpu(backbone, targets, RANK, scale.CLASSES)
     peaks = {size: measured("fedit", size, size) for size in sizes}
     least = min(sizes)
     return [

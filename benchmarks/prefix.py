@@ -6,7 +6,7 @@ plain   every image goes through all blocks in every step.
 kept    `engine.prefix_cache=true`, from the second epoch on: what the fifth-last block is given is read from the file.
 first   the filling of the file, once for all epochs and runs.
 
-Two clients, five steps of eight images at 224 px, rank 8; the two take turns, and the median
+Two clients, five steps of eight images at 224 px, rank 16; the two take turns, and the median
 of the turns counts. Bar: kept at least twice as fast.
 """
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
 
-from benchmarks import machine, memory, methods, robust, scale
+from benchmarks import machine, memory, methods, robust, scale, start
 from benchmarks.methods import FORMULAS, HEADS, MIXED, SHARE, measure
 from benchmarks.pacs import markdown, rates, runs
 from benchmarks.pacs.table import INITS, METHODS
@@ -158,3 +161,22 @@ def test_a_benchmark_of_nothing_is_one_line(given, said, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         scale.main()
     assert ended.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_a_start_is_timed_until_the_first_step_alone(steps, tmp_path):
+    script, began = tmp_path / "script.py", time.time()
+    script.write_text("from clients.step import Training\n" + "Training.step(None)\n" * steps + "print('behind it')\n")
+    command = [sys.executable, "-m", "benchmarks.until_step", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=start.ROOT)
+    if steps:
+        assert done.returncode == 0 and began < float(done.stdout.splitlines()[-1]) < time.time()
+    else:
+        assert done.returncode == 1 and "ended without a training step" in done.stderr
+    assert ("behind it" in done.stdout) is not steps
+
+
+def test_a_start_that_ends_otherwise_is_no_figure(monkeypatch):
+    monkeypatch.setitem(start.CONTESTANTS, "help", (["-c", "raise SystemExit('no such thing')"], start.END, 0, 0.7))
+    with pytest.raises(SystemExit, match=r"help: ended with 1\nno such thing"):
+        start.seconds("help")

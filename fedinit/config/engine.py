@@ -32,7 +32,9 @@ class EngineConfig:
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
     # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU.
     clients_per_bank: int | Literal["auto"] = "auto"
-    precision: Precision = "auto"  # of the frozen backbone's products; auto: bf16 on CUDA, fp32 on CPU
+    precision: Precision = (
+        "auto"  # of the frozen backbone's products; auto: bf16 on CUDA from Ampere on, else, and with head=none, fp32
+    )
     prefix_cache: bool = False  # what the blocks before the first adapter make of an image is computed once and kept
     strict: bool = False  # serialise every message, as a network would
     # Whether a bank's steps go through torch's compiler. auto: on CPU, where a client takes COMPILED steps or more.
