@@ -230,7 +230,8 @@ def test_a_run_whose_checkpoints_are_all_damaged_begins_again(tmp_path, monkeypa
         path.write_bytes(b"{}")
     simulate(config)
     kinds = [line["kind"] for line in ledger(folder)]
-    assert kinds == ["engine", "engine", *["checkpoint_damaged"] * 3]
+    assert kinds == ["engine", "engine", *["checkpoint_damaged"] * 3, "begun_anew"]
+    assert len([*(folder / "checkpoints").glob("round-*.damaged")]) == 3
     simulate(dataclasses.replace(config, output_dir=str(tmp_path / "whole")))
     assert_same_run(folder, only(tmp_path / "whole"))
 

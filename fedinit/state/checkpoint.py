@@ -12,8 +12,9 @@ falls back to the one before.
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -42,6 +43,7 @@ from fedinit.state.manifest import (
 
 KEEP = 3
 TENSORS = "state.safetensors"
+DAMAGED = ".damaged"  # behind the name of a checkpoint that was passed over
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,17 @@ class Part(Protocol):
 class Filed(Protocol):
     """A part that has files of its own beside the checkpoints, which say which ones are theirs."""
 
-    def check(self, state: State) -> None:
-        """Raises Damaged where a file of this state is not what was written; OSError where the system had too little of
-        something to read one."""
+    def check(self, state: State) -> Mapping[int, str]:
+        """{whose: what is wrong with its file} of those of this state that are not what was written. Raises OSError
+        where one cannot be read now."""
+        ...
+
+    def lose(self, whose: Iterable[int]) -> None:
+        """Go on, where a state was restored, without what these have in their files."""
+        ...
+
+    def put_aside(self) -> None:
+        """Nothing is gone on from: keep the files that are there under another name. Raises OSError."""
         ...
 
     def saved(self, round: int, oldest: int) -> None:
@@ -145,6 +155,13 @@ class Checkpoints:
         for path in self.there():
             if _round_of(path) > round:
                 shutil.rmtree(path, ignore_errors=True)
+
+    def put_aside(self, names: Iterable[str]) -> None:
+        """Keep damaged checkpoints, by their folders' names, under other ones, by which they are none. Raises
+        OSError."""
+        for name in names:
+            others = (self.folder / f"{name}{DAMAGED}{i}" for i in ("", *(f".{i}" for i in range(1, 1000))))
+            os.rename(self.folder / name, next(path for path in others if not os.path.lexists(path)))
 
     def load(self, last: int | None = None) -> Loaded:
         """The latest checkpoint that is whole, of round `last` or an earlier one; None: of any round.

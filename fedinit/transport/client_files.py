@@ -9,11 +9,14 @@ A checkpoint says which of these files are its own. One that no kept checkpoint 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +27,8 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from fedinit import wire
-from fedinit.errors import InputError, RunFailed, machine_failed
-from fedinit.opening import read_bytes
+from fedinit.errors import GOES_ON, InputError, RunFailed
+from fedinit.opening import kind, read_bytes
 from fedinit.state import disk
 from fedinit.state.checkpoint import State
 from fedinit.state.manifest import Damaged
@@ -33,19 +36,25 @@ from fedinit.state.manifest import Damaged
 FOLDER = "clients"  # beside the checkpoints
 NAME = re.compile(r"[0-9]+-[0-9a-f]{16}\.safetensors(\.tmp)?")  # of a file, or of one that was being written
 FACTS = "facts"  # in a file's metadata: the records' names, and those of their arrays, in their order
-CLIENTS, HASHES = "clients", "hashes"  # what a checkpoint keeps: (n,) partition ids, (n, 32) bytes of sha256
+# What a checkpoint keeps: (n,) partition ids, (n,) bytes, (n, 32) bytes of sha256.
+CLIENTS, SIZES, HASHES = "clients", "sizes", "hashes"
+# What the system says of a file that is not there, or is another thing; whatever else it says may be over in a moment.
+GONE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}
+ODD = ".odd"  # behind the name of what is no file where one is written, and is kept
+DAMAGED = ".damaged"  # behind the name of the folder, where no checkpoint is whole
 
 
 @dataclass(frozen=True)
 class Written:
-    """A client's file: its name, and its sha256."""
+    """A client's file: its name, how many bytes it has, and their sha256."""
 
     name: str
+    size: int
     sha256: bytes
 
     @staticmethod
-    def of(client: int, sha256: bytes) -> Written:
-        return Written(f"{client}-{sha256.hex()[:16]}.safetensors", sha256)
+    def of(client: int, size: int, sha256: bytes) -> Written:
+        return Written(f"{client}-{sha256.hex()[:16]}.safetensors", size, sha256)
 
 
 class ClientFiles:
@@ -58,12 +67,14 @@ class ClientFiles:
         self._former: list[str] = []  # which the next checkpoint has no more
         self._leaving: list[tuple[int, str]] = []  # (the first round whose checkpoint has it no more, a file's name)
         self._looked, self._synced = False, True
+        self._sound: set[str] = set()  # the names of those that were found to be what was written
 
     def __contains__(self, client: int) -> bool:
         return client in self._files
 
     def put(self, client: int, records: Mapping[str, ArrayRecord]) -> None:
-        """Write what a client has now; nothing, where it has nothing. Raises OSError, and what it had before stays."""
+        """Write what a client has now; nothing, where it has nothing. What is no file in its place is kept under
+        another name. Raises OSError, and what it had before stays."""
         self._look()
         before = self._files.get(client)
         if not records:
@@ -72,10 +83,14 @@ class ClientFiles:
         state = wire.to_state(wire.of_records(records))
         arrays = {name: tensor.contiguous().numpy() for name, tensor in state.tensors.items()}
         data = safetensors.numpy.save(arrays, {FACTS: json.dumps(state.facts)})
-        written = Written.of(client, hashlib.sha256(data).digest())
+        written = Written.of(client, len(data), hashlib.sha256(data).digest())
         if written != before:
             self.folder.mkdir(parents=True, exist_ok=True)
-            disk.replace(self.folder / written.name, data)
+            path = self.folder / written.name
+            for odd in (path, path.with_name(path.name + ".tmp")):
+                if os.path.lexists(odd) and (odd.is_symlink() or not odd.is_file()):
+                    os.rename(odd, _free(odd.with_name(odd.name + ODD)))
+            disk.replace(path, data)
             self._synced = False
             self._replace(client, written)
 
@@ -86,8 +101,7 @@ class ClientFiles:
         try:
             data = self._read(self._files[client])
         except Damaged as fault:
-            hint = "the same command goes on from the last checkpoint that is whole"
-            raise RunFailed(f"client {client}: {fault}; {hint}") from fault
+            raise RunFailed(f"client {client}: {fault}; {GOES_ON}") from fault
         facts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"][FACTS]
         return wire.from_state(State(safetensors.torch.load(data), json.loads(facts)))
 
@@ -101,18 +115,37 @@ class ClientFiles:
         hashes = b"".join(written.sha256 for written in self._files.values())
         return {
             CLIENTS: torch.tensor(list(self._files)),
+            SIZES: torch.tensor([written.size for written in self._files.values()]),
             HASHES: torch.frombuffer(bytearray(hashes), dtype=torch.uint8).view(-1, 32),
         }
 
-    def check(self, index: Mapping[str, Tensor]) -> None:
-        """Raises Damaged where a file of this index is not what was written; OSError where the system had too little of
-        something to read one."""
-        for written in _of_index(index).values():
-            self._read(written)
+    def check(self, index: Mapping[str, Tensor]) -> dict[int, str]:
+        """{client: what is wrong with its file} of those in this index that are not what was written. Raises OSError
+        where one cannot be read now, InputError for links."""
+        self._refuse_link()
+        faults = {}
+        for client, written in _of_index(index).items():
+            try:
+                if written.name not in self._sound:
+                    self._read(written)
+                    self._sound.add(written.name)
+            except Damaged as fault:
+                faults[client] = str(fault)
+        return faults
 
     def take(self, index: Mapping[str, Tensor]) -> None:
         """Go on with the files of this index."""
         self._files, self._former, self._leaving, self._looked = _of_index(index), [], [], False
+
+    def lose(self, clients: Iterable[int]) -> None:
+        """Go on without what these clients have."""
+        for client in clients:
+            self._replace(client, None)
+
+    def put_aside(self) -> None:
+        """Keep what is there under another name, where the run is begun anew. Raises OSError."""
+        if os.path.lexists(self.folder):
+            os.rename(self.folder, _free(self.folder.with_name(FOLDER + DAMAGED)))
 
     def saved(self, round: int, oldest: int) -> None:
         """The checkpoint of a round was written, and `oldest` is the first that is left: remove what none has."""
@@ -128,10 +161,11 @@ class ClientFiles:
 
     def _look(self) -> None:
         """Once: files that are there and no client's, as a run that was stopped leaves them, are former ones. Raises
-        InputError for a symbolic link in the folder's place."""
+        InputError for what is no folder in its place."""
         if not self._looked:
-            if self.folder.is_symlink():
-                raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
+            self._refuse_link()
+            if os.path.lexists(self.folder) and not self.folder.is_dir():
+                raise InputError(f"{self.folder}: is no folder; clients' own factors are kept there, so move it away")
             own = {written.name for written in self._files.values()}
             there = os.listdir(self.folder) if self.folder.is_dir() else []
             self._former += [name for name in there if name not in own and NAME.fullmatch(name)]
@@ -144,11 +178,23 @@ class ClientFiles:
         if written is not None:
             self._files[client] = written
 
+    def _refuse_link(self) -> None:
+        if self.folder.is_symlink():
+            raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
+
     def _read(self, written: Written) -> bytes:
+        path = self.folder / written.name
+        if path.is_symlink():
+            raise InputError(f"{path}: is a symbolic link, which a client's file never is")
         try:
-            data = read_bytes(self.folder / written.name)
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise Damaged(f"{FOLDER}/{written.name} is {kind(status.st_mode)}")
+            if status.st_size != written.size:
+                raise Damaged(f"{FOLDER}/{written.name} has {status.st_size} bytes, {written.size} were written")
+            data = read_bytes(path)
         except OSError as error:
-            if machine_failed(error):
+            if error.errno not in GONE:
                 raise
             raise Damaged(f"{FOLDER}/{written.name}: {error.strerror}") from error
         if hashlib.sha256(data).digest() != written.sha256:
@@ -159,5 +205,11 @@ class ClientFiles:
 def _of_index(index: Mapping[str, Tensor]) -> dict[int, Written]:
     if not index:
         return {}
-    hashes = (bytes(row.numpy()) for row in index[HASHES])
-    return {client: Written.of(client, of) for client, of in zip(index[CLIENTS].tolist(), hashes, strict=True)}
+    rows = zip(index[CLIENTS].tolist(), index[SIZES].tolist(), index[HASHES], strict=True)
+    return {client: Written.of(client, size, bytes(of.numpy())) for client, size, of in rows}
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind it, where nothing is."""
+    others = (path.with_name(f"{path.name}.{i}") for i in itertools.count(1))
+    return next(free for free in itertools.chain([path], others) if not os.path.lexists(free))

@@ -244,10 +244,19 @@ class LocalGrid(Grid):
                 self.contexts.made(nodes[client]).state[key] = record
                 self._met[nodes[client]] = None
 
-    def check(self, state: State) -> None:
-        """Raises Damaged where a file of this snapshot is not what was written."""
+    def check(self, state: State) -> dict[int, str]:
+        """{client: what is wrong with its file} of this snapshot."""
+        return {} if self._files is None else self._files.check(_index(state))
+
+    def lose(self, whose: Iterable[int]) -> None:
+        """Go on without what these clients made."""
         if self._files is not None:
-            self._files.check(_index(state))
+            self._files.lose(whose)
+
+    def put_aside(self) -> None:
+        """Keep the clients' files that are there under another name. Raises OSError."""
+        if self._files is not None:
+            self._files.put_aside()
 
     def saved(self, round: int, oldest: int) -> None:
         """A snapshot was written as the checkpoint of this round, and `oldest` is the first that is left."""

@@ -3,6 +3,9 @@ long as a checkpoint has it, and never taken for what it is not."""
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +15,8 @@ import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedinit import wire
-from fedinit.config.privacy import NoPrivacy
 from fedinit.errors import InputError, RunFailed
-from fedinit.state.checkpoint import Checkpoints
+from fedinit.state.checkpoint import Checkpoints, State
 from fedinit.transport.local import FIRST_NODE_ID, LocalGrid
 from strategies.server import restoring
 from strategies.server.audience import Audience
@@ -61,18 +63,33 @@ class Run:
         self.save(round)
         return self
 
-    def restore(self) -> int:
-        """Go on from the last whole checkpoint; its round."""
+    def restore(self, privacy: str = "none") -> int:
+        """Go on from the last whole checkpoint; its round, 0 for none. `told` has what the ledger says."""
         assert self.keeper is not None
-        loaded = restoring._whole(self.keeper, {"clients": self.grid})
-        self.passed_over = loaded.passed_over
-        if loaded.states:
-            self.grid.restore(loaded.states["clients"])
-        return loaded.round
+        self.told, audience = [], Audience([])
+        audience.event = lambda kind, facts: self.told.append((kind, *facts.values()))
+        parts, round = {"clients": self.grid}, self.keeper.load().round
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(restoring.ServerState, "restored", staticmethod(lambda state: "the server's"))
+            patch.setattr(self.keeper, "load", with_server(self.keeper.load))
+            state = restoring.restored(self.keeper, parts, audience, SimpleNamespace(name=privacy))
+        rounds = [facts[0] for kind, *facts in self.told if kind == "resumed"]
+        assert (state is None) == (not rounds) and round >= (rounds or [0])[0]
+        return rounds[0] if rounds else 0
 
     def states(self) -> list[dict[str, bytes]]:
         states = [self.grid.contexts[node].state for node in self.grid.get_node_ids()]
         return [{key: wire.to_bytes(RecordDict({key: record})) for key, record in state.items()} for state in states]
+
+
+def with_server(load):
+    """Checkpoints as a server's, which these have none of."""
+
+    def loaded(*given, **named):
+        found = load(*given, **named)
+        return dataclasses.replace(found, states=found.states and {"server": State(), **found.states})
+
+    return loaded
 
 
 def files(place: Path) -> list[str]:
@@ -98,7 +115,7 @@ def test_what_clients_made_is_in_memory_only_while_they_are_asked(tmp_path):
 
 
 def test_a_checkpoint_costs_what_its_round_asked(tmp_path):
-    """Of 300 clients with 4 kB each, a round of two writes two files, and 40 bytes of every other client."""
+    """Of 300 clients, a round of two writes two files, and 48 bytes of every other client."""
     run = Run(tmp_path, 300)
     run.ask(1, range(300))
     run.save(1)
@@ -107,7 +124,7 @@ def test_a_checkpoint_costs_what_its_round_asked(tmp_path):
     assert sum(path not in at for path in (tmp_path / "clients").iterdir()) == 2
     assert all(path.stat().st_mtime_ns == when for path, when in at.items())
     assert (
-        sum(t.numel() * t.itemsize for name, t in run.grid.snapshot().tensors.items() if "files/" in name) == 300 * 40
+        sum(t.numel() * t.itemsize for name, t in run.grid.snapshot().tensors.items() if "files/" in name) == 300 * 48
     )
 
 
@@ -146,7 +163,7 @@ def test_files_are_there_as_long_as_a_checkpoint_has_them(tmp_path):
         assert len(of(tmp_path, 0)) == min(round, 3)
         for back in range(min(round, 3)):
             loaded = Checkpoints(tmp_path, {}).load(last=round - back)
-            LocalGrid(training, CLIENTS, checkpoints=tmp_path).check(loaded.states["clients"])
+            assert not LocalGrid(training, CLIENTS, checkpoints=tmp_path).check(loaded.states["clients"])
     run.train(8, [1])
     run.train(9, [1])
     run.train(10, [1])
@@ -167,35 +184,98 @@ def test_what_a_stopped_run_left_goes_with_the_checkpoints(tmp_path):
     assert [len(of(tmp_path, client)) for client in range(CLIENTS)] == [1, 1, 1, 1, 1, 3]
 
 
-@pytest.mark.parametrize("harm", ["flipped", "cut", "gone"])
-def test_a_damaged_file_is_a_damaged_checkpoint(harm, tmp_path):
-    expected = Run(tmp_path / "whole").train(1, [0, 1])
-    run = Run(tmp_path).train(1, [0, 1]).train(2, [1])
-    (newest,) = set(of(tmp_path, 1)) - {tmp_path / "clients" / path.name for path in of(tmp_path / "whole", 1)}
-    data = bytearray(newest.read_bytes())
+def harmed(path: Path, harm: str) -> None:
+    data = bytearray(path.read_bytes())
     data[-1] ^= 1
-    newest.unlink() if harm == "gone" else newest.write_bytes(data if harm == "flipped" else data[:-1])
-    with pytest.raises(RunFailed, match=r"client 1: clients/1-.*goes on from the last checkpoint that is whole"):
+    path.unlink()
+    if harm == "folder":
+        path.mkdir()
+    elif harm == "swollen":
+        with path.open("wb") as file:
+            file.truncate(2**40)  # of holes
+    elif harm != "gone":
+        path.write_bytes(data if harm == "flipped" else data[:-1])
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "gone", "folder", "swollen"])
+def test_a_damaged_file_is_a_damaged_checkpoint(harm, tmp_path):
+    """And what is gone on from is to the last byte what an earlier one left; of the later one nothing is deleted."""
+    expected, whole = Run(tmp_path / "whole").train(1, [0, 1]), Run(None)
+    run = Run(tmp_path).train(1, [0, 1]).train(2, [1])
+    (newest,) = {*of(tmp_path, 1)} - {tmp_path / "clients" / path.name for path in of(tmp_path / "whole", 1)}
+    harmed(newest, harm)
+    with pytest.raises(RunFailed, match="client 1: clients/1-.*the same command goes on"):
         run.grid.contexts[FIRST_NODE_ID + 1]
     again = Run(tmp_path)
-    assert again.restore() == 1 and [name for name, _ in again.passed_over] == ["round-000002"]
-    assert newest.name in again.passed_over[0][1]
+    assert again.restore() == 1 and again.told[0][:2] == ("checkpoint_damaged", "round-000002")
+    assert newest.name in again.told[0][2] and [kind for kind, *_ in again.told] == ["checkpoint_damaged", "resumed"]
+    assert (tmp_path / "round-000002.damaged").is_dir() and not (tmp_path / "round-000002").exists()
     assert again.states() == expected.states()
-    again.train(2, [1])
-    assert Run(tmp_path).restore() == 2
+    whole.ask(1, [0, 1])
+    for round in (2, 3, 4):
+        again.train(round, [1])
+        whole.ask(round, [1])
+    assert again.states() == whole.states() and Run(tmp_path).restore() == 4
+    assert (newest.with_name(newest.name + ".odd").is_dir()) == (harm == "folder")
 
 
-def test_where_all_are_damaged_nothing_is_gone_on_from(tmp_path):
-    Run(tmp_path).train(1, [0]).train(2, [1])
-    for path in of(tmp_path, 0):
-        path.unlink()
+@pytest.mark.parametrize("harm", ["flipped", "gone"])
+def test_what_every_checkpoint_needs_is_lost_alone(harm, tmp_path):
+    """The file of a client that was not asked lately is in all of them: it costs that client's factors and no round."""
+    run = Run(tmp_path).train(1, [0, 1])
+    for round in (2, 3, 4):
+        run.train(round, [1])
+    (file,) = of(tmp_path, 0)
+    harmed(file, harm)
+    for privacy in ("none", "examples"):
+        again = Run(tmp_path)
+        assert again.restore(privacy) == 4
+        assert [kind for kind, *_ in again.told] == ["resumed", "client_file_damaged"] and again.told[1][1] == 0
+    there = again.grid.contexts
+    assert "own@4" in there[FIRST_NODE_ID + 1].state and [*there[FIRST_NODE_ID].state] == ["held", "base-key"]
+    again.train(5, [0])
+    assert Run(tmp_path).restore() == 5 and "own@5" in again.grid.contexts[FIRST_NODE_ID].state
+
+
+def test_one_of_two_damages_falls_back_as_far_as_it_has_to(tmp_path):
+    run = Run(tmp_path).train(1, [0, 1, 2])
+    for round in (2, 3, 4):
+        run.train(round, [round % 3])
+    harmed(max(of(tmp_path, 1), key=lambda path: path.stat().st_mtime_ns), "cut")  # of round 4 alone
     again = Run(tmp_path)
-    assert again.restore() == 0 and len(again.passed_over) == 2
-    with pytest.raises(RunFailed, match="is damaged .clients/0-"):
-        restoring.restored(
-            Checkpoints(tmp_path, {}), {"clients": again.grid}, Audience([]), SimpleNamespace(name="clients")
-        )
-    assert restoring.restored(Checkpoints(tmp_path, {}), {"clients": again.grid}, Audience([]), NoPrivacy()) is None
+    assert again.restore() == 3 and [kind for kind, *_ in again.told] == ["checkpoint_damaged", "resumed"]
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_deleted(tmp_path):
+    Run(tmp_path).train(1, [0]).train(2, [1])
+    there = {path.name: path.read_bytes() for path in (tmp_path / "clients").iterdir()}
+    for round in (1, 2):
+        (tmp_path / f"round-00000{round}" / "state.json").unlink()
+    with pytest.raises(RunFailed, match="as is every checkpoint there"):
+        Run(tmp_path).restore("clients")
+    again = Run(tmp_path)
+    assert again.restore() == 0 and [kind for kind, *_ in again.told] == ["checkpoint_damaged"] * 2 + ["begun_anew"]
+    again.train(1, [0]).train(2, [0]).train(3, [0])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "clients.damaged").iterdir()} == there
+    assert {path.name for path in tmp_path.glob("*.damaged")} == {
+        "clients.damaged", "round-000001.damaged", "round-000002.damaged"
+    }  # fmt: skip
+    assert Run(tmp_path).restore() == 3
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ETIMEDOUT, errno.EMFILE])
+def test_what_cannot_be_read_now_ends_the_start_and_costs_nothing(number, tmp_path, monkeypatch):
+    Run(tmp_path).train(1, [0, 1]).train(2, [1])
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+
+    def failing(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as within:
+        within.setattr("fedinit.transport.client_files.read_bytes", failing)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            Run(tmp_path).restore()
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before and Run(tmp_path).restore() == 2
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
@@ -216,13 +296,25 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
     assert run.states() == plain.states() and Run(tmp_path).restore() == 2
 
 
-def test_a_link_in_the_folders_place_is_refused(tmp_path):
+@pytest.mark.parametrize("thing", ["link", "file"])
+def test_what_is_no_folder_in_its_place_is_refused(thing, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "clients").symlink_to(tmp_path)
+    place = tmp_path / "run" / "clients"
+    place.symlink_to(tmp_path) if thing == "link" else place.write_text("")
     run = Run(tmp_path / "run")
     run.ask(1, [0])
-    with pytest.raises(InputError, match="symbolic link"):
+    with pytest.raises(InputError, match="symbolic link" if thing == "link" else "is no folder"):
         run.grid.snapshot()
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_link_is_refused_before_anything_is_gone_on_from(what, tmp_path):
+    Run(tmp_path).train(1, [0])
+    path = tmp_path / "clients" if what == "folder" else of(tmp_path, 0)[0]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="symbolic link"):
+        Run(tmp_path).restore()
 
 
 def test_a_client_that_is_looked_at_does_not_stay_in_memory(tmp_path):
