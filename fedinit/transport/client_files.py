@@ -72,6 +72,9 @@ class ClientFiles:
     def __contains__(self, client: int) -> bool:
         return client in self._files
 
+    def __len__(self) -> int:
+        return len(self._files)
+
     def put(self, client: int, records: Mapping[str, ArrayRecord]) -> None:
         """Write what a client has now; nothing, where it has nothing. What is no file in its place is kept under
         another name. Raises OSError, and what it had before stays."""

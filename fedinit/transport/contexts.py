@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,10 +90,12 @@ class Contexts(MutableMapping[int, Context]):
         if not was_here:
             self._put_away(node)
 
-    def put_away(self) -> None:
-        """Have what clients made be in their files alone. Raises OSError; what is not in its file stays in memory."""
-        for node in [*self._here]:
-            self._put_away(node)
+    def put_away(self, nodes: Iterable[int] | None = None) -> None:
+        """Have what clients made be in their files alone. nodes: theirs; None: everybody's. Raises OSError; what is not
+        in its file stays in memory."""
+        for node in [*(self._here if nodes is None else nodes)]:
+            if node in self._here:
+                self._put_away(node)
 
     def forget(self) -> None:
         """Have nobody hold anything in memory, whatever the files have."""

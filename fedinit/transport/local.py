@@ -52,6 +52,7 @@ class Prompt(Protocol):
 
 
 FILES = "files/"  # before the names of a checkpoint's tensors that say which files clients have
+PORTION = 1000  # clients that are asked something else than to train at once: the most that have their own in memory
 HOLDERS = "holders/"  # before those that say which clients hold a record, by its number
 
 
@@ -162,10 +163,11 @@ class LocalGrid(Grid):
         """
         if not isinstance(messages, Sequence):
             raise TypeError(f"messages must be a list, got {type(messages).__name__}")
-        deliveries = [self._delivered(message) for message in messages]
-        replies = self._handler(deliveries) if deliveries else []
-        for message, reply, (_, context) in zip(messages, replies, deliveries, strict=True):
-            self._replies[message.metadata.message_id] = self._returned(reply, context)
+        for portion in self._portions(messages):
+            deliveries = [self._delivered(message) for message in portion]
+            replies = self._handler(deliveries)
+            for message, reply, (_, context) in zip(portion, replies, deliveries, strict=True):
+                self._replies[message.metadata.message_id] = self._returned(reply, context)
         return [message.metadata.message_id for message in messages]
 
     @property
@@ -180,9 +182,22 @@ class LocalGrid(Grid):
         """As `send_and_receive`, in the order of the messages; a reply is there as soon as its client is done, and
         nothing here keeps it."""
         assert isinstance(self._handler, Prompt)
-        deliveries = [self._delivered(message) for message in messages]
-        for reply, (_, context) in zip(self._handler.one_by_one(deliveries), deliveries, strict=True):
-            yield self._returned(reply, context)
+        for portion in self._portions(messages):
+            deliveries = [self._delivered(message) for message in portion]
+            for reply, (_, context) in zip(self._handler.one_by_one(deliveries), deliveries, strict=True):
+                yield self._returned(reply, context)
+
+    def _portions(self, messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+        """Those that are delivered at once: all, where clients train, since banks are made of them. Else as many as
+        may have what they made in memory at a time, which is put away when they have answered."""
+        train = any(message.metadata.message_type == "train" for message in messages)
+        if not self._files or train or len(messages) <= PORTION:
+            yield from ([messages] if messages else [])
+            return
+        for first in range(0, len(messages), PORTION):
+            portion = messages[first : first + PORTION]
+            yield portion
+            self.contexts.put_away(message.metadata.dst_node_id for message in portion)
 
     def _delivered(self, message: Message) -> tuple[Message, Context]:
         """What a node gets of a message, and its Context."""

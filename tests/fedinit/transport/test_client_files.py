@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedinit import wire
 from fedinit.errors import InputError, RunFailed
 from fedinit.state.checkpoint import Checkpoints, State
+from fedinit.transport import local
 from fedinit.transport.local import FIRST_NODE_ID, LocalGrid
 from strategies.server import restoring
 from strategies.server.audience import Audience
@@ -326,3 +327,31 @@ def test_a_client_that_is_looked_at_does_not_stay_in_memory(tmp_path):
     with run.grid.contexts.lent(FIRST_NODE_ID + 1) as context:
         assert "own@2" in context.state
     assert "own@2" in run.grid.contexts.there(FIRST_NODE_ID + 1).state
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_of_all_who_are_asked_something_a_portion_is_in_memory(prompt, tmp_path, monkeypatch):
+    """As at the start of a run that goes on, where everybody says who he is."""
+    Run(tmp_path).train(1, range(CLIENTS))
+    monkeypatch.setattr(local, "PORTION", 2)
+    run, most = Run(tmp_path), []
+
+    class Counting:
+        def __call__(self, deliveries):
+            there = filter(None, map(run.grid.contexts.there, run.grid.get_node_ids()))
+            most.append(sum("own@1" in context.state for context in there))
+            return training(deliveries)
+
+        def one_by_one(self, deliveries):
+            yield from self(deliveries)
+
+    assert run.restore() == 1
+    run.grid._handler = Counting()
+    messages = [
+        run.grid.create_message(RecordDict({wire.CONFIG: ConfigRecord({"round": 2})}), "evaluate", node, "1")
+        for node in run.grid.get_node_ids()
+    ]
+    replies = list(run.grid.one_by_one(messages) if prompt else run.grid.send_and_receive(messages))
+    assert [reply.metadata.src_node_id for reply in replies] == run.grid.get_node_ids() and most == [2, 2, 2]
+    run.ask(2, range(CLIENTS))  # banks are made of all
+    assert most[3:] == [CLIENTS]
