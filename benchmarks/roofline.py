@@ -4,12 +4,12 @@
 
 A row is a backbone and a bank: K clients with batches of b train from their start factors to their returned ones, as in
 a round of a simulation (planning, loading, steps, unloading); adapters of rank 16 on attn.proj and mlp.fc2, random
-weights. Operations are counted (torch's FlopCounterMode, with no weight's gradient among them); the peak is the best of
-square matrix products of the same precision in the same run. Contestants take turns:
+weights. Operations are counted (torch's FlopCounterMode, with no weight's gradient among them). Contestants take turns:
 
 one by one   banks of one client
 bank         one bank of all K; on the CPU one a core, since a lane is one thread
-evaluation   one pass of 256 images without gradients, the adapter folded into the weights
+evaluation   passes of 256 images without gradients, the adapter folded into the weights; on the CPU shared by the lanes
+peak         square matrix products of the same precision, the best of the row's turns: a machine's mood is everybody's
 
 With --banks every backbone of a table is trained in each of these, K x b, two steps, in place of the table's own; a
 bank that there is no memory for is left out with a line.
@@ -32,6 +32,7 @@ from clients.engine.hardware import DTYPES, computing
 from clients.engine.plan import plan
 from clients.engine.threads import ThreadEngine
 from clients.engine.worker import Settings, make_workers
+from clients.evaluation import split
 from clients.task import Task
 from fedinit.config.client import SGDConfig
 from fedinit.data.dataset import Dataset
@@ -66,13 +67,13 @@ ROWS = {
 }
 
 
-def peak(device: torch.device, precision: str) -> float:
+def peak(device: torch.device, precision: str, turns: int = 12) -> float:
     """Operations a second of the best of square products of 2,048 and 8,192 (on the CPU 1,024 and 2,048)."""
     best = 0.0
     for size in (2048, 8192) if device.type == "cuda" else (1024, 2048):
         a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
         with computing(device, precision):
-            seconds = fastest(lambda a=a, b=b: a @ b, device, 12)
+            seconds = fastest(lambda a=a, b=b: a @ b, device, turns)
         best = max(best, 2 * size**3 / seconds)
     return best
 
@@ -148,13 +149,12 @@ class Setting:
             pass
 
     def evaluate(self) -> None:
-        for _ in self.engine.run(plan([self.judged], 1)):
+        parts = split(self.judged, -(-len(self.judged.examples) // len(self.engine.workers)))
+        for _ in self.engine.run(plan(parts, 1)):
             pass
 
 
-def measure(
-    row: Sequence, device: torch.device, precision: str, limit: float, compiled: bool = False
-) -> dict[str, object]:
+def measure(row: Sequence, device: torch.device, precision: str, compiled: bool = False) -> dict[str, object]:
     """One row: images a second, median and best, and the best's share of the peak."""
     label, name, kwargs, clients, batch, steps = row
     setting = Setting(name, kwargs, clients, batch, steps, str(device), precision, compiled=compiled)
@@ -167,10 +167,11 @@ def measure(
     for run in contestants.values():
         run()  # what is made once a shape
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    began = time.perf_counter()
+    began, limit = time.perf_counter(), 0.0
     while len(seconds["bank"]) < 3 or time.perf_counter() - began < SECONDS:
         for name, run in contestants.items():
             seconds[name].append(timed(run, device))
+        limit = max(limit, peak(device, precision, 3))
     images, judged = setting.images, len(setting.judged.examples)
     best = images / min(seconds["bank"])
     return {
@@ -188,6 +189,7 @@ def measure(
         "train_to_peak": round(best * setting.cost.flops / limit, 3),
         "evaluation": float(f"{judged / min(seconds['evaluation']):.4g}"),
         "evaluation_to_peak": round(judged / min(seconds["evaluation"]) * setting.cost.flops / 2 / limit, 3),
+        "peak_tflops": round(limit / 1e12, 2),
     }
 
 
@@ -232,15 +234,13 @@ def main() -> None:
         torch.set_num_threads(machine.cores())
     rows = []
     for precision in asked.precision or (["fp32", "tf32", "bf16"] if on_cuda else ["fp32"]):
-        limit = peak(device, precision)
-        print(f"{precision}: matrix products reach {limit / 1e12:.2f} TFLOP/s")
+        peak(device, precision)  # libraries are loaded at the first product
         for row in _rows(device, asked.banks, asked.quick):
             try:
-                measured = measure(row, device, precision, limit, asked.compile)
+                rows.append(measure(row, device, precision, asked.compile))
             except RunFailed as error:
                 print(f"left out: {row[0]}, {row[3]} x {row[4]}: {error}")
                 continue
-            rows.append(measured | {"peak_tflops": round(limit / 1e12, 2)})
             print(rows[-1])
     if not rows:
         raise SystemExit("there was memory for none of them")
