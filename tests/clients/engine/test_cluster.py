@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import sys
@@ -345,3 +346,22 @@ def test_no_client_of_flower_joins_a_cluster_that_a_server_names() -> None:
         check_method(config, under_flower=True)
     with pytest.raises(Refused, match="engine=ray: is for simulations by fedinit run"):
         client_app._configured(json.dumps(to_run_config(config), sort_keys=True), "{}")
+
+
+@pytest.mark.parametrize(("before", "within"), [(None, "0,2"), ("5,6,GPU-7", "5,GPU-7")])
+def test_a_ray_of_this_machine_deals_out_gpus_of_one_kind(before, within, monkeypatch):
+    names = ["A", "B", "A"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: names[i])
+    if before is None:
+        monkeypatch.delenv(cluster.VISIBLE, raising=False)
+    else:
+        monkeypatch.setenv(cluster.VISIBLE, before)
+    assert cluster._own(cuda=True) == 2 and cluster._own(cuda=False) == cores()
+    with cluster._visible(cuda=True):
+        assert os.environ[cluster.VISIBLE] == within
+    assert os.environ.get(cluster.VISIBLE) == before
+    names[1] = "A"
+    for cuda in (True, False):
+        with cluster._visible(cuda):
+            assert os.environ.get(cluster.VISIBLE) == before
