@@ -29,7 +29,7 @@ from fedinit.data.decoding import measure_windows
 from fedinit.errors import InputError, RunFailed, machine_failed, reason
 from fedinit.models import build_backbone, select_targets
 from fedinit.runs.kept import left_by
-from fedinit.state import checkpoint, manifest
+from fedinit.state import manifest
 from fedinit.state.checkpoint import FACTS, TENSORS, Checkpoints, State
 from fedinit.state.manifest import MANIFEST, last_facts
 from fedinit.telling import tell
@@ -50,14 +50,13 @@ def lacking(code: int = errno.EMFILE) -> OSError:
 
 def unopened(monkeypatch: pytest.MonkeyPatch, ends: str, code: int = errno.EMFILE) -> None:
     """Files whose names end so cannot be opened."""
-    whole = checkpoint.read_bytes
+    whole = manifest.read_bytes
 
     def read(path: Path) -> bytes:
         if str(path).endswith(ends):
             raise lacking(code)
         return whole(path)
 
-    monkeypatch.setattr(checkpoint, "read_bytes", read)
     monkeypatch.setattr(manifest, "read_bytes", read)
 
 

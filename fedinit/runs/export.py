@@ -2,7 +2,7 @@
 
 adapter/            of a method with one model for all clients
 adapter/client-N/   of one whose clients keep factors to themselves: client N's, with the shared ones
-adapter/client-untrained/  of such a method: that of all clients of whom no update counted, which have none of their own
+adapter/client-untrained/  of such a method: that of all clients of whom no update counted, or whose factors were lost
 adapter/shared/     of such a method, on a deployment's server, which has nothing of the clients' own: what all share
 
 adapter_model.safetensors and adapter_config.json carry the names PEFT gives the adapter of a wrapped timm model, and on
@@ -16,6 +16,7 @@ with O by layer, (d, k), the weight these sit on being W0 + s·O.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ def export(folder: Path, model: FinalModel, config: Config) -> str:
     if not model.personal:
         save_adapter(folder / ONE, model.layers, model.head, model.offset, config, model.class_names)
         return ONE
+    _put_former_aside(folder / ONE, model)
     for client, layers in model.by_client.items():
         save_adapter(folder_of(folder, client), layers, model.head, model.offset, config, model.class_names)
     if model.untrained:
@@ -80,6 +82,18 @@ def export(folder: Path, model: FinalModel, config: Config) -> str:
         _save_shared(folder / SHARED, model)
     disk.replace_json(folder / ONE / CLASSES, {"classes": list(model.class_names)})
     return PERSONAL if at_hand else SHARED
+
+
+def _put_former_aside(place: Path, model: FinalModel) -> None:
+    """Keep adapters of clients that have none any more, which an earlier end of the run wrote and everybody would take
+    for theirs, under another name: "former-client-N"."""
+    named = {f"client-{client}" for client in model.by_client}
+    if model.untrained:
+        named.add(Path(UNTRAINED).name)
+    for path in sorted(place.glob("client-*")):
+        if path.name not in named:
+            others = (place / f"former-{path.name}{i}" for i in ("", *(f".{n}" for n in range(1, 1000))))
+            path.rename(next(other for other in others if not os.path.lexists(other)))
 
 
 def folder_of(folder: Path, client: int) -> Path:

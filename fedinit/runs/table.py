@@ -21,7 +21,7 @@ TOLD = {
 }
 MOST = (
     "{own:,} of {clients:,} clients have an adapter of their own, adapter/client-N; that of the others, of whom no "
-    "update counted, is adapter/client-untrained"
+    "update counted, or whose factors were lost, is adapter/client-untrained"
 )
 MANY = 9  # domains, from which on each has a row, where otherwise it has a column
 

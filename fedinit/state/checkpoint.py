@@ -25,7 +25,6 @@ from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from fedinit.errors import InputError, machine_failed
-from fedinit.opening import read_bytes
 from fedinit.state import digest, disk
 from fedinit.state.manifest import (
     FACTS,
@@ -36,6 +35,7 @@ from fedinit.state.manifest import (
     canonical,
     checkpoints_in,
     content_of,
+    read_manifest,
     refuse_other,
     sha256,
     verified,
@@ -191,7 +191,7 @@ class Checkpoints:
         if path.is_symlink() or any((path / name).is_symlink() for name in (TENSORS, FACTS, MANIFEST)):
             raise InputError(f"{path}: is a symbolic link, which a checkpoint never is")
         try:
-            content = content_of(json.loads(read_bytes(path / MANIFEST)), path)
+            content = content_of(read_manifest(path), path)
             if f"{NAME}{content['round']:06d}" != path.name:
                 raise Damaged(f"holds round {content['round']}")
             config = dict(content["config"])

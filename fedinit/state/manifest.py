@@ -22,6 +22,7 @@ FORMAT = 7  # raise it when the shape of anything in a checkpoint changes, the c
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 FACTS = "state.json"
+LARGEST = 2**24  # bytes of a manifest, which holds a configuration
 NAMED = 3  # of the keys in which two configurations differ, by an error
 UNNAMED = "not given"  # said of a key that one of two configurations has not, or has at its usual value
 NAME = "round-"
@@ -70,7 +71,7 @@ def _latest(folder: Path, read: Callable[[Path, Mapping[str, Any]], Read]) -> Re
     """What `read` makes of the latest checkpoint that it can be made of: its path, and what its manifest says."""
     for path in checkpoints_in(folder):
         try:
-            return read(path, content_of(json.loads(read_bytes(path / MANIFEST)), path))
+            return read(path, content_of(read_manifest(path), path))
         except InputError:
             raise
         except (OSError, Damaged, LookupError, TypeError, AttributeError, RecursionError, ValueError) as error:
@@ -81,12 +82,20 @@ def _latest(folder: Path, read: Callable[[Path, Mapping[str, Any]], Read]) -> Re
 
 def verified(path: Path, facts: Mapping[str, Any]) -> bytes:
     """What a checkpoint's file holds. facts: of it, by the manifest. Raises Damaged for other bytes; OSError."""
+    if (size := path.stat().st_size) != facts["bytes"]:  # before more is read than was ever written
+        raise Damaged(f"{path.name} has {size} bytes, {facts['bytes']} were written")
     data = read_bytes(path)
-    if len(data) != facts["bytes"]:
-        raise Damaged(f"{path.name} has {len(data)} bytes, {facts['bytes']} were written")
     if sha256(data) != facts["sha256"]:
         raise Damaged(f"{path.name} is not what was written")
     return data
+
+
+def read_manifest(folder: Path) -> Mapping[str, Any]:
+    """The manifest of a checkpoint's folder. Raises Damaged for one larger than any; ValueError, OSError."""
+    path = folder / MANIFEST
+    if path.stat().st_size > LARGEST:
+        raise Damaged(f"{MANIFEST} is larger than any")
+    return json.loads(read_bytes(path))
 
 
 def content_of(manifest: Mapping[str, Any], path: Path) -> Mapping[str, Any]:

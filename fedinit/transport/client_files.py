@@ -125,7 +125,7 @@ class ClientFiles:
     def check(self, index: Mapping[str, Tensor]) -> dict[int, str]:
         """{client: what is wrong with its file} of those in this index that are not what was written. Raises OSError
         where one cannot be read now, InputError for links."""
-        self._refuse_link()
+        self._refuse_odd()
         faults = {}
         for client, written in _of_index(index).items():
             try:
@@ -166,9 +166,7 @@ class ClientFiles:
         """Once: files that are there and no client's, as a run that was stopped leaves them, are former ones. Raises
         InputError for what is no folder in its place."""
         if not self._looked:
-            self._refuse_link()
-            if os.path.lexists(self.folder) and not self.folder.is_dir():
-                raise InputError(f"{self.folder}: is no folder; clients' own factors are kept there, so move it away")
+            self._refuse_odd()
             own = {written.name for written in self._files.values()}
             there = os.listdir(self.folder) if self.folder.is_dir() else []
             self._former += [name for name in there if name not in own and NAME.fullmatch(name)]
@@ -181,9 +179,12 @@ class ClientFiles:
         if written is not None:
             self._files[client] = written
 
-    def _refuse_link(self) -> None:
+    def _refuse_odd(self) -> None:
+        """Raise InputError for what is no folder in the folder's place."""
         if self.folder.is_symlink():
             raise InputError(f"{self.folder}: is a symbolic link; a run is only kept in a folder of its own")
+        if os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise InputError(f"{self.folder}: is no folder; clients' own factors lie there: put the folder back")
 
     def _read(self, written: Written) -> bytes:
         path = self.folder / written.name

@@ -34,19 +34,19 @@ def restored(
         name, why = loaded.passed_over[0]
         raise RunFailed(
             f"{name} is damaged ({why}), as is every checkpoint there, and what ε the run has spent stood in them; "
-            "put one back, or begin anew with resume=never"
+            "put one back, or begin anew with resume=never, which counts from zero"
         )
     for name, part in parts.items():
         if name in loaded.states:
             part.restore(loaded.states[name])
     for name, why in loaded.passed_over:
         audience.event("checkpoint_damaged", {"checkpoint": name, "detail": why})
+    if loaded.passed_over and not loaded.states:
+        for part in _filed(parts).values():  # first: without a checkpoint their files would be nobody's
+            part.put_aside()
+        audience.event("begun_anew", {"detail": f"no checkpoint is whole; they are kept as {NAME}…{DAMAGED}"})
     keeper.put_aside(name for name, _ in loaded.passed_over)
     if not loaded.states:
-        if loaded.passed_over:
-            for part in _filed(parts).values():
-                part.put_aside()
-            audience.event("begun_anew", {"detail": f"no checkpoint is whole; they are kept as {NAME}…{DAMAGED}"})
         return None
     audience.event("resumed", {"round": loaded.round})
     for name, faults in lost.items():
@@ -58,9 +58,9 @@ def restored(
 
 def _found(keeper: Checkpoints, parts: Mapping[str, Part]) -> tuple[Loaded, Mapping[str, Mapping[int, str]]]:
     """The latest checkpoint that is whole with the files of the parts that have some; where there is none with all of
-    these, the latest, and {part: {whose file is not what was written: why}}."""
+    these, the one that lacks the fewest, and {part: {whose file is not what was written: why}}."""
     passed_over: list[tuple[str, str]] = []
-    latest: tuple[Loaded, Mapping[str, Mapping[int, str]]] | None = None
+    least: tuple[Loaded, Mapping[str, Mapping[int, str]]] | None = None
     loaded = keeper.load()
     while loaded.states:
         passed_over += loaded.passed_over
@@ -69,10 +69,15 @@ def _found(keeper: Checkpoints, parts: Mapping[str, Part]) -> tuple[Loaded, Mapp
         whole = replace(loaded, passed_over=[*passed_over])
         if not any(faults.values()):
             return whole, {}
-        latest = latest or (whole, faults)
+        if least is None or _count(faults) < _count(least[1]):
+            least = whole, faults
         passed_over.append((f"{NAME}{loaded.round:06d}", next(why for of in faults.values() for why in of.values())))
         loaded = keeper.load(last=loaded.round - 1)
-    return latest or (replace(loaded, passed_over=[*passed_over, *loaded.passed_over]), {})
+    return least or (replace(loaded, passed_over=[*passed_over, *loaded.passed_over]), {})
+
+
+def _count(faults: Mapping[str, Mapping[int, str]]) -> int:
+    return sum(map(len, faults.values()))
 
 
 def _filed(parts: Mapping[str, Part]) -> dict[str, Filed]:

@@ -19,6 +19,7 @@ from torch import nn
 import fedinit
 from clients.cohort import Cohort
 from clients.site import Site
+from fedinit.factors import Factors
 from fedinit.runs import export
 from fedinit.runs.observer import RoundReport
 from fedinit.scores import Accuracy
@@ -27,7 +28,7 @@ from fedinit.transport.local import LocalGrid
 from strategies import AGGREGATORS
 from strategies.server.federation import federate
 from strategies.server.outcome import Tally
-from tests.support.small import WORDS
+from tests.support.small import WORDS, small_config
 from tests.support.state_on_disk import keeping
 
 peft = pytest.importorskip("peft", reason='needs peft: pip install -e ".[oracle]"')
@@ -152,6 +153,23 @@ def test_clients_of_whom_no_update_counted_have_one_adapter(personal, tmp_path):
     with pytest.raises(fedinit.InputError, match="is not there, and the run wrote it; put it back"):
         run.model(client=own[0][0])
     assert personal[0].clients_by_model == [[0], [1], [2]] and "untrained" not in personal[0].summary
+
+
+def test_an_adapter_of_a_former_end_is_nobodys(tmp_path):
+    """As where a client's factors were lost since: those of before would be taken for its own."""
+    layers = {"blocks.0.mlp.fc2": Factors(torch.ones(2, 8), torch.ones(6, 2))}
+    head = {"weight": torch.ones(3, 6), "bias": torch.zeros(3)}
+    model = export.FinalModel(layers=layers, head=head, offset={}, class_names=["a", "b", "c"], personal=frozenset("B"))
+    config = small_config("strategy=fedsa_lora", "evaluation=clients")
+    for clients, untrained, there in (
+        ((0, 1), 0, ["client-0", "client-1"]),
+        ((1,), 1, ["client-1", "client-untrained", "former-client-0"]),
+        ((0, 1), 0, ["client-0", "client-1", "former-client-0", "former-client-untrained"]),
+        ((1,), 1, ["client-1", "client-untrained", "former-client-0", "former-client-0.1", "former-client-untrained"]),
+    ):
+        ended = dataclasses.replace(model, by_client=dict.fromkeys(clients, layers), untrained=untrained)
+        assert export.export(tmp_path, ended, config) == export.PERSONAL
+        assert sorted(path.name for path in (tmp_path / "adapter").iterdir() if path.is_dir()) == there
 
 
 def test_a_site_exports_its_own_and_the_server_what_they_share(personal, tmp_path):

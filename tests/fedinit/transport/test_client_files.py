@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,6 +239,27 @@ def test_what_every_checkpoint_needs_is_lost_alone(harm, tmp_path):
     assert Run(tmp_path).restore() == 5 and "own@5" in again.grid.contexts[FIRST_NODE_ID].state
 
 
+def test_of_two_damages_the_one_that_an_earlier_checkpoint_has_not_costs_nothing(tmp_path):
+    run = Run(tmp_path).train(1, [0, 1]).train(2, [1]).train(3, [1])
+    harmed(of(tmp_path, 0)[0], "flipped")  # of all
+    harmed(max(of(tmp_path, 1), key=lambda path: path.stat().st_mtime_ns), "flipped")  # of round 3 alone
+    again = Run(tmp_path)
+    assert again.restore() == 2 and [line[:2] for line in again.told] == [
+        ("checkpoint_damaged", "round-000003"), ("resumed", 2), ("client_file_damaged", 0)
+    ]  # fmt: skip
+    assert "own@2" in again.grid.contexts[FIRST_NODE_ID + 1].state and run
+
+
+def test_a_swollen_file_of_a_checkpoint_is_not_read(tmp_path):
+    Run(tmp_path).train(1, [0]).train(2, [0])
+    for name in ("state.json", "state.safetensors", "manifest.json"):
+        shutil.copytree(tmp_path, tmp_path.with_name(name))
+        with (tmp_path.with_name(name) / "round-000002" / name).open("r+b") as file:
+            file.truncate(2**42)
+        again = Run(tmp_path.with_name(name))
+        assert again.restore() == 1 and again.told[0][:2] == ("checkpoint_damaged", "round-000002")
+
+
 def test_one_of_two_damages_falls_back_as_far_as_it_has_to(tmp_path):
     run = Run(tmp_path).train(1, [0, 1, 2])
     for round in (2, 3, 4):
@@ -308,14 +330,19 @@ def test_what_is_no_folder_in_its_place_is_refused(thing, tmp_path):
         run.grid.snapshot()
 
 
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_a_link_is_refused_before_anything_is_gone_on_from(what, tmp_path):
+@pytest.mark.parametrize("what", ["folder", "file", "a file in the folder's place"])
+def test_what_is_odd_is_refused_before_anything_is_gone_on_from(what, tmp_path):
     Run(tmp_path).train(1, [0])
-    path = tmp_path / "clients" if what == "folder" else of(tmp_path, 0)[0]
+    path = of(tmp_path, 0)[0] if what == "file" else tmp_path / "clients"
     path.rename(tmp_path / "elsewhere")
-    path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="symbolic link"):
-        Run(tmp_path).restore()
+    path.write_text("") if "place" in what else path.symlink_to(tmp_path / "elsewhere")
+    run = Run(tmp_path)
+    with pytest.raises(InputError, match="put the folder back" if "place" in what else "symbolic link"):
+        run.restore()
+    assert not run.told
+    path.unlink()
+    (tmp_path / "elsewhere").rename(path)
+    assert Run(tmp_path).restore() == 1
 
 
 def test_a_client_that_is_looked_at_does_not_stay_in_memory(tmp_path):
