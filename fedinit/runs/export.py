@@ -40,6 +40,7 @@ HEAD, OFFSET, CLASSES = "head.safetensors", "base_offset.safetensors", "classes.
 VERA_A, VERA_B = "base_model.vera_A", "base_model.vera_B"
 ONE, PERSONAL, SHARED = "adapter", "adapter/client-N", "adapter/shared"  # where in the run's folder
 UNTRAINED = "adapter/client-untrained"  # beside PERSONAL
+FORMER = ".former"  # behind ONE: what an earlier end of the run wrote, of clients that have none of their own since
 INPUTS = "inputs"  # in the file's metadata: {layer: k}, which VeRA's tensors do not show
 
 
@@ -86,13 +87,15 @@ def export(folder: Path, model: FinalModel, config: Config) -> str:
 
 def _put_former_aside(place: Path, model: FinalModel) -> None:
     """Keep adapters of clients that have none any more, which an earlier end of the run wrote and everybody would take
-    for theirs, under another name: "former-client-N"."""
+    for theirs, in a folder beside, which nobody reads."""
     named = {f"client-{client}" for client in model.by_client}
     if model.untrained:
         named.add(Path(UNTRAINED).name)
     for path in sorted(place.glob("client-*")):
         if path.name not in named:
-            others = (place / f"former-{path.name}{i}" for i in ("", *(f".{n}" for n in range(1, 1000))))
+            beside = place.with_name(ONE + FORMER)
+            beside.mkdir(exist_ok=True)
+            others = (beside / f"{path.name}{i}" for i in ("", *(f".{n}" for n in range(1, 1000))))
             path.rename(next(other for other in others if not os.path.lexists(other)))
 
 

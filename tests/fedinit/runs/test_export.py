@@ -161,15 +161,17 @@ def test_an_adapter_of_a_former_end_is_nobodys(tmp_path):
     head = {"weight": torch.ones(3, 6), "bias": torch.zeros(3)}
     model = export.FinalModel(layers=layers, head=head, offset={}, class_names=["a", "b", "c"], personal=frozenset("B"))
     config = small_config("strategy=fedsa_lora", "evaluation=clients")
-    for clients, untrained, there in (
-        ((0, 1), 0, ["client-0", "client-1"]),
-        ((1,), 1, ["client-1", "client-untrained", "former-client-0"]),
-        ((0, 1), 0, ["client-0", "client-1", "former-client-0", "former-client-untrained"]),
-        ((1,), 1, ["client-1", "client-untrained", "former-client-0", "former-client-0.1", "former-client-untrained"]),
+    for clients, untrained, there, former in (
+        ((0, 1), 0, ["client-0", "client-1"], []),
+        ((1,), 1, ["client-1", "client-untrained"], ["client-0"]),
+        ((0, 1), 0, ["client-0", "client-1"], ["client-0", "client-untrained"]),
+        ((1,), 1, ["client-1", "client-untrained"], ["client-0", "client-0.1", "client-untrained"]),
     ):
         ended = dataclasses.replace(model, by_client=dict.fromkeys(clients, layers), untrained=untrained)
         assert export.export(tmp_path, ended, config) == export.PERSONAL
+        # All that lies in adapter/ is sealed by DONE.json, which names nothing else than a run's own files.
         assert sorted(path.name for path in (tmp_path / "adapter").iterdir() if path.is_dir()) == there
+        assert sorted(path.name for path in tmp_path.glob("adapter.former/*")) == former
 
 
 def test_a_site_exports_its_own_and_the_server_what_they_share(personal, tmp_path):
