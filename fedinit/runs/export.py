@@ -16,7 +16,6 @@ with O by layer, (d, k), the weight these sit on being W0 + s·O.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,8 +94,7 @@ def _put_former_aside(place: Path, model: FinalModel) -> None:
         if path.name not in named:
             beside = place.with_name(ONE + FORMER)
             beside.mkdir(exist_ok=True)
-            others = (beside / f"{path.name}{i}" for i in ("", *(f".{n}" for n in range(1, 1000))))
-            path.rename(next(other for other in others if not os.path.lexists(other)))
+            path.rename(disk.unused(beside / path.name))
 
 
 def folder_of(folder: Path, client: int) -> Path:

@@ -33,7 +33,7 @@ from fedinit.runs.export import SHARED
 from fedinit.runs.lock import FolderLock
 from fedinit.runs.made_of import MADE_OF, MadeOf, beside, with_levels
 from fedinit.runs.made_of import read as read_made_of
-from fedinit.runs.mending import end_of, free, put_aside_ends, write_config
+from fedinit.runs.mending import end_of, put_aside_ends, write_config
 from fedinit.runs.named import refuse_no_folder
 from fedinit.runs.observer import ClientReport, Observer, Roster, RoundReport
 from fedinit.runs.rows import LINES, METRICS, as_written, header_and_rows
@@ -205,7 +205,7 @@ class RunFolder(Observer):
             if machine_failed(error):
                 raise
         if self._lock is not None:
-            self._lock.move_folder(aside := free(self.path))
+            self._lock.move_folder(aside := disk.free(self.path))
             self._lock = None
             if not asked:
                 self._tell(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -174,7 +173,7 @@ def put_aside(file: Path, added: bool = False) -> str:
 
 
 def _aside(file: Path) -> Path:
-    return free(file.with_name(f"{file.name}.edited"))
+    return disk.free(file.with_name(f"{file.name}.edited"))
 
 
 def _told_anew(file: Path, aside: Path) -> str:
@@ -182,8 +181,3 @@ def _told_anew(file: Path, aside: Path) -> str:
     if not os.path.lexists(aside):
         return f"{file} was not there; it is written anew"
     return f"{file} was not this run's; it is written anew, and the other one is {aside.name}"
-
-
-def free(path: Path) -> Path:
-    """The path with the first of .1, .2, … behind it that nothing has yet."""
-    return next(p for n in itertools.count(1) if not os.path.lexists(p := path.with_name(f"{path.name}.{n}")))

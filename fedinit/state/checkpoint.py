@@ -43,7 +43,7 @@ from fedinit.state.manifest import (
 
 KEEP = 3
 TENSORS = "state.safetensors"
-DAMAGED = ".damaged"  # behind the name of a checkpoint that was passed over
+DAMAGED = ".damaged"  # behind the name of a checkpoint that was passed over, and of what lay beside where all were
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class Checkpoints:
         """Keep damaged checkpoints, by their folders' names, under other ones, by which they are none. Raises
         OSError."""
         for name in names:
-            others = (self.folder / f"{name}{DAMAGED}{i}" for i in ("", *(f".{i}" for i in range(1, 1000))))
-            os.rename(self.folder / name, next(path for path in others if not os.path.lexists(path)))
+            os.rename(self.folder / name, disk.unused(self.folder / f"{name}{DAMAGED}"))
 
     def load(self, last: int | None = None) -> Loaded:
         """The latest checkpoint that is whole, of round `last` or an earlier one; None: of any round.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -74,6 +75,16 @@ def try_writing(path: Path) -> None:
     tried is done in the nearest folder that is there, and leaves nothing."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
+
+
+def free(path: Path) -> Path:
+    """The path with the first of .1, .2, … behind it that nothing has yet."""
+    return next(p for n in itertools.count(1) if not os.path.lexists(p := path.with_name(f"{path.name}.{n}")))
+
+
+def unused(path: Path) -> Path:
+    """The path, where nothing has it yet; else as `free`."""
+    return free(path) if os.path.lexists(path) else path
 
 
 def replace(path: Path, content: bytes, like: os.stat_result | None = None, aside: Path | None = None) -> None:

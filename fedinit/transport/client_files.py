@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -28,10 +27,10 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.errors import GOES_ON, InputError, RunFailed
-from fedinit.opening import kind, read_bytes
+from fedinit.opening import kind
 from fedinit.state import disk
-from fedinit.state.checkpoint import State
-from fedinit.state.manifest import Damaged
+from fedinit.state.checkpoint import DAMAGED, State
+from fedinit.state.manifest import Damaged, verified
 
 FOLDER = "clients"  # beside the checkpoints
 NAME = re.compile(r"[0-9]+-[0-9a-f]{16}\.safetensors(\.tmp)?")  # of a file, or of one that was being written
@@ -41,7 +40,6 @@ CLIENTS, SIZES, HASHES = "clients", "sizes", "hashes"
 # What the system says of a file that is not there, or is another thing; whatever else it says may be over in a moment.
 GONE = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR}
 ODD = ".odd"  # behind the name of what is no file where one is written, and is kept
-DAMAGED = ".damaged"  # behind the name of the folder, where no checkpoint is whole
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class ClientFiles:
             path = self.folder / written.name
             for odd in (path, path.with_name(path.name + ".tmp")):
                 if os.path.lexists(odd) and (odd.is_symlink() or not odd.is_file()):
-                    os.rename(odd, _free(odd.with_name(odd.name + ODD)))
+                    os.rename(odd, disk.unused(odd.with_name(odd.name + ODD)))
             disk.replace(path, data)
             self._synced = False
             self._replace(client, written)
@@ -148,7 +146,7 @@ class ClientFiles:
     def put_aside(self) -> None:
         """Keep what is there under another name, where the run is begun anew. Raises OSError."""
         if os.path.lexists(self.folder):
-            os.rename(self.folder, _free(self.folder.with_name(FOLDER + DAMAGED)))
+            os.rename(self.folder, disk.unused(self.folder.with_name(FOLDER + DAMAGED)))
 
     def saved(self, round: int, oldest: int) -> None:
         """The checkpoint of a round was written, and `oldest` is the first that is left: remove what none has."""
@@ -193,17 +191,14 @@ class ClientFiles:
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
-                raise Damaged(f"{FOLDER}/{written.name} is {kind(status.st_mode)}")
-            if status.st_size != written.size:
-                raise Damaged(f"{FOLDER}/{written.name} has {status.st_size} bytes, {written.size} were written")
-            data = read_bytes(path)
+                raise Damaged(f"{written.name} is {kind(status.st_mode)}")
+            return verified(path, {"bytes": written.size, "sha256": written.sha256.hex()})
         except OSError as error:
             if error.errno not in GONE:
                 raise
             raise Damaged(f"{FOLDER}/{written.name}: {error.strerror}") from error
-        if hashlib.sha256(data).digest() != written.sha256:
-            raise Damaged(f"{FOLDER}/{written.name} is not what was written")
-        return data
+        except Damaged as fault:
+            raise Damaged(f"{FOLDER}/{fault}") from fault
 
 
 def _of_index(index: Mapping[str, Tensor]) -> dict[int, Written]:
@@ -211,9 +206,3 @@ def _of_index(index: Mapping[str, Tensor]) -> dict[int, Written]:
         return {}
     rows = zip(index[CLIENTS].tolist(), index[SIZES].tolist(), index[HASHES], strict=True)
     return {client: Written.of(client, size, bytes(of.numpy())) for client, size, of in rows}
-
-
-def _free(path: Path) -> Path:
-    """The path, or with a number behind it, where nothing is."""
-    others = (path.with_name(f"{path.name}.{i}") for i in itertools.count(1))
-    return next(free for free in itertools.chain([path], others) if not os.path.lexists(free))

@@ -295,7 +295,7 @@ def test_what_cannot_be_read_now_ends_the_start_and_costs_nothing(number, tmp_pa
         raise OSError(number, os.strerror(number), str(path))
 
     with monkeypatch.context() as within:
-        within.setattr("fedinit.transport.client_files.read_bytes", failing)
+        within.setattr("fedinit.transport.client_files.verified", lambda path, facts: failing(path))
         with pytest.raises(OSError, match=os.strerror(number)):
             Run(tmp_path).restore()
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before and Run(tmp_path).restore() == 2
