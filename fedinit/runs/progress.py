@@ -37,8 +37,10 @@ class ProgressObserver(Observer):
     def started(self, rounds: int, roster: Roster) -> None:
         self.view.rounds, self.view.total, self.view.score = rounds, len(roster.examples), roster.score
         if self.console.is_terminal and not self.console.quiet:
-            self.live = Live(self.view, console=self.console, refresh_per_second=2)
-            self.live.start()
+            live = Live(self.view, console=self.console, refresh_per_second=2)
+            with unbroken():  # half a start cannot be stopped: rich looks for what it had not put up yet
+                live.start()
+                self.live = live
         else:
             self._line(f"{self.label}: {counted(rounds, 'round')}, {counted(len(roster.examples), 'client')}")
 
@@ -66,7 +68,7 @@ class ProgressObserver(Observer):
         if self.live is not None:
             self.live.refresh()
             if report.round == self.view.rounds:
-                self.live.stop()
+                self._stop()
         elif report.score is not None:
             self._line(f"{self.label}: round {report.round}/{self.view.rounds}, {facts}, {report.seconds:.1f} s")
         if isinstance(self.console, VerboseConsole):
@@ -120,8 +122,12 @@ class ProgressObserver(Observer):
     def close(self) -> None:
         """Stop the live view, so that the terminal is in order, also after a failure."""
         self._rest()
-        if self.live is not None:
-            self.live.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        with unbroken():
+            if self.live is not None:
+                self.live.stop()
 
 
 def shown(report: RoundReport) -> Round:

@@ -181,3 +181,19 @@ def test_a_line_that_is_interrupted_is_there_once():
         ProgressObserver(console, "fedit").waiting("round 1/3")
     ProgressObserver(console, "fedit").waiting("stopped")
     assert file.interrupted and file.getvalue().splitlines() == ["fedit: round 1/3", "fedit: stopped"]
+
+
+@pytest.mark.parametrize("at_its_end", [False, True])
+def test_a_live_view_that_is_interrupted_as_it_is_put_up_or_taken_down_leaves_the_terminal_in_order(at_its_end):
+    """Half a start of rich's cannot be stopped, and half a stop leaves no cursor."""
+    file = Interrupting()
+    file.interrupted = at_its_end
+    observer = ProgressObserver(Console(file=file, width=80, force_terminal=True), "fedit")
+    with listening(limit=None), pytest.raises(Stopped):
+        try:
+            observer.started(3, Roster(examples={0: 5}, class_names=["a"], domain_names=["x"]))
+            file.interrupted = False
+        finally:
+            observer.close()
+    assert file.interrupted
+    assert file.getvalue().count("\x1b[?25l") == file.getvalue().count("\x1b[?25h") == 1
