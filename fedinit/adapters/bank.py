@@ -21,6 +21,7 @@ from fedinit.adapters.contract import Frozen, Kind
 from fedinit.adapters.kinds import KINDS, trained_as
 from fedinit.crossing import crossed
 from fedinit.factors import Factors, leading
+from fedinit.models.attention import back_in_float32
 from fedinit.models.backbone import Backbone, share
 from fedinit.models.class_token import end_in_class_token, every_token
 
@@ -161,6 +162,7 @@ class Bank:
             setattr(self.module.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         end_in_class_token(self.module)
+        back_in_float32(self.module)
         self.head: dict[str, Tensor] = {}
 
     def load(
