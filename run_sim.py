@@ -6,7 +6,7 @@ The command line is read in fedinit/commands/run.py, before what is imported her
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from fedinit import standard_streams, starting
+    from fedinit import leaving, standard_streams, starting
 
     starting.begin()
     import sys
@@ -14,7 +14,7 @@ if __name__ == "__main__":
     from fedinit.commands import run as command
 
     starting.end()
-    command.leave(standard_streams.ended(lambda: command.command(sys.argv[1:])))
+    leaving.leave(standard_streams.ended(lambda: command.command(sys.argv[1:])))
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from clients.site import Site
 from clients.state.own_adapters import OwnAdapters
 from clients.trial import RoundsKept, TrialGrid, scaled, seconds_an_image, with_few_images
 from fedinit.commands.run import command as main
-from fedinit.commands.run import configurations, leave
+from fedinit.commands.run import configurations
 from fedinit.config import arguments
 from fedinit.config.adapter import plain_lora
 from fedinit.config.attack import NoAttack
@@ -38,6 +38,7 @@ from fedinit.config.bundled import remark
 from fedinit.config.schema import Choice, Config
 from fedinit.devices import chosen
 from fedinit.errors import InputError, RunFailed
+from fedinit.leaving import leave
 from fedinit.runs import folder as run_folder
 from fedinit.runs import made_of
 from fedinit.runs.preview import Preview, Trial

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from typing import NoReturn
 
-from fedinit import standard_streams, starting
+from fedinit import leaving, standard_streams, starting
 
 
-def main() -> int:
-    """Run the process's words; the exit code."""
+def main() -> NoReturn:
+    """Run the process's words, and end it."""
     with starting.imports():
         from fedinit import cli
-    return standard_streams.ended(cli.main)
+    leaving.leave(standard_streams.ended(cli.main))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

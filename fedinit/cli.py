@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from fedinit import standard_streams
+from fedinit import starting
 from fedinit.commands import COMMANDS
 from fedinit.errors import InputError, RunFailed, did_you_mean, first_line, machine_failed, out_of_memory
+from fedinit.stopping import listening
 from fedinit.telling import tell
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"fedinit {fedinit.__version__}")
         return 0
-    from rich.console import Console
+    with starting.imports():
+        from rich.console import Console
 
     quiet, verbose = ({f"-{name[0]}", f"--{name}"} & set(words) for name in ("quiet", "verbose"))
     console = Console(soft_wrap=True, quiet=bool(quiet))
@@ -78,8 +80,12 @@ def _run(name: str, words: Sequence[str], console: Console) -> int:
         raise InputError(
             f"{name}: no such command{did_you_mean(name, COMMANDS)}; there are {known}; see fedinit --help"
         )
-    command = importlib.import_module(COMMANDS[name].module)
-    return command.main(name, words, console)
+    with starting.imports():
+        command = importlib.import_module(COMMANDS[name].module)
+    if name == "run":  # which says what it leaves
+        return command.main(name, words, console)
+    with listening(cut_short="interrupted", imports=False):
+        return command.main(name, words, console)
 
 
 @contextlib.contextmanager
@@ -111,7 +117,3 @@ def usage() -> str:
             EXIT_CODES,
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(standard_streams.ended(main))

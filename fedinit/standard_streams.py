@@ -95,8 +95,15 @@ def ended(command: Callable[[], int]) -> int:
     """Run the command, the process's last, with guarded streams; the exit code, CLOSED where nobody read to the end.
 
     A standard output whose disk is full, or that was closed before, is one line on standard error, and 1. What a
-    stream's encoding lacks is replaced.
+    stream's encoding lacks is replaced. Ctrl-C, once nothing takes it any more, is 130.
     """
+    try:
+        return _ended(command)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _ended(command: Callable[[], int]) -> int:
     global _output
     _output, errors = _guard("stdout", silent=False), _guard("stderr", silent=True)
     code, cut = 0, False

@@ -48,7 +48,7 @@ ROOT = Path(fedinit.__file__).resolve().parent.parent
 
 
 def fedinit_deploy(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedinit.cli", "deploy", *words]
+    command = [sys.executable, "-m", "fedinit", "deploy", *words]
     return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=federations.LIMIT)
 
 

@@ -17,9 +17,9 @@ import clients
 import fedinit
 import run_sim
 import strategies
+from fedinit import stopping
 from fedinit.deploy import local
 from fedinit.errors import InputError
-from fedinit.runs import stopping
 from tests.support.small import WORDS, small_config
 from tests.support.source import nodes
 

@@ -22,9 +22,9 @@ from fedinit.data.partition import PARTITIONS
 from fedinit.errors import RunFailed
 from fedinit.runs.observer import ClientReport, RoundReport
 from fedinit.runs.preview import Preview, pattern
-from fedinit.runs.stopping import Stopped
 from fedinit.runs.view import clock
 from fedinit.statistics import Sampling
+from fedinit.stopping import Stopped
 from strategies.server.federation import federate
 from tests.support.small import WORDS, small_config
 

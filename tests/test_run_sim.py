@@ -22,9 +22,9 @@ from fedinit.config.groups import CONF_DIR, groups
 from fedinit.config.schema import load, to_dict
 from fedinit.errors import InputError, RunFailed
 from fedinit.runs.export import load_adapter
-from fedinit.runs.stopping import Stopped
 from fedinit.state import base_offset as base
 from fedinit.state import digest
+from fedinit.stopping import Stopped
 from tests.support.small import WORDS
 
 

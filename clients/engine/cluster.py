@@ -17,7 +17,7 @@ from clients.engine.hardware import alike
 from fedinit.config.engine import RayConfig
 from fedinit.data.reporter import counted
 from fedinit.errors import GOES_ON, InputError, RunFailed, first_line
-from fedinit.runs.stopping import unbroken
+from fedinit.stopping import unbroken
 from fedinit.threads import cores
 
 ANSWER = 10.0  # seconds that a cluster has to answer

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import fields
@@ -21,8 +20,8 @@ from fedinit import standard_streams, starting
 from fedinit.commands.parsing import Parser
 from fedinit.config import groups
 from fedinit.errors import GOES_ON, InputError, RunFailed, reason
-from fedinit.runs.stopping import listening
 from fedinit.runs.verbose import VerboseConsole
+from fedinit.stopping import listening
 from fedinit.telling import tell
 from fedinit.unreadable import is_folder
 
@@ -77,10 +76,7 @@ def parser(name: str) -> Parser:
 
 def main(name: str, words: Sequence[str], console: Console) -> int:
     """`fedinit run`; the exit code."""
-    code = command(words)
-    if code > 128:
-        leave(code)
-    return code
+    return command(words)
 
 
 def configurations(said: Arguments) -> list[Swept]:
@@ -202,12 +198,3 @@ def _run(said: Arguments, runs: Sequence[Swept], errors: Console) -> int:
     if said.quiet and "folder" in summary:  # a preview has none
         print(summary["folder"])
     return 0
-
-
-def leave(code: int) -> None:
-    """End the process; after a signal without waiting for lanes in the midst of a bank."""
-    if code > 128:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

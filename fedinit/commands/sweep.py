@@ -13,7 +13,7 @@ from rich.console import Console
 import fedinit
 from fedinit import starting, telling
 from fedinit.data.reporter import counted
-from fedinit.runs.stopping import LIMIT, listening
+from fedinit.stopping import LIMIT, listening
 from fedinit.sweeps.outcome import Outcome, attempt
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedinit.commands.parsing import Parser
 from fedinit.errors import InputError
+from fedinit.stopping import standing
 from fedinit.telling import tell
 from fedinit.unreadable import Unreadable
 
@@ -60,7 +61,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     folder = _awaited(options, console)
     live = Live(View(""), console=console, auto_refresh=False) if console.is_terminal and not options.once else None
     done, shown, remark = False, 0, ""
-    with live or contextlib.nullcontext():
+    with contextlib.nullcontext() if live is None else standing(live):
         for run, view in watch(folder):
             done, remark = run.summary is not None, run.remark
             if live is not None:

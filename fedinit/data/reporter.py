@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from fedinit.stopping import standing
 from fedinit.telling import tell
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Reporter:
 
         columns = progress.TextColumn(f"data: {doing}"), progress.BarColumn(), progress.MofNCompleteColumn()
         times = progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn()
-        with progress.Progress(*columns, *times, console=self.console, transient=True) as bar:
+        bar = progress.Progress(*columns, *times, console=self.console, transient=True)
+        with standing(bar):
             task = bar.add_task("", total=total)
             yield lambda more: bar.update(task, advance=more)
 

@@ -29,6 +29,7 @@ from fedinit.deploy import certificates, hosts
 from fedinit.deploy.guarded import COMPONENTS
 from fedinit.errors import InputError
 from fedinit.opening import make_folder
+from fedinit.stopping import listening
 
 INSTALLED = re.compile(r"/[\w./+@,=~-]+")  # neither sh nor systemd reads anything else in it
 PROJECT = "pyproject.toml"  # of the app
@@ -112,22 +113,27 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
         make_folder(folder)
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
-    try:
-        for name, text in files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            # Made with its mode: what is changed after can be read before.
-            mode = 0o700 if name.endswith(".sh") else 0o600 if name.endswith(".secret") else 0o666
-            made = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with open(made, "w", encoding="utf-8", newline="\n") as file:  # sh knows no other line end
-                file.write(text)
-        if federation.secure:
-            _keys(folder, federation)
-    except BaseException:
-        for child in folder.iterdir():
-            shutil.rmtree(child, ignore_errors=True)
-        if not existed:
-            folder.rmdir()
-        raise
+    with listening(limit=None):  # half of it would stand in the way of the same command, and hold keys
+        try:
+            _write(folder, files)
+            if federation.secure:
+                _keys(folder, federation)
+        except BaseException:
+            for child in folder.iterdir():
+                shutil.rmtree(child, ignore_errors=True)
+            if not existed:
+                folder.rmdir()
+            raise
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        # Made with its mode: what is changed after can be read before.
+        mode = 0o700 if name.endswith(".sh") else 0o600 if name.endswith(".secret") else 0o666
+        made = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(made, "w", encoding="utf-8", newline="\n") as file:  # sh knows no other line end
+            file.write(text)
 
 
 def _files(federation: Federation, config: Config, settings: Mapping[str, str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from fedinit.deploy import layout
 from fedinit.deploy.flower import Server
 from fedinit.deploy.processes import Process, check_port_free, environment, free_port, stop_all, wait_for_port
 from fedinit.errors import InputError
-from fedinit.runs.stopping import listening, unbroken
 from fedinit.state.disk import WINDOWS
+from fedinit.stopping import listening, unbroken
 
 
 class LocalFederation:

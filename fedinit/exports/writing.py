@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from fedinit.opening import make_folder, read_bytes
 from fedinit.pasted import pasted
 from fedinit.runs.own_files import refuse_own
 from fedinit.runs.result import Run
+from fedinit.state import disk
 
 CONFIG, CARD = "config.json", "README.md"
+PARTIAL = ".partial-"  # folders of what is not checked yet
 TOLERANCE = 1e-5  # between the logits of the run's model and of the reader, where these are of the order of one
 
 
@@ -94,15 +97,19 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
     untried, difference = absent(written.reads_with), None
     with _writing(folder):
         make_folder(folder)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".") as partial:
+        for leftover in folder.glob(f"{PARTIAL}*"):  # of one that was killed
+            shutil.rmtree(leftover)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL) as partial:
             for name, content in files.items():
                 (Path(partial) / name).write_bytes(content)
             if not untried:
                 difference = _compare(written, Path(partial), model, expected)
-            for name in files:
-                os.replace(Path(partial) / name, folder / name)
+            # Until the last file is there the folder says of itself that it is none to be read.
+            disk.replace_json(folder / CONFIG, {"fedinit": {"format": written.name, "unfinished": True}})
             for name in set(written.at_times) - set(files):
                 (folder / name).unlink(missing_ok=True)
+            for name in sorted(files, key=CONFIG.__eq__):
+                os.replace(Path(partial) / name, folder / name)
     return Exported(folder, tuple(files), sum(map(len, files.values())), difference, tuple(untried))
 
 
@@ -131,9 +138,11 @@ def _config(model: Portable, format: str) -> bytes:
 
 
 def _is_export(folder: Path, format: str) -> bool:
-    """Whether a folder is empty, or holds what was exported in this format before."""
+    """Whether a folder is empty but for what a killed process left, or holds what was exported in this format."""
     try:
-        return not any(folder.iterdir()) or json.loads(read_bytes(folder / CONFIG))["fedinit"]["format"] == format
+        if all(path.name.startswith((PARTIAL, f"{CONFIG}.tmp")) for path in folder.iterdir()):
+            return True
+        return json.loads(read_bytes(folder / CONFIG))["fedinit"]["format"] == format
     except (OSError, ValueError, TypeError, LookupError):
         return False
 

@@ -36,7 +36,8 @@ def note(folder: Path, error: BaseException | None) -> None:
 def forget(folder: Path) -> None:
     """Of a run that begins, or goes on."""
     with contextlib.suppress(OSError):
-        (folder / FILE).unlink(missing_ok=True)
+        for name in (FILE, FILE + ".tmp"):  # which a second signal may have left
+            (folder / name).unlink(missing_ok=True)
 
 
 def standing(folder: Path) -> str:

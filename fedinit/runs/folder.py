@@ -189,7 +189,7 @@ class RunFolder(Observer):
             if is_lacking(error):  # what is there may be whole
                 raise
             raise unwritable(config, self.path, error) from error
-        except (InputError, RunDone):
+        except BaseException:
             self.close()
             raise
 

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fedinit.config.schema import Config
 from fedinit.errors import GOES_ON, InputError, machine_failed
+from fedinit.runs.done import done_of
 from fedinit.state.manifest import FOLDER, differences
 
 NOTHING = "there was no checkpoint yet, so nothing is kept"
+IS_DONE = "the run is done, and the same command shows it"
 
 
 def left_by(configs: Sequence[Config]) -> str:
-    """Whether any of the runs has a checkpoint, by the folders that are there: no images are read for it."""
-    if not any(map(_has_checkpoint, configs)):
+    """Whether any of the runs has a checkpoint, or the only one is done, by the folders that are there: no images are
+    read for it."""
+    if len(configs) == 1 and configs[0].resume != "never" and any(done_of(place) for place in _places(configs[0])):
+        return IS_DONE
+    if not any(any(_places(config)) for config in configs):
         return NOTHING
     if all(config.resume == "never" for config in configs):
         return "the last whole checkpoint is kept; without resume=never the same command goes on from it"
     return GOES_ON
 
 
-def _has_checkpoint(config: Config) -> bool:
+def _places(config: Config) -> Iterator[Path]:
+    """The folders of the run."""
     if config.resume in ("auto", "never"):
         places = sorted((Path(config.output_dir) / config.name).glob(f"*-s{config.seed}"))
     else:
         places = [Path(config.resume)]
-    return any(_is_of(place, config) for place in places if any((place / FOLDER).rglob("round-*")))
+    return (place for place in places if any((place / FOLDER).rglob("round-*")) and _is_of(place, config))
 
 
 def _is_of(place: Path, config: Config) -> bool:

@@ -22,11 +22,11 @@ from fedinit.runs.named import CONFIG
 from fedinit.runs.own_files import FILES, FOLDERS, MADE_OF
 from fedinit.runs.rows import LINES, METRICS, TABLES, as_written, header_and_rows, metrics_of
 from fedinit.runs.sealed import ADDED, NAMES, faults
-from fedinit.runs.stopping import unbroken
 from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
 from fedinit.state.checkpoint import Checkpoints, State
 from fedinit.state.manifest import FOLDER, refuse_other, written_config
+from fedinit.stopping import unbroken
 
 
 def mend(folder: Path, config: Config, rounds: int) -> list[str]:

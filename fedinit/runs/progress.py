@@ -11,10 +11,10 @@ from rich.live import Live
 
 from fedinit.data.reporter import counted
 from fedinit.runs.observer import Observer, Roster, RoundReport
-from fedinit.runs.stopping import unbroken
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
 from fedinit.scores import SCORES
+from fedinit.stopping import unbroken
 from fedinit.telling import tell
 
 MOST = 5  # clients of a round of whom one thing is said on the screen

@@ -4,6 +4,7 @@ running it."""
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from fedinit.report.recording.recorder import Recorder
 from fedinit.report.runs.reading import HEAD_ALONE
 from fedinit.report.writing import report_of_run
 from fedinit.runs import ended, made_of, status
+from fedinit.runs.done import DONE
 from fedinit.runs.export import FinalModel, export
 from fedinit.runs.folder import Located, RunFolder
 from fedinit.runs.mending import mend
 from fedinit.runs.observer import Observer
+from fedinit.runs.own_files import REPORT
 from fedinit.runs.sealed import refuse_changed
 from fedinit.runs.table import print_summary
 from fedinit.runs.tracking import create_tracker
@@ -121,24 +124,30 @@ class OpenRun:
         """Close the tracker, which keeps what it was told, and then the folder, however the run ended, and note there
         what ended it before its end."""
         status.remove(self.folder.path)
-        ended.note(self.folder.path, sys.exc_info()[1])
+        if not os.path.lexists(self.folder.path / DONE):
+            ended.note(self.folder.path, sys.exc_info()[1])
         for observer in reversed(self.observers):
             observer.close()
 
 
 def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
-    """Print the table of a run that is done; returns its summary, with the folder as it is now, and `done_before`.
+    """Print the table of a run that is done, and write its report where none is there, as where a signal came before it
+    was; returns its summary, with the folder as it is now, and `done_before`.
 
     done: its summary. config: what was asked for, which the run's config.yaml is mended by.
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
     for note in mend(folder, config, done["rounds"]):
         tell(console, note, "yellow")
+    whole = True
     try:
         refuse_changed(folder)
     except InputError as damaged:  # the table is the summary's
+        whole = False
         tell(console, f"warning: {damaged}", "yellow")
     print_summary(console, done, str(folder))
+    if whole and config.report != "none" and not os.path.lexists(folder / REPORT):
+        report_of_run(folder, partial(announce, console))
     return {**done, "folder": str(folder), "done_before": True}
 
 
@@ -152,12 +161,16 @@ def open_run(config: Config, console: Console, located: Located, anew: bool = Fa
     Raises InputError when the folder cannot be written, RunDone where another process ended the run in the meantime.
     """
     folder = RunFolder(config, located, anew, partial(tell, console, style="yellow"))
-    ended.forget(folder.path)
-    observers: list[Observer] = [folder]
-    tracker = create_tracker(config, folder.path, console)
-    if tracker is not None:
-        observers.append(tracker)
-    if config.report != "none":
-        by_layer = bool(config.strategy.options.get("diagnostics", True))
-        observers.append(Recorder(folder.path, partial(announce, console), by_layer))
-    return OpenRun(config, folder, observers, console)
+    try:
+        ended.forget(folder.path)
+        observers: list[Observer] = [folder]
+        tracker = create_tracker(config, folder.path, console)
+        if tracker is not None:
+            observers.append(tracker)
+        if config.report != "none":
+            by_layer = bool(config.strategy.options.get("diagnostics", True))
+            observers.append(Recorder(folder.path, partial(announce, console), by_layer))
+        return OpenRun(config, folder, observers, console)
+    except BaseException:
+        folder.close()
+        raise

@@ -93,6 +93,10 @@ def replace(path: Path, content: bytes, like: os.stat_result | None = None, asid
     partial = path.with_name(path.name + ".tmp")
     try:
         write(partial, content, like)
+    except BaseException:  # a signal may be what ends it
+        partial.unlink(missing_ok=True)
+        raise
+    try:
         if aside is not None and os.path.lexists(path):
             os.rename(path, aside)
     except OSError:
@@ -159,6 +163,10 @@ def replace_folder(path: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             write(partial / name, content)
         sync_folder(partial)
+    except BaseException:  # a signal may be what ends it
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    try:
         if path.exists():
             os.rename(path, former)
         os.rename(partial, path)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import fedinit
 from fedinit.config.schema import Config, to_dict
-from fedinit.runs.stopping import LIMIT
+from fedinit.stopping import LIMIT
 from fedinit.sweeps.outcome import Outcome
 
 CORES = "FEDINIT_CORES"  # the variable that fedinit/threads.py reads

@@ -21,7 +21,7 @@ from rich.console import Console
 import fedinit
 from fedinit.allocator import give_back
 from fedinit.config.schema import load
-from fedinit.runs.stopping import listening
+from fedinit.stopping import listening
 from fedinit.sweeps.outcome import attempt
 
 

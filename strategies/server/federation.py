@@ -23,10 +23,10 @@ from fedinit.errors import InputError, RunFailed
 from fedinit.models import Backbone
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.runs.observer import Observer, Roster, RoundReport
-from fedinit.runs.stopping import unbroken
 from fedinit.secagg.messages import refuse_few
 from fedinit.state import digest
 from fedinit.state.checkpoint import Checkpoints, Part
+from fedinit.stopping import unbroken
 from fedinit.transport.introduction import Introduction
 from strategies.aggregator import Aggregate
 from strategies.robust import create_robust

@@ -20,8 +20,8 @@ import torch
 
 import run_sim
 from clients.site import Site
+from fedinit import stopping
 from fedinit.config.compose import compose_config
-from fedinit.runs import stopping
 from tests.support.small import WORDS
 
 RUN = [

@@ -23,7 +23,7 @@ from clients.site import Site
 from fedinit.config.engine import RayConfig
 from fedinit.config.flower import to_run_config
 from fedinit.errors import InputError, Refused, RunFailed
-from fedinit.runs.stopping import Stopped, listening
+from fedinit.stopping import Stopped, listening
 from fedinit.threads import cores
 from strategies.server.compatibility import check_method
 from tests.support.small import small_config

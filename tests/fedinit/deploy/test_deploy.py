@@ -10,6 +10,7 @@ import io
 import json
 import shlex
 import shutil
+import signal
 import socket
 import ssl
 import stat
@@ -18,6 +19,7 @@ import sys
 import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli
@@ -380,6 +382,26 @@ def test_a_federation_that_cannot_be_made_leaves_no_part_of_it(tmp_path, monkeyp
     assert list((tmp_path / "f").iterdir()) == []
     assert capsys.readouterr().err.splitlines()[1].startswith("failed: No such file or directory")
     assert init(tmp_path / "f") == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_federation_that_a_signal_came_into_leaves_no_part_of_it(number, tmp_path, monkeypatch, capsys):
+    """Nor does a second one, while the first one's is put in order."""
+    remove = shutil.rmtree
+
+    def signalled(*given: object) -> None:
+        signal.raise_signal(number)
+
+    def again(*given: Any, **named: Any) -> None:
+        signal.raise_signal(number)
+        remove(*given, **named)
+
+    monkeypatch.setattr("fedinit.deploy.layout._keys", signalled)
+    monkeypatch.setattr("fedinit.deploy.layout.shutil.rmtree", again)
+    assert init(tmp_path / "made") == 128 + number
+    assert not (tmp_path / "made").exists() and capsys.readouterr().err == "interrupted\n"
+    monkeypatch.undo()
+    assert init(tmp_path / "made") == 0
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"port": 8000}', '{"port": "x", "secure": true}', "\udcff"])

@@ -23,7 +23,7 @@ from fedinit.report.runs.methods import methods
 from fedinit.report.runs.results import results
 from fedinit.runs import ended
 from fedinit.runs.reporting import OpenRun
-from fedinit.runs.stopping import Stopped
+from fedinit.stopping import Stopped
 from tests.support.recorded_runs import config, write_run
 
 

@@ -8,8 +8,8 @@ import pytest
 
 import run_sim
 from fedinit.errors import GOES_ON
-from fedinit.runs.kept import NOTHING
-from fedinit.runs.stopping import Stopped
+from fedinit.runs.kept import IS_DONE, NOTHING
+from fedinit.stopping import Stopped
 from tests.support.small import WORDS
 
 SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1", "report=none")
@@ -63,3 +63,27 @@ def test_a_run_whose_bank_is_auto_is_known_by_its_checkpoints(tmp_path, monkeypa
     for more in ((), ("engine.clients_per_bank=2",)):
         assert run_sim.main([*words, *more, f"output_dir={tmp_path / str(len(more))}"]) == 130
         assert capsys.readouterr().err == f"stopped; {GOES_ON}\n"
+
+
+@pytest.mark.parametrize("at", ["report_of_run", "print_summary"])
+def test_a_run_that_is_done_is_said_to_be_and_its_report_is_written_by_the_same_command(
+    at, tmp_path, monkeypatch, capsys
+):
+    words = [*SHORT[:-1], "report=full", f"output_dir={tmp_path}"]
+    monkeypatch.setattr(f"fedinit.runs.reporting.{at}", stop)
+    assert run_sim.main(words) == 130
+    assert capsys.readouterr().err == f"stopped; {IS_DONE}\n"
+    (done,) = tmp_path.rglob("DONE.json")
+    assert {".ended.json", "report.html"}.isdisjoint(path.name for path in done.parent.iterdir())
+    monkeypatch.undo()
+    assert run_sim.main(words) == 0 and (done.parent / "report.html").is_file()
+    written = (done.parent / "report.html").stat().st_mtime_ns
+    assert run_sim.main(words) == 0 and (done.parent / "report.html").stat().st_mtime_ns == written
+
+
+def test_a_folder_that_is_being_opened_is_left_unlocked(tmp_path, monkeypatch):
+    for at in ("fedinit.runs.folder.write_config", "fedinit.runs.reporting.create_tracker"):
+        monkeypatch.setattr(at, stop)
+        assert run_sim.main([*SHORT, f"output_dir={tmp_path}"]) == 130
+        monkeypatch.undo()
+        assert not [*tmp_path.rglob(".lock")]

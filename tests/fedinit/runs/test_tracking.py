@@ -15,8 +15,8 @@ from fedinit.config.groups import groups
 from fedinit.config.schema import LOGGERS, LoggerConfig
 from fedinit.errors import InputError
 from fedinit.runs.folder import RunFolder
-from fedinit.runs.stopping import Stopped
 from fedinit.runs.tracker import Tracker
+from fedinit.stopping import Stopped
 from tests.support.small import WORDS, small_config
 
 

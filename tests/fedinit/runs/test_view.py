@@ -10,9 +10,9 @@ from rich.console import Console
 
 from fedinit.runs.observer import ClientReport, Roster, RoundReport
 from fedinit.runs.progress import ProgressObserver
-from fedinit.runs.stopping import Stopped, listening
 from fedinit.runs.view import Round, View, chosen, clock, cohort, sparkline
 from fedinit.scores import Accuracy
+from fedinit.stopping import Stopped, listening
 
 
 def round_of(number: int, **changes) -> Round:

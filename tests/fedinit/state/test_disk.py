@@ -97,3 +97,20 @@ def test_a_folder_is_no_place(tmp_path, run_folder, capsys):
     for word in (str(tmp_path), "/"):
         assert cli.main(["compare", str(run_folder), "--csv", word]) == 2
         assert capsys.readouterr().err.count("Is a directory") == 1
+
+
+def test_a_signal_leaves_no_half_of_a_file(tmp_path, monkeypatch):
+    """Of a folder neither: the old one stays."""
+
+    def stopped(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    disk.replace(tmp_path / "a", b"old")
+    disk.replace_folder(tmp_path / "b", {"c": b"old"})
+    monkeypatch.setattr(disk.os, "fsync", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        disk.replace(tmp_path / "a", b"new")
+    with pytest.raises(KeyboardInterrupt):
+        disk.replace_folder(tmp_path / "b", {"c": b"new"})
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "c"}
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b" / "c").read_bytes() == b"old"

@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
+from types import FrameType
+from typing import Protocol
 
 from fedinit.leaving import at_once
 
@@ -24,6 +26,13 @@ class Stopped(KeyboardInterrupt):
         self.code = 128 + number
 
 
+class View(Protocol):
+    """What rich shows and takes away: Live, Progress."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+
+
 _shielded = 0
 _waiting: Stopped | None = None
 
@@ -35,13 +44,22 @@ def signals_to_stop() -> Sequence[int]:
 
 
 @contextlib.contextmanager
-def listening(signals: Iterable[int] | None = None, limit: float | None = LIMIT) -> Iterator[None]:
+def listening(
+    signals: Iterable[int] | None = None,
+    limit: float | None = LIMIT,
+    cut_short: str = CUT_SHORT,
+    imports: bool = True,
+) -> Iterator[None]:
     """Within, the first of the signals raises Stopped in the main thread; a second one, or `limit` seconds, end the
     process at once. Outside the main thread it does nothing.
 
     signals: their numbers; None: `signals_to_stop`.
     limit: seconds; None: neither a second signal nor time ends the process, since what has to be ended first takes as
-        long as it takes.
+        long as it takes, also within another `listening` that has one.
+    cut_short: the line of a process that is ended at once.
+    imports: False where a module may be imported in the midst of things, and a signal is to end the process at once
+        there: an exception would pass through whatever library is being imported, of which torch aborts.
+
     Python runs a signal's handler between two operations of the main thread, and one of these may take minutes. So a
     thread watches the pipe that the signal itself writes its number to, and ends the process when its time is over. It
     needs the interpreter for that, which torch and numpy leave free while they compute.
@@ -51,18 +69,20 @@ def listening(signals: Iterable[int] | None = None, limit: float | None = LIMIT)
         return
     stopped: Stopped | None = None
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         global _waiting
         nonlocal stopped
         if stopped is not None:
             return  # where there is a limit, the watcher ends the process
+        if not imports and _importing(frame):
+            at_once(128 + number, cut_short)
         stopped = Stopped(number)
         if not _shielded:
             raise stopped
         _waiting = stopped
 
     signals = frozenset(signals_to_stop() if signals is None else signals)
-    with contextlib.nullcontext() if limit is None else _watched(signals, limit):
+    with _unwatched() if limit is None else _watched(signals, limit, cut_short):
         before = {number: signal.signal(number, stop) for number in signals}
         try:
             yield
@@ -75,12 +95,29 @@ def listening(signals: Iterable[int] | None = None, limit: float | None = LIMIT)
                 signal.signal(number, handler)
 
 
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where the frame is."""
+    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+        frame = frame.f_back
+    return frame is not None
+
+
 @contextlib.contextmanager
-def _watched(signals: Container[int], limit: float) -> Iterator[None]:
+def _unwatched() -> Iterator[None]:
+    """Within, no thread is told of a signal."""
+    former = signal.set_wakeup_fd(-1)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+
+
+@contextlib.contextmanager
+def _watched(signals: Container[int], limit: float, cut_short: str) -> Iterator[None]:
     """Within, a thread is told of every signal when it comes."""
     inlet, outlet = socket.socketpair()  # Windows waits for sockets alone
     outlet.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(inlet, signals, limit), name="signals", daemon=True)
+    watcher = threading.Thread(target=_watch, args=(inlet, signals, limit, cut_short), name="signals", daemon=True)
     watcher.start()
     former = signal.set_wakeup_fd(outlet.fileno(), warn_on_full_buffer=False)
     try:
@@ -91,7 +128,7 @@ def _watched(signals: Container[int], limit: float) -> Iterator[None]:
         watcher.join()
 
 
-def _watch(inlet: socket.socket, signals: Container[int], limit: float) -> None:
+def _watch(inlet: socket.socket, signals: Container[int], limit: float, cut_short: str) -> None:
     """End the process at the second of the signals that comes through the socket, or `limit` seconds after the first;
     return at its end."""
     code, deadline = 0, None
@@ -102,15 +139,19 @@ def _watch(inlet: socket.socket, signals: Container[int], limit: float) -> None:
             return
         if number[0] in signals:
             if code:
-                at_once(code, CUT_SHORT)
+                at_once(code, cut_short)
             code, deadline = 128 + number[0], time.monotonic() + limit
-    at_once(code, CUT_SHORT)
+    at_once(code, cut_short)
 
 
 @contextlib.contextmanager
 def unbroken() -> Iterator[None]:
-    """A block that a signal does not break into; it takes effect at its end."""
+    """A block that a signal does not break into; it takes effect at its end. In the main thread, which alone it breaks
+    into."""
     global _shielded, _waiting
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     _shielded += 1
     try:
         yield
@@ -119,3 +160,19 @@ def unbroken() -> Iterator[None]:
         if _waiting is not None and not _shielded:
             stopped, _waiting = _waiting, None
             raise stopped
+
+
+@contextlib.contextmanager
+def standing(view: View) -> Iterator[None]:
+    """Within, the view of rich's is up; a signal breaks neither into its start nor into its end, of which half leaves
+    a terminal without a cursor and what cannot be stopped."""
+    up = False
+    try:
+        with unbroken():
+            view.start()
+            up = True
+        yield
+    finally:
+        with unbroken():
+            if up:
+                view.stop()
