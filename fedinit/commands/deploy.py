@@ -110,9 +110,10 @@ def _run(options: argparse.Namespace, words: Sequence[str], console: Console) ->
         sites = _sites(config, options.sites)
         _check(config, sites)
         standard_streams.goes_on_without()
-        run_locally(config, sites, not options.insecure, options.port, say)
         sent, _ = site_settings.split_off(config)  # by which the server names the folder
-        _show_result(config, run_folder.place(sent), console)
+        folder = run_folder.place(sent)
+        run_locally(config, sites, not options.insecure, options.port, say, doing_of(folder, say))
+        _show_result(config, folder, console)
     elif options.command == "register":
         say("registered: " + (", ".join(Server.at(options.folder).register()) or "nobody new"))
     elif options.command == "renew":

@@ -120,7 +120,10 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
                 _keys(folder, federation)
         except BaseException:
             for child in folder.iterdir():
-                shutil.rmtree(child, ignore_errors=True)
+                if child.is_dir():
+                    shutil.rmtree(child, ignore_errors=True)
+                else:
+                    child.unlink()
             if not existed:
                 folder.rmdir()
             raise
@@ -140,6 +143,7 @@ def _files(federation: Federation, config: Config, settings: Mapping[str, str]) 
     """{path in the folder: text}, of all but the keys."""
     facts = {"port": federation.port, "secure": federation.secure}
     files = {
+        ".gitignore": "# keys and secrets\n*\n",
         "server/superlink.sh": _superlink(federation),
         "server/fedinit-superlink.service": _unit("server", "superlink", federation, [config.output_dir]),
         "server/federation.json": json.dumps(facts) + "\n",

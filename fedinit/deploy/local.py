@@ -6,6 +6,7 @@ The folder, the scripts and the steps are those of a real federation; only the a
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -82,10 +83,23 @@ class LocalFederation:
         return Process(name, ["/bin/sh", str(script)], log, environment(script.parent / "flwr"))
 
 
-def run_locally(config: Config, sites: int, secure: bool, port: int | None, say: Callable[[str], None]) -> None:
+def _look(federation: LocalFederation, look: Callable[[], None]) -> None:
+    federation.check()
+    look()
+
+
+def run_locally(
+    config: Config,
+    sites: int,
+    secure: bool,
+    port: int | None,
+    say: Callable[[str], None],
+    look: Callable[[], None] = lambda: None,
+) -> None:
     """One run in a federation that is taken down again, whatever happens. Its logs are kept where it failed.
 
     config: with an absolute output_dir, since the ServerApp runs in a folder of its own.
+    look: called now and then while the run goes on.
     Raises InputError, DeployFailed; Stopped, for Ctrl-C, SIGTERM and SIGHUP, once everything has ended.
     """
     if WINDOWS:
@@ -101,7 +115,7 @@ def run_locally(config: Config, sites: int, secure: bool, port: int | None, say:
             say(f"SuperLink on 127.0.0.1:{federation.port}, {sites} SuperNodes ({how})")
             run = federation.server.start_run()
             say(f"run {run}")
-            federation.server.wait(run, federation.check)
+            federation.server.wait(run, functools.partial(_look, federation, look))
             kept = False
         finally:
             with unbroken():

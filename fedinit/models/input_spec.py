@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fedinit.errors import InputError
+
+BEYOND = 20  # times the range of normalised pixels: noise and overshoots are nearer, floats up to 255 are not
 
 
 @dataclass(frozen=True)
@@ -47,5 +52,32 @@ class TakesImages:
     input: InputSpec
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Raises InputError for images of another shape, and for floats beyond what normalised ones reach; warns of
+        floats that all lie from 0 to 1, which is what they are before they are normalised."""
         # A numpy array as well, which is what a notebook has.
-        return self.input.normalise(torch.as_tensor(args[0]), next(module.parameters()).device), *args[1:]
+        images = torch.as_tensor(args[0])
+        if not torch.compiler.is_compiling():
+            self._refuse_other(images)
+        return self.input.normalise(images, next(module.parameters()).device), *args[1:]
+
+    def _refuse_other(self, images: Tensor) -> None:
+        spec = self.input
+        size = spec.channels, spec.height, spec.width
+        if images.ndim != 4 or tuple(images.shape[1:]) != size:
+            raise InputError(
+                f"the model takes images (n, {', '.join(map(str, size))}), n of any number; these are "
+                f"{tuple(images.shape)}"
+            )
+        if not images.is_floating_point() or not images.numel():
+            return
+        least, most = (float(value) for value in images.aminmax())
+        reached = [(level - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True) for level in (0, 1)]
+        beyond = BEYOND * (max(reached) - min(reached))
+        how = "give uint8 from 0 to 255, or floats that are normalised: (x/255 - mean) / std"
+        if least < min(reached) - beyond or most > max(reached) + beyond:
+            raise InputError(
+                f"these images are floats from {least:.3g} to {most:.3g}, and normalised ones reach from "
+                f"{min(reached):.3g} to {max(reached):.3g}; {how}"
+            )
+        if least >= 0 and most <= 1 and (min(reached), max(reached)) != (0, 1):
+            warnings.warn(f"these images are floats from 0 to 1, which are not normalised yet; {how}", stacklevel=4)

@@ -139,13 +139,14 @@ def _title(shown: Sequence[Method]) -> str:
 
 
 def _under(shown: Sequence[Method]) -> Markup:
-    config = shown[0].first.config
+    """The models, and how adapters and partition are where all have the same; where not, which there are."""
     models = dict.fromkeys(method.first.model for method in shown)
-    adapter, partition = (config.get(key) or {} for key in ("adapter", "partition"))
-    parts = [", ".join(models)]
-    parts += [f"{adapter.get('kind')} of rank {adapter.get('rank')}"] if adapter.get("rank") else []
-    parts += [f"partition by {partition.get('name')}"] if partition.get("name") else []
-    return text(" · ".join(parts))
+    both = [[method.first.config.get(key) or {} for method in shown] for key in ("adapter", "partition")]
+    adapters, partitions = both
+    adapted = dict.fromkeys(f"{of.get('kind')} of rank {of['rank']}" for of in adapters if of.get("rank"))
+    dealt = dict.fromkeys(str(of["name"]) for of in partitions if of.get("name"))
+    parts = [", ".join(models), ", ".join(adapted), f"partition by {', '.join(dealt)}" if dealt else ""]
+    return text(" · ".join(part for part in parts if part))
 
 
 def _facts(shown: Sequence[Method]) -> Markup:

@@ -53,8 +53,8 @@ class ProgressObserver(Observer):
 
     def resumed(self, round: int) -> None:
         self.view.add(Round(round, 0.0, (), 0, None, {}, 0, 0))
-        if self.live is None:
-            self._line(f"{self.label}: goes on after round {round}")
+        done = round >= self.view.rounds
+        self._line(f"{self.label}: " + ("was done before" if done else f"goes on after round {round}"))
 
     def round_done(self, report: RoundReport) -> None:
         self._rest()
@@ -100,6 +100,8 @@ class ProgressObserver(Observer):
             self._line(f"{self.label}: round 0, {facts}, {report.seconds:.1f} s")
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
+        if kind == "resumed":  # which is told by `resumed`
+            return
         if "client" in facts:  # one reason may be all clients', who may be thousands
             about = kind, facts.get("round")
             self._befell[about] += 1

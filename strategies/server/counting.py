@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from flwr.app import Message
 
-FIRST_SECONDS = 10.0  # before it is said; twice as long from each time to the next
+FIRST_SECONDS = 30.0  # before it is said; twice as long from each time to the next
 
 
 def aloud(replies: Iterable[Message], total: int, round: int, say: Callable[[str], None]) -> Iterator[Message]:

@@ -57,7 +57,7 @@ def made(tmp_path_factory) -> Path:
 
 
 def test_init_gives_each_machine_its_folder(made):
-    assert {p.name for p in made.iterdir()} == {"ca", "server", "site-0", "site-1", "site-2"}
+    assert {p.name for p in made.iterdir()} == {".gitignore", "ca", "server", "site-0", "site-1", "site-2"}
     assert {p.name for p in (made / "site-1").iterdir()} == {
         "ca.crt",
         "node.key",

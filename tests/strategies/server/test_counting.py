@@ -31,13 +31,13 @@ def test_a_short_exchange_says_nothing(clock: list[float]) -> None:
     assert heard(clock, 0.001, 1000) == []
 
 
-def test_a_long_one_says_how_far_it_is_after_ten_seconds_and_then_half_as_often_each_time(clock: list[float]) -> None:
-    counts = [10, 30, 70, 150, 310, 630]
+def test_a_long_one_says_how_far_it_is_after_half_a_minute_and_then_half_as_often_each_time(clock: list[float]) -> None:
+    counts = [30, 90, 210, 450, 930]
     assert heard(clock, 1.0, 1000) == [f"round 3: {count:,} of 1,000 clients have answered" for count in counts]
 
 
 def test_the_last_reply_is_no_news(clock: list[float]) -> None:
-    assert heard(clock, 10.0, 1) == []
+    assert heard(clock, 60.0, 1) == []
 
 
 def test_what_comes_before_training_is_round_0(clock: list[float]) -> None:
