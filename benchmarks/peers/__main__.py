@@ -1,15 +1,16 @@
 """Seconds of the same federated work in fedinit and in what a person would use instead.
 
-    python -m benchmarks.peers [--quick] [--clients 10 50 100] [--model vit_tiny] [--device cuda]
+    python -m benchmarks.peers [--quick] [--clients 10 50 100] [--model vit_tiny] [--device cuda] [--contestants …]
 
 Every contestant is a process of its own; they take turns, and the median of the turns counts, with the spread of them
 beside it. A client is a glyph ViT with adapters on digits, an epoch of SGD steps of eight images a round, five steps at
 most, all clients in every round, FedAvg of adapters and head, no evaluation; with --model vit_tiny it is a ViT-Tiny at
 224 px. On a GPU all contestants train there, fedinit in what it takes by itself, bf16, and there is no process a core.
 
-fedinit           this engine: banks on lanes, of five clients, the fastest here
+fedinit           this engine: banks on lanes
 fedinit, compiled the same with engine.compile=true, whose first round compiles
-fedinit, ray      the same with engine=ray; of rounds in which nobody trains there are neither
+fedinit, bf16     the same with engine.precision=bf16, on the CPU, where all others compute in float32
+fedinit, ray      the same with engine=ray; of rounds in which nobody trains there is none of the three
 plain loop        plain torch, a client at a time, all cores inside each operation
 pfl, one process  pfl-research, likewise
 pfl, a core each  pfl-research under torchrun, a process a core
@@ -44,14 +45,15 @@ from benchmarks import machine
 from benchmarks.peers.work import MODELS, Work
 
 ROUNDS, STEPS, BATCH, LIMIT = 10, 5, 8, 900  # LIMIT: seconds of one contestant's turn
-TRAINING = ("fedinit, compiled", "fedinit, ray")  # which differ from fedinit in training alone
+TRAINING = ("fedinit, compiled", "fedinit, ray", "fedinit, bf16")  # which differ from fedinit in training alone
 USUAL = "glyph_vit", "cpu"  # model and device
-A_CORE_EACH = ("pfl, a core each",)  # of a GPU there is one
+ON_CPU = ("pfl, a core each", "fedinit, bf16")  # of a GPU there is one, on which fedinit takes bf16 by itself
 PLAIN = [sys.executable, "-m", "benchmarks.peers.contestant"]
 CONTESTANTS = {  # {name: (its module, what it needs, how its process is started)}
     "fedinit": ("fedinit_itself", None, PLAIN),
     TRAINING[0]: ("fedinit_compiled", None, PLAIN),
     TRAINING[1]: ("fedinit_ray", "ray", PLAIN),
+    TRAINING[2]: ("fedinit_bf16", None, PLAIN),
     "plain loop": ("plain_loop", None, PLAIN),
     "pfl, one process": ("pfl_research", "pfl", PLAIN),
     "pfl, a core each": (
@@ -122,6 +124,7 @@ def parser() -> ArgumentParser:
     words.add_argument("--turns", type=machine.count, default=3)
     words.add_argument("--model", choices=[*MODELS], default=USUAL[0])
     words.add_argument("--device", choices=["cpu", "cuda"], default=USUAL[1])
+    words.add_argument("--contestants", choices=[*CONTESTANTS], nargs="+", help="beside fedinit itself; default: all")
     return words
 
 
@@ -130,15 +133,19 @@ def main() -> None:
     options = words.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by which the contestant whose turn it is ends too
     quick = words.parse_args(["--quick", "--model", options.model, "--device", options.device])
-    if options.quick and vars(options) != vars(quick):
-        words.error("--quick is ten clients, three rounds and one turn: it goes with --model and --device alone")
+    if options.quick and vars(options) | {"contestants": None} != vars(quick):
+        words.error(
+            "--quick is ten clients, three rounds, one turn: it goes with --model, --device, --contestants alone"
+        )
     if options.device == "cuda" and not torch.cuda.is_available():
         words.error("--device cuda: this machine has no CUDA device")
     names = [n for n, (_, need, _) in CONTESTANTS.items() if need is None or importlib.util.find_spec(need)]
-    for missing in CONTESTANTS.keys() - set(names):
+    wanted = {"fedinit", *(options.contestants or CONTESTANTS)}
+    names = [name for name in names if name in wanted]
+    for missing in wanted - set(names):
         print(f'left out, not installed: {missing}; pip install -e ".[peers]"')
     if options.device == "cuda":
-        names = [name for name in names if name not in A_CORE_EACH]
+        names = [name for name in names if name not in ON_CPU]
     where = {"model": options.model, "device": options.device}
     if options.quick:
         works, turns = [Work(10, 3, STEPS, BATCH, **where)], 1
@@ -150,7 +157,7 @@ def main() -> None:
     ]
     name = machine.named("peers", parser(), options, "turns", "model", "device")
     name += "".join(f"-{given}" for given, usual in zip(where.values(), USUAL, strict=True) if given != usual)
-    dtype = "float32" if options.device == "cpu" else "float32, fedinit's bfloat16"
+    dtype = "float32, but where it says bf16" if options.device == "cpu" else "float32, fedinit's bfloat16"
     machine.publish(name, rows, dtype=dtype, seed=0)
 
 
