@@ -16,19 +16,26 @@ ABSENT = object()
 
 
 def labels(groups: Sequence[Sequence[RecordedRun]]) -> list[str]:
-    """A label each, no two the same; a `Cut` where the whole is longer than WIDTH."""
+    """A label each, no two the same; a `Cut` where the whole is longer than WIDTH. How a run was computed (`engine`) is
+    said where nothing else tells two apart."""
     configs = [counted(group[0]) for group in groups]
     everywhere = set.intersection(*(set(c) for c in configs)) if configs else set()
     differ = {key for key in everywhere if len({repr(c[key]) for c in configs}) > 1}
     short = _short_keys(key for config in configs for key in config)
-    whole = []
-    for group, config in zip(groups, configs, strict=True):
-        told = sorted(key for key in config if _tells(key, config, configs, differ))
+
+    def whole(group: Sequence[RecordedRun], config: Mapping[str, Any], engine: bool) -> str:
+        keys = (key for key in config if engine or not key.startswith("engine."))
+        told = sorted(key for key in keys if _tells(key, config, configs, differ))
         words = (_told(short[key], key, config[key], group[0]) for key in told if key != "strategy.name")
-        whole.append(" ".join(dict.fromkeys([config["strategy.name"], *words])))
-    twice = {label for label, n in Counter(whole).items() if n > 1}
+        return " ".join(dict.fromkeys([config["strategy.name"], *words]))
+
+    pairs = [*zip(groups, configs, strict=True)]
+    found = [whole(group, config, engine=False) for group, config in pairs]
+    alike = {label for label, n in Counter(found).items() if n > 1}
+    found = [whole(*pair, engine=label in alike) for label, pair in zip(found, pairs, strict=True)]
+    twice = {label for label, n in Counter(found).items() if n > 1}
     folders = [group[0].folder.name for group in groups]
-    return _shortened(f"{w} ({f})" if w in twice else w for w, f in zip(whole, folders, strict=True))
+    return _shortened(f"{w} ({f})" if w in twice else w for w, f in zip(found, folders, strict=True))
 
 
 def cut(label: str, width: int = WIDTH) -> str:

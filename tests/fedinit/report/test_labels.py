@@ -38,6 +38,14 @@ def test_a_label_is_what_tells_methods_apart(tmp_path):
     assert labels[0] == "lora_fair lr=0.04 reinit=local lam=0.01" and len(set(labels)) == 4
 
 
+def test_how_a_run_was_computed_is_said_where_nothing_else_tells_two_apart(tmp_path):
+    one, other = ({"engine": {"name": "threads", "precision": precision}} for precision in ("fp32", "bf16"))
+    cases = {"a": one, "b": {**other, "client__lr": 0.1}}
+    assert [m.label for m in made(tmp_path / "unlike", cases)] == ["lora_fair lr=0.04", "lora_fair lr=0.1"]
+    labels = [m.label for m in made(tmp_path / "like", {"a": one, "b": other, "c": {**one, "client__lr": 0.1}})]
+    assert labels == ["lora_fair lr=0.04 precision=fp32", "lora_fair lr=0.04 precision=bf16", "lora_fair lr=0.1"]
+
+
 def test_a_key_is_said_in_full_where_its_end_is_not_its_own(tmp_path):
     cases = {"a": {}, "b": {"client__lr": 0.1}, "c": {"server_opt": {"name": "adam", "lr": 1.0}}}
     labels = [method.label for method in made(tmp_path, cases)]
