@@ -25,8 +25,9 @@ EXIT_CODES = """Exit codes: 0 done, 1 a run or a process failed, 2 wrong input; 
 ANYWHERE = ("-q", "--quiet", "-v", "--verbose")  # options of all commands, which may stand before the command too
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. argv: its words without the program's name; None: the process's."""
+def main(argv: Sequence[str] | None = None, alone: bool = False) -> int:
+    """Run one command and return its exit code. argv: its words without the program's name; None: the process's. alone:
+    the process is for nothing else, so that a signal may end it."""
     words = list(sys.argv[1:] if argv is None else argv)
     count = next((i for i, word in enumerate(words) if word not in ANYWHERE), len(words))
     words = [*words[count : count + 1], *words[:count], *words[count + 1 :]]  # the command first
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     try:
         with contextlib.nullcontext() if not verbose else _traced():
-            return _run(words[0], words[1:], console)
+            return _run(words[0], words[1:], console, alone)
     except SystemExit as left:  # argparse's, after --help
         return int(left.code or 0)
     except ValueError as error:  # InputError, and what a file that is no JSON or no text raises
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(stopped, "code", 130)
 
 
-def _run(name: str, words: Sequence[str], console: Console) -> int:
+def _run(name: str, words: Sequence[str], console: Console, alone: bool) -> int:
     known = ", ".join(COMMANDS)
     if name in ANYWHERE:
         raise InputError(f"{name}: goes with a command; there are {known}; see fedinit --help")
@@ -82,7 +83,7 @@ def _run(name: str, words: Sequence[str], console: Console) -> int:
         )
     with starting.imports():
         command = importlib.import_module(COMMANDS[name].module)
-    if name == "run":  # which says what it leaves
+    if name == "run" or not alone:  # a run says what it leaves
         return command.main(name, words, console)
     with listening(cut_short="interrupted", imports=False):
         return command.main(name, words, console)

@@ -106,27 +106,38 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
     overwritten), and for one that cannot be made.
     """
     files = _files(federation, config, settings)
-    try:
-        existed = folder.exists()
-        if existed and any(folder.iterdir()):
-            raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
-        make_folder(folder)
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
     with listening(limit=None):  # half of it would stand in the way of the same command, and hold keys
         try:
+            existed = folder.exists()
+            if existed and any(folder.iterdir()):
+                raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
+        try:
+            _make(folder)
             _write(folder, files)
             if federation.secure:
                 _keys(folder, federation)
         except BaseException:
-            for child in folder.iterdir():
-                if child.is_dir():
-                    shutil.rmtree(child, ignore_errors=True)
-                else:
-                    child.unlink()
-            if not existed:
+            _clear(folder)
+            if not existed and folder.exists():
                 folder.rmdir()
             raise
+
+
+def _make(folder: Path) -> None:
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
+
+
+def _clear(folder: Path) -> None:
+    for child in folder.iterdir() if folder.is_dir() else ():
+        if child.is_dir():
+            shutil.rmtree(child, ignore_errors=True)
+        else:
+            child.unlink()
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,8 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
     expected = model.logits()
     files = {**written.files(model), CARD: card(model, written).encode(), CONFIG: _config(model, written.name)}
     untried, difference = absent(written.reads_with), None
+    if not untried:
+        _import(written.reads_with)
     with _writing(folder):
         make_folder(folder)
         for leftover in folder.glob(f"{PARTIAL}*"):  # of one that was killed
@@ -104,13 +106,21 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
                 (Path(partial) / name).write_bytes(content)
             if not untried:
                 difference = _compare(written, Path(partial), model, expected)
-            # Until the last file is there the folder says of itself that it is none to be read.
+            # Until the last file is there the folder says of itself that it is not to be read, and what looks at no
+            # config.json finds no files of two models.
             disk.replace_json(folder / CONFIG, {"fedinit": {"format": written.name, "unfinished": True}})
-            for name in set(written.at_times) - set(files):
+            for name in {*written.at_times, *files} - {CONFIG}:
                 (folder / name).unlink(missing_ok=True)
             for name in sorted(files, key=CONFIG.__eq__):
                 os.replace(Path(partial) / name, folder / name)
     return Exported(folder, tuple(files), sum(map(len, files.values())), difference, tuple(untried))
+
+
+def _import(packages: Sequence[str]) -> None:
+    """Before there is a folder that a signal would leave: while a module is imported it ends the process at once."""
+    for package in packages:
+        with contextlib.suppress(Exception):  # which is said when it is to read
+            importlib.import_module(package)
 
 
 def _compare(written: Format, folder: Path, model: Portable, expected: Tensor) -> float:

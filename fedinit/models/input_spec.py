@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fedinit.errors import InputError
 
 BEYOND = 20  # times the range of normalised pixels: noise and overshoots are nearer, floats up to 255 are not
+HOW = "give uint8 from 0 to 255, or floats that are normalised: (x/255 - mean) / std"
 
 
 @dataclass(frozen=True)
@@ -52,32 +54,50 @@ class TakesImages:
     input: InputSpec
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Raises InputError for images of another shape, and for floats beyond what normalised ones reach; warns of
-        floats that all lie from 0 to 1, which is what they are before they are normalised."""
-        # A numpy array as well, which is what a notebook has.
-        images = torch.as_tensor(args[0])
+        """Raises InputError for images of another shape, and for numbers that are no pixels, normalised or not; warns
+        of floats that all lie from 0 to 1, which is what they are before they are normalised."""
+        images = torch.as_tensor(args[0])  # a numpy array as well, which is what a notebook has
+        weight = next(module.parameters())
         if not torch.compiler.is_compiling():
             self._refuse_other(images)
-        return self.input.normalise(images, next(module.parameters()).device), *args[1:]
+        return self.input.normalise(images, weight.device).to(weight.dtype), *args[1:]
 
     def _refuse_other(self, images: Tensor) -> None:
-        spec = self.input
-        size = spec.channels, spec.height, spec.width
+        size = self.input.channels, self.input.height, self.input.width
         if images.ndim != 4 or tuple(images.shape[1:]) != size:
             raise InputError(
                 f"the model takes images (n, {', '.join(map(str, size))}), n of any number; these are "
                 f"{tuple(images.shape)}"
             )
-        if not images.is_floating_point() or not images.numel():
+        if images.dtype == torch.uint8 or not images.numel():
             return
-        least, most = (float(value) for value in images.aminmax())
-        reached = [(level - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True) for level in (0, 1)]
+        if images.dtype == torch.bool or images.is_complex():
+            raise InputError(f"these images are {str(images.dtype).removeprefix('torch.')}; {HOW}")
+        try:
+            least, most = (float(value) for value in images.detach().float().aminmax())
+        except RuntimeError:  # nobody knows their numbers, as while a graph is made of the model
+            return
+        self._refuse_numbers(images, least, most)
+
+    def _refuse_numbers(self, images: Tensor, least: float, most: float) -> None:
+        pairs = zip(self.input.mean, self.input.std, strict=True)
+        reached = [(level - mean) / std for mean, std in pairs for level in (0, 1)]
         beyond = BEYOND * (max(reached) - min(reached))
-        how = "give uint8 from 0 to 255, or floats that are normalised: (x/255 - mean) / std"
-        if least < min(reached) - beyond or most > max(reached) + beyond:
+        if not images.is_floating_point() and (least < 0 or most > 255):
+            raise InputError(f"these images are whole numbers from {least:g} to {most:g}; {HOW}")
+        if images.is_floating_point() and (least < min(reached) - beyond or most > max(reached) + beyond):
             raise InputError(
                 f"these images are floats from {least:.3g} to {most:.3g}, and normalised ones reach from "
-                f"{min(reached):.3g} to {max(reached):.3g}; {how}"
+                f"{min(reached):.3g} to {max(reached):.3g}; {HOW}"
             )
-        if least >= 0 and most <= 1 and (min(reached), max(reached)) != (0, 1):
-            warnings.warn(f"these images are floats from 0 to 1, which are not normalised yet; {how}", stacklevel=4)
+        if images.is_floating_point() and least >= 0 and most <= 1 and (min(reached), max(reached)) != (0, 1):
+            told = f"these images are floats from 0 to 1, which are not normalised yet; {HOW}"
+            warnings.warn(told, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """The stacklevel of a warning by the caller that is told of the first frame outside torch and fedinit."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "fedinit"):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -53,8 +53,7 @@ class ProgressObserver(Observer):
 
     def resumed(self, round: int) -> None:
         self.view.add(Round(round, 0.0, (), 0, None, {}, 0, 0))
-        done = round >= self.view.rounds
-        self._line(f"{self.label}: " + ("was done before" if done else f"goes on after round {round}"))
+        self._line(f"{self.label}: goes on after round {round}" + ", its last" * (round >= self.view.rounds))
 
     def round_done(self, report: RoundReport) -> None:
         self._rest()

@@ -68,6 +68,8 @@ def test_of_two_runs_no_export_is_made_that_passes_for_one(before, count, two, t
     with pytest.raises(Stopped):
         export(other, "merged", place)
     monkeypatch.undo()
+    there = {path.name for path in place.iterdir()} - {"config.json", "config.json.tmp"}
+    assert len(there) == (len(whole.files) - 1 if before and count == 1 else max(count - 2, 0)), "of one run alone"
     if before and count == 1:  # nothing of it was there yet
         assert json.loads((place / "config.json").read_text())["fedinit"]["final_hash"] == one.summary["final_hash"]
     elif (place / "config.json").exists():

@@ -46,6 +46,51 @@ def test_images_of_another_shape_are_one_line(shape: tuple[int, ...]) -> None:
             shown(images)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int64, torch.int16])
+def test_whole_numbers_are_pixels_from_0_to_255(dtype: torch.dtype) -> None:
+    pixels = torch.arange(96).reshape(2, 1, 8, 6).to(dtype)
+    torch.testing.assert_close(shown(pixels), (torch.arange(96.0).reshape(2, 1, 8, 6) / 255 - 0.5) / 0.25)
+    with pytest.raises(InputError, match="whole numbers from 0 to 950; give uint8"):
+        shown((torch.arange(96) * 10).reshape(2, 1, 8, 6).to(dtype))
+    if dtype != torch.uint16:
+        with pytest.raises(InputError, match="whole numbers from -1 to 94"):
+            shown(pixels - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64])
+def test_what_is_no_number_of_a_pixel_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match="these images are (bool|complex64); give uint8"):
+        shown(torch.zeros(2, 1, 8, 6, dtype=dtype))
+
+
+def test_normalised_floats_of_any_width_are_taken_as_the_models_own() -> None:
+    wanted = torch.linspace(-2, 2, 96).reshape(2, 1, 8, 6)
+    assert torch.equal(shown(wanted.double()), wanted) and torch.equal(shown(wanted.half()), wanted.half().float())
+    assert torch.equal(shown(wanted.double().numpy()), wanted)
+
+
+def test_a_model_goes_through_what_knows_no_numbers() -> None:
+    """torch.func, graphs and the meta device; inputs with a gradient raise no warning."""
+    module = nn.Linear(6, 2)
+    module.register_forward_pre_hook(TakesImages(SPEC))
+    images = torch.randn(3, 1, 8, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(torch.func.vmap(lambda one: module(one[None]))(images)[:, 0], module(images))
+        assert module(images.requires_grad_()).requires_grad
+        module.to("meta")(torch.zeros(2, 1, 8, 6, device="meta"))
+
+
+def test_a_warning_names_the_line_that_gave_the_images() -> None:
+    module = nn.Linear(6, 2)
+    module.register_forward_pre_hook(TakesImages(SPEC))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        module(torch.rand(2, 1, 8, 6))
+        module(torch.rand(2, 1, 8, 6))
+    assert [warning.filename for warning in caught] == [__file__] * 2
+
+
 def test_floats_that_are_not_normalised_are_told() -> None:
     pixels = torch.arange(96.0).reshape(2, 1, 8, 6)
     with pytest.raises(InputError, match=r"floats from 0 to 255, and normalised ones reach from -2 to 2; give uint8"):

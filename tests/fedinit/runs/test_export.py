@@ -145,7 +145,7 @@ def test_clients_of_whom_no_update_counted_have_one_adapter(personal, tmp_path):
     assert {run.adapter(client).name for client in rest} == {"client-untrained"}
     shared, others = (export.load_adapter(run.adapter(client))[0] for client in (rest[0], own[0][0]))
     assert all(shared[n].A.equal(others[n].A) and not shared[n].B.equal(others[n].B) for n in shared)
-    assert run.model(client=rest[0])(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    assert run.model(client=rest[0])(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).shape == (1, 10)
     with pytest.raises(fedinit.InputError, match=r"client=6: .*; ask for model\(client=0\) to 5"):
         run.model(client=6)
     # A folder that was taken away is no client that has not trained.
