@@ -1,4 +1,4 @@
-"""SIGTERM, Ctrl-C, SIGHUP: a run leaves within LIMIT seconds, and the same command goes on from its last checkpoint."""
+"""SIGTERM, Ctrl-C, SIGHUP: a command ends in order within LIMIT seconds, and a run goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def listening(
         nonlocal stopped
         if stopped is not None:
             return  # where there is a limit, the watcher ends the process
-        if not imports and _importing(frame):
+        if not imports and not _shielded and _importing(frame):
             at_once(128 + number, cut_short)
         stopped = Stopped(number)
         if not _shielded:
