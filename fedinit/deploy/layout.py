@@ -10,13 +10,14 @@ Each of server/ and site-<i>/ goes to its own machine and works from wherever it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,14 +108,13 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
     """
     files = _files(federation, config, settings)
     with listening(limit=None):  # half of it would stand in the way of the same command, and hold keys
-        try:
+        with _place(folder):
             existed = folder.exists()
             if existed and any(folder.iterdir()):
                 raise InputError(f"{folder}: is there already; keys are not overwritten, choose a new folder")
-        except OSError as error:
-            raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
         try:
-            _make(folder)
+            with _place(folder):
+                make_folder(folder)
             _write(folder, files)
             if federation.secure:
                 _keys(folder, federation)
@@ -125,9 +125,11 @@ def make(folder: Path, federation: Federation, config: Config, settings: Mapping
             raise
 
 
-def _make(folder: Path) -> None:
+@contextlib.contextmanager
+def _place(folder: Path) -> Iterator[None]:
+    """Within, a folder that cannot be had is an InputError of one line."""
     try:
-        make_folder(folder)
+        yield
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; choose a new folder") from error
 

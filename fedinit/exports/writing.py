@@ -111,7 +111,7 @@ def _export(run: Run, written: Format, folder: Path, client: int | None) -> Expo
             disk.replace_json(folder / CONFIG, {"fedinit": {"format": written.name, "unfinished": True}})
             for name in {*written.at_times, *files} - {CONFIG}:
                 (folder / name).unlink(missing_ok=True)
-            for name in sorted(files, key=CONFIG.__eq__):
+            for name in sorted(files, key=lambda name: name == CONFIG):
                 os.replace(Path(partial) / name, folder / name)
     return Exported(folder, tuple(files), sum(map(len, files.values())), difference, tuple(untried))
 

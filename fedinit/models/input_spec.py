@@ -80,17 +80,20 @@ class TakesImages:
         self._refuse_numbers(images, least, most)
 
     def _refuse_numbers(self, images: Tensor, least: float, most: float) -> None:
+        if not images.is_floating_point():
+            if least < 0 or most > 255:
+                raise InputError(f"these images are whole numbers from {least:g} to {most:g}; {HOW}")
+            return
         pairs = zip(self.input.mean, self.input.std, strict=True)
         reached = [(level - mean) / std for mean, std in pairs for level in (0, 1)]
-        beyond = BEYOND * (max(reached) - min(reached))
-        if not images.is_floating_point() and (least < 0 or most > 255):
-            raise InputError(f"these images are whole numbers from {least:g} to {most:g}; {HOW}")
-        if images.is_floating_point() and (least < min(reached) - beyond or most > max(reached) + beyond):
+        low, high = min(reached), max(reached)
+        beyond = BEYOND * (high - low)
+        if least < low - beyond or most > high + beyond:
             raise InputError(
                 f"these images are floats from {least:.3g} to {most:.3g}, and normalised ones reach from "
-                f"{min(reached):.3g} to {max(reached):.3g}; {HOW}"
+                f"{low:.3g} to {high:.3g}; {HOW}"
             )
-        if images.is_floating_point() and least >= 0 and most <= 1 and (min(reached), max(reached)) != (0, 1):
+        if least >= 0 and most <= 1 and (low, high) != (0, 1):
             told = f"these images are floats from 0 to 1, which are not normalised yet; {HOW}"
             warnings.warn(told, stacklevel=_callers_level())
 

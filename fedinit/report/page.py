@@ -139,10 +139,11 @@ def _title(shown: Sequence[Method]) -> str:
 
 
 def _under(shown: Sequence[Method]) -> Markup:
-    """The models, and how adapters and partition are where all have the same; where not, which there are."""
+    """The models, kinds of adapters and partitions that there are among the runs."""
     models = dict.fromkeys(method.first.model for method in shown)
-    both = [[method.first.config.get(key) or {} for method in shown] for key in ("adapter", "partition")]
-    adapters, partitions = both
+    adapters, partitions = (
+        [method.first.config.get(key) or {} for method in shown] for key in ("adapter", "partition")
+    )
     adapted = dict.fromkeys(f"{of.get('kind')} of rank {of['rank']}" for of in adapters if of.get("rank"))
     dealt = dict.fromkeys(str(of["name"]) for of in partitions if of.get("name"))
     parts = [", ".join(models), ", ".join(adapted), f"partition by {', '.join(dealt)}" if dealt else ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
 from fedinit.scores import SCORES
-from fedinit.stopping import unbroken
+from fedinit.stopping import standing, unbroken
 from fedinit.telling import tell
 
 MOST = 5  # clients of a round of whom one thing is said on the screen
@@ -31,16 +32,15 @@ class ProgressObserver(Observer):
         self.console, self.label = console, label
         self.view = View(label)
         self.live: Live | None = None
+        self._shown = contextlib.ExitStack()  # holds the live view, while it is up
         self.score = ""
         self._befell: Counter[tuple[str, object]] = Counter()  # clients, by kind of event and round
 
     def started(self, rounds: int, roster: Roster) -> None:
         self.view.rounds, self.view.total, self.view.score = rounds, len(roster.examples), roster.score
         if self.console.is_terminal and not self.console.quiet:
-            live = Live(self.view, console=self.console, refresh_per_second=2)
-            with unbroken():  # half a start cannot be stopped: rich looks for what it had not put up yet
-                live.start()
-                self.live = live
+            self.live = Live(self.view, console=self.console, refresh_per_second=2)
+            self._shown.enter_context(standing(self.live))
         else:
             self._line(f"{self.label}: {counted(rounds, 'round')}, {counted(len(roster.examples), 'client')}")
 
@@ -67,7 +67,7 @@ class ProgressObserver(Observer):
         if self.live is not None:
             self.live.refresh()
             if report.round == self.view.rounds:
-                self._stop()
+                self._shown.close()
         elif report.score is not None:
             self._line(f"{self.label}: round {report.round}/{self.view.rounds}, {facts}, {report.seconds:.1f} s")
         if isinstance(self.console, VerboseConsole):
@@ -123,12 +123,7 @@ class ProgressObserver(Observer):
     def close(self) -> None:
         """Stop the live view, so that the terminal is in order, also after a failure."""
         self._rest()
-        self._stop()
-
-    def _stop(self) -> None:
-        with unbroken():
-            if self.live is not None:
-                self.live.stop()
+        self._shown.close()
 
 
 def shown(report: RoundReport) -> Round:
