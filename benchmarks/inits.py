@@ -30,6 +30,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from benchmarks import machine
 from benchmarks.bank import read
+from clients.resident import Resident
 from clients.statistics import measure
 from fedinit import wire
 from fedinit.adapters.bank import Bank
@@ -65,7 +66,9 @@ class Client:
         began = time.perf_counter()
         self.bank.bare()
         examples = torch.arange(len(self.data.labels))
-        found = measure(self.bank, request, examples, 0, self.data, self.backbone.input, self.size, "")
+        found = measure(
+            self.bank, request, examples, 0, Resident(self.data, self.bank.device), self.backbone.input, self.size, ""
+        )
         self.seconds += time.perf_counter() - began
         sent = head if request.source == "gradients" else {}
         content = {
@@ -172,7 +175,7 @@ def captured(data_root: str, checkpoint: str) -> list[dict[str, Any]]:
         while isinstance(made, Request):
             bank.bare()
             asked, statistics = made, create_statistics(made)
-            found = measure(bank, asked, examples, 0, data, spec, 64, "")
+            found = measure(bank, asked, examples, 0, Resident(data, bank.device), spec, 64, "")
             found = add_up([Statistics(found.examples, unpack(statistics, pack(statistics, found.sums)))])
             made = initializer.step(setting, asked, found)
         return asked, found

@@ -13,6 +13,7 @@ from torch import Tensor
 from clients import batches
 from clients.engine import Engine
 from clients.engine.plan import plan
+from clients.resident import Resident
 from clients.task import Answer, ClientFailed, Measured, Task
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
@@ -90,22 +91,21 @@ def by_domain(data: Dataset, examples: Tensor, answers: Sequence[Answer]) -> Sum
 
 
 @torch.inference_mode()
-def score_sums(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
+def score_sums(bank: Bank, task: Task, resident: Resident, spec: InputSpec) -> Tensor:
     """(2, n): what each of the task's n examples adds to the two sums. bank: has adapter and head folded into it."""
-    device = bank.device
+    device, data = bank.device, resident.data
     if task.features is not None:
         logits = bank.classify(task.features.to(device), 1)
     else:
-        logits = bank.forward(batches.normalise(data.images[task.examples], spec, device), 1)
+        logits = bank.forward(batches.normalise(resident.pixels(task.examples), spec, device), 1)
     score = sums_of_regression if data.is_regression else sums_of_classes
     return score(logits[0].cpu(), data.labels[task.examples])
 
 
 @torch.inference_mode()
-def features_of(bank: Bank, task: Task, data: Dataset, spec: InputSpec) -> Tensor:
+def features_of(bank: Bank, task: Task, resident: Resident, spec: InputSpec) -> Tensor:
     """(n, D) pooled features of the examples, by a bank without adapters."""
-    device = bank.device
-    return bank.embed(batches.normalise(data.images[task.examples], spec, device)).cpu()
+    return bank.embed(batches.normalise(resident.pixels(task.examples), spec, bank.device)).cpu()
 
 
 def sums_of_classes(outputs: Tensor, labels: Tensor) -> Tensor:

@@ -24,12 +24,12 @@ from clients import batches
 from clients.clipping import clip_factors, norms_of
 from clients.optimizers import create_optimizer
 from clients.optimizers.contract import BankOptimizer
+from clients.resident import Resident
 from clients.task import Result, StepFailed, Task
 from clients.training import load, unload
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.config.privacy import ExamplePrivacyConfig
-from fedinit.data.dataset import Dataset
 from fedinit.draws import Draws, draws
 from fedinit.losses import choose_loss
 from fedinit.models.input_spec import InputSpec
@@ -41,7 +41,7 @@ from fedinit.seeding import derive
 def train_privately(
     bank: Bank,
     task: Task,
-    data: Dataset,
+    resident: Resident,
     spec: InputSpec,
     settings: ClientConfig,
     privacy: ExamplePrivacyConfig,
@@ -50,13 +50,14 @@ def train_privately(
 ) -> Result:
     """Train one client; its loss, a mean over examples, is not told.
 
-    bank, data, spec, settings, seed: as of `train_bank`. rounds: of the run, over which ε is to last.
+    bank, spec, settings, seed: as of `train_bank`. resident: with the images.
+    rounds: of the run, over which ε is to last.
     Raises InputError as `Steps.of` does, and StepFailed.
     """
     steps = Steps.of(len(task.examples), settings, rounds, privacy)
     leaves = load(bank, [task], None, ())
     optimizer = create_optimizer(leaves, settings, bank.owned(leaves), [task.step_scales])
-    round = PrivateRound(bank, task, data, spec, settings, privacy.clip, seed)
+    round = PrivateRound(bank, task, resident, spec, settings, privacy.clip, seed)
     noise, purposes = steps.noise, ("privacy.batches", "privacy.noise")
     chosen, drawn = (draws(seed, task.secret, purpose, task.round, task.client, "") for purpose in purposes)
     for step in range(steps.a_round):
@@ -89,7 +90,7 @@ class PrivateRound:
 
     bank: Bank
     task: Task
-    data: Dataset
+    resident: Resident
     spec: InputSpec
     settings: ClientConfig
     clip: float
@@ -114,7 +115,7 @@ class PrivateRound:
 
     def gradients(self, places: Tensor, step: int) -> Tensor:
         """(m, P): each example's gradient of its own loss, over all leaves side by side."""
-        count, labels = len(places), self.data.labels[self.task.examples[places]].to(self.bank.device)
+        count, labels = len(places), self.resident.data.labels[self.task.examples[places]].to(self.bank.device)
         with self.bank.as_examples(count, self._dropout(places, step)) as rows:
             if not count:
                 return torch.zeros(0, sum(row.shape[1:].numel() for row in rows.values()), device=self.bank.device)
@@ -147,7 +148,7 @@ class PrivateRound:
 
     def _images(self, places: Tensor, step: int) -> Tensor:
         """(m, c, h, w) normalised; an example is augmented by the step and its place, not by who else is there."""
-        images, zero = self.data.images[self.task.examples[places]], torch.zeros_like(places)
+        images, zero = self.resident.pixels(self.task.examples[places]), torch.zeros_like(places)
         key = torch.tensor(self._drawn("augment"))
-        words = philox(key, torch.stack([places, torch.full_like(places, step), zero, zero], dim=-1))
+        words = philox(key, torch.stack([places, torch.full_like(places, step), zero, zero], dim=-1)).to(images.device)
         return batches.normalise(batches.augment(images, self.settings.augment, words), self.spec, self.bank.device)

@@ -25,49 +25,29 @@ from torch import Tensor
 
 from clients import batches
 from clients.loader import BankLoader
+from clients.resident import Resident
 from clients.step import Pass, Training
 from clients.task import StepFailed
 from fedinit.adapters.bank import Bank
 from fedinit.adapters.contract import Frozen
 from fedinit.config.client import ClientConfig
-from fedinit.data.dataset import Dataset
-from fedinit.data.image_cache import MappedImages
-from fedinit.errors import InputError, first_line, out_of_memory
+from fedinit.errors import first_line, out_of_memory
 from fedinit.models.input_spec import InputSpec
 
 RECORDINGS = 4  # shapes of banks that are kept; each holds its adapters, and the graphs of all share their memory
-RESIDENT = 0.25  # of the device's memory: data sets up to this lie on the device, beside the SHARE of cost.py
-ROWS = 1024  # images that are brought from a file at a time
 CAPTURING = threading.Lock()  # a process records one graph at a time, whatever the device
 
 
 class Recorder:
     """The recorded steps of one device, by the shape of the bank that is trained."""
 
-    def __init__(self, data: Dataset, spec: InputSpec, device: torch.device) -> None:
-        """spec: the size and normalisation of the backbone's input.
-        device: on the CPU nothing is recorded, and the same steps are taken one by one: the twin that tests can have
-        everywhere."""
-        self.data, self.spec, self.device = data, spec, device
-        self.works, self.pool = device.type == "cuda", torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
-
-    @cached_property
-    def images(self) -> Tensor | None:
-        """All of them on the device, from the first recording on, those of a file too; None where they take too much of
-        its memory, or one cannot be read, which is then its client's to tell."""
-        images = self.data.images
-        size = images.shape.numel() * images.dtype.itemsize
+    def __init__(self, resident: Resident, spec: InputSpec) -> None:
+        """resident: the data, on the device. On the CPU nothing is recorded, and the same steps are taken one by one:
+        the twin that tests can have everywhere. spec: the size and normalisation of the backbone's input."""
+        self.resident, self.spec, self.device = resident, spec, resident.device
         on_cuda = self.device.type == "cuda"
-        room = RESIDENT * torch.cuda.get_device_properties(self.device).total_memory if on_cuda else size
-        if size > room:
-            return None
-        return images.to(self.device) if isinstance(images, Tensor) else _brought(images, self.device)
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """All of them on the device."""
-        return self.data.labels.to(self.device)
+        self.works, self.pool = on_cuda, torch.cuda.graph_pool_handle() if on_cuda else None
+        self._recordings: OrderedDict[Hashable, Recording] = OrderedDict()
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
@@ -85,8 +65,7 @@ class Recorder:
         """Give back the memory of all recordings, and of the images; False where there are none."""
         held = bool(self._recordings)
         self._recordings.clear()
-        for name in ("images", "labels"):
-            vars(self).pop(name, None)
+        self.resident.release()
         if held:
             gc.collect()  # a recording and its bank hold each other
             if self.device.type == "cuda":
@@ -184,7 +163,7 @@ class Recording:
         self.graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         # Counts what graphs do; as all that they work on, it is here for as long as they are.
         self.replays = torch.zeros((), dtype=torch.long, device=recorder.device)
-        unseen = recorder.data.images[:1] if recorder.images is None else None
+        unseen = recorder.resident.data.images[:1] if recorder.resident.images is None else None
         self.batch = Batch.empty(len(training.losses), settings.batch_size, unseen, recorder.device)
         pixels = self.batch.pixels
         self.staging = [] if pixels is None else [torch.empty_like(pixels).flatten() for _ in range(2)]
@@ -251,26 +230,18 @@ class Recording:
     def _take(self, rows: int, width: int, resting: bool) -> None:
         batch, recorder = self.batch, self.recorder
         indices = batch.indices[:rows, :width]
-        if recorder.images is None:
+        there = recorder.resident.images
+        if there is None:
             assert batch.pixels is not None
             chosen = batch.pixels[:rows, :width].flatten(0, 1)
         else:
-            chosen = recorder.images[indices.flatten()]
+            chosen = there[indices.flatten()]
         pixels = batches.augment(chosen, self.settings.augment, batch.words[:rows, :width].flatten(0, 1))
         inputs = batches.normalise(pixels, recorder.spec, recorder.device)
         moving = batch.moving[:rows] if resting else None
-        self.training.step([Pass(inputs, recorder.labels[indices], batch.weight[:rows, :width])], moving=moving)
-
-
-def _brought(images: MappedImages, device: torch.device) -> Tensor | None:
-    """All images of a file on the device; None where one cannot be read now."""
-    there = torch.empty(images.shape, dtype=images.dtype, device=device)
-    try:
-        for rows in torch.arange(len(images)).split(ROWS):
-            there[int(rows[0]) : int(rows[-1]) + 1] = images[rows]
-    except (InputError, OSError):
-        return None
-    return there
+        self.training.step(
+            [Pass(inputs, recorder.resident.labels[indices], batch.weight[:rows, :width])], moving=moving
+        )
 
 
 def _tensors(training: Training) -> list[Tensor]:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from clients import batches
 from clients.clipping import clip_factors, norms_of
+from clients.resident import Resident
 from fedinit.adapters.bank import Bank
-from fedinit.data.dataset import Dataset
 from fedinit.draws import Draws, draws
 from fedinit.errors import Code, Refused
 from fedinit.losses import choose_loss
@@ -41,12 +41,20 @@ class TooFew(Refused):
 
 
 def measure(
-    bank: Bank, request: Request, examples: Tensor, client: int, data: Dataset, spec: InputSpec, size: int, secret: str
+    bank: Bank,
+    request: Request,
+    examples: Tensor,
+    client: int,
+    resident: Resident,
+    spec: InputSpec,
+    size: int,
+    secret: str,
 ) -> Statistics:
     """The sums that the request asks for, over a client's examples.
 
     bank: without adapters, or loaded with the start whose gradients are asked for.
-    examples: (n,) indices into `data`. spec: the size and normalisation of the backbone's input. size: images a batch.
+    examples: (n,) indices into the data. spec: the size and normalisation of the backbone's input.
+    size: images a batch.
     secret: what the draw of the noise depends on besides the seed; a site keeps its own, so that nobody else can take
     the noise off again. Raises TooFew, and ValueError for NaN or infinite values, naming the layer.
     """
@@ -59,7 +67,7 @@ def measure(
     sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes_of(request).items()}
     rows = dict.fromkeys(statistics, 0)  # the most rows of an image
     for part in chosen.split(size):
-        for layer, (count, added) in _measure_batch(bank, request, statistics, part, data, spec).items():
+        for layer, (count, added) in _measure_batch(bank, request, statistics, part, resident, spec).items():
             rows[layer] = max(rows[layer], count)
             for key, value in added.items():
                 sums[f"{layer}/{key}"] += value
@@ -74,7 +82,7 @@ def measure(
 
 
 def _measure_batch(
-    bank: Bank, request: Request, statistics: Mapping[str, Statistic], part: Tensor, data: Dataset, spec: InputSpec
+    bank: Bank, request: Request, statistics: Mapping[str, Statistic], part: Tensor, resident: Resident, spec: InputSpec
 ) -> dict[str, tuple[int, dict[str, Tensor]]]:
     """{layer: (rows of an image, 0 where they are not asked for; {key: what the images `part` (b,) add to its sum})}.
     Of a layer that images go through twice, the last time counts."""
@@ -96,8 +104,8 @@ def _measure_batch(
         measured = statistics[layer].measure(values, other)
         found[layer] = count, {key: value.double().cpu() for key, value in measured.items()}
 
-    images = batches.normalise(data.images[part], spec, bank.device)
-    SOURCES[request.source](bank, request, images, data.labels[part], see)
+    images = batches.normalise(resident.pixels(part), spec, bank.device)
+    SOURCES[request.source](bank, request, images, resident.data.labels[part], see)
     return found
 
 

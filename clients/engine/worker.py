@@ -17,6 +17,7 @@ from clients.engine.rows import rows_are_kept
 from clients.evaluation import features_of, score_sums
 from clients.private import train_privately
 from clients.replay import Recorder
+from clients.resident import Resident
 from clients.statistics import measure
 from clients.task import Answer, ClientFailed, Job, Measured, Result, StepFailed, Task
 from clients.training import train_bank
@@ -112,14 +113,15 @@ class Worker:
         self.replica = Replica(*made) if alone else beside.replica
         how = (settings.scale, settings.dropout, self.replica.exact, settings.rank)
         self.bank = Bank(self.replica.backbone, targets, *how)
-        self.data, self.settings, self.spec, self.device = data, settings, backbone.input, device
+        self.settings, self.spec, self.device = settings, backbone.input, device
         self._most = sys.maxsize  # clients that there was memory for in one pass
         self._whole_rows = all(width % ROW == 0 for shape in targets.values() for width in shape)
         if beside is not None:
             self.compiled = beside.compiled
         else:
             self.compiled = Compiled() if settings.compile else None
-        self.recorder = None if device.type == "cpu" else Recorder(data, self.spec, device)
+        self.resident = Resident(data, device)
+        self.recorder = None if device.type == "cpu" else Recorder(self.resident, self.spec)
 
     def do(self, job: Job) -> tuple[Answer, ...]:
         """The answers to the job's tasks, in their order; ClientFailed for a client that fails."""
@@ -219,7 +221,7 @@ class Worker:
 
     def _trained(self, tasks: tuple[Task, ...]) -> list[Result | ClientFailed]:
         settings = self.settings
-        run = self.data, self.spec, settings.client, settings.seed
+        run = self.resident.data, self.spec, settings.client, settings.seed
         return train_bank(self.bank, tasks, *run, self.recorder, self.compiled)
 
     def _train_among_mutes(self, tasks: tuple[Task, ...], i: int) -> Result | ClientFailed:
@@ -232,7 +234,7 @@ class Worker:
 
     def _train_privately(self, task: Task, privacy: ExamplePrivacyConfig) -> Result | ClientFailed:
         settings = self.settings
-        run = self.data, self.spec, settings.client, privacy, settings.rounds, settings.private_seed
+        run = self.resident, self.spec, settings.client, privacy, settings.rounds, settings.private_seed
         try:
             if task.mute:
                 raise ValueError("failed before it was asked")
@@ -257,17 +259,19 @@ class Worker:
         else:
             self.bank.bare()
         size = settings.client.batch_size if _goes_back(request) else settings.batch_size
-        statistics = measure(self.bank, request, task.examples, task.client, self.data, self.spec, size, task.secret)
+        statistics = measure(
+            self.bank, request, task.examples, task.client, self.resident, self.spec, size, task.secret
+        )
         return Measured(task.client, statistics.sums, statistics.examples)
 
     def _evaluate(self, task: Task) -> Measured:
         self.replica.fold(self.bank, task)
-        sums = score_sums(self.bank, task, self.data, self.spec)
+        sums = score_sums(self.bank, task, self.resident, self.spec)
         return Measured(task.client, {"sums": sums}, len(task.examples))
 
     def _features(self, task: Task) -> Measured:
         self.bank.bare()
-        features = features_of(self.bank, task, self.data, self.spec)
+        features = features_of(self.bank, task, self.resident, self.spec)
         return Measured(task.client, {"features": features}, len(task.examples))
 
 

@@ -265,8 +265,13 @@ class Bank:
 
     def fold(self, adapter: Mapping[str, Factors], head: Mapping[str, Tensor]) -> None:
         """Take one adapter and head for evaluation; each layer's effective weight is computed once, not per batch."""
+        tensors = [value for name in self.layers for value in adapter[name].parts.values()]
+        if any(value.device != self.device for value in tensors):
+            tensors = crossed(tensors, self.device)  # of which the products are made where the weights are
+        there = iter(tensors)
         for name, layer in self.layers.items():
-            layer.clear(adapter[name].fold(layer.base.exact, layer.scale))
+            own = adapter[name].map(lambda _: next(there))
+            layer.clear(own.fold(layer.base.exact, layer.scale))
         self.head = {key: value[None].to(self.device) for key, value in head.items()}
 
     def fold_like(self, other: Bank) -> None:

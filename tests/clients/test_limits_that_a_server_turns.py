@@ -15,6 +15,7 @@ from PIL import Image
 
 from clients import batches, guard
 from clients.limits import Keeper
+from clients.resident import Resident
 from clients.site import Site
 from clients.statistics import disturb, measure
 from fedinit import wire
@@ -142,7 +143,9 @@ def test_two_heads_that_a_server_makes_up_show_the_gradient_of_one_image(site):
         given = {name.partition("/")[2]: value for name, value in head(threshold).items()}
         one = dataclasses.replace(request, head=given, sampling=Sampling(min_examples=1))
         data, spec = site.data, site.backbone.input
-        return measure(worker.bank, one, torch.tensor([image]), 0, data, spec, 32, "").sums[f"{LAYER}/gradient"]
+        return measure(worker.bank, one, torch.tensor([image]), 0, Resident(data, worker.device), spec, 32, "").sums[
+            f"{LAYER}/gradient"
+        ]
 
     images = batches.normalise(site.data.images[train], site.backbone.input, worker.bank.device)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from clients import batches, clipping
 from clients.clipping import norms_of
 from clients.private import PrivateRound, poisson, train_privately
+from clients.resident import Resident
 from clients.task import Result, StepFailed, Task
 from clients.training import load, train_bank
 from fedinit.adapters.bank import Bank
@@ -55,7 +56,9 @@ def make(tiny_data: Dataset, random_adapter, random_head, client_config) -> Call
             head = {name: value.double() for name, value in head.items()}
         task = Task(3, 2, EXAMPLES, adapter, head, trainable)
         load(bank, [task], None, [])
-        return PrivateRound(bank, task, tiny_data, backbone.input, client_config(**changes), clip, 1)
+        return PrivateRound(
+            bank, task, Resident(tiny_data, bank.device), backbone.input, client_config(**changes), clip, 1
+        )
 
     return build
 
@@ -83,9 +86,9 @@ def _by_loop(round: PrivateRound, plain: nn.Module, names: dict[str, Tensor], cl
     """Σ g_i min(1, C/‖g_i‖) from the formula, an example at a time, as ordinary autograd has the gradients."""
     total = torch.zeros(sum(p.numel() for p in names.values()), dtype=torch.float64)
     for example in round.task.examples:
-        image = round.data.images[example][None].double()
+        image = round.resident.data.images[example][None].double()
         image = (image / 255 - 0.5) / 0.5
-        loss = nn.functional.cross_entropy(plain(image), round.data.labels[example][None])
+        loss = nn.functional.cross_entropy(plain(image), round.resident.data.labels[example][None])
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(names.values()))])
         total += gradient * min(1.0, clip / float(gradient.norm()))
     return total
@@ -200,8 +203,8 @@ def test_the_clipped_sum_is_that_of_opacus(make, tiny_vit: Backbone, clip: float
         max_grad_norm=clip,
         expected_batch_size=len(EXAMPLES),
     )
-    images = batches.normalise(round.data.images[EXAMPLES], tiny_vit.input, torch.device("cpu"))
-    nn.functional.cross_entropy(model(images), round.data.labels[EXAMPLES]).backward()
+    images = batches.normalise(round.resident.data.images[EXAMPLES], tiny_vit.input, torch.device("cpu"))
+    nn.functional.cross_entropy(model(images), round.resident.data.labels[EXAMPLES]).backward()
     optimizer.clip_and_accumulate()
     expected = torch.cat([p.summed_grad.flatten() for p in trained])
     torch.testing.assert_close(round.clipped_sum(_places(), 0), expected, rtol=1e-5, atol=1e-5)
@@ -219,7 +222,9 @@ def test_an_examples_gradient_is_that_of_a_client_that_has_it_alone(make, tiny_v
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-11)
     leaves = load(round.bank, [round.task], None, [])
     images = round._images(_places(), 0)
-    loss = nn.functional.cross_entropy(round.bank.forward(images, 1)[0], round.data.labels[EXAMPLES], reduction="sum")
+    loss = nn.functional.cross_entropy(
+        round.bank.forward(images, 1)[0], round.resident.data.labels[EXAMPLES], reduction="sum"
+    )
     ordinary = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(leaves.values()))])
     torch.testing.assert_close(together.sum(0), ordinary, rtol=1e-9, atol=1e-11)
 
@@ -289,7 +294,7 @@ def test_without_clip_and_noise_a_step_of_all_examples_is_the_ordinary_one(
     task = round.task
     for optimizer, changes in (("sgd", {}), ("adamw", {"betas": (0.9, 0.99)}), ("sgd_sai", {}), ("sgd", {"prox": 0.1})):
         settings = client_config(optimizer, batch_size=7, epochs=2, **changes)
-        private = train_privately(round.bank, task, tiny_data, tiny_backbone.input, settings, QUIET, 1, 1)
+        private = train_privately(round.bank, task, round.resident, tiny_backbone.input, settings, QUIET, 1, 1)
         (ordinary,) = train_bank(round.bank, [task], tiny_data, tiny_backbone.input, settings, 1)
         assert isinstance(ordinary, Result) and private.steps == ordinary.steps == 2 and private.loss is None
         for ours, theirs in zip(_tensors(private), _tensors(ordinary), strict=True):
@@ -321,7 +326,7 @@ def test_the_noise_has_the_stated_deviation_and_no_batch_is_noise_alone(
     monkeypatch.setattr("clients.private.poisson", lambda *_: torch.zeros(0, dtype=torch.long))
     settings = client_config(batch_size=7, epochs=1, momentum=0.0, weight_decay=0.0, lr=0.5)
     privacy = ExamplePrivacyConfig(clip=0.3, noise=1.5, epsilon=None)
-    result = train_privately(round.bank, round.task, tiny_data, tiny_vit.input, settings, privacy, 1, 1)
+    result = train_privately(round.bank, round.task, round.resident, tiny_vit.input, settings, privacy, 1, 1)
     start = Result(3, round.task.adapter, round.task.head, None, 1)
     std = 0.5 * 1.5 * 0.3 / 7
     for after, before in zip(_tensors(result), _tensors(start), strict=True):
@@ -338,7 +343,7 @@ def test_a_secret_hides_the_noise_and_the_batches_from_who_knows_the_seed(
 
     def run(seed: int, secret: str) -> Tensor:
         task = dataclasses.replace(round.task, secret=secret)
-        result = train_privately(round.bank, task, tiny_data, tiny_vit.input, settings, privacy, 1, seed)
+        result = train_privately(round.bank, task, round.resident, tiny_vit.input, settings, privacy, 1, seed)
         return torch.cat([t.flatten() for t in _tensors(result)])
 
     assert torch.equal(run(1, ""), run(1, "")) and not torch.equal(run(1, ""), run(2, ""))
@@ -350,14 +355,16 @@ def test_more_examples_in_a_batch_than_there_are_is_one_line(
 ) -> None:
     round = make(tiny_vit)
     with pytest.raises(InputError, match=r"client.batch_size=8: .* a client has 7; use 7 or less"):
-        train_privately(round.bank, round.task, tiny_data, tiny_vit.input, client_config(batch_size=8), QUIET, 1, 1)
+        train_privately(
+            round.bank, round.task, round.resident, tiny_vit.input, client_config(batch_size=8), QUIET, 1, 1
+        )
 
 
 def test_a_step_that_fails_says_which(make, tiny_data: Dataset, tiny_vit: Backbone, client_config) -> None:
     round = make(tiny_vit)
     task = dataclasses.replace(round.task, examples=EXAMPLES + 1000)
     with pytest.raises(StepFailed) as failed:
-        train_privately(round.bank, task, tiny_data, tiny_vit.input, client_config(batch_size=7), QUIET, 1, 1)
+        train_privately(round.bank, task, round.resident, tiny_vit.input, client_config(batch_size=7), QUIET, 1, 1)
     assert failed.value.step == 1
 
 
@@ -368,8 +375,8 @@ def test_a_head_alone_trains_on_features(make, tiny_data: Dataset, tiny_vit: Bac
     task = dataclasses.replace(round.task, adapter=adapter, trainable=frozenset())
     images = batches.normalise(tiny_data.images[EXAMPLES], tiny_vit.input, torch.device("cpu"))
     privacy = ExamplePrivacyConfig(noise=0.5, epsilon=None)
-    on_images = train_privately(round.bank, task, tiny_data, tiny_vit.input, settings, privacy, 1, 1)
+    on_images = train_privately(round.bank, task, round.resident, tiny_vit.input, settings, privacy, 1, 1)
     task = dataclasses.replace(task, features=tiny_vit.module(images))
-    on_features = train_privately(round.bank, task, tiny_data, tiny_vit.input, settings, privacy, 1, 1)
+    on_features = train_privately(round.bank, task, round.resident, tiny_vit.input, settings, privacy, 1, 1)
     for ours, theirs in zip(_tensors(on_features), _tensors(on_images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clients.private import PrivateRound, train_privately
+from clients.resident import Resident
 from clients.site import Site
 from clients.task import Task
 from clients.training import load
@@ -47,14 +48,14 @@ def _round() -> PrivateRound:
     task = Task(0, 1, torch.arange(CANARIES), adapter, head, frozenset("AB"), secret="the client's own")
     settings = SGDConfig(lr=LR, momentum=0.0, weight_decay=0.0, clip_norm=None, batch_size=CANARIES, epochs=1)
     bank = Bank(site.backbone, site.targets, 2.0)
-    return PrivateRound(bank, task, data, site.backbone.input, settings, CLIP, 0)
+    return PrivateRound(bank, task, Resident(data, bank.device), site.backbone.input, settings, CLIP, 0)
 
 
 def _released(round: PrivateRound, included: Tensor, privacy: ExamplePrivacyConfig) -> Tensor:
     """(P,): the sum of gradients that a step of the included canaries' client was made of, as its update tells."""
     mine = dataclasses.replace(round.task, examples=included.nonzero().flatten())
     settings = dataclasses.replace(round.settings, batch_size=len(mine.examples))
-    result = train_privately(round.bank, mine, round.data, round.spec, settings, privacy, 1, 0)
+    result = train_privately(round.bank, mine, round.resident, round.spec, settings, privacy, 1, 0)
 
     def side_by_side(adapter, head) -> Tensor:
         parts = [factors.parts[part] for factors in adapter.values() for part in "AB"]

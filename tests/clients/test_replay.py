@@ -23,6 +23,7 @@ from clients.engine.hardware import computing
 from clients.engine.worker import Settings, Worker
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.replay import CAPTURING, Recorder
+from clients.resident import Resident
 from clients.task import ClientFailed, Job, Result, Task
 from clients.training import train_bank
 from fedinit.adapters.dora import DoRAFactors
@@ -57,7 +58,7 @@ def worker(tiny_vit: Backbone, tiny_data: Dataset) -> Callable[..., Worker]:
         targets = select_targets(tiny_vit.module, None, RANK)
         of_run = Settings(client=settings, seed=3, scale=SCALE, precision=precision)
         made = Worker(tiny_vit, targets, tiny_data, of_run, place)
-        made.recorder = Recorder(tiny_data, tiny_vit.input, place) if recorded else None
+        made.recorder = Recorder(made.resident, tiny_vit.input) if recorded else None
         return made
 
     return make
@@ -175,7 +176,7 @@ def test_a_mute_mate_changes_no_bit_on_cuda(precision, worker, client_config, ta
 def test_images_that_do_not_fit_are_read_ahead(worker, client_config, tasks) -> None:
     settings = client_config(augment="crop_flip")
     resident, staged = worker(settings, "cuda"), worker(settings, "cuda")
-    staged.recorder.images = None
+    staged.recorder.resident.images = None
     assert same_bytes(results(staged, tasks), results(resident, tasks))
 
 
@@ -190,7 +191,7 @@ def test_images_of_a_file_lie_on_the_device_too(device, worker, client_config, t
     made = worker(settings := client_config(augment="crop_flip"), device)
     shape = there.shape[1:]
     mapped = dataclasses.replace(tiny_data, images=MappedImages(torch.arange(len(there)), shape, rows))
-    made.recorder = Recorder(mapped, made.spec, made.device)
+    made.recorder = Recorder(Resident(mapped, made.device), made.spec)
     assert same_bytes(results(made, tasks), results(worker(settings, device), tasks))
     assert sum(map(len, read)) == len(there)  # once, and not step by step
     results(made, tasks)
@@ -207,8 +208,8 @@ def test_an_image_of_a_file_that_cannot_be_read_is_its_clients(worker, client_co
 
     made = worker(client_config())
     mapped = MappedImages(torch.arange(len(there)), there.shape[1:], rows)
-    made.data = dataclasses.replace(tiny_data, images=mapped)
-    made.recorder = Recorder(made.data, made.spec, made.device)
+    made.resident = Resident(dataclasses.replace(tiny_data, images=mapped), made.device)
+    made.recorder = Recorder(made.resident, made.spec)
     answers = made.do(Job("train", "", "", tuple(tasks)))
     assert [isinstance(answer, ClientFailed) for answer in answers] == [False, True, False, False]
     assert "cannot read it any more" in str(answers[1])
@@ -217,7 +218,7 @@ def test_an_image_of_a_file_that_cannot_be_read_is_its_clients(worker, client_co
 def test_images_off_the_device_are_augmented_alike(worker, client_config, tasks) -> None:
     settings = client_config(augment="crop_flip")
     resident, staged = worker(settings), worker(settings)
-    staged.recorder.images = None
+    staged.recorder.resident.images = None
     assert same_bytes(results(staged, tasks), results(resident, tasks))
 
 
@@ -670,9 +671,9 @@ def test_switches_stay_while_any_lane_computes_and_are_put_back(monkeypatch) -> 
 
 def test_images_are_on_the_device_from_the_first_recording_on(worker, client_config, tasks) -> None:
     made = worker(client_config())
-    assert "images" not in vars(made.recorder) and "labels" not in vars(made.recorder)
+    assert not {"images", "labels"} & vars(made.resident).keys()
     results(made, tasks)
-    assert made.recorder.images is not None and "labels" in vars(made.recorder)
+    assert made.resident.images is not None and "labels" in vars(made.resident)
 
 
 def of_kind(kind: str, tasks: Sequence[Task]) -> list[Task]:

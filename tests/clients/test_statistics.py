@@ -7,6 +7,7 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from clients.resident import Resident
 from clients.statistics import inputs, measure
 from fedinit.adapters.bank import Bank
 from fedinit.data.dataset import Dataset
@@ -50,7 +51,9 @@ def test_a_layer_that_is_reached_twice_counts_once(tiny_vit: Backbone, tiny_data
     """By the last of its inputs, and in every batch."""
     backbone, targets = Backbone(Twice(), 1, tiny_vit.input), {"layer": (1, 1)}
     bank = Bank(backbone, targets, 1.0)
-    found = measure(bank, _request(targets), torch.arange(7), 0, tiny_data, tiny_vit.input, 3, "")
+    found = measure(
+        bank, _request(targets), torch.arange(7), 0, Resident(tiny_data, bank.device), tiny_vit.input, 3, ""
+    )
     assert float(found.sums["layer/count"]) == 7.0
 
 

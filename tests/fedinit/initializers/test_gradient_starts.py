@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from clients.batches import normalise
 from clients.cohort import Cohort
+from clients.resident import Resident
 from clients.site import Site
 from clients.statistics import clip, clip_gradients, measure
 from fedinit.adapters.bank import Bank
@@ -110,7 +111,7 @@ def measured(backbone, data, head, kind, examples, client=0, sampling=None, size
     )
     bank = Bank(backbone, targets, 2.0)
     bank.bare()
-    return request, measure(bank, request, examples, client, data, backbone.input, size, "")
+    return request, measure(bank, request, examples, client, Resident(data, bank.device), backbone.input, size, "")
 
 
 def weight_gradients(backbone, data, head, targets, examples) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clients.cohort import Cohort
+from clients.resident import Resident
 from clients.site import Site
 from fedinit.errors import InputError
 from fedinit.transport.local import LocalGrid
@@ -71,7 +72,7 @@ def test_a_start_is_of_the_images_of_those_who_measure_alone():
             other = dataclasses.replace(site.data, images=images)
             site.data = other
             for worker in site.engine.workers:
-                worker.data = other
+                worker.resident = Resident(other, worker.device)
         return federated(site)[0].final_hash
 
     others = [client for client in range(6) if client not in measuring]
