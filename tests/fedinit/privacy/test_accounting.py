@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedinit.errors import InputError
+from fedinit.privacy import accounting
 from fedinit.privacy.accounting import Rounds
 
 pytest.importorskip("dp_accounting", reason="ε is counted by dp-accounting: pip install fedinit[privacy]")
@@ -75,6 +76,53 @@ def test_the_noise_that_epsilon_takes():
     about = counted(0.25)
     noise = about.noise(8.0, 15)
     assert about.epsilon(noise, 15) <= 8 < about.epsilon(noise / 1.01, 15)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "accountant"), [("poisson", "rdp"), ("fixed", "rdp"), ("poisson", "pld")], ids="-".join
+)
+def test_epsilon_of_many_rounds_is_what_the_accountant_composes(sampling, accountant) -> None:
+    """To the bit: a round is looked into once, and what is made of it for the rounds is no other number."""
+    import dp_accounting as dp
+    from dp_accounting.pld import PLDAccountant
+    from dp_accounting.rdp import RdpAccountant
+
+    poisson = dp.PoissonSampledDpEvent(0.05, dp.GaussianDpEvent(1.1))
+    fixed = dp.SampledWithoutReplacementDpEvent(10**6, 50_000, dp.GaussianDpEvent(0.55))
+    about, relations = counted(0.05, sampling, accountant=accountant), dp.NeighboringRelation
+    relation = relations.REPLACE_ONE if sampling == "fixed" else relations.ADD_OR_REMOVE_ONE
+    for rounds in (7, 60):
+        theirs = RdpAccountant(neighboring_relation=relation).compose(fixed if sampling == "fixed" else poisson, rounds)
+        expected = theirs.get_epsilon(1e-5)
+        if accountant == "pld":
+            expected = min(expected, PLDAccountant().compose(poisson, rounds).get_epsilon(1e-5))
+        assert about.epsilon(1.1, rounds) == expected
+    assert about.epsilon(1.1, 61) > expected  # the control
+
+
+def test_an_accountant_that_says_nothing_of_itself_composes_anew(monkeypatch) -> None:
+    """Another version's may keep its divergences elsewhere."""
+    from dp_accounting.rdp import RdpAccountant
+
+    class Other:
+        def __init__(self, **options: object) -> None:
+            self.own = RdpAccountant(**options)
+
+        def compose(self, *event: object) -> Other:
+            self.own.compose(*event)
+            return self
+
+        def get_epsilon(self, delta: float) -> float:
+            return self.own.get_epsilon(delta)
+
+    expected = counted(0.07).epsilon(1.3, 5)
+    accounting._composed.cache_clear()
+    accounting._epsilon.cache_clear()
+    monkeypatch.setattr("dp_accounting.rdp.RdpAccountant", Other)
+    try:
+        assert counted(0.07).epsilon(1.3, 5) == expected
+    finally:
+        accounting._composed.cache_clear()
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
