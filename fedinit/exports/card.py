@@ -85,7 +85,9 @@ def _reading(model: Portable, written: Format) -> Sequence[str]:
     ]
     lines += [
         "",
-        f'picture = Image.open("picture.jpg").convert("{mode}")',
+        'picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGBA")  # upright',
+        'paper = Image.new("RGBA", picture.size, "white")  # what is transparent shows it',
+        f'picture = Image.alpha_composite(paper, picture).convert("{mode}")',
         f"picture = ImageOps.fit(picture, ({spec.width}, {spec.height}), Image.Resampling.BICUBIC)",
         f"pixels = np.asarray(picture, np.float32).reshape({shape}) / 255",
         f"pixels = (pixels - np.float32({list(spec.mean)})) / np.float32({list(spec.std)})",
@@ -103,7 +105,8 @@ def _input(model: Portable) -> str:
         return f"{shape} float32, as the data has them."
     kind = "grey" if spec.channels == 1 else "RGB"
     return (
-        f"{shape} float32, {kind}: the shorter side brought to size by bicubic resampling and the centre cut out; "
+        f"{shape} float32, {kind}: upright by its EXIF orientation, on white where it is transparent, the shorter side "
+        "brought to size by bicubic resampling and the centre cut out; "
         f"pixels on [0, 1], less the mean {list(spec.mean)}, divided by the standard deviation {list(spec.std)}. "
         f"`config.json` has these too, and the arguments that the model is made with.{_grey(model)}"
     )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 import fedinit
 from clients.site import Site
@@ -24,7 +24,7 @@ from fedinit import cli
 from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.data.decoding import decode
 from fedinit.exports import writing
-from fedinit.exports.card import card
+from fedinit.exports.card import _reading, card
 from fedinit.exports.merged import Merged
 from fedinit.exports.portable import Portable
 from fedinit.exports.writing import export
@@ -100,6 +100,47 @@ def test_the_cards_own_lines_score_what_the_table_says(format, run, monkeypatch,
     assert {n: 100 * int(hits[i]) / int(of[i]) for i, n in enumerate(data.domain_names)} == run.summary[
         "accuracy_by_domain"
     ]
+
+
+PICTURES = {
+    **{f"turned {way}": ("RGB", "jpg", way) for way in range(1, 9)},
+    "turned in another format": ("RGB", "png", 6),
+    "with alpha": ("RGBA", "png", 1),
+    "grey with alpha": ("LA", "png", 1),
+    "one colour is transparent": ("P", "gif", 1),
+    "palette": ("P", "png", 1),
+    "grey": ("L", "png", 1),
+    "bits": ("1", "png", 1),
+    "CMYK": ("CMYK", "jpg", 1),
+    "YCbCr of a TIFF that turns itself": ("RGB", "tif", 8),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_cards_lines_see_a_picture_as_a_prediction_does(kind, channels, run, monkeypatch, tmp_path):
+    mode, suffix, way = PICTURES[kind]
+    down, right = np.mgrid[0:90, 0:70].astype(np.float32)
+    pixels = np.stack([2 * down, 3 * right, 255 - down - right, 2.8 * down], -1).clip(0, 255).astype(np.uint8)
+    picture, exif = Image.fromarray(pixels, "RGBA"), Image.Exif()
+    exif[ExifTags.Base.Orientation] = way
+    options = {"transparency": 3} if suffix == "gif" else {}
+    if mode == "P":
+        picture = picture.convert("RGB")
+    place = tmp_path / "picture.jpg"  # by its content, whatever it is called
+    picture.convert(mode).save(place, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), exif=exif, **options)
+    model = Portable.of(run)
+    spec = dataclasses.replace(model.backbone.input, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
+    taken = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, input=spec))
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(_reading(taken, writing._format("merged"))), names)  # noqa: S102
+    decoded = torch.from_numpy(decode(place.read_bytes(), channels, (spec.height, spec.width)).copy())[None]
+    assert (names["images"] - spec.normalise(decoded, torch.device("cpu"))).abs().max() <= 1.01 / 255 / 0.5
+    plain = np.asarray(Image.open(place).convert("RGB" if channels == 3 else "L").resize((32, 32)), np.float32)
+    gap = np.abs(plain.reshape(32, 32, channels) / 255 - decoded[0].permute(1, 2, 0).numpy() / 255).mean()
+    if way > 2 and suffix != "tif" or "A" in mode:  # the control: as it lies in the file it is another picture
+        assert gap > 0.05
 
 
 def test_what_the_model_takes_travels_with_it(run, tmp_path):
