@@ -171,7 +171,7 @@ class Site:
     def _tell_engine(self, console: Console) -> None:
         size, clients = self.config.engine.clients_per_bank, len(self.partitions)
         most = min(size, clients) if isinstance(size, int) else clients
-        given = f" (engine.clients_per_bank={size})" * (most != size)
+        given = f", all there are (engine.clients_per_bank={size})" * (most != size)
         tell(console, f"engine: {self.engine.described()}, banks of up to {counted(most, 'client')}{given}")
         if self.config.engine.compile is True:
             said = "engine: steps are compiled, which takes half a minute or more at the first of them"

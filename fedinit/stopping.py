@@ -15,7 +15,10 @@ from typing import Protocol
 from fedinit.leaving import at_once
 
 LIMIT = 8.0  # seconds until the process ends anyhow, in whatever operation it is
-CUT_SHORT = "stopped in the midst of a step; the last whole checkpoint, where there was one, is kept"
+CUT_SHORT = (
+    "stopped in the midst of a step; the last whole checkpoint, where there was one, is kept, and the same command "
+    "goes on from it"
+)
 
 
 class Stopped(KeyboardInterrupt):

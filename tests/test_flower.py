@@ -392,7 +392,7 @@ def test_a_round_that_takes_long_says_whose_updates_it_waits_for(site, monkeypat
     federate(config, WatchedGrid(Slow(site, late)), site.backbone, observers=[ledger])
     assert ledger.heard == [
         "round 1: waits for the updates of clients 0, 1, 2",
-        "round 1: waits for the updates of clients 1",
+        "round 1: waits for the update of client 1",
     ]
 
 

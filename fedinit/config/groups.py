@@ -53,8 +53,8 @@ def _written(value: Any) -> str:
 def describe() -> str:
     """Text for --help: the groups with their choices, a line each, then the plain keys with their defaults."""
     lines = ["Groups (group=choice):"]
-    lines += [f"  {name:<11} {'  '.join(choices)}" for name, choices in groups().items()]
+    lines += [f"  {name:<20} {'  '.join(choices)}" for name, choices in groups().items()]
     lines += ["", "Keys (key=value), with their defaults:"]
-    lines += [f"  {key:<14} {_written(value)}" for key, value in keys().items()]
+    lines += [f"  {key:<20} {_written(value)}" for key, value in keys().items()]
     lines += ["", "Keys inside a group: model.checkpoint=  data.root=  adapter.rank=  client.lr=  strategy.lam=  …"]
     return "\n".join(lines)

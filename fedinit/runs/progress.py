@@ -12,6 +12,7 @@ from rich.live import Live
 
 from fedinit.data.reporter import counted
 from fedinit.runs.observer import Observer, Roster, RoundReport
+from fedinit.runs.table import privacy_ahead
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
 from fedinit.scores import SCORES
@@ -100,6 +101,9 @@ class ProgressObserver(Observer):
 
     def event(self, kind: str, facts: Mapping[str, Any]) -> None:
         if kind == "resumed":  # which is told by `resumed`
+            return
+        if kind == "privacy":
+            self._line(f"privacy {privacy_ahead(facts)}")
             return
         if "client" in facts:  # one reason may be all clients', who may be thousands
             about = kind, facts.get("round")

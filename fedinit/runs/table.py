@@ -46,8 +46,9 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         table.add_row(*map(cell, row))
     if len(columns) > 1:
         console.print(table)
+    clients = counted(summary["clients"], "client")
     console.print(
-        f"{counted(summary['rounds'], 'round')}, {counted(summary['clients'], 'client')}, {summary['seconds']:.1f} s; "
+        f"{counted(summary['rounds'], 'round')} in {summary['seconds']:.1f} s, {clients}; "
         f"{summary['trainable_parameters']:,} trained parameters; sent {megabytes(summary['bytes_up'])} up, "
         f"{megabytes(summary['bytes_down'])} down",
         soft_wrap=True,
@@ -68,6 +69,13 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
         others, clients = summary.get("untrained", 0), summary["clients"]
         tell(console, (MOST if others else where).format(last=clients - 1, own=clients - others, clients=clients))
     tell(console, f"run folder: {folder}")
+
+
+def privacy_ahead(planned: Mapping[str, Any]) -> str:
+    """What all rounds will spend, by the ledger's `privacy`."""
+    rounds = counted(planned["rounds"], "round")
+    said = f"{rounds} with noise of {planned['noise']:.4g} clips spend ε {planned['epsilon']:.3g}"
+    return f"of {planned['unit']}s: {said} at δ {planned['delta']:g}"
 
 
 def privacy_said(spent: Mapping[str, Any]) -> str:

@@ -127,8 +127,11 @@ def _awaited(exchange: Exchange, expected: Mapping[int, Expected]) -> Callable[[
         waited = sorted((expected[node].client, expected[node].round) for node in nodes if node in expected)
         if not waited or time.monotonic() - spoken < SAY_SECONDS:
             return
-        clients = first_ten([client for client, _ in waited])
-        spoken, text = time.monotonic(), f"round {waited[0][1]}: waits for the updates of clients {clients}"
+        clients = f"client{'s' * (len(waited) > 1)} {first_ten([client for client, _ in waited])}"
+        spoken, text = (
+            time.monotonic(),
+            f"round {waited[0][1]}: waits for the update{'s' * (len(waited) > 1)} of {clients}",
+        )
         if text != said:
             exchange.waiting(text)
         said = text

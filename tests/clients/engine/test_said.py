@@ -38,7 +38,7 @@ def test_the_size_of_a_bank_is_that_of_the_clients_there_are() -> None:
     """Three clients: where a word says more, both numbers are there, since that one is in the run's identity."""
     assert said() == ["engine: 1 lane on CPU, fp32, banks of up to 3 clients"]
     assert said("engine.clients_per_bank=1") == ["engine: 1 lane on CPU, fp32, banks of up to 1 client"]
-    many = "engine: 1 lane on CPU, fp32, banks of up to 3 clients (engine.clients_per_bank=100000)"
+    many = "engine: 1 lane on CPU, fp32, banks of up to 3 clients, all there are (engine.clients_per_bank=100000)"
     assert said("engine.clients_per_bank=100000") == [many]
 
 

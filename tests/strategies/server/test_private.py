@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import math
+import re
 
 import pytest
 import torch
@@ -137,7 +138,13 @@ def test_epsilon_is_said_on_the_line_of_a_round_with_what_it_compares():
     report = run("strategy=fedit", "privacy=clients")[1].rounds[-1]
     progress.round_done(dataclasses.replace(report, score=Accuracy({"x": 1}, {"x": 2})))
     assert ", ε " in out.getvalue()
-    told = run("strategy=fedit", "privacy=clients")[0].summary()["privacy"]
+    outcome, watch = run("strategy=fedit", "privacy=clients")
+    progress.event("privacy", next(facts for kind, facts in watch.events if kind == "privacy"))
+    said = re.search(
+        r"^privacy of clients: (\d+) rounds with noise of .* clips spend ε 8 at δ 1e-05$", out.getvalue(), re.M
+    )
+    assert said is not None and int(said[1]) == len(watch.rounds)
+    told = outcome.summary()["privacy"]
     assert told["neighbours"] == "with and without one client"
     some = Rounds(0.5, "fixed", 1e-5, "rdp"), Rounds(1.0, "fixed", 1e-5, "rdp"), Rounds(0.5, "poisson", 1e-5, "rdp")
     assert [rounds.neighbours for rounds in some] == ["with one client replaced"] + 2 * ["with and without one client"]
