@@ -320,6 +320,7 @@ def _show_result(config: Config, folder: Path, console: Console) -> None:
     from fedinit.report.runs.left_out import left_out
     from fedinit.report.runs.reading import read
     from fedinit.runs import folder as run_folder
+    from fedinit.runs.own_files import REPORT
     from fedinit.runs.table import print_summary
 
     summary = run_folder.finished(folder)
@@ -329,3 +330,5 @@ def _show_result(config: Config, folder: Path, console: Console) -> None:
     for line in left_out(read(folder).ledger):
         tell(console, line, "yellow")
     tell(console, f"final hash: {summary['final_hash']}")
+    if (folder / REPORT).is_file():
+        tell(console, f"report: {folder / REPORT}")

@@ -146,7 +146,9 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
         whole = False
         tell(console, f"warning: {damaged}", "yellow")
     print_summary(console, done, str(folder))
-    if whole and config.report != "none" and not os.path.lexists(folder / REPORT):
+    if os.path.lexists(folder / REPORT):
+        announce(console, f"report: {folder / REPORT}")
+    elif whole and config.report != "none":
         report_of_run(folder, partial(announce, console))
     return {**done, "folder": str(folder), "done_before": True}
 

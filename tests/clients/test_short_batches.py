@@ -4,6 +4,7 @@ client computes the same bits alone and in company, whatever its mates have."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +20,7 @@ from fedinit.config.compose import compose_config
 from fedinit.data.digits import load_digits
 from fedinit.factors import leading
 from fedinit.models import build_backbone, select_targets
+from tests.support.small import slow_unless
 
 RANK = 4
 IMAGES = (24, 11, 5, 13, 5, 6, 37)
@@ -74,8 +76,13 @@ def test_a_client_computes_the_same_bits_alone_and_in_company(tiny_vit, tiny_dat
     assert found[0] != alone[0] and found[1:] == alone[1:]
 
 
-@pytest.mark.parametrize("model", ["glyph_vit", "glyph_mixer"])
-@pytest.mark.parametrize("size", [5, 7, 20])
+@pytest.mark.parametrize(
+    ("model", "size"),
+    slow_unless(
+        lambda model, size: (model, size) in (("glyph_vit", 20), ("glyph_mixer", 5)),
+        itertools.product(("glyph_vit", "glyph_mixer"), (5, 7, 20)),
+    ),
+)
 def test_of_the_embedded_models_too(model, size, client_config, tasks_of) -> None:
     """Seventeen tokens: where an image's begin is another place, to a product, for every one of them."""
     backbone, digits = build_backbone(compose_config([f"model={model}"]).model), load_digits(32)

@@ -120,9 +120,10 @@ def test_sections_are_called_the_same_where_they_are_left_out(folder):
     assert source_of("bad_clients").title == "Bad clients"
 
 
-def test_no_mutation_of_a_record_raises(folder, caplog):
+@pytest.mark.parametrize("mutations", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_no_mutation_of_a_record_raises(mutations, folder, caplog):
     draw = random.Random(0)
-    for _ in range(30):
+    for _ in range(mutations):
         name = draw.choice([name for name in (*TABLES, *OBJECTS) if (folder / name).is_file()])
         path, content = folder / name, (folder / name).read_text()
         path.write_text(mutated(draw, content, name))

@@ -52,10 +52,11 @@ def test_without_lam_the_size_is_that_of_least_squares(seed: int) -> None:
     assert float(value(torch.tensor(B))) <= float(value(mean)) + 1e-12
 
 
-def test_where_it_says_converged_it_is_no_worse_than_plain_averages() -> None:
+@pytest.mark.parametrize("rounds", [40, pytest.param(60, marks=pytest.mark.slow)])
+def test_where_it_says_converged_it_is_no_worse_than_plain_averages(rounds: int) -> None:
     """Also where the columns' cosines add up to another direction than ⟨ΔW, B′Ā⟩, which no size can turn round."""
     opposed = 0
-    for seed in range(60):
+    for seed in range(rounds):
         rng = np.random.default_rng(seed)
         sizes = 10.0 ** rng.uniform(-3, 3, 12)  # of the columns
         pairs = [(rng.standard_normal((2, 12)) * sizes, rng.standard_normal((7, 2))) for _ in range(2 + seed % 3)]
@@ -80,9 +81,10 @@ def turned(seed: int, side: str) -> tuple[Clients, np.ndarray, np.ndarray, dict]
     return c, made.layers["layer"].A.numpy(), made.layers["layer"].B.numpy(), dict(made.diagnostics)
 
 
-def test_a_search_without_end_is_not_followed() -> None:
-    """Of forty rounds of such clients some have no minimum; none leaves factors that no step of theirs survives."""
-    ended = [turned(seed, side) for seed in range(20) for side in ("B", "both")]
+@pytest.mark.parametrize("seeds", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_search_without_end_is_not_followed(seeds: int) -> None:
+    """Of such clients' rounds some have no minimum; none leaves factors that no step of theirs survives."""
+    ended = [turned(seed, side) for seed in range(seeds) for side in ("B", "both")]
     assert any("unconverged" in diagnostics for *_, diagnostics in ended)
     for c, A, B, _ in ended:
         means = oracles.factor_means(c)

@@ -124,7 +124,14 @@ def test_a_question_of_another_kind_ends_a_sum(monkeypatch, made):
     assert not [key for own in held(grid) for key in made if key in own.values()]
 
 
-@pytest.mark.parametrize(("lost_at", "lost"), [("train", (3, 4)), ("shares", (4,)), ("keys", (4,))])
+@pytest.mark.parametrize(
+    ("lost_at", "lost"),
+    [
+        pytest.param("train", (3, 4), marks=pytest.mark.slow),
+        ("shares", (4,)),
+        pytest.param("keys", (4,), marks=pytest.mark.slow),
+    ],
+)
 def test_sites_that_insist_on_masks_do_a_round_again_that_nobody_unmasked(tmp_path, lost_at, lost):
     """First with those that are left, of whom then too few are; the server comes back, and so does everybody."""
     config = small_config(*WORDS, "partition.clients=5", "secure_aggregation=secagg", "rounds=2")

@@ -95,10 +95,9 @@ def composed(config: Config, images: dict[int, list[int]]) -> dict[int, float]:
     found = {}
     for client, numbers in images.items():
         accountant = dp.rdp.RdpAccountant()
-        for count in numbers:
-            steps = config.client.steps(count)
+        for count, times in collections.Counter(numbers).items():
             event = dp.PoissonSampledDpEvent(config.client.batch_size / count, dp.GaussianDpEvent(1.0))
-            accountant.compose(event, steps)
+            accountant.compose(event, times * config.client.steps(count))
         found[client] = accountant.get_epsilon(1e-5)
     return found
 
