@@ -29,9 +29,14 @@ def keys() -> dict[str, Any]:
 
 def keys_of(group: str, choice: str) -> list[str]:
     """The keys of one choice of a group; none of one that is not there."""
+    return list(values_of(group, choice))
+
+
+def values_of(group: str, choice: str) -> dict[str, Any]:
+    """{key: its default} of one choice of a group, as its file has them; empty for one that is not there."""
     if choice not in groups().get(group, ()):
-        return []
-    return list(yaml.load((CONF_DIR / group / f"{choice}.yaml").read_bytes(), Loader=LOADER) or ())
+        return {}
+    return yaml.load((CONF_DIR / group / f"{choice}.yaml").read_bytes(), Loader=LOADER) or {}
 
 
 def defaults() -> dict[str, str]:

@@ -37,7 +37,6 @@ OPTIONS = {
     },
 }
 TEXTS = ("csv", "markdown", "latex")
-WIDTH = 1000  # columns where nobody sees a terminal: a file's table is not cut
 
 
 def parser(name: str) -> Parser:
@@ -81,6 +80,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
     from fedinit.report.runs.results import results
+    from fedinit.report.terminal import print_table
     from fedinit.report.writing import write_report, write_whole
 
     if only_text(options, TEXTS):
@@ -91,8 +91,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     found = results(shown)
     if not found.rows:
         raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
-    wide = Console(file=console.file, width=None if console.is_terminal else WIDTH, quiet=console.quiet)
-    wide.print(formats.terminal(found))
+    print_table(console, found)
     notes = [*in_full(found), *judged(found), *heads_ahead(found), *unscored(found), *_left(shown)]
     notes += [*remarks(found, whole_path=True), *absence(found, whole_path=True), *damage(runs, whole_path=True)]
     for sentence in notes:

@@ -1,11 +1,9 @@
-"""The table of results for a terminal, a spreadsheet, a Markdown page and a paper."""
+"""The table of results for a spreadsheet, a Markdown page and a paper."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-
-from rich.table import Table
 
 from fedinit.report.markup import printable, whole
 from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks, seeds_not_scored, unscored
@@ -13,7 +11,6 @@ from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import csv_row, no_formula
 from fedinit.scores import SCORES
-from fedinit.telling import cell
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}  # OT1 has other glyphs there
@@ -23,24 +20,6 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
 CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored")
-
-
-def terminal(found: Results) -> Table:
-    """With the best of each column in bold. How the averages differ is said in sentences: a terminal is narrow."""
-    table = Table(title=f"test {SCORES[found.score].title}")
-    table.add_column("method", no_wrap=True)
-    if not found.even:
-        table.add_column("seeds")
-    for column in found.columns:
-        table.add_column(cell(column), justify="right")
-    for row in found.rows:
-        cells = _seeds(found, row)
-        for column in found.columns:
-            shown = found.shown(row.figures[column])
-            cells.append(f"[bold]{shown}[/bold]" if found.is_best(row, column) else shown)
-        style = "dim" if row.reference else None
-        table.add_row(cell(row.label), *cells, style=style)
-    return table
 
 
 def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:

@@ -67,6 +67,7 @@ def render(runs: Sequence[RecordedRun]) -> str:
         panels = [panel for panel in made if panel is not None]
         facts = _facts(shown)
     title = _title(shown)
+    names = [tag("p", sentence) for sentence in results.unsaid(shown[0].usual)]
     style, script = (
         (HERE / "page.css").read_text(encoding="utf-8"),
         (HERE / "page.js").read_text(encoding="utf-8"),
@@ -85,7 +86,7 @@ def render(runs: Sequence[RecordedRun]) -> str:
     ]
     links = [tag("li", tag("a", panel.title, href=f"#{panel.name}")) for panel in panels]
     body = [
-        tag("header", tag("p", "fedinit", class_="brand"), tag("h1", title), tag("p", _under(shown)), facts),
+        tag("header", tag("p", "fedinit", class_="brand"), tag("h1", title), tag("p", _under(shown)), *names, facts),
         tag("nav", tag("ul", joined(links)), aria_label="Sections"),
         tag("main", joined(_section(panel) for panel in panels)),
         Markup(f"<script>{script}</script>"),

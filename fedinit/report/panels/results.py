@@ -144,8 +144,13 @@ def heads_ahead(found: Results) -> list[str]:
 
 
 def in_full(found: Results) -> list[str]:
-    """A line of every label that was cut."""
-    return [f"{label} is {full}" for label, full in found.cut.items()]
+    """A line of what labels do not say, and one of every label that was cut."""
+    return [*unsaid(found.usual), *(f"{label} is {full}" for label, full in found.cut.items())]
+
+
+def unsaid(usual: str) -> list[str]:
+    """A line of what holds where a label says nothing else, if there is anything."""
+    return [f"Where a method's name says nothing else: {usual}"] if usual else []
 
 
 def remarks(found: Results, whole_path: bool = False) -> list[str]:

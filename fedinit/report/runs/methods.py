@@ -16,11 +16,13 @@ from fedinit.report.runs.same_data import refuse_different_data
 @dataclass(frozen=True)
 class Method:
     """label: what it is called here, a `Cut` where that is not all of it. runs: of one configuration, by seed, each
-    seed once. others: those that are done and not in `runs`, since one of their seed is."""
+    seed once. others: those that are done and not in `runs`, since one of their seed is. usual: what holds of all
+    methods of the comparison whose label says nothing else."""
 
     label: str
     runs: tuple[RecordedRun, ...]
     others: tuple[RecordedRun, ...] = ()
+    usual: str = ""
 
     @property
     def first(self) -> RecordedRun:
@@ -46,7 +48,8 @@ def methods(runs: Sequence[RecordedRun]) -> list[Method]:
         chosen = tuple(max(by_seed[seed], key=_progress) for seed in sorted(by_seed))
         groups.append(chosen)
         others.append(tuple(r for rs in by_seed.values() for r in rs if r.summary is not None and r not in chosen))
-    found = [Method(*each) for each in zip(labels(groups), groups, others, strict=True)]
+    named, usual = labels(groups)
+    found = [Method(*each, usual) for each in zip(named, groups, others, strict=True)]
     return sorted(found, key=lambda method: not method.evaluated)
 
 

@@ -52,7 +52,7 @@ class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
     against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
     absent: (label of its method, run) of those without an evaluated round, which are in no row. remarked: of those in a
-    row, with what there is to remark."""
+    row, with what there is to remark. usual: of the methods."""
 
     score: str
     columns: tuple[str, ...]
@@ -60,6 +60,7 @@ class Results:
     against: Mapping[str, Difference]
     absent: tuple[tuple[str, RecordedRun], ...] = ()
     remarked: tuple[tuple[str, RecordedRun, str], ...] = ()
+    usual: str = ""
 
     @property
     def cut(self) -> dict[str, str]:
@@ -143,7 +144,7 @@ def results(methods: Sequence[Method]) -> Results:
     rows = [_row(method, score, columns) for method in seen]
     said = [(m.label, run, text) for m in seen for run in m.runs for text in (run.remark, _disagreement(run, m.others))]
     remarked = tuple(each for each in said if each[1].evaluated and each[2])
-    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked)
+    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked, methods[0].usual)
     best = table.best
     if best is None:
         return table
