@@ -87,10 +87,9 @@ def _against(found: Results, row: Row, plus_minus: str) -> tuple[str, str]:
     difference = None if row.reference else found.against.get(row.label)
     if difference is None or difference.mean != difference.mean:
         return "", ""
-    sign = "−" if difference.mean < 0 else "+"
     half = "" if difference.half is None else f" {plus_minus} {found.show(difference.half)}"
     p = "" if difference.p is None else p_said(difference.p).removeprefix("p ").removeprefix("= ")
-    return f"{sign}{found.show(abs(difference.mean))}{half}", p
+    return f"{found.signed(difference.mean)}{half}", p
 
 
 def _seeds(found: Results, row: Row) -> list[str]:

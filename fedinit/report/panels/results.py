@@ -92,7 +92,7 @@ def judged(found: Results) -> list[str]:
     groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for label, difference in found.against.items():
         row = next(row for row in found.rows if row.label == label)
-        said = label if difference.mean != difference.mean else f"{label} ({_signed(found, difference.mean)}"
+        said = label if difference.mean != difference.mean else f"{label} ({found.signed(difference.mean)}"
         if difference.half is not None and difference.p is not None:
             said += f" ± {found.show(difference.half)}, {p_said(difference.p)}"
         groups[found.beyond_noise(row)].append(said + (")" if "(" in said[len(label) :] else ""))
@@ -138,7 +138,7 @@ def heads_ahead(found: Results) -> list[str]:
         over = "" if found.even else f" over {seeds_said(common)}"
         lines.append(
             f"{row.label} is better than {'the best method, ' * (found.best is not None)}{leading.label}{over}: "
-            f"{found.show(alone.mean)} against {found.show(trained.mean)} ({_signed(found, apart.mean)}{half})."
+            f"{found.show(alone.mean)} against {found.show(trained.mean)} ({found.signed(apart.mean)}{half})."
         )
     return lines
 
@@ -198,7 +198,7 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     domains = [name for name in found.columns[:-1] if name not in row.not_scored[seeds[0]]]
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean
     tested = (methods[0].first.partition or {}).get("test_by_domain")
-    said = f"{row.label} is {_signed(found, gap)} points from the head alone. "
+    said = f"{row.label} is {found.signed(gap)} points from the head alone. "
     if not isinstance(tested, dict) or not all(map(tested.get, domains)):
         return [f"{said}One seed says nothing of noise; seed=0,1,2 does."]
     images = [tested[domain] for domain in domains]
@@ -239,7 +239,3 @@ def _cell(found: Results, row: Row, column: str) -> Cell:
     elif column == AVERAGE and found.beyond_noise(row) is False:
         shown = Markup(f"{shown}{tag('sup', '≈', title='not beyond noise against the best')}")
     return Cell(shown, None if sample.mean != sample.mean else sample.mean, " ".join(kinds))
-
-
-def _signed(found: Results, value: float) -> str:
-    return ("−" if value < 0 else "+") + found.show(abs(value))

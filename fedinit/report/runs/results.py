@@ -113,6 +113,11 @@ class Results:
         """A figure as tables have it."""
         return "" if value != value else SCORES[self.score].show(value)
 
+    def signed(self, value: float) -> str:
+        """A difference as tables have it; one that is shown as zero has no sign."""
+        shown = self.show(abs(value))
+        return shown if not shown.strip("0.") else ("−" if value < 0 else "+") + shown
+
     def shown(self, sample: Sample) -> str:
         """``86.4 ± 0.5``; without the deviation for one seed."""
         std = sample.std

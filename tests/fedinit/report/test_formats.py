@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from fedinit.report.formats import csv_text, latex, markdown
 from fedinit.report.page import render
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import read
-from fedinit.report.runs.results import AVERAGE, results
+from fedinit.report.runs.results import AVERAGE, Results, results
 from tests.support.recorded_runs import config, write_run
 
 
@@ -41,3 +42,9 @@ def test_a_name_with_a_lines_end_in_it_keeps_its_figures(tmp_path, name):
     for text in (markdown(found), latex(found)):
         assert found.show(alone.figures[name].mean) in text
     assert found.show(alone.figures[name].mean) in render([run])
+
+
+def test_a_difference_that_is_shown_as_zero_has_no_sign():
+    found = SimpleNamespace(show=lambda value: f"{value:.1f}")
+    said = [Results.signed(found, value) for value in (-0.03, 0.04, 0.0, -0.06, 12.0)]  # type: ignore[arg-type]
+    assert said == ["0.0", "0.0", "0.0", "−0.1", "+12.0"]
