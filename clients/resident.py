@@ -38,7 +38,8 @@ class Resident:
         if size > room:
             return None
         try:
-            return images.to(self.device) if isinstance(images, Tensor) else _brought(images, self.device)
+            with torch.inference_mode(False):  # training's too, whoever asks first
+                return images.to(self.device) if isinstance(images, Tensor) else _brought(images, self.device)
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise

@@ -87,6 +87,12 @@ def test_a_job_answers_the_same_with_the_images_on_the_device(
     assert all(torch.equal(other.tensors[key], value) for other in others for key, value in plain.tensors.items())
 
 
+@torch.inference_mode()
+def test_what_an_evaluation_brings_is_the_trainings_too(tiny_data: Dataset) -> None:
+    made = elsewhere(of_a_file(tiny_data, []))
+    assert made.images is not None and not made.images.is_inference() and torch.ones(1).is_inference()
+
+
 def test_beside_a_processors_memory_there_is_no_copy(tiny_data: Dataset) -> None:
     made, every = Resident(tiny_data, CPU), torch.arange(len(tiny_data))
     for _ in range(3):
