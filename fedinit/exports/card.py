@@ -85,7 +85,14 @@ def _reading(model: Portable, written: Format) -> Sequence[str]:
     ]
     lines += [
         "",
-        'picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGBA")  # upright',
+        'picture = Image.open("picture.jpg")',
+        f"picture.draft(None, {(2 * max(spec.height, spec.width),) * 2})  # of a large JPEG no more than that",
+        "try:",
+        "    picture = ImageOps.exif_transpose(picture)  # upright",
+        "except Exception:",
+        "    pass  # EXIF that cannot be read",
+        *_deep(model),
+        'picture = picture.convert("RGBA")',
         'paper = Image.new("RGBA", picture.size, "white")  # what is transparent shows it',
         f'picture = Image.alpha_composite(paper, picture).convert("{mode}")',
         f"picture = ImageOps.fit(picture, ({spec.width}, {spec.height}), Image.Resampling.BICUBIC)",
@@ -96,6 +103,32 @@ def _reading(model: Portable, written: Format) -> Sequence[str]:
     if written.name != "onnx":
         lines[-1] = "images = torch.from_numpy(pixels.transpose(2, 0, 1))[None].contiguous()"
     return [*lines, ""]
+
+
+def _deep(model: Portable) -> Sequence[str]:
+    """Lines that bring grey of more than 8 bits to 8, as the run's images were, which Pillow would cut off at 255."""
+    if windows := _windows(model):
+        shown = {kind: (low, high if high > low else low + 255) for kind, (low, high) in windows.items()}
+        levels = "np.nan_to_num(np.asarray(picture, np.float64), nan=low, posinf=high, neginf=low)"
+        lines = [
+            f"low, high = {shown}[picture.mode[0]]",
+            f"grey = (({levels} - low) / (high - low)).clip(0, 1)",
+            "picture = Image.fromarray((255 * grey).round().astype(np.uint8))",
+        ]
+    else:
+        lines = ['raise ValueError("grey of more than 8 bits: this run kept no levels to show it between")']
+    return ['if picture.mode[0] in "IF":  # grey of more than 8 bits', *(f"    {line}" for line in lines)]
+
+
+def _windows(model: Portable) -> dict[str, tuple[float, float]]:
+    """{kind of grey with more than 8 bits: the levels that are black and white}."""
+    chosen = model.run.grey_range
+    if chosen == "full":
+        return {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
+    if isinstance(chosen, str):
+        return {}
+    each = dict.fromkeys(KINDS, chosen) if isinstance(chosen, Sequence) else chosen
+    return {kind: (float(low), float(high)) for kind, (low, high) in each.items()}
 
 
 def _input(model: Portable) -> str:

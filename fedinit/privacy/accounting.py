@@ -102,12 +102,13 @@ def _epsilon(about: Rounds, noise: float, rounds: int) -> float:
     try:
         if about.accountant == "rdp":
             found = _in_rdp(mechanism, about.delta, rounds)
-        elif about.share < 1:
+        elif about.share < 1 and about.sampling == "poisson":
             found = dp.pld.privacy_loss_distribution.identity()
             found = found.compose(_distribution(about.share, noise).self_compose(rounds))
             found = found.get_epsilon_for_delta(about.delta)
         else:
-            found = dp.pld.PLDAccountant().compose(_event(*mechanism), rounds).get_epsilon(about.delta)
+            found = dp.pld.PLDAccountant(_relation(*mechanism)).compose(_event(*mechanism), rounds)
+            found = found.get_epsilon(about.delta)
     except (ArithmeticError, ValueError, MemoryError):  # of noise so small, or so large, that its sums have no end
         return math.inf
     return float(found) if found >= 0 else math.inf  # NaN is counted as the worst
@@ -126,10 +127,13 @@ def _in_rdp(mechanism: Mechanism, delta: float, rounds: int) -> float:
 @functools.lru_cache(maxsize=4096)
 def _composed(share: float, sampling: str, noise: float, rounds: int = 1) -> Any:
     """The RDP accountant of so many rounds."""
-    dp = _package()
-    relations, replaced = dp.NeighboringRelation, sampling == "fixed" and share < 1
-    relation = relations.REPLACE_ONE if replaced else relations.ADD_OR_REMOVE_ONE
-    return dp.rdp.RdpAccountant(neighboring_relation=relation).compose(_event(share, sampling, noise), rounds)
+    event, relation = _event(share, sampling, noise), _relation(share, sampling)
+    return _package().rdp.RdpAccountant(neighboring_relation=relation).compose(event, rounds)
+
+
+def _relation(share: float, sampling: str, *_: float) -> Any:
+    relations = _package().NeighboringRelation
+    return relations.REPLACE_ONE if sampling == "fixed" and share < 1 else relations.ADD_OR_REMOVE_ONE
 
 
 def _event(share: float, sampling: str, noise: float) -> Any:
@@ -144,7 +148,7 @@ def _event(share: float, sampling: str, noise: float) -> Any:
     )
 
 
-@functools.lru_cache(maxsize=32)  # of a megabyte or two each
+@functools.lru_cache(maxsize=8)  # of up to eight megabytes each
 def _distribution(share: float, noise: float) -> Any:
     """The privacy loss of one round of Poisson samples, which takes most of a second; rounds compose in a hundredth."""
     made = _package().pld.privacy_loss_distribution.from_gaussian_mechanism

@@ -19,12 +19,13 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
-CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored", "usual")
 
 
 def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
     """A row a method and column: mean, standard deviation, seeds, and of the average the difference from the best
-    and the domains that it is without. shown: what a name becomes; for a terminal `printable`."""
+    and the domains that it is without; and what most methods have, which no name says. shown: what a name becomes; for
+    a terminal `printable`."""
     lines = [csv_row(CSV_COLUMNS)]
     for row in found.rows:
         for column in found.columns:
@@ -39,7 +40,17 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
             cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
             missing = seeds_not_scored(row) if column == AVERAGE else []
             unscored_in = shown("; ".join(f"{seeds}: {', '.join(names)}" for seeds, names in missing))
-            lines.append(csv_row([*cells, str(found.is_best(row, column)).lower(), *figures, unscored_in]))
+            lines.append(
+                csv_row(
+                    [
+                        *cells,
+                        str(found.is_best(row, column)).lower(),
+                        *figures,
+                        unscored_in,
+                        no_formula(shown(found.usual)),
+                    ]
+                )
+            )
     return "".join(lines)
 
 

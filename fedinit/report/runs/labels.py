@@ -61,7 +61,8 @@ def _tells(key: str, config: Mapping[str, Any], configs: Sequence[Mapping[str, A
     if key in differ and not key.startswith("strategy."):
         return True
     choice = choice_of(key)
-    alike = [c for c in configs if choice in c and c[choice] == config.get(choice)]
+    chosen = choice != key and any(choice in c for c in configs)  # older runs have not each choice
+    alike = [c for c in configs if choice in c and c[choice] == config.get(choice)] if chosen else configs
     return len({repr(c.get(key, ABSENT)) for c in alike}) > 1
 
 

@@ -116,7 +116,7 @@ class Results:
     def signed(self, value: float) -> str:
         """A difference as tables have it; one that is shown as zero has no sign."""
         shown = self.show(abs(value))
-        return shown if not shown.strip("0.") else ("−" if value < 0 else "+") + shown
+        return shown if not shown or not float(shown) else ("−" if value < 0 else "+") + shown
 
     def shown(self, sample: Sample) -> str:
         """``86.4 ± 0.5``; without the deviation for one seed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -54,13 +55,17 @@ print("imported:", *sorted({{{", ".join(map(repr, (*HEAVY, *light)))}}} & set(sy
     assert done.stderr.count("\n") == (code == 2)
 
 
+NEEDED = "wandb", "matplotlib", "torch._dynamo"
+
+
 @pytest.mark.slow
 def test_a_run_imports_neither_wandb_nor_what_draws_the_report_nor_what_compiles_or_goes_over_a_network():
-    """Before its first step; the control: all are installed."""
-    names = "wandb", "matplotlib", "sklearn", "pandas", "torch._dynamo", "fastapi", "sqlalchemy"
+    """Before its first step; the control: those that are installed can be had, and what fedinit depends on is."""
+    names = *NEEDED, "sklearn", "pandas", "fastapi", "sqlalchemy"
     told = python(f"import sys, run_sim; print({set(names)} & set(sys.modules))")
     assert told.stdout == "set()\n"
-    assert python(f"import {', '.join(names)}").returncode == 0
+    there = [name for name in names if name in NEEDED or importlib.util.find_spec(name) is not None]
+    assert python(f"import {', '.join(there)}").returncode == 0
     # And they are there for whoever asks for them afterwards.
     assert python("import fedinit.models, wandb; print(wandb.__version__[:1])").stdout == "0\n"
     asked = "import torch; from torch._dynamo.utils import is_compile_supported; import torchvision.ops"

@@ -102,6 +102,12 @@ def test_the_cards_own_lines_score_what_the_table_says(format, run, monkeypatch,
     ]
 
 
+class Shown(fedinit.Run):
+    """Whose images had grey of more than 8 bits, of both kinds."""
+
+    grey_range = {"I": (25100.0, 28000.0), "F": (-0.1, 0.7)}  # type: ignore[assignment]  # noqa: RUF012
+
+
 PICTURES = {
     **{f"turned {way}": ("RGB", "jpg", way) for way in range(1, 9)},
     "turned in another format": ("RGB", "png", 6),
@@ -113,6 +119,11 @@ PICTURES = {
     "bits": ("1", "png", 1),
     "CMYK": ("CMYK", "jpg", 1),
     "YCbCr of a TIFF that turns itself": ("RGB", "tif", 8),
+    "EXIF that cannot be read": ("RGB", "png", 0),
+    "large": ("RGB", "jpg", 7),
+    "16 bits": ("I;16", "png", 6),
+    "32 bits": ("I", "tif", 1),
+    "floating point": ("F", "tif", 1),
 }
 
 
@@ -128,19 +139,36 @@ def test_the_cards_lines_see_a_picture_as_a_prediction_does(kind, channels, run,
     if mode == "P":
         picture = picture.convert("RGB")
     place = tmp_path / "picture.jpg"  # by its content, whatever it is called
+    if suffix == "jpg" and kind == "large":
+        picture = picture.resize((700, 900))
+    if mode[0] in "IF":
+        deep = (25000 + 40 * down if mode[0] == "I" else down / 90 - 0.2).astype("f4" if mode == "F" else "i4")
+        picture = Image.fromarray(deep)
+    exif = b"Exif\0\0no such thing" if not way else exif
     picture.convert(mode).save(place, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), exif=exif, **options)
-    model = Portable.of(run)
+    model = dataclasses.replace(Portable.of(run), run=Shown(run.folder))
     spec = dataclasses.replace(model.backbone.input, channels=channels, mean=(0.5,) * channels, std=(0.5,) * channels)
     taken = dataclasses.replace(model, backbone=dataclasses.replace(model.backbone, input=spec))
     names: dict[str, Any] = {}
     monkeypatch.chdir(tmp_path)
     exec("\n".join(_reading(taken, writing._format("merged"))), names)  # noqa: S102
-    decoded = torch.from_numpy(decode(place.read_bytes(), channels, (spec.height, spec.width)).copy())[None]
+    size = spec.height, spec.width
+    decoded = torch.from_numpy(decode(place.read_bytes(), channels, size, Shown.grey_range).copy())[None]
     assert (names["images"] - spec.normalise(decoded, torch.device("cpu"))).abs().max() <= 1.01 / 255 / 0.5
     plain = np.asarray(Image.open(place).convert("RGB" if channels == 3 else "L").resize((32, 32)), np.float32)
     gap = np.abs(plain.reshape(32, 32, channels) / 255 - decoded[0].permute(1, 2, 0).numpy() / 255).mean()
-    if way > 2 and suffix != "tif" or "A" in mode:  # the control: as it lies in the file it is another picture
+    if (way > 2 and suffix != "tif" or "A" in mode) and mode[
+        0
+    ] != "I":  # the control: as it lies in the file it is another picture
         assert gap > 0.05
+
+
+@pytest.mark.parametrize(("levels", "said"), [("full", "(0.0, 65535.0)"), ((3.0, 3.0), "(3.0, 258.0)"), ({}, "raise")])
+def test_a_card_has_the_levels_of_the_run_or_says_that_there_are_none(levels, said, run, monkeypatch):
+    monkeypatch.setattr(Shown, "grey_range", levels)
+    model = dataclasses.replace(Portable.of(run), run=Shown(run.folder))
+    lines = _reading(model, writing._format("merged"))
+    assert said in "\n".join(lines) and ("raise" in "\n".join(lines)) is (said == "raise")
 
 
 def test_what_the_model_takes_travels_with_it(run, tmp_path):

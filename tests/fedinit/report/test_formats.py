@@ -48,3 +48,5 @@ def test_a_difference_that_is_shown_as_zero_has_no_sign():
     found = SimpleNamespace(show=lambda value: f"{value:.1f}")
     said = [Results.signed(found, value) for value in (-0.03, 0.04, 0.0, -0.06, 12.0)]  # type: ignore[arg-type]
     assert said == ["0.0", "0.0", "0.0", "−0.1", "+12.0"]
+    found = SimpleNamespace(show=lambda value: f"{value:.1e}")
+    assert [Results.signed(found, value) for value in (0.0, -2e-3)] == ["0.0e+00", "−2.0e-03"]  # type: ignore[arg-type]

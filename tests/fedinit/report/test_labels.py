@@ -90,6 +90,22 @@ def test_what_not_all_of_a_choice_say_is_said_by_who_has_it(tmp_path):
     assert labels == ["lora_fair clip_norm=10.0", "lora_fair clip_norm=10.0 lr=0.1", "lora_fair"]
 
 
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [
+        ({"a": {}, "b": {"server_device": "cpu"}}, ["", "server_device=cpu"]),
+        ({"a": {"start_participation": 0.5}, "b": {}, "c": {"start_participation": 0.25}},
+         ["start_participation=0.5", "", "start_participation=0.25"]),
+        ({"a": {}, "b": {"privacy": {"name": "clients", "epsilon": 8.0}}}, ["", "privacy=clients"]),
+        ({"a": {"engine__threads": 4}, "b": {"engine__threads": 2}}, ["threads=4", "threads=2"]),
+    ],
+)  # fmt: skip
+def test_what_not_all_runs_say_at_all_is_said_too(cases, said, tmp_path):
+    """A key of a later version, or that stands as it did before there was a choice."""
+    labels = [method.label for method in made(tmp_path, cases)]
+    assert [label.removeprefix("lora_fair").strip() for label in labels] == said
+
+
 def test_labels_are_distinct_and_of_no_order(tmp_path):
     """Of configurations drawn from few values, with keys that some choices have and some runs lack."""
     draw = random.Random(0)
