@@ -313,19 +313,18 @@ from clients.site import Site
 from fedinit.config.compose import compose_config
 
 words = ["data.domains=[plain,noise]", "client.epochs=1", "client.max_steps=1", "engine.lanes=1", "evaluation=none"]
-for size in sys.argv[1:]:
-    site = Site(compose_config([*words, f"client.batch_size={size}"]))
-    run_sim.previewed(site.config, site, Path("f"))
-    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # getrusage's: its parent's too
-    print(int(peak.split()[1]) * 1024, site.cost.peak(len(site.partitions), int(size)))
+site = Site(compose_config([*words, f"client.batch_size={sys.argv[1]}"]))
+run_sim.previewed(site.config, site, Path("f"))
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # getrusage's is its parent's too
+print(int(peak.split()[1]) * 1024, site.cost.peak(len(site.partitions), int(sys.argv[1])))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say a process's peak")
 def test_the_memory_of_a_step_is_about_what_is_reckoned():
     """Within a third, of steps that are large beside all else."""
-    done = subprocess.run([sys.executable, "-c", MEASURED, "32", "230"], capture_output=True, text=True)
-    (few, base), (many, more) = (map(int, line.split()) for line in done.stdout.splitlines()[-2:])
+    found = [subprocess.run([sys.executable, "-c", MEASURED, n], capture_output=True, text=True) for n in ("32", "230")]
+    (few, base), (many, more) = (map(int, done.stdout.split()) for done in found)
     assert many - few == pytest.approx(more - base, rel=0.34)
 
 
