@@ -31,12 +31,10 @@ class Resident:
         """All of them on the device, those of a file too; None where they take too much of its memory, or one cannot
         be read, which is then its client's to tell."""
         images = self.data.images
-        size = images.shape.numel() * images.dtype.itemsize
-        room = size
         if self.device.type == "cuda":
-            room = int(SHARE * torch.cuda.get_device_properties(self.device).total_memory)
-        if size > room:
-            return None
+            room = SHARE * torch.cuda.get_device_properties(self.device).total_memory
+            if images.shape.numel() * images.dtype.itemsize > room:
+                return None
         try:
             with torch.inference_mode(False):  # training's too, whoever asks first
                 return images.to(self.device) if isinstance(images, Tensor) else _brought(images, self.device)

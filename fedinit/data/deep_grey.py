@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 KINDS = {"I": "12 or 16 bits", "F": "floating point numbers"}
 _CUT = "it is grey of {} bits with alpha, of which 8 would be left; save it as 16-bit grey without alpha, or 8 bits"
-_TOP = {"I": 65535.0, "F": 1.0}  # the level that is white where nothing says another
+TOP = {"I": 65535.0, "F": 1.0}  # the level that is white where nothing says another
 
 
 class Stored(NamedTuple):
@@ -39,7 +39,7 @@ AS_PILLOW_HAS_IT = Stored()
 @dataclass(frozen=True)
 class DeepGrey:
     """kind: "I", whole numbers, or "F", floating ones.
-    levels: (H, W) float64, as in the file, or `_TOP` less them where its 0 is white; some may be no numbers, where
+    levels: (H, W) float64, as in the file, or `TOP` less them where its 0 is white; some may be no numbers, where
         nothing was measured.
     opacity: (H, W) float64 from 0 to 1; None: 1 everywhere.
     top: the level that is white where no other is chosen."""
@@ -83,7 +83,7 @@ def as_stored(image: ImageFile.ImageFile) -> Stored:
         return Stored(has_alpha=True)
     if image.format == "PPM" and image.mode == "I" and isinstance(arguments, tuple):
         top = arguments[-1]
-        return Stored(top=top, step=_TOP["I"] / top)
+        return Stored(top=top, step=TOP["I"] / top)
     if image.format == "JPEG2000" and image.mode in ("I;16", "LA") and image.fp is not None:
         bits = _bits(image.fp)
         if image.mode == "I;16":
@@ -129,9 +129,9 @@ def deep_grey(image: Image.Image, stored: Stored) -> DeepGrey:
     if stored.step != 1:
         levels = (levels / stored.step).round()  # exact: Pillow rounded by less than half of a step
     if stored.is_inverted:
-        levels = _TOP[kind] - levels
+        levels = TOP[kind] - levels
     if kind == "F" and not np.isfinite(levels).any():
         raise ValueError("none of its pixels is a finite number")
     if opacity is not None and (opacity == 1).all():
         opacity = None
-    return DeepGrey(kind, levels, opacity, stored.top or _TOP[kind])
+    return DeepGrey(kind, levels, opacity, stored.top or TOP[kind])

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 import fedinit
+from fedinit.data.deep_grey import TOP
 from fedinit.data.reporter import counted
 from fedinit.exports.contract import Format
 from fedinit.exports.portable import Portable
@@ -124,7 +125,7 @@ def _windows(model: Portable) -> dict[str, tuple[float, float]]:
     """{kind of grey with more than 8 bits: the levels that are black and white}."""
     chosen = model.run.grey_range
     if chosen == "full":
-        return {"I": (0.0, 65535.0), "F": (0.0, 1.0)}
+        return {kind: (0.0, top) for kind, top in TOP.items()}
     if isinstance(chosen, str):
         return {}
     each = dict.fromkeys(KINDS, chosen) if isinstance(chosen, Sequence) else chosen

@@ -107,8 +107,8 @@ def _epsilon(about: Rounds, noise: float, rounds: int) -> float:
             found = found.compose(_distribution(about.share, noise).self_compose(rounds))
             found = found.get_epsilon_for_delta(about.delta)
         else:
-            found = dp.pld.PLDAccountant(_relation(*mechanism)).compose(_event(*mechanism), rounds)
-            found = found.get_epsilon(about.delta)
+            relation, event = _round(*mechanism)
+            found = dp.pld.PLDAccountant(relation).compose(event, rounds).get_epsilon(about.delta)
     except (ArithmeticError, ValueError, MemoryError):  # of noise so small, or so large, that its sums have no end
         return math.inf
     return float(found) if found >= 0 else math.inf  # NaN is counted as the worst
@@ -127,23 +127,19 @@ def _in_rdp(mechanism: Mechanism, delta: float, rounds: int) -> float:
 @functools.lru_cache(maxsize=4096)
 def _composed(share: float, sampling: str, noise: float, rounds: int = 1) -> Any:
     """The RDP accountant of so many rounds."""
-    event, relation = _event(share, sampling, noise), _relation(share, sampling)
+    relation, event = _round(share, sampling, noise)
     return _package().rdp.RdpAccountant(neighboring_relation=relation).compose(event, rounds)
 
 
-def _relation(share: float, sampling: str, *_: float) -> Any:
-    relations = _package().NeighboringRelation
-    return relations.REPLACE_ONE if sampling == "fixed" and share < 1 else relations.ADD_OR_REMOVE_ONE
-
-
-def _event(share: float, sampling: str, noise: float) -> Any:
-    """One round, in dp-accounting's words."""
+def _round(share: float, sampling: str, noise: float) -> tuple[Any, Any]:
+    """What ε compares, and one round, in dp-accounting's words."""
     dp = _package()
+    relations = dp.NeighboringRelation
     if share == 1:
-        return dp.GaussianDpEvent(noise)
+        return relations.ADD_OR_REMOVE_ONE, dp.GaussianDpEvent(noise)
     if sampling == "poisson":
-        return dp.PoissonSampledDpEvent(share, dp.GaussianDpEvent(noise))
-    return dp.SampledWithoutReplacementDpEvent(
+        return relations.ADD_OR_REMOVE_ONE, dp.PoissonSampledDpEvent(share, dp.GaussianDpEvent(noise))
+    return relations.REPLACE_ONE, dp.SampledWithoutReplacementDpEvent(
         10**6, max(1, math.ceil(share * 10**6 - 1e-6)), dp.GaussianDpEvent(noise / 2)
     )
 

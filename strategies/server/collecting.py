@@ -127,11 +127,9 @@ def _awaited(exchange: Exchange, expected: Mapping[int, Expected]) -> Callable[[
         waited = sorted((expected[node].client, expected[node].round) for node in nodes if node in expected)
         if not waited or time.monotonic() - spoken < SAY_SECONDS:
             return
-        clients = f"client{'s' * (len(waited) > 1)} {first_ten([client for client, _ in waited])}"
-        spoken, text = (
-            time.monotonic(),
-            f"round {waited[0][1]}: waits for the update{'s' * (len(waited) > 1)} of {clients}",
-        )
+        several, clients = "s" * (len(waited) > 1), first_ten([client for client, _ in waited])
+        spoken = time.monotonic()
+        text = f"round {waited[0][1]}: waits for the update{several} of client{several} {clients}"
         if text != said:
             exchange.waiting(text)
         said = text
