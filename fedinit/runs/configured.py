@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from fedinit.config.as_yaml import parsed
 from fedinit.config.schema import Config, load
 from fedinit.errors import InputError
 from fedinit.runs import made_of
@@ -31,14 +30,14 @@ def configured(folder: Path, named: str | None = None) -> Config:
     what = f"resume={folder}" if named is None else named
     content = configuration(folder, what)
     try:
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(content.decode())), resolve=False)
-    except (OSError, ValueError, YAMLError, RecursionError) as error:
+        values = parsed(content.decode())
+    except (ValueError, YAMLError, RecursionError) as error:
         raise InputError(f"{what}: its {CONFIG} is no YAML; {OWN_WORDS}") from error
     written = computed_in(folder)  # first: another format may have had other keys
     if not isinstance(values, dict) or not values:
         raise InputError(f"{what}: its {CONFIG} holds no keys and values; {OWN_WORDS}")
     try:
-        config = load(cast("dict[str, Any]", values))
+        config = load(values)
     except InputError as error:
         raise InputError(f"{what}: its {CONFIG} cannot be used ({error}); {OWN_WORDS}") from error
     if written is not None and (others := differences(config.computed(), written)):

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from fedinit.config.as_yaml import to_yaml
 from fedinit.config.schema import Config, to_dict
 from fedinit.errors import InputError
 from fedinit.opening import read_bytes
@@ -26,7 +25,6 @@ from fedinit.runs.summary import SUMMARY, summary_of
 from fedinit.state import disk
 from fedinit.state.checkpoint import Checkpoints, State
 from fedinit.state.manifest import FOLDER, refuse_other, written_config
-from fedinit.stopping import unbroken
 
 
 def mend(folder: Path, config: Config, rounds: int) -> list[str]:
@@ -113,8 +111,7 @@ def end_of(folder: Path, rounds: int) -> Mapping[str, State] | None:
 def write_config(folder: Path, config: Config) -> list[str]:
     """Write config.yaml, also over one with other places in it. One that says what this run does not compute with is
     put aside; a line says so. Raises OSError."""
-    with unbroken():  # OmegaConf's own clean-up would replace the interrupt by another error
-        text = OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+    text = to_yaml(to_dict(config))
     file, notes = folder / CONFIG, put_aside_odd(folder, [CONFIG])
     if file.exists() and read_bytes(file) != text.encode():
         computed_in(folder)  # an older format's file stays as it is
