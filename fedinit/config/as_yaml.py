@@ -11,13 +11,12 @@ from omegaconf import OmegaConf
 from omegaconf._utils import get_omega_conf_dumper, get_yaml_loader
 from yaml.constructor import ConstructorError
 
+from fedinit.config.groups import LOADER
+
 _MAP = yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG
 
 
-_FASTEST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_FASTEST):
+class _Loader(LOADER):
     """1e-3 is a number and 2026-01-01 a text, as OmegaConf has them, and no key is given twice."""
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML is built without libyaml where that is not there
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML is built without libyaml where that is not there
 CONF_DIR = Path(__file__).resolve().parent.parent.parent / "conf"
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from fedinit.config.bundled import title
+from fedinit.config.groups import LOADER
 from fedinit.errors import InputError
 from fedinit.opening import read_bytes
 from fedinit.report.recording import LAYERS, PARTITION, PROVENANCE, RECORD, SAMPLES, SPECTRA, TIMING
@@ -212,7 +213,7 @@ def read(folder: Path) -> RecordedRun:
     """The run in this folder. Raises InputError, one line, for one that holds none or cannot be read."""
     content = configuration(folder, meant=NOT_A_RUN)
     try:
-        config = yaml.load(content.decode("utf-8", "replace"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.load(content.decode("utf-8", "replace"), LOADER)
     except yaml.YAMLError as error:
         raise InputError(f"{folder}: not the folder of a run; its {CONFIG} is no YAML; {NOT_A_RUN}") from error
     if not is_configuration(config):
