@@ -67,6 +67,12 @@ def _gradients(bank: Bank, loader: BankLoader, part: str) -> list[Mapping[str, F
         for name, gradient in zip(wanted, torch.autograd.grad(loss, list(wanted.values())), strict=True):
             total[name] += gradient
     return [
-        {n: dataclasses.replace(f, **{part: total[n][row].detach().cpu()}) for n, f in task.adapter.items()}
+        {name: _with(f, part, total[name][row].detach().cpu()) for name, f in task.adapter.items()}
         for row, task in enumerate(members)
     ]
+
+
+def _with(factors: Factors, part: str, gradient: torch.Tensor) -> Factors:
+    """The factors with this part replaced by its gradient, which the bank has at its own rank, that may be larger."""
+    own = tuple(map(slice, getattr(factors, part).shape))
+    return dataclasses.replace(factors, **{part: gradient[own]})

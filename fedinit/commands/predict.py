@@ -78,6 +78,6 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
             wide.print(predicting.table(read, run.class_names, options.top))
     errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     for prediction in unread:
-        why = f"cannot be read as a picture ({prediction.why}); {pictures.wanted(prediction.path)}"
+        why = f"cannot be read as a picture ({prediction.why}); {pictures.wanted(prediction.path, prediction.why)}"
         tell(errors, f"error: {prediction.path}: {why}")
     return 2 if unread else 0

@@ -67,11 +67,13 @@ class Checked:
         return lines
 
     def gaps(self) -> list[str]:
-        """A line for every class that nobody could learn, and every domain that could not be trained or judged on."""
+        """A line for every class and every domain that could not be trained or judged on."""
         counts = self.counts()
         trained = {kind for (_, kind, split), _ in counts.items() if split == "train"}
         sides = {(domain, split) for (domain, _, split) in counts}
+        tested = {kind for (_, kind, split), _ in counts.items() if split != "train"}
         lines = [f"class {kind!r} has no training images" for kind in self.class_names if kind not in trained]
+        lines += [f"class {kind!r} has no test images" for kind in self.class_names if kind not in tested]
         lines += [f"domain {d!r} has no training images" for d in self.domain_names if (d, "train") not in sides]
         judged = {domain for domain, split in sides if split != "train"}
         return lines + [f"domain {d!r} has no test images" for d in self.domain_names if d not in judged]

@@ -27,8 +27,9 @@ _NOT_READ = frozenset({"BUFR", "EPS", "FPX", "GRIB", "HDF5", "IPTC", "MIC", "MPE
 # Tried first: their first bytes say for certain what they are, whatever the file is called.
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SHALLOW = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp")  # never have more than 8 bits a channel
+LEVELS = "nobody said which levels are black and white"
 UNKNOWN = (  # of a picture that was measured by no name, or is of a kind that a run's own images had not
-    "it is grey of {}, and nobody said which levels are black and white; say them, predict --grey-range LOW HIGH or "
+    "it is grey of {}, and " + LEVELS + "; say them, predict --grey-range LOW HIGH or "
     "data.grey_range=[LOW,HIGH], or name a file by its own ending"
 )
 _TURNS = {

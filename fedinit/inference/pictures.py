@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedinit.config.schema import Config
-from fedinit.data.decoding import GreyRange, Window, Windows, decode, measure_windows, reason, suffixes
+from fedinit.data.decoding import LEVELS, GreyRange, Window, Windows, decode, measure_windows, reason, suffixes
 from fedinit.data.store import THREADS
 from fedinit.errors import InputError, machine_failed
 from fedinit.models import InputSpec
@@ -61,10 +61,12 @@ def expected() -> str:
     return f"give a picture, or a folder with files whose names end in {', '.join(common)}{more}"
 
 
-def wanted(path: Path) -> str:
-    """What a person does about a file that is no picture."""
+def wanted(path: Path, why: str) -> str:
+    """What a person does about a file that cannot be read as a picture. why: the reason."""
     if not path.exists():
         return "give the path of a picture"
+    if LEVELS in why:  # a picture it is
+        return "or leave it out"
     return f"give a picture ({', '.join(COMMON)}, …) in its place, or leave it out"
 
 

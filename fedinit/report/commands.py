@@ -113,7 +113,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 def _left(shown: Sequence[Method]) -> list[str]:
     """The runs that have figures and are not done, a line each."""
     return [
-        f"not done: {run.folder}, round {run.reached} of {run.rounds}"
+        f"not done: {run.folder}, round {run.reached} of {run.rounds}; it is not judged"
         for method in shown
         for run in method.runs
         if run.summary is None and run.evaluated

@@ -6,7 +6,17 @@ import re
 from collections.abc import Callable
 
 from fedinit.report.markup import printable, whole
-from fedinit.report.panels.results import absence, heads_ahead, in_full, over_seeds, remarks, seeds_not_scored, unscored
+from fedinit.report.panels.results import (
+    absence,
+    heads_ahead,
+    in_full,
+    over_seeds,
+    remarks,
+    rounds_reached,
+    seeds_not_scored,
+    unfinished,
+    unscored,
+)
 from fedinit.report.runs.results import AVERAGE, Results, Row
 from fedinit.report.runs.significance import p_said
 from fedinit.said import csv_row, no_formula
@@ -19,7 +29,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
-CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored", "usual")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored", "not_done", "usual")
 
 
 def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
@@ -47,6 +57,7 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
                         str(found.is_best(row, column)).lower(),
                         *figures,
                         unscored_in,
+                        shown(rounds_reached(row)),
                         no_formula(shown(found.usual)),
                     ]
                 )
@@ -117,7 +128,7 @@ def _caption(found: Results) -> str:
 
 def _notes(found: Results) -> list[str]:
     """What else is to be known of the table, a sentence each."""
-    return [*in_full(found), *heads_ahead(found), *remarks(found), *absence(found)]
+    return [*in_full(found), *heads_ahead(found), *unfinished(found), *remarks(found), *absence(found)]
 
 
 def _tex(value: object) -> str:

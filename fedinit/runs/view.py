@@ -63,6 +63,7 @@ class View:
     doing: what it is at now, in words.
     done: the rounds so far.
     began: when the round that is going on began, by `clock`.
+    going: whether a process is at it.
     """
 
     title: str
@@ -73,6 +74,7 @@ class View:
     done: list[Round] = field(default_factory=list)
     began: float = 0.0
     clock: Callable[[], float] = time.monotonic
+    going: bool = True
 
     def __post_init__(self) -> None:
         self.began = self.clock()
@@ -120,15 +122,15 @@ class View:
             Text(printable(self.title), style="bold"),
             ProgressBar(total=max(self.rounds, 1), completed=self.reached, width=24),
             f"{self.reached}/{self.rounds}" if self.rounds else "",
-            times if self.reached < self.rounds else "",
+            times if self.going and self.reached < self.rounds else "",
         )
         return row
 
     def _facts(self) -> str:
         """What it is at, and the last round's cohort, loss and bytes, on one line."""
         trained = [r for r in self.done if r.number and r.count]
-        facts = [self.doing] if self.doing else []
-        if self.done and self.reached < self.rounds:
+        facts = [self.doing] if self.doing and self.going else []
+        if self.done and self.going and self.reached < self.rounds:
             facts.append(f"round {self.reached + 1} for {clock(self.clock() - self.began)}")
         if self.done:
             facts.append(f"sent {readable(self._sum('bytes_up'))} up, {readable(self._sum('bytes_down'))} down")
@@ -137,7 +139,7 @@ class View:
             facts.append(cohort(last, self.total))
             if last.loss is not None:
                 facts.append(f"loss {figure(last.loss)}")
-            facts.append(f"{last.seconds:.1f} s a round")
+            facts.append(f"took {last.seconds:.1f} s")
         elif self.total:
             facts.append(counted(self.total, "client"))
         return printable("; ".join(facts))

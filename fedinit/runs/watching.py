@@ -31,6 +31,7 @@ def view_of(run: RecordedRun, clock: Callable[[], float] = time.monotonic) -> Vi
     """What the run's files say now."""
     title = f"{run.name} on {run.config['data']['name']}, {run.model}"
     view = View(title, score=run.score, rounds=run.rounds, done=rounds_of(run), clock=clock)
+    view.going = run.summary is None and goes_on(run.folder)
     status = status_of(run.folder)
     if status is not None:
         view.total, view.doing = status.clients, status.doing

@@ -144,6 +144,24 @@ def test_the_choice_is_the_largest_gradient_step(
     assert any(not torch.equal(ours[0][n], ours[1][n]) for n in targets)  # each by its own data
 
 
+@pytest.mark.parametrize("part", ["A", "B"])
+def test_the_choice_is_of_a_clients_own_rank_in_a_bank_of_a_larger_one(
+    part, tiny_vit, tiny_data, client_config, random_adapter, random_head
+):
+    """A bank is filled up to the largest rank of a run, also where all of its clients have lower ones."""
+    targets = select_targets(tiny_vit.module, None, 4)
+    members = tasks(targets, random_adapter, random_head, tiny_vit.features, part, SlotChoice(7, "gradient", 1))
+    members[1] = dataclasses.replace(members[1], adapter=random_adapter(targets, 2, 5))
+
+    def chosen_by(rank: int) -> list[dict[str, list[int]]]:
+        loader = BankLoader(members, tiny_data, tiny_vit.input, client_config(), 3, torch.device("cpu"))
+        views = choose(Bank(tiny_vit, targets, SCALE, rank=rank), loader, 3)
+        return [{name: places.tolist() for name, places in view.places.items()} for view in views]
+
+    assert chosen_by(9) == chosen_by(4)
+    assert max(max(places, default=0) for places in chosen_by(9)[1].values()) < 2
+
+
 def test_a_random_choice_is_the_clients_own(tiny_vit, tiny_data, client_config, random_adapter, random_head):
     targets = select_targets(tiny_vit.module, None, 4)
     bank, settings = Bank(tiny_vit, targets, SCALE), client_config()

@@ -19,6 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from fedinit.report.figures.svg import GRID, SMALL_TEXT
 
 NEAR = 7.0  # pixels between an axis and its numbers
+LETTER = 5.9  # pixels of a digit of SMALL_TEXT
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ def numbered(low: float, high: float, most: int, whole: bool = False, log: bool 
     return Ticks(places, [f"{p + 0.0:,.{decimals}f}".replace("-", "−") for p in places])
 
 
+def beyond(ticks: Ticks, least: float) -> float:
+    """Pixels from where numbers begin to the middle of a turned text behind the longest of them; not under `least`."""
+    return max(least, LETTER * max(map(len, ticks.texts), default=0) + 8)
+
+
 def frame(axes: Axes, size: tuple[float, float], x: Ticks, y: Ticks, names: tuple[str, str], grid: bool = True) -> None:
     """Put the texts around the axes, and lines across at the places of y.
 
@@ -68,4 +74,4 @@ def frame(axes: Axes, size: tuple[float, float], x: Ticks, y: Ticks, names: tupl
         axes.text(0.5, -26 / size[1], names[0], transform=axes.transAxes, ha="center", va="top")
     if names[1]:
         style: Any = {"rotation": 90, "ha": "center", "va": "center"}
-        axes.text(-48 / size[0], 0.5, names[1], transform=axes.transAxes, **style)
+        axes.text(-(NEAR + beyond(y, 41.0)) / size[0], 0.5, names[1], transform=axes.transAxes, **style)

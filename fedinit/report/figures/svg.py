@@ -29,7 +29,7 @@ COLOURS = {INK: "currentColor", GRID: "var(--rule)", PAPER: "var(--card)"}
 COLOURS |= {colour: f"var(--s{i})" for i, colour in enumerate(PALETTE)}
 
 Margins = tuple[float, float, float, float]
-MARGINS: Margins = (58, 42, 8, 8)
+MARGINS: Margins = (66, 42, 8, 8)
 SMALL_TEXT = 10.0
 
 STYLE: Any = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from fedinit.report.figures.heat import heat
 from fedinit.report.markup import Markup, behind, joined, missing, number, table, tag
 from fedinit.report.panels.panel import SMALL, Panel, figure, grid, legend, over_rounds, thinned, trace
 from fedinit.report.runs.methods import Method
-from fedinit.report.runs.reading import RecordedRun, Table
+from fedinit.report.runs.reading import Table
 
 MOST_METHODS = 6  # whose layers are shown
 MOST_ROUNDS = 25  # in the table behind the layers
@@ -69,17 +69,17 @@ def matrix(table_: Table, values: np.ndarray) -> tuple[np.ndarray, list[str], li
 
 def _by_layer(method: Method, several: bool) -> Markup:
     run, of = method.first, f" ({method.label}, seed {method.first.seed})" if several else ""
-    pairs: list[tuple[str, str, Callable[[RecordedRun], np.ndarray]]] = [
-        (f"Aggregation bias by layer{of}", "share of ‖ΔW‖", lambda run: run.layers.numbers(BIAS)),
-        (f"Repaired by layer{of}", "% of the bias²", lambda run: _repaired(run.layers)),
-    ]
+    layers, percent = run.layers, "% of the bias²"
     return grid(
-        *[layers_by_round(title, what, run.layers, figures(run)) for title, what, figures in pairs], kind="wide"
+        layers_by_round(f"Aggregation bias by layer{of}", "share of ‖ΔW‖", layers, layers.numbers(BIAS)),
+        layers_by_round(f"Repaired by layer{of}", percent, layers, _repaired(layers), span=1.0),
+        kind="wide",
     )
 
 
-def layers_by_round(title: str, what: str, rows: Table, figures: np.ndarray) -> Markup:
-    """A figure of layers by rounds, with its numbers. figures: (rows,), a number a row of the table."""
+def layers_by_round(title: str, what: str, rows: Table, figures: np.ndarray, span: float = 0.0) -> Markup:
+    """A figure of layers by rounds, with its numbers. figures: (rows,), a number a row of the table. span: as `heat`
+    has it."""
     values, layers, rounds = matrix(rows, figures)
     if not np.isfinite(values).any():
         return tag("p", f"{title}: nothing to show.", class_="missing")
@@ -89,7 +89,7 @@ def layers_by_round(title: str, what: str, rows: Table, figures: np.ndarray) -> 
     )
     alt = f"{title}, {what}: least {values[low]:.3g} in {layers[low[0]]} in round {rounds[low[1]]}, "
     alt += f"most {values[high]:.3g} in {layers[high[0]]} in round {rounds[high[1]]}."
-    drawn = heat(title, alt, values, layers, rounds, ("round", what))
+    drawn = heat(title, alt, values, layers, rounds, ("round", what), span=span)
     shown = thinned(rounds, MOST_ROUNDS)
     at = [rounds.index(r) for r in shown]
     body = [[layer, *[number(values[i, j]) for j in at]] for i, layer in enumerate(layers)]

@@ -15,6 +15,7 @@ from fedinit.report.panels.panel import Panel, figure
 from fedinit.report.recording import PARTITION, RECORD
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
+from fedinit.said import first_ten
 
 MOST_CELLS = 2500  # of the table of counts
 MOST_BYTES = 400_000  # of images in one page
@@ -43,8 +44,20 @@ def panel(methods: Sequence[Method]) -> Panel:
         parts.insert(0, _counts(clients, classes))
     else:
         lead += "; the targets are numbers, so there are no classes."
-    parts.append(_images(run, clients))
+    parts += [*_others(methods), _images(run, clients)]
     return Panel("clients", title, lead, joined(parts))
+
+
+def _others(methods: Sequence[Method]) -> list[Markup]:
+    """Which runs of the same seed have other clients than those shown, if any have."""
+    shown = methods[0].first.partition
+    odd = [
+        f"{method.label}, seed {run.seed}"
+        for method in methods
+        for run in method.runs
+        if run.seed == methods[0].first.seed and run.partition is not None and run.partition != shown
+    ]
+    return [tag("p", f"Otherwise shared out in {first_ten(odd)}.", class_="note")] if odd else []
 
 
 def called(client: Mapping[str, Any]) -> str:
@@ -62,7 +75,7 @@ def _counts(clients: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Mar
     alt += f" in a cell, {counted(empty, 'cell')} empty."
     names = [called(client) for client in clients]
     width = 560.0 if len(classes) <= 24 else 760.0
-    drawn = heat("Training images by client and class", alt, values, names, classes, ("class", "images"), width, True)
+    drawn = heat("Training images by client and class", alt, values, names, classes, ("class", "images"), width, None)
     if values.size > MOST_CELLS:
         below: Markup = missing("The table is too long for a page.", "All counts are in `record/partition.json`.")
     else:
@@ -93,6 +106,8 @@ def _images(run: RecordedRun, clients: Sequence[Mapping[str, Any]]) -> Markup:
         source = "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii")
         picture = tag("img", src=source, alt=f"Some training images of client {names[number]}")
         strips.append(tag("li", tag("span", names[number]), picture))
+    if not strips and run.chosen("privacy"):
+        return missing("No sample of the images.", "A private run's page has none.")
     if not strips:
         return missing("No sample of the images.", "`report=full` keeps one, of images that models take as bytes.")
     return joined([tag("h3", "A few of each client's training images"), tag("ul", joined(strips), class_="strips")])

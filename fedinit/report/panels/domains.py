@@ -59,12 +59,13 @@ def _fairness(methods: Sequence[Method], score: str, title: str) -> Markup:
 
 def _held(methods: Sequence[Method]) -> Markup:
     """What is to be said of clients: where each holds one domain alone, its score is the domain's."""
-    partition = methods[0].first.partition
-    if partition is None:
-        return tag("p", "Which client holds which domain was not recorded, so the worst client is that of the loss.")
-    domains = [client.get("domain") for client in partition["clients"]]
-    alone = None not in domains and len(set(domains)) == len(domains)
-    if alone:
+    partitions = [run.partition for method in methods for run in method.runs]
+    if None in partitions:
+        which = "" if all(partition is None for partition in partitions) else " of every run"
+        told = f"Which client holds which domain was not recorded{which}, so the worst client is that of the loss."
+        return tag("p", told)
+    held = [[client.get("domain") for client in (partition or {})["clients"]] for partition in partitions]
+    if all(None not in domains and len(set(domains)) == len(domains) for domains in held):
         return tag("p", "Each client holds one domain, so the worst domain is the worst client.", class_="note")
     return tag("p", "Clients share domains: the model is scored by domain, and by client its training loss is known.")
 

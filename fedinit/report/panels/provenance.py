@@ -15,16 +15,10 @@ PLACES = ("output_dir", "resume")  # of the configuration: where, not what
 DEVICE = "engine.device"
 
 
-def _is_private(run: RecordedRun) -> bool:
-    """Whether noise may be drawn anew each time: of privacy, in a deployment and with `privacy.secure`."""
-    chosen = run.config.get("privacy")
-    return isinstance(chosen, Mapping) and chosen.get("name") not in (None, "none")
-
-
 def panel(methods: Sequence[Method]) -> Panel:
     runs = [(method.label, run) for method in methods for run in method.runs]
     lead = "The same configuration and seed give the same final hash again, on the same versions"
-    lead += ", but where noise is of the system's entropy." if any(_is_private(run) for _, run in runs) else "."
+    lead += ", but where noise is of the system's entropy." if any(run.chosen("privacy") for _, run in runs) else "."
     if len(runs) == 1:
         return Panel("provenance", "Provenance", lead, joined(_one(runs[0][1])))
     rows = [[label, run.seed, _state(run), tag("code", _hash(run)[:16]), run.folder.name] for label, run in runs]

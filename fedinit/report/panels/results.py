@@ -31,17 +31,26 @@ def panel(methods: Sequence[Method]) -> Panel:
     body += [
         tag("p", sentence, class_="note") for sentence in [*judged(found), *heads_ahead(found), *_alone(found, methods)]
     ]
-    unfinished = [
-        f"{row.label}, seed {seed}: round {reached}"
-        for row in found.rows
-        for seed, reached in (row.unfinished or {}).items()
-    ]
     body += [tag("p", sentence, class_="note") for sentence in [*unscored(found), *_other_rounds(methods)]]
-    if unfinished:
-        body.append(tag("p", "Not done, so as far as it came: ", "; ".join(unfinished), ".", class_="warning"))
-    doubts = [*remarks(found), *absence(found), *damage(run for method in methods for run in method.runs)]
+    doubts = [
+        *unfinished(found),
+        *remarks(found),
+        *absence(found),
+        *damage(run for method in methods for run in method.runs),
+    ]
     body += [tag("p", sentence, class_="warning") for sentence in doubts]
     return Panel("results", "Results", lead, joined(body))
+
+
+def unfinished(found: Results) -> list[str]:
+    """A line of the runs in a row that are not done, or none."""
+    told = [f"{row.label}, {rounds}" for row in found.rows if (rounds := rounds_reached(row))]
+    return [f"Not done, so shown as far as it came and not judged: {'; '.join(told)}."] if told else []
+
+
+def rounds_reached(row: Row) -> str:
+    """``seed 0: round 1 of 3, seed 1: round 2 of 3`` of a row's runs that are not done; empty where all are."""
+    return ", ".join(f"seed {seed}: round {at} of {rounds}" for seed, (at, rounds) in row.unfinished.items())
 
 
 def unscored(found: Results) -> list[str]:
@@ -87,8 +96,9 @@ def judged(found: Results) -> list[str]:
     """What can be said of the best method against the others, in sentences."""
     best = found.best
     if best is None:
+        rivals = [row for row in found.rows if not row.reference and not row.unfinished]
         apart = "No method is the best one: there is no seed that all have a run of, over the same domains."
-        return [] if found.even else [apart]
+        return [] if found.even or len(rivals) < 2 else [apart]
     groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for label, difference in found.against.items():
         row = next(row for row in found.rows if row.label == label)
@@ -123,7 +133,7 @@ def heads_ahead(found: Results) -> list[str]:
     both have of the same domains; none where the figures shown are the same."""
     methods = [row for row in found.rows if not row.reference]
     leading = found.best or (methods[0] if len(methods) == 1 else None)
-    if leading is None:
+    if leading is None or leading.unfinished:
         return []
     lines = []
     for row in found.rows:
@@ -185,6 +195,8 @@ def over_seeds(found: Results) -> str:
     """Over which seeds the figures are, for a caption."""
     if found.even:
         return seeds_said(next((row.seeds for row in found.rows if row.seeds), ()))
+    if any(found.is_best(row, AVERAGE) for row in found.rows):
+        return "the seeds that each row names"
     return "the seeds that each row names, and no average is marked as the best, since these or their domains differ"
 
 
@@ -193,7 +205,7 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     if len(methods) != 1 or len(methods[0].runs) != 1 or len(found.rows) != 2 or found.score != "accuracy":
         return []
     reference, row = found.rows
-    if not (seeds := row.common(reference)):
+    if row.unfinished or not (seeds := row.common(reference)):
         return []
     domains = [name for name in found.columns[:-1] if name not in row.not_scored[seeds[0]]]
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean

@@ -24,7 +24,7 @@ GUARDS = ("robust", "attack")
 def panel(methods: Sequence[Method]) -> Panel | None:
     """The section; None where nothing in it was chosen."""
     private, masked = _with(methods, "privacy"), _with(methods, "secure_aggregation")
-    guarded = [m for m in methods if any(_chosen(m.first, group) for group in GUARDS)]
+    guarded = [m for m in methods if any(m.first.chosen(group) for group in GUARDS)]
     if not private and not masked and not guarded:
         return None
     parts = _privacy(private) if private else []
@@ -33,7 +33,7 @@ def panel(methods: Sequence[Method]) -> Panel | None:
         parts.append(tag("p", f"The server saw sums of masked updates and no single one: {said}.", class_="note"))
     for method in guarded:
         parts += _clients(method, len(guarded) > 1)
-    lead = [f"{m.label}: privacy={_chosen(m.first, 'privacy')}." for m in private] + [_attack(m) for m in guarded]
+    lead = [f"{m.label}: privacy={m.first.chosen('privacy')}." for m in private] + [_attack(m) for m in guarded]
     return Panel("trust", "Privacy and bad clients", " ".join(lead), joined(parts))
 
 
@@ -43,15 +43,8 @@ def attackers(run: RecordedRun) -> set[int]:
     return {client for clients in told if isinstance(clients, list) for client in clients if type(client) is int}
 
 
-def _chosen(run: RecordedRun, group: str) -> str:
-    """What the run has of a group; empty for none."""
-    values = run.config.get(group)
-    name = str(values.get("name", "")) if isinstance(values, Mapping) else ""
-    return "" if name == "none" else name
-
-
 def _with(methods: Sequence[Method], group: str) -> list[Method]:
-    return [method for method in methods if _chosen(method.first, group)]
+    return [method for method in methods if method.first.chosen(group)]
 
 
 def _privacy(methods: Sequence[Method]) -> list[Markup]:
@@ -109,12 +102,12 @@ def _spent(run: RecordedRun) -> list[object]:
     values = _epsilon(run)
     last = values[np.isfinite(values)]
     epsilon = float(last[-1]) if len(last) else number_of(told.get("epsilon"))
-    unit = "a client's images" if _chosen(run, "privacy") == "clients" else "an image"
+    unit = "a client's images" if run.chosen("privacy") == "clients" else "an image"
     compares = str(told.get("neighbours") or ("with and without one image" if unit == "an image" else ""))
     settings = run.config.get("privacy", {})
     noise = number_of(told.get("noise", settings.get("noise")))
     delta = number_of(told.get("delta", settings.get("delta")))
-    of_each = _chosen(run, "privacy") == "examples" and not math.isfinite(noise)
+    of_each = run.chosen("privacy") == "examples" and not math.isfinite(noise)
     figures = [number(epsilon, 4), number(delta, 2), "each client's own" if of_each else number(noise, 3)]
     return [Cell(run.seed, run.seed, "number"), unit, *figures, compares]
 
@@ -122,7 +115,7 @@ def _spent(run: RecordedRun) -> list[object]:
 def _attack(method: Method) -> str:
     """Who attacked, and what stood against it, in a sentence."""
     run, bad = method.first, sorted(attackers(method.first))
-    rule, attack = _chosen(run, "robust"), _chosen(run, "attack")
+    rule, attack = run.chosen("robust"), run.chosen("attack")
     who = f"clients {', '.join(map(str, bad))}" if len(bad) > 1 else f"client {bad[0]}" if bad else "clients"
     did = f"attack={attack} by {who}" if attack else "nobody attacks"
     return f"{method.label}: {did}, {f'robust={rule}' if rule else 'no rule against it'}."
@@ -140,7 +133,7 @@ def _clients(method: Method, several: bool) -> list[Markup]:
     if values.size and len(clients) <= MOST_CLIENTS:
         names = [f"{client} attacks" if client in bad else str(client) for client in clients]
         alt = f"Weights of {counted(len(clients), 'client')} in {counted(len(rounds), 'round')}."
-        drawn = heat(f"What each client counted for{of}", alt, values, names, rounds, ("round", "weight"), 760.0, True)
+        drawn = heat(f"What each client counted for{of}", alt, values, names, rounds, ("round", "weight"), 760.0, None)
         parts.append(figure(f"What each client counted for{of}", drawn))
     rows = []
     for client in everybody[:MOST_CLIENTS]:

@@ -202,6 +202,12 @@ class RecordedRun:
         """Of its method."""
         return str(self.config["strategy"]["name"])
 
+    def chosen(self, group: str) -> str:
+        """What it has of a group that can be left out, such as privacy; empty for none."""
+        values = self.config.get(group)
+        name = str(values.get("name", "")) if isinstance(values, Mapping) else ""
+        return "" if name == "none" else name
+
     @property
     def model(self) -> str:
         """What its model is called."""

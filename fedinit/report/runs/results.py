@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedinit.report.markup import Cut, whole
@@ -22,12 +22,13 @@ SMALLER_IS_BETTER = ("recovery_error",)
 @dataclass(frozen=True)
 class Row:
     """A method's line. figures: {column: sample}. reference: whether it is the head alone, which is never the best.
-    unfinished: the seeds that are not done, with the round that their figures are of."""
+    unfinished: {seed: (round that its figures are of, rounds of the run)} of those that are not done; a row with any is
+    shown and not judged."""
 
     label: str
     figures: Mapping[str, Sample]
     reference: bool = False
-    unfinished: Mapping[int, int] | None = None
+    unfinished: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -76,7 +77,7 @@ class Results:
 
     @property
     def shared(self) -> tuple[int, ...]:
-        """The seeds that all methods with a figure have over the same domains, which the best one is found over."""
+        """The seeds that all methods that are done have over the same domains, which the best one is found over."""
         rows = self._judged(AVERAGE)
         return tuple(sorted(set.intersection(*(set(row.common(rows[0])) for row in rows)))) if rows else ()
 
@@ -134,8 +135,9 @@ class Results:
         return None if p is None else p < LEVEL
 
     def _judged(self, column: str) -> list[Row]:
-        """The methods with a figure, of which one may be the best."""
-        return [row for row in self.rows if not row.reference and len(row.figures[column].values)]
+        """The methods with a figure that are done, of which one may be the best."""
+        rows = (row for row in self.rows if not row.reference and not row.unfinished)
+        return [row for row in rows if len(row.figures[column].values)]
 
 
 def results(methods: Sequence[Method]) -> Results:
@@ -153,7 +155,7 @@ def results(methods: Sequence[Method]) -> Results:
     best = table.best
     if best is None:
         return table
-    others = [row for row in rows if row is not best]
+    others = [row for row in rows if row is not best and not row.unfinished]
     raw = [paired(row.figures[AVERAGE].over(row.common(best)), best.figures[AVERAGE]) for row in others]
     corrected = holm([difference.p for difference in raw])
     against = {
@@ -191,7 +193,7 @@ def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
 def _row(method: Method, score: str, columns: Sequence[str]) -> Row:
     runs = [run for run in method.runs if run.evaluated]
     scores = {run.seed: last_scores(run) for run in runs}
-    unfinished = {run.seed: scores[run.seed][0] for run in runs if run.summary is None}
+    unfinished = {run.seed: (scores[run.seed][0], run.rounds) for run in runs if run.summary is None}
     return Row(method.label, _samples({seed: of[1] for seed, of in scores.items()}, columns), False, unfinished)
 
 

@@ -39,6 +39,8 @@ def usual(
 def choice_of(key: str) -> str:
     """The key that holds the choice of its group; empty for one that is in no group of choices."""
     group = key.partition(".")[0]
+    if group == "model":
+        return "model.name"
     return f"{group}.{GROUPS[group].key}" if group in GROUPS else ""
 
 
@@ -56,6 +58,8 @@ def _default(key: str, config: Mapping[str, Any]) -> object:
     if key in _unsaid():
         return _unsaid()[key]
     group = key.partition(".")[0]
+    if group not in GROUPS:  # a model has another name than its choice
+        return ABSENT
     return dict(dotted({group: values_of(group, str(config.get(choice_of(key))))})).get(key, ABSENT)
 
 

@@ -77,7 +77,13 @@ def _untrained(root: Path) -> str:
     return "1 gap (class 'bird' has no training images)"
 
 
-@pytest.mark.parametrize("harm", [_renamed, _other_format, _other_endian, _cut, _untrained])
+def _unjudged(root: Path) -> str:
+    (root / "train/photo/bird").mkdir()
+    (root / "train/photo/bird/0.png").write_bytes(picture(999))
+    return "1 gap (class 'bird' has no test images)"
+
+
+@pytest.mark.parametrize("harm", [_renamed, _other_format, _other_endian, _cut, _untrained, _unjudged])
 def test_what_is_wrong_is_one_line_on_stderr_and_exit_code_1(tmp_path: Path, capsys, harm) -> None:
     root = tree(tmp_path / "tree")
     message = harm(root)

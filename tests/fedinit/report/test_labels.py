@@ -211,3 +211,14 @@ def test_labels_that_are_the_same_when_cut_are_numbered(tmp_path):
     assert [label[-4:] for label in labels] == [" (1)", " (2)"] and all(len(label) <= WIDTH for label in labels)
     again = methods(find([tmp_path / name for name in "ba"]))
     assert [method.label for method in again] == labels[::-1], "whatever the order"
+
+
+def test_another_model_tells_nothing_of_those_that_have_not_its_keys(tmp_path):
+    vit = {"name": "vit_tiny_patch16_224", "kwargs": {"depth": 4, "num_heads": 3}}
+    mixer = {"name": "MlpMixer", "kwargs": {"num_blocks": 4}}
+    cases = {name: {"strategy": {"name": name}, "model": vit} for name in ("fedit", "flora", "rolora")}
+    cases |= {"mixer": {"strategy": {"name": "lora_fair"}, "model": mixer}}
+    labels = [method.label for method in made(tmp_path, cases)]
+    assert labels[:3] == ["fedit", "flora", "rolora"] and labels[3].startswith("lora_fair model.name=MlpMixer")
+    deeper = {"deep": {"strategy": {"name": "fedit"}, "model": {**vit, "kwargs": {"depth": 12, "num_heads": 3}}}}
+    assert [m.label for m in made(tmp_path / "more", cases | deeper)][-1] == "fedit depth=12", "the control"

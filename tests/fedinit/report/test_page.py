@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
+import shutil
 import time
 from html.parser import HTMLParser
 
@@ -14,11 +16,14 @@ import pytest
 
 from fedinit.errors import InputError
 from fedinit.report.figures.curves import MARKED, Axis, Series, curves
+from fedinit.report.figures.frame import Ticks, beyond
+from fedinit.report.figures.heat import heat
 from fedinit.report.figures.svg import MARKERS, colour_of, dash_of, marker_of
 from fedinit.report.page import PANELS, render
-from fedinit.report.panels import clients
-from fedinit.report.panels.aggregation import matrix
+from fedinit.report.panels import aggregation, clients
+from fedinit.report.panels.aggregation import BIAS, matrix
 from fedinit.report.panels.panel import SHAPES, legend
+from fedinit.report.recording import recorder
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import Table, read
@@ -233,3 +238,49 @@ def test_an_engine_is_named_for_the_rounds_that_a_run_still_has(tmp_path):
         "".join(json.dumps(line) + "\n" for line in [*lines, {"kind": "resumed", "round": 4}])
     )
     assert "engineinline: here; ray: here (from round 5 on)" in Elements(render([read(folder)])).text
+
+
+def test_what_is_said_of_clients_holds_for_every_run_of_a_page(tmp_path):
+    """Of the first alone it would be wrong of a method with other clients."""
+    first = write_run(tmp_path / "first", config(rounds=2))
+    page = render([read(first)])
+    assert "the worst domain is the worst client" in page and "Otherwise shared out" not in page
+    shared = write_run(tmp_path / "shared", config(rounds=2, strategy={"name": "fedit"}))
+    partition = json.loads((shared / "record" / "partition.json").read_text())
+    partition["clients"][0]["domain"] = None
+    (shared / "record" / "partition.json").write_text(json.dumps(partition))
+    page = render([read(first), read(shared)])
+    assert "the worst domain is the worst client" not in page and "Clients share domains" in page
+    assert "Otherwise shared out in fedit, seed 0." in page
+
+
+def test_a_private_runs_page_says_why_it_has_no_pictures(tmp_path):
+    for name, told in (("clients", "page has none."), ("none", "`report=full` keeps one")):
+        folder = write_run(tmp_path / name, config(rounds=2, privacy={"name": name}))
+        shutil.rmtree(folder / "record" / "samples")
+        assert told.replace("`report=full`", "<code>report=full</code>") in render([read(folder)])
+
+
+def test_what_is_repaired_of_a_small_bias_is_in_the_digits_that_are_recorded():
+    """A method that changes nothing repairs nothing, however small the bias: with nine digits this was 99 %."""
+    bias = 1.2345678e-5
+    # Orthogonal to what is merged: ‖ΔW‖² = ‖merged‖² + ‖C‖².
+    figures = {BIAS: bias, "correctable": 1.0, "cosine": math.sqrt(1 - bias**2), "norm_ratio": math.sqrt(1 - bias**2)}
+    exact, short = (
+        Table(tuple(figures), [texts])
+        for texts in ([f"{v:.17g}" for v in figures.values()], [f"{v:.9g}" for v in figures.values()])
+    )
+    assert recorder._shown(figures) == list(exact.rows[0])
+    assert abs(aggregation._repaired(exact)[0]) < 0.01
+    assert abs(aggregation._repaired(short)[0]) > 50, "the control"
+
+
+def test_shares_that_are_all_alike_have_one_colour_and_long_numbers_their_place():
+    values = np.array([[-0.0008, 0.0004], [0.0, 0.0002]])
+    narrow, wide = (heat("a", "b", values, "xy", "12", ("round", "%"), span=span) for span in (0.0, 1.0))
+    assert "−0.0006" in narrow and "−0.0006" not in wide and "−0.50" in wide
+
+
+def test_a_turned_text_is_behind_the_longest_number():
+    long, short = Ticks([0.0], ["−0.00015"]), Ticks([0.0], ["10"])
+    assert beyond(long, 41.0) >= 8 * 5.9 + 6 and beyond(short, 41.0) == 41.0

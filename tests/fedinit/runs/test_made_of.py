@@ -366,6 +366,7 @@ def test_grey_of_which_a_run_has_no_levels_is_not_shown_black(tmp_path):
     shutil.copy(root / TREE[0] / "0.png", bright / TREE[0] / "1.png")
     said = "grey of 12 or 16 bits, and nobody said which levels are black and white; say them, predict --grey-range LOW"
     predictions = list(predicting.predict(run, [bright]))
+    assert {pictures.wanted(p.path, p.why) for p in predictions if p.why} == {"or leave it out"}, "pictures they are"
     assert (
         [said in p.why for p in predictions]
         == [not p.probabilities for p in predictions]

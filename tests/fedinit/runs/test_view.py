@@ -37,7 +37,7 @@ def test_it_shows_rounds_cohort_scores_bytes_and_the_time_left():
     text = drawn(view)
     for told in ("lora_fair on pacs", "3/5", "0:16 left", "2 of 4 clients (0, 2)", "loss 0.500", "after round 3"):
         assert told in text, told
-    assert "sent 3.0 MB up, 6.0 MB down" in text and "10.0 s a round" in text and "round 4 for 0:04" in text
+    assert "sent 3.0 MB up, 6.0 MB down" in text and "took 10.0 s" in text and "round 4 for 0:04" in text
     rows = {line.split()[0].lstrip("\x1b[1m"): line for line in text.splitlines() if "▁" in line}
     assert "63.0" in rows["photo"] and "+1.0" in rows["photo"] and "▁▅█" in rows["photo"]
     assert (

@@ -237,3 +237,11 @@ def test_a_run_that_has_not_said_anything_yet_goes_on(tmp_path):
     for path in folder.iterdir():
         os.utime(path, (1, 1))
     assert not watching.goes_on(folder)
+
+
+def test_a_run_that_nobody_is_at_has_no_time_left_and_no_round_in_progress(tmp_path, begun, capsys):
+    stopped = write_run(tmp_path / "stopped", config(), reached=2, recorded=False)
+    for folder, going in ((begun, True), (stopped, False)):
+        assert cli.main(["watch", str(folder), "--once"]) == (0 if going else 1)
+        out = capsys.readouterr().out
+        assert "2/5" in out and (" left" in out) == going == ("round 3 for" in out)

@@ -98,6 +98,11 @@ def test_a_run_keeps_the_ranks_that_were_dealt(words, site):
     assert {name: f.rank for name, f in done.aggregate.layers.items()} == dealt
 
 
+def test_clients_of_lower_ranks_choose_among_the_slots_that_were_dealt(site):
+    done = outcome(site, "strategy=lora_a2", "adapter.ranks=[4,1,2]")
+    assert len(set(done.start["ranks"].values())) > 1 and min(done.accepted.values()) > 0
+
+
 def test_flora_stacks_the_ranks_that_were_dealt(site):
     done = outcome(site, "strategy=flora")
     assert {n: f.rank for n, f in done.aggregate.layers.items()} == {n: 3 * r for n, r in done.start["ranks"].items()}
