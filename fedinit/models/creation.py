@@ -20,6 +20,7 @@ from torch import nn
 from fedinit.errors import InputError, did_you_mean, first_line
 from fedinit.models.checkpoint import Filter
 from fedinit.models.matrix import Matrix
+from fedinit.models.undrawn import Undrawn
 
 # By class, for shapes that timm's named models cannot be given: mixer_s32_224 refuses another width.
 CLASSES: dict[str, type[nn.Module]] = {
@@ -49,10 +50,11 @@ def create(name: str, kwargs: Mapping[str, Any], weights: str) -> tuple[nn.Modul
     filters: list[Any] = []
     try:
         if base in CLASSES:
-            return CLASSES[base](num_classes=0, **kwargs), FILTERS.get(base, _as_they_are)
+            with Undrawn() if weights == "file" else nullcontext():
+                return CLASSES[base](num_classes=0, **kwargs), FILTERS.get(base, _as_they_are)
         if weights == "hub":
             _reach(name)
-        with _recorded(filters) if weights == "file" else nullcontext():
+        with _unloaded(filters) if weights == "file" else nullcontext():
             module = timm.create_model(name, pretrained=weights != "none", num_classes=0, **kwargs)
     except InputError:
         raise
@@ -83,8 +85,9 @@ def _of_two(found: Any) -> Filter:
 
 
 @contextmanager
-def _recorded(filters: list[Any]) -> Iterator[None]:
-    """timm builds models and notes their filters, which no other interface of it tells, in place of loading weights."""
+def _unloaded(filters: list[Any]) -> Iterator[None]:
+    """timm builds models, and in place of drawing and loading weights notes their filters, which no other interface of
+    it tells."""
     load = _builder.load_pretrained
 
     def note(model: nn.Module, *args: Any, filter_fn: Any = None, **kwargs: Any) -> None:
@@ -92,7 +95,8 @@ def _recorded(filters: list[Any]) -> Iterator[None]:
 
     _builder.load_pretrained = note
     try:
-        yield
+        with Undrawn():
+            yield
     finally:
         _builder.load_pretrained = load
 
