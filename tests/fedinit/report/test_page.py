@@ -20,7 +20,7 @@ from fedinit.report.figures.frame import Ticks, beyond
 from fedinit.report.figures.heat import heat
 from fedinit.report.figures.svg import MARKERS, colour_of, dash_of, marker_of
 from fedinit.report.page import PANELS, render
-from fedinit.report.panels import aggregation, clients
+from fedinit.report.panels import aggregation, clients, domains
 from fedinit.report.panels.aggregation import BIAS, matrix
 from fedinit.report.panels.panel import SHAPES, legend
 from fedinit.report.recording import recorder
@@ -243,22 +243,29 @@ def test_an_engine_is_named_for_the_rounds_that_a_run_still_has(tmp_path):
 def test_what_is_said_of_clients_holds_for_every_run_of_a_page(tmp_path):
     """Of the first alone it would be wrong of a method with other clients."""
     first = write_run(tmp_path / "first", config(rounds=2))
-    page = render([read(first)])
-    assert "the worst domain is the worst client" in page and "Otherwise shared out" not in page
+
+    def page(*folders) -> str:
+        shown = methods([read(folder) for folder in folders])
+        return str(domains.panel(shown).body) + str(clients.panel(shown).body)
+
+    alone = page(first)
+    assert "the worst domain is the worst client" in alone and "Otherwise shared out" not in alone
     shared = write_run(tmp_path / "shared", config(rounds=2, strategy={"name": "fedit"}))
     partition = json.loads((shared / "record" / "partition.json").read_text())
     partition["clients"][0]["domain"] = None
     (shared / "record" / "partition.json").write_text(json.dumps(partition))
-    page = render([read(first), read(shared)])
-    assert "the worst domain is the worst client" not in page and "Clients share domains" in page
-    assert "Otherwise shared out in fedit, seed 0." in page
+    both = page(first, shared)
+    assert "the worst domain is the worst client" not in both and "Clients share domains" in both
+    assert "Otherwise shared out in fedit, seed 0." in both
 
 
 def test_a_private_runs_page_says_why_it_has_no_pictures(tmp_path):
     for name, told in (("clients", "page has none."), ("none", "`report=full` keeps one")):
         folder = write_run(tmp_path / name, config(rounds=2, privacy={"name": name}))
         shutil.rmtree(folder / "record" / "samples")
-        assert told.replace("`report=full`", "<code>report=full</code>") in render([read(folder)])
+        assert told.replace("`report=full`", "<code>report=full</code>") in str(
+            clients.panel(methods([read(folder)])).body
+        )
 
 
 def test_what_is_repaired_of_a_small_bias_is_in_the_digits_that_are_recorded():
