@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,54 +16,61 @@ from fedinit import rounding
 
 # Of the embedded ViT's widths, forward and back, and of an attention's: whether clients' rows differ from their own.
 PRODUCTS = """
-import sys
-if sys.argv[1] == "strict":
-    import fedinit
 import torch
 torch.manual_seed(0)
+differ = False
 for k, n in ((128, 384), (128, 512), (512, 128), (128, 8), (8, 128), (384, 128)):
     for rows in (8, 260, 520):
         x, w = torch.randn(5 * rows, k), torch.randn(n, k)
         every = torch.nn.functional.linear(x, w)
-        if any(not torch.equal(torch.nn.functional.linear(part, w), together)
-               for size in (1, 2, 3) for part, together in zip(x.split(size * rows), every.split(size * rows))):
-            print(True)
-            sys.exit()
-print(False)
+        for size in (1, 2, 3):
+            pairs = zip(x.split(size * rows), every.split(size * rows))
+            differ |= any(not torch.equal(torch.nn.functional.linear(part, w), together) for part, together in pairs)
+print(differ)
+"""
+STRICT, SAID = "import fedinit\n" + PRODUCTS, "from clients.engine import rows; print(rows.said())"
+# Each in a process that has imported torch and multiplied nothing, since MKL looks at its mode at the first product.
+FORKED = """
+import json, os, sys, torch
+for environment, code in json.loads(sys.argv[1]):
+    if not (child := os.fork()):
+        os.environ.update(environment)
+        exec(code, {})
+        sys.stdout.flush()
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
 """
 
 
-def differing(mode: str, **environment: str) -> bool:
+def printed(*cases: tuple[Mapping[str, str], str]) -> list[str]:
+    """What each of these (environment, code) prints, a line each."""
     plain = {name: value for name, value in os.environ.items() if name != rounding.MODE}
-    command = [sys.executable, "-c", PRODUCTS, mode]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**plain, **environment})
-    return {"True": True, "False": False}[done.stdout.strip()]
+    command = [sys.executable, "-c", FORKED, json.dumps(cases)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout.splitlines()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such processes there")
 def test_a_clients_rows_are_its_own_in_every_product() -> None:
-    assert not differing("strict")
-
-
-def test_without_it_they_are_not_where_the_kernels_depend_on_the_rows() -> None:
-    """The control: on such a CPU the test above can fail."""
+    """And where they are not without it, the control, what the environment says stays, and a line says which mode."""
+    product = "import torch; torch.ones(9, 9) @ torch.ones(9, 9); "
+    strict, plain, chosen, silent, late, *other = printed(
+        ({}, STRICT),
+        ({}, PRODUCTS),
+        ({rounding.MODE: "AVX512"}, STRICT),
+        ({}, SAID),
+        ({}, product + SAID),
+        *(({rounding.MODE: mode}, SAID) for mode in ("AVX", "COMPATIBLE")),  # which keep long rows, and not short ones
+    )
+    assert strict == "False"
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     if "GenuineIntel" not in flags or "avx512f" not in flags:
-        pytest.skip("no CPU of Intel's with AVX-512")
-    if not differing("plain"):
-        pytest.skip("this CPU's kernels do not depend on the rows")
-    assert differing("strict", **{rounding.MODE: "AVX512"}), "what the environment says stays"
-    said = "from clients.engine import rows; print(rows.said())"
-    for before, expected in (
-        ("", "None"),
-        ("import torch; torch.ones(9, 9) @ torch.ones(9, 9); ", "import fedinit first"),
-    ):
-        plain = {name: value for name, value in os.environ.items() if name != rounding.MODE}
-        done = subprocess.run([sys.executable, "-c", before + said], capture_output=True, text=True, env=plain)
-        assert expected in done.stdout, done.stderr
-    for mode in ("AVX", "COMPATIBLE"):  # which keep long rows, and not those of few images
-        other = {**os.environ, rounding.MODE: mode}
-        done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, env=other)
-        assert f"set {rounding.MODE}={rounding.STRICT}" in done.stdout, done.stderr
+        pytest.skip("the control: no CPU of Intel's with AVX-512")
+    if plain == "False":
+        pytest.skip("the control: this CPU's kernels do not depend on the rows")
+    assert chosen == "True", "what the environment says stays"
+    assert silent == "None" and "import fedinit first" in late
+    assert all(f"set {rounding.MODE}={rounding.STRICT}" in told for told in other)
 
 
 def test_the_line_is_of_the_processor_where_it_has_no_such_mode(monkeypatch) -> None:
