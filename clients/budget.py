@@ -13,8 +13,16 @@ from clients.limits import Keeper
 from clients.site import Site
 from fedinit import wire
 from fedinit.config.privacy import ExamplePrivacyConfig
-from fedinit.errors import Refused
+from fedinit.errors import Code, Refused
 from fedinit.privacy.steps import Spent, Steps
+from fedinit.said import upwards
+
+
+class BudgetSpent(Refused):
+    """A round more would pass `privacy.epsilon`; nothing was trained."""
+
+    code = Code.spent
+
 
 SPENT = "privacy"  # in the Context: how many steps were private
 
@@ -31,7 +39,7 @@ def spend(
 
     examples: how many it has. keeper: of its book, where it has one.
     round: which; the last that was counted costs nothing again. None: what it releases is drawn anew each time.
-    Raises Refused for a round that would pass `privacy.epsilon`, Limited for one beyond what the site gives, and
+    Raises BudgetSpent for a round that would pass `privacy.epsilon`, Limited for one beyond what the site gives, and
     InputError as Steps.of does; nothing is counted then.
     """
     steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)
@@ -39,8 +47,8 @@ def spend(
     def allow(spent: Spent) -> float:
         epsilon = spent.epsilon(privacy)
         if privacy.epsilon is not None and epsilon > privacy.epsilon:
-            done = f"has taken {spent.steps - steps.a_round} steps, and a round more would make it {epsilon:.3g}"
-            raise Refused(f"privacy.epsilon={privacy.epsilon}: is spent; this client {done}")
+            done = f"has taken {spent.steps - steps.a_round} steps, and a round more would make it {upwards(epsilon)}"
+            raise BudgetSpent(f"privacy.epsilon={privacy.epsilon}: is spent; this client {done}")
         if keeper is not None:
             keeper.check_privacy(epsilon, privacy.delta, examples)
         return epsilon

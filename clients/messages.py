@@ -28,6 +28,7 @@ from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.site import noise_secret
 from fedinit.errors import InputError, Refused, machine_failed
 from fedinit.factors import PARTS, Factors, difference, distance, norm
+from fedinit.said import upwards
 from fedinit.secagg.messages import QUERY
 from fedinit.state import digest
 from fedinit.state.base_offset import EMPTY, RECORD
@@ -125,7 +126,7 @@ class Decoder:
                 self.site, privacy, len(part.train), context, keeper, None if self.deployed else round
             )
             if self.deployed:
-                spent = f"ε {notes['epsilon']:.3g} at δ {privacy.delta:g} of this run, with this round"
+                spent = f"ε {upwards(notes['epsilon'])} at δ {privacy.delta:g} of this run, with this round"
                 print(f"client {part.client}, round {round}: {spent}", file=sys.stderr)
         elif keeper is not None:
             keeper.check_privacy(math.inf, 1.0, len(part.train))

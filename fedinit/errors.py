@@ -47,6 +47,7 @@ class Code(enum.IntEnum):
     refused: the client does not do what was asked, or does not take what was sent.
     too_few_examples: it has fewer than a statistic may be made of.
     limit: what was asked is more than the site's own limits let it say.
+    spent: a round more of training would pass the ε of the run for its examples.
     too_large, unreadable: what the server says in place of a reply that it does not take.
     """
 
@@ -55,6 +56,7 @@ class Code(enum.IntEnum):
     refused = 1003
     too_few_examples = 1004
     limit = 1005
+    spent = 1006
     too_large = 1101
     unreadable = 1102
 
@@ -83,6 +85,10 @@ class RunFailed(RuntimeError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(said(reason, LONGEST))
+
+
+class PrivacySpent(RunFailed):
+    """Too few clients are left whose examples have ε for a round more, now and ever."""
 
 
 class DeviceFailed(RunFailed):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 
 SAID = 500  # characters that one client gets to say
 LONGEST = 4 * SAID  # of a text around it
@@ -37,6 +39,15 @@ def said(value: object, most: int = SAID) -> str:
 def first_ten(values: Sequence[object]) -> str:
     """The first ten, with commas between, and "…" where there are more."""
     return ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "")
+
+
+def upwards(value: float, digits: int = 3) -> str:
+    """A bound to so many significant digits, never below it: of 7.9924 ``8``."""
+    if not math.isfinite(value):
+        return f"{value:g}"
+    # Of its shortest digits, so that 0.1, which is a little more as a float, stays 0.1.
+    kept = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(Decimal(repr(float(value))))
+    return f"{float(kept):.{digits}g}"
 
 
 def no_formula(name: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+AVERAGE, AMONG_ITS_NAME = "average", "average over domains"
 MAX_EXAMPLES = 2**40  # beyond any data set; above it the float64 weights would lose digits
 
 
@@ -113,3 +114,8 @@ def without(domains: Sequence[str]) -> str:
 
 
 SCORES: dict[str, type[Score]] = {kind.name: kind for kind in (Accuracy, RecoveryError)}
+
+
+def average_among(domains: Collection[str]) -> str:
+    """What a table of these domains calls their average: another name where a domain has it."""
+    return AMONG_ITS_NAME if AVERAGE in domains else AVERAGE

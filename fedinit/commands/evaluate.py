@@ -13,6 +13,7 @@ from fedinit.commands.parsing import Parser, add_run, load_run, only_text
 from fedinit.commands.places import STDOUT, refuse_lossy, text_place
 from fedinit.errors import InputError
 from fedinit.said import printable
+from fedinit.scores import average_among
 from fedinit.telling import cell, tell
 
 ABOUT = """How good the model that a run ended with is, by domain, and which classes it takes for which.
@@ -72,7 +73,7 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     for domain, value in score.by_domain.items():
         images = f"{score.whole[domain]:,}" if score.counts_examples else ""
         table.add_row(cell(domain), images, score.show(value))
-    table.add_row("average", f"{found.images:,}", score.show(score.mean), style="bold")
+    table.add_row(average_among(score.by_domain), f"{found.images:,}", score.show(score.mean), style="bold")
     tell(console, f"judged on {found.what}")
     console.print(table)
     if found.confusion is None:

@@ -111,6 +111,8 @@ def _value(key: str, given: object, default: object) -> object:
         else:
             for word in words.split(","):
                 choose(f"--node-config {key}", word, ["all", "none", *STATISTICS])
+            if "," in words and {"all", "none"} & {*words.split(",")}:
+                raise InputError(f"{what}: expected all or none alone, or the names of those that are answered")
         return words
     if isinstance(default, bool):
         if not isinstance(given, bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from fedinit.config.engine import refuse_no_device
 from fedinit.config.limits import KEYS as LIMITS
 from fedinit.config.limits import OFF, Limits
 from fedinit.config.schema import Config
@@ -22,7 +23,8 @@ SITE_KEYS = {
     "device": ("engine", "device", "auto"),
     "threads": ("engine", "threads", 1),
 }
-
+MADE = {"cache-dir", "state-dir"}
+PLACES = {"data-root", "checkpoint", "noise-secret-file", *MADE}
 # Of a site's, too, and not about the run's configuration. num-partitions is what Flower's simulation gives; it is not
 # read: how many clients there are is what the run's partition says.
 OTHER_KEYS = ("partition-id", "num-partitions", "noise-secret", "noise-secret-file", "state-dir", OFF, *LIMITS)
@@ -65,13 +67,35 @@ def with_site_settings(config: Config, node_config: Mapping[str, object], simula
 
 def check_settings(node_config: Mapping[str, object]) -> Limits | None:
     """A site's limits, by its --node-config; None where it took them off. Raises InputError for a setting that does not
-    exist, or a limit that is none."""
+    exist, a limit that is none, and a place, device or number that cannot be one."""
     known = sorted({*SITE_KEYS, *OTHER_KEYS})
     for key in sorted(node_config.keys() - {*known}):
         raise InputError(
             f"--node-config {key}: no such setting of a site{did_you_mean(key, known)}; known: {', '.join(known)}"
         )
+    for key in PLACES & node_config.keys():
+        place = node_config[key]
+        if not isinstance(place, str) or not place:
+            raise InputError(f"--node-config {key}={place!r}: expected a path")
+    if "threads" in node_config:
+        _number("threads", str(node_config["threads"]))
+    if "device" in node_config:
+        refuse_no_device("--node-config device", str(node_config["device"]))
+    if "noise-secret" in node_config and not node_config["noise-secret"]:
+        raise InputError("--node-config noise-secret: is empty; give any long random word")
     return Limits.of(node_config)
+
+
+def check_places(node_config: Mapping[str, object]) -> None:
+    """Raise InputError for a file or folder that is named, and is not on this machine; those that are made are not."""
+    for key in sorted((PLACES - MADE) & node_config.keys()):
+        place = str(node_config[key])
+        if place.startswith(EMBEDDED):
+            continue
+        try:
+            expand_home(key, place).stat()
+        except OSError as error:
+            raise InputError(f"--node-config {key}={place}: {(error.strerror or 'cannot be read').lower()}") from error
 
 
 def noise_secret(node_config: Mapping[str, object]) -> str:

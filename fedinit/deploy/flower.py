@@ -31,6 +31,7 @@ KEY_IN_USE = "[code: 23]"  # what Flower answers to a key that it knows
 # The errors of fedinit that are one line, as a traceback names them: what a ServerApp ends with, and why.
 TOLD = frozenset(
     {
+        "clients.budget.BudgetSpent",
         "clients.statistics.TooFew",
         "fedinit.config.limits.Cut",
         "fedinit.config.limits.Limited",
@@ -39,6 +40,7 @@ TOLD = frozenset(
         "fedinit.errors.DeviceFailed",
         "fedinit.errors.FolderBusy",
         "fedinit.errors.InputError",
+        "fedinit.errors.PrivacySpent",
         "fedinit.errors.Refused",
         "fedinit.errors.RunFailed",
         "fedinit.unreadable.Unreadable",
@@ -84,7 +86,9 @@ class Server:
         file = self.folder / "federation.json"
         try:
             facts = json.loads(read_text(file))
-            return {"port": int(facts["port"]), "secure": bool(facts["secure"])}
+            if not isinstance(facts["secure"], bool):
+                raise ValueError(f"secure is {facts['secure']!r}")
+            return {"port": int(facts["port"]), "secure": facts["secure"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f'{file}: {type(error).__name__}: {error}; expected {{"port": 8000, "secure": true}}'

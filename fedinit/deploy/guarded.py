@@ -204,12 +204,15 @@ def _say_limits(words: Sequence[str]) -> None:
     """Print a site's limits before its node is there for a server; SystemExit, one line, for settings that are none."""
     from flwr.common.config import parse_config_args
 
-    from fedinit.config.site import check_settings
+    from fedinit.config.site import check_places, check_settings
     from fedinit.errors import InputError
 
     given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--node-config"]
     try:
-        print(f"limits: {check_settings(parse_config_args(given)) or 'off'}", file=sys.stderr, flush=True)
+        settings = parse_config_args(given)
+        limits = check_settings(settings)
+        check_places(settings)
+        print(f"limits: {limits or 'off'}", file=sys.stderr, flush=True)
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
     except Exception as error:  # noqa: BLE001 (Flower's own, in its words)

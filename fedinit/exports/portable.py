@@ -13,7 +13,7 @@ from fedinit.models import Backbone
 from fedinit.models.creation import CLASSES
 from fedinit.runs.result import Run
 from fedinit.runs.summary import noise_is_of_the_seed
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, average_among
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +113,13 @@ class Portable:
         }
 
     def scores(self) -> list[tuple[str, str]]:
-        """(domain, figure as the run's table shows it), and "average" last; empty for a run that was not evaluated."""
+        """(domain, figure as the run's table shows it), their average last; empty for a run without evaluation."""
         summary = self.run.summary
         score = SCORES[summary["score"]]
         if summary[score.name] is None:
             return []
         by_domain = summary[f"{score.name}_by_domain"]
-        return [*((n, score.show(v)) for n, v in by_domain.items()), ("average", score.show(summary[score.name]))]
+        return [
+            *((n, score.show(v)) for n, v in by_domain.items()),
+            (average_among(by_domain), score.show(summary[score.name])),
+        ]

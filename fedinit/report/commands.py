@@ -75,7 +75,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
-    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged, remarks, unscored
+    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged, remarks, unfinished, unscored
     from fedinit.report.runs.damage import damage
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
@@ -92,7 +92,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     if not found.rows:
         raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
     print_table(console, found)
-    notes = [*in_full(found), *judged(found), *heads_ahead(found), *unscored(found), *_left(shown)]
+    notes = [*in_full(found), *judged(found), *heads_ahead(found), *unscored(found), *unfinished(found), *_left(shown)]
     notes += [*remarks(found, whole_path=True), *absence(found, whole_path=True), *damage(runs, whole_path=True)]
     for sentence in notes:
         tell(console, sentence)
@@ -113,7 +113,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 def _left(shown: Sequence[Method]) -> list[str]:
     """The runs that have figures and are not done, a line each."""
     return [
-        f"not done: {run.folder}, round {run.reached} of {run.rounds}; it is not judged"
+        f"not done: {run.folder}, round {run.reached} of {run.rounds}"
         for method in shown
         for run in method.runs
         if run.summary is None and run.evaluated

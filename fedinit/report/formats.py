@@ -29,7 +29,7 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 TEST = "paired t-test by seed on the average, against the best, Holm-corrected"
 CSV_COLUMNS = ("method", "column", "mean", "std", "seeds", "best")
-CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored", "not_done", "usual")
+CSV_COLUMNS += ("against_best", "half_interval_95", "p_holm", "beyond_noise", "not_scored", "early", "usual")
 
 
 def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
@@ -47,7 +47,7 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
                 figures = [_plain(difference.mean), _plain(difference.half), _plain(difference.p)]
                 figures.append("" if beyond is None else str(beyond).lower())
             known = [_plain(sample.mean), _plain(sample.std), " ".join(map(str, sample.seeds))]
-            cells = [no_formula(shown(whole(row.label))), no_formula(shown(column)), *known]
+            cells = [no_formula(shown(whole(row.label))), no_formula(shown(found.title(column))), *known]
             missing = seeds_not_scored(row) if column == AVERAGE else []
             unscored_in = shown("; ".join(f"{seeds}: {', '.join(names)}" for seeds, names in missing))
             lines.append(
@@ -68,7 +68,7 @@ def csv_text(found: Results, shown: Callable[[str], str] = str) -> str:
 def markdown(found: Results) -> str:
     """A table of GitHub's Markdown."""
     seeds = [] if found.even else ["seeds"]
-    lines = [["method", *seeds, *found.columns, "against the best", "p"]]
+    lines = [["method", *seeds, *map(found.title, found.columns), "against the best", "p"]]
     for row in found.rows:
         cells = [_MARKDOWN.sub(r"\\\1", printable(row.label)), *_seeds(found, row)]
         for column in found.columns:
@@ -88,7 +88,8 @@ def latex(found: Results) -> str:
     lines = [r"% needs \usepackage{booktabs}", *(f"% {line}" for line in said)]
     seeds = [] if found.even else ["seeds"]
     lines += [r"\begin{tabular}{l" + "l" * len(seeds) + "r" * (len(found.columns) + 1) + "}", r"\toprule"]
-    lines += [" & ".join(["method", *seeds, *map(_tex, found.columns), "against best"]) + r" \\", r"\midrule"]
+    heads = ["method", *seeds, *map(_tex, map(found.title, found.columns)), "against best"]
+    lines += [" & ".join(heads) + r" \\", r"\midrule"]
     for i, row in enumerate(found.rows):
         if i and found.rows[i - 1].reference and not row.reference:
             lines.append(r"\midrule")

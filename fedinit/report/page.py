@@ -35,7 +35,7 @@ from fedinit.report.panels.panel import Panel
 from fedinit.report.panels.sources import source_of
 from fedinit.report.runs.methods import Method, methods
 from fedinit.report.runs.reading import RecordedRun, number_of
-from fedinit.report.runs.results import last_scores
+from fedinit.report.runs.results import AVERAGE, compared
 from fedinit.said import printable
 from fedinit.scores import SCORES
 
@@ -158,7 +158,7 @@ def _facts(shown: Sequence[Method]) -> Markup:
     facts: list[tuple[str, str]] = []
     if len(shown) == 1:
         score = SCORES[first.score]
-        found = [figures["average"] for run in runs if (figures := last_scores(run)[1])]
+        found = [figures[AVERAGE] for figures in compared(shown[0])[0].values()]
         if found:
             facts.append((score.title, score.show(sum(found) / len(found))))
     else:

@@ -22,7 +22,7 @@ def print_table(console: Console, found: Results) -> None:
     """Print it with the best of each column in bold. How the averages differ is said in sentences: a terminal is
     narrow. On one, names are folded, and then domains are left out; elsewhere nothing is."""
     named = ["method", *([] if found.even else ["seeds"])]
-    heads = [cell(name) for name in (*named, *found.columns)]
+    heads = [cell(name) for name in (*named, *map(found.title, found.columns))]
     lines = [_line(found, i) for i in range(len(found.rows))]
     texts = [*zip(heads, *lines, strict=True)]
     whole = [max(cell_len(text.plain) for text in column) for column in texts]

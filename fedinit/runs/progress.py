@@ -15,6 +15,7 @@ from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.runs.table import privacy_ahead
 from fedinit.runs.verbose import VerboseConsole
 from fedinit.runs.view import Round, View, figure
+from fedinit.said import upwards
 from fedinit.scores import SCORES
 from fedinit.stopping import standing, unbroken
 from fedinit.telling import tell
@@ -63,7 +64,7 @@ class ProgressObserver(Observer):
             self.score = f", {report.score}"
         loss = "" if report.train_loss is None else f", loss {figure(report.train_loss)}"
         epsilon = report.diagnostics.get("epsilon") if report.epsilon is None else report.epsilon
-        spent = "" if epsilon is None else f", ε {figure(epsilon)}"
+        spent = "" if epsilon is None else f", ε {upwards(epsilon)}"
         facts = f"{counted(len(report.clients), 'client')}{loss}{spent}{self.score}"
         if self.live is not None:
             self.live.refresh()
@@ -78,7 +79,7 @@ class ProgressObserver(Observer):
         """A line a client, and the score by domain."""
         for c in report.clients:
             loss = "" if c.loss is None else f", loss {figure(c.loss)}"
-            loss += "" if c.epsilon is None else f", ε {figure(c.epsilon)}"
+            loss += "" if c.epsilon is None else f", ε {upwards(c.epsilon)}"
             steps = "" if c.steps is None else f", {counted(c.steps, 'step')}"
             done = f"{counted(c.examples, 'image')}{steps}"
             self._line(f"  round {report.round}, client {c.client}: {done}{loss}")

@@ -11,7 +11,8 @@ from rich.table import Table
 from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
 from fedinit.runs.summary import OF_THE_SEED, SEED
-from fedinit.scores import SCORES, without
+from fedinit.said import upwards
+from fedinit.scores import SCORES, average_among, without
 from fedinit.telling import cell, tell
 
 # What is said of adapters where no one adapter is all clients'.
@@ -33,7 +34,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
     if summary.get("head_alone"):
         runs.insert(0, ("head alone", summary["head_alone"]))
     domains = list(dict.fromkeys(name for _, figures in reversed(runs) for name in figures[by_domain]))
-    columns = [[f"test {score.title}", *domains, "average"]]
+    columns = [[f"test {score.title}", *domains, average_among(domains)]]
     for label, figures in runs:
         if figures[score.name] is not None:
             shown = [score.show(figures[by_domain][name]) if name in figures[by_domain] else "" for name in domains]
@@ -74,7 +75,7 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> 
 def privacy_ahead(planned: Mapping[str, Any]) -> str:
     """What all rounds will spend, by the ledger's `privacy`."""
     rounds = counted(planned["rounds"], "round")
-    said = f"{rounds} with noise of {planned['noise']:.4g} clips spend ε {planned['epsilon']:.3g}"
+    said = f"{rounds} with noise of {planned['noise']:.4g} clips spend ε {upwards(planned['epsilon'])}"
     return f"of {planned['unit']}s: {said} at δ {planned['delta']:g}"
 
 
@@ -83,7 +84,7 @@ def privacy_said(spent: Mapping[str, Any]) -> str:
     of_examples = spent.get("unit") == "example"
     whose = f"the most of {counted(len(spent['epsilon_by_client']), 'client')}" if of_examples else "of every client"
     kind = "examples" if of_examples else "clients"
-    said = f"of {kind}: ε {spent['epsilon']:.3g} at δ {spent['delta']:g}, {whose}"
+    said = f"of {kind}: ε {upwards(spent['epsilon'])} at δ {spent['delta']:g}, {whose}"
     return said + (f"; {OF_THE_SEED}" if spent.get("noise_drawn_by") == SEED else "")
 
 

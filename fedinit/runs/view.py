@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fedinit.data.reporter import counted, readable
 from fedinit.said import printable
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, average_among
 from fedinit.telling import cell
 
 TICKS = "▁▂▃▄▅▆▇█"
@@ -163,7 +163,7 @@ class View:
             else:
                 table.add_row(*self._row(name, histories[name], ascii_only))
         alike = [r.mean for r in scored if r.scores.keys() == last.scores.keys()]  # others are of other domains
-        table.add_row(*self._row("average", alike, ascii_only), style="bold")
+        table.add_row(*self._row(average_among(last.scores), alike, ascii_only), style="bold")
         return table
 
     def _row(self, name: str, values: Sequence[float], ascii_only: bool) -> tuple[Text, str, str, str]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from flwr.app import Message
 
-from fedinit.errors import Code, RunFailed
+from fedinit.data.reporter import counted
+from fedinit.errors import Code, PrivacySpent, RunFailed
 from fedinit.runs.observer import ClientReport
 from fedinit.said import first_ten
 from fedinit.seeding import numpy_generator
@@ -25,7 +26,7 @@ from strategies.server.running_mean import RunningMean
 from strategies.server.state import ServerState
 
 Images = Mapping[int, Sequence[int]]  # {client: how many images it had, each time that it was asked}
-NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name)  # refusals of a site that has not trained
+NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name, Code.spent.name)  # refusals of a site that has not trained
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def collect(
     answer, each time drawn from (seed, round, attempt).
 
     extra: settings that go into every message. asked: as of Admitted, filled as clients are asked, for who has to know
-    it though the round ends the run. Raises RunFailed when there is no quorum after all, or no update.
+    it though the round ends the run. Raises RunFailed when there is no quorum after all, or no update; PrivacySpent
+    where there never will be, as too many have no ε left.
     """
     round = state.round + 1
     clients = method.sample(round, exchange.clients)
@@ -109,6 +111,10 @@ def collect(
         if len(admitted.updates) >= need:
             admitted = admitted if running is None else replace(admitted, **running.closed())
             return state, replace(admitted, asked={client: images for client, images in asked.items() if images})
+    spent = {refusal.client for refusal in admitted.refusals if refusal.code == Code.spent.name}
+    if len(set(exchange.by_client) - spent) < need:
+        why = next(refusal.detail for refusal in admitted.refusals if refusal.client in spent)
+        raise PrivacySpent(f"round {round}: {counted(len(spent), 'client')} cannot train any more ({why})")
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")
@@ -158,10 +164,15 @@ def admit(
     return Admitted([update for update, _ in pairs.values()], [report for _, report in pairs.values()], refusals)
 
 
-def drop(state: ServerState, exchange: Exchange, round: int, refusals: Sequence[Refusal]) -> ServerState:
-    """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held."""
+def drop(
+    state: ServerState, exchange: Exchange, round: int, refusals: Sequence[Refusal], kind: str = "refused"
+) -> ServerState:
+    """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held.
+
+    kind: of the event; another than "refused" where no update is lost by it.
+    """
     for refusal in refusals:
-        exchange.log_refusal(round, refusal)
+        exchange.emit(kind, {"round": round, **vars(refusal)})
     return state.dropping(refusal.client for refusal in refusals)
 
 

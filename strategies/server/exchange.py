@@ -135,7 +135,9 @@ class Exchange:
             if len(said) + len(refused) >= wanted:  # whoever is missing has been heard of
                 if len(said) >= wanted or meeting.enough(len(said), wanted):
                     break
-                raise RunFailed(f"a client could not start: {refused[0][1]}")
+                several = "a client" if len(refused) == 1 else f"{len(refused)} clients"
+                whys = "; ".join([why for _, why in refused[:10]])
+                raise RunFailed(f"{several} could not start: {whys}{'; …' * (len(refused) > 10)}")
             if time.monotonic() > deadline:
                 there = f"{len(said)} of {wanted} clients were there after {self.timeout:g} s"
                 raise RunFailed(f"{there}; start the rest, partition-id {absent(said, wanted)}")

@@ -19,7 +19,7 @@ from fedinit.config.attack import AttackConfig
 from fedinit.config.privacy import ClientPrivacyConfig, ExamplePrivacyConfig
 from fedinit.config.schema import Choice, Config
 from fedinit.config.secure_aggregation import SecAggConfig
-from fedinit.errors import InputError, RunFailed
+from fedinit.errors import InputError, PrivacySpent, RunFailed
 from fedinit.models import Backbone
 from fedinit.privacy.mechanism import ClientMechanism
 from fedinit.runs.observer import Observer, Roster, RoundReport
@@ -162,9 +162,21 @@ def federate(
         counted=spending.of,
     )
     rounds = affordable_rounds(config, run_method, audience)
-    with _frozen(), _also_counting_lost(spending, strategy, save):
+    with _as_far_as_privacy_goes(strategy, rounds, audience), _frozen(), _also_counting_lost(spending, strategy, save):
         strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
     return _outcome(strategy.state, run_method, tally, spending, opening)
+
+
+@contextlib.contextmanager
+def _as_far_as_privacy_goes(strategy: FederatedLora, rounds: int, audience: Audience) -> Iterator[None]:
+    """Of a run whose clients have no ε for the next round the rounds that there were are the run: training that was
+    asked for again has cost again. Without any it has failed."""
+    try:
+        yield
+    except PrivacySpent as spent:
+        if not strategy.state.round:
+            raise
+        audience.event("stops_early", {"after_round": strategy.state.round, "of": rounds, "detail": str(spent)})
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from fedinit.privacy.accounting import Rounds
 from fedinit.privacy.mechanism import AdaptiveClip, ClientMechanism, Phase
 from fedinit.privacy.steps import Steps
 from fedinit.runs.summary import SECRET, SEED
+from fedinit.said import upwards
 from strategies.aggregator import Aggregator
 from strategies.server.audience import Audience
 from strategies.server.components import aggregator_of
@@ -96,7 +97,7 @@ def _affordable(rounds: int, mechanism: ClientMechanism, privacy: ClientPrivacyC
     if not affordable:
         raise InputError(
             f"privacy.epsilon={privacy.epsilon:g}: one round with privacy.noise={mechanism.noise:g} has "
-            f"ε = {mechanism.epsilon(1):.3g}; more noise, or privacy.noise=null, which is as much as it takes"
+            f"ε = {upwards(mechanism.epsilon(1))}; more noise, or privacy.noise=null, which is as much as it takes"
         )
     return affordable
 

@@ -25,7 +25,7 @@ class Refusal:
     """Why a client's reply, or its silence, counts for nothing.
 
     client: its partition id, -1 for a node that is no client's.
-    code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, limit,
+    code: one of client_error, no_reply, not_asked, misdirected, duplicate, size, too_few_examples, limit, spent,
     missing_record, names, slots, shape, dtype, not_finite, sums, weight, round, run, metrics, factor_norm,
     product_norm, head_norm, secagg.
     detail: the reason, in one printable line of at most `SAID` characters: it goes into the ledger and onto a screen.
@@ -60,7 +60,7 @@ Waiting = TypeVar("Waiting", bound=Asked)
 
 def of_error(reply: Message, client: int) -> Refusal:
     """The refusal that an Error comes to."""
-    codes: dict[int, str] = {code: code.name for code in (Code.too_few_examples, Code.limit)}
+    codes: dict[int, str] = {code: code.name for code in (Code.too_few_examples, Code.limit, Code.spent)}
     codes |= {Code.too_large: "size", Code.unreadable: "missing_record"}
     return Refusal(client, codes.get(reply.error.code, "client_error"), reply.error.reason or "")
 

@@ -23,6 +23,7 @@ from strategies.server.replies import Asked, Refusal, match_replies, of_error, u
 from strategies.server.state import ServerState
 
 SHARE = 0.125  # of reply_timeout that each exchange beside training has
+UNMASKING = "stage unmask"
 SEALED = 2048  # bytes of the two sealed shares for one client, at most
 
 Answer = TypeVar("Answer")
@@ -131,9 +132,13 @@ class Cohort:
 
         replies = self.exchange.send(list(messages), min(seconds, self.end - time.monotonic()), asked)
         answers, refusals = match_replies(replies, asked, self.exchange.client_of, read)
-        self.state = drop(self.state, self.exchange, self.round, refusals)
+        # Who does not unmask is in the sum all the same.
+        kind = "not_unmasked" if what == UNMASKING else "refused"
+        self.state = drop(self.state, self.exchange, self.round, refusals, kind)
         if len(answers) < self.need:
             why = "".join(f" ({refusal.code}: {refusal.detail})" for refusal in refusals[:1])
+            if any(refusal.code == "no_reply" for refusal in refusals):
+                why += f"; they had {seconds:.3g} s of reply_timeout={self.exchange.reply_timeout:g}"
             there = f"{len(answers)} clients at {what} of the secret sum, {self.need} are needed"
             raise RunFailed(f"round {self.round}: too few clients, {there}{why}")
         return answers

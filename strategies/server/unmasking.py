@@ -68,5 +68,6 @@ def _secret(
         raise Spoilt(f"the masks of client {client} cannot be taken off: {error}") from error
     doubted |= set(liars)
     for liar in liars:
-        sums.exchange.log_refusal(sums.round, Refusal(liar, "secagg", f"its share of client {client} is wrong"))
+        facts = vars(Refusal(liar, "secagg", f"its share of client {client} is wrong"))
+        sums.exchange.emit("not_unmasked", {"round": sums.round, **facts})
     return secret

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fedinit.errors import RunFailed
-from fedinit.said import LONGEST, SAID, said
+from fedinit.said import LONGEST, SAID, said, upwards
 from strategies.server.audience import Audience
 from strategies.server.replies import Refusal
 from tests.support.ledger import Ledger
@@ -39,3 +41,12 @@ def test_every_way_to_the_screen_and_to_the_ledger_goes_by_it():
     audience.waiting(text)
     ((_, facts),) = ledger.lines
     assert facts["round"] == 1 and plain(str(facts["detail"]), LONGEST) and plain(ledger.heard[0], LONGEST)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(7.992441, "8"), (7.99, "7.99"), (8.0, "8"), (0.1, "0.1"), (0.30000000000000004, "0.301"), (123.41, "124")]
+    + [(1234.5, "1.24e+03"), (1e-9, "1e-09"), (0.0, "0"), (math.inf, "inf")],
+)
+def test_a_bound_is_never_said_to_be_less(value, said):
+    assert upwards(value) == said and float(upwards(value)) >= value

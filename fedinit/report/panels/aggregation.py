@@ -18,6 +18,9 @@ HOW = "`strategy.diagnostics=true` records it, for methods that show the server 
 BIAS, REPAIRED = "bias", "repaired"
 
 
+LEAST = 1e-6  # a bias below it is rounding, and nothing of it can be repaired
+
+
 def panel(methods: Sequence[Method]) -> Panel:
     lead = (
         "How far the average of the factors is from the average of their products, ‖ΔW − B̄Ā‖/‖ΔW‖, and how much of "
@@ -51,7 +54,7 @@ def _repaired(rows: Table) -> np.ndarray:
     left = np.maximum(1 + q**2 - 2 * q * c, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.round(100 * (1 - left / bias**2), 6)  # of what it takes nothing away from, rounding is left
-        return np.where(bias > 1e-6, share + 0.0, np.nan)
+        return np.where(bias > LEAST, share + 0.0, np.nan)
 
 
 def matrix(table_: Table, values: np.ndarray) -> tuple[np.ndarray, list[str], list[int]]:
@@ -71,7 +74,7 @@ def _by_layer(method: Method, several: bool) -> Markup:
     run, of = method.first, f" ({method.label}, seed {method.first.seed})" if several else ""
     layers, percent = run.layers, "% of the bias²"
     return grid(
-        layers_by_round(f"Aggregation bias by layer{of}", "share of ‖ΔW‖", layers, layers.numbers(BIAS)),
+        layers_by_round(f"Aggregation bias by layer{of}", "share of ‖ΔW‖", layers, layers.numbers(BIAS), LEAST),
         layers_by_round(f"Repaired by layer{of}", percent, layers, _repaired(layers), span=1.0),
         kind="wide",
     )

@@ -17,23 +17,22 @@ from fedinit.scores import SCORES
 def panel(methods: Sequence[Method]) -> Panel:
     first = methods[0].first
     score, domains = first.score, max((m.first.domains for m in methods), key=len)
-    title = SCORES[score].title
+    title, log = SCORES[score].title, score == "recovery_error"
     if not domains:
         return Panel("domains", "Domains and clients", "", tag("p", "No domain is known yet.", class_="missing"))
     name = title.partition(",")[0]
     small = [
-        over_rounds(f"Test {name} on {domain}", traces(methods, f"{score}_{domain}"), title, size=SMALL)
+        over_rounds(f"Test {name} on {domain}", traces(methods, f"{score}_{domain}"), title, log=log, size=SMALL)
         for domain in domains
     ]
     parts: list[Markup] = [legend([m.label for m in methods]), grid(*small, kind="small")]
     if len(domains) > 1:
+        lead = "The model on each domain, which it serves worst, and how evenly."
         parts.append(_fairness(methods, score, title))
-    return Panel(
-        "domains",
-        "Domains and clients",
-        "The model on each domain, which it serves worst, and how evenly.",
-        joined(parts),
-    )
+    else:
+        lead = "The model on its domain, and the client that it serves worst."
+        parts.append(grid(_worst_client(methods), kind="three"))
+    return Panel("domains", "Domains and clients", lead, joined(parts))
 
 
 def _fairness(methods: Sequence[Method], score: str, title: str) -> Markup:
@@ -41,9 +40,9 @@ def _fairness(methods: Sequence[Method], score: str, title: str) -> Markup:
     lowest = [trace(m.label, m.runs, _of_domains(lambda values: worst(values, axis=0))) for m in methods]
     spread = [trace(m.label, m.runs, _of_domains(lambda values: np.std(values, axis=0))) for m in methods]
     figures = [
-        over_rounds("The worst domain by round", lowest, title, size=SMALL),
+        over_rounds("The worst domain by round", lowest, title, log=score == "recovery_error", size=SMALL),
         over_rounds("Fairness: deviation between domains", spread, "standard deviation", size=SMALL),
-        over_rounds("The worst client: largest training loss", _largest_loss(methods), "loss", size=SMALL),
+        _worst_client(methods),
     ]
     rows = [_row(method, run, score) for method in methods for run in method.runs]
     headers = ["method", "seed", "worst domain", "its score", "best domain", "its score", "apart", "deviation"]
@@ -55,6 +54,10 @@ def _fairness(methods: Sequence[Method], score: str, title: str) -> Markup:
             _held(methods),
         ]
     )
+
+
+def _worst_client(methods: Sequence[Method]) -> Markup:
+    return over_rounds("The worst client: largest training loss", _largest_loss(methods), "loss", size=SMALL)
 
 
 def _held(methods: Sequence[Method]) -> Markup:

@@ -90,7 +90,7 @@ def traces(methods: Sequence[Method], name: str) -> list[Trace]:
 def over_rounds(title: str, lines: Sequence[Trace], y: str, by_bytes: bool = False, **axis: object) -> Markup:
     """A figure of these traces with its numbers behind it; one line where there are none."""
     if not any(len(line.rounds) for line in lines):
-        return tag("p", f"{title}: no round has a figure yet.", class_="missing")
+        return tag("p", f"{title}: no round has a figure.", class_="missing")
     x = "MB sent, up and down" if by_bytes else "round"
     shown = [line.series(kind, by_bytes) for kind, line in enumerate(lines)]
     drawn = curves(title, told(title, lines), shown, Axis(x, y, whole=not by_bytes, **axis))  # pyright: ignore

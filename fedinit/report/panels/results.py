@@ -32,8 +32,10 @@ def panel(methods: Sequence[Method]) -> Panel:
         tag("p", sentence, class_="note") for sentence in [*judged(found), *heads_ahead(found), *_alone(found, methods)]
     ]
     body += [tag("p", sentence, class_="note") for sentence in [*unscored(found), *_other_rounds(methods)]]
+    early = unfinished(found)
     doubts = [
-        *unfinished(found),
+        *early,
+        *(["Figures by round have these as far as they came."] if early else []),
         *remarks(found),
         *absence(found),
         *damage(run for method in methods for run in method.runs),
@@ -43,14 +45,18 @@ def panel(methods: Sequence[Method]) -> Panel:
 
 
 def unfinished(found: Results) -> list[str]:
-    """A line of the runs in a row that are not done, or none."""
-    told = [f"{row.label}, {rounds}" for row in found.rows if (rounds := rounds_reached(row))]
-    return [f"Not done, so shown as far as it came and not judged: {'; '.join(told)}."] if told else []
+    """Lines of the runs without figures of their end, or none."""
+    lines = []
+    for at_end, what in ((True, "In no mean, as it is not at its end"), (False, "As far as it came, and not judged")):
+        told = [f"{row.label}, {rounds_reached(row)}" for row in found.rows if row.early and row.judged is at_end]
+        lines += [f"{what}: {'; '.join(told)}."] if told else []
+    return lines
 
 
 def rounds_reached(row: Row) -> str:
-    """``seed 0: round 1 of 3, seed 1: round 2 of 3`` of a row's runs that are not done; empty where all are."""
-    return ", ".join(f"seed {seed}: round {at} of {rounds}" for seed, (at, rounds) in row.unfinished.items())
+    """``seed 0: round 1 of 3, seed 1: round 2 of 3`` of a row's runs without figures of their end; empty where all have
+    them."""
+    return ", ".join(f"seed {seed}: round {at} of {rounds}" for seed, (at, rounds) in row.early.items())
 
 
 def unscored(found: Results) -> list[str]:
@@ -96,7 +102,7 @@ def judged(found: Results) -> list[str]:
     """What can be said of the best method against the others, in sentences."""
     best = found.best
     if best is None:
-        rivals = [row for row in found.rows if not row.reference and not row.unfinished]
+        rivals = [row for row in found.rows if not row.reference and row.judged]
         apart = "No method is the best one: there is no seed that all have a run of, over the same domains."
         return [] if found.even or len(rivals) < 2 else [apart]
     groups: dict[bool | None, list[str]] = {True: [], False: [], None: []}
@@ -123,7 +129,7 @@ def judged(found: Results) -> list[str]:
     if groups[None]:
         sentences.append(
             f"Nothing is said of noise for {'; '.join(groups[None])}: that takes two seeds or more in common with the "
-            "best, seed=0,1,2."
+            "best, seed=0,1,2, and differences from it that are not all the same."
         )
     return sentences
 
@@ -133,7 +139,7 @@ def heads_ahead(found: Results) -> list[str]:
     both have of the same domains; none where the figures shown are the same."""
     methods = [row for row in found.rows if not row.reference]
     leading = found.best or (methods[0] if len(methods) == 1 else None)
-    if leading is None or leading.unfinished:
+    if leading is None or not leading.judged:
         return []
     lines = []
     for row in found.rows:
@@ -177,6 +183,8 @@ def absence(found: Results, whole_path: bool = False) -> list[str]:
     by_state: dict[str, list[str]] = {}
     for label, run in found.absent:
         state = standing(run.folder) if run.summary is None else "done, without a figure in its metrics.csv"
+        if run.summary is not None and not run.judged:
+            state = "done; evaluation=none scores no round, evaluation=server does, and so does fedinit evaluate"
         state = f"done; {run.remark}" if run.summary is not None and run.remark else state
         where = run.folder if whole_path else run.folder.name
         by_state.setdefault(state, []).append(f"{label} seed {run.seed} in {where}")
@@ -205,7 +213,7 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     if len(methods) != 1 or len(methods[0].runs) != 1 or len(found.rows) != 2 or found.score != "accuracy":
         return []
     reference, row = found.rows
-    if row.unfinished or not (seeds := row.common(reference)):
+    if row.early or not (seeds := row.common(reference)):
         return []
     domains = [name for name in found.columns[:-1] if name not in row.not_scored[seeds[0]]]
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean
@@ -231,7 +239,8 @@ def _table(found: Results, caption: str) -> Markup:
             cells.append(Cell(", ".join(map(str, row.seeds)), None, "number"))
         cells += [_cell(found, row, column) for column in found.columns]
         rows.append(cells)
-    return table(["method", *([] if found.even else ["seeds"]), *found.columns], rows, caption=caption, kind="headline")
+    heads = ["method", *([] if found.even else ["seeds"]), *map(found.title, found.columns)]
+    return table(heads, rows, caption=caption, kind="headline")
 
 
 def _named(row: Row) -> Markup:

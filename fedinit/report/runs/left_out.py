@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fedinit.data.reporter import counted
@@ -22,6 +22,8 @@ def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
     none where nobody's are. ledger: the events of the run."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for entry in ledger:
+        if entry.get("kind") == "resumed":  # what comes after is done again, whatever became of it before
+            found = {key: kept for key, them in found.items() if (kept := _until(them, key[0], entry.get("round")))}
         if entry.get("kind") in (*KINDS, NODES, ABSENT):
             found.setdefault((entry["kind"], _who(entry)), []).append(entry)
     lines = []
@@ -38,6 +40,13 @@ def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _until(entries: Sequence[Mapping[str, Any]], kind: str, round: object) -> list[Mapping[str, Any]]:
+    """Those of a run that goes on behind this round."""
+    if kind not in KINDS or not isinstance(round, int):
+        return [*entries]
+    return [entry for entry in entries if not isinstance(entry.get("round"), int) or entry["round"] <= round]
+
+
 def as_it_comes(entry: Mapping[str, Any]) -> str:
     """A line for one event of a run's ledger, for those who wait for its end; empty for what is no matter of theirs."""
     kind, round, who = entry.get("kind"), entry.get("round"), _who(entry)
@@ -47,6 +56,10 @@ def as_it_comes(entry: Mapping[str, Any]) -> str:
         return f"before round {round} a node was not used: {_why(entry)}"
     if kind in KINDS:
         return f"round {round}: {who}{KINDS[str(kind)].removesuffix(',')}: {_why(entry)}"
+    if kind == "not_unmasked":
+        return f"round {round}: {who}it did not help to unmask the sum, in which its update is: {_why(entry)}"
+    if kind == "stops_early":
+        return f"the run ends after round {entry.get('after_round')} of {entry.get('of')}: {_why(entry)}"
     if kind == "resampled":
         asked = ", ".join(map(str, entry.get("clients", ())))
         return f"round {round}: {entry.get('usable')} updates count so far, clients {asked} are asked as well"

@@ -75,8 +75,10 @@ class RecordedRun:
 
     @property
     def rounds(self) -> int:
-        """How many it is to have."""
-        return int(self.config["rounds"])
+        """How many it is to have; of one that ended early, since its ε was spent, how many it has."""
+        ended = (self.summary or {}).get("rounds")
+        planned = int(self.config["rounds"])
+        return ended if isinstance(ended, int) and 0 < ended < planned else planned
 
     @property
     def reached(self) -> int:
@@ -196,6 +198,12 @@ class RecordedRun:
     def evaluated(self) -> bool:
         """Whether a round of it has a score, so that it can be compared."""
         return bool(np.isfinite(self.metrics.numbers(self.score)).any())
+
+    @property
+    def judged(self) -> bool:
+        """Whether its configuration has it evaluated at all."""
+        settings = self.config.get("evaluation")
+        return not isinstance(settings, Mapping) or settings.get("where") != "none"
 
     @property
     def name(self) -> str:

@@ -13,22 +13,42 @@ from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
 from fedinit.said import first_ten
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, average_among
 
-AVERAGE = "average"
+
+class Overall(str):
+    """The name of a column that no domain has, whatever it is called: it is like itself alone."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __ne__(self, other: object) -> bool:
+        return self is not other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+AVERAGE = Overall("average")
 SMALLER_IS_BETTER = ("recovery_error",)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line. figures: {column: sample}. reference: whether it is the head alone, which is never the best.
-    unfinished: {seed: (round that its figures are of, rounds of the run)} of those that are not done; a row with any is
-    shown and not judged."""
+    """A method's line.
+
+    figures: {column: sample}, all of one round. reference: whether it is the head alone, which is never the best.
+    early: {seed: (last evaluated round, rounds of the run)} of the runs without figures of their end, which are in no
+    mean. judged: False where those are all there are: then the figures are of those that came furthest.
+    """
 
     label: str
     figures: Mapping[str, Sample]
     reference: bool = False
-    unfinished: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    early: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    judged: bool = True
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -69,6 +89,10 @@ class Results:
         labels = [*(row.label for row in self.rows if not row.reference), *(label for label, _ in self.absent)]
         return {str(label): label.whole for label in labels if isinstance(label, Cut)}
 
+    def title(self, column: str) -> str:
+        """What a column is called, no two the same."""
+        return average_among(self.columns[:-1]) if column is AVERAGE else column
+
     @property
     def even(self) -> bool:
         """Whether all rows are over the same seeds, and by seed over the same domains, so that one caption names
@@ -92,10 +116,10 @@ class Results:
 
     def is_best(self, row: Row, column: str) -> bool:
         """Whether a figure is the best of its column as it is shown, among several methods over the same seeds, an
-        average by seed over the same domains too; ties all are."""
+        average by seed over the same domains too; ties all are, but what is beyond noise from the best is none."""
         rows = self._judged(column)
         over = {tuple(each.not_scored.items()) if column == AVERAGE else each.figures[column].seeds for each in rows}
-        if len(rows) < 2 or row not in rows or len(over) > 1:
+        if len(rows) < 2 or row not in rows or len(over) > 1 or (column is AVERAGE and self.beyond_noise(row)):
             return False
         leading = max(rows, key=lambda each: self.sign * each.figures[column].mean)
         return self.show(row.figures[column].mean) == self.show(leading.figures[column].mean)
@@ -107,7 +131,7 @@ class Results:
         if best is None:
             return []
         shown = self.show(best.figures[AVERAGE].over(seeds).mean)
-        rows = (row for row in self._judged(AVERAGE) if row is not best)
+        rows = (row for row in self._judged(AVERAGE) if row is not best and not self.beyond_noise(row))
         return [row for row in rows if self.show(row.figures[AVERAGE].over(seeds).mean) == shown]
 
     def show(self, value: float) -> str:
@@ -136,7 +160,7 @@ class Results:
 
     def _judged(self, column: str) -> list[Row]:
         """The methods with a figure that are done, of which one may be the best."""
-        rows = (row for row in self.rows if not row.reference and not row.unfinished)
+        rows = (row for row in self.rows if not row.reference and row.judged)
         return [row for row in rows if len(row.figures[column].values)]
 
 
@@ -155,7 +179,7 @@ def results(methods: Sequence[Method]) -> Results:
     best = table.best
     if best is None:
         return table
-    others = [row for row in rows if row is not best and not row.unfinished]
+    others = [row for row in rows if row is not best and row.judged]
     raw = [paired(row.figures[AVERAGE].over(row.common(best)), best.figures[AVERAGE]) for row in others]
     corrected = holm([difference.p for difference in raw])
     against = {
@@ -191,10 +215,24 @@ def last_scores(run: RecordedRun) -> tuple[int, dict[str, float]]:
 
 
 def _row(method: Method, score: str, columns: Sequence[str]) -> Row:
+    scores, early = compared(method)
+    return Row(method.label, _samples(scores, columns), False, early, not early.keys() & scores.keys())
+
+
+def compared(method: Method) -> tuple[dict[int, dict[str, float]], dict[int, tuple[int, int]]]:
+    """({seed: {column: figure}} of a method's runs at their end, or where none is there of those that came furthest;
+    {seed: (last evaluated round, rounds)} of those that are not there). So that no mean is over figures of several
+    rounds."""
     runs = [run for run in method.runs if run.evaluated]
     scores = {run.seed: last_scores(run) for run in runs}
-    unfinished = {run.seed: (scores[run.seed][0], run.rounds) for run in runs if run.summary is None}
-    return Row(method.label, _samples({seed: of[1] for seed, of in scores.items()}, columns), False, unfinished)
+    early = {
+        run.seed: (scores[run.seed][0], run.rounds)
+        for run in runs
+        if run.summary is None or scores[run.seed][0] < run.rounds
+    }
+    furthest = max((at for at, _ in early.values()), default=0)
+    shown = scores.keys() - early.keys() or {seed for seed, (at, _) in early.items() if at == furthest}
+    return {run.seed: scores[run.seed][1] for run in runs if run.seed in shown}, early
 
 
 def _references(methods: Sequence[Method], score: str, columns: Sequence[str]) -> list[Row]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.05
+ROUNDING = 1e-9  # of a figure, that is no spread
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,10 @@ class Difference:
     """One sample against another, seed by seed.
 
     mean: of the differences; NaN where no seed is in both. seeds: how many are.
-    half: half the width of the 95 % interval of the mean (Student's t, n − 1); None for fewer than two seeds.
-    p: of no difference, two-sided, not corrected; None for fewer than two seeds.
+    half: half the width of the 95 % interval of the mean (Student's t, n − 1).
+    p: of no difference, two-sided, not corrected.
+    Both are None for fewer than two seeds, and where the differences are all the same and not zero: so are those of two
+    seeds often that come in steps of one image, and there is no spread to judge by.
     """
 
     mean: float
@@ -60,7 +63,7 @@ def paired(one: Sample, other: Sample) -> Difference:
     """`one` less `other` over the seeds that both have.
 
     The paired t-test (Student 1908): t = d̄ √n / s_d with n − 1 degrees of freedom, d the differences by seed. Where all
-    are the same there is no spread to judge by: p is 1 where they are zero, and 0 where they are not.
+    are zero p is 1.
     """
     seeds = [s for s in sorted(one.by_seed) if np.isfinite([one.by_seed[s], other.by_seed.get(s, np.nan)]).all()]
     d = np.array([one.by_seed[seed] - other.by_seed[seed] for seed in seeds], dtype=np.float64)
@@ -69,9 +72,10 @@ def paired(one: Sample, other: Sample) -> Difference:
         return Difference(float(d.mean()) if n else float("nan"), n, None, None)
     from scipy.special import stdtr, stdtrit  # here: most reports are of one seed
 
-    error = float(d.std(ddof=1)) / n**0.5
-    mean = float(d.mean())
-    p = float(2 * stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
+    error, mean = float(d.std(ddof=1)) / n**0.5, float(d.mean())
+    if error <= ROUNDING * max(abs(one.by_seed[seed]) for seed in seeds):
+        return Difference(mean, n, None, None) if d.any() else Difference(0.0, n, 0.0, 1.0)
+    p = float(2 * stdtr(n - 1, -abs(mean) / error))
     return Difference(mean, n, float(stdtrit(n - 1, 1 - LEVEL / 2)) * error, p)
 
 
@@ -93,7 +97,9 @@ def p_said(p: float) -> str:
 
 def sampling_error(accuracy: Sequence[float], images: Sequence[int]) -> float:
     """The standard error, in points, of the mean of these domains' accuracies in percent, for drawing their test images
-    alone: √Σ p_d (1 − p_d)/n_d / D of independent binomial shares."""
-    p = np.clip(np.asarray(accuracy, dtype=np.float64) / 100, 0, 1)
-    variance = p * (1 - p) / np.asarray(images, dtype=np.float64)
+    alone: √Σ p_d (1 − p_d)/n_d / D of independent binomial shares, each with one image right and one wrong added
+    (Laplace), without which none or all of few would be no error."""
+    n = np.asarray(images, dtype=np.float64)
+    p = (n * np.clip(np.asarray(accuracy, dtype=np.float64) / 100, 0, 1) + 1) / (n + 2)
+    variance = p * (1 - p) / n
     return float(100 * np.sqrt(variance.sum()) / len(p))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import io
+import re
 import struct
 import zipfile
 import zlib
@@ -252,3 +253,33 @@ def test_a_node_with_settings_that_are_none_does_not_start(settings, said, monke
     with pytest.raises(SystemExit) as ended:
         guarded.main(["supernode", "--node-config", settings])
     assert str(ended.value.code).startswith("error: ") and said in str(ended.value.code)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("state-dir=3", "expected a path"),
+        ('state-dir=""', "expected a path"),
+        ('data-root=""', "expected a path"),
+        ('data-root="/nonexistent"', "no such file or directory"),
+        ('checkpoint="/nonexistent"', "no such file or directory"),
+        ('noise-secret-file="/nonexistent"', "no such file or directory"),
+        ('noise-secret=""', "is empty"),
+        ('device="gpu"', "expected auto, cpu, cuda or cuda:<n>"),
+        ("threads=0", "expected a whole number of 1 or more"),
+        ("threads=1.5", "expected a whole number of 1 or more"),
+        ('statistics="none,gram"', "expected all or none alone"),
+        ('statistics="all,gram"', "expected all or none alone"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_before_the_node_is_there(given, said):
+    with pytest.raises(SystemExit, match=f"^error: --node-config {given.partition('=')[0]}.*{re.escape(said)}"):
+        guarded._say_limits(["--node-config", f"partition-id=0 {given}"])
+
+
+def test_settings_that_work_are_not(tmp_path, capsys):
+    (tmp_path / "secret").write_text("word")
+    words = f'data-root="{tmp_path}" noise-secret-file="{tmp_path / "secret"}" state-dir="{tmp_path / "new"}"'
+    words += ' device="cpu" threads=2 statistics="gram,total" checkpoint="embedded:glyph_vit.safetensors"'
+    guarded._say_limits(["--node-config", f"partition-id=0 {words}"])
+    assert "limits: statistics=gram,total" in capsys.readouterr().err

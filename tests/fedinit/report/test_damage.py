@@ -25,7 +25,7 @@ from fedinit.report.panels.sources import SOURCES, source_of
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import RecordedRun, read
-from fedinit.report.runs.results import last_scores, results
+from fedinit.report.runs.results import AVERAGE, last_scores, results
 from tests.support.recorded_runs import config, write_run
 
 TABLES = ("metrics.csv", "clients.csv", "record/layers.csv", "record/spectra.csv", "record/timing.csv")
@@ -160,7 +160,7 @@ def test_the_table_takes_the_last_round_whose_average_is_a_number(folder):
     cells = last.split(",")
     path.write_text("\n".join([*rows, ",".join([*cells[:at], "inf", *cells[at + 1 :]])]) + "\n")
     round, figures = last_scores(read(folder))
-    assert (before[0], round) == (3, 2) and figures["average"] == float(rows[-1].split(",")[at])
+    assert (before[0], round) == (3, 2) and figures[AVERAGE] == float(rows[-1].split(",")[at])
 
 
 def in_its_place(file: Path, kind: str) -> str:

@@ -12,7 +12,7 @@ from fedinit.report.page import render
 from fedinit.report.panels.results import heads_ahead
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
-from fedinit.report.runs.results import results
+from fedinit.report.runs.results import AVERAGE, results
 from tests.support.recorded_runs import config, write_run
 
 
@@ -75,7 +75,7 @@ def test_a_stopped_run_has_the_row_of_its_reference_which_was_done_before_it(tmp
     (folder / ".head_alone.json").write_text(json.dumps(alone))
     found = results(methods(find([folder])))
     assert [row.label for row in found.rows] == ["head alone", "fedit"]
-    assert found.rows[0].figures["average"].mean == alone["accuracy"]
+    assert found.rows[0].figures[AVERAGE].mean == alone["accuracy"]
     for damaged in ("", "[]", '{"accuracy": 1}'):
         (folder / ".head_alone.json").write_text(damaged)
         assert [row.label for row in results(methods(find([folder]))).rows] == ["fedit"]

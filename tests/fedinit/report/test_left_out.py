@@ -15,7 +15,7 @@ def test_everybody_whose_work_is_missing_is_named_once():
         {"kind": "node_refused", "round": 1, "detail": "node 7: another backbone"},
         {"kind": "sum_refused", "round": 2, "clients": [0, 1], "detail": "2 clients are left"},
         {"kind": "began_without", "round": 1, "clients": [1]},
-        {"kind": "resumed", "round": 1},
+        {"kind": "resumed", "round": 2},
     ]
     assert left_out(entries) == [
         "client 1: its update did not count in 2 rounds, first in round 1: this site sends no update",
@@ -24,6 +24,25 @@ def test_everybody_whose_work_is_missing_is_named_once():
         "nobody's update counted, and the model stayed as it was, in 1 round, first in round 2: 2 clients are left",
         "the run began without client 1, before round 1",
     ]
+
+
+def test_what_became_of_a_round_that_is_done_again_is_not_the_runs():
+    """But who was not there to begin with was not, and what was lost before is."""
+    lost = [{"kind": "refused", "round": r, "client": 1, "detail": "nothing came in time"} for r in (1, 2, 3)]
+    begun = [{"kind": "node_refused", "round": 2, "detail": "node 7: another"}, {"kind": "resumed", "round": 1}]
+    assert left_out([*lost, *begun]) == [
+        "client 1: its update did not count in 1 round, first in round 1: nothing came in time",
+        "a node was not used, before round 2: node 7: another",
+    ]
+    assert left_out([*lost[1:], *begun[1:]]) == []
+    (again,) = left_out([*lost[1:], *begun[1:], lost[2]])
+    assert again.startswith("client 1: its update did not count in 1 round, first in round 3")
+
+
+def test_who_did_not_unmask_is_in_the_sum():
+    entry = {"kind": "not_unmasked", "round": 1, "client": 3, "code": "no_reply", "detail": "nothing came in time"}
+    assert left_out([entry]) == []
+    assert "did not help to unmask the sum, in which its update is" in as_it_comes(entry)
 
 
 def test_where_nobody_is_missing_nothing_is_said():
@@ -44,6 +63,8 @@ def test_where_nobody_is_missing_nothing_is_said():
      "round 2: 2 updates count so far, clients 4, 5 are asked as well"),
     ({"kind": "client_back", "round": 2, "client": 1}, "round 2: client 1: is there again"),
     ({"kind": "resumed", "round": 1}, ""),
+    ({"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train any more"},
+     "the run ends after round 1 of 3: 2 clients cannot train any more"),
 ])  # fmt: skip
 def test_an_event_is_told_as_it_comes(entry, line):
     assert as_it_comes(entry) == line

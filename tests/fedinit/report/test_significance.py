@@ -39,7 +39,10 @@ def test_where_there_is_nothing_to_judge_by():
     none = paired(Sample({0: 1.0}), Sample({1: 1.0}))
     assert math.isnan(none.mean) and none.p is None
     assert paired(Sample({0: 1.0, 1: 2.0}), Sample({0: 1.0, 1: 2.0})).p == 1.0
-    assert paired(Sample({0: 1.5, 1: 2.5}), Sample({0: 1.0, 1: 2.0})).p == 0.0
+    for same in (0.5, 0.1, 1e-3):  # as steps of one image are in two seeds; 0.1 leaves rounding
+        alike = paired(Sample({0: 61.2 + same, 1: 59.6 + same}), Sample({0: 61.2, 1: 59.6}))
+        assert (alike.mean, alike.half, alike.p) == (pytest.approx(same), None, None)
+    assert paired(Sample({0: 61.3, 1: 59.6}), Sample({0: 61.2, 1: 59.4})).p is not None, "the control"
 
 
 def test_holm_by_hand():
@@ -59,3 +62,9 @@ def test_a_samples_deviation_is_of_n_less_one():
     sample = Sample({2: 3.0, 0: 1.0, 1: float("nan")})
     assert sample.mean == 2.0 and sample.std == pytest.approx(2**0.5)
     assert Sample({0: 1.0}).std is None and math.isnan(Sample({}).mean)
+
+
+def test_all_of_few_images_right_is_no_certainty():
+    right, wrong = (sampling_error([share], [24]) for share in (100.0, 0.0))
+    assert 1 < right < 10 and wrong == pytest.approx(right)
+    assert sampling_error([100.0], [10**8]) < 1e-3

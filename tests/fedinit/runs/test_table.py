@@ -72,7 +72,7 @@ def test_what_the_score_is_without_and_what_was_spent_is_said():
     spent = {"unit": "example", "epsilon": 7.993, "delta": 1e-5, "epsilon_by_client": {"0": 7.993, "1": 3.0}}
     lines = printed(2, not_scored=["sketch", "photo"], privacy=spent)
     assert "not scored: sketch, photo; the average is without them" in lines
-    assert "privacy of examples: ε 7.99 at δ 1e-05, the most of 2 clients" in lines
+    assert "privacy of examples: ε 8 at δ 1e-05, the most of 2 clients" in lines
     assert "scored" not in "".join(printed(2)) and "privacy" not in "".join(printed(2))  # the control
 
 

@@ -77,8 +77,9 @@ def test_a_client_that_fails_at_any_stage_costs_its_own_update_and_leaves_no_key
     site, watch = Site(config), Watch()
     grid = LocalGrid(Cohort(site), 5)
     federate(config, grid, site.backbone, observers=[watch], checkpoints=tmp_path, parts={"clients": grid})
-    refused = [facts["client"] for kind, facts in watch.ledger if kind == "refused"]
-    assert refused == [GONE] and not [kind for kind, _ in watch.ledger if kind == "sum_refused"]
+    lost = "not_unmasked" if stage == "unmask" else "refused"
+    refused = [(kind, facts["client"]) for kind, facts in watch.ledger if kind in ("refused", "not_unmasked")]
+    assert refused == [(lost, GONE)] and not [kind for kind, _ in watch.ledger if kind == "sum_refused"]
     others = [0, 1, 3, 4]
     assert watch.clients == {1: [*range(5)] if stage == "unmask" else others, 2: [*range(5)]}
     assert made and not [key for own in held(grid) for key in made if key in own.values()]

@@ -14,7 +14,7 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
-from fedinit.errors import Code, RunFailed
+from fedinit.errors import Code, PrivacySpent, RunFailed
 from fedinit.privacy.steps import Steps
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state.checkpoint import Part
@@ -239,3 +239,58 @@ def test_of_a_run_of_no_such_privacy_nothing_is_kept_of_each_client() -> None:
     spending.started(2, roster)
     assert spending.snapshot().facts == {"spent": {}, "epsilon": {}, "fewest": {}}
     assert roster.table.tolist() == [[3, 5], [40, 7]] and roster.table is roster.table
+
+
+class Spent(Losing):
+    """From a round on these clients say that they have no ε left, once each time that they are asked."""
+
+    def __init__(self, site: Site, since: int, clients: set[int]) -> None:
+        super().__init__(site)
+        self.since, self.spent, self.said = since, clients, 0
+
+    def passed(self, reply: Message) -> Message:
+        if reply.metadata.message_type != "train" or not reply.has_content():
+            return reply
+        client = self.contexts[reply.metadata.src_node_id].node_config["partition-id"]
+        if client not in self.spent or reply.content["metrics"]["round"] < self.since:
+            return reply
+        self.said += 1
+        return make_message(reply.metadata, None, Error(Code.spent, "is spent"))
+
+
+class Events(Observer):
+    def __init__(self) -> None:
+        self.found: list[tuple[str, dict]] = []
+
+    def event(self, kind: str, facts) -> None:
+        self.found.append((kind, dict(facts)))
+
+
+def test_a_run_whose_clients_have_nothing_left_ends_with_the_rounds_it_has(tmp_path, monkeypatch) -> None:
+    """What was asked for twice has cost twice, so that not all rounds are left: the model of those that there were is
+    the run's, nobody is asked again, and who did not train has not paid."""
+    monkeypatch.setattr(federation, "is_remote", lambda grid: True)
+    site = Site(small_config(*PRIVATE, *FREE, "rounds=3", "resamples=2"))
+    everybody, events = {c.client for c in site.partitions}, Events()
+    grid = Spent(site, 2, everybody)
+    parts = {"clients": Clients(grid)}
+    done = federate(site.config, grid, site.backbone, observers=[events], checkpoints=tmp_path, parts=parts)
+    assert done.rounds == 1 and grid.said == len(everybody)
+    (early,) = [facts for kind, facts in events.found if kind == "stops_early"]
+    assert (early["after_round"], early["of"]) == (1, 3) and "is spent" in early["detail"]
+    assert done.epsilon == pytest.approx(composed(site.config, {c.client: [len(c.train)] for c in site.partitions}))
+    whole = federate(dataclasses.replace(site.config, rounds=1), Losing(site), site.backbone)
+    assert whole.final_hash == done.final_hash, "the model of the round that there was"
+
+
+def test_with_nothing_left_in_the_first_round_the_run_fails(monkeypatch) -> None:
+    site = Site(small_config(*PRIVATE, *FREE, "rounds=2"))
+    with pytest.raises(PrivacySpent, match="round 1: .* cannot train any more"):
+        federate(site.config, Spent(site, 1, {c.client for c in site.partitions}), site.backbone)
+
+
+def test_as_long_as_there_is_a_quorum_the_others_go_on(monkeypatch) -> None:
+    site, events = Site(small_config(*PRIVATE, *FREE, "rounds=3", "quorum=0.3")), Events()
+    done = federate(site.config, Spent(site, 2, {0}), site.backbone, observers=[events])
+    assert done.rounds == 3 and not [kind for kind, _ in events.found if kind == "stops_early"]
+    assert {facts["code"] for kind, facts in events.found if kind == "refused"} == {"spent"}
