@@ -404,7 +404,9 @@ def test_a_federation_that_a_signal_came_into_leaves_no_part_of_it(number, tmp_p
     assert init(tmp_path / "made") == 0
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"port": 8000}', '{"port": "x", "secure": true}', "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"port": 8000}', '{"port": "x", "secure": true}', '{"port": 1, "secure": "false"}', "\udcff"]
+)
 def test_facts_edited_into_something_wrong_are_named(made, tmp_path, capsys, text):
     server = tmp_path / "server"
     shutil.copytree(made / "server", server)

@@ -132,3 +132,15 @@ def test_a_run_without_its_tables_says_so_in_every_place(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"flora seed 0 in {tmp_path / 'flora'}: {why}" in out and "In no row" not in out
     assert why in render(find([tmp_path])) and "which has 2" in (tmp_path / "t.md").read_text()
+
+
+@pytest.mark.parametrize("where", ["none", "server"])
+def test_a_run_that_nobody_was_to_evaluate_says_so(tmp_path, capsys, where):
+    folder = write_run(tmp_path / "run", config(evaluation={"where": where}))
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    first = header.split(",").index("accuracy")
+    cut = [",".join("" if first <= i < first + 7 else cell for i, cell in enumerate(row.split(","))) for row in rows]
+    (folder / "metrics.csv").write_text("\n".join([header, *cut]) + "\n")
+    assert cli.main(["compare", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert ("done; evaluation=none scores no round" in told) == (where == "none")

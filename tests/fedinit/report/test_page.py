@@ -291,3 +291,21 @@ def test_shares_that_are_all_alike_have_one_colour_and_long_numbers_their_place(
 def test_a_turned_text_is_behind_the_longest_number():
     long, short = Ticks([0.0], ["−0.00015"]), Ticks([0.0], ["10"])
     assert beyond(long, 41.0) >= 8 * 5.9 + 6 and beyond(short, 41.0) == 41.0
+
+
+def test_with_one_domain_the_worst_client_is_shown_too(tmp_path):
+    run = read(write_run(tmp_path / "run", config(rounds=2), domains=("plain",)))
+    panel = domains.panel(methods([run]))
+    assert "The worst client: largest training loss" in panel.body and "worst domain" not in panel.body
+    assert panel.lead == "The model on its domain, and the client that it serves worst."
+
+
+def test_a_bias_of_rounding_is_no_pattern(tmp_path):
+    folder = write_run(tmp_path / "run", config(rounds=2))
+    header, *rows = (folder / "record/layers.csv").read_text().splitlines()
+    at = header.split(",").index("bias")
+    cells = [row.split(",") for row in rows]
+    tiny = [",".join([*row[:at], f"{i}e-25", *row[at + 1 :]]) for i, row in enumerate(cells)]
+    (folder / "record/layers.csv").write_text("\n".join([header, *tiny]) + "\n")
+    body = str(aggregation.panel(methods([read(folder)])).body)
+    assert "e-25</text>" not in body and "e-07</text>" in body

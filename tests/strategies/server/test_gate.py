@@ -399,6 +399,15 @@ def test_who_cannot_say_who_it_is_is_left_out_by_name(site, spoil):
         federate(small_config("rounds=1", "quorum=1.0"), LocalGrid(handler, 3), site.backbone)
     assert "\n" not in str(caught.value)
 
+    def all_spoilt(deliveries):
+        replies = cohort(deliveries)
+        for reply in replies if deliveries[0][0].metadata.message_type == "query.describe" else ():
+            spoil(reply)
+        return replies
+
+    with pytest.raises(RunFailed, match="3 clients could not start: what it says .*; what it says .*; what it says"):
+        federate(small_config("rounds=1"), LocalGrid(all_spoilt, 3), site.backbone)
+
 
 @pytest.mark.parametrize("twice", [True, False], ids=["twice", "stranger"])
 def test_a_second_introduction_and_a_strangers_change_nothing(site, twice):
