@@ -64,10 +64,10 @@ def _held(methods: Sequence[Method]) -> Markup:
     """What is to be said of clients: where each holds one domain alone, its score is the domain's."""
     partitions = [run.partition for method in methods for run in method.runs]
     if None in partitions:
-        which = "" if all(partition is None for partition in partitions) else " of every run"
-        told = f"Which client holds which domain was not recorded{which}, so the worst client is that of the loss."
+        of = "" if all(partition is None for partition in partitions) else " for every run"
+        told = f"Which client holds which domain was not recorded{of}, so the worst client is that of the loss."
         return tag("p", told)
-    held = [[client.get("domain") for client in (partition or {})["clients"]] for partition in partitions]
+    held = [[client.get("domain") for client in partition["clients"]] for partition in partitions if partition]
     if all(None not in domains and len(set(domains)) == len(domains) for domains in held):
         return tag("p", "Each client holds one domain, so the worst domain is the worst client.", class_="note")
     return tag("p", "Clients share domains: the model is scored by domain, and by client its training loss is known.")
