@@ -141,7 +141,7 @@ class Site:
             tell(console, f"engine: Ray {f'joins the cluster at {address}' if address else 'starts on this machine'}")
         self.engine = ENGINES[engine.name](engine, held, lambda *event: self.emit(*event))
         if console is not None:
-            self._tell_engine(console)
+            self._tell_engine(console, alone=client is not None)
 
     def _within_room(self, backbone: Backbone, images: Tensor | MappedImages, console: Console | None) -> EngineConfig:
         """The engine, with as many lanes as memory has room for where their number is left to it. backbone: what is
@@ -168,11 +168,13 @@ class Site:
         passes = Passes.of(self.config, cost, self.partitions, self.data.test)
         return without_room(self.config, self.partitions, self.engine.lanes, cost, passes)
 
-    def _tell_engine(self, console: Console) -> None:
+    def _tell_engine(self, console: Console, alone: bool) -> None:
+        """alone: of a site that is one client's, whose banks have no other."""
         size, clients = self.config.engine.clients_per_bank, len(self.partitions)
         most = min(size, clients) if isinstance(size, int) else clients
         given = f", all there are (engine.clients_per_bank={size})" * (most != size)
-        tell(console, f"engine: {self.engine.described()}, banks of up to {counted(most, 'client')}{given}")
+        banks = "one client" if alone else f"banks of up to {counted(most, 'client')}{given}"
+        tell(console, f"engine: {self.engine.described()}, {banks}")
         if self.config.engine.compile is True:
             said = "engine: steps are compiled, which takes half a minute or more at the first of them"
             if self._uncompiled:

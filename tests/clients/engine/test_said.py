@@ -27,10 +27,10 @@ from fedinit.errors import InputError, RunFailed
 from tests.support.small import small_config
 
 
-def said(*words: str) -> list[str]:
+def said(*words: str, client: int | None = None) -> list[str]:
     """The lines about the engine."""
     console = Console(record=True, file=io.StringIO(), width=60)
-    with contextlib.closing(Site(small_config("engine.device=cpu", *words), console=console)):
+    with contextlib.closing(Site(small_config("engine.device=cpu", *words), client, console=console)):
         return [line for line in console.export_text().splitlines() if not line.startswith("data")]
 
 
@@ -40,6 +40,7 @@ def test_the_size_of_a_bank_is_that_of_the_clients_there_are() -> None:
     assert said("engine.clients_per_bank=1") == ["engine: 1 lane on CPU, fp32, banks of up to 1 client"]
     many = "engine: 1 lane on CPU, fp32, banks of up to 3 clients, all there are (engine.clients_per_bank=100000)"
     assert said("engine.clients_per_bank=100000") == [many]
+    assert said(client=1) == ["engine: 1 lane on CPU, fp32, one client"], "a site that is one client's"
 
 
 @pytest.mark.parametrize(
