@@ -14,19 +14,24 @@ KINDS = {
     "sum_refused": "nobody's update counted, and the model stayed as it was,",
 }
 NODES = "node_refused"  # before anybody knows whose they are
-ABSENT = "began_without"
+ABSENT, EARLY = "began_without", "stops_early"
 
 
 def left_out(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for everybody whose updates or evaluations are missing in a run, with how often, and why the first time;
-    none where nobody's are. ledger: the events of the run."""
+    """A line for everybody whose updates or evaluations are missing in a run, with how often, and why the first time,
+    after one of a run that has fewer rounds than it was to have; none where nothing is missing.
+
+    ledger: the events of the run.
+    """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    early = ""
     for entry in ledger:
+        early = as_it_comes(entry) if entry.get("kind") == EARLY else early
         if entry.get("kind") == "resumed":  # what comes after is done again, whatever became of it before
             found = {key: kept for key, them in found.items() if (kept := _until(them, key[0], entry.get("round")))}
         if entry.get("kind") in (*KINDS, NODES, ABSENT):
             found.setdefault((entry["kind"], _who(entry)), []).append(entry)
-    lines = []
+    lines = [early] if early else []
     for (kind, who), entries in found.items():
         first = entries[0]
         if kind == ABSENT:
@@ -58,7 +63,7 @@ def as_it_comes(entry: Mapping[str, Any]) -> str:
         return f"round {round}: {who}{KINDS[str(kind)].removesuffix(',')}: {_why(entry)}"
     if kind == "not_unmasked":
         return f"round {round}: {who}it did not help to unmask the sum, in which its update is: {_why(entry)}"
-    if kind == "stops_early":
+    if kind == EARLY:
         return f"the run ends after round {entry.get('after_round')} of {entry.get('of')}: {_why(entry)}"
     if kind == "resampled":
         asked = ", ".join(map(str, entry.get("clients", ())))

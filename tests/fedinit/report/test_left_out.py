@@ -39,6 +39,13 @@ def test_what_became_of_a_round_that_is_done_again_is_not_the_runs():
     assert again.startswith("client 1: its update did not count in 1 round, first in round 3")
 
 
+def test_a_run_that_ended_early_says_so_once_and_first():
+    early = {"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train any more"}
+    lost = {"kind": "refused", "round": 2, "client": 1, "code": "spent", "detail": "is spent"}
+    first, other = left_out([early, lost, {"kind": "resumed", "round": 1}, lost, {**early, "after_round": 2}])
+    assert first == "the run ends after round 2 of 3: 2 clients cannot train any more" and other.startswith("client 1")
+
+
 def test_who_did_not_unmask_is_in_the_sum():
     entry = {"kind": "not_unmasked", "round": 1, "client": 3, "code": "no_reply", "detail": "nothing came in time"}
     assert left_out([entry]) == []
