@@ -26,11 +26,16 @@ def page(tmp_path_factory) -> Path:
     """Two methods over two seeds, with a class, a domain and an event of hostile names."""
     root = tmp_path_factory.mktemp("runs")
     domains = (EVIL, 'a "b" & $x$ _c', "plain")
-    for method, gain in (("fedit", 0.0), ("lora_fair", 2.0)):
+    for method, more in (("fedit", 0.0), ("lora_fair", 2.0)):
         for seed in (0, 1):
-            values = config(strategy__name=method, seed=seed, rounds=3)
+            values, gain = config(strategy__name=method, seed=seed, rounds=3), more * (1 + seed / 100)
             folder = write_run(
-                root / f"{method}-{seed}", values, gain=gain, domains=domains, classes=(EVIL, "b"), layers=2
+                root / f"{method}-{seed}",
+                values,
+                gain=gain * (1 + seed / 100),
+                domains=domains,
+                classes=(EVIL, "b"),
+                layers=2,
             )
             with open(folder / "ledger.jsonl", "a") as file:
                 file.write('{"kind": "refused", "client": "<img src=x onerror=alert(1)>"}\n')
