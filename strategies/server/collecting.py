@@ -112,7 +112,7 @@ def collect(
             admitted = admitted if running is None else replace(admitted, **running.closed())
             return state, replace(admitted, asked={client: images for client, images in asked.items() if images})
     spent = {refusal.client for refusal in admitted.refusals if refusal.code == Code.spent.name}
-    if len(set(exchange.by_client) - spent) < need:
+    if spent and len(set(exchange.by_client) - spent) < need:
         why = next(refusal.detail for refusal in admitted.refusals if refusal.client in spent)
         raise PrivacySpent(f"round {round}: {counted(len(spent), 'client')} cannot train any more ({why})")
     if admitted.updates:

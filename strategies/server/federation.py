@@ -162,21 +162,22 @@ def federate(
         counted=spending.of,
     )
     rounds = affordable_rounds(config, run_method, audience)
-    with _as_far_as_privacy_goes(strategy, rounds, audience), _frozen(), _also_counting_lost(spending, strategy, save):
+    with _as_far_as_privacy_goes(config, strategy, audience), _frozen(), _also_counting_lost(spending, strategy, save):
         strategy.start(grid, ArrayRecord(), rounds, evaluate_fn=evaluate_fn)
     return _outcome(strategy.state, run_method, tally, spending, opening)
 
 
 @contextlib.contextmanager
-def _as_far_as_privacy_goes(strategy: FederatedLora, rounds: int, audience: Audience) -> Iterator[None]:
+def _as_far_as_privacy_goes(config: Config, strategy: FederatedLora, audience: Audience) -> Iterator[None]:
     """Of a run whose clients have no ε for the next round the rounds that there were are the run: training that was
-    asked for again has cost again. Without any it has failed."""
+    asked for again has cost again. Without any it has failed, and so has one that has no such ε."""
     try:
         yield
     except PrivacySpent as spent:
-        if not strategy.state.round:
+        round = strategy.state.round
+        if not round or not isinstance(config.privacy, ExamplePrivacyConfig):
             raise
-        audience.event("stops_early", {"after_round": strategy.state.round, "of": rounds, "detail": str(spent)})
+        audience.event("stops_early", {"after_round": round, "of": config.rounds, "detail": str(spent)})
 
 
 @contextlib.contextmanager

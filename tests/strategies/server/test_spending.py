@@ -289,6 +289,12 @@ def test_with_nothing_left_in_the_first_round_the_run_fails(monkeypatch) -> None
         federate(site.config, Spent(site, 1, {c.client for c in site.partitions}), site.backbone)
 
 
+def test_a_run_without_such_privacy_is_not_ended_by_the_word() -> None:
+    site = Site(small_config("rounds=2", "evaluation=none"))
+    with pytest.raises(PrivacySpent, match="round 2"):
+        federate(site.config, Spent(site, 2, {c.client for c in site.partitions}), site.backbone)
+
+
 def test_as_long_as_there_is_a_quorum_the_others_go_on(monkeypatch) -> None:
     site, events = Site(small_config(*PRIVATE, *FREE, "rounds=3", "quorum=0.3")), Events()
     done = federate(site.config, Spent(site, 2, {0}), site.backbone, observers=[events])
