@@ -218,12 +218,13 @@ def test_a_site_is_the_client_that_its_key_was_registered_as(tmp_path):
     [
         (("ours.safetensors", "theirs.safetensors"), "the run is for the backbone"),
         (("partition-id=1", "partition-id=0"), "partition-id 0 is given to two nodes; each needs one of its own"),
-        (("ours.safetensors", "gone.safetensors"), "site; the site's log says why"),
+        (("ours.safetensors", "torn.safetensors"), "site; the site's log says why"),
     ],
 )
 def test_a_site_that_does_not_fit_ends_the_run_with_a_line(tmp_path, backbones, edit, said):
     """What a site's own settings are stays there."""
     config = config_of(tmp_path, f"model.checkpoint={backbones[0]}")
+    Path(backbones[0]).with_name("torn.safetensors").write_bytes(b"none")
     with federation(tmp_path, config, secure=False) as made:
         script = made.folder / "site-1/supernode.sh"
         assert edit[0] in script.read_text()
@@ -233,8 +234,8 @@ def test_a_site_that_does_not_fit_ends_the_run_with_a_line(tmp_path, backbones, 
             finish(made, made.server.start_run(), config, starts=1)
         log = " ".join(made.supernodes[1].log.read_text().split())
     assert said in str(failed.value) and "\n" not in str(failed.value)
-    assert "gone.safetensors" not in str(failed.value)
-    assert ("gone.safetensors" in log) == (edit[1] == "gone.safetensors")
+    assert "torn.safetensors" not in str(failed.value)
+    assert ("torn.safetensors" in log) == (edit[1] == "torn.safetensors")
 
 
 @pytest.mark.slow
