@@ -23,11 +23,9 @@ class _Loader(LOADER):
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-    seen = {key.value: key for key in reversed(keys)}
-    if len(seen) < len(keys):
-        twice = next(key for key in keys if seen[key.value] is not key)
-        raise ConstructorError(problem=f"{twice.value} is given twice", problem_mark=twice.start_mark)
+    keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    if len({*keys}) < len(keys):
+        raise ConstructorError(problem="a key is given twice")  # OmegaConf says which
     return loader.construct_mapping(node, deep=True)
 
 
@@ -45,7 +43,7 @@ def parsed(text: str) -> Any:
     """The values that this YAML holds, ${…} as it is written. Raises YAMLError, ValueError and RecursionError."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:  # libyaml refuses half a surrogate, as a path that is no UTF-8 has them
+    except yaml.YAMLError:  # it has the words; and libyaml refuses half a surrogate, of a path that is no UTF-8
         return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,9 +25,8 @@ class Undrawn(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        call: Callable[..., Any] = func
         into = args[0] if args else (kwargs or {}).get("tensor")
         if isinstance(into, nn.Parameter) and getattr(func, "__name__", "") in DRAWING:
             with torch.no_grad():
                 return into.zero_()
-        return call(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))

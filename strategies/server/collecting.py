@@ -168,11 +168,9 @@ def drop(
     state: ServerState, exchange: Exchange, round: int, refusals: Sequence[Refusal], kind: str = "refused"
 ) -> ServerState:
     """Put refusals into the ledger, and send those clients everything next time: they may have lost what they held.
-
-    kind: of the event; another than "refused" where no update is lost by it.
-    """
+    kind: as `Exchange.log_refusal` has it."""
     for refusal in refusals:
-        exchange.emit(kind, {"round": round, **vars(refusal)})
+        exchange.log_refusal(round, refusal, kind)
     return state.dropping(refusal.client for refusal in refusals)
 
 

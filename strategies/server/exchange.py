@@ -257,9 +257,9 @@ class Exchange:
             return make_message(reply.metadata, None, Error(Code.unreadable, f"{type(error).__name__}: {error}"))
         return reply
 
-    def log_refusal(self, round: int, refusal: Refusal) -> None:
-        """Put a refusal of this round into the ledger."""
-        self.emit("refused", {"round": round, **vars(refusal)})
+    def log_refusal(self, round: int, refusal: Refusal, kind: str = "refused") -> None:
+        """Put a refusal of this round into the ledger. kind: of the event; another where no update is lost by it."""
+        self.emit(kind, {"round": round, **vars(refusal)})
 
     def _is_online(self, node: int) -> bool:
         return node in self.grid.get_node_ids()

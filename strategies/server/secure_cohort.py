@@ -23,7 +23,7 @@ from strategies.server.replies import Asked, Refusal, match_replies, of_error, u
 from strategies.server.state import ServerState
 
 SHARE = 0.125  # of reply_timeout that each exchange beside training has
-UNMASKING = "stage unmask"
+UNMASKING, NOT_UNMASKED = "stage unmask", "not_unmasked"
 SEALED = 2048  # bytes of the two sealed shares for one client, at most
 
 Answer = TypeVar("Answer")
@@ -133,7 +133,7 @@ class Cohort:
         replies = self.exchange.send(list(messages), min(seconds, self.end - time.monotonic()), asked)
         answers, refusals = match_replies(replies, asked, self.exchange.client_of, read)
         # Who does not unmask is in the sum all the same.
-        kind = "not_unmasked" if what == UNMASKING else "refused"
+        kind = NOT_UNMASKED if what == UNMASKING else "refused"
         self.state = drop(self.state, self.exchange, self.round, refusals, kind)
         if len(answers) < self.need:
             why = "".join(f" ({refusal.code}: {refusal.detail})" for refusal in refusals[:1])

@@ -13,7 +13,7 @@ from fedinit.secagg import masks, secrets
 from fedinit.secagg.fixed_point import Words
 from fedinit.secagg.messages import RECORD
 from strategies.server.replies import Asked, Refusal
-from strategies.server.secure_cohort import SHARE, Cohort, Keys, Sealed, Spoilt
+from strategies.server.secure_cohort import NOT_UNMASKED, SHARE, Cohort, Keys, Sealed, Spoilt
 
 
 def unmask(sums: Cohort, words: Mapping[int, Words], keys: Keys, sealed: Sealed) -> Words:
@@ -68,6 +68,6 @@ def _secret(
         raise Spoilt(f"the masks of client {client} cannot be taken off: {error}") from error
     doubted |= set(liars)
     for liar in liars:
-        facts = vars(Refusal(liar, "secagg", f"its share of client {client} is wrong"))
-        sums.exchange.emit("not_unmasked", {"round": sums.round, **facts})
+        refusal = Refusal(liar, "secagg", f"its share of client {client} is wrong")
+        sums.exchange.log_refusal(sums.round, refusal, NOT_UNMASKED)
     return secret

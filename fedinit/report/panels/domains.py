@@ -28,19 +28,19 @@ def panel(methods: Sequence[Method]) -> Panel:
     parts: list[Markup] = [legend([m.label for m in methods]), grid(*small, kind="small")]
     if len(domains) > 1:
         lead = "The model on each domain, which it serves worst, and how evenly."
-        parts.append(_fairness(methods, score, title))
+        parts.append(_fairness(methods, score, title, log))
     else:
         lead = "The model on its domain, and the client that it serves worst."
         parts.append(grid(_worst_client(methods), kind="three"))
     return Panel("domains", "Domains and clients", lead, joined(parts))
 
 
-def _fairness(methods: Sequence[Method], score: str, title: str) -> Markup:
+def _fairness(methods: Sequence[Method], score: str, title: str, log: bool) -> Markup:
     worst = np.max if score == "recovery_error" else np.min
     lowest = [trace(m.label, m.runs, _of_domains(lambda values: worst(values, axis=0))) for m in methods]
     spread = [trace(m.label, m.runs, _of_domains(lambda values: np.std(values, axis=0))) for m in methods]
     figures = [
-        over_rounds("The worst domain by round", lowest, title, log=score == "recovery_error", size=SMALL),
+        over_rounds("The worst domain by round", lowest, title, log=log, size=SMALL),
         over_rounds("Fairness: deviation between domains", spread, "standard deviation", size=SMALL),
         _worst_client(methods),
     ]
