@@ -39,7 +39,7 @@ def spend(
 
     examples: how many it has. keeper: of its book, where it has one.
     round: which; the last that was counted costs nothing again. None: what it releases is drawn anew each time.
-    Raises BudgetSpent for a round that would pass `privacy.epsilon`, Limited for one beyond what the site gives, and
+    Raises BudgetSpent for a round that would pass `privacy.epsilon`, Exhausted for one beyond what the site gives, and
     InputError as Steps.of does; nothing is counted then.
     """
     steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)

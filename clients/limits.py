@@ -32,7 +32,7 @@ from torch import Tensor
 from clients import sums
 from clients.book import cut_by, opened
 from clients.site import Site
-from fedinit.config.limits import Cut, Limited, Limits
+from fedinit.config.limits import Cut, Exhausted, Limited, Limits
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.models import shared_inputs
@@ -128,7 +128,8 @@ class Keeper:
             raise Limited(f"this site answers no {kind}, which no ε counts: it has a max-epsilon")
 
     def check_privacy(self, epsilon: float, delta: float, images: int) -> None:
-        """Raise Limited for training that makes the run's ε more than this site gives, or has a δ that is none.
+        """Raise Exhausted for training that makes the run's ε more than this site gives, Limited for a run without one
+        and for a δ that is none.
 
         epsilon: of the run so far, at delta; infinity where it has no privacy. images: that are trained on."""
         most = self.limits.max_epsilon
@@ -136,7 +137,9 @@ class Keeper:
             raise Limited("this site trains with privacy=examples alone, for its max-epsilon; the run has no such ε")
         if epsilon > most:
             _log.warning("max-epsilon=%g: a round more takes the run's ε to %.3g", most, epsilon)
-            raise Limited("a round more takes the run's ε above this site's max-epsilon; ask for less, privacy.epsilon")
+            raise Exhausted(
+                "a round more takes the run's ε above this site's max-epsilon; ask for less, privacy.epsilon"
+            )
         if most < math.inf and delta * images > 1:
             raise Limited(f"privacy.delta={delta}: with max-epsilon this site trains at one over its images or less")
 

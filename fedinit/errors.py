@@ -47,7 +47,7 @@ class Code(enum.IntEnum):
     refused: the client does not do what was asked, or does not take what was sent.
     too_few_examples: it has fewer than a statistic may be made of.
     limit: what was asked is more than the site's own limits let it say.
-    spent: a round more of training would pass the ε of the run for its examples.
+    spent: a round more of training would pass the ε of the run, or of the site, for its examples.
     too_large, unreadable: what the server says in place of a reply that it does not take.
     """
 

@@ -24,6 +24,12 @@ class Limited(Refused):
     code = Code.limit
 
 
+class Exhausted(Limited):
+    """A round more of training takes a run's ε above what the site gives; nothing was trained."""
+
+    code = Code.spent
+
+
 class Cut(Limited):
     """What is asked for is about few images, or about such that differ from those before by a few. The refusal tells
     that it is, though not how few.

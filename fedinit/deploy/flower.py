@@ -34,6 +34,7 @@ TOLD = frozenset(
         "clients.budget.BudgetSpent",
         "clients.statistics.TooFew",
         "fedinit.config.limits.Cut",
+        "fedinit.config.limits.Exhausted",
         "fedinit.config.limits.Limited",
         "fedinit.data.checking.Misfits",
         "fedinit.config.build.Quoted",

@@ -20,7 +20,7 @@ from clients.limits import Keeper
 from clients.site import Site
 from clients.task import Job, Result, Task
 from fedinit.config.client import SGDConfig
-from fedinit.config.limits import Limited, Limits
+from fedinit.config.limits import Exhausted, Limited, Limits
 from fedinit.config.privacy import LEAST_NOISE, ExamplePrivacyConfig
 from fedinit.errors import Code, InputError, Refused, RunFailed
 from fedinit.factors import Factors
@@ -354,8 +354,9 @@ def test_a_round_that_a_site_refuses_is_not_in_its_book(tmp_path, caplog) -> Non
     keeper = Keeper(of_run, Limits(max_epsilon=(one + two) / 2), anew)
     assert spend(of_run, privacy, 60, anew, keeper) == one
     for _ in range(3):
-        with pytest.raises(Limited, match="a round more takes the run's ε above this site's max-epsilon"):
+        with pytest.raises(Exhausted, match="a round more takes the run's ε above this site's max-epsilon"):
             spend(of_run, privacy, 60, anew, keeper)
+    assert Exhausted.code == Code.spent, "of which a run ends with the rounds that it has"
     ((counts,),) = [[*json.loads((tmp_path / "answers-client-0.json").read_text())["runs"].values()]]
     assert counts["steps"] == steps.a_round
     assert f"max-epsilon={keeper.limits.max_epsilon:g}: a round more takes the run's ε to {two:.3g}" in caplog.text
