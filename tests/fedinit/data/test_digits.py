@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from sklearn import datasets
 from torch import Tensor
 
 from fedinit.data.dataset import Dataset
 from fedinit.data.digits import DOMAINS, Digits, load_digits
+from fedinit.data.drawn_digits import _dilated
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,20 @@ def test_shapes_and_types(digits):
     assert (int(digits.images.min()), int(digits.images.max())) == (0, 255)
     assert digits.domain_names == DOMAINS == ("plain", "inverted", "rotated", "thick", "noise", "texture")
     assert digits.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 3, 6, 22])
+def test_strokes_grow_by_a_whole_disc(radius):
+    """scipy's, which looks at each pixel of the disc; up to the edges, and in pictures that are no squares."""
+    image = np.random.default_rng(radius).integers(0, 256, (61, 47)).astype(np.uint8)
+    image[image < 240] = 0
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    disc = x * x + y * y <= radius * radius
+    expected = ndimage.grey_dilation(image, footprint=disc, mode="constant", cval=0)
+    assert np.array_equal(_dilated(image, radius), expected)
+    if radius > 1:
+        square = ndimage.grey_dilation(image, size=(2 * radius + 1, 2 * radius + 1), mode="constant", cval=0)
+        assert not np.array_equal(expected, square), "which the test can tell apart"
 
 
 def test_every_digit_is_trained_on_once_or_tested_everywhere(digits):
