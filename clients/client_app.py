@@ -39,12 +39,13 @@ def _configured(run_config: str, node_config: str) -> tuple[Config, Config]:
 
 @functools.lru_cache(maxsize=2)
 def _cohort(run_config: str, node_config: str, client: int | None):
-    """One cohort a configuration and process: a long-lived process does not load its backbone for every message."""
+    """One cohort, and its site, a configuration and process: a long-lived one does not load its backbone for every
+    message."""
     with starting.uncollected():
         from rich.console import Console
 
         from clients.cohort import Cohort
-        from clients.site import Site
+        from clients.site import DeferredSite
 
     config = _configured(run_config, node_config)[1]
     if config.attack.name != "none":
@@ -55,8 +56,8 @@ def _cohort(run_config: str, node_config: str, client: int | None):
     if console is not None:
         limits = Limits.of(json.loads(node_config))
         console.print(f"limits: {limits or 'off'}", highlight=False, markup=False, soft_wrap=True)
-    site = Site(config, client, console=console)
-    return Cohort(site, persistent=True, deployed=not simulated())
+    site = DeferredSite(config, client, console=console)
+    return Cohort(site, persistent=True, deployed=not simulated()), site
 
 
 def simulated() -> bool:
@@ -72,16 +73,17 @@ def _answer(message: Message, context: Context) -> Message:
     try:
         words = json.dumps(dict(context.run_config), sort_keys=True), json.dumps(shared, sort_keys=True)
         config, _ = _configured(*words)
-        cohort = _cohort(*words, _alone(context, config))
+        cohort, site = _cohort(*words, _alone(context, config))
+        from fedinit.secagg.messages import QUERY
+
+        if message.metadata.message_type == QUERY:  # of a round's secrets alone, which go on no disk
+            return cohort([(message, context)])[0]
+        site.read()
+        from clients import secagg
         from clients.state.disk import Kept
 
         kept = Kept.of(context, config)
         if kept is None:
-            return cohort([(message, context)])[0]
-        from clients import secagg
-        from fedinit.secagg.messages import QUERY
-
-        if message.metadata.message_type == QUERY:  # of a round's secrets alone, which go on no disk
             return cohort([(message, context)])[0]
         secrets = context.state.get(secagg.OWN)
         kept.recall(message, context)

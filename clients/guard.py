@@ -45,8 +45,7 @@ class Guard:
         Raises Refused, one line, for another backbone, and for a record, tensor, shape or value that is no part of a
         run.
         """
-        for name in message.content.keys() - RECORDS:
-            raise Refused(f"the server sent a record {name!r}, which is no part of a run")
+        check_records(message)
         meant = str(wire.config(message)["backbone"]) if wire.CONFIG in message.content else ""
         if meant != (ours := self._site.backbone.digest):
             raise Refused(
@@ -71,6 +70,12 @@ class Guard:
             look(name, array, self._site)
         self._passed[record] = tensors, handed
         return tensors
+
+
+def check_records(message: Message) -> None:
+    """Raise Refused for a message with a record that is no part of a run."""
+    for name in message.content.keys() - RECORDS:
+        raise Refused(f"the server sent a record {name!r}, which is no part of a run")
 
 
 def check_request(request: Request, site: Site, has_start: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 import sys
@@ -16,7 +17,7 @@ from clients import budget, guard, secagg
 from clients.guard import Guard, Received
 from clients.limits import Keeper
 from clients.replies import description, projection, refusal
-from clients.site import Site
+from clients.site import Site, client_of
 from clients.starts import Starts, of_last_accepted
 from clients.state import rounds
 from clients.state.base_offset import Bases
@@ -65,7 +66,11 @@ class Decoder:
         deployed: the server is another's: noise is drawn with a secret of the client's or not at all, and what leaves
         of an error is a code and what the server knows."""
         self.site, self.bases, self.deployed = site, bases, deployed
-        self._guard, self._starts = Guard(site), Starts(site)
+        self._guard = Guard(site)
+
+    @functools.cached_property
+    def _starts(self) -> Starts:
+        return Starts(self.site)
 
     def decode(self, message: Message, context: Context) -> Decoded:
         """The message as a task, or as the reply that it has already; whatever goes wrong is a reply too, but for what
@@ -75,15 +80,16 @@ class Decoder:
         """
         message_type = message.metadata.message_type
         try:
-            received = self._guard.check(message)
             keeper = self._keeper(context)
+            if message_type == QUERY:  # which asks nothing of the site's images and backbone: they may be unread yet
+                guard.check_records(message)
+                answer = secagg.answer(message, context, client_of(context), keeper)
+                return Decoded(None, Message(answer, reply_to=message))
+            received = self._guard.check(message)
             if keeper is not None:
                 keeper.check_partition(self.site.partition_of(context).train)
             if message_type == "query.describe":
                 return Decoded(None, Message(description(self.site, context), reply_to=message))
-            if message_type == QUERY:
-                part = self.site.partition_of(context)
-                return Decoded(None, Message(secagg.answer(message, context, part.client, keeper), reply_to=message))
             if message_type == "query.project":  # of what this client released, and of nothing else that it has
                 return Decoded(None, Message(self._projection(message, received, context), reply_to=message))
             if message_type != "train" and isinstance(self.site.config.privacy, ExamplePrivacyConfig):

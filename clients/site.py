@@ -188,12 +188,7 @@ class Site:
     def partition_of(self, context: Context) -> Partition:
         """The data of the client whose Context this is. Raises Refused for a node without a partition id, or with
         one that is not there."""
-        index = context.node_config.get("partition-id")
-        if type(index) is not int:
-            what = (
-                "this node has no partition-id" if index is None else f"partition-id={index}: expected a whole number"
-            )
-            raise Refused(f"{what}; start it with --node-config 'partition-id=0 …'")
+        index = client_of(context)
         if not 0 <= index < len(self.partitions):
             raise Refused(
                 f"partition-id={index}: this run has {len(self.partitions)} partitions, 0 to "
@@ -251,6 +246,31 @@ class Site:
         key = of_tensors(offset) if offset else EMPTY
         indices = self.data.test.nonzero().flatten()
         return sums_record(self.judge(indices, adapter, head, key, offset, round), self.score)
+
+
+class DeferredSite(Site):
+    """A Site that has its configuration alone until it is told to `read`. Most messages of a secret sum need neither
+    images nor backbone, and in a deployment each has a process of its own."""
+
+    def __init__(self, config: Config, client: int | None = None, console: Console | None = None) -> None:
+        """As of a Site, whose errors `read` raises."""
+        self._unread: tuple[Config, int | None, Console | None] | None = (config, client, console)
+        self.config = resolved(config)
+
+    def read(self) -> None:
+        """Become a Site, where it is not one yet. Raises InputError for what cannot be used, the next time too."""
+        if self._unread is not None:
+            super().__init__(*self._unread)
+            self._unread = None
+
+
+def client_of(context: Context) -> int:
+    """The partition id of the node whose Context this is. Raises Refused where it has none."""
+    index = context.node_config.get("partition-id")
+    if type(index) is not int:
+        what = "this node has no partition-id" if index is None else f"partition-id={index}: expected a whole number"
+        raise Refused(f"{what}; start it with --node-config 'partition-id=0 …'")
+    return index
 
 
 def _nobody(kind: str, facts: Mapping[str, Any]) -> None:

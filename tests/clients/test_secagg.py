@@ -8,6 +8,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, generate_shared_key
 
 from clients import client_app, secagg
+from clients.site import DeferredSite, Site
 from fedinit import wire
 from fedinit.config.flower import to_run_config
 from fedinit.models import build_backbone
@@ -52,6 +53,17 @@ def test_keys_outlive_a_process_and_are_never_on_disk(tmp_path):
             assert torch.allclose(getattr(masked.aggregate.layers[name], part), getattr(factors, part), atol=1e-5)
     files = [path for path in (tmp_path / "masked").rglob("*") if path.is_file()]
     assert files and all(secagg.OWN.encode() not in path.read_bytes() for path in files)
+
+
+def test_exchanges_beside_training_read_neither_images_nor_backbone(tmp_path, monkeypatch):
+    """In a deployment each has a process of its own, and an eighth of reply_timeout."""
+    read, made = Site.__init__, []
+    monkeypatch.setattr(Site, "__init__", lambda self, *given: made.append(self) or read(self, *given))
+    _, stages = run(tmp_path, "secure_aggregation=secagg")
+    kinds = [kind for kind, *_ in stages]
+    assert kinds.count(QUERY) == 9, "keys, shares and masks of three clients"
+    assert len(made) == len(kinds) - 9 > 0
+    assert all(type(site) is DeferredSite for site in made)
 
 
 def test_a_server_that_makes_up_clients_reads_an_update():
