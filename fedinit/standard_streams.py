@@ -25,11 +25,12 @@ class _Guarded(io.RawIOBase):
     """What a stream's bytes go through.
 
     lost: why they cannot be written, once that is so. silent: they are dropped then, and nothing is raised.
+    wanted: they were asked for all the same, and the exit code says that they were not read.
     """
 
     def __init__(self, inner: Any, silent: bool) -> None:
         super().__init__()
-        self._inner, self.silent = inner, silent
+        self._inner, self.silent, self.wanted = inner, silent, False
         self.name = getattr(inner, "name", None)
         self.lost: OSError | None = None
 
@@ -84,6 +85,12 @@ def goes_on_without() -> None:
         _output.silent = True
 
 
+def writes_files() -> None:
+    """Files are asked for besides: they are written though nothing more can be printed, which the exit code tells."""
+    if _output is not None and not isinstance(_output, _Closed):  # which ends nothing as it is
+        _output.silent = _output.wanted = True
+
+
 def prints_beside() -> None:
     """What is printed is not what was asked for, such as the name of a file that is: nothing is said of a standard
     output that was closed before."""
@@ -116,7 +123,7 @@ def _ended(command: Callable[[], int]) -> int:
         goes_on_without()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
-        lost, _output = _output and _output.lost, None
+        lost, cut, _output = _output and _output.lost, cut or (_output is not None and _output.wanted), None
     if lost is not None and lost.errno in GONE:
         code = CLOSED if cut else code
     elif lost is not None and lost.errno == errno.EBADF:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from fedinit import standard_streams
 from fedinit.commands.parsing import Parser, add_run, load_run, only_text
 from fedinit.commands.places import STDOUT, refuse_lossy, text_place
 from fedinit.errors import InputError
@@ -52,6 +53,8 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
     options = parser(name).parse_args(words)
     if only_text(options, ["csv"]):
         console = Console(quiet=True)
+    elif options.csv:
+        standard_streams.writes_files()
     data = options.data
     refuse_lossy({"--csv": options.csv}, [Path(word.rpartition("=")[2]) for word in data], [options.run])
     run = load_run(options)

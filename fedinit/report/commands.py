@@ -85,6 +85,8 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
     if only_text(options, TEXTS):
         console = Console(quiet=True)
+    if any(getattr(options, name) not in (None, STDOUT) for name in (*TEXTS, "report")):
+        standard_streams.writes_files()
     refuse_lossy({f"--{name}": getattr(options, name) for name in (*TEXTS, "report")}, runs=options.folders)
     runs = find(options.folders)
     shown = methods(runs)

@@ -71,6 +71,16 @@ def test_nobody_reads_it_or_the_disk_is_full(command, unbuffered, runs):
         assert python(words, FULL, PYTHONUNBUFFERED=unbuffered) == (1, LINE)
 
 
+@pytest.mark.parametrize(("stdout", "expected"), [("closed", (141, "")), (FULL, (1, LINE))])
+def test_files_that_were_asked_for_too_are_written(stdout, expected, runs, tmp_path):
+    if stdout == FULL and not FULL.exists():
+        pytest.skip("no /dev/full here")
+    files = tmp_path / "t.csv", tmp_path / "r.html"
+    words = ["-m", "fedinit", "compare", str(runs), "--csv", str(files[0]), "--report", str(files[1])]
+    assert python(words, stdout) == expected
+    assert files[0].read_text().startswith("method") and files[1].read_text().endswith("</html>\n")
+
+
 def test_wrong_input_is_still_told(runs):
     """The control: what fails before it prints has its own code."""
     code, told = python(["-m", "fedinit", "runn"], "closed")
