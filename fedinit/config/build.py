@@ -204,8 +204,15 @@ def _is_plain(hint: type, value: str) -> bool:
 def _scalar(hint: type, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # a name made of digits reads as a number in YAML
+    if hint is str and (value is None or isinstance(value, (bool, float))):  # 1.10 reads as 1.1, and 1e3 as 1000.0
+        key, inside, _ = where.partition("[")
+        kind = "a number" if isinstance(value, float) else shown(value)
+        example = f"'{key}=[\"…\"]'" if inside else f"'{key}=\"…\"'"
+        raise InputError(
+            f"{where}={shown(value)}: expected {EXPECTED[str]}; one that reads as {kind} is quoted, {example}"
+        )
     if isinstance(value, str) and hint in (int, float, bool) and _is_plain(hint, value):
         raise Quoted(where, value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

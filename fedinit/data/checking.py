@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from fedinit.data.decoding import identity, reason
-from fedinit.data.file_source import FileSource
+from fedinit.data.file_source import FileSource, linked_twice
 from fedinit.data.listing import Listing
 from fedinit.data.reporter import Reporter, counted, readable
 from fedinit.data.splits import choose_sides
@@ -120,6 +120,8 @@ def check(source: FileSource, reporter: Reporter) -> Checked:
     tree, listed = _listed(source)
     sides = choose_sides(listed.splits, listed.names, listed.domains, source.evaluate_on, source.test_fraction)
     splits = ["test" if t and s != "val" else s or "train" for s, t in zip(listed.splits, sides.test, strict=True)]
+    if doubles := [*linked_twice(tree, listed, sides)]:
+        raise Misfits(doubles)
     looks: list[Look] = []
     with reporter.progress(len(listed.names), "checking") as advance, ThreadPoolExecutor(THREADS) as pool:
         for first in range(0, len(listed.names), _CHUNK):

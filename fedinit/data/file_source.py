@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from fedinit.data.decoding import GreyRange
 from fedinit.data.listing import Listing
 from fedinit.data.source import DomainSource, SplitSource
-from fedinit.data.splits import choose_sides
+from fedinit.data.splits import Sides, choose_sides
 from fedinit.data.tree import Fault, Tree
 from fedinit.errors import InputError, refuse
 
@@ -52,9 +52,8 @@ class FileSource(DomainSource, SplitSource):
         used = [row for row, domain in enumerate(whole.domains) if self.domains is None or domain in self.domains]
         listed = whole.rows(used)
         sides = choose_sides(listed.splits, listed.names, listed.domains, self.evaluate_on, self.test_fraction)
-        _refuse_doubles(
-            tree, dict(zip(listed.names, zip(listed.domains, listed.classes, sides.test, strict=True), strict=True))
-        )
+        for fault in linked_twice(tree, listed, sides):
+            raise InputError(fault)
         domain_index = {name: d for d, name in enumerate(whole.domain_names)}
         class_index = {name: c for c, name in enumerate(whole.class_names)}
         decoding = ImageFiles(tree, whole.names, channels, size, self.grey_range)
@@ -72,16 +71,14 @@ class FileSource(DomainSource, SplitSource):
         )
 
 
-def _refuse_doubles(tree: Tree, places: Mapping[str, tuple[str, str, bool]]) -> None:
-    """Raise InputError for a file that symbolic links put into two classes, two domains, or training and test images.
-
-    places: {name: (domain, class, whether it is a test image)}.
-    """
-    for name, other in tree.doubles(list(places)).items():
+def linked_twice(tree: Tree, listed: Listing, sides: Sides) -> Iterator[str]:
+    """A line for each file that symbolic links put into two classes, two domains, or training and test images."""
+    places = dict(zip(listed.names, zip(listed.domains, listed.classes, sides.test, strict=True), strict=True))
+    for name, other in tree.doubles(listed.names).items():
         (domain, kind, test), before = places[name], places[other]
         if (domain, kind, test) != before:
             what = "domains" if domain != before[0] else "classes" if kind != before[1] else "training and test images"
-            raise InputError(
+            yield (
                 f"{tree.where}: {name!r} is the file of {other!r} by a symbolic link, so that one picture would be in "
                 f"{'' if what.startswith('training') else 'two '}{what}; take one of the two out"
             )

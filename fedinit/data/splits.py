@@ -82,7 +82,7 @@ def choose_sides(
     members: dict[str, list[int]] = {}
     for row, domain in enumerate(domains):
         members.setdefault(domain, []).append(row)
-    on_val, by_name = [], []
+    on_val, of_train, of_all = [], [], []
     for domain, rows in members.items():
         there = {splits[row] for row in rows}
         if evaluate_on == "val" and "val" not in there:
@@ -95,11 +95,16 @@ def choose_sides(
             if split in ("val", "test") and split != judged:
                 left_out[row] = split
         if judged not in there:
-            by_name += [domain] * ("train" in there)
+            (of_all if pool is None else of_train).append(domain)
         elif judged == "val" and "test" not in there:
             on_val.append(domain)
     remarks = []
-    for where, said in ((on_val, "evaluated on val"), (by_name, f"evaluated on {test_fraction:.0%} of train, by name")):
+    share = f"evaluated on {test_fraction:.0%} of"
+    for where, said in (
+        (on_val, "evaluated on val"),
+        (of_train, f"{share} train, by name"),
+        (of_all, f"{share} all, by name"),
+    ):
         if where:
             place = "" if len(where) == len(members) else f" in {', '.join(where)}"
             remarks.append(f"no test images{place}: {said}")

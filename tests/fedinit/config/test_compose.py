@@ -96,3 +96,18 @@ def test_refused_in_hydras_words(words, monkeypatch):
     with pytest.raises(InputError) as dear:
         compose_config(words)
     assert str(cheap.value) == str(dear.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"), [("1.10", "a number"), ("1e3", "a number"), ("true", "true"), ("null", "null")]
+)
+def test_a_name_that_reads_as_another_thing_is_taken_in_quotes_alone(given, kind):
+    """Else 1.10 would be the domain 1.1, where there is one."""
+    words = ["data=image_folder", "data.root=x"]
+    with pytest.raises(
+        InputError, match=rf"^data.domains\[0\]=.*: expected a word; one that reads as {kind} is quoted"
+    ):
+        compose_config([*words, f"data.domains=[{given}]"])
+    for quoted in (f'["{given}"]', f"['{given}']"):
+        assert compose_config([*words, f"data.domains={quoted}"]).data.domains == (given,)
+    assert compose_config([*words, "data.domains=[01,2]"]).data.domains == ("01", "2")

@@ -59,7 +59,7 @@ def test_the_start_says_what_there_is_and_what_was_passed_over(tmp_path: Path) -
     create("data", SOURCES, "image_folder", {"root": str(root)}).load(3, (4, 4), console=console)
     assert console.file.getvalue() == (  # type: ignore[attr-defined]
         "data: 32 images, 2 classes, 2 domains; 4 files passed over: 3 .heic (art/cat/a.heic, photo/b.HEIC, …), 1 .txt "
-        "(notes.txt)\n"
+        "(notes.txt)\ndata: no test images: evaluated on 20% of all, by name\n"
     )
 
 

@@ -21,6 +21,8 @@ import fedinit.data.image_files as image_files
 from fedinit.config.build import create
 from fedinit.data import SOURCES
 from fedinit.data.arrays import resize
+from fedinit.data.checking import Misfits, check
+from fedinit.data.reporter import Reporter
 from fedinit.data.source import Source
 from fedinit.errors import InputError
 
@@ -246,7 +248,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tree: Path, tmp_path: Path
     console = Console(file=io.StringIO(), width=40)
     made = source(tree, cache_dir=str(tmp_path / "file")).load(3, (8, 8), console=console)
     assert torch.equal(made.images, load(tree).images)
-    (said,) = console.file.getvalue().splitlines()[1:]  # type: ignore[attr-defined]
+    (said,) = console.file.getvalue().splitlines()[2:]  # type: ignore[attr-defined]
     assert said.startswith(f"data: cache {tmp_path}/file cannot be used (")
     assert said.endswith("): the images are held in memory, 4.6 kB")
 
@@ -332,6 +334,8 @@ def test_a_picture_that_links_put_into_two_places_is_refused(tree: Path) -> None
     (tree / "photo" / "blue" / "again.png").unlink()
     (tree / "art" / "red" / "again.png").symlink_to(image)
     refused("in two classes", tree)
+    with pytest.raises(Misfits, match="in two classes"):
+        check(source(tree), Reporter(None))
     (tree / "art" / "red" / "again.png").unlink()
     (tree / "art" / "more").symlink_to(tree / "art" / "blue")
     refused("in two classes", tree)

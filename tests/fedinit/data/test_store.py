@@ -96,11 +96,11 @@ def test_every_image_is_decoded_once_and_the_start_says_where_they_come_from(tre
     cache = tmp_path / "cache"
     _, said = load(tree, cache, domains=("art",))
     assert len(decoded) == 30
-    assert said[1] == f"data: decoding 30 of 30 images, 1.4 kB, into cache {cache}"
+    assert said[2] == f"data: decoding 30 of 30 images, 1.4 kB, into cache {cache}"
     _, said = load(tree, cache)
     assert len(decoded) == 60
     _, said = load(tree, cache)
-    assert len(decoded) == 60 and said[1] == f"data: 60 images, 2.9 kB, from cache {cache}"
+    assert len(decoded) == 60 and said[2] == f"data: 60 images, 2.9 kB, from cache {cache}"
     moved = tree.rename(tmp_path / "moved")
     load(moved, cache)
     assert len(decoded) == 60  # known by what is in it, not by its place
