@@ -41,6 +41,7 @@ from fedinit.errors import InputError, RunFailed
 from fedinit.leaving import leave
 from fedinit.runs import folder as run_folder
 from fedinit.runs import made_of
+from fedinit.runs.code import code_now
 from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
@@ -132,7 +133,7 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         opened.record_holdings(site.data, site.partitions)
         # At every start: config.yaml names the engine of the last one, and what `auto` came to is in no other file.
         done = last_round(opened.checkpoints())
-        on = {"engine": config.engine.name, "detail": site.engine.described()}
+        on = {"engine": config.engine.name, "detail": site.engine.described(), "code": dict(code_now())}
         opened.folder.event("engine", {"round": done, **on})
         if not isinstance(config.attack, NoAttack):
             bad = sorted(config.attack.attackers(len(site.partitions), config.seed))

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from fedinit.config import arguments
 from fedinit.config.schema import Config
 from fedinit.data.digits import Digits
 from fedinit.errors import InputError, RunFailed
+from fedinit.runs import code, made_of
+from fedinit.runs.code import code_now
 from fedinit.runs.folder import RunFolder
 from fedinit.runs.observer import Observer
 from fedinit.state.checkpoint import FACTS, TENSORS, Checkpoints, State
@@ -100,6 +103,34 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "clients.csv").read_bytes() == (other / "clients.csv").read_bytes()
 
 
+def test_a_run_of_other_code_is_told_so(tmp_path, monkeypatch, capsys):
+    """Where it goes on, where it is shown, in the ledger and on the page; of the same code nothing is said."""
+    words = [*WORDS, f"output_dir={tmp_path}", "rounds=4", "client.max_steps=1", "report=full"]
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        dying(patch, 3)
+        run_sim.main(words)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        dying(patch, 4)
+        run_sim.main(words)
+    assert "other code" not in capsys.readouterr().out
+    edited = {**code_now(), "strategies": "0123456789abcdef"}
+    with monkeypatch.context() as patch:
+        for module in (code, made_of, run_sim):
+            patch.setattr(module, "code_now", lambda: edited)
+        assert run_sim.main(words) == 0
+        folder = only(tmp_path)
+        said = "was begun by other code than is here now (strategies)"
+        assert f"{folder}: {said}; resume=never begins it anew" in capsys.readouterr().out.replace("\n", " ")
+        assert [event["code"] for event in ledger(folder) if event["kind"] == "engine"] == [*2 * [code_now()], edited]
+        page = (folder / "report.html").read_text()
+        assert re.search(
+            f"strategies {code_now()['strategies']}; .*, strategies 0123456789abcdef .from round 4 on", page
+        )
+        assert run_sim.main(words) == 0 and f"it {said}" in capsys.readouterr().out
+        assert run_sim.main([*words, "resume=never"]) == 0 and "other code" not in capsys.readouterr().out
+    assert run_sim.main(words) == 0 and said in capsys.readouterr().out, "and the other way round"
+
+
 def test_the_ledger_and_the_report_have_every_engine_that_a_run_had(tmp_path, monkeypatch, capsys):
     """config.yaml is the last one's, and `auto` in it says nothing of what that came to."""
     words = [*WORDS, f"output_dir={tmp_path}", "rounds=4", "client.max_steps=1", "report=full"]
@@ -108,9 +139,10 @@ def test_the_ledger_and_the_report_have_every_engine_that_a_run_had(tmp_path, mo
         run_sim.main([*words, "engine=inline"])
     assert run_sim.main([*words, "engine=threads", "engine.lanes=2"]) == 0
     folder, one, two = only(tmp_path), "1 lane on CPU, fp32", "2 lanes on CPU, fp32"
+    now = dict(code_now())
     assert [event for event in ledger(folder) if event["kind"] in ("engine", "resumed")] == [
-        {"kind": "engine", "round": 0, "engine": "inline", "detail": one},
-        {"kind": "engine", "round": 2, "engine": "threads", "detail": two},
+        {"kind": "engine", "round": 0, "engine": "inline", "detail": one, "code": now},
+        {"kind": "engine", "round": 2, "engine": "threads", "detail": two, "code": now},
         {"kind": "resumed", "round": 2},
     ]
     page = (folder / "report.html").read_text()

@@ -31,7 +31,7 @@ from fedinit.runs.configured import computed_in, configured
 from fedinit.runs.done import DONE, HASH, KEY, done_of
 from fedinit.runs.export import SHARED
 from fedinit.runs.lock import FolderLock
-from fedinit.runs.made_of import MADE_OF, MadeOf, beside, with_levels
+from fedinit.runs.made_of import MADE_OF, MadeOf, beside, of_other_code, with_levels
 from fedinit.runs.made_of import read as read_made_of
 from fedinit.runs.mending import end_of, put_aside_ends, write_config
 from fedinit.runs.named import refuse_no_folder
@@ -184,6 +184,8 @@ class RunFolder(Observer):
             self._made_of = as_written(self.path / MADE_OF)  # before anybody edits it
             if other := beside(self.path, config, made_of):
                 tell(other)
+            if code := of_other_code(self.path):
+                tell(f"{self.path}: was begun by {code}; resume=never begins it anew")
         except OSError as error:
             self.close()
             if is_lacking(error):  # what is there may be whole

@@ -23,6 +23,7 @@ from fedinit.data.deep_grey import KINDS
 from fedinit.errors import InputError
 from fedinit.home import expand_home
 from fedinit.opening import read_bytes
+from fedinit.runs.code import code_now, other_code
 from fedinit.runs.own_files import MADE_OF
 from fedinit.state import digest, disk
 from fedinit.state.manifest import FOLDER, last_facts
@@ -60,19 +61,24 @@ class MadeOf:
     def save(self, folder: Path, config: Config, goes_on: bool = False) -> None:
         """Write it into a run's folder, with the hash of the configuration alone. Raises OSError.
 
-        goes_on: the run has rounds behind it, so that the levels that are there are its own."""
+        goes_on: the run has rounds behind it, so that the levels that are there are its own, and the code is that which
+        it was begun by."""
         images, kept = None if self.images is None else self.images.to_json(), read(folder) if goes_on else None
         values = {"config": config.identity(), "images": images, "checkpoint": self.checkpoint}
+        if code := code_now() if kept is None else kept.code:
+            values["code"] = dict(code)
         disk.replace_json(folder / MADE_OF, values | {"levels": None if kept is None else kept.levels})
 
 
 class Kept(NamedTuple):
     """What a folder has of its run: what it is made of, the hash of its configuration alone, and the levels of deep
-    grey, as `Dataset` has them; None where none were measured, or by a fedinit that kept none."""
+    grey, as `Dataset` has them; None where none were measured, or by a fedinit that kept none. code: as `code_now` was
+    when it began; None by a fedinit that kept none."""
 
     made_of: MadeOf
     config: str
     levels: dict[str, tuple[float, float]] | None
+    code: dict[str, str] | None = None
 
 
 def read(folder: Path) -> Kept | None:
@@ -99,7 +105,9 @@ def _parsed(text: str | bytes) -> Kept | None:
             levels = {KINDS[kind] and kind: (float(low), float(high)) for kind, (low, high) in levels.items()}
             if not all(-math.inf < low <= high < math.inf for low, high in levels.values()):
                 return None
-        return Kept(MadeOf(images, values["checkpoint"]), str(values["config"]), levels)
+        code = values.get("code")
+        code = None if code is None else {str(name): str(digest) for name, digest in code.items()}
+        return Kept(MadeOf(images, values["checkpoint"]), str(values["config"]), levels, code)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
@@ -129,6 +137,12 @@ def hold_to(folder: Path, levels: Mapping[str, Sequence[float]] | None) -> None:
                 "when the run began, so that the same files would be other pixels: a file at data.root is new, another "
                 "or gone; put it back, or begin anew, resume=never"
             )
+
+
+def of_other_code(folder: Path) -> str:
+    """What of the code is other than when the run in this folder was begun, in a few words; empty where nothing is."""
+    kept = read(folder)
+    return "" if kept is None else other_code(kept.code)
 
 
 def beside(path: Path, config: Config, made_of: MadeOf) -> str:

@@ -137,6 +137,8 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
     done: its summary. config: what was asked for, which the run's config.yaml is mended by.
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
+    if code := made_of.of_other_code(folder):
+        tell(console, f"it was begun by {code}", "yellow")
     for note in mend(folder, config, done["rounds"]):
         tell(console, note, "yellow")
     whole = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedinit.config.dotted import dotted
@@ -34,6 +34,8 @@ def _one(run: RecordedRun) -> list[Markup]:
     engines = _engines(run)
     if engines:
         facts.append(("engine", "; ".join(f"{text}{_since(after)}" for after, text in engines)))
+    if codes := _codes(run):
+        facts.append(("code", "; ".join(f"{text}{_since(after)}" for after, text in codes)))
     if known.get("command"):
         facts.append(("command", tag("code", known["command"])))
     facts += [(name, known[name]) for name in ("source", "python", "system", "cores") if known.get(name)]
@@ -52,13 +54,28 @@ def _one(run: RecordedRun) -> list[Markup]:
 
 
 def _engines(run: RecordedRun) -> list[tuple[int, str]]:
-    """[(round after which it began to compute, what the engine said of itself)], from the ledger: those whose rounds
-    the run still has, and of the same one again the first."""
+    """[(round after which it began to compute, what the engine said of itself)]."""
+    return _begun(run, lambda event: f"{event.get('engine')}: {event.get('detail')}")
+
+
+def _codes(run: RecordedRun) -> list[tuple[int, str]]:
+    """[(round after which it began to compute, the digest of each package)], where they are several."""
+    codes = _begun(run, lambda event: _pairs(event.get("code")))
+    return codes if len(codes) > 1 else []
+
+
+def _pairs(value: object) -> str:
+    return ", ".join(f"{name} {digest}" for name, digest in value.items()) if isinstance(value, Mapping) else "unknown"
+
+
+def _begun(run: RecordedRun, what: Callable[[Mapping[str, Any]], str]) -> list[tuple[int, str]]:
+    """[(round after which it began to compute, `what` the ledger says of that start)], of the starts whose rounds the
+    run still has, and of the same again the first."""
     told: list[tuple[int, str]] = []
     for event in run.ledger:
         if event.get("kind") == "engine":
             after = event.get("round")  # of the last checkpoint; of a damaged one "resumed" says another
-            told.append((after if isinstance(after, int) else 0, f"{event.get('engine')}: {event.get('detail')}"))
+            told.append((after if isinstance(after, int) else 0, what(event)))
         elif event.get("kind") == "resumed" and told and isinstance(event.get("round"), int):
             told[-1] = event["round"], told[-1][1]
     kept: list[tuple[int, str]] = []

@@ -1,0 +1,41 @@
+"""By which code a run was begun: its folder is named by what it is a run of, and not by how that was written then.
+
+Who edits a method of their own and gives the same words again has a run that is done, or goes on, as of the old code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+
+PACKAGES = ("clients", "fedinit", "strategies")  # what a run is computed by
+DIGITS = 16
+
+
+@functools.cache
+def code_now() -> Mapping[str, str]:
+    """{package: the sha256 of its files of Python, by path below it and by content}, as they are when it is first
+    asked; without one that is not there, or cannot be read."""
+    found = {}
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        digest = hashlib.sha256()
+        try:
+            for root in map(Path, spec.submodule_search_locations or ()) if spec else ():
+                for file in sorted(root.rglob("*.py")):
+                    content = hashlib.sha256(file.read_bytes()).hexdigest()
+                    digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+        except OSError:
+            continue
+        found[package] = digest.hexdigest()[:DIGITS]
+    return found
+
+
+def other_code(before: Mapping[str, str] | None) -> str:
+    """What of the code is other than it was, in a few words; empty where nothing is, or nothing is known of before."""
+    now = code_now()
+    others = [package for package in PACKAGES if before and before.get(package) != now.get(package)]
+    return f"other code than is here now ({', '.join(others)})" if others else ""
