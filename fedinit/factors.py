@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from fedinit.errors import RunFailed
+
 PANEL = 256  # wide enough for the matrix product's full speed
 PARTS = ("A", "B", "R", "b", "d", "m")  # the tensors that one kind of adapter or another has; their names on the wire
 
@@ -139,6 +141,18 @@ class Factors:
         """The (d, k) product. For folding into a weight and for tests; the server never calls it."""
         f = self.absorb()
         return f.B @ f.A
+
+
+def refuse_misfit(made: object, shape: tuple[int, int], who: str) -> Factors:
+    """What a method or a start made of a layer, as it is. Raises RunFailed where it is no factors of the layer: a fault
+    in its code.
+
+    shape: (d, k). who: makes it, as "Mine makes of blocks.0.mlp.fc1"."""
+    if not isinstance(made, Factors):
+        raise RunFailed(f"{who} {type(made).__name__}, expected Factors(A, B)")
+    if made.shape != shape:
+        raise RunFailed(f"{who} {made.shapes}, expected A (r, {shape[1]}) and B ({shape[0]}, r)")
+    return made
 
 
 def at_most_full(product: Factors) -> Factors:

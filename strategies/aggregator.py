@@ -19,7 +19,7 @@ from torch import Tensor
 from fedinit.adapters.core import CoreFactors
 from fedinit.adapters.kinds import KINDS, PRODUCT_KINDS
 from fedinit.config.checks import at_least
-from fedinit.factors import Factors, mean, norm, stack
+from fedinit.factors import Factors, mean, norm, refuse_misfit, stack
 from fedinit.threads import server_pool
 from strategies.bias import measure_bias, summarise
 from strategies.means import at_rank_of
@@ -200,7 +200,7 @@ class Aggregator(ABC):
         Sums run in float64 in client order, layers side by side on the cores; the result has the dtype of
         `previous`, or else of the updates.
         Raises ValueError for no updates, a client that appears twice, weights that are not positive, or layers that do
-        not match.
+        not match; RunFailed for a `merge` that gives no factors of its layer.
         """
         updates = sorted(updates, key=lambda u: u.client)
         _check(updates)
@@ -218,10 +218,12 @@ class Aggregator(ABC):
         posed_layers = [posed(name) for name in names]
         solvers = rule.solvers(posed_layers, shares)
 
-        def finished(layer: Layer, solver: Solver) -> tuple[Factors, Factors | None, dict[str, float]]:
-            return rule._finished(layer, shares, *solver(), round)
+        def finished(name: str, layer: Layer, solver: Solver) -> tuple[Factors, Factors | None, dict[str, float]]:
+            product, converged = solver()
+            product = refuse_misfit(product, layer.products[0].shape, f"{type(rule).__name__} makes of {name}")
+            return rule._finished(layer, shares, product.to(torch.float64), converged, round)
 
-        by_layer = dict(zip(names, server_pool().map(finished, posed_layers, solvers), strict=True))
+        by_layer = dict(zip(names, server_pool().map(finished, names, posed_layers, solvers), strict=True))
         layers = {name: merged for name, (merged, _, _) in by_layer.items()}
         residual = {name: left_out for name, (_, left_out, _) in by_layer.items() if left_out is not None}
         measured = {name: figures for name, (_, _, figures) in by_layer.items() if "bias2" in figures}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.kinds import of_parts
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
@@ -59,7 +59,8 @@ def aggregate(
     round: the first is 1.
 
     Sums run in float64 in the order given; what is returned has the dtype of A. Raises InputError, one line, for an
-    unknown method or option, and for tensors that are no clients' factors of one layer.
+    unknown method or option, and for tensors that are no clients' factors of one layer; RunFailed for a method that
+    makes no factors of them, or such that are not finite.
     """
     aggregator = create_aggregator(method, **{"diagnostics": False, **options})
     if type(round) is not int or round < 1:
@@ -90,8 +91,16 @@ def aggregate(
         aggregated = aggregator.aggregate(updates, round, before)
     except ValueError as error:
         raise InputError(f"{method}: {str(error).removeprefix(f'{method}: ')}") from error
+    _refuse_not_finite(aggregated, method)
     merged, rest = aggregated.layers[LAYER].absorb(), aggregated.residual.get(LAYER)
     return Aggregated(merged.A, merged.B, None if rest is None else (rest.A, rest.absorb().B))
+
+
+def _refuse_not_finite(aggregated: Aggregate, method: str) -> None:
+    for what, layers in (("", aggregated.layers), (" of the residual", aggregated.residual)):
+        for name, part in layers[LAYER].parts.items() if layers else ():
+            if not part.isfinite().all():
+                raise RunFailed(f"{method}: {name}{what} holds NaN or infinity, though what was given is finite")
 
 
 def _share(i: int, weight: Any) -> float:

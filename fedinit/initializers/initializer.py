@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedinit.adapters.kinds import PRODUCT_KINDS
 from fedinit.config.checks import at_least, check_rank, positive
-from fedinit.errors import InputError
-from fedinit.factors import Factors
+from fedinit.errors import InputError, RunFailed
+from fedinit.factors import Factors, refuse_misfit
 from fedinit.seeding import torch_generator
 from fedinit.state.start import StartState
 from fedinit.statistics.planner import Planner
@@ -136,14 +136,19 @@ class LayerWise(Initializer):
         seed: of which each layer has a stream of its own.
         weight: layer -> W0, (d, k), for starts that are made from it.
 
-        Raises InputError for a rank that this start, or a layer, cannot have.
+        Raises InputError for a rank that this start, or a layer, cannot have, RunFailed for a `draw` that gives no
+        factors of its layer.
         """
         self.check(rank)
         check_rank(targets, rank)
 
         def of_layer(name: str) -> Factors:
             generator = torch_generator(seed, "init", name)
-            drawn = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
+            who = f"{type(self).__name__} draws for {name}"
+            made = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
+            drawn = refuse_misfit(made, targets[name], who).to(torch.float32)
+            if drawn.rank != rank or not all(bool(part.isfinite().all()) for part in drawn.parts.values()):
+                raise RunFailed(f"{who} {drawn.shapes}, expected finite numbers and the rank {rank}")
             return replace(drawn, A=drawn.A * self.scale, B=drawn.B * self.scale)
 
         return dict(zip(targets, server_pool().map(of_layer, targets), strict=True))
