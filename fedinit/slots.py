@@ -80,12 +80,14 @@ def norms(product: Factors, part: str) -> Tensor:
 
 
 def leading(scores: Mapping[str, Tensor], budget: int) -> dict[str, Tensor]:
-    """{layer: places}, rising, of the `budget` largest scores of all layers together; of equals, the first in the
-    layers' order.
+    """{layer: places}, rising, of the `budget` largest scores of all layers together; of equals, the first of every
+    layer before the second of any, so that where nothing has weight yet no layer is without.
 
     scores: {layer: (slots,)}.
     """
-    best = torch.sort(torch.cat(list(scores.values())), descending=True, stable=True).indices[:budget].sort().values
+    values = torch.cat(list(scores.values()))
+    by_place = torch.cat([torch.arange(len(of_layer)) for of_layer in scores.values()]).argsort(stable=True)
+    best = by_place[values[by_place].argsort(descending=True, stable=True)[:budget]].sort().values
     places, low = {}, 0
     for name, layer_scores in scores.items():
         places[name] = best[(best >= low) & (best < low + len(layer_scores))] - low

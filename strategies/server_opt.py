@@ -6,7 +6,9 @@ momentum  v ← βv + Δ;                              next = start + lr·v     
 adam      m ← β₁m + (1−β₁)Δ, v ← β₂v + (1−β₂)Δ²;   next = start + lr·m/(√v + τ)  (FedAdam, Algorithm 2), where v begins
           at τ²: that keeps first steps small, and is why there is no bias correction
 
-lr = 1 and β = 0 is the method itself. It needs starts that are the global factors, so it goes with reinit=average only.
+lr = 1 and β = 0 is the method itself. What the aggregate has at zero since nobody returned it (the components of
+clients of a higher rank, in a round without them) is no step: it stays at zero, and its moments begin anew. It needs
+starts that are the global factors, so it goes with reinit=average only.
 """
 
 from __future__ import annotations
@@ -59,7 +61,13 @@ class ServerOptimizer(ABC):
             if reached.shape != old.shape:  # some would broadcast
                 raise ValueError(f"{name} went from shape {tuple(old.shape)} to {tuple(reached.shape)} in a round")
             delta = reached.double() - old.double()
-            return (old.double() + self.lr * self.direction(name, delta, after)).to(reached.dtype)
+            next = old.double() + self.lr * self.direction(name, delta, after)
+            if bool((gone := reached == 0).any()):
+                next = next.masked_fill(gone, 0.0)
+                for moment, first in self.moments.items():
+                    key = f"{moment}/{name}"
+                    after[key] = after[key].masked_fill(gone, first)
+            return next.to(reached.dtype)
 
         layers = {}
         for name, factors in aggregate.layers.items():
@@ -68,6 +76,11 @@ class ServerOptimizer(ABC):
             layers[name] = dataclasses.replace(factors, **parts)
         head = {k: moved(f"head/{k}", start.head[k], v) for k, v in aggregate.head.items()}
         return Moved(layers, aggregate.residual, head, aggregate.diagnostics, aggregate.by_layer, moments=after)
+
+    @property
+    @abstractmethod
+    def moments(self) -> Mapping[str, float]:
+        """{moment: every entry of it before the first step}."""
 
     @abstractmethod
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
@@ -92,6 +105,10 @@ class Momentum(ServerOptimizer):
         super().__post_init__()
         within("server_opt.beta", self.beta, 0, 1, open_high=True)
 
+    @property
+    def moments(self) -> Mapping[str, float]:
+        return {"v": 0.0}
+
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
         return _moment(moments, f"v/{name}", delta, self.beta, 1.0)
 
@@ -111,9 +128,13 @@ class Adam(ServerOptimizer):
         within("server_opt.beta2", self.beta2, 0, 1, open_high=True)
         positive("server_opt.tau", self.tau)
 
+    @property
+    def moments(self) -> Mapping[str, float]:
+        return {"m": 0.0, "v": self.tau**2}
+
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
         first = _moment(moments, f"m/{name}", delta, self.beta1, 1 - self.beta1)
-        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2, first=self.tau**2)
+        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2, first=self.moments["v"])
         return first / (second.sqrt() + self.tau)
 
 

@@ -25,6 +25,7 @@ class FlexLoRA(Aggregator):
     """The best approximation of the ideal update at the rank of the start, or, without one, the clients' highest."""
 
     mixed_ranks: ClassVar[bool] = True
+    unmoved: ClassVar[str] = "whose factors are split anew in every round, so that their difference is no step"
     kinds: ClassVar[tuple[str, ...]] = EVERY_KIND
 
     def sums(self, round: int) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ class Cut(Aggregator):
     """The ideal update at a rank that its spectrum decides."""
 
     mixed_ranks: ClassVar[bool] = True
+    unmoved: ClassVar[str] = "whose factors are split anew in every round, so that their difference is no step"
     cuts: ClassVar[bool] = True
     reinits: ClassVar[tuple[str, ...]] = ("average", "local", "local_on_global", "fresh", "svd", "orthonormal", "gauge")
     why: ClassVar[str] = "which drops components by their size, and with these would drop parts of W0"

@@ -267,6 +267,18 @@ def _the_base_lacks_nothing(c: Components) -> Objection | None:
     return Objection("adapter.ranks", why, "use another reinit")
 
 
+@rule("reinit", "adapter.ranks")
+def _every_rank_starts_from_what_was_taken_out(c: Components) -> Objection | None:
+    # Clients that choose their slots are sent the whole start, whatever their rank.
+    if c.config.adapter.ranks is None or c.reinit_name != "fresh" or isinstance(c.aggregator, Choosing):
+        return None
+    if c.initializer.zero:
+        return None
+    product = f"the product of init={c.config.init.name}"
+    why = f"reinit=fresh takes {product} out of the base, of which a client of a lower rank would lack a part"
+    return Objection("adapter.ranks", why, "use an init whose product is zero, such as kaiming, or another reinit")
+
+
 @rule("strategy", "init")
 def _the_method_goes_with_the_start(c: Components) -> Objection | None:
     if not c.aggregator.inits or c.config.init.name in c.aggregator.inits:

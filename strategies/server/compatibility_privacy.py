@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fedinit.config.compatibility import Objection, Rule
 from fedinit.config.privacy import ClientPrivacyConfig
 from fedinit.heads.measured import MeasuredHead
+from strategies import AGGREGATORS
 from strategies.methods.choosing import Choosing
 from strategies.server.components import Components, fixes_scales
 
@@ -103,9 +104,15 @@ def _every_entry_has_the_same_clients(c: Components) -> Objection | None:
 
 
 def _weights_are_uniform(c: Components) -> Objection | None:
-    if not _private(c) or c.config.weighting in ("auto", "uniform"):
+    if not _private(c) or c.config.weighting == "uniform":
         return None
     why = "a weight by what a client has or made tells of it, against privacy=clients"
+    if c.config.weighting == "auto":
+        own = AGGREGATORS[c.config.strategy.name].weighting
+        if own != "norm":
+            return None
+        what = f"is its weighting={own}, without which it is strategy=fedit; {why}"
+        return Objection(f"strategy={c.config.strategy.name}", what, "use strategy=fedit, or weighting=uniform")
     return Objection(f"weighting={c.config.weighting}", why, "use auto or uniform")
 
 

@@ -88,6 +88,8 @@ def test_the_largest_scores_of_all_layers_win():
     assert places[2] == {"a": [0], "b": [0], "c": []}  # of three equals the first
     assert places[4] == {"a": [0, 2], "b": [0], "c": [1]}
     assert places[6] == {"a": [0, 1, 2], "b": [0], "c": [0, 1]}
+    nothing = {name: torch.zeros(4) for name in "abc"}  # as the sizes of slots are before anything is trained
+    assert {n: p.tolist() for n, p in slots.leading(nothing, 5).items()} == {"a": [0, 1], "b": [0, 1], "c": [0]}
 
 
 # -- a client --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from strategies.server.federation import federate
 from strategies.server_opt import create_server_optimizer
 from tests.support.small import slow_unless, small_config
 
+SPLIT = ("fedsvd", "flexlora", "florist", "spectral")  # whose factors are made anew in every round
 MOVING = sorted(name for name, method in AGGREGATORS.items() if not method.unmoved)
 
 
@@ -49,6 +50,26 @@ def test_momentum_against_its_recursion():
             velocity[name] = 0.8 * velocity.get(name, 0) + (new - old).double()
             torch.testing.assert_close(got.double(), old.double() + 0.5 * velocity[name], rtol=1e-6, atol=1e-6)
         start = moved
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_what_nobody_returned_is_no_step(name):
+    """A round without the clients of the highest rank has zero columns of B; taken for steps, their weight came back
+    with its sign turned, in this round and after it."""
+    optimizer = create_server_optimizer(name)
+    returned, factors = state(1), state(2).layers["l"]
+    without = Aggregate(layers={"l": Factors(factors.A, factors.B * torch.tensor([1.0, 0.0]))}, head=returned.head)
+    there = optimizer.step(state(0), returned)
+    gone = optimizer.step(there, without, there.moments)
+    assert there.layers["l"].B[:, 1].all() and not gone.layers["l"].B[:, 1].any()
+    for moment, first in optimizer.moments.items():
+        assert (gone.moments[f"{moment}/l/B"][:, 1] == first).all()
+        assert (gone.moments[f"{moment}/l/B"][:, 0] != first).all()
+    again = optimizer.step(gone, without, gone.moments)
+    assert not again.layers["l"].B[:, 1].any()
+    back = optimizer.step(again, returned, again.moments)  # as their first step
+    fresh = optimizer.step(Aggregate(layers=again.layers, head=again.head), returned)
+    assert torch.equal(back.layers["l"].B[:, 1], fresh.layers["l"].B[:, 1])
 
 
 def test_adam_against_its_recursion():
@@ -153,10 +174,10 @@ def test_prox_pulls_towards_the_start(client_config):
 def test_refusals():
     with pytest.raises(InputError, match="got reinit=fresh, choose one of: auto, average"):
         check_method(small_config("server_opt=momentum", "reinit=fresh"))
-    for name in ("flora", "frlora", "fedsvd"):
+    for name in ("flora", "frlora", *SPLIT):
         with pytest.raises(InputError, match=f"server_opt=adam: .*={name}, whose .*these go: fed_sb, fedex_lora"):
             check_method(small_config("server_opt=adam", f"strategy={name}"))
     starting = {name for name, method in AGGREGATORS.items() if method.reinits[0] == "average"}
-    assert set(MOVING) == starting - {"fedsvd"}
+    assert set(MOVING) == starting - set(SPLIT)
     with pytest.raises(InputError, match="server_opt.beta=1.0"):
         check_method(small_config("server_opt=momentum", "server_opt.beta=1.0"))

@@ -248,6 +248,7 @@ def test_a_client_takes_no_clip_that_is_none(clip):
         ("strategy=fedit client=sgd_sai client.gsnr_scope=global_once", "gsnr_scope=global_once: is made of"),
         ("strategy=fedit robust=bounded", "robust=bounded: weighs clients by their updates"),
         ("strategy=fedit adapter.ranks=halving", "adapter.ranks: has entries of a factor be sums over different"),
+        ("strategy=hetlora", "strategy=hetlora: is its weighting=norm, without which it is strategy=fedit"),
         ("strategy=fedit weighting=examples", "weighting=examples: a weight by what a client has or made tells"),
     ],
 )
