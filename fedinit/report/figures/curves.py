@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from fedinit.report.figures.frame import frame, numbered
 from fedinit.report.figures.svg import MARGINS, colour_of, dash_of, draw, marker_of
 from fedinit.report.markup import Markup
+from fedinit.scores import Accuracy
 
 SIZE = (420.0, 250.0)
 MARKED = 20  # points; of a line with more some have a marker, at places of its own
@@ -93,5 +94,7 @@ def _label(axes: Axes, axis: Axis) -> None:
     if axis.whole and axes.dataLim.x0 == axes.dataLim.x1:  # one round: matplotlib makes a twentieth of it wide
         axes.set_xlim(axes.dataLim.x0 - 0.6, axes.dataLim.x1 + 0.6)
     x = numbered(*axes.get_xlim(), most=8, whole=axis.whole)
-    y = numbered(*axes.get_ylim(), most=6, log=axis.log)
+    low, high = axes.get_ylim()
+    high = min(high, 100.0) if axis.y == Accuracy.title else high  # above are a line's and a marker's halves alone
+    y = numbered(low, high, most=6, log=axis.log)
     frame(axes, size, x, y, (axis.x, axis.y))
