@@ -20,6 +20,7 @@ from fedinit.errors import InputError
 LEAST, MOST = 1e-2, MOST_NOISE  # of a noise that is looked for
 MOST_OF_PLD = 10**5  # rounds; of more, privacy loss distributions take half a minute, and of very many do not end
 Mechanism = tuple[float, str, float]  # share, sampling and noise of a round
+FINE, COARSE = 1e-4, 1e-3  # between two privacy losses that are told apart; dp-accounting's own is the first
 CLOSE = 1.0005  # to either side of where it is thought to be, a noise is tried
 
 
@@ -67,6 +68,18 @@ class Rounds:
     def noise(self, epsilon: float, rounds: int) -> float:
         """The least z, to one part in a thousand, with which so many rounds stay within ε. Raises InputError where none
         up to a million does."""
+        if self._on_a_grid and rounds <= MOST_OF_PLD:
+            coarse = _Coarse(self.share, self.sampling, self.delta, self.accountant)
+            return self._refined(epsilon, rounds, coarse._found(epsilon, rounds))
+        return self._found(epsilon, rounds)
+
+    @property
+    def _on_a_grid(self) -> bool:
+        """Whether the losses of its one round are made here."""
+        return self.accountant == "pld" and self.sampling == "poisson" and self.share < 1
+
+    def _found(self, epsilon: float, rounds: int) -> float:
+        """As `noise`, from no idea of it."""
         high = LEAST * 2**6  # near what most runs need; ε of little noise takes longest to find
         while high > LEAST and self.epsilon(high / 2, rounds) <= epsilon:
             high /= 2
@@ -74,7 +87,22 @@ class Rounds:
             high *= 2
             if high > MOST:
                 raise InputError(f"privacy.epsilon={epsilon}: no noise keeps {rounds} releases within it; allow more")
-        low, aim = max(high / 2, LEAST), CLOSE
+        return self._between(epsilon, rounds, max(high / 2, LEAST), high)
+
+    def _refined(self, epsilon: float, rounds: int, near: float) -> float:
+        """As `noise`, from one that is near it."""
+        width, high = CLOSE**2, near
+        while self.epsilon(high, rounds) > epsilon:
+            high, width = high * width, width**2
+        width, low = CLOSE**2, max(high / CLOSE**2, LEAST)
+        while low > LEAST and self.epsilon(low, rounds) <= epsilon:
+            high, width = low, width**2
+            low = max(low / width, LEAST)
+        return self._between(epsilon, rounds, low, high)
+
+    def _between(self, epsilon: float, rounds: int, low: float, high: float) -> float:
+        """The least noise, to one part in a thousand, between one that is too little and one that is enough."""
+        aim = CLOSE
         while high > CLOSE**2 * low:
             width = high / low
             low, high = self._cut(epsilon, rounds, low, high, self._line_meets(epsilon, rounds, low, high) * aim)
@@ -96,15 +124,24 @@ class Rounds:
         return low * (high / low) ** (math.log(above / epsilon) / math.log(above / below))
 
 
+class _Coarse(Rounds):
+    """The same by privacy loss distributions alone, on a grid ten times as coarse, in an eighth of the time: ε is no
+    less, and in most cases more by less than a thousandth."""
+
+    def epsilon(self, noise: float, rounds: int) -> float:
+        return _epsilon(self, float(noise), rounds) if noise >= LEAST_OF_PLD else math.inf
+
+
 @functools.lru_cache(maxsize=4096)
 def _epsilon(about: Rounds, noise: float, rounds: int) -> float:
     dp, mechanism = _package(), (about.share, about.sampling, noise)
     try:
         if about.accountant == "rdp":
             found = _in_rdp(mechanism, about.delta, rounds)
-        elif about.share < 1 and about.sampling == "poisson":
-            found = dp.pld.privacy_loss_distribution.identity()
-            found = found.compose(_distribution(about.share, noise).self_compose(rounds))
+        elif about._on_a_grid:
+            grid = COARSE if isinstance(about, _Coarse) else FINE
+            found = dp.pld.privacy_loss_distribution.identity(grid)
+            found = found.compose(_distribution(about.share, noise, grid).self_compose(rounds))
             found = found.get_epsilon_for_delta(about.delta)
         else:
             relation, event = _round(*mechanism)
@@ -145,10 +182,10 @@ def _round(share: float, sampling: str, noise: float) -> tuple[Any, Any]:
 
 
 @functools.lru_cache(maxsize=8)  # of up to eight megabytes each
-def _distribution(share: float, noise: float) -> Any:
+def _distribution(share: float, noise: float, grid: float) -> Any:
     """The privacy loss of one round of Poisson samples, which takes most of a second; rounds compose in a hundredth."""
     made = _package().pld.privacy_loss_distribution.from_gaussian_mechanism
-    return made(standard_deviation=noise, sampling_prob=share)
+    return made(standard_deviation=noise, sampling_prob=share, value_discretization_interval=grid)
 
 
 def _package() -> Any:
