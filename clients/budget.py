@@ -12,9 +12,10 @@ from flwr.app import Context, MetricRecord
 from clients.limits import Keeper
 from clients.site import Site
 from fedinit import wire
+from fedinit.config.limits import Exhausted
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import Code, Refused
-from fedinit.privacy.steps import Spent, Steps
+from fedinit.privacy.steps import SO_FAR, Spent, Steps
 from fedinit.said import upwards
 
 
@@ -44,13 +45,16 @@ def spend(
     """
     steps = Steps.of(examples, site.config.client, site.config.rounds, privacy)
 
-    def allow(spent: Spent) -> float:
+    def allow(before: Spent, spent: Spent) -> float:
         epsilon = spent.epsilon(privacy)
-        if privacy.epsilon is not None and epsilon > privacy.epsilon:
-            done = f"has taken {spent.steps - steps.a_round} steps, and a round more would make it {upwards(epsilon)}"
-            raise BudgetSpent(f"privacy.epsilon={privacy.epsilon}: is spent; this client {done}")
-        if keeper is not None:
-            keeper.check_privacy(epsilon, privacy.delta, examples)
+        try:
+            if privacy.epsilon is not None and epsilon > privacy.epsilon:
+                done = f"has taken {before.steps} steps, and a round more would make it {upwards(epsilon)}"
+                raise BudgetSpent(f"privacy.epsilon={privacy.epsilon}: is spent; this client {done}")
+            if keeper is not None:
+                keeper.check_privacy(epsilon, privacy.delta, examples)
+        except (BudgetSpent, Exhausted) as error:  # for a server that has lost what it was told
+            raise type(error)(f"{error}; {SO_FAR}{upwards(before.epsilon(privacy))}") from None
         return epsilon
 
     if keeper is not None:
@@ -60,9 +64,10 @@ def spend(
         before = dict(wire.record(context.state, SPENT, MetricRecord))
         counted = before.pop("round", 0)
         spent = Spent(**before)  # pyright: ignore[reportArgumentType]  # as it was written below
+    done = spent
     if round is None or round != counted:
         spent += steps.spent
-    epsilon = allow(spent)
+    epsilon = allow(done, spent)
     kept = {"steps": spent.steps, "share": spent.share, "noise": spent.noise, "round": round or 0}
     context.state[SPENT] = MetricRecord(kept)
     return epsilon

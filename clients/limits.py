@@ -184,13 +184,13 @@ class Keeper:
                     )
                 answered[key] = sorted({*before, means})
 
-    def train(self, round: Spent, allow: Callable[[Spent], float]) -> float:
-        """Write down the private steps of a round; what `allow` makes of those of this run so far, with these. It
-        raises for what is not to be, and then nothing is written."""
+    def train(self, round: Spent, allow: Callable[[Spent, Spent], float]) -> float:
+        """Write down the private steps of a round; what `allow` makes of those of this run so far, without these and
+        with them. It raises for what is not to be, and then nothing is written."""
         with self._book() as book:
             counts = book["runs"].setdefault(self._run, {})
-            spent = Spent(**{key: counts[key] for key in vars(round) if key in counts}) + round
-            allowed = allow(spent)
+            before = Spent(**{key: counts[key] for key in vars(round) if key in counts})
+            allowed = allow(before, spent := before + round)
             counts |= vars(spent)
             return allowed
 

@@ -10,6 +10,17 @@ from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.errors import InputError
 from fedinit.privacy.accounting import Rounds
 
+SO_FAR = "ε so far: "  # before what a client has spent, at the end of why it trains no more
+
+
+def so_far(words: str) -> float | None:
+    """What a client says in these words that it has spent; None where it says nothing of it."""
+    _, there, value = words.rpartition(SO_FAR)
+    try:
+        return float(value) if there and 0 <= float(value) < math.inf else None
+    except ValueError:
+        return None
+
 
 @dataclass(frozen=True)
 class Spent:

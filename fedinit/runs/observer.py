@@ -60,6 +60,7 @@ class RoundReport:
     drift_factors, drift_product: means of the clients'.
     asked: {client: how many images it had, each time that it was asked to train}, also of those whose updates were
     refused or never came.
+    told: {client: the ε that it says it has spent}, also of those that have none for a round more.
     spent: {client: ε of its examples after the round} of all that ever were asked; empty where they have no privacy.
     """
 
@@ -76,6 +77,7 @@ class RoundReport:
     drift_factors: float | None = None
     drift_product: float | None = None
     asked: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    told: Mapping[int, float] = field(default_factory=dict)
     spent: Mapping[int, float] = field(default_factory=dict)
 
     @property

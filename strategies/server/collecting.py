@@ -10,6 +10,7 @@ from flwr.app import Message
 
 from fedinit.data.reporter import counted
 from fedinit.errors import Code, PrivacySpent, RunFailed
+from fedinit.privacy.steps import so_far
 from fedinit.runs.observer import ClientReport
 from fedinit.said import first_ten
 from fedinit.seeding import numpy_generator
@@ -29,6 +30,26 @@ Images = Mapping[int, Sequence[int]]  # {client: how many images it had, each ti
 NOT_BEGUN = (Code.limit.name, Code.too_few_examples.name, Code.spent.name)  # refusals of a site that has not trained
 
 
+class Pending(dict[int, list[int]]):
+    """{client: how many images it had, each time that it was asked to train}, of a round that is not counted yet.
+
+    told: {client: the ε that it says it has spent}, with its update or where it has none for a round more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: dict[int, float] = {}
+
+    def clear(self) -> None:
+        super().clear()
+        self.told.clear()
+
+    def hear(self, added: Admitted) -> None:
+        """Keep what these clients say that they have spent."""
+        self.told |= {report.client: report.epsilon for report in added.reports if report.epsilon is not None}
+        spent = [refusal for refusal in added.refusals if refusal.code == Code.spent.name]
+        self.told |= {refusal.client: said for refusal in spent if (said := so_far(refusal.detail)) is not None}
+
+
 @dataclass(frozen=True)
 class Admitted:
     """What was let in in a round, in client order, and what was refused.
@@ -36,7 +57,8 @@ class Admitted:
     reports: what each client says of its training, one an update.
     shares: {client: p_i} where the one update is the mean of these clients', summed before the server had it; loss is
     their mean loss then, and threshold is how many unmask a sum of the round.
-    asked: those who were asked to train, whatever became of it, but that they did not by their own limits.
+    asked: those who were asked to train, whatever became of it, but that they did not by their own limits. told: as of
+    Pending.
     """
 
     updates: Sequence[Update] = ()
@@ -46,6 +68,7 @@ class Admitted:
     loss: float | None = None
     threshold: int | None = None
     asked: Images = field(default_factory=dict)
+    told: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def clients(self) -> list[int]:
@@ -66,15 +89,15 @@ class Admitted:
 
 
 def collect(
-    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings, asked: dict[int, list[int]]
+    state: ServerState, method: Method, exchange: Exchange, extra: requests.Settings, asked: Pending
 ) -> tuple[ServerState, Admitted]:
     """The updates of round `state.round + 1`, and the state once its messages have gone.
 
     Without a quorum, clients that were not asked yet take the places of those that failed, then those that gave no
     answer, each time drawn from (seed, round, attempt).
 
-    extra: settings that go into every message. asked: as of Admitted, filled as clients are asked, for who has to know
-    it though the round ends the run. Raises RunFailed when there is no quorum after all, or no update; PrivacySpent
+    extra: settings that go into every message. asked: filled as clients are asked, for who has to know it though the
+    round ends the run. Raises RunFailed when there is no quorum after all, or no update; PrivacySpent
     where there never will be, as too many have no ε left.
     """
     round = state.round + 1
@@ -105,12 +128,14 @@ def collect(
                 added = admit(method, exchange, exchange.one_by_one(messages, expected), expected, running.add)
         state = drop(state, exchange, round, added.refusals)
         admitted += added
+        asked.hear(added)
         idle = {refusal.client for refusal in added.refusals if refusal.code in NOT_BEGUN}
         for client in idle.intersection(chosen).difference(update.client for update in added.updates):
             asked[client].pop()
         if len(admitted.updates) >= need:
             admitted = admitted if running is None else replace(admitted, **running.closed())
-            return state, replace(admitted, asked={client: images for client, images in asked.items() if images})
+            images = {client: images for client, images in asked.items() if images}
+            return state, replace(admitted, asked=images, told=dict(asked.told))
     spent = {refusal.client for refusal in admitted.refusals if refusal.code == Code.spent.name}
     if spent and len(set(exchange.by_client) - spent) < need:
         why = next(refusal.detail for refusal in admitted.refusals if refusal.client in spent)

@@ -17,6 +17,7 @@ from fedinit import wire
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.scores import Score
 from strategies.server import collecting, evaluating, requests
+from strategies.server.collecting import Pending
 from strategies.server.evaluating import Schedule, evaluate_clients, score_of
 from strategies.server.exchange import Exchange
 from strategies.server.gate import Expected
@@ -55,7 +56,7 @@ class FederatedLora(Strategy):
         self.method, self.exchange, self.state = method, exchange, state
         self.schedule, self.observer, self.on_checkpoint, self.counted = schedule, observer, on_checkpoint, counted
         self.expected: dict[int, Expected] = {}  # node id -> what its update must hold, of the last configure_train
-        self.pending: dict[int, list[int]] = {}  # who was asked in a round that is not counted yet, as of `run_round`
+        self.pending = Pending()
         self.asked: dict[int, Asked] = {}  # node id -> who was asked, of the last configure_evaluate
 
     def start(

@@ -187,7 +187,7 @@ def _also_counting_lost(spending: Spending, strategy: FederatedLora, save: Save)
     try:
         yield
     except BaseException:
-        if spending.lost(strategy.pending):
+        if spending.lost(strategy.pending, strategy.pending.told):
             with contextlib.suppress(OSError):  # what ended the run is told
                 save(strategy.state)
         raise

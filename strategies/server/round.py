@@ -21,7 +21,7 @@ from strategies.aggregator import Aggregate
 from strategies.dora import effective_bias
 from strategies.reinit import ReinitContext, Start
 from strategies.server import requests
-from strategies.server.collecting import Admitted, collect
+from strategies.server.collecting import Admitted, Pending, collect
 from strategies.server.exchange import Exchange
 from strategies.server.method import Method
 from strategies.server.placing import brought_back, placed, room_for_updates
@@ -40,7 +40,7 @@ def run_round(
     exchange: Exchange,
     last: bool = False,
     extra: requests.Settings = requests.NOTHING,
-    asked: dict[int, list[int]] | None = None,
+    asked: Pending | None = None,
 ) -> tuple[ServerState, RoundReport]:
     """Round `state.round + 1`: sample clients, send each its start, and let in what they return (`collect`); then
     aggregate, move by the server optimiser, and re-initialise (`advance`).
@@ -48,15 +48,14 @@ def run_round(
     last: whether nobody starts after this round any more.
     extra: settings that go into every message besides the run's own, such as those of a caller's ConfigRecord.
 
-    asked: filled as clients are asked to train, {client: how many images it had, each time}, for who has to know it
-    though the round ends the run; None: nobody has.
+    asked: filled as clients are asked to train, for who has to know it though the round ends the run; None: nobody has.
 
     Returns the state after the round and its report, which has no score yet. Raises RunFailed when fewer updates can be
     used than the quorum.
     """
     began, up, down, round = time.perf_counter(), exchange.bytes_up, exchange.bytes_down, state.round + 1
     if method.secure is None:
-        state, admitted = collect(state, method, exchange, extra, {} if asked is None else asked)
+        state, admitted = collect(state, method, exchange, extra, Pending() if asked is None else asked)
     else:
         state, admitted = collect_sum(state, method, exchange, extra)
     collected = time.perf_counter()
@@ -86,6 +85,7 @@ def run_round(
         drift_factors=method.gate.drift([r.drift_factors for r in admitted.reports if r.drift_factors is not None]),
         drift_product=method.gate.drift([r.drift_product for r in admitted.reports if r.drift_product is not None]),
         asked=admitted.asked,
+        told=admitted.told,
     )
 
 

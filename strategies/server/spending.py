@@ -75,17 +75,18 @@ class Spending(Observer):
         if not isinstance(self._config.privacy, ExamplePrivacyConfig):
             return report
         told = {client.client: client.epsilon or 0.0 for client in report.clients}
-        self._count({**{client: [roster.examples[client]] for client in told}, **report.asked}, told)
+        asked = {client: [roster.examples[client]] for client in told}
+        self._count({**dict.fromkeys(report.told, []), **asked, **report.asked}, {**told, **report.told})
         clients = [replace(client, epsilon=self.epsilon.get(client.client)) for client in report.clients]
         return replace(report, clients=clients, spent=dict(self.epsilon))
 
-    def lost(self, asked: Mapping[int, Sequence[int]]) -> bool:
+    def lost(self, asked: Mapping[int, Sequence[int]], told: Mapping[int, float] = NOTHING) -> bool:
         """Count a round that ended the run, in which clients were asked so often, each time with so many images;
         whether any of it counts: not in a simulation, whose next attempt is the same release."""
         if not self.drawn_anew or not isinstance(self._config.privacy, ExamplePrivacyConfig):
             return False
-        self._count(asked, NOTHING)
-        return any(asked.values())
+        self._count({**dict.fromkeys(told, []), **asked}, told)
+        return bool(told) or any(asked.values())
 
     def _count(self, asked: Mapping[int, Sequence[int]], told: Mapping[int, float]) -> None:
         """told: {client: the ε that it says it has spent}."""
@@ -99,8 +100,9 @@ class Spending(Observer):
                     spent = self._steps(examples, privacy).spent
                     self._spent[client] = self._spent.get(client, Spent()) + spent
             before, said = self.epsilon.get(client, 0.0), told.get(client, 0.0)
-            if client in self._spent:
-                counted, most = self._spent[client].epsilon(privacy), self._most(client, asked[client], privacy)
+            if client in self._spent or (said and client in self._fewest):
+                counted = self._spent.get(client, Spent()).epsilon(privacy)
+                most = self._most(client, asked[client], privacy)
                 self.epsilon[client] = max(before, counted, min(said, most))
             elif said:  # with the gate off its word is all that there is
                 self.epsilon[client] = max(before, said)
@@ -117,9 +119,10 @@ class Spending(Observer):
         for examples in {*now, self._fewest[client]}:
             with contextlib.suppress(InputError):  # so few that it cannot have trained
                 parts.append(self._steps(examples, privacy))
-        dearest = sum((part.spent for part in parts), self._spent[client])
+        already = self._spent.get(client, Spent())
+        dearest = sum((part.spent for part in parts), already)
         in_all = REDONE * self._config.rounds * max((part.a_round for part in parts), default=0)
-        return replace(dearest, steps=max(in_all, self._spent[client].steps)).epsilon(privacy)
+        return replace(dearest, steps=max(in_all, already.steps)).epsilon(privacy)
 
     def snapshot(self) -> State:
         """As a checkpoint keeps it."""

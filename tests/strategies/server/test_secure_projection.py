@@ -20,7 +20,7 @@ from fedinit.secagg.messages import MASKED, QUERY
 from fedinit.transport.local import LocalGrid
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate
-from strategies.server.collecting import collect
+from strategies.server.collecting import Pending, collect
 from strategies.server.method import Method
 from strategies.server.round import run_round
 from tests.support.serving import exchange_over, method_of, registered
@@ -52,7 +52,7 @@ def method() -> Method:
 def plain(method):
     """{client: its update} with nothing masked."""
     exchange, state = registered(Site(small_config(*FIVE, *TWO)))
-    return {update.client: update for update in collect(state, method, exchange, {}, {})[1].updates}
+    return {update.client: update for update in collect(state, method, exchange, {}, Pending())[1].updates}
 
 
 def one_round(site, method, change=lambda stage, client, reply: reply):

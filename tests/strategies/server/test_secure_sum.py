@@ -21,7 +21,7 @@ from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.secagg.messages import MASKED, QUERY, RECORD
 from fedinit.transport.local import LocalGrid
 from strategies.server import secure_sum
-from strategies.server.collecting import collect
+from strategies.server.collecting import Pending, collect
 from strategies.server.compatibility import check_method
 from strategies.server.federation import federate
 from strategies.server.round import run_round
@@ -43,7 +43,7 @@ def site() -> Site:
 def plain():
     """{client: its update} with nothing masked."""
     exchange, state = registered(Site(small_config(*FIVE)))
-    return {update.client: update for update in collect(state, method_of(), exchange, {}, {})[1].updates}
+    return {update.client: update for update in collect(state, method_of(), exchange, {}, Pending())[1].updates}
 
 
 def stage_of(message: Message) -> str:

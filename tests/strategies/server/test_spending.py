@@ -15,13 +15,15 @@ from clients.site import Site
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.errors import Code, PrivacySpent, RunFailed
-from fedinit.privacy.steps import Steps
+from fedinit.privacy.steps import SO_FAR, Steps, so_far
 from fedinit.runs.observer import Observer, Roster, RoundReport
 from fedinit.state.checkpoint import Part
 from fedinit.transport.local import LocalGrid
 from strategies.server import federation
+from strategies.server.collecting import Admitted, Pending
 from strategies.server.federation import federate
 from strategies.server.outcome import Outcome
+from strategies.server.replies import Refusal
 from strategies.server.spending import REDONE, Spending
 from tests.support.small import small_config
 
@@ -293,6 +295,34 @@ def test_a_run_without_such_privacy_is_not_ended_by_the_word() -> None:
     site = Site(small_config("rounds=2", "evaluation=none"))
     with pytest.raises(PrivacySpent, match="round 2"):
         federate(site.config, Spent(site, 2, {c.client for c in site.partitions}), site.backbone)
+
+
+def test_what_clients_say_in_a_round_that_ends_the_run_is_counted() -> None:
+    """A server that was killed in a round has lost that it was trained; nobody says it again after the end."""
+    counted = spending("rounds=3")
+    roster = Roster({0: 239, 1: 239, 2: 239}, ["a"], ["x"])
+    counted.started(3, roster)
+    counted._count({0: [239], 1: [239]}, {})
+    one = counted.epsilon[0]
+    privacy = counted._config.privacy
+    assert isinstance(privacy, ExamplePrivacyConfig)
+    steps = Steps.of(239, counted._config.client, 3, privacy)
+    two, three = (steps.epsilon(n * steps.a_round) for n in (2, 3))
+    # Client 0 trained again and says so; 1 has none left after a round that nobody kept; of 2 nothing was ever kept.
+    assert counted.lost({0: [239]}, {0: three, 1: two, 2: one})
+    assert (counted.epsilon[0], counted.epsilon[1], counted.epsilon[2]) == pytest.approx((three, two, one))
+    assert one < two < three
+    counted.lost({}, {1: 1e30})
+    assert counted.epsilon[1] < 1e3, "a word is believed as far as it can be so"
+
+
+def test_what_a_client_that_has_none_left_has_spent_is_in_its_words() -> None:
+    pending = Pending()
+    words = f"client 1, start: privacy.epsilon=3: is spent; {SO_FAR}2.98"
+    refusals = [Refusal(1, "spent", words), Refusal(2, "spent", "is spent"), Refusal(3, "limit", words)]
+    pending.hear(Admitted(refusals=refusals))
+    assert pending.told == {1: 2.98}
+    assert [so_far(f"{SO_FAR}{value}") for value in ("nan", "-1", "inf", "x", "")] == [None] * 5
 
 
 def test_as_long_as_there_is_a_quorum_the_others_go_on(monkeypatch) -> None:
