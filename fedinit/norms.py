@@ -28,3 +28,10 @@ def first_not_finite(tensors: Mapping[str, Tensor], known: Mapping[str, float] |
         known = norms({name: value for name, value in tensors.items() if value.is_floating_point()})
     doubtful = (name for name in tensors if not math.isfinite(known.get(name, math.nan)))
     return next((name for name in doubtful if not torch.isfinite(tensors[name]).all()), None)
+
+
+def rounded_off(known: Mapping[str, Tensor], clip: float, dtype: torch.dtype) -> float:
+    """What rounding may add to a change of the length `clip`, where `known` with the change in it is sent in `dtype`:
+    half a unit of each entry, which grows with what is known."""
+    largest = clip + sum(float(value.double().square().sum()) for value in known.values()) ** 0.5
+    return largest * torch.finfo(dtype).eps / 2

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedinit.config.privacy import LEAST_CLIP, MOST_CLIP
 from fedinit.draws import normal_of
 from fedinit.errors import InputError
+from fedinit.norms import rounded_off
 from fedinit.privacy.accounting import Rounds
 from fedinit.seeding import numpy_generator, torch_generator
 
@@ -94,7 +95,10 @@ class ClientMechanism:
         lengths = [
             sum(float((x[n].double() - s.double()).square().sum()) for n, s in known.items()) ** 0.5 for x in answers
         ]
-        count = sum((length <= INSIDE * clip) - 0.5 for length in lengths)
+        # What was clipped is shorter by what rounding may add, of a small clip most of it: a clip so small that
+        # nobody can be told to be within it grows.
+        inside = min(INSIDE * clip, clip - 3 * rounded_off(known, clip, torch.float32))
+        count = sum((length <= inside) - 0.5 for length in lengths)
         noise = float(self._normal(torch.Size([1]), "first", round, "/count")) * self.adaptive.noise
         return self.adaptive.next(clip, 0.5 + (count + noise) / self.expected)
 

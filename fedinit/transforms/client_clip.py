@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedinit import wire
 from fedinit.factors import Factors
+from fedinit.norms import rounded_off
 from fedinit.transforms.contract import Payload, Task, UpdateTransform
 
 
@@ -44,8 +45,7 @@ def clip_to(tensors: Mapping[str, Tensor], known: Mapping[str, Tensor], clip: fl
     size = sum(float(change.square().sum()) for change in changes.values()) ** 0.5
     if size <= clip:
         return dict(tensors)
-    # Less than the clip by what rounding may add: half a unit of each entry of what is sent, s and the change together.
-    largest = clip + sum(float(known[name].double().square().sum()) for name in changes) ** 0.5
-    rounding = largest * max(torch.finfo(tensors[name].dtype).eps for name in changes) / 2
-    factor = max(clip - max(1e-6 * clip, rounding), 0.0) / size
+    coarsest = max((tensors[name].dtype for name in changes), key=lambda dtype: torch.finfo(dtype).eps)
+    lost = rounded_off({name: known[name] for name in changes}, clip, coarsest)
+    factor = max(clip - max(1e-6 * clip, lost), 0.0) / size
     return {n: (known[n].double() + factor * change).to(tensors[n].dtype) for n, change in changes.items()}

@@ -137,12 +137,16 @@ class Gate:
         parts = [(min(loss, highest), min(examples, most)) for loss, examples in told if loss is not None]
         return sum(loss * n for loss, n in parts) / sum(n for _, n in parts)
 
-    def drift(self, told: Sequence[float]) -> float | None:
+    def drift(self, told: Sequence[float], before: Collection[int] | None = None) -> float | None:
         """The mean of what a round's clients say that they drifted; None of none. One of them decides it as little:
-        what it says counts for MOST_DRIFT times the lower median at most."""
+        what it says counts for MOST_DRIFT times the lower median at most.
+
+        before: places in `told` of clients that the run had before, of whom the median is, as the others have nothing
+        that could have drifted; None: of all."""
         if not told:
             return None
-        most = MOST_DRIFT * statistics.median_low(told) if self.enabled else math.inf
+        judged = [drift for place, drift in enumerate(told) if before is None or place in before]
+        most = MOST_DRIFT * statistics.median_low(judged or [0.0]) if self.enabled else math.inf
         return sum(min(drift, most) for drift in told) / len(told)
 
     def capped(self, weights: Sequence[float]) -> list[float]:

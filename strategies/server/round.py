@@ -58,7 +58,7 @@ def run_round(
         state, admitted = collect(state, method, exchange, extra, Pending() if asked is None else asked)
     else:
         state, admitted = collect_sum(state, method, exchange, extra)
-    collected = time.perf_counter()
+    collected, before = time.perf_counter(), state
     counted: Mapping[int, float] = {}
     if admitted.updates or method.privacy is not None:
         with room_for_updates(method.device):
@@ -82,11 +82,18 @@ def run_round(
         diagnostics=state.model.diagnostics,
         by_layer=state.model.by_layer,
         phases={"clients": collected - began, "server": time.perf_counter() - collected},
-        drift_factors=method.gate.drift([r.drift_factors for r in admitted.reports if r.drift_factors is not None]),
-        drift_product=method.gate.drift([r.drift_product for r in admitted.reports if r.drift_product is not None]),
+        drift_factors=_drift(method, admitted, before, "drift_factors"),
+        drift_product=_drift(method, admitted, before, "drift_product"),
         asked=admitted.asked,
         told=admitted.told,
     )
+
+
+def _drift(method: Method, admitted: Admitted, before: ServerState, name: str) -> float | None:
+    """The round's mean of what clients say by this name. before: the state that they started from."""
+    told = {r.client: drift for r in admitted.reports if (drift := getattr(r, name)) is not None}
+    known = {place for place, client in enumerate(told) if before.mirror(client).accepted}
+    return method.gate.drift([*told.values()], known)
 
 
 def combined(

@@ -173,6 +173,19 @@ def test_where_who_was_clipped_counts_as_within_it_does_not(monkeypatch):
     assert last_clip(0.5, rounds=10)[0] < 0.05
 
 
+@pytest.mark.parametrize("large", [0.0, 1e3, 1e5])
+def test_a_clip_that_is_small_beside_what_is_sent_comes_back(large):
+    """What is cut loses what rounding may add, half a unit of all that was sent: of a clip that is small beside it most
+    of the cut, which was taken for a change within it, so that the clip ran away to the least there is."""
+    start = {"a": torch.tensor([large, 0.0])}
+    made, clip = mechanism(adaptive=dataclasses.replace(ADAPTIVE, rate=0.5, noise=1e-300), expected=9.0), 1e-3
+    for round in range(60):
+        change = {"a": start["a"] + torch.tensor([0.0, 0.25])}
+        answers = [clip_to(change, start, clip)] * 9
+        clip = made.at(clip).next_clip(start, answers, round)
+    assert 0.15 < clip < 0.4
+
+
 @pytest.mark.slow
 def test_rounds_stop_before_they_pass_epsilon():
     made = mechanism()

@@ -432,6 +432,9 @@ def test_one_clients_drift_does_not_decide_the_rounds():
     assert gate.drift([1.0, 2.0, 3.0]) == pytest.approx(2.0, rel=1e-12)
     assert gate.drift([1.0, 2.0, 3e38]) == pytest.approx((1 + 2 + 20) / 3, rel=1e-12)
     assert gate.drift([0.0, 0.0, 3e38]) == 0.0, "of clients that start from the global factors"
+    assert gate.drift([0.0, 0.0, 1.0, 2.0], {2, 3}) == pytest.approx(0.75), "two are there for the first time"
+    assert gate.drift([0.0, 0.0, 1.0, 3e38], {0, 2, 3}) == pytest.approx((1 + 10) / 4)
+    assert gate.drift([0.0, 3e38], set()) == 0.0, "in the first round nobody can have drifted"
     assert Gate(enabled=False).drift([0.0, 0.0, 3e38]) == pytest.approx(1e38)  # the control
 
 
