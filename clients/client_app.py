@@ -86,9 +86,11 @@ def _answer(message: Message, context: Context) -> Message:
         if kept is None:
             return cohort([(message, context)])[0]
         secrets = context.state.get(secagg.OWN)
-        kept.recall(message, context)
-        if secrets is not None:
-            context.state[secagg.OWN] = secrets
+        try:
+            kept.recall(message, context)
+        finally:
+            if secrets is not None:
+                context.state[secagg.OWN] = secrets
         reply = cohort([(message, context)])[0]
         secrets = context.state.pop(secagg.OWN, None)
         if reply.has_content():
@@ -98,6 +100,7 @@ def _answer(message: Message, context: Context) -> Message:
             context.state[secagg.OWN] = secrets
         return reply
     except Exception as error:
+        _forget(context)
         code, public = public_of(error)
         if simulated():
             return Message(Error(code, said(error, LONGEST)), reply_to=message)
@@ -105,6 +108,16 @@ def _answer(message: Message, context: Context) -> Message:
             "%s", said(error, LONGEST), exc_info=None if isinstance(error, InputError) else error
         )
         return Message(Error(code, said(public, LONGEST)), reply_to=message)
+
+
+def _forget(context: Context) -> None:
+    """A secret sum that this client was part of is over with an error of its own, whatever raised it."""
+    from fedinit.secagg import SECRETS
+
+    if SECRETS in context.state:
+        from clients import secagg
+
+        secagg.forget(context)
 
 
 def _alone(context: Context, config: Config) -> int | None:

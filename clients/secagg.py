@@ -20,7 +20,7 @@ from torch import Tensor
 from clients.limits import Keeper
 from clients.sums import Sum, question
 from fedinit import wire
-from fedinit.errors import Refused
+from fedinit.errors import InputError, Refused
 from fedinit.secagg import SECRETS, masks, secrets
 from fedinit.secagg.fixed_point import FixedPoint, flat
 from fedinit.secagg.messages import LEAST, MASKED, QUERY, RECORD, fault_of_threshold, pack, unpack
@@ -36,15 +36,22 @@ def answer(message: Message, context: Context, client: int, keeper: Keeper | Non
     """The reply to a stage that is no training. keeper: of the site's book, where it has one.
 
     Raises Refused for a stage out of turn, or what is none."""
-    config = wire.config(message)
-    stage, round = wire.value(config, "stage", str), wire.value(config, "round", int)
-    if stage == "keys":
-        return _keys(context, round)
-    if stage == "shares":
-        return _shares(message, context, client, round)
-    if stage == "unmask":
-        return _unmask(message, context, client, keeper)
-    raise Refused(f"the server asked for stage {stage!r} of a secret sum")
+    try:
+        config = wire.config(message)
+        stage, round = wire.value(config, "stage", str), wire.value(config, "round", int)
+        if type(round) is not int or round < 1:
+            raise Refused(f"the server asked for a secret sum of round {round!r}")
+        if stage == "keys":
+            return _keys(context, round)
+        if stage == "shares":
+            return _shares(message, context, client, round)
+        if stage == "unmask":
+            return _unmask(message, context, client, keeper)
+        raise Refused(f"the server asked for stage {stage!r} of a secret sum")
+    except (LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise Refused(f"the server sent a message of a secret sum that is none ({type(error).__name__})") from error
 
 
 def begin(message: Message, context: Context, client: int, keeper: Keeper | None, start: str, sent: str = "") -> None:
@@ -84,7 +91,8 @@ def masked(
     round, weight = wire.value(config, "round", int), wire.value(config, "weight", int)
     peers = dict(zip(wire.value(own, "cohort", list), wire.value(own, "public", list), strict=True))
     if not 1 <= weight <= examples:
-        raise Refused(f"the server gave this client the weight {weight}, it has {examples} examples")
+        why = ": its images changed since it registered with the run" if weight > examples else ""
+        raise Refused(f"the server gave this client the weight {weight}, it has {examples} examples{why}")
     point.check(weight * len(holders))
     draw = numpy_generator(seed, kind, client, round)
     beside = np.array([weight], np.uint64), point.encode(torch.tensor([loss]), weight, draw)

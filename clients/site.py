@@ -268,7 +268,9 @@ def client_of(context: Context) -> int:
     """The partition id of the node whose Context this is. Raises Refused where it has none."""
     index = context.node_config.get("partition-id")
     if type(index) is not int:
-        what = "this node has no partition-id" if index is None else f"partition-id={index}: expected a whole number"
+        what = "this node has no partition-id"
+        if index is not None:
+            what = f"partition-id={index!r}: expected a whole number, without quotes"
         raise Refused(f"{what}; start it with --node-config 'partition-id=0 …'")
     return index
 

@@ -77,6 +77,9 @@ def check_settings(node_config: Mapping[str, object]) -> Limits | None:
         place = node_config[key]
         if not isinstance(place, str) or not place:
             raise InputError(f"--node-config {key}={place!r}: expected a path")
+    client = node_config.get("partition-id", 0)
+    if type(client) is not int or client < 0:
+        raise InputError(f"--node-config partition-id={client!r}: expected a whole number of 0 or more, without quotes")
     if "threads" in node_config:
         _number("threads", str(node_config["threads"]))
     if "device" in node_config:

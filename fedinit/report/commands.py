@@ -75,7 +75,16 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
     from fedinit.report import formats
-    from fedinit.report.panels.results import absence, heads_ahead, in_full, judged, remarks, unfinished, unscored
+    from fedinit.report.panels.results import (
+        absence,
+        heads_ahead,
+        in_full,
+        judged,
+        other_code,
+        remarks,
+        unfinished,
+        unscored,
+    )
     from fedinit.report.runs.damage import damage
     from fedinit.report.runs.finding import find
     from fedinit.report.runs.methods import methods
@@ -95,7 +104,12 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         raise InputError(f"nothing to compare. {absence(found, whole_path=True)[0]}")
     print_table(console, found)
     notes = [*in_full(found), *judged(found), *heads_ahead(found), *unscored(found), *unfinished(found), *_left(shown)]
-    notes += [*remarks(found, whole_path=True), *absence(found, whole_path=True), *damage(runs, whole_path=True)]
+    notes += [
+        *remarks(found, whole_path=True),
+        *other_code(shown),
+        *absence(found, whole_path=True),
+        *damage(runs, whole_path=True),
+    ]
     for sentence in notes:
         tell(console, sentence)
     made = {"csv": formats.csv_text, "markdown": formats.markdown, "latex": formats.latex}

@@ -317,6 +317,7 @@ def _compare(before: Roster, current: Roster, audience: Audience, config: Config
 
 
 def _outcome(state: ServerState, method: Method, tally: Tally, spending: Spending, opening: Opening) -> Outcome:
+    tally.refuse_nothing(state.round)
     tensors, privacy = state.tensors(), opening.config.privacy
     # Of what clients begin with: an aggregate may be larger, as FLoRA's, whose factors are those of all clients.
     begun = Aggregate(layers=opening.start.layers, head=opening.start.head)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedinit.errors import RunFailed
 from fedinit.factors import Factors
 from fedinit.runs.export import FinalModel
 from fedinit.runs.observer import Observer, Roster, RoundReport
@@ -150,6 +151,14 @@ class Tally(Observer):
     def round_done(self, report: RoundReport) -> None:
         self.seconds += report.seconds
         self.score = report.score  # not an earlier one's, which is of another model
+
+    def refuse_nothing(self, rounds: int) -> None:
+        """Raise RunFailed for a run of which no round came to anything: its model is the start's."""
+        if 0 < rounds == len({*self.skipped}):
+            raise RunFailed(
+                f"nothing was learned: the secret sums of all rounds, {rounds}, were refused, as ledger.jsonl says; "
+                "resume=never begins anew"
+            )
 
     def snapshot(self) -> State:
         facts: dict[str, Any] = {"seconds": self.seconds, "score": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, generate_shared_key
@@ -11,6 +12,7 @@ from clients import client_app, secagg
 from clients.site import DeferredSite, Site
 from fedinit import wire
 from fedinit.config.flower import to_run_config
+from fedinit.errors import InputError, Refused
 from fedinit.models import build_backbone
 from fedinit.secagg import masks, secrets
 from fedinit.secagg.fixed_point import FixedPoint
@@ -64,6 +66,32 @@ def test_exchanges_beside_training_read_neither_images_nor_backbone(tmp_path, mo
     assert kinds.count(QUERY) == 9, "keys, shares and masks of three clients"
     assert len(made) == len(kinds) - 9 > 0
     assert all(type(site) is DeferredSite for site in made)
+
+
+@pytest.mark.parametrize("kind", ["train", "query.describe"])
+def test_a_site_whose_own_files_fail_in_a_sum_keeps_no_keys(kind, monkeypatch):
+    def gone(self):
+        raise InputError("model.checkpoint: no such file")
+
+    monkeypatch.setattr(DeferredSite, "read", gone)
+    state = RecordDict({secagg.OWN: ConfigRecord({"round": 3, "stage": "shared", "mask-key": b"secret"})})
+    config = to_run_config(small_config(*WORDS, "secure_aggregation=secagg"))
+    context = Context(1, 1, {"partition-id": 0}, state, config)
+    LocalGrid(lambda pairs: [], 1)
+    client_app._cohort.cache_clear()
+    assert client_app.app(Message(RecordDict(), 1, kind), context).has_error()
+    client_app._cohort.cache_clear()
+    assert dict(context.state[secagg.OWN]) == {"round": 3, "stage": "over"}
+
+
+@pytest.mark.parametrize("wrong", [{"round": 0}, {"round": True}, {"round": "1"}, {"stage": "all"}, {"stage": 2}, {}])
+def test_a_stage_that_is_none_is_the_servers_fault(wrong):
+    LocalGrid(lambda pairs: [], 1)
+    context = Context(1, 1, {"partition-id": 0}, RecordDict(), {})
+    about = {"round": 1, "stage": "keys", **wrong} if wrong else {"stage": "keys"}
+    with pytest.raises(Refused, match="^the server (asked for|sent) a? ?"):
+        secagg.answer(Message(RecordDict({wire.CONFIG: ConfigRecord(about)}), 1, QUERY), context, 0)
+    assert secagg.OWN not in context.state
 
 
 def test_a_server_that_makes_up_clients_reads_an_update():

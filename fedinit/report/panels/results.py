@@ -37,6 +37,7 @@ def panel(methods: Sequence[Method]) -> Panel:
         *early,
         *(["Figures by round have these as far as they came."] if early else []),
         *remarks(found),
+        *other_code(methods),
         *absence(found),
         *damage(run for method in methods for run in method.runs),
     ]
@@ -175,6 +176,24 @@ def remarks(found: Results, whole_path: bool = False) -> list[str]:
         f"{label} seed {run.seed} in {run.folder if whole_path else run.folder.name}: {text}."
         for label, run, text in found.remarked
     ]
+
+
+def other_code(methods: Sequence[Method]) -> list[str]:
+    """A line of the runs that were begun by other code than most; none where all were by the same, or do not say."""
+    by_code: dict[str, list[str]] = {}
+    for method in methods:
+        for run in method.runs:
+            if run.code:
+                text = repr(sorted(map(str, run.code.items())))
+                by_code.setdefault(text, []).append(f"{method.label} seed {run.seed}")
+    few = sorted(by_code.values(), key=len)[:-1]
+    told = "; ".join(_first(runs) for runs in few)
+    return [f"Begun by other code than the other runs (made_of.json): {told}."] if few else []
+
+
+def _first(names: Sequence[str], most: int = 6) -> str:
+    """The first of these names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def absence(found: Results, whole_path: bool = False) -> list[str]:

@@ -154,16 +154,25 @@ class RecordedRun:
     def made_of(self) -> tuple[str, str, str]:
         """(digest of its images, digest of its backbone's file, between which levels deep grey was shown), each ""
         where it has none of its own or says none. Of its last checkpoint, where its own file does not say."""
-        values = _json(self.folder / MADE_OF)
-        if not isinstance(values, Mapping):
-            with contextlib.suppress(InputError, ValueError, TypeError):
-                values = json.loads(last_facts(self.folder / FOLDER, "files").get(MADE_OF, ""))
-        if not isinstance(values, Mapping):
-            return "", "", ""
+        values = self._made_of
         images, levels = values.get("images"), values.get("levels")
         digest = images.get("digest") if isinstance(images, Mapping) else None
         grey = json.dumps(levels, sort_keys=True) if isinstance(levels, Mapping) and levels else ""
         return str(digest or ""), str(values.get("checkpoint") or ""), grey
+
+    @property
+    def code(self) -> Mapping[str, Any]:
+        """{package: digest} of the code that it was begun by; empty where it does not say."""
+        code = self._made_of.get("code")
+        return code if isinstance(code, Mapping) else {}
+
+    @cached_property
+    def _made_of(self) -> Mapping[str, Any]:
+        values = _json(self.folder / MADE_OF)
+        if not isinstance(values, Mapping):
+            with contextlib.suppress(InputError, ValueError, TypeError):
+                values = json.loads(last_facts(self.folder / FOLDER, "files").get(MADE_OF, ""))
+        return values if isinstance(values, Mapping) else {}
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:

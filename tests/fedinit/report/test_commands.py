@@ -351,3 +351,19 @@ def test_a_dash_is_standard_output_and_that_alone(name, sweep, tmp_path, monkeyp
     other = "csv" if name != "csv" else "latex"
     code, out, err = run(capsys, "compare", str(sweep), f"--{name}", "-", f"--{other}", "-")
     assert (code, out) == (2, "") and "standard output can be one of them" in err and err.count("\n") == 1
+
+
+def test_runs_that_were_begun_by_other_code_are_named(tmp_path, capsys):
+    for seed, code in enumerate(["one", "one", "two", None]):
+        folder = tmp_path / f"a-s{seed}"
+        write_run(folder, config(seed=seed), recorded=False)
+        values = {
+            "images": None,
+            "checkpoint": None,
+            **({"code": {"clients": "c", "strategies": code}} if code else {}),
+        }
+        (folder / "made_of.json").write_text(json.dumps(values))
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    assert "Begun by other code than the other runs (made_of.json): lora_fair seed 2." in capsys.readouterr().out
+    (tmp_path / "a-s2" / "made_of.json").unlink()
+    assert cli.main(["compare", str(tmp_path)]) == 0 and "other code" not in capsys.readouterr().out
