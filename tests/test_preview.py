@@ -320,6 +320,7 @@ print(int(peak.split()[1]) * 1024, site.cost.peak(len(site.partitions), int(sys.
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say a process's peak")
 def test_the_memory_of_a_step_is_about_what_is_reckoned():
     """Within a third, of steps that are large beside all else."""

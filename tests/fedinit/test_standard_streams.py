@@ -136,15 +136,13 @@ def test_what_is_asked_for_elsewhere_is_written_without_it(runs, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="its shell closes no stream")
-@pytest.mark.parametrize("thoroughly", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_run_goes_on_where_it_was_closed_before(thoroughly, tmp_path):
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_was_closed_before(tmp_path):
     words = ("-m", "fedinit", "run", *SHORT, f"output_dir={tmp_path}")
     assert without_output(*words) == (0, "")
     (done,) = tmp_path.rglob("DONE.json")
     Image.new("L", (32, 32)).save(tmp_path / "a.png")
     assert without_output("-m", "fedinit", "predict", done.parent, tmp_path / "a.png") == CLOSED
-    if not thoroughly:
-        return
     assert without_output(*words) == (0, ""), "and is shown where it is done"
     assert without_output("-m", "fedinit", "predict", done.parent, tmp_path / "a.png", "--csv") == CLOSED
     assert without_output("-m", "fedinit", "export", done.parent, "--format", "merged") == (0, "")

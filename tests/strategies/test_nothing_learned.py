@@ -24,6 +24,7 @@ STARTS = ("init=kaiming", "init=gaussian_pair", "init=olora", "init=lora_xs", "i
 AROUND = ("", "server_opt=momentum", "server_opt=adam", "reinit=fresh", "reinit=fresh adapter.ranks=[1,2,4]")
 SIZE = 1e-4  # of the start's distance and of the weights': rounding; what this found was a tenth of them and more
 TAKE_IT = {"fedit", "fedex_lora", "fedrot_lora", "flexlora", "flora", "lora_fair", "rbla"}
+QUICK = ("fedit", "fedex_lora", "flexlora", "flora", "lora_a2", "lora_fair")  # tried in the ordinary suite
 # What cuts components by their size, or keeps factors at clients, has another model by intent.
 LEFT = {"florist", "spectral", "fedsa_lora", "head_alone", "hetlora"}
 
@@ -46,7 +47,7 @@ def cases():
 
 
 def is_ordinary(method: str, start: str) -> bool:
-    return start == "init=gaussian_pair" or (method, start) == ("flora", "init=lora_one")
+    return (method, start) in (("flora", "init=lora_one"), *((name, "init=gaussian_pair") for name in QUICK))
 
 
 @pytest.mark.parametrize(("method", "start"), slow_unless(is_ordinary, cases()))
