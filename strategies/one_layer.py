@@ -12,6 +12,7 @@ from torch import Tensor
 from fedinit.adapters.kinds import of_parts
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
+from fedinit.norms import first_not_finite
 from strategies import create_aggregator
 from strategies.aggregator import Aggregate, Update
 
@@ -98,9 +99,8 @@ def aggregate(
 
 def _refuse_not_finite(aggregated: Aggregate, method: str) -> None:
     for what, layers in (("", aggregated.layers), (" of the residual", aggregated.residual)):
-        for name, part in layers[LAYER].parts.items() if layers else ():
-            if not part.isfinite().all():
-                raise RunFailed(f"{method}: {name}{what} holds NaN or infinity, though what was given is finite")
+        if layers and (name := first_not_finite(layers[LAYER].parts)):
+            raise RunFailed(f"{method}: {name}{what} holds NaN or infinity, though what was given is finite")
 
 
 def _share(i: int, weight: Any) -> float:

@@ -64,7 +64,7 @@ class ServerOptimizer(ABC):
             next = old.double() + self.lr * self.direction(name, delta, after)
             if bool((gone := reached == 0).any()):
                 next = next.masked_fill(gone, 0.0)
-                for moment, first in self.moments.items():
+                for moment, first in self.begin_at.items():
                     key = f"{moment}/{name}"
                     after[key] = after[key].masked_fill(gone, first)
             return next.to(reached.dtype)
@@ -79,7 +79,7 @@ class ServerOptimizer(ABC):
 
     @property
     @abstractmethod
-    def moments(self) -> Mapping[str, float]:
+    def begin_at(self) -> Mapping[str, float]:
         """{moment: every entry of it before the first step}."""
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Momentum(ServerOptimizer):
         within("server_opt.beta", self.beta, 0, 1, open_high=True)
 
     @property
-    def moments(self) -> Mapping[str, float]:
+    def begin_at(self) -> Mapping[str, float]:
         return {"v": 0.0}
 
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
@@ -129,12 +129,12 @@ class Adam(ServerOptimizer):
         positive("server_opt.tau", self.tau)
 
     @property
-    def moments(self) -> Mapping[str, float]:
+    def begin_at(self) -> Mapping[str, float]:
         return {"m": 0.0, "v": self.tau**2}
 
     def direction(self, name: str, delta: Tensor, moments: dict[str, Tensor]) -> Tensor:
         first = _moment(moments, f"m/{name}", delta, self.beta1, 1 - self.beta1)
-        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2, first=self.moments["v"])
+        second = _moment(moments, f"v/{name}", delta.square(), self.beta2, 1 - self.beta2, first=self.begin_at["v"])
         return first / (second.sqrt() + self.tau)
 
 

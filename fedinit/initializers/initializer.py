@@ -19,6 +19,7 @@ from fedinit.adapters.kinds import PRODUCT_KINDS
 from fedinit.config.checks import at_least, check_rank, positive
 from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors, refuse_misfit
+from fedinit.norms import first_not_finite
 from fedinit.seeding import torch_generator
 from fedinit.state.start import StartState
 from fedinit.statistics.planner import Planner
@@ -147,7 +148,7 @@ class LayerWise(Initializer):
             who = f"{type(self).__name__} draws for {name}"
             made = self.draw(*targets[name], rank, generator, None if weight is None else weight(name))
             drawn = refuse_misfit(made, targets[name], who).to(torch.float32)
-            if drawn.rank != rank or not all(bool(part.isfinite().all()) for part in drawn.parts.values()):
+            if drawn.rank != rank or first_not_finite(drawn.parts):
                 raise RunFailed(f"{who} {drawn.shapes}, expected finite numbers and the rank {rank}")
             return replace(drawn, A=drawn.A * self.scale, B=drawn.B * self.scale)
 

@@ -62,7 +62,7 @@ def test_what_nobody_returned_is_no_step(name):
     there = optimizer.step(state(0), returned)
     gone = optimizer.step(there, without, there.moments)
     assert there.layers["l"].B[:, 1].all() and not gone.layers["l"].B[:, 1].any()
-    for moment, first in optimizer.moments.items():
+    for moment, first in optimizer.begin_at.items():
         assert (gone.moments[f"{moment}/l/B"][:, 1] == first).all()
         assert (gone.moments[f"{moment}/l/B"][:, 0] != first).all()
     again = optimizer.step(gone, without, gone.moments)

@@ -187,13 +187,8 @@ def other_code(methods: Sequence[Method]) -> list[str]:
                 text = repr(sorted(map(str, run.code.items())))
                 by_code.setdefault(text, []).append(f"{method.label} seed {run.seed}")
     few = sorted(by_code.values(), key=len)[:-1]
-    told = "; ".join(_first(runs) for runs in few)
+    told = "; ".join(first_ten(runs) for runs in few)
     return [f"Begun by other code than the other runs (made_of.json): {told}."] if few else []
-
-
-def _first(names: Sequence[str], most: int = 6) -> str:
-    """The first of these names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def absence(found: Results, whole_path: bool = False) -> list[str]:
