@@ -21,12 +21,14 @@ from fedinit.errors import InputError
 from fedinit.models import adapted_layers, build_backbone
 from fedinit.opening import read_text
 from fedinit.runs import folder as run_folder
+from fedinit.runs.code import code_now
 from fedinit.runs.observer import Roster
 from fedinit.runs.own_files import SITES
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import open_run, show_done
 from fedinit.runs.status import StatusObserver
 from fedinit.state.disk import replace_json
+from fedinit.state.manifest import last_round
 from fedinit.telling import tell
 from strategies.server.compatibility import check_method
 from strategies.server.delivery import WatchedGrid
@@ -81,6 +83,7 @@ def main(grid: Grid, context: Context) -> None:
         return
     status = StatusObserver(run.folder.path, config.strategy.name)
     try:
+        run.folder.event("code", {"round": last_round(run.checkpoints()), "code": dict(code_now())})
         outcome = federate(
             config,
             grid,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PACKAGES = ("clients", "fedinit", "strategies")  # what a run is computed by
+OF_CLIENTS = ("clients", "fedinit")  # what a client computes by
 DIGITS = 16
 
 
@@ -36,6 +37,11 @@ def code_now() -> Mapping[str, str]:
 
 def other_code(before: Mapping[str, str] | None) -> str:
     """What of the code is other than it was, in a few words; empty where nothing is, or nothing is known of before."""
-    now = code_now()
-    others = [package for package in PACKAGES if before and before.get(package) != now.get(package)]
+    others = apart(before, PACKAGES) if before else []
     return f"other code than is here now ({', '.join(others)})" if others else ""
+
+
+def apart(code: Mapping[str, str], packages: Sequence[str]) -> list[str]:
+    """Those of the packages that are others here now than in this code, of which `code_now` was told."""
+    now = code_now()
+    return [package for package in packages if code.get(package) != now.get(package)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -24,6 +24,7 @@ class Introduction:
     held: {tensor that it keeps from rounds before, by wire name: digest}.
     own_rounds: the rounds of which it remembers factors of its own.
     base_key: of the base offset that it holds.
+    code: {package: digest} of what it computes by; empty of one that does not say.
     """
 
     client: int
@@ -37,6 +38,7 @@ class Introduction:
     held: Mapping[str, str]
     own_rounds: Sequence[int]
     base_key: str
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def read(reply: Message) -> Introduction:
@@ -56,6 +58,7 @@ class Introduction:
                 held=dict(zip(facts["held"], facts["held-digests"], strict=True)),
                 own_rounds=list(facts["own-rounds"]),
                 base_key=facts["base-key"],
+                code=dict(zip(facts.get("code-of", ()), facts.get("code", ()), strict=True)),
             )
             introduction._check()
         except Exception as error:  # bytes from outside: whatever reading them raises is the node's
@@ -79,6 +82,8 @@ class Introduction:
             "held-digests": list(self.held.values()),
             "own-rounds": list(self.own_rounds),
             "base-key": self.base_key,
+            "code-of": list(self.code),
+            "code": list(self.code.values()),
         }
         return RecordDict({wire.CONFIG: ConfigRecord(facts)})
 
@@ -93,6 +98,7 @@ class Introduction:
             if type(value) is not int or not low <= value <= high:
                 raise ValueError(f"{what} is {value!r}, expected a whole number from {low} to {high}")
         words = (*self.classes, *self.domains, *self.held, *self.held.values(), self.backbone, self.base_key)
+        words += (*self.code, *self.code.values())
         if not all(isinstance(word, str) for word in words) or not all(type(r) is int for r in self.own_rounds):
             raise TypeError("names, digests or keys that are no text, or rounds that are no whole numbers")
         if self.score not in SCORES:

@@ -20,6 +20,7 @@ from strategies.server import requests
 from strategies.server.bounds import KnownBounds
 from strategies.server.exchange import SAY_SECONDS, Exchange
 from strategies.server.gate import Accepted, Expected
+from strategies.server.meeting import other_code
 from strategies.server.method import Method
 from strategies.server.placing import beside_clients
 from strategies.server.replies import Refusal, match_replies
@@ -233,6 +234,8 @@ def discovered(
     for client, introduction in exchange.discover(deadline, state.round, wanted, silent):
         state = reconcile(state, method, exchange, [(client, introduction)])
         exchange.emit("client_back", {"round": state.round + 1, "client": client})
+        for facts in other_code({client: introduction}):
+            exchange.emit("other_code", {"round": state.round + 1, **facts})
         if (had := state.roster.examples.get(client)) != (now := introduction.examples):
             roster = replace(state.roster, examples={**state.roster.examples, client: now})
             state = replace(state, roster=roster)

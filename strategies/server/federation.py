@@ -39,7 +39,7 @@ from strategies.server.exchange import Exchange
 from strategies.server.federated_lora import EvaluateFn, FederatedLora
 from strategies.server.gate import Gate
 from strategies.server.measuring import refuse_few_images, told, who_measure
-from strategies.server.meeting import Meeting
+from strategies.server.meeting import Meeting, other_code
 from strategies.server.method import Method, sample_size
 from strategies.server.opening import Opening
 from strategies.server.outcome import Outcome, Tally
@@ -224,6 +224,8 @@ def _ready(
     audience.started(config.rounds, roster)
     if absent := [client for client in range(clients) if client not in introductions]:
         audience.event("began_without", {"round": max(round, 0) + 1, "clients": absent})
+    for facts in other_code(introductions):
+        audience.event("other_code", {"round": max(round, 0) + 1, **facts})
     if saved is None:
         refuse_few_images(config, roster.examples)
         if opening.measured:

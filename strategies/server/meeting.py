@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedinit.config.schema import Config
+from fedinit.runs.code import OF_CLIENTS, apart
 from fedinit.said import first_ten, said
 from fedinit.scores import Accuracy, RecoveryError
 from fedinit.transport.introduction import Introduction
@@ -84,6 +85,17 @@ def divided(introductions: Mapping[int, Introduction]) -> tuple[dict[int, Introd
             if client not in odd and getattr(own, key) != getattr(first, key):
                 odd[client] = said(f"client {client} has other {key} than client {first.client}: {getattr(own, key)}")
     return {client: introductions[client] for client in agreed}, odd
+
+
+def other_code(introductions: Mapping[int, Introduction]) -> list[dict[str, object]]:
+    """Of clients that compute by other code than is here, or do not say by which: who they are, and what of it is
+    other, each kind of them once. Their updates are of the form that was asked for, whatever they were made by."""
+    kinds: dict[str, list[int]] = {}
+    for client, own in introductions.items():
+        if others := apart(own.code, OF_CLIENTS):
+            what = f"other code than the server ({', '.join(others)})" if own.code else "code that they do not name"
+            kinds.setdefault(f"{what}; install the same fedinit at both", []).append(client)
+    return [{"clients": clients, "detail": f"they compute by {what}"} for what, clients in kinds.items()]
 
 
 def missing(heard: Collection[int], wanted: int, seconds: float) -> str:

@@ -13,6 +13,7 @@ from fedinit.report.runs.reading import RecordedRun
 
 PLACES = ("output_dir", "resume")  # of the configuration: where, not what
 DEVICE = "engine.device"
+STARTS = ("engine", "code")  # of the ledger: what a simulation says at every start, and a deployed server
 
 
 def panel(methods: Sequence[Method]) -> Panel:
@@ -55,12 +56,12 @@ def _one(run: RecordedRun) -> list[Markup]:
 
 def _engines(run: RecordedRun) -> list[tuple[int, str]]:
     """[(round after which it began to compute, what the engine said of itself)]."""
-    return _begun(run, lambda event: f"{event.get('engine')}: {event.get('detail')}")
+    return _begun(run, STARTS[:1], lambda event: f"{event.get('engine')}: {event.get('detail')}")
 
 
 def _codes(run: RecordedRun) -> list[tuple[int, str]]:
     """[(round after which it began to compute, the digest of each package)], where they are several."""
-    codes = _begun(run, lambda event: _pairs(event.get("code")))
+    codes = _begun(run, STARTS, lambda event: _pairs(event.get("code")))
     return codes if len(codes) > 1 else []
 
 
@@ -68,12 +69,12 @@ def _pairs(value: object) -> str:
     return ", ".join(f"{name} {digest}" for name, digest in value.items()) if isinstance(value, Mapping) else "unknown"
 
 
-def _begun(run: RecordedRun, what: Callable[[Mapping[str, Any]], str]) -> list[tuple[int, str]]:
-    """[(round after which it began to compute, `what` the ledger says of that start)], of the starts whose rounds the
-    run still has, and of the same again the first."""
+def _begun(run: RecordedRun, kinds: Sequence[str], what: Callable[[Mapping[str, Any]], str]) -> list[tuple[int, str]]:
+    """[(round after which it began to compute, `what` the ledger says of that start)], of the starts of these kinds
+    whose rounds the run still has, and of the same again the first."""
     told: list[tuple[int, str]] = []
     for event in run.ledger:
-        if event.get("kind") == "engine":
+        if event.get("kind") in kinds:
             after = event.get("round")  # of the last checkpoint; of a damaged one "resumed" says another
             told.append((after if isinstance(after, int) else 0, what(event)))
         elif event.get("kind") == "resumed" and told and isinstance(event.get("round"), int):

@@ -65,6 +65,8 @@ def as_it_comes(entry: Mapping[str, Any]) -> str:
         return f"round {round}: {who}it did not help to unmask the sum, in which its update is: {_why(entry)}"
     if kind == EARLY:
         return f"the run ends after round {entry.get('after_round')} of {entry.get('of')}: {_why(entry)}"
+    if kind == "other_code":
+        return f"round {round}, clients {first_ten([*entry.get('clients', ())])}: {_why(entry)}"
     if kind == "resampled":
         asked = ", ".join(map(str, entry.get("clients", ())))
         return f"round {round}: {entry.get('usable')} updates count so far, clients {asked} are asked as well"

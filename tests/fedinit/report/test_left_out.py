@@ -69,6 +69,8 @@ def test_where_nobody_is_missing_nothing_is_said():
     ({"kind": "resampled", "round": 2, "attempt": 1, "usable": 2, "clients": [4, 5]},
      "round 2: 2 updates count so far, clients 4, 5 are asked as well"),
     ({"kind": "client_back", "round": 2, "client": 1}, "round 2: client 1: is there again"),
+    ({"kind": "other_code", "round": 1, "clients": [0, 2], "detail": "they compute by other code"},
+     "round 1, clients 0, 2: they compute by other code"),
     ({"kind": "resumed", "round": 1}, ""),
     ({"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train any more"},
      "the run ends after round 1 of 3: 2 clients cannot train any more"),

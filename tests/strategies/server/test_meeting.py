@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -15,13 +16,15 @@ from fedinit.data.digits import Digits
 from fedinit.errors import InputError, RunFailed
 from fedinit.runs.progress import ProgressObserver
 from fedinit.said import LONGEST, SAID
+from fedinit.transport.introduction import Introduction
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import check_clients, federate
-from strategies.server.meeting import Meeting, divided
+from strategies.server.meeting import Meeting, divided, other_code
 from tests.support.introductions import introduction
 from tests.support.ledger import Ledger
 from tests.support.small import small_config
 
+SAME = "install the same fedinit at both"
 ESCAPE = "\x1b[31m\x1b[2J\n"
 
 
@@ -105,3 +108,46 @@ def test_a_run_that_may_begin_without_a_client_deals_what_is_dealt_to_all(words)
     assert outcome.accepted == {0: 1, 1: 1} and [kind for kind, _ in ledger.lines].count("node_refused") == 1
     with pytest.raises(InputError, match="adapter.ranks: 4 ranks for 3 clients"):
         check_clients(small_config("adapter.ranks=[4,2,1,1]"), {0: 10, 1: 10}, 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"clients": "0" * 16}, f"they compute by other code than the server (clients); {SAME}"),
+        ({}, f"they compute by code that they do not name; {SAME}"),
+        (None, f"they compute by code that they do not name; {SAME}"),
+        ({"strategies": "0" * 16}, None),  # the server's alone, of which no client says anything
+    ],
+)
+def test_clients_of_other_code_are_named_and_used(said, told):
+    """Their updates look like any other's; of an older fedinit the introduction has no such words. The control says the
+    same as the server."""
+    config = small_config("rounds=1", "evaluation=none", "strategy=fedit")
+    site = Site(config)
+
+    def handler(deliveries):
+        replies = Cohort(site)(deliveries)
+        for reply in replies:
+            if reply.metadata.message_type == "query.describe" and reply.metadata.src_node_id != 1001:
+                facts = reply.content[wire.CONFIG]
+                if said is None:
+                    del facts["code"], facts["code-of"]
+                elif said:
+                    own = dict(zip(facts["code-of"], facts["code"], strict=True)) | said
+                    facts["code-of"], facts["code"] = list(own), list(own.values())
+                else:
+                    facts["code-of"], facts["code"] = [], []
+        return replies
+
+    ledger = Ledger()
+    outcome = federate(config, LocalGrid(handler, 3), site.backbone, observers=[ledger])
+    assert outcome.accepted == {0: 1, 1: 1, 2: 1}
+    expected = [("other_code", {"round": 1, "clients": [0, 2], "detail": told})] if told else []
+    assert ledger.lines == expected
+
+
+def test_code_that_is_no_text_is_no_introduction():
+    for code in ({"clients": 7}, {7: "0"}):
+        with pytest.raises(ValueError, match="cannot be used"):
+            Introduction.read(SimpleNamespace(content=introduction(code=code).record()))
+    assert other_code({0: introduction(0), 1: introduction(1)}) == []
