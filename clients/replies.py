@@ -20,7 +20,7 @@ from fedinit.config.privacy import LEAST_CLIP, MOST_CLIP, ClientPrivacyConfig
 from fedinit.config.secure_aggregation import SecAggConfig
 from fedinit.errors import Refused, machine_failed
 from fedinit.factors import Factors
-from fedinit.runs.code import OF_CLIENTS, code_now
+from fedinit.runs.code import code_of_clients
 from fedinit.secagg.fixed_point import FixedPoint
 from fedinit.state.digest import of_tensors
 from fedinit.statistics import create_statistics
@@ -77,7 +77,7 @@ def description(site: Site, context: Context) -> RecordDict:
         held={name: of_tensors({name: tensor}) for name, tensor in tensors.items()},
         own_rounds=list(rounds.remembered(context, rounds.FACTORS)),
         base_key=held_key(context),
-        code={package: digest for package, digest in code_now().items() if package in OF_CLIENTS},
+        code=code_of_clients(),
     ).record()
 
 

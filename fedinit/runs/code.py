@@ -8,11 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 PACKAGES = ("clients", "fedinit", "strategies")  # what a run is computed by
-OF_CLIENTS = ("clients", "fedinit")  # what a client computes by
 DIGITS = 16
 
 
@@ -41,7 +40,12 @@ def other_code(before: Mapping[str, str] | None) -> str:
     return f"other code than is here now ({', '.join(others)})" if others else ""
 
 
-def apart(code: Mapping[str, str], packages: Sequence[str]) -> list[str]:
+def code_of_clients() -> dict[str, str]:
+    """What of it a client computes by: all but the server's own."""
+    return {package: digest for package, digest in code_now().items() if package != "strategies"}
+
+
+def apart(code: Mapping[str, str], packages: Iterable[str]) -> list[str]:
     """Those of the packages that are others here now than in this code, of which `code_now` was told."""
     now = code_now()
     return [package for package in packages if code.get(package) != now.get(package)]

@@ -67,6 +67,23 @@ class Introduction:
             raise ValueError(f"what it says of itself cannot be used ({type(error).__name__}: {error})") from error
         return introduction
 
+    def of_another(self, client: int, examples: int, tests: int) -> Introduction:
+        """What a client of the same process says, which differs in these alone. `replace` is ten times slower."""
+        return Introduction(
+            client,
+            self.partitions,
+            examples,
+            tests,
+            self.classes,
+            self.domains,
+            self.score,
+            self.backbone,
+            self.held,
+            self.own_rounds,
+            self.base_key,
+            self.code,
+        )
+
     def record(self) -> RecordDict:
         """The inverse of `read`: the content of the reply."""
         facts = {

@@ -19,15 +19,24 @@ class Claims:
         is_online: Callable[[int], bool],
         discounted: Collection[int] = (),
     ) -> dict[int, set[int]]:
-        """{node: the others that are online and say that they are the same client}. What these nodes say is remembered:
-        who comes later is held to it. discounted: nodes that are nobody's rivals."""
+        """{node: the others that are online and say that they are the same client}, of those of which there are any.
+        What these nodes say is remembered: who comes later is held to it. discounted: nodes that are nobody's rivals.
+        """
         self._client |= {node: introduction.client for node, introduction in fitting.items()}
-        claimants: dict[int, set[int]] = {introduction.client: set() for introduction in fitting.values()}
-        for node, client in self._client.items() if fitting else ():
-            if client in claimants and node not in discounted:
-                claimants[client].add(node)
-        others = {node: claimants[introduction.client] - {node} for node, introduction in fitting.items()}
-        return {node: {other for other in found if is_online(other)} for node, found in others.items()}
+        if not fitting:
+            return {}
+        first: dict[int, int] = {}  # client: a node that says it is this one; of a hundred thousand one has no list
+        claimants: dict[int, list[int]] = {}
+        for node, client in self._client.items():
+            if node not in discounted and first.setdefault(client, node) != node:
+                claimants.setdefault(client, [first[client]]).append(node)
+        found: dict[int, set[int]] = {}
+        for node, introduction in fitting.items():
+            if (client := introduction.client) in claimants or first.get(client, node) != node:
+                several = claimants.get(client, [first[client]])
+                if others := {other for other in several if other != node and is_online(other)}:
+                    found[node] = others
+        return found
 
     def withdrawn(self, answers: Collection[int], fitting: Mapping[int, Introduction]) -> dict[int, int]:
         """{node: the client that it said it is} of those that answered again and do not say so any more. Forgets it."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -161,7 +160,7 @@ class Exchange:
                 del self.by_client[was], heard[was]
         left, rivals = [], self._claims.rivals(fitting, self._is_online)
         for node, answer in fitting.items():
-            if rivals[node] and self.by_client.get(answer.client) != node:
+            if rivals.get(node) and self.by_client.get(answer.client) != node:
                 left.append(node)
             else:
                 heard[answer.client], self.by_client[answer.client] = answer, node
@@ -187,7 +186,7 @@ class Exchange:
             rivals = self._claims.rivals(fitting, self._is_online, dead)
             for node, introduction in fitting.items():
                 client, known = introduction.client, self.by_client[introduction.client]
-                if node != known and rivals[node]:
+                if node != known and rivals.get(node):
                     again.add(node)  # it may be this client's new node, and the old one about to be found dead
                     unfit[node] = f"partition-id {client} is another node's"
                     if known not in rivals[node]:
@@ -325,10 +324,9 @@ class Exchange:
         second instead of minutes. Their messages are counted as if they had been sent."""
         said: dict[int, Introduction | str] = {}
         sizes: dict[tuple[int, ...], int] = {}
-        for node, numbers in list(known.items())[1:]:
-            client, examples, tests = numbers
-            said[node] = own = replace(like, client=client, examples=examples, test_examples=tests)
-            widths = tuple(number.bit_length() for number in numbers)  # all that a size depends on
+        for node, (client, examples, tests) in list(known.items())[1:]:
+            said[node] = own = like.of_another(client, examples, tests)
+            widths = client.bit_length(), examples.bit_length(), tests.bit_length()  # all that a size depends on
             if widths not in sizes:
                 sizes[widths] = wire.nbytes([own.record()])
             self.bytes_up += sizes[widths]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 
 from fedinit.config.schema import Config
-from fedinit.runs.code import OF_CLIENTS, apart
+from fedinit.runs.code import apart, code_of_clients
 from fedinit.said import first_ten, said
 from fedinit.scores import Accuracy, RecoveryError
 from fedinit.transport.introduction import Introduction
@@ -51,7 +51,8 @@ class Meeting:
     def misfit(self, introduction: Introduction, backbone: str) -> str:
         """Why what a node says is not what the configuration says, as `said`; empty where it is. backbone: the
         server's digest."""
-        return said(self._misfit(introduction, backbone))
+        why = self._misfit(introduction, backbone)
+        return said(why) if why else ""
 
     def _misfit(self, introduction: Introduction, backbone: str) -> str:
         who = f"client {introduction.client}"
@@ -79,7 +80,9 @@ def divided(introductions: Mapping[int, Introduction]) -> tuple[dict[int, Introd
         parts.setdefault((tuple(own.classes), tuple(own.domains), own.partitions, own.score), []).append(client)
     agreed = max(parts.values(), key=lambda part: (len(part), -part[0]), default=[])
     odd: dict[int, str] = {}
-    for client, own in introductions.items():
+    others = introductions.keys() - agreed if len(parts) > 1 else ()
+    for client in sorted(others):
+        own = introductions[client]
         for key in ("classes", "domains", "partitions", "score"):
             first = introductions[agreed[0]]
             if client not in odd and getattr(own, key) != getattr(first, key):
@@ -91,8 +94,9 @@ def other_code(introductions: Mapping[int, Introduction]) -> list[dict[str, obje
     """Of clients that compute by other code than is here, or do not say by which: who they are, and what of it is
     other, each kind of them once. Their updates are of the form that was asked for, whatever they were made by."""
     kinds: dict[str, list[int]] = {}
+    ours = code_of_clients()
     for client, own in introductions.items():
-        if others := apart(own.code, OF_CLIENTS):
+        if own.code != ours and (others := apart(own.code, ours)):
             what = f"other code than the server ({', '.join(others)})" if own.code else "code that they do not name"
             kinds.setdefault(f"{what}; install the same fedinit at both", []).append(client)
     return [{"clients": clients, "detail": f"they compute by {what}"} for what, clients in kinds.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedinit.runs.code import OF_CLIENTS, code_now
+from fedinit.runs.code import code_of_clients
 from fedinit.transport.introduction import Introduction
 
 
@@ -18,6 +18,6 @@ def introduction(client: int = 0, partitions: int = 2, **own: Any) -> Introducti
         "held": {},
         "own_rounds": [],
         "base_key": "",
-        "code": {package: code_now()[package] for package in OF_CLIENTS},
+        "code": code_of_clients(),
     }
     return Introduction(client, partitions, 16, 16, **(facts | own))
