@@ -32,6 +32,8 @@ class RBLA(Aggregator):
         for high in sorted({p.rank for p in products}):  # the slices from `low` to `high` have the same owners
             owners = [(p, w) for p, w in zip(products, weights, strict=True) if p.rank >= high]
             total = sum(w for _, w in owners)
+            if total and len(owners) == len(products):
+                total = 1.0  # the weights are shares as they are, though in floats they may sum to a little less
             shares = [w / total if total else 1 / len(owners) for _, w in owners]
             rows.append(mean([p.A[low:high] for p, _ in owners], shares))
             columns.append(mean([p.B[:, low:high] for p, _ in owners], shares))

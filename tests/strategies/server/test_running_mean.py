@@ -87,6 +87,17 @@ def test_kinds_weights_and_what_comes_after_are_the_same(words, begun):
     assert run("strategy=fedit", *words).final_hash == summed.final_hash
 
 
+def test_shares_that_sum_to_a_little_less_than_one_are_the_same(begun):
+    """As six sixths in floats, by which a method that divides by the sum of owners' weights divided once more."""
+    assert sum([1 / 6] * 6) < 1
+    words = ("strategy=rbla", "weighting=uniform", "partition=iid", "partition.clients=6", "rounds=1")
+    found, off = begun
+    summed = run(*words)
+    assert all(found)
+    off.append(True)
+    assert run(*words).final_hash == summed.final_hash
+
+
 @pytest.mark.parametrize(
     "words",
     [
