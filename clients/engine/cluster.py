@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -57,11 +58,13 @@ class Cluster:
         self._key = "GPU" if cuda else "CPU"
         self.where, self._address = _where(config), config.address
         self._connected = False  # by this
+        self._told = contextlib.ExitStack()
         own = _own(cuda)
         self.actors = room(config, cuda, own, own) if not config.address else 0  # before seconds are spent on it
         try:
             if not self.ray.is_initialized():
                 self._connected = True
+                self._told.enter_context(_unannounced(self.ray))
                 self._join(config.address) if config.address else self._begin(own)
             if config.address:
                 self._judge(_tellers(self.ray, self._key))
@@ -85,6 +88,7 @@ class Cluster:
         if self._connected:
             self._connected = False
             self.ray.shutdown()
+            self._told.close()
 
     def _begin(self, own: int) -> None:
         """Start a Ray of this machine's own. own: its cores, or GPUs."""
@@ -158,6 +162,24 @@ def room(config: RayConfig, cuda: bool, there: int, free: int) -> int:
         hint = f"use engine.actors={most}, or auto"
         raise InputError(f"engine.actors={config.actors}: {where} has {counted(there, kind)}{each}; {hint}")
     return config.actors
+
+
+@contextmanager
+def _unannounced(ray: Any) -> Iterator[None]:
+    """Without the ten lines, with colours, that Ray prints to stdout of a process that died, whatever `log_to_driver`
+    is: who died, and what is done again, is the engine's line. ray: the module."""
+    worker = getattr(getattr(ray, "_private", None), "worker", None)
+    shown = getattr(worker, "print_to_stdstream", None)
+    if worker is None or shown is None:  # they are no public part of Ray, and another version may have none
+        yield
+        return
+    worker.print_to_stdstream = lambda data, *rest, **named: (
+        None if data.get("pid") == "raylet" else shown(data, *rest, **named)
+    )
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = shown
 
 
 def _where(config: RayConfig) -> str:

@@ -365,3 +365,17 @@ def test_a_ray_of_this_machine_deals_out_gpus_of_one_kind(before, within, monkey
     for cuda in (True, False):
         with cluster._visible(cuda):
             assert os.environ.get(cluster.VISIBLE) == before
+
+
+def test_what_ray_prints_of_a_dead_process_is_not_shown_while_it_is_connected(monkeypatch):
+    """The engine has a line of its own; what else Ray prints is shown, and afterwards all of it is again."""
+    shown: list[str] = []
+    ray, worker = FakeRay({"CPU": 2}), SimpleNamespace(print_to_stdstream=lambda data, **_: shown.append(data["pid"]))
+    ray._private = SimpleNamespace(worker=worker)
+    monkeypatch.setattr(cluster, "installed", lambda: ray)
+    made = Cluster(RayConfig(device="cpu"))
+    for pid in ("raylet", "autoscaler"):
+        worker.print_to_stdstream({"pid": pid, "lines": ["x"]}, ignore_prefix=False)
+    made.close()
+    worker.print_to_stdstream({"pid": "raylet", "lines": ["x"]}, ignore_prefix=False)
+    assert shown == ["autoscaler", "raylet"]
