@@ -15,7 +15,18 @@ from typing import Any
 import torch
 
 from clients.engine.cost import MOST, SHARE, StepCost, step_cost
-from fedinit.config.engine import BANK_ON_CPU, COMPILED, EngineConfig, InlineConfig, Precision, RayConfig, ThreadsConfig
+from fedinit.config.engine import (
+    BANK_ON_CPU,
+    BANKS,
+    COMPILED,
+    SMALL_SIDE,
+    SMALL_STEP,
+    EngineConfig,
+    InlineConfig,
+    Precision,
+    RayConfig,
+    ThreadsConfig,
+)
 from fedinit.config.privacy import ExamplePrivacyConfig
 from fedinit.config.schema import Config
 from fedinit.data.reporter import counted
@@ -99,7 +110,7 @@ def resolved(config: Config) -> Config:
     precision = _precision(config.engine.precision, place, config.head.name == "none")
     size = config.engine.clients_per_bank
     if size == "auto":
-        size = BANK_ON_CPU
+        size = _bank_on_cpu(config)
         if place.type == "cuda":
             room = int(SHARE * torch.cuda.get_device_properties(place).total_memory)
             size = min(_cost(config, precision).fit(room, config.client.batch_size), _share(config))
@@ -110,6 +121,16 @@ def resolved(config: Config) -> Config:
         compiled = place.type == "cpu" and steps >= COMPILED and not never_compiled(config)
     settled = {"precision": precision, "clients_per_bank": size, "compile": compiled}
     return replace(config, engine=replace(config.engine, **settled))
+
+
+def _bank_on_cpu(config: Config) -> int:
+    """Clients of a bank, by the configuration alone: a run has one name on every machine, whatever its cores."""
+    there = config.partition.count(config.data.known_domains)
+    side = config.model.image_size or config.model.kwargs.get("img_size")
+    largest = max(side) if isinstance(side, list | tuple) else side
+    if there is None or not isinstance(largest, int) or largest > SMALL_SIDE:
+        return BANK_ON_CPU
+    return max(BANK_ON_CPU, min(SMALL_STEP // config.client.batch_size, most_asked(config, there) // BANKS))
 
 
 def clients_device(engine: EngineConfig) -> torch.device:

@@ -10,7 +10,10 @@ from fedinit.config.checks import at_least
 from fedinit.errors import InputError
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
-BANK_ON_CPU = 3  # where the activations of a step still lie in a core's cache (python -m benchmarks.bank)
+# Clients of a bank on CPU: at the least as many as a core's cache has room for the activations of (python -m
+# benchmarks.bank); more where steps are so small that calling their operations is most of them, which is where images
+# have so many pixels a side: so many of them a step, as long as a round has so many banks for lanes.
+BANK_ON_CPU, SMALL_SIDE, SMALL_STEP, BANKS = 3, 64, 64, 32
 COMPILED = 10_000  # steps of a client, from which on a minute of compiling pays (docs/benchmarks.md)
 DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?))?")  # torch keeps a number in 8 bits
 ADDRESS = re.compile(r"(auto|(ray://)?([\w.-]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5})?")
@@ -30,7 +33,7 @@ class EngineConfig:
 
     name: str
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
-    # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU.
+    # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU or more.
     clients_per_bank: int | Literal["auto"] = "auto"
     precision: Precision = (
         "auto"  # of the frozen backbone's products; auto: bf16 on CUDA from Ampere on, else, and with head=none, fp32

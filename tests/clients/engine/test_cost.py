@@ -117,6 +117,24 @@ def test_auto_is_a_number_and_a_precision_before_a_run_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "clients"),
+    [
+        (("partition.clients=1000",), 16),  # 64 images a step
+        (("partition.clients=1000", "client.batch_size=1"), 31),  # that leave 32 banks
+        (("partition.clients=100000", "participation=0.01"), 16),  # of a round, not of all there are
+        (("partition.clients=1000", "client.batch_size=32"), BANK_ON_CPU),
+        (("partition.clients=127",), BANK_ON_CPU),
+        (("partition.clients=1000", "model=vit_tiny", "model.image_size=128"), BANK_ON_CPU),
+    ],
+)
+def test_a_round_of_many_clients_with_small_steps_has_larger_banks(words, clients):
+    """Of the configuration alone, so that the same words are one run on every machine."""
+    given = ("engine.device=cpu", "partition=iid", "client.batch_size=4", *words)
+    made, same = (resolved(compose_config(w)) for w in (given, [*given, f"engine.clients_per_bank={clients}"]))
+    assert made.engine.clients_per_bank == clients and made.identity() == same.identity()
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["engine.precision=tf32"], "engine.precision=tf32: the CPU has none; use engine.precision=fp32"),
