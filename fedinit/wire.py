@@ -24,7 +24,6 @@ from fedinit.adapters.kinds import of_parts
 from fedinit.factors import Factors
 from fedinit.state import digest
 from fedinit.state.checkpoint import State
-from fedinit.state.start import StartState
 from fedinit.tensor_array import DTYPES, NUMPY, Handed, TensorArray, handed_of, handed_over, header, made
 
 STATE = "state"  # the ArrayRecord of factors and head, in both directions
@@ -33,7 +32,6 @@ ASKED = "asked"  # the ArrayRecord of what a statistic needs besides the head: {
 METRICS = "metrics"  # the MetricRecord that comes back
 HEAD = "head/"
 IMAGE = "/S"
-MERGE = "merge/"
 
 Wanted = TypeVar("Wanted")
 Record = TypeVar("Record", bound=ArrayRecord | ConfigRecord | MetricRecord | RecordDict)
@@ -121,19 +119,6 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dic
             if part not in parts:
                 raise KeyError(f"{layer}/{part}")
     return {layer: of_parts(parts) for layer, parts in layers.items()}, head
-
-
-def start_to_tensors(start: StartState) -> dict[str, Tensor]:
-    """{name: tensor} of a start, its notes left out; products for the base are "merge/<layer>/A", "merge/<layer>/B"."""
-    merge = {MERGE + name: value for name, value in digest.named_parts(start.merge).items()}
-    return to_tensors(start.layers, start.head) | merge
-
-
-def start_from_tensors(tensors: Mapping[str, Tensor]) -> StartState:
-    """The inverse of `start_to_tensors`."""
-    merge = {name[len(MERGE) :]: value for name, value in tensors.items() if name.startswith(MERGE)}
-    layers, head = from_tensors({name: value for name, value in tensors.items() if not name.startswith(MERGE)})
-    return StartState(layers=layers, merge=from_tensors(merge)[0], head=head)
 
 
 def encode(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -147,10 +147,6 @@ class Server:
             why = reason(log) if status == "finished:failed" else None
             raise DeployFailed(f"run {run}: {why}" if why else f"run {run} is {status}:\n{last_lines(log, LAST_LINES)}")
 
-    def stop_run(self, run: str) -> None:
-        """Stop a run by its id. Raises DeployFailed where `flwr` does not answer in time."""
-        self._flwr("stop", run, CONNECTION)
-
     def log_tail(self, run: str, lines: int = LAST_LINES) -> str:
         """The end of what the ServerApp printed."""
         return last_lines(self._log(run), lines)

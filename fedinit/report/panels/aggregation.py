@@ -15,7 +15,7 @@ from fedinit.report.runs.reading import Table
 MOST_METHODS = 6  # whose layers are shown
 MOST_ROUNDS = 25  # in the table behind the layers
 HOW = "`strategy.diagnostics=true` records it, for methods that show the server their products."
-BIAS, REPAIRED = "bias", "repaired"
+BIAS = "bias"
 
 
 LEAST = 1e-6  # a bias below it is rounding, and nothing of it can be repaired
