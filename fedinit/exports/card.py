@@ -87,6 +87,7 @@ def _reading(model: Portable, written: Format) -> Sequence[str]:
     lines += [
         "",
         'picture = Image.open("picture.jpg")',
+        *_stored(model),
         f"picture.draft(None, {(2 * max(spec.height, spec.width),) * 2})  # of a large JPEG no more than that",
         "try:",
         "    picture = ImageOps.exif_transpose(picture)  # upright",
@@ -106,19 +107,44 @@ def _reading(model: Portable, written: Format) -> Sequence[str]:
     return [*lines, ""]
 
 
+def _stored(model: Portable) -> Sequence[str]:
+    """Lines that say how a picture's file has its grey, before Pillow loads it, and refuse grey of more than 8 bits
+    that the run sees otherwise than Pillow does, as `fedinit.data.deep_grey` has it; all, where it kept no levels."""
+    lines = [
+        'how, _, _, stored = (*picture.tile, ("",) * 4)[0]  # how the file has its pixels',
+        'odd = stored == "LA;16B" or (picture.format, picture.mode) == ("JPEG2000", "LA")',
+    ]
+    if not _windows(model):
+        why = "grey of more than 8 bits: this run kept no levels to show it between"
+        return [*lines, 'if odd or picture.mode[0] in "IF":', f'    raise ValueError("{why}")']
+    return [
+        *lines,
+        'if picture.mode[0] in "IF":  # grey of more than 8 bits',
+        '    tags = getattr(picture, "tag_v2", {})',
+        '    odd = picture.format == "JPEG2000" or "transparency" in picture.info or tags.get(262) == 0  # 0 is white',
+        "    odd = odd or (tags.get(258), tags.get(339, (1,))) == ((32,), (1,))  # unsigned, signed to Pillow",
+        '    odd = odd or (how == "libtiff" and tags.prefix == b"MM")  # the bytes of a number are turned twice',
+        "if odd:",
+        '    raise ValueError("this kind of grey is not read here; save it as a grey PNG without alpha")',
+        'top = stored[-1] if (picture.format, picture.mode) == ("PPM", "I") and isinstance(stored, tuple) else 65535',
+    ]
+
+
 def _deep(model: Portable) -> Sequence[str]:
     """Lines that bring grey of more than 8 bits to 8, as the run's images were, which Pillow would cut off at 255."""
-    if windows := _windows(model):
-        shown = {kind: (low, high if high > low else low + 255) for kind, (low, high) in windows.items()}
-        levels = "np.nan_to_num(np.asarray(picture, np.float64), nan=low, posinf=high, neginf=low)"
-        lines = [
-            f"low, high = {shown}[picture.mode[0]]",
-            f"grey = (({levels} - low) / (high - low)).clip(0, 1)",
-            "picture = Image.fromarray((255 * grey).round().astype(np.uint8))",
-        ]
-    else:
-        lines = ['raise ValueError("grey of more than 8 bits: this run kept no levels to show it between")']
-    return ['if picture.mode[0] in "IF":  # grey of more than 8 bits', *(f"    {line}" for line in lines)]
+    if not (windows := _windows(model)):
+        return []
+    shown = {kind: (low, high if high > low else low + 255) for kind, (low, high) in windows.items()}
+    text = f"{{'I': (0.0, top), 'F': (0.0, {TOP['F']})}}" if model.run.grey_range == "full" else repr(shown)
+    return [
+        'if picture.mode[0] in "IF":  # grey of more than 8 bits',
+        f"    low, high = {text}[picture.mode[0]]",
+        "    levels = np.asarray(picture, np.float64)",
+        "    if top < 65535:  # the white of a PGM, whose levels Pillow has scaled",
+        "        levels = (levels * top / 65535).round()",
+        "    grey = (np.nan_to_num(levels, nan=low, posinf=high, neginf=low) - low) / (high - low)",
+        "    picture = Image.fromarray((255 * grey.clip(0, 1)).round().astype(np.uint8))",
+    ]
 
 
 def _windows(model: Portable) -> dict[str, tuple[float, float]]:

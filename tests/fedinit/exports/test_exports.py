@@ -28,6 +28,7 @@ from fedinit.exports.card import _reading, card
 from fedinit.exports.merged import Merged
 from fedinit.exports.portable import Portable
 from fedinit.exports.writing import export
+from tests.support.deep_pictures import RAMP, pgm, png, tiff
 from tests.support.small import WORDS
 from tests.support.timm_models import SMALL
 
@@ -163,12 +164,46 @@ def test_the_cards_lines_see_a_picture_as_a_prediction_does(kind, channels, run,
         assert gap > 0.05
 
 
-@pytest.mark.parametrize(("levels", "said"), [("full", "(0.0, 65535.0)"), ((3.0, 3.0), "(3.0, 258.0)"), ({}, "raise")])
+@pytest.mark.parametrize(
+    ("levels", "said"), [("full", "(0.0, top)"), ((3.0, 3.0), "(3.0, 258.0)"), ({}, "kept no levels")]
+)
 def test_a_card_has_the_levels_of_the_run_or_says_that_there_are_none(levels, said, run, monkeypatch):
     monkeypatch.setattr(Shown, "grey_range", levels)
     model = dataclasses.replace(Portable.of(run), run=Shown(run.folder))
-    lines = _reading(model, writing._format("merged"))
-    assert said in "\n".join(lines) and ("raise" in "\n".join(lines)) is (said == "raise")
+    text = "\n".join(_reading(model, writing._format("merged")))
+    assert said in text and ("kept no levels" in text) is (levels == {})
+
+
+DEEP = {
+    "a PGM of 12 bits": pgm(RAMP, 4095, False),
+    "a PGM of 10 in text": pgm(RAMP // 4, 1023, True),
+    "big-endian": tiff(RAMP, order=">"),
+}
+NOT_READ = {
+    "inverted": tiff(RAMP, is_white_zero=True),
+    "unsigned": tiff(RAMP.astype(np.uint32)),
+    "turned twice": tiff(RAMP.astype(np.float32), order=">", is_deflated=True),
+    "alpha": png(np.stack([RAMP, RAMP], -1)),
+    "transparent level": png(RAMP, 7),
+}
+
+
+@pytest.mark.parametrize("levels", ["full", {"I": (100.0, 900.0), "F": (0.0, 1.0)}, {}], ids=["full", "own", "none"])
+@pytest.mark.parametrize("kind", [*DEEP, *NOT_READ])
+def test_the_cards_lines_see_the_numbers_in_a_file_or_refuse_it(kind, levels, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(Shown, "grey_range", levels)
+    model = dataclasses.replace(Portable.of(run), run=Shown(run.folder))
+    content, names, spec = (DEEP | NOT_READ)[kind], {}, model.backbone.input
+    (tmp_path / "picture.jpg").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    lines = "\n".join(_reading(model, writing._format("merged")))
+    if kind in NOT_READ or not levels:
+        with pytest.raises(ValueError, match=r"grey"):
+            exec(lines, names)  # noqa: S102
+        return
+    exec(lines, names)  # noqa: S102
+    pixels = torch.from_numpy(decode(content, 1, (32, 32), None if levels == "full" else levels).copy())[None]
+    torch.testing.assert_close(names["images"], spec.normalise(pixels, torch.device("cpu")), rtol=0, atol=1e-6)
 
 
 def test_what_the_model_takes_travels_with_it(run, tmp_path):
