@@ -86,7 +86,7 @@ def _reading(model: Portable, written: Format) -> Sequence[str]:
     ]
     lines += [
         "",
-        'picture = Image.open("picture.jpg")',
+        'picture = Image.open(open("picture.jpg", "rb"))  # by its name Pillow scrambles a TIFF that is turned',
         *_stored(model),
         f"picture.draft(None, {(2 * max(spec.height, spec.width),) * 2})  # of a large JPEG no more than that",
         "try:",

@@ -206,6 +206,19 @@ def test_the_cards_lines_see_the_numbers_in_a_file_or_refuse_it(kind, levels, ru
     torch.testing.assert_close(names["images"], spec.normalise(pixels, torch.device("cpu")), rtol=0, atol=1e-6)
 
 
+def test_the_cards_lines_see_a_plain_tiff_that_is_turned(run, monkeypatch, tmp_path):
+    """Opened by its name, Pillow maps it into memory with its sides swapped."""
+    exif, ramp = Image.Exif(), np.add.outer(np.arange(90), 2 * np.arange(70)).astype(np.uint8)
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(ramp).save(tmp_path / "picture.jpg", "tiff", exif=exif)
+    monkeypatch.chdir(tmp_path)
+    model, names = Portable.of(run), {}
+    exec("\n".join(_reading(model, writing._format("merged"))), names)  # noqa: S102
+    pixels = torch.from_numpy(decode((tmp_path / "picture.jpg").read_bytes(), 1, (32, 32)).copy())[None]
+    gap = names["images"] - model.backbone.input.normalise(pixels, torch.device("cpu"))
+    assert gap.abs().max() <= 1.01 / 255 / 0.5
+
+
 def test_what_the_model_takes_travels_with_it(run, tmp_path):
     export(run, "timm", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
