@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from fedinit.report.runs.significance import p_said, paired, sampling_error
 from fedinit.runs.ended import standing
 from fedinit.said import first_ten
 from fedinit.scores import SCORES, without
+
+FAILED = "evaluation_failed"  # in `left_out` of a summary
 
 
 def panel(methods: Sequence[Method]) -> Panel:
@@ -231,7 +233,8 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
         return []
     domains = [name for name in found.columns[:-1] if name not in row.not_scored[seeds[0]]]
     gap = row.figures[AVERAGE].mean - reference.figures[AVERAGE].mean
-    tested = (methods[0].first.partition or {}).get("test_by_domain")
+    run = methods[0].first
+    tested = (run.partition or {}).get("test_by_domain") if _whole(run) else None
     said = f"{row.label} is {found.signed(gap)} points from the head alone. "
     if not isinstance(tested, dict) or not all(map(tested.get, domains)):
         return [f"{said}One seed says nothing of noise; seed=0,1,2 does."]
@@ -243,6 +246,14 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
         f"{said}That is {verdict} ±{half:.1f}, what drawing {sum(images):,} test images moves such a difference by "
         "(95 %, taking the two as independent); what another seed moves it by takes more seeds, seed=0,1,2."
     ]
+
+
+def _whole(run: RecordedRun) -> bool:
+    """Whether the figures of a run that is done, and of its head alone, are of all its test images: which a share of
+    the clients has is not recorded, nor which a client had whose evaluation failed."""
+    settings = run.config.get("evaluation")
+    share = settings.get("participation", 1) if isinstance(settings, Mapping) else 1
+    return share == 1 and all(FAILED not in (of.get("left_out") or {}) for of in (run.summary or {}, run.head_alone))
 
 
 def _table(found: Results, caption: str) -> Markup:

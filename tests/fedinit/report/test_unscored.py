@@ -109,3 +109,16 @@ def test_drawing_images_is_reckoned_over_the_domains_that_were_scored(tmp_path):
     summary = dict(run.summary or {})
     summary["head_alone"] = {"accuracy": 50.0, "accuracy_by_domain": {"plain": 50.0}}
     assert "from the head alone" not in render([dataclasses.replace(run, summary=summary)])
+
+
+def test_nothing_is_reckoned_of_images_that_a_share_of_the_clients_or_a_failed_one_had(tmp_path):
+    """Which of them were judged is not recorded, and all of them are more: the ± was too small."""
+    run = read(write_run(tmp_path / "run", config(evaluation={"participation": 1.0})))
+    share = dataclasses.replace(run, config=run.config | {"evaluation": {"participation": 0.5}})
+    failed = {"left_out": {"evaluation_failed": {"0": 1}}}
+    lost = dataclasses.replace(run, summary={**(run.summary or {}), **failed})
+    alone = dataclasses.replace(run, summary={**(run.summary or {}), "head_alone": {**run.head_alone, **failed}})
+    for odd in (share, lost, alone):
+        page = render([odd])
+        assert "One seed says nothing of noise" in page and "what drawing" not in page
+    assert "what drawing 2,184 test images moves" in render([run])  # the control
