@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -111,6 +112,16 @@ class RecoveryError(Score):
 def without(domains: Sequence[str]) -> str:
     """``thick; the average is without it``: of the domains, one or more, that nobody scored."""
     return f"{', '.join(domains)}; the average is without {'it' if len(domains) == 1 else 'them'}"
+
+
+def judged_on(data: object) -> str:
+    """Of which images a run's figures are, ``test`` or ``validation``, where settings are chosen by them.
+
+    data: what the configuration has of it, an object or plain values.
+    """
+    said = data.get if isinstance(data, Mapping) else functools.partial(getattr, data)
+    held = said("validation_fraction", None) is not None or said("evaluate_on", "") == "val"
+    return "validation" if held else "test"
 
 
 SCORES: dict[str, type[Score]] = {kind.name: kind for kind in (Accuracy, RecoveryError)}

@@ -326,7 +326,7 @@ def _show_result(config: Config, folder: Path, console: Console) -> None:
     summary = run_folder.finished(folder)
     if summary is None:
         raise DeployFailed(f"the run completed, but {folder} holds no result that can be read")
-    print_summary(console, summary, str(folder))
+    print_summary(console, summary, str(folder), config)
     for line in left_out(read(folder).ledger):
         tell(console, line, "yellow")
     tell(console, f"final hash: {summary['final_hash']}")

@@ -22,7 +22,7 @@ from fedinit.runs.made_of import KINDS
 from fedinit.runs.summary import OF_THE_SEED
 from fedinit.runs.table import privacy_said
 from fedinit.said import printable
-from fedinit.scores import SCORES, without
+from fedinit.scores import SCORES, judged_on, without
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 FEW = 30  # class names that a card lists; more stand in config.json alone
@@ -186,8 +186,8 @@ def _grey(model: Portable) -> str:
 
 def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any) -> str:
     run = model.run
-    score = SCORES[run.summary["score"]]
-    rows = [["test " + score.title, *(name for name, _ in scores)], ["this run", *(shown for _, shown in scores)]]
+    score, images = SCORES[run.summary["score"]], judged_on(run.config.data)
+    rows = [[f"{images} {score.title}", *(name for name, _ in scores)], ["this run", *(shown for _, shown in scores)]]
     if head_alone and head_alone[score.name] is not None:
         by_domain = head_alone[f"{score.name}_by_domain"]
         alone = [score.show(by_domain[name]) if name in by_domain else "" for name, _ in scores[:-1]]
@@ -198,7 +198,7 @@ def _scores(model: Portable, scores: Sequence[tuple[str, str]], head_alone: Any)
     if missing := run.summary.get("not_scored"):
         text += f"\n\nNot scored: {_plain(without(missing))}."
     if model.client is not None:
-        text += "\n\nOf all clients' models together, each on the test images of its own client."
+        text += f"\n\nOf all clients' models together, each on the {images} images of its own client."
     if len(rows) > 2:
         text += "\n\n*Head alone*: the same budget with the adapters frozen."
     return text

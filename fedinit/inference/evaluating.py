@@ -35,7 +35,7 @@ from fedinit.pasted import pasted
 from fedinit.runs import made_of
 from fedinit.runs.result import Run
 from fedinit.said import first_ten
-from fedinit.scores import Accuracy, RecoveryError, Score
+from fedinit.scores import Accuracy, RecoveryError, Score, judged_on
 from fedinit.unreadable import mode_of
 
 Split = Literal["auto", "test", "all"]
@@ -198,9 +198,7 @@ def _own(run: Run, source: Source, spec: InputSpec, split: Split, console: Conso
         return Judged(data, torch.arange(len(data)), "all images of the run's own data, those trained on among them")
     precision = config.engine.precision  # a run.model() is of float32, as its exports are
     rounded = f", in float32, where the run computed in {precision}" if precision not in ("auto", "fp32") else ""
-    held = getattr(source, "validation_fraction", None) is not None or getattr(source, "evaluate_on", "") == "val"
-    kind = "validation" if held else "test"
-    return Judged(data, data.test.nonzero().flatten(), f"the {kind} images of the run's own data{rounded}")
+    return Judged(data, data.test.nonzero().flatten(), f"the {judged_on(source)} images of the run's own data{rounded}")
 
 
 def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Console | None) -> Judged:

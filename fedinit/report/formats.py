@@ -122,8 +122,9 @@ def _seeds(found: Results, row: Row) -> list[str]:
 
 def _caption(found: Results) -> str:
     return (
-        f"Test {SCORES[found.score].title}, mean ± standard deviation over {over_seeds(found)}. "
-        f"Against the best: mean difference over the seeds in common ± half its 95 % interval; p: {TEST}."
+        f"{found.judged_on.capitalize()} {SCORES[found.score].title}, mean ± standard deviation over "
+        f"{over_seeds(found)}. Against the best: mean difference over the seeds in common ± half its 95 % interval; "
+        f"p: {TEST}."
     )
 
 

@@ -28,7 +28,7 @@ def print_table(console: Console, found: Results) -> None:
     whole = [max(cell_len(text.plain) for text in column) for column in texts]
     screen = console.file.isatty()
     widths = _fitted(texts, whole, len(named), console.width) if screen else dict(enumerate(whole))
-    table = Table(title=f"test {SCORES[found.score].title}")
+    table = Table(title=f"{found.judged_on} {SCORES[found.score].title}")
     for i, width in widths.items():
         table.add_column(heads[i], justify="left" if i < len(named) else "right", width=width, overflow="fold")
     for row, line in zip(found.rows, lines, strict=True):

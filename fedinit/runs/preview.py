@@ -17,6 +17,7 @@ from fedinit.data.reporter import counted, readable
 from fedinit.data.shares import Partition
 from fedinit.models import Backbone
 from fedinit.runs.view import TICKS, clock
+from fedinit.scores import judged_on
 from fedinit.telling import cell, tell
 
 ROWS = 24  # clients with a row each
@@ -131,7 +132,7 @@ class Preview:
         data, parts = self.data, self.partitions
         title = f"partition={self.config.partition.name}: {counted(len(parts), 'client')}"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in ("client", "domain", "train", "test"):
+        for column in ("client", "domain", "train", judged_on(self.config.data)):
             table.add_column(column, justify="left" if column == "domain" else "right")
         table.add_column("" if data.is_regression else cell(f"training images by class, {_span(data.class_names)}"))
         for part in parts[:ROWS]:

@@ -112,7 +112,7 @@ class OpenRun:
             observer.finished(figures)
         with contextlib.suppress(OSError):  # the summary has it now
             (self.folder.path / HEAD_ALONE).unlink(missing_ok=True)
-        print_summary(self.console, figures, str(self.folder.path))
+        print_summary(self.console, figures, str(self.folder.path), self.config)
         if self.config.report != "none":
             report = report_of_run(self.folder.path, partial(announce, self.console))
             if report is not None:
@@ -147,7 +147,7 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
     except InputError as damaged:  # the table is the summary's
         whole = False
         tell(console, f"warning: {damaged}", "yellow")
-    print_summary(console, done, str(folder))
+    print_summary(console, done, str(folder), config)
     if os.path.lexists(folder / REPORT):
         announce(console, f"report: {folder / REPORT}")
     elif whole and config.report != "none":

@@ -117,7 +117,7 @@ class Run:
         """The table that the run ended with, as text. Raises InputError for a run that is not done."""
         console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, force_jupyter=False)
         with console.capture() as captured:
-            print_summary(console, self.summary, str(self.folder))
+            print_summary(console, self.summary, str(self.folder), self.config)
         return Table(captured.get())
 
     def model(self, client: int | None = None) -> nn.Module:

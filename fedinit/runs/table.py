@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from fedinit.config.schema import Config
 from fedinit.data.reporter import counted
 from fedinit.runs.export import PERSONAL, SHARED
 from fedinit.runs.summary import OF_THE_SEED, SEED
 from fedinit.said import upwards
-from fedinit.scores import SCORES, average_among, without
+from fedinit.scores import SCORES, average_among, judged_on, without
 from fedinit.telling import cell, tell
 
 # What is said of adapters where no one adapter is all clients'.
@@ -27,14 +28,17 @@ MOST = (
 MANY = 9  # domains, from which on each has a row, where otherwise it has a column
 
 
-def print_summary(console: Console, summary: Mapping[str, Any], folder: str) -> None:
-    """The score by domain and on average, the head alone beside it, bytes, seconds, and where the run is."""
+def print_summary(console: Console, summary: Mapping[str, Any], folder: str, config: Config) -> None:
+    """The score by domain and on average, the head alone beside it, bytes, seconds, and where the run is.
+
+    summary: of the run. config: what it ran by. folder: where it is, as it is told.
+    """
     score = SCORES[summary["score"]]
     runs, by_domain = [(summary["strategy"], summary)], f"{score.name}_by_domain"
     if summary.get("head_alone"):
         runs.insert(0, ("head alone", summary["head_alone"]))
     domains = list(dict.fromkeys(name for _, figures in reversed(runs) for name in figures[by_domain]))
-    columns = [[f"test {score.title}", *domains, average_among(domains)]]
+    columns = [[f"{judged_on(config.data)} {score.title}", *domains, average_among(domains)]]
     for label, figures in runs:
         if figures[score.name] is not None:
             shown = [score.show(figures[by_domain][name]) if name in figures[by_domain] else "" for name in domains]

@@ -16,6 +16,7 @@ from fedinit.report.recording import PARTITION, RECORD
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 from fedinit.said import first_ten
+from fedinit.scores import judged_on
 
 MOST_CELLS = 2500  # of the table of counts
 MOST_BYTES = 400_000  # of images in one page
@@ -38,7 +39,7 @@ def panel(methods: Sequence[Method]) -> Panel:
     lead = counted(len(clients), "client")
     if sum(len(method.runs) for method in methods) > 1:
         lead += f" of {methods[0].label}, seed {run.seed}"
-    parts: list[Markup] = [_summary(clients)]
+    parts: list[Markup] = [_summary(clients, judged_on(run.config["data"]))]
     if classes:
         lead += f", {counted(len(classes), 'class')}; training images of each class, by client."
         parts.insert(0, _counts(clients, classes))
@@ -84,14 +85,14 @@ def _counts(clients: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> Mar
     return figure("Training images by client and class", drawn, below)
 
 
-def _summary(clients: Sequence[Mapping[str, Any]]) -> Markup:
+def _summary(clients: Sequence[Mapping[str, Any]], judged: str) -> Markup:
     rows = []
     for client in clients:
         train = np.array(client["train"])
         most = f"{train.max() / train.sum():.0%}" if len(train) > 1 and train.sum() else ""
         held = int((train > 0).sum()) if len(train) > 1 else ""
         rows.append([called(client), int(train.sum()), int(sum(client["test"])), held, Cell(most, None, "number")])
-    headers = ["client", "training images", "test images", "classes held", "largest class"]
+    headers = ["client", "training images", f"{judged} images", "classes held", "largest class"]
     shown = table(headers, rows, caption="Images by client")
     return shown if len(rows) <= 12 else behind("images by client", shown)
 

@@ -11,7 +11,7 @@ from fedinit.report.panels.panel import SMALL, Panel, Trace, grid, legend, over_
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import last_scores
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, judged_on
 
 
 def panel(methods: Sequence[Method]) -> Panel:
@@ -20,9 +20,9 @@ def panel(methods: Sequence[Method]) -> Panel:
     title, log = SCORES[score].title, score == "recovery_error"
     if not domains:
         return Panel("domains", "Domains and clients", "", tag("p", "No domain is known yet.", class_="missing"))
-    name = title.partition(",")[0]
+    name, images = title.partition(",")[0], judged_on(first.config["data"]).capitalize()
     small = [
-        over_rounds(f"Test {name} on {domain}", traces(methods, f"{score}_{domain}"), title, log=log, size=SMALL)
+        over_rounds(f"{images} {name} on {domain}", traces(methods, f"{score}_{domain}"), title, log=log, size=SMALL)
         for domain in domains
     ]
     parts: list[Markup] = [legend([m.label for m in methods]), grid(*small, kind="small")]

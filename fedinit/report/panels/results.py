@@ -25,7 +25,7 @@ def panel(methods: Sequence[Method]) -> Panel:
     seeds = sorted({seed for row in found.rows for sample in row.figures.values() for seed in sample.by_seed})
     title = SCORES[found.score].title
     over = f"mean ± standard deviation over {over_seeds(found)}" if len(seeds) > 1 else "one seed"
-    lead = f"Test {title}, by domain and on average over domains; {over}."
+    lead = f"{found.judged_on.capitalize()} {title}, by domain and on average over domains; {over}."
     body = [_table(found, lead)] if found.rows else []
     if found.cut:
         names = [Markup(tag("dt", label) + tag("dd", full)) for label, full in found.cut.items()]
@@ -243,8 +243,9 @@ def _alone(found: Results, methods: Sequence[Method]) -> list[str]:
     half = 1.96 * (errors[0] ** 2 + errors[1] ** 2) ** 0.5
     verdict = "beyond" if abs(gap) > half else "within"
     return [
-        f"{said}That is {verdict} ±{half:.1f}, what drawing {sum(images):,} test images moves such a difference by "
-        "(95 %, taking the two as independent); what another seed moves it by takes more seeds, seed=0,1,2."
+        f"{said}That is {verdict} ±{half:.1f}, what drawing {sum(images):,} {found.judged_on} images moves such a "
+        "difference by (95 %, taking the two as independent); what another seed moves it by takes more seeds, "
+        "seed=0,1,2."
     ]
 
 

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from fedinit.report.markup import joined
 from fedinit.report.panels.panel import Panel, grid, legend, over_rounds, traces
 from fedinit.report.runs.methods import Method
-from fedinit.scores import SCORES
+from fedinit.scores import SCORES, judged_on
 
 
 def panel(methods: Sequence[Method]) -> Panel:
     score = methods[0].first.score
     title = SCORES[score].title
-    name = title.partition(",")[0]
+    name, images = title.partition(",")[0], judged_on(methods[0].first.config["data"]).capitalize()
     scores, losses = traces(methods, score), traces(methods, "train_loss")
     log = score == "recovery_error"
     figures = grid(
-        over_rounds(f"Test {name} by round", scores, title, log=log),
-        over_rounds(f"Test {name} by bytes", scores, title, by_bytes=True, log=log),
+        over_rounds(f"{images} {name} by round", scores, title, log=log),
+        over_rounds(f"{images} {name} by bytes", scores, title, by_bytes=True, log=log),
         over_rounds("Training loss by round", losses, "loss"),
         over_rounds("Training loss by bytes", losses, "loss", by_bytes=True),
     )

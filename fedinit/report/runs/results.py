@@ -14,7 +14,7 @@ from fedinit.report.runs.reading import RecordedRun, number_of
 from fedinit.report.runs.significance import LEVEL, Difference, Sample, holm, paired
 from fedinit.said import first_ten
 from fedinit.scores import AVERAGE as ITS_NAME
-from fedinit.scores import SCORES, average_among
+from fedinit.scores import SCORES, average_among, judged_on
 
 
 class Overall(str):
@@ -74,7 +74,8 @@ class Results:
     """score: what it is in, a key of SCORES. columns: the domains, then `AVERAGE`. rows: references first.
     against: {label: the difference of its average from the best row's}; p in it is corrected (Holm).
     absent: (label of its method, run) of those without an evaluated round, which are in no row. remarked: of those in a
-    row, with what there is to remark. usual: of the methods."""
+    row, with what there is to remark. usual: of the methods. judged_on: the images that the figures are of, "test" or
+    "validation"."""
 
     score: str
     columns: tuple[str, ...]
@@ -83,6 +84,7 @@ class Results:
     absent: tuple[tuple[str, RecordedRun], ...] = ()
     remarked: tuple[tuple[str, RecordedRun, str], ...] = ()
     usual: str = ""
+    judged_on: str = "test"
 
     @property
     def cut(self) -> dict[str, str]:
@@ -176,7 +178,8 @@ def results(methods: Sequence[Method]) -> Results:
     rows = [_row(method, score, columns) for method in seen]
     said = [(m.label, run, text) for m in seen for run in m.runs for text in (run.remark, _disagreement(run, m.others))]
     remarked = tuple(each for each in said if each[1].evaluated and each[2])
-    table = Results(score, columns, (*_references(seen, score, columns), *rows), {}, absent, remarked, methods[0].usual)
+    lines, images = (*_references(seen, score, columns), *rows), judged_on(methods[0].first.config["data"])
+    table = Results(score, columns, lines, {}, absent, remarked, methods[0].usual, images)
     best = table.best
     if best is None:
         return table

@@ -488,6 +488,17 @@ def test_a_private_runs_seed_is_not_told_where_it_takes_the_noise_off(run):
     assert model.origin()["seed"] == run.config.seed and "privacy" not in card(model, written)
 
 
+def test_a_card_says_of_which_images_the_scores_are(run):
+    other = fedinit.Run(run.folder)
+    other.config = dataclasses.replace(
+        run.config,
+        data=dataclasses.replace(run.config.data, validation_fraction=0.2),  # type: ignore[call-arg]
+    )
+    model, written = Portable.of(run), writing._format("merged")
+    assert "| validation accuracy, % |" in card(dataclasses.replace(model, run=other), written)
+    assert "| test accuracy, % |" in card(model, written)  # the control
+
+
 def test_names_in_a_card_are_no_markup(run):
     hostile = ("</script>", "a|b", "[x](http://y)", "*bold*\n# title")
 

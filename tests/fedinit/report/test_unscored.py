@@ -10,6 +10,7 @@ import pytest
 
 from fedinit import cli
 from fedinit.report.page import render
+from fedinit.report.panels.results import panel
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import read
@@ -113,12 +114,22 @@ def test_drawing_images_is_reckoned_over_the_domains_that_were_scored(tmp_path):
 
 def test_nothing_is_reckoned_of_images_that_a_share_of_the_clients_or_a_failed_one_had(tmp_path):
     """Which of them were judged is not recorded, and all of them are more: the ± was too small."""
-    run = read(write_run(tmp_path / "run", config(evaluation={"participation": 1.0})))
+    run = read(write_run(tmp_path / "run", config(rounds=2, evaluation={"participation": 1.0}), layers=1))
     share = dataclasses.replace(run, config=run.config | {"evaluation": {"participation": 0.5}})
     failed = {"left_out": {"evaluation_failed": {"0": 1}}}
     lost = dataclasses.replace(run, summary={**(run.summary or {}), **failed})
     alone = dataclasses.replace(run, summary={**(run.summary or {}), "head_alone": {**run.head_alone, **failed}})
     for odd in (share, lost, alone):
-        page = render([odd])
-        assert "One seed says nothing of noise" in page and "what drawing" not in page
-    assert "what drawing 2,184 test images moves" in render([run])  # the control
+        body = panel(methods([odd])).body
+        assert "One seed says nothing of noise" in body and "what drawing" not in body
+    assert "what drawing 2,184 test images moves" in panel(methods([run])).body  # the control
+
+
+def test_figures_of_validation_images_are_called_so_in_every_form(tmp_path, capsys):
+    for data, one, other in (({}, "test", "validation"), ({"validation_fraction": 0.2}, "validation", "test")):
+        values = config(rounds=2, data={"name": "digits", **data})
+        write_run(_of(tmp_path / one, "fedit", 0), values, layers=1)
+        for form, text in _compared(tmp_path / one, capsys).items():
+            told = text.lower()
+            assert (f"{one} accuracy" in told or form == "csv") and f"{other} accuracy" not in told
+            assert form != "report" or (f"{one} images" in told and f"{other} images" not in told)

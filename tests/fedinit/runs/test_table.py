@@ -11,15 +11,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedinit.config.compose import compose_config
+from fedinit.config.schema import Config
 from fedinit.runs.summary import summary_of
 from fedinit.runs.table import print_summary
+from fedinit.scores import judged_on
 
+USUAL = compose_config([])
 WHOLE: dict[str, Any] = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": {"a": 1.0}, "final_hash": "f"}
 WHOLE |= {"strategy": "fedit", "data": "digits", "model": "vit", "rounds": 1, "clients": 2, "seconds": 1.0}
 WHOLE |= {"trainable_parameters": 1, "bytes_up": 1, "bytes_down": 1}
 
 
-def printed(domains: int, names: Sequence[str] = (), **more: Any) -> list[str]:
+def printed(domains: int, names: Sequence[str] = (), config: Config = USUAL, **more: Any) -> list[str]:
     scores = {name: float(i) for i, name in enumerate(names or [f"domain{i}" for i in range(domains)])}
     figures = {"score": "accuracy", "accuracy": 50.0, "accuracy_by_domain": scores}
     head = {"accuracy": 25.0, "accuracy_by_domain": dict.fromkeys(scores, 99.0)}
@@ -27,7 +31,7 @@ def printed(domains: int, names: Sequence[str] = (), **more: Any) -> list[str]:
     sent = {"trainable_parameters": 1, "bytes_up": 1, "bytes_down": 1, "head_alone": head}
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     with console.capture() as captured:
-        print_summary(console, figures | what | sent | more, "outputs/x")
+        print_summary(console, figures | what | sent | more, "outputs/x", config)
     return captured.get().splitlines()
 
 
@@ -92,3 +96,10 @@ def test_a_last_round_that_no_client_could_evaluate_is_said():
     told = "not scored: the last round, which no client could evaluate; fedinit evaluate FOLDER does"
     assert told in printed(2, **lost, left_out={"evaluation_failed": {"0": 1}})
     assert told not in printed(2, **lost) and told not in printed(2, left_out={"evaluation_failed": {"0": 1}})
+
+
+def test_figures_of_validation_images_are_called_so():
+    for words, kind in (([], "test"), (["data.validation_fraction=0.2"], "validation")):
+        heads = "".join(printed(9, config=compose_config(words)))
+        assert f"{kind} accuracy, %" in heads and ("test accuracy" in heads) == (kind == "test")
+    assert judged_on({"evaluate_on": "val"}) == "validation" and judged_on({"evaluate_on": "auto"}) == "test"
