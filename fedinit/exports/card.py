@@ -250,6 +250,8 @@ def _limits(model: Portable) -> str:
     lines = []
     if model.scores():
         lines.append(f"- The scores are of one seed, on held-out images{_of_domains(model)}.")
+        if (share := model.run.config.evaluation.participation) < 1:
+            lines.append(f"- Only a share of {share:g} of the clients with such images evaluated.")
     else:
         lines.append("- The run was not evaluated.")
     if not _is_regression(model):

@@ -61,6 +61,8 @@ def print_summary(console: Console, summary: Mapping[str, Any], folder: str, con
     )
     if missing := summary.get("not_scored"):
         tell(console, f"not scored: {without(missing)}")
+    if summary[score.name] is not None and (share := config.evaluation.participation) < 1:
+        tell(console, f"scored by a share of {share:g} of the clients, evaluation.participation")
     if summary[score.name] is None and "evaluation_failed" in (summary.get("left_out") or {}):
         tell(
             console,

@@ -494,9 +494,15 @@ def test_a_card_says_of_which_images_the_scores_are(run):
         run.config,
         data=dataclasses.replace(run.config.data, validation_fraction=0.2),  # type: ignore[call-arg]
     )
+    some = dataclasses.replace(run.config.evaluation, where="clients", participation=0.25)
+    other.config = dataclasses.replace(other.config, evaluation=some)
     model, written = Portable.of(run), writing._format("merged")
-    assert "| validation accuracy, % |" in card(dataclasses.replace(model, run=other), written)
-    assert "| test accuracy, % |" in card(model, written)  # the control
+    text, plain = card(dataclasses.replace(model, run=other), written), card(model, written)
+    assert (
+        "| validation accuracy, % |" in text
+        and "Only a share of 0.25 of the clients with" in text
+    )
+    assert "| test accuracy, % |" in plain and "Only a share of" not in plain  # the control
 
 
 def test_names_in_a_card_are_no_markup(run):

@@ -103,3 +103,10 @@ def test_figures_of_validation_images_are_called_so():
         heads = "".join(printed(9, config=compose_config(words)))
         assert f"{kind} accuracy, %" in heads and ("test accuracy" in heads) == (kind == "test")
     assert judged_on({"evaluate_on": "val"}) == "validation" and judged_on({"evaluate_on": "auto"}) == "test"
+
+
+def test_a_share_of_the_clients_that_evaluates_is_said():
+    told = "scored by a share of 0.5 of the clients, evaluation.participation"
+    share = compose_config(["evaluation=clients", "evaluation.participation=0.5"])
+    assert told in printed(2, config=share) and told not in printed(2)
+    assert told not in printed(2, config=share, accuracy=None, accuracy_by_domain={}, head_alone=None)
