@@ -11,6 +11,7 @@ from fedinit.report.panels.panel import SMALL, Panel, Trace, grid, legend, over_
 from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import last_scores
+from fedinit.said import first_ten
 from fedinit.scores import SCORES, judged_on
 
 
@@ -62,14 +63,18 @@ def _worst_client(methods: Sequence[Method]) -> Markup:
 
 def _held(methods: Sequence[Method]) -> Markup:
     """What is to be said of clients: where each holds one domain alone, its score is the domain's."""
-    partitions = [run.partition for method in methods for run in method.runs]
+    runs = [run for method in methods for run in method.runs]
+    partitions = [run.partition for run in runs]
     if None in partitions:
         of = "" if all(partition is None for partition in partitions) else " for every run"
         told = f"Which client holds which domain was not recorded{of}, so the worst client is that of the loss."
         return tag("p", told)
     held = [[client.get("domain") for client in partition["clients"]] for partition in partitions if partition]
     if all(None not in domains and len(set(domains)) == len(domains) for domains in held):
-        return tag("p", "Each client holds one domain, so the worst domain is the worst client.", class_="note")
+        free = dict.fromkeys(d for run, its in zip(runs, held, strict=True) for d in run.domains if d not in its)
+        of = f"of all but {first_ten([*free])}, which nobody holds, " if free else ""
+        told = f"Each client holds one domain, so {of}the worst domain is the worst client."
+        return tag("p", told, class_="note")
     return tag("p", "Clients share domains: the model is scored by domain, and by client its training loss is known.")
 
 

@@ -498,10 +498,7 @@ def test_a_card_says_of_which_images_the_scores_are(run):
     other.config = dataclasses.replace(other.config, evaluation=some)
     model, written = Portable.of(run), writing._format("merged")
     text, plain = card(dataclasses.replace(model, run=other), written), card(model, written)
-    assert (
-        "| validation accuracy, % |" in text
-        and "Only a share of 0.25 of the clients with" in text
-    )
+    assert "| validation accuracy, % |" in text and "Only a share of 0.25 of the clients with" in text
     assert "| test accuracy, % |" in plain and "Only a share of" not in plain  # the control
 
 

@@ -249,7 +249,11 @@ def test_what_is_said_of_clients_holds_for_every_run_of_a_page(tmp_path):
         return str(domains.panel(shown).body) + str(clients.panel(shown).body)
 
     alone = page(first)
-    assert "the worst domain is the worst client" in alone and "Otherwise shared out" not in alone
+    assert "the worst domain is the worst client." in alone and "Otherwise shared out" not in alone
+    partition = json.loads((first / "record" / "partition.json").read_text())
+    partition["clients"].pop(1)  # of a domain of partition.test_domains nobody is
+    (first / "record" / "partition.json").write_text(json.dumps(partition))
+    assert "so of all but inverted, which nobody holds, the worst domain is the worst client." in page(first)
     shared = write_run(tmp_path / "shared", config(rounds=2, strategy={"name": "fedit"}))
     partition = json.loads((shared / "record" / "partition.json").read_text())
     partition["clients"][0]["domain"] = None
