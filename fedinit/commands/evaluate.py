@@ -69,13 +69,13 @@ def main(name: str, words: Sequence[str], console: Console) -> int:
         data = data[0]
     found = evaluate(run, data, options.split, options.client, console)
     score, names = found.score, found.class_names
-    table = Table(title=f"{run.config.strategy.name} on {counted(found.images, 'image')}")
+    noun = "measurement" if found.confusion is None else "image"
+    table = Table(title=f"{run.config.strategy.name} on {counted(found.images, noun)}")
     table.add_column("domain")
-    for column in ("images", score.title):
+    for column in (f"{noun}s", score.title):
         table.add_column(column, justify="right")
     for domain, value in score.by_domain.items():
-        images = f"{score.whole[domain]:,}" if score.counts_examples else ""
-        table.add_row(cell(domain), images, score.show(value))
+        table.add_row(cell(domain), f"{found.judged[domain]:,}", score.show(value))
     table.add_row(average_among(score.by_domain), f"{found.images:,}", score.show(score.mean), style="bold")
     tell(console, f"judged on {found.what}")
     console.print(table)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -48,15 +48,20 @@ class Evaluation:
     score: of the model, or of all clients' models together.
     confusion: (classes, classes) int64, images by their class (rows) and what was said of them; None of a regression.
     class_names: of the rows and columns.
-    images: how many were judged.
+    judged: {domain: how many of its images, or measurements, were}, in the order of the domains.
     what: which those were, in words.
     """
 
     score: Score
     confusion: Tensor | None
     class_names: Sequence[str]
-    images: int
+    judged: Mapping[str, int]
     what: str
+
+    @property
+    def images(self) -> int:
+        """How many were judged in all."""
+        return sum(self.judged.values())
 
 
 @dataclass(frozen=True)
@@ -194,11 +199,12 @@ def _own(run: Run, source: Source, spec: InputSpec, split: Split, console: Conso
     )
     made_of.hold_to(run.folder, data.levels)
     data = config.partition.hold_out(data)
+    noun = "measurements" if data.is_regression else "images"
     if split == "all":
-        return Judged(data, torch.arange(len(data)), "all images of the run's own data, those trained on among them")
+        return Judged(data, torch.arange(len(data)), f"all {noun} of the run's own data, those trained on among them")
     precision = config.engine.precision  # a run.model() is of float32, as its exports are
     rounded = f", in float32, where the run computed in {precision}" if precision not in ("auto", "fp32") else ""
-    return Judged(data, data.test.nonzero().flatten(), f"the {judged_on(source)} images of the run's own data{rounded}")
+    return Judged(data, data.test.nonzero().flatten(), f"the {judged_on(source)} {noun} of the run's own data{rounded}")
 
 
 def _others(run: Run, source: Source, spec: InputSpec, split: Split, console: Console | None) -> Judged:
@@ -279,10 +285,10 @@ def _judge(judged: Judged, work: Sequence[tuple[nn.Module, Tensor]], spec: Input
     part: dict[str, float] = {}
     whole: dict[str, float] = {}
     confusion = None if data.is_regression else torch.zeros(len(names) ** 2, dtype=torch.int64)
-    count = 0
+    count: dict[str, int] = {}
     for model, rows in work:
         for batch, outputs in _outputs(model, data, rows, run.config.evaluation.batch_size):
-            labels, count = data.labels[batch], count + len(batch)
+            labels = data.labels[batch]
             if confusion is None:
                 right, all_of = (outputs - labels).double().square().sum(-1), labels.double().square().sum(-1)
             else:
@@ -293,13 +299,14 @@ def _judge(judged: Judged, work: Sequence[tuple[nn.Module, Tensor]], spec: Input
                 name, there = data.domain_names[domain], data.domains[batch] == domain
                 part[name] = part.get(name, 0) + right[there].sum().item()
                 whole[name] = whole.get(name, 0) + all_of[there].sum().item()
+                count[name] = count.get(name, 0) + int(there.sum())
     order = [name for name in data.domain_names if name in whole]
     score = RecoveryError if data.is_regression else Accuracy
     return Evaluation(
         score({n: part[n] for n in order}, {n: whole[n] for n in order}),
         None if confusion is None else confusion.view(len(names), len(names)),
         names,
-        count,
+        {n: count[n] for n in order},
         judged.what,
     )
 

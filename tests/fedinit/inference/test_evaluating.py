@@ -52,7 +52,7 @@ def test_on_the_runs_own_test_images_it_is_the_table(run, own):
     for each in (run, own):
         found = evaluate(each)
         assert found.score.by_domain == each.summary["accuracy_by_domain"] and found.confusion is not None
-        assert int(found.confusion.sum()) == found.images
+        assert int(found.confusion.sum()) == found.images and dict(found.judged) == dict(found.score.whole)
         assert "test images of the run's own data" in found.what
 
 
@@ -164,6 +164,10 @@ def test_a_regression_is_judged_too(tmp_path, capsys):
     assert found.confusion is None
     assert found.score.mean == pytest.approx(run.summary["recovery_error"], rel=1e-6)
     assert cli.main(["evaluate", str(run.folder)]) == 0
+    told, count = capsys.readouterr().out, f"{found.images:,}"
+    assert f" on {count} measurements" in told and "the test measurements of" in told and "image" not in told
+    (row,) = (line for line in told.splitlines() if line.startswith("│ matrix"))
+    assert row.split("│")[2].strip() == count
     assert cli.main(["evaluate", str(run.folder), "--csv", str(tmp_path / "c.csv")]) == 2
     assert "has no classes, so there is no confusion matrix" in capsys.readouterr().err
 
