@@ -53,7 +53,7 @@ def _repaired(rows: Table) -> np.ndarray:
     bias, c, q = (rows.numbers(name) for name in (BIAS, "cosine", "norm_ratio"))
     left = np.maximum(1 + q**2 - 2 * q * c, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.round(100 * (1 - left / bias**2), 6)  # of what it takes nothing away from, rounding is left
+        share = np.round(100 * (1 - left / bias**2), 2)  # of what it takes nothing away from, rounding is left
         return np.where(bias > LEAST, share + 0.0, np.nan)
 
 

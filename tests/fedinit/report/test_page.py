@@ -282,7 +282,7 @@ def test_what_is_repaired_of_a_small_bias_is_in_the_digits_that_are_recorded():
         for texts in ([f"{v:.17g}" for v in figures.values()], [f"{v:.9g}" for v in figures.values()])
     )
     assert recorder._shown(figures) == list(exact.rows[0])
-    assert abs(aggregation._repaired(exact)[0]) < 0.01
+    assert aggregation._repaired(exact)[0] == 0, "no 1e-06, which rounding leaves"
     assert abs(aggregation._repaired(short)[0]) > 50, "the control"
 
 
