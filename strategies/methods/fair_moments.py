@@ -14,7 +14,9 @@ from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
 from strategies.means import image
 
-SKETCHED, PROBES = 64, 4  # from how many components on ‖ΔW‖ is estimated, and by how many random columns
+# From how many components on, in layers whose ΔW takes so many products of numbers, ‖ΔW‖ is estimated, and by how many
+# random columns.
+SKETCHED, LARGE, PROBES = 64, 2**22, 4
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class Seen:
 def look(products: Sequence[Factors], weights: Sequence[float], A: Tensor, wanted: bool) -> Seen:
     """Take it, for Ā (r, k), from the clients' factors in float32 or float64. wanted: whether ‖ΔW‖ is.
 
-    The norm is exact up to SKETCHED components in all; from there on its cost, O(R²(d + k)), would be most of the
-    aggregation's. What lies in the rows of Ā stays exact, ‖M G^(−1/2)‖, and the rest, E = ΔW(I − P_A), is estimated by
-    ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of ‖ΔW‖ as one of λ.
+    The norm is exact up to SKETCHED components in all, and in small layers; beyond, its cost, O(R²(d + k)) or O(R·d·k),
+    would be most of the aggregation's. What lies in the rows of Ā stays exact, ‖M G^(−1/2)‖, and the rest,
+    E = ΔW(I − P_A), is estimated by ‖EΩᵀ‖²/PROBES for a fixed Gaussian Ω (PROBES, k). The minimiser feels an error of
+    ‖ΔW‖ as one of λ.
     """
-    if wanted and sum(p.rank for p in products) > SKETCHED:
+    ranks, (d, k) = sum(p.rank for p in products), products[0].shape
+    if wanted and ranks > SKETCHED and ranks * d * k > LARGE:
         rows = torch.cat([A, _gaussian(A.shape[1]).to(A.device)])
         return Seen(image(products, weights, rows), A @ rows.T, None)
     size = norm(stack([p.to(torch.float64) for p in products], weights)) if wanted else 0.0
