@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from fedinit.errors import InputError, RunFailed
 from fedinit.leaving import leave
 from fedinit.runs import folder as run_folder
 from fedinit.runs import made_of
-from fedinit.runs.code import code_now
+from fedinit.runs.code import code_now, edited_since
 from fedinit.runs.preview import Preview, Trial
 from fedinit.runs.progress import ProgressObserver
 from fedinit.runs.reporting import OpenRun, open_run, show_done
@@ -80,12 +81,18 @@ def run(*words: str, quiet: bool = True, **keys: object) -> Run:
     config = single.config
     if config.preview:
         raise InputError("preview=true: a preview is the command line's, fedinit run preview=true …")
-    return Run(simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))["folder"])
+    if edited := edited_since():
+        what = f"{', '.join(edited)}: edited since it was imported, and the run is computed as it was; restart Python"
+        warnings.warn(what, stacklevel=2)
+    summary = simulate(config, Console(quiet=quiet, force_terminal=False if quiet else None))
+    if quiet and (code := summary.get("other_code")):
+        warnings.warn(f"{summary['folder']}: was begun by {code}; resume=never begins it anew", stacklevel=2)
+    return Run(summary["folder"])
 
 
 def simulate(config: Config, console: Console) -> dict[str, Any]:
     """Run the configuration, write its folder, print its table; returns the summary. A finished run is shown, and of a
-    preview nothing is run, written or returned."""
+    preview nothing is run, written or returned. `other_code` of it: what the run was begun by, where that is other."""
     named = config.resume not in ("auto", "never")  # whose run's own words are compared with these first
     if not named:
         check_method(config)
@@ -143,7 +150,8 @@ def simulated(config: Config, site: Site, located: run_folder.Located, console: 
         kept = outcome.aggregate.layers, outcome.personal
         own = OwnAdapters(contexts, outcome.accepted, *kept) if outcome.personal else None
         model = outcome.final_model(own)
-        return opened.finish(model, outcome.summary() | {"head_alone": head_alone})
+        done = opened.finish(model, outcome.summary() | {"head_alone": head_alone})
+        return {**done, "other_code": made_of.of_other_code(opened.folder.path)}
     finally:
         opened.close()
 
@@ -193,9 +201,7 @@ def trial_of(config: Config, site: Site) -> Trial:
 
 def reference(config: Config, site: Site, opened: OpenRun, console: Console) -> dict[str, Any] | None:
     """The summary of the same budget with the adapters frozen; None where that is not wanted or is the run itself."""
-    without = config.strategy.name == "head_alone" or config.head.name == "none"
-    without = without or config.privacy.name != "none"  # a second run on the same data would be counted too
-    if without or not config.evaluation.head_alone:
+    if not config.has_head_alone:
         return None
     last_only = dataclasses.replace(config.evaluation, every=config.rounds, rounds=None)
     # The adapters stay as they start, so their start must be none that clients measure for.

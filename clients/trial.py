@@ -131,7 +131,6 @@ def scaled(
     # What the server makes of the statistics takes as long of many images as of few.
     longer = sum(one.seconds * (one.images(site) / one.images(few) - 1) for one in measured)
     tested = int(site.data.test.sum()) * config.evaluation.participation if config.evaluation.where != "none" else 0
-    alone = config.evaluation.head_alone and "head_alone" != config.strategy.name and config.head.name != "none"
     judged = {one.round: one for one in asked if one.kind == "evaluate"}
     # After the last round, of either, nothing is merged or drawn anew: other evaluations send something else.
     *early, late = list(judged.values()) or [Question(kind="evaluate", clients=())]
@@ -151,7 +150,7 @@ def scaled(
         clients=last.phases["clients"] * all_steps / max(steps, 1),
         server=last.phases["server"],
         evaluation=image * tested * evaluated / config.rounds,
-        reference=image * len(site.data) if alone else 0.0,
+        reference=image * len(site.data) if config.has_head_alone else 0.0,
         memory=held,
         accelerator=used,
     )

@@ -15,8 +15,11 @@ Each is imported when it is asked for: ``import fedinit`` imports neither torch 
 
 import importlib
 import os
+import time
 
 from fedinit.rounding import keep_rows
+
+BEGAN = time.time()  # what is written later to a file of this package, or of those built on it, was not imported
 
 # flwr reads both when it is imported: a run on this machine asks nothing of the network.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

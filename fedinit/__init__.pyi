@@ -5,5 +5,6 @@ from fedinit.runs.result import load as load
 from run_sim import run as run
 from strategies.one_layer import aggregate as aggregate
 
+BEGAN: float
 FACE: dict[str, str]
 __version__: str

@@ -228,6 +228,7 @@ def test_nothing_is_left_and_the_run_is_what_it_was(tmp_path, capsys):
         ("strategy=head_alone",),
         ("partition=pooled", "strategy=ffa_lora"),
         ("privacy=examples", "rounds=1", "evaluation=none"),  # whose ε is spent after one round
+        ("privacy=examples", "privacy.noise=0.9", "evaluation=none"),  # enough for all images, not for the trial's few
         ("partition=dirichlet", "partition.clients=30", "participation=0.2"),
     ],
     ids=lambda words: words[0],
@@ -238,6 +239,13 @@ def test_every_kind_of_run_has_one(words, capsys):
     assert "numbers a client" in text and "failed" not in text
     assert ("before the first" in " ".join(text.split())) == (words[0] == "init=eva")
     assert ("more" in text) == (words[0] == "partition=dirichlet")
+
+
+@pytest.mark.parametrize("words", [(), ("privacy=examples",)])
+def test_a_head_alone_is_counted_where_the_run_has_one(words, capsys):
+    words = [*SHORT, "evaluation.head_alone=true", "rounds=1", "client.epochs=1", *words, "preview=true"]
+    assert run_sim.main(words) == 0
+    assert ("head alone" in capsys.readouterr().out) == (not words[-2].startswith("privacy"))
 
 
 def test_a_regression_is_previewed_too(capsys):

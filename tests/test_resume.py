@@ -15,6 +15,7 @@ import torch
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 from rich.console import Console
 
+import fedinit
 import run_sim
 from clients.cohort import Cohort
 from clients.site import Site
@@ -127,8 +128,16 @@ def test_a_run_of_other_code_is_told_so(tmp_path, monkeypatch, capsys):
             f"strategies {code_now()['strategies']}; .*, strategies 0123456789abcdef .from round 4 on", page
         )
         assert run_sim.main(words) == 0 and f"it {said}" in capsys.readouterr().out
+        assert run_sim.main([*words, "-q"]) == 0
+        out, err = capsys.readouterr()
+        assert (out.count("\n"), err.count("\n")) == (1, 1) and said in err
+        with pytest.warns(UserWarning, match=re.escape(f"{folder}: {said}; resume=never")):
+            fedinit.run(*words)
         assert run_sim.main([*words, "resume=never"]) == 0 and "other code" not in capsys.readouterr().out
     assert run_sim.main(words) == 0 and said in capsys.readouterr().out, "and the other way round"
+    monkeypatch.setattr(run_sim, "edited_since", lambda: ["strategies"])
+    with pytest.warns(UserWarning, match="strategies: edited since it was imported, and the run is computed as it was"):
+        fedinit.run(*words)
 
 
 def test_the_ledger_and_the_report_have_every_engine_that_a_run_had(tmp_path, monkeypatch, capsys):

@@ -73,7 +73,7 @@ class Passes:
         step = cost.peak(bank, min(largest(partitions), config.client.batch_size)) - cost.fixed  # the weights are there
         step = 0 if _on_features(config) else step
         # A head alone takes the features of all images, any other model is judged by those of the tests.
-        alone = config.evaluation.head_alone or _on_features(config)
+        alone = config.has_head_alone or _on_features(config)
         images = len(test) if alone else int(test.sum()) * (config.evaluation.where != "none")
         judging = min(config.evaluation.batch_size, images) * cost.passing
         judged = -(-images // config.evaluation.batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -74,6 +74,8 @@ class Settings:
         """What a run's configuration says of it. weights: a digest of the backbone's."""
         adapter, privacy = config.adapter, config.privacy
         of_examples = privacy if isinstance(privacy, ExamplePrivacyConfig) else None
+        if of_examples is not None and of_examples.noise is not None:
+            of_examples = replace(of_examples, epsilon=None)  # it is judged before a client trains: clients/budget.py
         return Settings(
             client=config.client,
             seed=config.seed,

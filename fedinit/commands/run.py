@@ -197,4 +197,6 @@ def _run(said: Arguments, runs: Sequence[Swept], errors: Console) -> int:
         summary = simulator.simulate(runs[0].config, console)
     if said.quiet and "folder" in summary:  # a preview has none
         print(summary["folder"])
+        if code := summary.get("other_code"):
+            tell(errors, f"was begun by {code}; resume=never begins it anew")
     return 0

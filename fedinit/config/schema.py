@@ -286,6 +286,13 @@ class Config:
         text = json.dumps(values, sort_keys=True) + made_of
         return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
+    @property
+    def has_head_alone(self) -> bool:
+        """Whether the same budget is run with the adapters frozen too. Where clients' data is private it is not: a
+        second run on it would be counted."""
+        itself = self.strategy.name == "head_alone" or self.head.name == "none"
+        return self.evaluation.head_alone and not itself and self.privacy.name == "none"
+
     def private_seed(self, weights: str) -> int:
         """What noise and samples are drawn by where privacy is simulated. Of one seed, runs with another clip, noise,
         rate, method, precision or backbone draw others: one that two of them had in common could be reckoned from the

@@ -80,6 +80,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
         heads_ahead,
         in_full,
         judged,
+        old_code,
         other_code,
         remarks,
         unfinished,
@@ -107,6 +108,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
     notes += [
         *remarks(found, whole_path=True),
         *other_code(shown),
+        *old_code(shown),
         *absence(found, whole_path=True),
         *damage(runs, whole_path=True),
     ]

@@ -132,12 +132,14 @@ class OpenRun:
 
 def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Console) -> dict[str, Any]:
     """Print the table of a run that is done, and write its report where none is there, as where a signal came before it
-    was; returns its summary, with the folder as it is now, and `done_before`.
+    was; returns its summary, with the folder as it is now, `done_before`, and `other_code`: by what it was begun, where
+    that is other than here now.
 
     done: its summary. config: what was asked for, which the run's config.yaml is mended by.
     """
     console.print("this run is done; resume=never runs it again", highlight=False)
-    if code := made_of.of_other_code(folder):
+    code = made_of.of_other_code(folder)
+    if code:
         tell(console, f"it was begun by {code}", "yellow")
     for note in mend(folder, config, done["rounds"]):
         tell(console, note, "yellow")
@@ -152,7 +154,7 @@ def show_done(done: Mapping[str, Any], config: Config, folder: Path, console: Co
         announce(console, f"report: {folder / REPORT}")
     elif whole and config.report != "none":
         report_of_run(folder, partial(announce, console))
-    return {**done, "folder": str(folder), "done_before": True}
+    return {**done, "folder": str(folder), "done_before": True, "other_code": code}
 
 
 def open_run(config: Config, console: Console, located: Located, anew: bool = False) -> OpenRun:

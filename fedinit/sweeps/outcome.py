@@ -51,6 +51,8 @@ class Outcome:
             told.append("done by another process" if self.waited else "was done")
         elif not self.why:
             told.append(f"{self.seconds:.1f} s")
+        if code := summary.get("other_code"):
+            told.append(f"begun by {code}, resume=never begins it anew")
         missing = summary.get("not_scored")
         return f"{self.words}: {', '.join(told)}" + (f"; not scored: {without(missing)}" if missing else "")
 

@@ -13,6 +13,7 @@ from fedinit.report.runs.methods import Method
 from fedinit.report.runs.reading import RecordedRun
 from fedinit.report.runs.results import AVERAGE, Results, Row, results
 from fedinit.report.runs.significance import p_said, paired, sampling_error
+from fedinit.runs import code
 from fedinit.runs.ended import standing
 from fedinit.said import first_ten
 from fedinit.scores import SCORES, without
@@ -191,6 +192,14 @@ def other_code(methods: Sequence[Method]) -> list[str]:
     few = sorted(by_code.values(), key=len)[:-1]
     told = "; ".join(first_ten(runs) for runs in few)
     return [f"Begun by other code than the other runs (made_of.json): {told}."] if few else []
+
+
+def old_code(methods: Sequence[Method]) -> list[str]:
+    """A line of the runs that were begun by other code than is here now, for who is where they are; none where all were
+    by this, or do not say."""
+    old = [f"{method.label} seed {run.seed}" for method in methods for run in method.runs if code.other_code(run.code)]
+    every = len(old) == sum(len(method.runs) for method in methods)
+    return [f"Begun by other code than is here now: {'all runs' if every else first_ten(old)}."] if old else []
 
 
 def absence(found: Results, whole_path: bool = False) -> list[str]:

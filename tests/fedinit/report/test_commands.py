@@ -16,6 +16,7 @@ from fedinit.report.formats import latex, markdown
 from fedinit.report.runs.finding import find
 from fedinit.report.runs.methods import methods
 from fedinit.report.runs.results import AVERAGE, last_scores, results
+from fedinit.runs.code import code_now
 from tests.support.recorded_runs import config, write_run
 
 GAINS = {"fedit": 0.0, "flora": -4.0, "lora_fair": 2.0}
@@ -364,6 +365,12 @@ def test_runs_that_were_begun_by_other_code_are_named(tmp_path, capsys):
         }
         (folder / "made_of.json").write_text(json.dumps(values))
     assert cli.main(["compare", str(tmp_path)]) == 0
-    assert "Begun by other code than the other runs (made_of.json): lora_fair seed 2." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Begun by other code than the other runs (made_of.json): lora_fair seed 2." in out
+    assert "Begun by other code than is here now: lora_fair seed 0, lora_fair seed 1, lora_fair seed 2." in out
     (tmp_path / "a-s2" / "made_of.json").unlink()
+    assert cli.main(["compare", str(tmp_path)]) == 0 and "other runs" not in capsys.readouterr().out
+    for seed in (0, 1):
+        made = {"images": None, "checkpoint": None, "code": dict(code_now())}
+        (tmp_path / f"a-s{seed}" / "made_of.json").write_text(json.dumps(made))
     assert cli.main(["compare", str(tmp_path)]) == 0 and "other code" not in capsys.readouterr().out

@@ -47,6 +47,13 @@ def test_another_error_is_a_failure_at_once():
     assert attempt("seed=0", compose_config([]), simulate, CONSOLE).why == "run failed: ValueError: x"
 
 
+def test_its_line_says_by_what_other_code_a_run_was_begun():
+    done = {"score": "accuracy", "accuracy": 50.0, "done_before": True, "other_code": ""}
+    assert Outcome("seed=0", done).line == "seed=0: accuracy 50.0 %, was done"
+    line = Outcome("seed=0", {**done, "other_code": "other code than is here now (strategies)"}).line
+    assert line.endswith(", was done, begun by other code than is here now (strategies), resume=never begins it anew")
+
+
 def test_its_line_says_what_the_average_is_without():
     figures = {"score": "accuracy", "accuracy": 38.64}
     said = Outcome("seed=0", {**figures, "not_scored": ["plain", "thick"]}, seconds=5.3).line
