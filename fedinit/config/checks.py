@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from fedinit.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def at_least(key: str, value: int, low: int, why: str = "") -> None:
@@ -26,6 +31,16 @@ def within(key: str, value: float, low: float, high: float, *, open_low: bool = 
     if not (above and below):
         interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
         raise InputError(f"{key}={value}: expected a number in {interval}")
+
+
+def not_read(group: str, options: DataclassInstance, names: Sequence[str], why: str) -> None:
+    """Raise InputError for one of these options that has another value than its default, though nothing reads it: it
+    would make the same run by another name. why: what the others are, and who reads it."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name in names and value != field.default:
+            shown = "null" if value is None else value
+            raise InputError(f"{group}.{field.name}={shown}: is not read {why}; leave it out")
 
 
 def check_rank(targets: Mapping[str, tuple[int, int]], rank: int) -> None:

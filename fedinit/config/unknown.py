@@ -127,7 +127,9 @@ def _near(key: str, composed: Mapping[str, Any]) -> str:
         if not isinstance(node[part], Mapping):
             return f" ({'.'.join(parts[: depth + 1])} is a value)"
         node = node[part]
+    # A client's first: its lr is what people mean by one.
     same = [name for name in _keys(composed) if name.rpartition(".")[2] == parts[-1]]
+    same.sort(key=lambda name: not name.startswith("client."))
     if 0 < len(same) < 3:
         return f" (did you mean {' or '.join(map(repr, same))}?)"
     return "" if node is composed or not node else f" (beside it: {', '.join(map(str, node))})"
