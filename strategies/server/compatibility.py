@@ -80,6 +80,9 @@ def _reinit_fits_the_method(c: Components) -> Objection | None:
         return Objection(
             f"reinit.at={list(c.reinit.at)}", f"{why}strategy={c.config.strategy.name}, {c.aggregator.why}"
         )
+    if c.reinit.at is not None and min(c.reinit.at) >= c.config.rounds:
+        why = f"does not go with rounds={c.config.rounds}: no round begins after one of these"
+        return Objection(f"reinit.at={list(c.reinit.at)}", why, "use a round before the last")
     return None
 
 

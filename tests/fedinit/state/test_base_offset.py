@@ -279,6 +279,7 @@ def test_a_client_out_of_step_is_refused_and_then_brought_back(site):
         (["strategy=flora", "reinit=average"], "does not go with strategy=flora, whose global factors"),
         (["strategy=fedex_lora", "reinit=local"], "so each round adds it anew; choose one of: average, fresh, svd"),
         (["strategy=ffa_lora", "reinit=fresh"], "keeps a factor frozen.*choose one of: average, local"),
+        (["reinit=svd", "reinit.at=[3,5]", "rounds=3"], r"reinit.at=\[3, 5\]: does not go with rounds=3: no round"),
         (["reinit=local", "+reinit.at=[3]"], r"reinit.at=\[3\]: with reinit=local .* in every round; expected null"),
         (["reinit=local_on_global", "+reinit.at=[3]"], r"reinit.at=\[3\]: with reinit=local_on_global .* every round"),
         (["strategy=frlora", "init=pissa", "reinit=average"], "choose one of: fresh, pissa"),
