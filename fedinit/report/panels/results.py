@@ -113,7 +113,9 @@ def judged(found: Results) -> list[str]:
     for label, difference in found.against.items():
         row = next(row for row in found.rows if row.label == label)
         said = label if difference.mean != difference.mean else f"{label} ({found.signed(difference.mean)}"
-        if difference.half is not None and difference.p is not None:
+        if difference.half == 0:  # as where what sets them apart is a key that nothing reads
+            said = f"{label} (the same as the best in every seed"
+        elif difference.half is not None and difference.p is not None:
             said += f" ± {found.show(difference.half)}, {p_said(difference.p)}"
         groups[found.beyond_noise(row)].append(said + (")" if "(" in said[len(label) :] else ""))
     first = " and ".join([best.label, *(row.label for row in found.also_best)])
@@ -132,8 +134,8 @@ def judged(found: Results) -> list[str]:
         sentences.append(f"Not beyond noise ({test}), against the best: {'; '.join(groups[False])}.")
     if groups[None]:
         sentences.append(
-            f"Nothing is said of noise for {'; '.join(groups[None])}: that takes two seeds or more in common with the "
-            "best, seed=0,1,2, and differences from it that are not all the same."
+            f"Nothing is said of noise for {'; '.join(groups[None])}: that takes two seeds or more that it and the "
+            "best both have, seed=0,1,2, and whose differences are not all the same."
         )
     return sentences
 

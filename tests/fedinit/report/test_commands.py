@@ -84,6 +84,14 @@ def test_two_runs_of_one_seed_say_nothing_of_noise(sweep, capsys):
     assert code == 0 and "Nothing is said of noise for fedit" in out and "seed=0,1,2" in out
 
 
+def test_a_method_that_is_the_best_one_by_another_name_is_said_to_be_the_same(tmp_path, capsys):
+    for name in ("fedit", "lora_fair"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{name}-{seed}", config(strategy__name=name, seed=seed), recorded=False)
+    code, out, _ = run(capsys, "compare", str(tmp_path))
+    assert code == 0 and "(the same as the best in every seed)" in out and "p = 1" not in out
+
+
 def test_names_are_escaped_for_each_format(tmp_path):
     for name in ("a_b|c", "50%"):
         write_run(tmp_path / name, config(strategy__name=name, rounds=1), domains=("x&y", "p|q"), recorded=False)
