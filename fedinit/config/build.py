@@ -52,8 +52,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """A dataclass from a mapping, with its field types checked; a value that is a dataclass already is taken as it is.
 
     Fields without a default must be given; unknown keys are refused with the nearest known one. `where` is the
-    dotted place that messages begin with. Raises InputError.
+    dotted place that messages begin with. Raises InputError, for a class that lacks what its base wants of it as well.
     """
+    if lacking := sorted(getattr(cls, "__abstractmethods__", ())):
+        raise InputError(f"{where}: {cls.__module__}.{cls.__name__} lacks {', '.join(lacking)} (CONTRIBUTING.md)")
     hints, fields = _hints(cls), _fields(cls)
     prefix = f"{where}." if where else ""
     for key in values:

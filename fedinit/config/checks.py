@@ -33,7 +33,7 @@ def within(key: str, value: float, low: float, high: float, *, open_low: bool = 
         raise InputError(f"{key}={value}: expected a number in {interval}")
 
 
-def not_read(group: str, options: DataclassInstance, names: Sequence[str], why: str) -> None:
+def refuse_unread(group: str, options: DataclassInstance, names: Sequence[str], why: str) -> None:
     """Raise InputError for one of these options that has another value than its default, though nothing reads it: it
     would make the same run by another name. why: what the others are, and who reads it."""
     for field in fields(options):

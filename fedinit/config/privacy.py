@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fedinit.config.checks import not_read, positive, within
+from fedinit.config.checks import positive, refuse_unread, within
 from fedinit.errors import InputError
 
 # Of noise over clip: with less nothing is hidden, and squares of it underflow where ε is counted.
@@ -91,7 +91,7 @@ class ClientPrivacyConfig(PrivacyConfig):
         if self.count_noise is not None:
             positive("privacy.count_noise", self.count_noise)
         if self.clip_quantile is None:
-            not_read("privacy", self, ("clip_rate", "count_noise"), "without privacy.clip_quantile")
+            refuse_unread("privacy", self, ("clip_rate", "count_noise"), "without privacy.clip_quantile")
         if self.clip_quantile is not None:
             within("privacy.clip_quantile", self.clip_quantile, 0, 1, open_low=True, open_high=True)
         if self.accountant == "pld" and self.sampling == "fixed":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from fedinit.adapters.kinds import LORA_ALONE
-from fedinit.config.checks import at_least, not_read
+from fedinit.config.checks import at_least, refuse_unread
 from strategies.aggregator import Aggregator
 
 
@@ -31,7 +31,7 @@ class Choosing(Aggregator):
     def __post_init__(self) -> None:
         at_least("strategy.probe", self.probe, 1)
         if self.choice != "gradient":
-            not_read("strategy", self, ("probe",), f"with strategy.choice={self.choice}, but with gradient")
+            refuse_unread("strategy", self, ("probe",), f"with strategy.choice={self.choice}, but with gradient")
 
     def portion(self, rank: int, largest: int) -> float:
         """The share of all slots, in (0, 1], that a client of this rank trains, where `largest` is the highest rank."""

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fedinit.adapters.kinds import EVERY_KIND, KINDS
 from fedinit.adapters.vera import Pair
-from fedinit.config.checks import at_least, not_read, positive, within
+from fedinit.config.checks import at_least, positive, refuse_unread, within
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm, stack
 from fedinit.seeding import torch_generator
@@ -81,7 +81,7 @@ class LoRAFAIR(Aggregator):
         positive("strategy.lr", self.lr)
         if self.solver == "closed_form":
             why = "with strategy.solver=closed_form, but by gram_sgd and dense_sgd"
-            not_read("strategy", self, ("steps", "lr", "delta_init"), why)
+            refuse_unread("strategy", self, ("steps", "lr", "delta_init"), why)
         if self.phases == 2 and (self.solver, self.side, self.similarity) != ("closed_form", "B", "matrix"):
             raise InputError(
                 "strategy.phases=2: its sum is all that strategy.solver=closed_form, strategy.side=B and "

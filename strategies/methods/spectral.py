@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.checks import at_least, not_read, positive
+from fedinit.config.checks import at_least, positive, refuse_unread
 from strategies.methods.florist import Cut
 
 
@@ -45,9 +45,9 @@ class Spectral(Cut):
             at_least("strategy.bound", self.bound, 1)
         if self.threshold is not None:
             positive("strategy.threshold", self.threshold)
-            not_read("strategy", self, ("rule", "bound"), "with strategy.threshold, which is there instead")
+            refuse_unread("strategy", self, ("rule", "bound"), "with strategy.threshold, which is there instead")
         elif self.rule != "screenot":
-            not_read("strategy", self, ("bound",), f"with strategy.rule={self.rule}, but with screenot")
+            refuse_unread("strategy", self, ("bound",), f"with strategy.rule={self.rule}, but with screenot")
 
     def kept(self, S: Tensor, sizes: tuple[int, int, int]) -> int:
         alive = S[S > S[0] * 1e-12]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from fedinit.errors import RunFailed
+from fedinit.config.build import create
+from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.initializers.initializer import LayerWise
 from strategies import AGGREGATORS
@@ -72,3 +73,14 @@ def test_what_a_start_draws_wrong_is_told_of_its_layer(wrong) -> None:
     with pytest.raises(RunFailed, match="^OwnStart draws for fc .*, expected "):
         OwnStart(wrong=wrong).start({"fc": (D, K)}, R, 0)
     assert OwnStart().start({"fc": (D, K)}, R, 0)["fc"].rank == R
+
+
+def test_a_method_that_lacks_what_every_method_has_is_refused_by_name():
+    @dataclass(frozen=True, kw_only=True)
+    class Short(Aggregator):
+        def merge(self, products, weights, start):
+            return products[0]
+
+    with pytest.raises(InputError, match=r"strategy: tests.strategies.test_own_method.Short lacks sums \(CONTRIBUTING"):
+        create("strategy", {"short": Short}, "short")
+    assert isinstance(create("strategy", {"own": Own}, "own"), Own)
