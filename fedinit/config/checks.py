@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import Any
 
 from fedinit.errors import InputError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 def at_least(key: str, value: int, low: int, why: str = "") -> None:
@@ -33,9 +30,9 @@ def within(key: str, value: float, low: float, high: float, *, open_low: bool = 
         raise InputError(f"{key}={value}: expected a number in {interval}")
 
 
-def refuse_unread(group: str, options: DataclassInstance, names: Sequence[str], why: str) -> None:
+def refuse_unread(group: str, options: Any, names: Sequence[str], why: str) -> None:
     """Raise InputError for one of these options that has another value than its default, though nothing reads it: it
-    would make the same run by another name. why: what the others are, and who reads it."""
+    would make the same run by another name. options: a dataclass. why: what the others are, and who reads it."""
     for field in fields(options):
         value = getattr(options, field.name)
         if field.name in names and value != field.default:
