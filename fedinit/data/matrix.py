@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fedinit.config.checks import at_least, within
+from fedinit.config.checks import at_least, refuse_unread, within
 from fedinit.errors import InputError
 
 
@@ -42,3 +42,7 @@ class MatrixConfig:
         for key in ("noise", "outlier"):
             within(f"data.matrix.{key}", getattr(self, key), 0, math.inf, open_high=True)
         within("data.matrix.corrupted", self.corrupted, 0, 1, open_high=True)
+        if not self.corrupted:
+            refuse_unread("data.matrix", self, ("outlier",), "with data.matrix.corrupted=0")
+        if self.rank == 1:
+            refuse_unread("data.matrix", self, ("condition",), "with data.matrix.rank=1, of one singular value")

@@ -194,6 +194,12 @@ class Dirichlet(InsideDomains):
             raise InputError(
                 "partition=dirichlet: divides classes, and this data has none; take partition=iid or pooled"
             )
+        domains = len(self.trained(dataset.domain_names))
+        if self.clients in (None, domains) and self.alpha != Dirichlet.alpha:
+            raise InputError(
+                f"partition.alpha={self.alpha:g}: with one client a domain there is nothing to share; "
+                f"set partition.clients={2 * domains}, or another multiple of {domains}, or leave it out"
+            )
         return super().cut(dataset, seed)
 
     def share(self, dataset: Dataset, train: np.ndarray, clients: int, seed: int, domain: int) -> Shares:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.checks import at_least, positive, within
+from fedinit.config.checks import at_least, positive, refuse_unread, within
 from fedinit.heads.estimators import nearest_mean, ridge
 from fedinit.heads.head import HeadContext
 from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
@@ -30,6 +30,11 @@ class Completed(MeasuredHead):
     """
 
     base: Literal["ridge", "ncm"] = "ridge"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base == "ncm":
+            refuse_unread("head", self, ("lam",), "with head.base=ncm, but with ridge")
 
     @property
     def needs_moment(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fedinit.config.checks import refuse_unread
 from fedinit.heads.estimators import nearest_mean
 from fedinit.heads.measured import KnownClasses, MeasuredHead, Rows
 
@@ -23,6 +24,11 @@ class NCM(MeasuredHead):
     """
 
     covariance: Literal["none", "shared"] = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.covariance == "none":
+            refuse_unread("head", self, ("lam",), "with head.covariance=none, but with shared")
 
     @property
     def needs_moment(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from fedinit.config.checks import at_least, within
+from fedinit.config.checks import at_least, refuse_unread, within
 from fedinit.factors import Factors
 from fedinit.initializers.initializer import InitContext
 from fedinit.initializers.measured import Measured, Moments, complete, moments, stand_in
@@ -57,6 +57,8 @@ class EVA(Measured):
         within("init.pilot", self.pilot, 0, 1)
         if self.width is not None:
             at_least("init.width", self.width, 1)
+        if self.sketch == "exact":
+            refuse_unread("init", self, ("width", "pilot"), "with init.sketch=exact, but with nystrom")
 
     def check(self, rank: int) -> None:
         super().check(rank)

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedinit.config.checks import at_least
+from fedinit.config.checks import at_least, refuse_unread
 from fedinit.errors import InputError
 from fedinit.factors import Factors, norm
 from fedinit.initializers.initializer import InitContext, Initializer, taken_out
@@ -54,6 +54,8 @@ class FromGradients(Initializer, Sampled):
         self.sampling.check()
         if self.width is not None:
             at_least("init.width", self.width, 1)
+        if self.sketch == "exact":
+            refuse_unread("init", self, ("width",), "with init.sketch=exact, but with sketch")
 
     @property
     def zero(self) -> str:

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedinit.config.checks import positive
+from fedinit.config.checks import positive, refuse_unread
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
 from fedinit.initializers.initializer import InitContext
@@ -43,6 +43,8 @@ class LoRAGA(FromGradients):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive("init.gamma", self.gamma)
+        if self.size != "stable":
+            refuse_unread("init", self, ("gamma",), f"with init.size={self.size}, but with stable")
 
     @property
     def takes_out(self) -> bool:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedinit.adapters.core import CoreFactors
-from fedinit.config.checks import positive
+from fedinit.config.checks import positive, refuse_unread
 from fedinit.errors import InputError
 from fedinit.factors import Factors
 from fedinit.initializers.from_gradients import FromGradients
@@ -57,6 +57,10 @@ class LoRASB(FromGradients):
             raise InputError(
                 "init.sketch=sketch: a sketch of the gradient lacks its signs; use init.sketch=exact or init.update=sgd"
             )
+        if self.update == "sign":
+            refuse_unread("init", self, ("width",), "with init.update=sign, but with sgd")
+        if self.r_init == "zero":
+            refuse_unread("init", self, ("eta",), "with init.r_init=zero, but with update")
 
     @property
     def zero(self) -> str:

@@ -250,7 +250,11 @@ def test_help_shows_a_default_as_a_word_that_is_taken():
 
 
 # What a key is read with, and refused without.
-READ_WITH = {f"privacy.{key}": {"clip_quantile": 0.5} for key in ("clip_rate", "count_noise")}
+READ_WITH: dict[str, dict[str, Any]] = {
+    "privacy.clip_rate": {"clip_quantile": 0.5},
+    "privacy.count_noise": {"clip_quantile": 0.5},
+    "data.matrix.outlier": {"matrix": {"corrupted": 0.25, "outlier": 10.0}},
+}
 
 
 def other(key: str, value: Any) -> Any:

@@ -209,6 +209,8 @@ def test_gaussian_pair_is_what_it_says() -> None:
         (["data.matrix.rank=21"], "data.matrix.rank=21: the matrix is 20x20; expected 20 or less"),
         (["data.matrix.condition=0.5"], "data.matrix.condition=0.5: expected a number in [1, inf)"),
         (["data.matrix.corrupted=1"], "data.matrix.corrupted=1.0: expected a number in [0, 1)"),
+        (["data.matrix.corrupted=0", "data.matrix.outlier=5"], "data.matrix.outlier=5.0: is not read with"),
+        (["data.matrix.rank=1", "data.matrix.condition=3"], "data.matrix.condition=3.0: is not read with"),
         (["data.matrix.measurements=900000"], "take fewer, or smaller ones"),
         (["data.matrix.symmetric=true", "data.matrix.columns=9"], "expected a square one"),
         (["data.classes=2"], "data.classes: data=matrix_sensing does not read it; data=cifar10"),

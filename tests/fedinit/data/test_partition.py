@@ -62,6 +62,7 @@ def test_every_index_once_and_nobody_short(
     name: str, sizes: list[int], each: int, alpha: float, min_examples: int, seed: int
 ) -> None:
     made = dataset(sizes, seed=seed)
+    each = max(each, 2) if name == "dirichlet" else each  # of which one has nothing to share
     clients = None if name == "pooled" else each * len(sizes)
     asked = settings(name, clients, alpha, min_examples)
     parts = asked.cut(made, seed)
@@ -100,6 +101,14 @@ def test_one_client_a_domain_by_default() -> None:
         parts = settings(name).cut(made, 0)
         assert [len(p.train) for p in parts] == [20, 30, 40]
         assert same(parts, settings(name).cut(made, 1))  # nothing to draw
+
+
+@pytest.mark.parametrize("clients", [None, 3])
+def test_shares_of_what_nobody_shares_are_refused(clients: int | None) -> None:
+    """By alpha=0.1 and alpha=100 every client would have its whole domain."""
+    said = "partition.alpha=0.1: with one client a domain there is nothing to share; set partition.clients=6, "
+    with pytest.raises(InputError, match=said):
+        settings("dirichlet", clients, 0.1).cut(dataset([20, 30, 40]), 0)
 
 
 def test_domains_draw_apart_from_each_other() -> None:

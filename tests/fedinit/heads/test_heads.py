@@ -448,6 +448,8 @@ def test_noise_moves_the_head_and_a_phantom_class_is_none():
         ("ridg", {}, r"head=ridg: no such choice \(did you mean 'ridge'\?\)"),
         ("ridge", {"lam": 0.0}, "head.lam=0.0"),
         ("ncm", {"temperature": 1.0}, "head.temperature: head=ncm does not read it; head=convex does"),
+        ("ncm", {"lam": 0.1}, "head.lam=0.1: is not read with head.covariance=none, but with shared; leave it out"),
+        ("mvn", {"base": "ncm", "lam": 0.1}, "head.lam=0.1: is not read with head.base=ncm, but with ridge"),
         ("ncm", {"scale": -1.0}, "head.scale=-1.0"),
         ("ncm", {"scale": "big"}, "head.scale=big: expected a number, or auto"),
         ("ncm", {"noise": 1.0}, "head.noise=1.0: needs head.clip"),
