@@ -19,6 +19,7 @@ from clients.task import ClientFailed, Result, StepFailed, Task
 from fedinit.adapters.bank import Bank
 from fedinit.config.client import ClientConfig
 from fedinit.data.dataset import Dataset
+from fedinit.errors import RunFailed
 from fedinit.models.input_spec import InputSpec
 from fedinit.seeding import derive
 from fedinit.views import Slots
@@ -109,7 +110,12 @@ def unload(
     optimizer: BankOptimizer,
 ) -> list[Result]:
     """The members' results, in their order. counts: their steps. views: as in `load`. losses: their means over these
-    steps."""
+    steps. Raises RunFailed for an optimiser that keeps what its state() does not tell of."""
+    if untold := optimizer.untold():
+        raise RunFailed(
+            f"client={optimizer.settings.optimizer}: {type(optimizer).__name__} keeps {', '.join(untold)} from step to "
+            "step, which its state() does not return: it would be left for the next clients (docs/examples.md)"
+        )
     adapters, heads = bank.unload()
     if views is not None:
         trained = zip(views, adapters, members, strict=True)

@@ -100,6 +100,16 @@ class BankOptimizer(ABC, Generic[Settings]):
         """All that a step reads and writes, a row a client each."""
         return [self.values, *(rows for rows in self.state() if rows is not None)]
 
+    def untold(self) -> list[str]:
+        """The attributes in which a tensor of two dimensions or more has a row a client, and `tensors` has it not."""
+        told = {id(rows) for rows in (*self.tensors(), *self.leaves.values())}
+        return [
+            name
+            for name, held in vars(self).items()
+            for rows in (held.values() if isinstance(held, Mapping) else held if isinstance(held, list) else [held])
+            if isinstance(rows, Tensor) and rows.ndim > 1 and len(rows) == len(self.values) and id(rows) not in told
+        ]
+
     def state_size(self, row: int) -> int:
         """How many numbers this optimiser keeps for client `row` from step to step, without those of zero padding."""
         kept = [rows[row].numel() for rows in self.state() if rows is not None]

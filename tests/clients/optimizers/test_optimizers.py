@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 from clients import optimizers
 from clients.cohort import Cohort
 from clients.optimizers import create_optimizer
+from clients.optimizers.sgd import SGD
 from clients.optimizers.sgd_sai import SGDSaI
 from clients.site import Site
 from clients.state import rounds
 from clients.task import Task
 from clients.training import train_bank
 from fedinit.adapters.bank import Bank
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.factors import Factors
 from fedinit.models import select_targets
 from fedinit.transport.local import LocalGrid
@@ -228,6 +230,28 @@ def test_state_is_counted(name: str, momentum: float, prox: float, numbers: int,
     settings = client_config(optimizer=name, prox=prox, **own)
     made = create_optimizer(leaves, settings)
     assert [made.state_size(row) for row in range(3)] == [numbers] * 3
+
+
+class Forgetful(SGD):
+    """Keeps its velocity, and tells nobody: on CUDA it would be what the next bank begins with."""
+
+    def state(self) -> list[Tensor | None]:
+        return []
+
+
+@pytest.mark.parametrize("kind", [SGD, Forgetful])
+def test_what_is_kept_and_not_told_of_ends_the_run(
+    kind, tiny_vit, tiny_data, client_config, random_head, monkeypatch
+) -> None:
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "sgd", kind)
+    torch.set_default_dtype(torch.float32)
+    targets = select_targets(tiny_vit.module, None, 4)
+    start = {n: Factors(torch.ones(4, k), torch.zeros(d, 4)) for n, (d, k) in targets.items()}
+    task = Task(0, 1, torch.arange(20), start, random_head(5, tiny_vit.features, 0), frozenset("AB"))
+    said = "client=sgd: Forgetful keeps velocity from step to step, which its state"
+    with pytest.raises(RunFailed, match=said) if kind is Forgetful else contextlib.nullcontext():
+        settings = client_config(optimizer="sgd", momentum=0.9)
+        train_bank(Bank(tiny_vit, targets, 2.0), [task], tiny_data, tiny_vit.input, settings, 1)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "sgd_sai"])
