@@ -239,6 +239,18 @@ def test_on_the_command_line_it_is_one_line(words, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_field_of_ones_own_class_that_its_file_lacks_is_not_said_to_be_anothers(monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(CLIENTS["sgd"]):
+        betas: float = 0.5
+
+    monkeypatch.setitem(CLIENTS, "sgd", Own)
+    said = "client.betas: conf/client/sgd.yaml lacks it, which its class reads; add a line betas:"
+    for experiment in ("", "experiment=quick"):  # by the files alone, and by Hydra
+        with pytest.raises(InputError, match=said):
+            compose_config([*experiment.split(), "client=sgd", "client.betas=0.1"])
+
+
 def test_help_shows_a_default_as_a_word_that_is_taken():
     lines = [line.split(None, 1) for line in describe().partition("defaults:\n")[2].partition("\n\n")[0].splitlines()]
     shown = dict(lines)
