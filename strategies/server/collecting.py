@@ -140,7 +140,7 @@ def collect(
     spent = {refusal.client for refusal in admitted.refusals if refusal.code == Code.spent.name}
     if spent and len(set(exchange.by_client) - spent) < need:
         why = next(refusal.detail for refusal in admitted.refusals if refusal.client in spent)
-        raise PrivacySpent(f"round {round}: {counted(len(spent), 'client')} cannot train any more ({why})")
+        raise PrivacySpent(f"round {round}: {counted(len(spent), 'client')} cannot train ({why})")
     if admitted.updates:
         why = admitted.why or "too few clients"
         raise RunFailed(f"round {round}: {len(admitted.updates)} usable updates, the quorum is {need} ({why})")

@@ -40,10 +40,10 @@ def test_what_became_of_a_round_that_is_done_again_is_not_the_runs():
 
 
 def test_a_run_that_ended_early_says_so_once_and_first():
-    early = {"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train any more"}
+    early = {"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train"}
     lost = {"kind": "refused", "round": 2, "client": 1, "code": "spent", "detail": "is spent"}
     first, other = left_out([early, lost, {"kind": "resumed", "round": 1}, lost, {**early, "after_round": 2}])
-    assert first == "the run ends after round 2 of 3: 2 clients cannot train any more" and other.startswith("client 1")
+    assert first == "the run ends after round 2 of 3: 2 clients cannot train" and other.startswith("client 1")
 
 
 def test_who_did_not_unmask_is_in_the_sum():
@@ -72,8 +72,8 @@ def test_where_nobody_is_missing_nothing_is_said():
     ({"kind": "other_code", "round": 1, "clients": [0, 2], "detail": "they compute by other code"},
      "round 1, clients 0, 2: they compute by other code"),
     ({"kind": "resumed", "round": 1}, ""),
-    ({"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train any more"},
-     "the run ends after round 1 of 3: 2 clients cannot train any more"),
+    ({"kind": "stops_early", "after_round": 1, "of": 3, "detail": "2 clients cannot train"},
+     "the run ends after round 1 of 3: 2 clients cannot train"),
 ])  # fmt: skip
 def test_an_event_is_told_as_it_comes(entry, line):
     assert as_it_comes(entry) == line
