@@ -17,7 +17,7 @@ from clients.attacks.label_flip import flipped
 from clients.engine import Emit, Engine
 from clients.engine.cluster import foresee
 from clients.engine.cost import StepCost
-from clients.engine.hardware import CPU, clients_device, crowded, devices, left_out, resolved
+from clients.engine.hardware import CPU, clients_device, crowded, devices, left_out, most_asked, resolved
 from clients.engine.inline import InlineEngine
 from clients.engine.room import Passes, cost_of, uncompiled, within_room, without_room
 from clients.engine.rows import said as of_rows
@@ -175,6 +175,11 @@ class Site:
         given = f", all there are (engine.clients_per_bank={size})" * (most != size)
         banks = "one client" if alone else f"banks of up to {counted(most, 'client')}{given}"
         tell(console, f"engine: {self.engine.described()}, {banks}")
+        asked = most_asked(self.config, clients)
+        together = not alone and isinstance(size, int) and 1 < asked <= size and self.config.privacy.name != "examples"
+        if together and self.engine.lanes > 1 and clients_device(self.config.engine).type == "cpu":
+            said = f"engine.clients_per_bank={size}: a round's {asked} clients are one bank, which keeps one lane busy"
+            tell(console, f"{said}; {-(-asked // 2)} is faster, and part of the run's name", "yellow")
         if self.config.engine.compile is True:
             said = "engine: steps are compiled, which takes half a minute or more at the first of them"
             if self._uncompiled:

@@ -126,11 +126,14 @@ def resolved(config: Config) -> Config:
 def _bank_on_cpu(config: Config) -> int:
     """Clients of a bank, by the configuration alone: a run has one name on every machine, whatever its cores."""
     there = config.partition.count(config.data.known_domains)
+    asked = 0 if there is None else most_asked(config, there)
+    if 1 < asked <= BANK_ON_CPU:
+        return -(-asked // 2)  # one bank of all would leave every core idle but one
     side = config.model.image_size or config.model.kwargs.get("img_size")
     largest = max(side) if isinstance(side, list | tuple) else side
     if there is None or not isinstance(largest, int) or largest > SMALL_SIDE:
         return BANK_ON_CPU
-    return max(BANK_ON_CPU, min(SMALL_STEP // config.client.batch_size, most_asked(config, there) // BANKS))
+    return max(BANK_ON_CPU, min(SMALL_STEP // config.client.batch_size, asked // BANKS))
 
 
 def clients_device(engine: EngineConfig) -> torch.device:

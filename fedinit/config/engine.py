@@ -33,7 +33,7 @@ class EngineConfig:
 
     name: str
     device: str = "auto"  # auto, cpu, cuda, cuda:1 …
-    # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU or more.
+    # Clients trained in one pass. auto: on CUDA as many as its memory holds, on CPU BANK_ON_CPU, or as a round has.
     clients_per_bank: int | Literal["auto"] = "auto"
     precision: Precision = (
         "auto"  # of the frozen backbone's products; auto: bf16 on CUDA from Ampere on, else, and with head=none, fp32

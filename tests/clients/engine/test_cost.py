@@ -110,10 +110,19 @@ def test_a_step_takes_what_the_model_says(precision, tiny_vit, tiny_data, client
 def test_auto_is_a_number_and_a_precision_before_a_run_is_named() -> None:
     config = small_config("engine.device=cpu", "engine.clients_per_bank=auto", "engine.precision=auto")
     made = resolved(config)
-    assert (made.engine.clients_per_bank, made.engine.precision) == (BANK_ON_CPU, "fp32")
+    assert (made.engine.clients_per_bank, made.engine.precision) == (2, "fp32")
     assert made.identity() != config.identity() and resolved(made) == made
-    said = dataclasses.replace(made.engine, clients_per_bank=BANK_ON_CPU)
+    said = dataclasses.replace(made.engine, clients_per_bank=2)
     assert dataclasses.replace(config, engine=said).identity() == made.identity()
+
+
+@pytest.mark.parametrize(("asked", "size"), [(1, 3), (2, 1), (3, 2), (4, 3), (100, 3)])
+def test_the_clients_of_a_round_are_two_banks_at_least(asked: int, size: int) -> None:
+    """One bank of all keeps one core busy, however many there are."""
+    words = ["partition=iid", f"partition.clients={asked}", "engine.device=cpu", "engine.clients_per_bank=auto"]
+    assert resolved(small_config(*words)).engine.clients_per_bank == size
+    half = resolved(small_config(*words[:1], f"partition.clients={2 * asked}", "participation=0.5", *words[2:]))
+    assert half.engine.clients_per_bank == size, "those that a round asks count"
 
 
 @pytest.mark.parametrize(

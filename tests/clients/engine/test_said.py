@@ -43,6 +43,14 @@ def test_the_size_of_a_bank_is_that_of_the_clients_there_are() -> None:
     assert said(client=1) == ["engine: 1 lane on CPU, fp32, one client"], "a site that is one client's"
 
 
+def test_lanes_that_one_bank_leaves_idle_are_told() -> None:
+    lanes = "engine=threads", "engine.lanes=2", "engine.device=cpu"
+    idle = "engine.clients_per_bank=3: a round's 3 clients are one bank, which keeps one lane busy; 2 is faster, and"
+    assert idle in " ".join(" ".join(said(*lanes, "engine.clients_per_bank=3")).split())
+    for words in ([*lanes, "engine.clients_per_bank=2"], ["engine.clients_per_bank=3"], [*lanes, "privacy=examples"]):
+        assert not [line for line in said(*words) if "busy" in line], words
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
@@ -77,7 +85,7 @@ def test_what_cannot_be_compiled_is_said(words, why) -> None:
 )
 def test_more_lanes_than_cores_are_said(cores, words, expected, monkeypatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: cores)
-    *more, _ = said(*words)  # before they are made
+    *more, _ = said("engine.clients_per_bank=1", *words)  # before they are made
     assert len(more) == (expected is not None)
     if expected is not None:
         assert more[0].startswith(expected) and more[0].endswith("use engine.lanes=2, or null")
