@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -69,9 +70,8 @@ def _unknown(key: str, words: Sequence[Override], name: str) -> str:
     group, _, inside = key.partition(".")
     inside = inside.partition(".")[0]
     if inside and group in GROUPS and inside not in composed[group]:
-        choices = GROUPS[group].choices or {}
-        options = choices.get(str(composed[group].get(GROUPS[group].key)), str)
-        if inside in getattr(options, "__dataclass_fields__", {}):
+        options = (GROUPS[group].choices or {}).get(str(composed[group].get(GROUPS[group].key)))
+        if dataclasses.is_dataclass(options) and inside in {f.name for f in dataclasses.fields(options) if f.init}:
             return f"{key}: conf/{group}/{chosen[group]}.yaml lacks it, which its class reads; add a line {inside}:"
         files = {choice: CONF_DIR / group / f"{choice}.yaml" for choice in known[group]}
         readers = [choice for choice, file in files.items() if inside in _keys(_plain(OmegaConf.load(file)))]
