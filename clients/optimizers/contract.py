@@ -101,13 +101,15 @@ class BankOptimizer(ABC, Generic[Settings]):
         return [self.values, *(rows for rows in self.state() if rows is not None)]
 
     def untold(self) -> list[str]:
-        """The attributes in which a tensor of two dimensions or more has a row a client, and `tensors` has it not."""
-        told = {id(rows) for rows in (*self.tensors(), *self.leaves.values())}
+        """The attributes in which a tensor of two dimensions or more has a row a client, and `tensors` has it not. In a
+        bank of one client a single row may be for all there ever are: there it counts once it was written into."""
+        told, several = {id(rows) for rows in (*self.tensors(), *self.leaves.values())}, len(self.values) > 1
         return [
             name
             for name, held in vars(self).items()
             for rows in (held.values() if isinstance(held, Mapping) else held if isinstance(held, list) else [held])
             if isinstance(rows, Tensor) and rows.ndim > 1 and len(rows) == len(self.values) and id(rows) not in told
+            if several or rows._version
         ]
 
     def state_size(self, row: int) -> int:

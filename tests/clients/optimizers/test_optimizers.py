@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -239,7 +240,15 @@ class Forgetful(SGD):
         return []
 
 
-@pytest.mark.parametrize("kind", [SGD, Forgetful])
+class Scaled(SGD):
+    """Has a rate for each number, which is no client's."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rates = torch.ones_like(self.values[:1])
+
+
+@pytest.mark.parametrize("kind", [SGD, Forgetful, Scaled])
 def test_what_is_kept_and_not_told_of_ends_the_run(
     kind, tiny_vit, tiny_data, client_config, random_head, monkeypatch
 ) -> None:
