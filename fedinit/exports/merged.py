@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedinit.exports.contract import Format, called
 from fedinit.exports.portable import Portable
 from fedinit.models.creation import create
+from fedinit.runs.export import as_file
 
 WEIGHTS = "model.safetensors"
 
@@ -25,7 +26,7 @@ class Merged(Format):
     reader: ClassVar[str] = "PyTorch"
 
     def files(self, model: Portable) -> dict[str, bytes]:
-        return {WEIGHTS: save({key: value.contiguous() for key, value in model.module.state_dict().items()})}
+        return {WEIGHTS: as_file(model.module.state_dict())}
 
     @torch.inference_mode()
     def read(self, folder: Path, model: Portable) -> Tensor:

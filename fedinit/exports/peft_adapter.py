@@ -57,7 +57,7 @@ class PeftAdapter(Format):
         if head and not names:
             written[HEAD] = save(head)
         if not _has_weights_of_timm(model):
-            written[BASE] = save({k: v.contiguous() for k, v in model.backbone.module.state_dict().items()})
+            written[BASE] = as_file(model.backbone.module.state_dict())
         return written
 
     @torch.inference_mode()

@@ -23,6 +23,7 @@ from fedinit.models.creation import create
 from fedinit.models.dry_pass import DryPass, dry_pass
 from fedinit.models.input_spec import InputSpec
 from fedinit.models.positions import grid_of
+from fedinit.models.relative_positions import tables
 from fedinit.state import digest
 
 # What timm.create_model would load weights by, from a file or an address; the keys of `model` are the only way here.
@@ -160,8 +161,8 @@ def _check_grid(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, A
     """Raise InputError for a model whose weights are of one grid of tokens, where weights of another grid fit: those of
     an image with as many tokens, which lie elsewhere.
 
-    Weights are of a square image unless `model.checkpoint_grid` says another. Position embeddings that are resampled
-    are left out of account.
+    Weights are of a square image unless `model.checkpoint_grid` says another. Position embeddings and tables of
+    relative positions that are resampled are left out of account.
     """
     height, width = spec.height, spec.width
     grid = settings.checkpoint_grid if settings.checkpoint else None
@@ -184,8 +185,9 @@ def _check_grid(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, A
         return  # it takes no such size, so no weights were trained at it
     # What fits in number is not resampled: timm's own weights where they are of that size, files of unknown grids.
     resampled = there != own if settings.checkpoint is None else grid_of(module) is not None
+    passed = {*tables(module), *(["pos_embed"] if resampled else [])}
     for name, value in module.state_dict().items():
-        if name == "pos_embed" and resampled:
+        if name in passed:
             continue
         if fitting.get(name) == value.shape != taller.get(name):
             raise InputError(
@@ -218,7 +220,7 @@ def _features(backbone: Backbone, name: str) -> int:
 def _input_spec(module: nn.Module, settings: ModelConfig, kwargs: Mapping[str, Any]) -> InputSpec:
     defaults = resolve_model_data_config(module)
     channels = int(kwargs.get("in_chans", defaults["input_size"][0]))
-    size = settings.image_size or kwargs.get("img_size", defaults["input_size"][1:])
+    size = settings.image_size or kwargs.get("img_size") or defaults["input_size"][1:]
     height, width = (size, size) if isinstance(size, int) else size
     stats = {}
     for key in ("mean", "std"):

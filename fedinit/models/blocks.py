@@ -15,6 +15,7 @@ from torch import nn
 ATTENTION = re.compile(r"(^|_)(attn|mhsa|token_mixer|xca|factoratt_crpe)(_in|_out|_downsample)?\d*$")
 MLP = re.compile(r"(^|_)(mlp|ffn)(_in|_tokens|_channels)?\d*$")
 BESIDE = re.compile(r"^(attn_pool|cpb_mlp|meta_mlp)$|pos(_|\d|$)")  # pooling, and MLPs of relative positions
+BRANCHES = {"attns", "ffns"}  # side by side in one block, each given what the block is
 WITHIN = re.compile(r"^(attn|mlp)_\w*proj$")  # of a block that holds both as layers of its own
 
 
@@ -44,7 +45,7 @@ def block_of(name: str) -> str | None:
     of a layer in none."""
     part = _part(name)
     above = name.split(".")[:-1] if part is None else part.split(".")
-    while above and not above[-1].isdigit():
+    while above and (not above[-1].isdigit() or BRANCHES & {*above[-2:-1]}):
         above.pop()
     return ".".join(above) or None
 

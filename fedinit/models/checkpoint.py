@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedinit.config.site import EMBEDDED
 from fedinit.errors import InputError, first_line, machine_failed
 from fedinit.home import expand_home
 from fedinit.models.positions import read_from_grid, resample_from_square, unsaid_grid
+from fedinit.models.relative_positions import in_grid_of
 from fedinit.state import digest
 
 EMBEDDED_DIR = Path(__file__).parent / "embedded"
@@ -43,12 +45,16 @@ def load(
     raw, wanted = _unwrapped(source, _read(source, sha256)), module.state_dict()
     positions = unsaid_grid(module, raw) if grid is None else ""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # EVA's filter prints what it passes over
+        # EVA's filter prints what it passes over, and interpolating tables warns of how timm writes it.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"timm\.layers\.interpolate")
+            raw |= (tables := in_grid_of(module, raw, grid, source))
             if grid is not None:
                 weights = read_from_grid(module, raw, convert, grid)
             else:
                 weights = dict(convert(dict(raw), module))
                 resample_from_square(module, weights, raw, source)
+        weights |= {name: table for name, table in tables.items() if name in weights}  # not resampled once more
     except InputError:
         raise
     except Exception as error:  # whatever a filter of timm's raises on tensors it was not written for

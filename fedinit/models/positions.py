@@ -95,7 +95,7 @@ def resample_from_square(module: nn.Module, weights: dict[str, Any], raw: Mappin
         before = raw.get(_key(raw) or "", torch.zeros(0, 0))
         untouched = torch.equal(before[..., -tokens:, :].squeeze(0), position[0, -tokens:])
         as_many = untouched or before.shape[-2] == position.shape[1]
-        if not as_many or grid[0] == grid[1] or _is_own(module, grid):
+        if not as_many or grid[0] == grid[1] or is_own(module, grid):
             return
         _say(source, grid, side)
         if not untouched:
@@ -125,7 +125,7 @@ def _key(raw: Mapping[str, Tensor]) -> str | None:
     return next((k for k, v in raw.items() if k.rpartition(".")[2] in NAMES and v.ndim in (2, 3)), None)
 
 
-def _is_own(module: nn.Module, grid: tuple[int, int]) -> bool:
+def is_own(module: nn.Module, grid: tuple[int, int]) -> bool:
     """Whether this is the grid of the size that timm's weights of the model are of."""
     size = (getattr(module, "pretrained_cfg", None) or {}).get("input_size", (0, 0, 0))[1:]
     patch = getattr(getattr(module, "patch_embed", None), "patch_size", (1, 1))

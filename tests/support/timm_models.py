@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from fedinit.adapters.bank import Bank
 from fedinit.config.schema import ModelConfig
@@ -43,3 +46,10 @@ def leak(backbone: Backbone, targets: Mapping[str, tuple[int, int]]) -> float:
         bank.load([mine, drawn(), drawn()], [{}] * 3)
         features.append(bank.forward(images, 3)[0].detach())
     return float((features[1] - features[0]).norm() / features[0].norm())
+
+
+def saved(folder: Path, weights: Mapping[str, Tensor]) -> str:
+    """The path of a safetensors file of them."""
+    path = folder / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in weights.items()}, path)
+    return str(path)

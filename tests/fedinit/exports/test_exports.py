@@ -297,6 +297,20 @@ def test_a_classifier_that_is_more_than_a_linear_layer_keeps_the_head_behind_it(
         torch.testing.assert_close(names["logits"].detach(), run.model()(names["images"]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_tensors_that_layers_share_are_written_for_each(tmp_path, monkeypatch):
+    """CoaT's position encodings are one module in several blocks, and safetensors refuses tensors of one memory."""
+    words = [w for w in SHORT if not w.startswith(("model.", "head"))] + ["model=vit_tiny", "model.name=coat_lite_tiny"]
+    words += ["model.pretrained=false", "data.domains=[plain,thick]", "data.classes=2", "client.batch_size=2"]
+    words += ["model.image_size=64", "rounds=1", "client.max_steps=1", "evaluation=none", f"output_dir={tmp_path}"]
+    run = fedinit.run(*words)
+    for format in ("merged", "timm", "peft"):
+        need(format)
+        export(run, format, tmp_path / format)
+        names = by_the_card(tmp_path / format, run.backbone().input, monkeypatch)
+        torch.testing.assert_close(names["logits"].detach(), run.model()(names["images"]), rtol=1e-5, atol=1e-5)
+
+
 def test_a_size_that_the_model_was_made_with_is_among_its_arguments():
     from tests.support.timm_models import backbone_of
 

@@ -141,3 +141,9 @@ def test_a_shared_copy_is_a_deep_copy_whose_weights_are_the_originals():
     shared.first[1].eval()
     assert not module.first[0]._forward_hooks and module.first[1].training
     assert module.first[0].weight is shared.first[0].weight and deep.first[0].weight is not module.first[0].weight
+
+
+def test_a_size_of_null_is_the_models_own():
+    mixer = settings("vit_tiny", pretrained=False, kwargs={"img_size": None})
+    spec = build_backbone(dataclasses.replace(mixer, name="mixer_s32_224")).input
+    assert (spec.height, spec.width) == (224, 224)

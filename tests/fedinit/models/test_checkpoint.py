@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
@@ -22,7 +19,7 @@ from fedinit.models import backbone, build_backbone
 from fedinit.models.creation import create
 from fedinit.runs.made_of import MadeOf
 from tests.support.small import WORDS, small_config
-from tests.support.timm_models import settings
+from tests.support.timm_models import saved, settings
 
 VIT = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 64}
 Weights = dict[str, Tensor]
@@ -33,12 +30,6 @@ def weights_of(name: str, seed: int = 1, **kwargs: Any) -> Weights:
     draw = torch.Generator().manual_seed(seed)
     state = timm.create_model(name, num_classes=3, **{**VIT, **kwargs}).state_dict()
     return {k: torch.randn(v.shape, generator=draw) if v.is_floating_point() else v for k, v in state.items()}
-
-
-def saved(folder: Path, weights: Mapping[str, Tensor]) -> str:
-    path = folder / "weights.safetensors"
-    save_file({key: value.contiguous() for key, value in weights.items()}, path)
-    return str(path)
 
 
 def loaded(name: str, path: str, **kwargs: Any) -> Weights:

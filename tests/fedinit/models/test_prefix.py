@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from fedinit.errors import InputError
-from fedinit.models import Backbone, adapted_layers
+from fedinit.models import Backbone, adapted_layers, build_backbone
 from fedinit.models.prefix import before, cut, first_block
+from tests.support.timm_models import settings
 
 
 def images_of(backbone: Backbone, count: int) -> torch.Tensor:
@@ -62,6 +63,20 @@ def test_where_it_is_cut(tiny_vit):
         first_block(tiny_vit, adapted_layers(tiny_vit, None, 2))
     with pytest.raises(InputError, match="fc_norm is in no block"):
         first_block(tiny_vit, ["fc_norm"])
+
+
+def test_branches_side_by_side_are_one_block():
+    """Each of `attns` and `ffns` of such a block is given what the block is: none comes before another."""
+    kwargs = {"embed_dim": 24, "depth": 2, "num_heads": 2, "img_size": 32}
+    parallel = build_backbone(settings("vit_small_patch16_18x2_224", kwargs=kwargs))
+    layers = adapted_layers(parallel, None, 2, last_blocks=1)
+    assert list(layers) == [f"blocks.1.{b}" for b in ("attns.0.attn.proj", "attns.1.attn.proj")] + [
+        f"blocks.1.ffns.{b}.mlp.fc2" for b in (0, 1)
+    ]
+    made, images = cut(parallel, first_block(parallel, layers)), images_of(parallel, 3)
+    assert made.block == "blocks.1"
+    tokens = before(parallel.module, made.block, images)
+    torch.testing.assert_close(made.after.module(tokens), parallel.module(images), rtol=1e-5, atol=1e-6)
 
 
 def test_more_blocks_than_there_are(tiny_vit):
