@@ -163,7 +163,8 @@ def test_a_benchmark_of_nothing_is_one_line(given, said, monkeypatch, capsys):
     assert ended.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("steps", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [True, False])
+@pytest.mark.slow
 def test_a_start_is_timed_until_the_first_step_alone(steps, tmp_path):
     script, began = tmp_path / "script.py", time.time()
     script.write_text("from clients.step import Training\n" + "Training.step(None)\n" * steps + "print('behind it')\n")

@@ -58,7 +58,9 @@ def test_memory_is_of_this_process_and_rays_is_apart(done):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("evaluation.participation=0.5",), ("strategy=flora",), ("evaluation.every=2", "strategy=fedsa_lora")]
+    "words",
+    [(), ("evaluation.every=2", "strategy=fedsa_lora")]
+    + [pytest.param((word,), marks=pytest.mark.slow) for word in ("evaluation.participation=0.5", "strategy=flora")],
 )
 def test_bytes_of_evaluations_by_clients_are_counted(words, tmp_path):
     """The run's own, which has few bytes besides: a round asks two of eight clients. Those of flora's last evaluation
@@ -81,12 +83,12 @@ def test_bytes_of_evaluations_by_clients_are_counted(words, tmp_path):
     "words",
     [
         ("strategy=rolora", "rounds=4"),
-        ("strategy=rolora", "rounds=5"),
+        pytest.param(("strategy=rolora", "rounds=5"), marks=pytest.mark.slow),
         ("strategy=lora_a2", "rounds=5"),
-        ("strategy=rolora", "rounds=2", "evaluation=clients"),
+        pytest.param(("strategy=rolora", "rounds=2", "evaluation=clients"), marks=pytest.mark.slow),
         ("strategy=head_alone", "rounds=4"),
-        ("strategy=fed_sb", "init=lora_xs", "rounds=4"),
-        ("strategy=fedit", "rounds=1"),
+        pytest.param(("strategy=fed_sb", "init=lora_xs", "rounds=4"), marks=pytest.mark.slow),
+        pytest.param(("strategy=fedit", "rounds=1"), marks=pytest.mark.slow),
         ("strategy=flora", "rounds=3"),
     ],
 )
@@ -182,7 +184,11 @@ def test_the_start_is_scaled_by_the_images_that_are_measured_for_it():
 
 
 @pytest.mark.parametrize(
-    "words", [("init=eva", "init.min_examples=30"), ("head=ridge", "head.min_examples=30", "init=lora_ga")]
+    "words",
+    [
+        pytest.param(("init=eva", "init.min_examples=30"), marks=pytest.mark.slow),
+        ("head=ridge", "head.min_examples=30", "init=lora_ga"),
+    ],
 )
 def test_a_start_is_tried_with_the_images_that_it_needs(words):
     """Clients have 30 or more, of which two steps take eight."""
@@ -227,7 +233,9 @@ def test_nothing_is_left_and_the_run_is_what_it_was(tmp_path, capsys):
         ("init=eva", "head=ridge"),
         ("strategy=head_alone",),
         ("partition=pooled", "strategy=ffa_lora"),
-        ("privacy=examples", "rounds=1", "evaluation=none"),  # whose ε is spent after one round
+        pytest.param(
+            ("privacy=examples", "rounds=1", "evaluation=none"), marks=pytest.mark.slow
+        ),  # whose ε is spent after one round
         ("privacy=examples", "privacy.noise=0.9", "evaluation=none"),  # enough for all images, not for the trial's few
         ("partition=dirichlet", "partition.clients=30", "participation=0.2"),
     ],

@@ -699,7 +699,9 @@ def of_kind(kind: str, tasks: Sequence[Task]) -> list[Task]:
     ]
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("dora", "bf16"), ("vera", "fp32")])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("vera", "fp32"), pytest.param("dora", "bf16", marks=pytest.mark.slow)]
+)
 def test_every_kind_is_recorded_over_bases_that_take_turns(
     kind, precision, captures, worker, client_config, tasks
 ) -> None:

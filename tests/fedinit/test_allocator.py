@@ -39,12 +39,14 @@ def faults(how: str, **environment: str) -> tuple[str, int]:
     return kept, int(count)
 
 
+@pytest.mark.slow
 def test_steps_map_no_pages_anew():
     kept, count = faults("kept")
     assert kept == "True" and count < 100
     assert faults("as it is")[1] > 2000, "the control"
 
 
+@pytest.mark.slow
 def test_who_sets_it_decides():
     assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
 

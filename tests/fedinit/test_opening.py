@@ -14,7 +14,7 @@ from PIL import Image
 import fedinit
 from fedinit import cli
 from fedinit.opening import make_folder, own, read_bytes, read_text, regular
-from tests.support.small import WORDS
+from tests.support.small import WORDS, slow
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="named pipes are not in folders there")
 SHORT = (*WORDS, "rounds=2", "client.max_steps=1", "engine.lanes=1", "report=full")
@@ -140,7 +140,7 @@ def test_a_pipe_for_a_zip_a_table_or_a_checkpoint(place, capsys):
 TABLES = ("metrics.csv", "metrics.jsonl", "clients.csv", "record/timing.csv")
 
 
-@pytest.mark.parametrize("name", [*TABLES, "ledger.jsonl"])
+@pytest.mark.parametrize("name", ["clients.csv", "ledger.jsonl", *slow(*(t for t in TABLES if t != "clients.csv"))])
 def test_a_run_that_goes_on_writes_into_no_pipe(name, place, capsys):
     """A table is there again from the checkpoint; what is no file is put aside."""
     folder = place / "runs" / "a"

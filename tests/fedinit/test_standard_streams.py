@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 
 from fedinit.runs import folder as run_folder
 from tests.support.recorded_runs import config, write_run
-from tests.support.small import WORDS
+from tests.support.small import WORDS, slow_unless
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = Path("/dev/full")
@@ -62,8 +63,13 @@ def python(words, stdout, *, stderr: Any = subprocess.PIPE, **variables: str) ->
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    slow_unless(
+        lambda command, unbuffered: (command, unbuffered) in [("help", ""), ("configuration", "1"), ("table", "")],
+        itertools.product(COMMANDS, ("", "1")),
+    ),
+)
 def test_nobody_reads_it_or_the_disk_is_full(command, unbuffered, runs):
     words = [word.format(runs=runs) for word in COMMANDS[command]]
     assert python(words, "closed", PYTHONUNBUFFERED=unbuffered) == (141, "")
@@ -121,6 +127,7 @@ def test_a_stream_that_was_closed_before(command, runs):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="its shell closes no stream")
+@pytest.mark.slow
 def test_what_is_asked_for_elsewhere_is_written_without_it(runs, tmp_path):
     compare, table = ("-m", "fedinit", "compare", runs), tmp_path / "table.csv"
     assert without_output(*compare, "--csv", "-") == CLOSED
@@ -171,6 +178,7 @@ def test_half_a_character_in_a_name_is_shown(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such terminals there")
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_terminal_is_gone_and_sighup_is_ignored(tmp_path):
     """As under nohup, which has it write elsewhere too; a signal that is not ignored ends it."""
     for ignored in (True, False):

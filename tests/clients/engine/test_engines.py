@@ -168,7 +168,7 @@ LIKE_OTHERS = ("over a base", "features", "inputs", "heads alone")  # which diff
 @pytest.mark.parametrize(
     ("name", "case"),
     slow_unless(
-        lambda name, case: name != "ray" and (case in TELLING or name == "threads-3" and case not in LIKE_OTHERS),
+        lambda name, case: name == "inline" and case in TELLING or name == "threads-3" and case not in LIKE_OTHERS,
         itertools.product(ENGINES, CASES),
     ),
 )

@@ -84,7 +84,9 @@ def test_the_noise_that_epsilon_takes(accountant, share, rounds, epsilon):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "accountant"), [("poisson", "rdp"), ("fixed", "rdp"), ("poisson", "pld")], ids="-".join
+    ("sampling", "accountant"),
+    [("poisson", "rdp"), ("fixed", "rdp"), pytest.param("poisson", "pld", marks=pytest.mark.slow)],
+    ids="-".join,
 )
 def test_epsilon_of_many_rounds_is_what_the_accountant_composes(sampling, accountant) -> None:
     """To the bit: a round is looked into once, and what is made of it for the rounds is no other number."""

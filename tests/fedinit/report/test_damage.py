@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from fedinit.report.runs.methods import methods
 from fedinit.report.runs.reading import RecordedRun, read
 from fedinit.report.runs.results import AVERAGE, last_scores, results
 from tests.support.recorded_runs import config, write_run
+from tests.support.small import slow, slow_unless
 
 TABLES = ("metrics.csv", "clients.csv", "record/layers.csv", "record/spectra.csv", "record/timing.csv")
 OBJECTS = ("summary.json", "record/partition.json", "record/provenance.json", "made_of.json")
@@ -49,7 +51,7 @@ def shown(folder: Path) -> str:
         return render([run])
 
 
-@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "text", "1e308", "²"])
+@pytest.mark.parametrize("value", ["inf", "text", *slow("-inf", "nan", "1e308", "²")])
 def test_a_damaged_number_of_a_table_is_left_out(folder, value):
     for name in TABLES:
         path = folder / name
@@ -120,7 +122,7 @@ def test_sections_are_called_the_same_where_they_are_left_out(folder):
     assert source_of("bad_clients").title == "Bad clients"
 
 
-@pytest.mark.parametrize("mutations", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mutations", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_no_mutation_of_a_record_raises(mutations, folder, caplog):
     draw = random.Random(0)
     for _ in range(mutations):
@@ -181,8 +183,13 @@ def in_its_place(file: Path, kind: str) -> str:
 
 
 @posix
-@pytest.mark.parametrize("kind", ["folder", "socket", "round", "astray"])
-@pytest.mark.parametrize("name", ["summary.json", "DONE.json"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    slow_unless(
+        lambda name, kind: (name, kind) in [("summary.json", "folder"), ("DONE.json", "astray")],
+        itertools.product(("summary.json", "DONE.json"), ("folder", "socket", "round", "astray")),
+    ),
+)
 def test_why_a_run_counts_as_not_done_is_said(folder, name, kind, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     what = in_its_place(folder / name, kind)
@@ -234,7 +241,9 @@ def test_a_warning_without_a_file_has_no_empty_parentheses(folder, monkeypatch, 
     assert caplog.messages == ["the section Test damage of the report is left out: too large"]
 
 
-@pytest.mark.parametrize("name", ["summary.json", "DONE.json", "config.yaml", "record/provenance.json", "ledger.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "ledger.jsonl", *slow("summary.json", "DONE.json", "record/provenance.json")]
+)
 def test_what_becomes_of_a_damaged_file_is_what_docs_report_says(folder, name):
     (folder / name).unlink() if name == "DONE.json" else (folder / name).write_text("{\n")
     if name == "config.yaml":

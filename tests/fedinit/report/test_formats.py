@@ -31,7 +31,10 @@ def test_latex_has_the_glyphs_of_a_name(tmp_path):
     assert r"a\textless{}b\textgreater{}\textbar{}c" in latex(found)
 
 
-@pytest.mark.parametrize("name", ['ske"tch\n‹x', "a\r\nb", "c\rd", "e\u2028f", "g\x0bh", "i\x85j", "\n"])
+RARE = [pytest.param(name, marks=pytest.mark.slow) for name in ("a\r\nb", "c\rd", "g\x0bh", "i\x85j", "\n")]
+
+
+@pytest.mark.parametrize("name", ['ske"tch\n‹x', "e\u2028f", *RARE])
 def test_a_name_with_a_lines_end_in_it_keeps_its_figures(tmp_path, name):
     """It is looked up as it is, and printable only where it is printed."""
     run = read(write_run(tmp_path / "run", config(rounds=2), domains=(name, "plain")))

@@ -212,6 +212,7 @@ def test_a_line_that_lies_on_another_hides_nothing_of_it():
     assert "<path" not in legend(["a", "b"], lines=False) and "d1" not in legend(["a", "b"], lines=False)
 
 
+@pytest.mark.slow
 def test_an_engine_is_named_for_the_rounds_that_a_run_still_has(tmp_path):
     """Of one whose rounds were done again by another there is nothing left; one that went on as it stopped is one."""
 

@@ -167,7 +167,7 @@ PLACES = ["metrics.csv", "ledger.jsonl", "made_of.json", "report.html", "record/
 @pytest.mark.parametrize(
     ("odd", "name"),
     slow_unless(
-        lambda odd, name: (odd, name) in [(folder, "metrics.csv"), (folder, "record/layers.csv"), (link, "adapter")],
+        lambda odd, name: (odd, name) in [(folder, "metrics.csv")],
         [*((folder, name) for name in PLACES), (link, "ledger.jsonl"), (link, "adapter")],
     ),
 )

@@ -13,7 +13,7 @@ from fedinit.transport.local import LocalGrid
 from strategies.server import federation, gate
 from strategies.server.federation import federate
 from strategies.server.outcome import Outcome
-from tests.support.small import small_config
+from tests.support.small import slow, small_config
 
 
 class Refused(Observer):
@@ -74,7 +74,7 @@ def test_that_goes_on_from_its_own_factors(words, monkeypatch) -> None:
     assert held and all("factor_norm" in said for _, said in held)
 
 
-@pytest.mark.parametrize("strategy", ["fedit", "hetlora"])
+@pytest.mark.parametrize("strategy", ["hetlora", *slow("fedit")])
 def test_its_bytes_are_its_own_in_every_bank(strategy: str) -> None:
     """Its part of the base is padded to what the largest would be, whoever its mates are. (At a width of 24 products
     round alike without that.)"""

@@ -27,7 +27,7 @@ from strategies.server.gate import Gate
 from strategies.server.outcome import Outcome
 from strategies.server.placing import server_device
 from tests.support.far_device import FAR, Far, far_device
-from tests.support.small import small_config
+from tests.support.small import slow_unless, small_config
 
 QUICK = ("engine.device=cpu", "client.max_steps=1", "evaluation=none")
 METHODS = {
@@ -67,6 +67,12 @@ METHODS = {
 }  # fmt: skip
 
 
+TELLING = {
+    *("fedit", "flora", "fedex_lora", "lora_fair", "fair_columns", "fair_dense", "hetlora", "rotated", "median"),
+    *("vera_cosine", "dora", "krum", "running", "private", "momentum"),
+}
+
+
 def run(words: tuple[str, ...], device: torch.device) -> Outcome:
     config = small_config(*QUICK, *words)
     site = Site(config)
@@ -75,7 +81,7 @@ def run(words: tuple[str, ...], device: torch.device) -> Outcome:
     return federate(config, LocalGrid(cohort, len(site.partitions)), site.backbone)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", slow_unless(lambda method: method in TELLING, ((method,) for method in METHODS)))
 def test_a_run_on_a_device_ends_in_the_same_bits(method, monkeypatch):
     here = run(METHODS[method], torch.device("cpu"))
     met = []

@@ -160,7 +160,7 @@ def test_a_chunk_named_two_thousand_times_takes_no_memory():
     "content",
     [
         update(100_000),
-        RecordDict({"metrics": MetricRecord({"rows": [1.0] * 10**6})}),
+        RecordDict({"metrics": MetricRecord({"rows": [1.0] * 2 * 10**5})}),
         RecordDict({str(i): MetricRecord({"a": i}) for i in range(2000)}),
     ],
     ids=["arrays", "rows", "records"],

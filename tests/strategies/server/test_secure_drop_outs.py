@@ -67,7 +67,7 @@ def held(grid: LocalGrid) -> list[ConfigRecord]:
     return [context.state[secagg.OWN] for context in contexts if secagg.OWN in context.state]
 
 
-@pytest.mark.parametrize("words", [(), TWO], ids=["one phase", "two phases"])
+@pytest.mark.parametrize("words", [(), pytest.param(TWO, marks=pytest.mark.slow)], ids=["one phase", "two phases"])
 @pytest.mark.parametrize("stage", ["keys", "shares", "masked", "unmask"])
 def test_a_client_that_fails_at_any_stage_costs_its_own_update_and_leaves_no_key(
     monkeypatch, tmp_path, made, stage, words

@@ -205,7 +205,14 @@ def test_a_limit_told_twice_takes_one_asking_off_and_none_of_one_that_trained() 
     assert [asked.keys() for asked in seen] == [{0, 2}]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, RunFailed])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError,
+        pytest.param(KeyboardInterrupt, marks=pytest.mark.slow),
+        pytest.param(RunFailed, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "place", ["strategies.server.round.advance", "strategies.server.federated_lora.evaluate_clients"]
 )
