@@ -66,6 +66,7 @@ print(held - _pages()[1])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the system does not say what a process holds")
+@pytest.mark.slow
 def test_what_was_freed_can_be_given_back() -> None:
     clean = {name: value for name, value in os.environ.items() if name not in allocator.OWN}
     done = subprocess.run([sys.executable, "-c", FREED], env=clean, capture_output=True, text=True, check=True)

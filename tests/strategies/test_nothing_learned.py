@@ -24,7 +24,7 @@ STARTS = ("init=kaiming", "init=gaussian_pair", "init=olora", "init=lora_xs", "i
 AROUND = ("", "server_opt=momentum", "server_opt=adam", "reinit=fresh", "reinit=fresh adapter.ranks=[1,2,4]")
 SIZE = 1e-4  # of the start's distance and of the weights': rounding; what this found was a tenth of them and more
 TAKE_IT = {"fedit", "fedex_lora", "fedrot_lora", "flexlora", "flora", "lora_fair", "rbla"}
-QUICK = ("fedit", "fedex_lora", "flexlora", "flora", "lora_a2", "lora_fair")  # tried in the ordinary suite
+QUICK = ("fedex_lora", "flexlora", "lora_a2", "lora_fair")  # tried in the ordinary suite
 # What cuts components by their size, or keeps factors at clients, has another model by intent.
 LEFT = {"florist", "spectral", "fedsa_lora", "head_alone", "hetlora"}
 

@@ -161,8 +161,9 @@ def reference(make_engine, cases) -> Callable[[str], list]:
     return functools.cache(lambda case: run(make_engine("inline"), jobs_of(cases[case])))
 
 
-TELLING = ("plain", "two bases", "failing", "evaluate over a base", "gradients")  # for engines of one lane
-LIKE_OTHERS = ("over a base", "features", "inputs", "heads alone")  # which differ from these in their tasks alone
+TELLING = ("two bases", "failing", "evaluate over a base", "gradients")  # for engines of one lane
+# Which differ from the others in their tasks alone.
+LIKE_OTHERS = ("over a base", "features", "inputs", "heads alone", "evaluate", "muted", "vera")
 
 
 @pytest.mark.parametrize(

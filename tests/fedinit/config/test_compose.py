@@ -12,10 +12,10 @@ from fedinit.config.flower import from_run_config, to_run_config
 from fedinit.config.groups import CONF_DIR, groups
 from fedinit.errors import InputError
 from tests.support import composing
-from tests.support.small import WORDS
+from tests.support.small import WORDS, slow
 
 
-@pytest.mark.parametrize("group", sorted(groups()))
+@pytest.mark.parametrize("group", [*sorted(groups().keys() - {"experiment"}), *slow("experiment")])
 def test_every_choice_of_every_group_composes(group):
     """And comes back whole from the flat form that a Flower run carries."""
     for choice in groups()[group]:

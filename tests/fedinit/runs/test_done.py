@@ -12,7 +12,7 @@ import fedinit
 import run_sim
 from fedinit import cli
 from fedinit.runs.done import done_of, wrong
-from tests.support.small import WORDS
+from tests.support.small import WORDS, slow_unless
 
 SHORT = (*WORDS, "rounds=1", "client.max_steps=1", "engine.lanes=1")
 BROKEN = {
@@ -35,7 +35,10 @@ def whole(tmp_path_factory) -> Path:
     return fedinit.run(*SHORT, "report=full", f"output_dir={tmp_path_factory.mktemp('whole')}").folder
 
 
-@pytest.mark.parametrize("text", BROKEN, ids=range(len(BROKEN)))
+TELLING = ("", "{\n", "{}", '{"final_hash": "a", "rounds": 1}')
+
+
+@pytest.mark.parametrize("text", slow_unless(lambda text: text in TELLING, zip(BROKEN)), ids=range(len(BROKEN)))
 def test_it_is_said_and_written_anew(text, done, whole, capsys):
     """By the folder; the remedy that is said is what is done."""
     (done / "DONE.json").write_text(text)

@@ -192,8 +192,7 @@ def undisturbed():
 
 
 # A personal factor comes back in every way, what else there is in one each.
-BACK = [("fedsa_lora", 1001, True), ("fedsa_lora", 5, False), ("lora_fair", 5, True), ("local", 1001, True)]
-BACK += [("fedsa_lora", 1001, False), ("flora", 5, False)]
+BACK = [("fedsa_lora", 1001, True), ("lora_fair", 5, True), ("local", 1001, True), ("flora", 5, False)]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from strategies.server.gate import Accepted, Gate
 from strategies.server.method import Method
 from strategies.server.running_mean import RunningMean
 from strategies.server.state import ServerState
-from tests.support.small import small_config
+from tests.support.small import slow, small_config
 
 STARTS = {"fed_sb": "lora_xs", "ravan": "random_core"}
 PLAIN = ("evaluation=none", "strategy.diagnostics=false")
@@ -55,7 +55,9 @@ def run(*words, handler=None):
     return federate(config, LocalGrid(handler(cohort) if handler else cohort, len(site.partitions)), site.backbone)
 
 
-@pytest.mark.parametrize("name", sorted(AGGREGATORS))
+@pytest.mark.parametrize(
+    "name", [*sorted(SUMMED), "lora_fair", *slow(*sorted(AGGREGATORS.keys() - SUMMED - {"lora_fair"}))]
+)
 def test_a_run_ends_with_the_bits_of_one_that_keeps_all_updates(name, begun):
     """Of every method that is one of sums; the others keep them, and say so by their contract."""
     words = [f"strategy={name}", "rounds=3", *([f"init={STARTS[name]}"] if name in STARTS else [])]
