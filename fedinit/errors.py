@@ -207,3 +207,12 @@ def choose(what: str, name: object, known: Iterable[str]) -> str:
     if name in known:
         return str(name)
     raise InputError(f"{what}={name}: no such choice{did_you_mean(str(name), known)}. Choices: {', '.join(known)}.")
+
+
+def kind_of(value: object) -> str:
+    """What something is that should be a tensor of another kind: "float32 (3, 24)", or its type."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if not isinstance(shape, tuple) or dtype is None:
+        return type(value).__name__
+    kind = "" if type(value).__name__ == "Tensor" else f"{type(value).__name__} of "
+    return f"{kind}{str(dtype).removeprefix('torch.')} {tuple(shape)}"

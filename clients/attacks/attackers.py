@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from clients.attacks import ATTACKS
-from clients.attacks.contract import Change, Seen
+from clients.attacks.contract import Change, Seen, refuse_unsendable
 from clients.site import Site
 from clients.task import Answer, Result, Task
 from fedinit import wire
@@ -40,7 +40,8 @@ class Attackers:
             if task.client not in self.clients or task.client not in changes or not isinstance(answer[0], Result):
                 return list(answer)
             draw = torch_generator(self.seed, "attack", task.round, task.client)
-            change = self.attack.forge(Seen(changes[task.client], honest, count, draw))
+            own = changes[task.client]
+            change = refuse_unsendable(self.attack.forge(Seen(own, honest, count, draw)), own, self.attack)
             return [sending(task, answer[0], change)]
 
         return [send(task, answer) for task, answer in zip(tasks, answers, strict=True)]

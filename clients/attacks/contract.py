@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from fedinit.config.attack import AttackConfig
+from fedinit.errors import RunFailed, kind_of
 
 Change = Mapping[str, Tensor]
 Settings = TypeVar("Settings", bound=AttackConfig)
@@ -51,6 +52,19 @@ class Attack(ABC, Generic[Settings]):
     @abstractmethod
     def forge(self, seen: Seen) -> Change:
         """The change that this attacker sends, of the same names and shapes as its own."""
+
+
+def refuse_unsendable(made: object, own: Change, attack: Attack[Any]) -> Change:
+    """What an attack made of a change, as it is. Raises RunFailed where it has other tensors: a fault in its code, not
+    what an attacker would send."""
+    who = f"{type(attack).__name__} forges"
+    if not isinstance(made, Mapping):
+        raise RunFailed(f"{who} {type(made).__name__}, expected {{name: tensor}}")
+    for name, value in made.items():
+        shape = tuple(own[name].shape) if name in own else None
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            raise RunFailed(f"{who} {name} as {kind_of(value)}, expected {shape or 'no such tensor'}")
+    return made
 
 
 def times(change: Change, factor: float) -> Change:

@@ -21,12 +21,14 @@ from fedinit.data.names import pick
 from fedinit.data.reporter import counted
 from fedinit.data.splits import Split
 from fedinit.data.store import Store
-from fedinit.errors import InputError
+from fedinit.errors import InputError, kind_of
 from fedinit.seeding import torch_generator
 from fedinit.telling import tell
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fedinit.data.image_cache import MappedImages
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,26 @@ class Catalogue:
     passed_over: Sequence[str] = ()
     remarks: Sequence[str] = ()
     left_out: Sequence[Split | None] = ()
+
+    def __post_init__(self) -> None:
+        """Raises InputError for columns that are not as said above: a fault in a source's code."""
+        count = len(self.labels)
+        columns = (("labels", torch.int64), ("domains", torch.int64), ("test", torch.bool))
+        for column, dtype in columns:
+            value = getattr(self, column)
+            if not isinstance(value, Tensor) or value.dtype != dtype or value.shape != (count,):
+                wanted = f"{str(dtype).removeprefix('torch.')} ({count},)"
+                raise InputError(f"a source's catalogue has {column} as {kind_of(value)}, expected {wanted}")
+        for column, names in (("labels", self.class_names), ("domains", self.domain_names)):
+            if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+                one = {"labels": "class_names", "domains": "domain_names"}[column]
+                raise InputError(f"a source's catalogue has {one}={names!r:.60}, expected a tuple of texts")
+            value = getattr(self, column)
+            if count and not 0 <= int(value.min()) <= int(value.max()) < len(names):
+                found = f"{int(value.min())}..{int(value.max())}"
+                raise InputError(
+                    f"a source's catalogue has {column} {found}, expected 0..{len(names) - 1}, by its names"
+                )
 
     @property
     def used(self) -> list[bool]:
@@ -120,16 +142,25 @@ def choose_images(
         untrained = _untrained(set(labels[test].tolist()) - set(labels[~test].tolist()), class_names)
         for line in [*_summary(listed, len(rows), len(class_names), len(domain_names)), *left_out, *untrained]:
             tell(console, line)
-    if isinstance(listed.read, Store):
-        images, kept = listed.read.fetch(rows, console)
+    images, kept = _pixels(listed, rows, console)
+    if kept is not None:
         rows, places, labels, test = rows[kept], places[kept], labels[kept], test[kept]
         _refuse_gaps(places, labels, test, needed, domain_names)
-    else:
-        images = listed.read(rows)
     if domain is not None:
         places, domain_names = places + first, domains or domain_names
     columns = images, labels, places, test, class_names, domain_names
     return Dataset(*columns, functools.partial(_marks, listed, rows), levels_of(listed))
+
+
+def _pixels(listed: Catalogue, rows: Tensor, console: Console | None) -> tuple[Tensor | MappedImages, Tensor | None]:
+    """The images of these rows, and which of them there are where some can have been left out."""
+    if isinstance(listed.read, Store):
+        return listed.read.fetch(rows, console)
+    images = listed.read(rows)
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(rows):
+        wanted = f"uint8 ({len(rows)}, channels, height, width)"
+        raise InputError(f"a source reads {len(rows)} rows as {kind_of(images)}, expected {wanted}")
+    return images, None
 
 
 def levels_of(listed: Catalogue) -> Mapping[str, Sequence[float]] | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, overload
 
+from fedinit.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -57,7 +59,10 @@ class Partitions(Sequence[Partition]):
         train, test: of each block, who has which images."""
         import numpy as np
 
-        self._domains = np.repeat(domains, [shares.clients for shares in train])
+        clients = [shares.clients for shares in train]
+        if clients != [shares.clients for shares in test] or len(clients) != len(domains):
+            raise InputError("a partition has other numbers of clients for training than for testing, or other domains")
+        self._domains = np.repeat(domains, clients)
         self._train, self._test = _grouped(train), _grouped(test)
 
     @staticmethod
@@ -69,6 +74,10 @@ class Partitions(Sequence[Partition]):
 
     def __len__(self) -> int:
         return len(self._domains)
+
+    def rows(self) -> dict[str, Tensor]:
+        """{"train": (n,), "test": (m,)}, the indices of all clients, one after the other."""
+        return {"train": self._train[0], "test": self._test[0]}
 
     def sizes(self, clients: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """How many training and how many test images each of these has."""
@@ -90,6 +99,26 @@ class Partitions(Sequence[Partition]):
         # Copies, since a view takes all rows along wherever it is sent.
         train, test = (rows[ends[client] : ends[client + 1]].clone() for rows, ends in (self._train, self._test))
         return Partition(client, int(self._domains[client]), train, test)
+
+
+def refuse_misdealt(dealt: object, test: Tensor, count: int | None, who: str) -> Partitions:
+    """What a partition made of a data set, as it is. Raises InputError where it is not as the law of `Partitioner.cut`
+    says: a fault in its code.
+
+    test: (n,) bool, the data set's. count: of the clients; None: the data alone says. who: cuts it, by name."""
+    if not isinstance(dealt, Partitions):
+        raise InputError(f"{who} deals {type(dealt).__name__}, expected Partitions")
+    if not len(dealt) or count not in (None, len(dealt)):
+        raise InputError(f"{who} deals to {len(dealt)} clients, expected {count or 'one or more'}")
+    for split, rows in dealt.rows().items():
+        if rows.is_floating_point() or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(test)):
+            raise InputError(f"{who} deals {split} rows that there are not, expected whole numbers below {len(test)}")
+        if bool((test[rows] != (split == "test")).any()):
+            other = "test images as training images" if split == "train" else "training images as test images"
+            raise InputError(f"{who} deals {other}; expected those of each split by themselves")
+        if len(rows.unique()) < len(rows):
+            raise InputError(f"{who} deals a {split} image to two clients, expected each to one")
+    return dealt
 
 
 def _grouped(blocks: Sequence[Shares]) -> tuple[Tensor, list[int]]:

@@ -112,7 +112,12 @@ class ImageSource(Source):
     def listed(self, channels: int, size: tuple[int, int], held: Collection[str]) -> Catalogue:
         """The catalogue, of which the val images of the held domains are used too; not where settings are chosen on a
         share of the training images."""
-        return self.catalogue(channels, size).with_val_of(held if self.validation_fraction is None else ())
+        from fedinit.data.catalogue import Catalogue
+
+        made = self.catalogue(channels, size)
+        if not isinstance(made, Catalogue):
+            raise InputError(f"data={self.name}: catalogue() gives {type(made).__name__}, expected a Catalogue")
+        return made.with_val_of(held if self.validation_fraction is None else ())
 
     def reading(self, domain: str | None) -> ImageSource:
         """This source restricted to one domain, where its options can say that. domain: its name; None: all of it."""
@@ -135,7 +140,12 @@ class ImageSource(Source):
                 f"the model takes {channels} channels: images come in 1 (grey) or 3 (RGB); choose another model"
             )
         listed = self.reading(domain).listed(channels, size, held)
-        return choose_images(listed, self.known_domains, self.classes, self.validation_fraction, seed, domain, console)
+        chosen = choose_images(
+            listed, self.known_domains, self.classes, self.validation_fraction, seed, domain, console
+        )
+        if (shape := tuple(chosen.images.shape[1:])) != (channels, *size):
+            raise InputError(f"data={self.name}: images are read as {shape}, expected {(channels, *size)}, (C, H, W)")
+        return chosen
 
 
 @dataclass(frozen=True, kw_only=True)

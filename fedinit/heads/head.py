@@ -7,11 +7,12 @@ pooled features; from their sum it is made, or asks again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedinit.errors import RunFailed, kind_of
 from fedinit.statistics.planner import Planner
 
 
@@ -54,3 +55,22 @@ class Head(Planner[HeadContext, HeadState]):
     silent: ClassVar[bool] = False
     # Whether there is a classifier at all.
     classifies: ClassVar[bool] = True
+
+
+def refuse_unfit(made: object, context: HeadContext, head: Head) -> HeadState:
+    """The head that was made, in float32. Raises RunFailed where it is no classifier of these classes and features: a
+    fault in its code."""
+    who = f"{type(head).__name__} makes"
+    if not isinstance(made, HeadState):
+        raise RunFailed(f"{who} {type(made).__name__}, expected a HeadState")
+    shapes = {"weight": context.shape, "bias": context.shape[:1]} if head.classifies else {}
+    if made.tensors.keys() != shapes.keys():
+        given, wanted = (", ".join(keys) or "nothing" for keys in (made.tensors, shapes))
+        raise RunFailed(f"{who} a head of {given}, expected {wanted}")
+    for name, shape in shapes.items():
+        value = made.tensors[name]
+        if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
+            raise RunFailed(f"{who} {name} as {kind_of(value)}, expected float32 {shape}")
+        if not bool(value.isfinite().all()):
+            raise RunFailed(f"{who} {name} with NaN or infinity")
+    return replace(made, tensors={name: value.detach().float() for name, value in made.tensors.items()})

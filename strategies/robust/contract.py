@@ -19,6 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedinit.errors import RunFailed, kind_of
+
+SLACK = 1e-6  # of a sum of weights: a rule may compute in float32
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -81,3 +85,14 @@ class Robust(ABC):
 def shrink(lengths: Tensor, limit: float) -> Tensor:
     """min(1, limit/length), (K,); 1 for a length of zero."""
     return torch.where(lengths > limit, limit / lengths.clamp(min=1e-300), 1.0)
+
+
+def refuse_misjudged(weights: object, count: int, rule: Robust) -> Tensor:
+    """A rule's weights of so many clients, as they are. Raises RunFailed where they are none: a fault in its code."""
+    who = f"{type(rule).__name__} weighs {count} clients as"
+    if not isinstance(weights, Tensor) or weights.shape != (count,):
+        raise RunFailed(f"{who} {kind_of(weights)}, expected a tensor ({count},)")
+    if not bool((weights >= 0).all()) or float(weights.double().sum()) > 1 + SLACK:  # NaN is neither
+        told = ", ".join(f"{weight:.4g}" for weight in weights.tolist()[:10])
+        raise RunFailed(f"{who} {told}, expected none below 0 and a sum of 1 or less")
+    return weights

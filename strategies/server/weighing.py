@@ -11,7 +11,7 @@ from torch import Tensor
 from fedinit import wire
 from fedinit.errors import RunFailed
 from strategies.aggregator import Aggregate, Update
-from strategies.robust.contract import Changes
+from strategies.robust.contract import Changes, refuse_misjudged
 from strategies.robust.geometry import gram_of
 from strategies.server.method import Method
 from strategies.server.placing import placed
@@ -63,7 +63,8 @@ def weigh(updates: Sequence[Update], method: Method, start: Aggregate, round: in
         raise RunFailed(f"the updates of clients {clients} cannot be judged: {fault}; a higher quorum asks others")
     weights = replace(gate, enabled=True, max_weight=min(gate.max_weight, JUDGED)).capped(weights)
     gram = gram_of(updates, start.layers, start.head, method.context.scale)
-    judged = method.robust.weigh(Changes(clients, weights, gram)).tolist()
+    changes = Changes(clients, weights, gram)
+    judged = refuse_misjudged(method.robust.weigh(changes), len(clients), method.robust).tolist()
     rest = 1 - sum(judged)
     if rest <= ROUNDING:
         judged, rest = [weight / sum(judged) for weight in judged], 0.0

@@ -10,6 +10,7 @@ from clients.cohort import Cohort
 from clients.site import Site
 from fedinit import wire
 from fedinit.config.attack import ATTACKS
+from fedinit.errors import RunFailed
 from fedinit.runs.observer import Observer
 from fedinit.transport.local import LocalGrid
 from strategies.server.federation import federate
@@ -93,3 +94,17 @@ def test_attacks_go_with_other_tensors(words):
     site, ledger = Site(config), Ledger()
     outcome = federate(config, LocalGrid(Cohort(site), 3), site.backbone, observers=[ledger])
     assert outcome.rounds == 1 and ledger.lines == []
+
+
+@pytest.mark.parametrize(
+    ("forged", "said"),
+    [
+        (lambda own: None, "NoneType, expected {name: tensor}"),
+        (lambda own: {"x": torch.zeros(2)}, r"x as float32 \(2,\), expected no such tensor"),
+        (lambda own: {name: value[:1] for name, value in own.items()}, r".* as float64 \(1, .*expected \("),
+    ],
+)
+def test_what_no_attacker_could_send_is_a_fault_of_its_code(forged, said, monkeypatch):
+    monkeypatch.setattr("clients.attacks.sign_flip.SignFlip.forge", lambda self, seen: forged(seen.own))
+    with pytest.raises(RunFailed, match=f"SignFlip forges {said}"):
+        changes("attack=sign_flip", "attack.clients=[0]")

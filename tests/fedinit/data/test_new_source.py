@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,3 +72,50 @@ def test_what_is_wrong_is_said_as_of_any_other(flat):
     ]:
         with pytest.raises(InputError, match=said):
             from_run_config(flat | more)
+
+
+def stripes(**columns):
+    """The catalogue with other columns, which are made of its own."""
+    listed = Stripes().catalogue(1, (8, 8))
+    return dataclasses.replace(listed, **{name: made(listed) for name, made in columns.items()})
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"labels": lambda c: c.labels.float()}, r"labels as float32 \(16,\), expected int64 \(16,\)"),
+        ({"labels": lambda c: c.labels.tolist()}, "labels as list, expected int64"),
+        ({"labels": lambda c: c.labels - 1}, r"labels -1..0, expected 0..1"),  # the last class, to an index
+        ({"domains": lambda c: c.domains + 1}, r"domains 1..2, expected 0..1"),
+        ({"domains": lambda c: c.domains[:-1]}, r"domains as int64 \(15,\)"),
+        ({"test": lambda c: c.test.long()}, r"test as int64 \(16,\), expected bool"),
+        ({"class_names": lambda c: [*c.class_names]}, "class_names=.*expected a tuple of texts"),
+        ({"class_names": lambda c: (1, 2)}, "class_names=.*expected a tuple of texts"),
+        ({"domain_names": lambda c: "ab"}, "domain_names='ab', expected a tuple of texts"),
+    ],
+)
+def test_columns_that_are_not_what_they_should_be_are_told(columns, said):
+    with pytest.raises(InputError, match=f"^a source's catalogue has {said}"):
+        stripes(**columns)
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (lambda made: made.float() / 255, r"reads 16 rows as float32 \(16, 1, 8, 8\), expected uint8"),
+        (lambda made: made[:-1], r"reads 16 rows as uint8 \(15, 1, 8, 8\)"),
+        (lambda made: made.numpy(), r"reads 16 rows as ndarray of uint8"),
+        (lambda made: None, "reads 16 rows as NoneType"),
+        (lambda made: made[..., :-1], r"^data=stripes: images are read as \(1, 8, 7\), expected \(1, 8, 8\)"),
+        (lambda made: made.expand(-1, 3, -1, -1), r"images are read as \(3, 8, 8\)"),
+    ],
+)
+def test_pixels_that_are_not_what_they_should_be_are_told(read, said, monkeypatch):
+    listed = Stripes().catalogue(1, (8, 8))
+    made = dataclasses.replace(listed, read=lambda rows: read(listed.read(rows)))
+    monkeypatch.setattr(Stripes, "catalogue", lambda *_: made)
+    with pytest.raises(InputError, match=said):
+        Stripes().load(1, (8, 8))
+    monkeypatch.setattr(Stripes, "catalogue", lambda *_: None)
+    with pytest.raises(InputError, match=r"^data=stripes: catalogue\(\) gives NoneType, expected a Catalogue$"):
+        Stripes().load(1, (8, 8))

@@ -15,7 +15,7 @@ from fedinit.config.build import create
 from fedinit.config.compose import compose_config
 from fedinit.data.dataset import Dataset
 from fedinit.data.partition import PARTITIONS, Partitioner
-from fedinit.data.shares import Partition, Partitions
+from fedinit.data.shares import Partition, Partitions, Shares, refuse_misdealt
 from fedinit.errors import InputError
 
 
@@ -257,3 +257,38 @@ def test_sizes_are_those_of_the_parts_and_a_part_is_no_view_of_all(name):
     assert same(again[:], parts[:2]) and [part.client for part in parts] == list(whole)
     with pytest.raises(IndexError):
         parts[len(parts)]
+
+
+WRONG = {
+    "test images as training images": lambda train, test: ([*train[:1], np.r_[train[1], test[1][:1]]], test),
+    "training images as test images": lambda train, test: (train, [*test[:1], np.r_[test[1], train[1][:1]]]),
+    "a train image to two clients": lambda train, test: ([train[0], np.r_[train[1], train[0][:1]]], test),
+    "a test image to two clients": lambda train, test: (train, [test[0], np.r_[test[1], test[0][:1]]]),
+    "train rows that there are not": lambda train, test: ([train[0], train[1] + 1000], test),
+    "test rows that there are not": lambda train, test: (train, [test[0] - 1000, test[1]]),
+    "to 1 clients, expected 2": lambda train, test: (train[:1], test[:1]),
+}
+
+
+@pytest.mark.parametrize("said", [None, *WRONG])
+def test_what_is_dealt_otherwise_than_the_law_says_is_refused(said: str | None) -> None:
+    """Of a partition of one's own: trained on test images, a run would look better than it is."""
+    made = dataset([20, 20])
+    parts = settings("domain").cut(made, 0)
+    train, test = ([getattr(part, split).numpy() for part in parts] for split in ("train", "test"))
+    if said is None:
+        assert refuse_misdealt(parts, made.test, 2, "Mine") is parts, "the control"
+        return
+    train, test = WRONG[said](train, test)
+    dealt = Partitions([-1], [Shares.of(train)], [Shares.of(test)])
+    with pytest.raises(InputError, match=f"^Mine deals {said}"):
+        refuse_misdealt(dealt, made.test, 2, "Mine")
+
+
+def test_what_is_no_partition_is_refused() -> None:
+    made = dataset([20, 20])
+    with pytest.raises(InputError, match="^Mine deals NoneType, expected Partitions$"):
+        refuse_misdealt(None, made.test, 2, "Mine")
+    rows = [np.arange(2), np.arange(2, 4)]
+    with pytest.raises(InputError, match="other numbers of clients for training than for testing"):
+        Partitions([-1], [Shares.of(rows)], [Shares.of(rows[:1])])

@@ -25,9 +25,9 @@ from clients.site import Site
 from clients.statistics import disturb
 from fedinit.config.compose import compose_config
 from fedinit.draws import draws
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from fedinit.heads import HEADS, create_head
-from fedinit.heads.head import HeadContext, HeadState
+from fedinit.heads.head import HeadContext, HeadState, refuse_unfit
 from fedinit.heads.measured import SCALES, MeasuredHead, best_scale
 from fedinit.statistics import (
     Request,
@@ -518,3 +518,27 @@ def test_a_head_by_key_has_its_defaults_and_repeats():
     site = Site(by_key)
     hashes = {federate(by_key, LocalGrid(Cohort(site), 3), site.backbone).final_hash for _ in range(2)}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda t: {**t, "weight": t["weight"].T}, r"weight as float32 \(5, 3\), expected float32 \(3, 5\)"),
+        (lambda t: {**t, "bias": t["bias"].long()}, r"bias as int64 \(3,\), expected float32"),
+        (lambda t: {**t, "bias": t["bias"].tolist()}, "bias as list, expected float32"),
+        (lambda t: {**t, "bias": t["bias"] * float("nan")}, "bias with NaN or infinity"),
+        (lambda t: {"weight": t["weight"]}, "a head of weight, expected weight, bias"),
+        (lambda t: {**t, "x": t["bias"]}, "a head of weight, bias, x, expected weight, bias"),
+    ],
+)
+def test_what_is_no_head_is_told(changed, said):
+    """Of one of one's own, before any client is sent it."""
+    context, head = HeadContext(classes=("a", "b", "c"), features=5, seed=0), create_head("random", {})
+    made = head.plan(context)
+    with pytest.raises(RunFailed, match=f"^{type(head).__name__} makes {said}"):
+        refuse_unfit(HeadState(tensors=changed(made.tensors)), context, head)
+    with pytest.raises(RunFailed, match="makes NoneType, expected a HeadState"):
+        refuse_unfit(None, context, head)
+    exact = HeadState(tensors={name: value.double() for name, value in made.tensors.items()})
+    for name, value in refuse_unfit(exact, context, head).tensors.items():
+        assert value.dtype == torch.float32 and torch.equal(value, made.tensors[name])

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedinit.errors import InputError
+from fedinit.errors import InputError, RunFailed
 from strategies.robust import ROBUST, create_robust
-from strategies.robust.contract import Changes, Robust
+from strategies.robust.contract import Changes, Robust, refuse_misjudged
 from strategies.robust.multi_krum import MultiKrum
 
 RULES = [(name, {"root": 2} if name == "trust" else {}) for name in sorted(ROBUST) if name != "none"]
@@ -182,3 +182,23 @@ def test_a_rule_says_what_it_cannot_judge():
 def test_wrong_options_end_in_one_line(name, options, said):
     with pytest.raises(InputError, match=said):
         create_robust(name, options)
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (torch.tensor([0.5, float("nan")]), "0.5, nan, expected none below 0"),
+        (torch.tensor([0.5, float("inf")]), "0.5, inf"),
+        (torch.tensor([1.5, -0.5]), "1.5, -0.5, expected none below 0"),
+        (torch.tensor([1.0, 1.0]), "1, 1, expected none below 0 and a sum of 1 or less"),
+        (torch.tensor([1.0]), r"float32 \(1,\), expected a tensor \(2,\)"),
+        ([0.5, 0.5], "list, expected a tensor"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_are_no_weights_is_told(weights, said) -> None:
+    """Of a rule of one's own; a negative weight was a larger one of the start."""
+    with pytest.raises(RunFailed, match=f"^MultiKrum weighs 2 clients as {said}"):
+        refuse_misjudged(weights, 2, rule("multi_krum"))
+    kept = torch.tensor([0.25, 0.5], dtype=torch.float64)
+    assert refuse_misjudged(kept, 2, rule("multi_krum")) is kept
