@@ -329,6 +329,7 @@ from clients.site import Site
 from fedinit.config.compose import compose_config
 
 words = ["data.domains=[plain,noise]", "client.epochs=1", "client.max_steps=1", "engine.lanes=1", "evaluation=none"]
+words += ["engine.clients_per_bank=2"]
 site = Site(compose_config([*words, f"client.batch_size={sys.argv[1]}"]))
 run_sim.previewed(site.config, site, Path("f"))
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # getrusage's is its parent's too
