@@ -35,7 +35,7 @@ from fedinit.config.schema import Config
 from fedinit.data.dataset import Dataset
 from fedinit.data.image_cache import MappedImages
 from fedinit.data.reporter import counted
-from fedinit.data.shares import Partition, Partitions, refuse_misdealt
+from fedinit.data.shares import Partition, Partitions
 from fedinit.errors import InputError, Refused
 from fedinit.factors import Factors
 from fedinit.models import Backbone, adapted_layers, build_backbone
@@ -112,10 +112,7 @@ class Site:
         if config.head.name == "none" and outputs != classes:
             hint = "use head=random, or a model with as many"
             raise InputError(f"head=none: the model has {outputs} outputs, the data {classes}; {hint}")
-        of_config, who = config.partition, f"partition={config.partition.name}: {type(config.partition).__name__}"
-        self.partitions: Partitions = refuse_misdealt(
-            of_config.cut(self.data, config.seed), self.data.test, of_config.count(self.data.domain_names), who
-        )
+        self.partitions: Partitions = config.partition.deal(self.data, config.seed)
         if isinstance(config.privacy, ExamplePrivacyConfig) and client is not None:  # of all of them the server asks
             Steps.of(len(self.partitions[client].train), config.client, config.rounds, config.privacy)
         if isinstance(config.attack, LabelFlipConfig):

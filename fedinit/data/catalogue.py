@@ -19,6 +19,7 @@ from torch import Tensor
 from fedinit.data.dataset import Dataset
 from fedinit.data.names import pick
 from fedinit.data.reporter import counted
+from fedinit.data.shares import beyond
 from fedinit.data.splits import Split
 from fedinit.data.store import Store
 from fedinit.errors import InputError, kind_of
@@ -71,12 +72,8 @@ class Catalogue:
             if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
                 one = {"labels": "class_names", "domains": "domain_names"}[column]
                 raise InputError(f"a source's catalogue has {one}={names!r:.60}, expected a tuple of texts")
-            value = getattr(self, column)
-            if count and not 0 <= int(value.min()) <= int(value.max()) < len(names):
-                found = f"{int(value.min())}..{int(value.max())}"
-                raise InputError(
-                    f"a source's catalogue has {column} {found}, expected 0..{len(names) - 1}, by its names"
-                )
+            if odd := beyond(getattr(self, column), len(names)):
+                raise InputError(f"a source's catalogue has {column} {odd}, expected 0..{len(names) - 1}, by its names")
 
     @property
     def used(self) -> list[bool]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedinit.data.image_cache import MappedImages
+from fedinit.data.shares import beyond
 
 
 @dataclass(frozen=True, eq=False)  # eq=False: comparing tensors yields tensors, not a truth value
@@ -58,10 +59,8 @@ class Dataset:
         named = [("domains", self.domain_names), *([] if self.is_regression else [("labels", self.class_names)])]
         for field, names in named:
             column = getattr(self, field)
-            if column.numel() and not 0 <= int(column.min()) <= int(column.max()) < len(names):
-                raise ValueError(
-                    f"{field} must lie in 0..{len(names) - 1}, got {int(column.min())}..{int(column.max())}"
-                )
+            if odd := beyond(column, len(names)):
+                raise ValueError(f"{field} must lie in 0..{len(names) - 1}, got {odd}")
 
     @property
     def is_regression(self) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fedinit.config.checks import at_least, positive
 from fedinit.data.names import composed
-from fedinit.data.shares import Partitions, Shares
+from fedinit.data.shares import Partitions, Shares, refuse_misdealt
 from fedinit.errors import InputError, did_you_mean
 from fedinit.seeding import numpy_generator
 
@@ -87,6 +87,11 @@ class Partitioner(ABC):
         seed: the run's.
         Raises InputError on numbers of clients or examples that cannot be had.
         """
+
+    def deal(self, dataset: Dataset, seed: int) -> Partitions:
+        """What `cut` gives, held to its law. Raises InputError as it does, and where the law does not hold."""
+        who = f"partition={self.name}: {type(self).__name__}"
+        return refuse_misdealt(self.cut(dataset, seed), dataset.test, self.count(dataset.domain_names), who)
 
 
 @dataclass(frozen=True, kw_only=True)

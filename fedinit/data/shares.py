@@ -101,6 +101,13 @@ class Partitions(Sequence[Partition]):
         return Partition(client, int(self._domains[client]), train, test)
 
 
+def beyond(indices: Tensor, count: int) -> str:
+    """The span of indices that do not all lie in 0..count-1, "-1..3"; empty where they do, and where there are none."""
+    if not indices.numel() or 0 <= int(indices.min()) <= int(indices.max()) < count:
+        return ""
+    return f"{int(indices.min())}..{int(indices.max())}"
+
+
 def refuse_misdealt(dealt: object, test: Tensor, count: int | None, who: str) -> Partitions:
     """What a partition made of a data set, as it is. Raises InputError where it is not as the law of `Partitioner.cut`
     says: a fault in its code.
@@ -111,7 +118,7 @@ def refuse_misdealt(dealt: object, test: Tensor, count: int | None, who: str) ->
     if not len(dealt) or count not in (None, len(dealt)):
         raise InputError(f"{who} deals to {len(dealt)} clients, expected {count or 'one or more'}")
     for split, rows in dealt.rows().items():
-        if rows.is_floating_point() or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(test)):
+        if rows.is_floating_point() or beyond(rows, len(test)):
             raise InputError(f"{who} deals {split} rows that there are not, expected whole numbers below {len(test)}")
         if bool((test[rows] != (split == "test")).any()):
             other = "test images as training images" if split == "train" else "training images as test images"

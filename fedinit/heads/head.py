@@ -6,14 +6,16 @@ pooled features; from their sum it is made, or asks again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from fedinit.errors import RunFailed, kind_of
+from fedinit.norms import first_not_finite
 from fedinit.statistics.planner import Planner
+from fedinit.statistics.statistic import Request, Statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,10 @@ class Head(Planner[HeadContext, HeadState]):
     # Whether there is a classifier at all.
     classifies: ClassVar[bool] = True
 
+    def run(self, context: HeadContext, ask: Callable[[Request], Statistics]) -> HeadState:
+        """As Planner says; the head in float32. Raises RunFailed for one that is none."""
+        return refuse_unfit(super().run(context, ask), context, self)
+
 
 def refuse_unfit(made: object, context: HeadContext, head: Head) -> HeadState:
     """The head that was made, in float32. Raises RunFailed where it is no classifier of these classes and features: a
@@ -71,6 +77,6 @@ def refuse_unfit(made: object, context: HeadContext, head: Head) -> HeadState:
         value = made.tensors[name]
         if not isinstance(value, Tensor) or not value.is_floating_point() or tuple(value.shape) != shape:
             raise RunFailed(f"{who} {name} as {kind_of(value)}, expected float32 {shape}")
-        if not bool(value.isfinite().all()):
-            raise RunFailed(f"{who} {name} with NaN or infinity")
+    if odd := first_not_finite(made.tensors):
+        raise RunFailed(f"{who} {odd} with NaN or infinity")
     return replace(made, tensors={name: value.detach().float() for name, value in made.tensors.items()})

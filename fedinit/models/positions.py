@@ -23,13 +23,19 @@ PREFIX = 16  # class and register tokens that may stand before the grid's
 _log = logging.getLogger(__name__)
 
 
+def token_grid(module: nn.Module) -> tuple[int, int] | None:
+    """(rows, columns) of a model's tokens; None for one that keeps its grid elsewhere."""
+    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
+    return None if grid is None else (grid[0], grid[1])
+
+
 def grid_of(module: nn.Module) -> tuple[int, int] | None:
     """(rows, columns) of the tokens that a table (1, tokens, width) of positions is for; None for a model without one,
     or that keeps its grid elsewhere."""
-    grid, target = getattr(getattr(module, "patch_embed", None), "grid_size", None), getattr(module, "pos_embed", None)
+    grid, target = token_grid(module), getattr(module, "pos_embed", None)
     if grid is None or not isinstance(target, Tensor) or target.ndim != 3 or target.shape[1] < grid[0] * grid[1]:
         return None
-    return grid[0], grid[1]
+    return grid
 
 
 def read_from_grid(
@@ -66,10 +72,7 @@ def unsaid_grid(module: nn.Module, raw: Mapping[str, Tensor]) -> str:
     count = raw[key].shape[-2] - (target.shape[1] - grid[0] * grid[1])
     if count < 1 or count == grid[0] * grid[1] or math.isqrt(count) ** 2 == count:
         return ""
-    return (
-        f"its {count} positions are of no square image, so that their grid has to be said: set "
-        "model.checkpoint_grid=[rows,columns], their rows and columns"
-    )
+    return of_no_square(f"{count} positions")
 
 
 def resample_from_square(module: nn.Module, weights: dict[str, Any], raw: Mapping[str, Tensor], source: str) -> None:
@@ -107,16 +110,28 @@ def resample_from_square(module: nn.Module, weights: dict[str, Any], raw: Mappin
 def _say(source: str, grid: tuple[int, int], side: int) -> None:
     """Say that as many positions as the model has are taken for those of a square image; raise InputError where they
     can be of none."""
-    count, own = grid[0] * grid[1], f"model.checkpoint_grid=[{grid[0]},{grid[1]}]"
-    if side**2 != count:
-        raise InputError(
-            f"model.checkpoint={source}: its {count} positions are of no square image, so that their grid has to be "
-            f"said: set {own} if they lie as this model's, else their rows and columns"
-        )
+    what = f"{grid[0] * grid[1]} positions"
+    if side**2 != grid[0] * grid[1]:
+        raise InputError(f"model.checkpoint={source}: {of_no_square(what, grid)}")
+    warn_of_square(source, what, f"{side}x{side}", grid)
+
+
+def of_no_square(what: str, own: tuple[int, int] | None = None) -> str:
+    """What a refusal says of positions whose grid nobody can tell. what: how many of which. own: the model's grid,
+    where it has as many."""
+    lying = "=[rows,columns], " if own is None else f"=[{own[0]},{own[1]}] if they lie as this model's, else "
+    return (
+        f"its {what} are of no square image, so that their grid has to be said: set "
+        f"model.checkpoint_grid{lying}their rows and columns"
+    )
+
+
+def warn_of_square(source: str, what: str, square: str, own: tuple[int, int]) -> None:
+    """Say that as many positions as the model has, in a grid that is not square, are taken for those of `square`."""
     _log.warning(
-        "model.checkpoint=%s: its %d positions are taken for %dx%d, a square image's, and resampled to %dx%d; set %s "
-        "if they are of that grid already",
-        *(source, count, side, side, *grid, own),
+        "model.checkpoint=%s: its %s are taken for %s, a square image's, and resampled to %dx%d; set "
+        "model.checkpoint_grid=[%d,%d] if they are of that grid already",
+        *(source, what, square, *own, *own),
     )
 
 

@@ -7,7 +7,6 @@ timm's filters take each square number for a square grid's, whatever the file an
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 
@@ -15,17 +14,15 @@ from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from fedinit.errors import InputError
-from fedinit.models.positions import is_own
+from fedinit.models.positions import is_own, of_no_square, token_grid, warn_of_square
 
 TABLE = "relative_position_bias_table"
-
-_log = logging.getLogger(__name__)
 
 
 def tables(module: nn.Module) -> dict[str, Tensor]:
     """{name: (offsets and those of the class token, heads)} of BEiT's tables, and of a ViT's with biases of relative
     positions: those over the whole grid of the model's tokens. Tables of windows (Swin) are none of them."""
-    grid, found = _grid(module), {}
+    grid, found = token_grid(module), {}
     for name, part in module.named_modules():
         table = getattr(part, TABLE, None)
         if isinstance(table, Tensor) and table.ndim == 2 and getattr(part, "window_size", None) == grid:
@@ -45,7 +42,7 @@ def in_grid_of(
 
     Raises InputError for a table of another number of offsets than the grid has, or that can be of no square image.
     """
-    brought, grids, own = {}, {}, _grid(module)
+    brought, grids, own = {}, {}, token_grid(module)
     for name, target in tables(module).items():
         table = raw.get(name)
         if own is None or table is None or table.ndim != 2 or table.shape[1] != target.shape[1]:
@@ -68,25 +65,13 @@ def _square(count: int, own: tuple[int, int], as_trained: bool, source: str) -> 
     side, as_many = math.isqrt(max(count, 0)), count == _offsets(own)
     if as_many and (as_trained or own[0] == own[1]):
         return own
+    what = f"{count} relative positions"
     if side**2 != count or side % 2 == 0:
-        lying = f"=[{own[0]},{own[1]}] if they lie as this model's, else " if as_many else "=[rows,columns], "
-        raise InputError(
-            f"model.checkpoint={source}: its {count} relative positions are of no square image, so that their grid "
-            f"has to be said: set model.checkpoint_grid{lying}their rows and columns"
-        )
+        raise InputError(f"model.checkpoint={source}: {of_no_square(what, own if as_many else None)}")
     square = ((side + 1) // 2, (side + 1) // 2)
     if as_many:
-        _log.warning(
-            "model.checkpoint=%s: its %d relative positions are taken for those of %dx%d tokens, a square image's, and "
-            "resampled to %dx%d; set model.checkpoint_grid=[%d,%d] if they are of that grid already",
-            *(source, count, *square, *own, *own),
-        )
+        warn_of_square(source, what, f"those of {square[0]}x{square[1]} tokens", own)
     return square
-
-
-def _grid(module: nn.Module) -> tuple[int, int] | None:
-    grid = getattr(getattr(module, "patch_embed", None), "grid_size", None)
-    return None if grid is None else (grid[0], grid[1])
 
 
 def _offsets(grid: tuple[int, int]) -> int:

@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedinit import wire
 from fedinit.errors import RunFailed
-from fedinit.heads.head import Head, HeadContext, refuse_unfit
+from fedinit.heads.head import Head, HeadContext
 from fedinit.initializers import Initializer
 from fedinit.initializers.initializer import InitContext
 from fedinit.runs.observer import ClientReport
@@ -103,7 +103,7 @@ def make_start(
     """
     began, up = time.perf_counter(), exchange.bytes_up
     ask = Survey(exchange, clients, max(needed(quorum, len(clients)), 1))
-    head_state = refuse_unfit(head[0].run(head[1], ask), head[1], head[0])
+    head_state = head[0].run(head[1], ask)
     method, context = initializer
     start = method.run(dataclasses.replace(context, head=head_state.tensors), ask)
     notes, about = dict(start.notes), dict(head_state.notes)

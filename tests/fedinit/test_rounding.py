@@ -71,6 +71,15 @@ def test_a_clients_rows_are_its_own_in_every_product() -> None:
     assert all(f"set {rounding.MODE}={rounding.STRICT}" in told for told in other)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no such processes there")
+def test_what_the_environment_says_of_the_rows_stays() -> None:
+    plain, chosen = printed(({}, PRODUCTS), ({rounding.MODE: "AVX512"}, STRICT))
+    if plain == "False" or "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
+        pytest.skip("the control: this CPU's kernels do not depend on the rows, or it has no such modes")
+    assert chosen == "True", "what the environment says stays"
+
+
 def test_the_line_is_of_the_processor_where_it_has_no_such_mode(monkeypatch) -> None:
     monkeypatch.setattr(rows, "rows_are_kept", lambda: False)
     for intel, expected in ((True, "import fedinit first"), (False, "this processor's products")):

@@ -31,14 +31,14 @@ def python(code: str, *argv: str, **env: str) -> subprocess.CompletedProcess[str
     [
         ("fedinit.cli", "main", ["--help"], ("hydra", "rich")),
         ("fedinit.cli", "main", ["runn"], ("hydra",)),
-        pytest.param(*("fedinit.cli", "main", ["export", "--help"], ("hydra",)), marks=pytest.mark.slow),
+        pytest.param("fedinit.cli", "main", ["export", "--help"], ("hydra",), marks=pytest.mark.slow),
         ("fedinit.cli", "main", ["deploy", "init", "--help"], ("hydra",)),
         ("fedinit.cli", "main", ["run", "--help"], ("hydra",)),
         ("fedinit.commands.run", "command", ["stratgy=fedit"], ()),
-        pytest.param(*("fedinit.commands.run", "command", ["client.momentun=0"], ()), marks=pytest.mark.slow),
-        pytest.param(*("fedinit.commands.run", "command", ["strategy=fedt"], ()), marks=pytest.mark.slow),
+        pytest.param("fedinit.commands.run", "command", ["client.momentun=0"], (), marks=pytest.mark.slow),
+        pytest.param("fedinit.commands.run", "command", ["strategy=fedt"], (), marks=pytest.mark.slow),
         ("fedinit.commands.run", "command", ["rounds=0"], ()),
-        pytest.param(*("fedinit.commands.run", "command", ["--bad"], ()), marks=pytest.mark.slow),
+        pytest.param("fedinit.commands.run", "command", ["--bad"], (), marks=pytest.mark.slow),
         ("fedinit.commands.run", "command", ["--cfg", "job"], ()),
     ],
 )

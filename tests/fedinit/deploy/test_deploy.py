@@ -570,13 +570,13 @@ def test_what_others_on_the_machine_cannot_read(made):
     ("secure", "site_secure", "off", "expected"),
     [
         (True, True, 0, None),
-        pytest.param(*(False, False, 0, None), marks=pytest.mark.slow),
+        pytest.param(False, False, 0, None, marks=pytest.mark.slow),
         (False, True, 0, "speaks no TLS"),
         (True, False, 0, "answers no plain http"),
-        pytest.param(*(True, True, -60, "clock is 60 s ahead of the server's"), marks=pytest.mark.slow),
+        pytest.param(True, True, -60, "clock is 60 s ahead of the server's", marks=pytest.mark.slow),
         (True, True, 400, "clock is 400 s behind the server's"),
         (True, True, 100, None),  # Flower takes what was signed five minutes ago
-        pytest.param(*(False, False, -60, "ahead of the server's"), marks=pytest.mark.slow),
+        pytest.param(False, False, -60, "ahead of the server's", marks=pytest.mark.slow),
     ],
 )
 def test_a_site_says_why_it_would_not_be_let_in(made, secure, site_secure, off, expected, capsys):

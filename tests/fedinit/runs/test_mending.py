@@ -167,7 +167,7 @@ PLACES = ["metrics.csv", "ledger.jsonl", "made_of.json", "report.html", "record/
 @pytest.mark.parametrize(
     ("odd", "name"),
     slow_unless(
-        lambda odd, name: (odd, name) in [(folder, "metrics.csv")],
+        lambda odd, name: (odd, name) == (folder, "metrics.csv"),
         [*((folder, name) for name in PLACES), (link, "ledger.jsonl"), (link, "adapter")],
     ),
 )
